@@ -1,0 +1,48 @@
+"""ELIT, the Elastic Latent Interface Transformer: diffusion transformers with a compute dial.
+
+Names are imported on first use: `import elit` loads neither torch nor diffusers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "create_model": "elit.models.presets",
+    "list_models": "elit.models.presets",
+    "DiT": "elit.models.dit",
+    "InterfaceSpec": "elit.models.interface",
+    "count_flops": "elit.flops",
+    "CFG": "elit.flow.guidance",
+    "AG": "elit.flow.guidance",
+    "CCFG": "elit.flow.guidance",
+    "load_model": "elit.checkpoint",
+    "sample": "elit.sampling",
+    "ElitPipeline": "elit.pipeline",
+}
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from elit.checkpoint import load_model as load_model
+    from elit.flops import count_flops as count_flops
+    from elit.flow.guidance import AG as AG
+    from elit.flow.guidance import CCFG as CCFG
+    from elit.flow.guidance import CFG as CFG
+    from elit.models.dit import DiT as DiT
+    from elit.models.interface import InterfaceSpec as InterfaceSpec
+    from elit.models.presets import create_model as create_model
+    from elit.models.presets import list_models as list_models
+    from elit.pipeline import ElitPipeline as ElitPipeline
+    from elit.sampling import sample as sample
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'elit' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

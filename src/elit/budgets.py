@@ -1,0 +1,134 @@
+"""What a budget is, how one is drawn in training, and how it may change along a sampling run.
+
+A network lists its valid budgets as `model.budgets`: latents kept per group, ascending, the last one full.
+A budget in a user's hand is
+    None            all latents
+    int             that many latents of every group
+    float (0, 1]    that share of them, rounded to the nearest valid count
+    str             either of these as text ("8", "0.5"), or a schedule over t ("0.5@0-0.5,1@0.5-1")
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+
+Budget = int | float | None
+Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
+
+
+def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
+    """The latents kept per group, one of `budgets`; None for a baseline (`budgets` empty).
+
+    Raises ValueError, naming the valid values, for anything else.
+    """
+    if isinstance(budget, str):
+        budget = parse_budget(budget)
+    if not budgets:
+        if budget is not None:
+            raise ValueError(f"budget={budget!r}: this model has no latent interface, only budget=None is valid")
+        return None
+    if budget is None:
+        return budgets[-1]
+    if isinstance(budget, Integral) and not isinstance(budget, bool):
+        # Inequalities, not a look-up: under torch.compile the budget is then one dynamic dimension.
+        step = _step(budgets)
+        if budgets[0] <= budget <= budgets[-1] and (step == 1 or budget % step == 0):
+            return budget if type(budget) is int else int(budget)
+    elif isinstance(budget, Real) and not isinstance(budget, bool) and 0 < budget <= 1:
+        step = _step(budgets)
+        return max(1, math.floor(float(budget) * budgets[-1] / step + 0.5)) * step
+    raise ValueError(f"budget={budget!r}: {_valid(budgets)}")
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget as typed: "none", "8" (latents per group) or "0.5" (a share). Raises ValueError."""
+    text = text.strip().lower()
+    if text in ("none", "full"):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise ValueError(
+        f"budget={text!r}: not a budget; give a whole number of latents per group (8), a share in (0, 1] (0.5), "
+        "'full', or a schedule (0.5@0-0.5,1.0@0.5-1)"
+    )
+
+
+def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
+    """The budget of one training iteration, uniform over `budgets`; None for a baseline.
+
+    It depends on (seed, step) alone, so every rank draws the same one with no broadcast, and so does a resumed
+    run. Paper section 3: one draw an iteration, shared by all groups.
+    """
+    if not budgets:
+        return None
+    return random.Random(f"budget/{seed}/{step}").choice(list(budgets))
+
+
+def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) -> tuple[int, ...]:
+    """The valid counts in [low, high], the ones a multi-budget run draws from. Raises ValueError if there are none."""
+    if not budgets:
+        if low is not None or high is not None:
+            raise ValueError("budget_min, budget_max: this model has no latent interface; leave both unset")
+        return ()
+    low, high = budgets[0] if low is None else low, budgets[-1] if high is None else high
+    if not budgets[0] <= low <= high <= budgets[-1]:
+        raise ValueError(
+            f"budget_min={low}, budget_max={high}: need {budgets[0]} <= budget_min <= budget_max <= {budgets[-1]}"
+        )
+    kept = tuple(count for count in budgets if low <= count <= high)
+    if not kept:
+        raise ValueError(f"budget_min={low}, budget_max={high}: no valid count between them; {_valid(budgets)}")
+    return kept
+
+
+def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequence[int]) -> list[int | None]:
+    """The budget of every sampling step; `times` holds the t at which each step starts, 0 = noise, 1 = data.
+
+    A schedule is one budget for all steps, text (see the top of this file), a list with one budget a step, or a
+    function of t. Paper section 4: half of the tokens for t < 0.5 and all after scores about the same as all.
+    """
+    if isinstance(schedule, str) and "@" in schedule:
+        pieces = _parse_pieces(schedule)
+        # The piece is found with a tolerance: a step at t = 0.3 must not miss "…@0.3-1" by a rounding error.
+        chosen = [next(budget for budget, _, high in pieces if t < high - 1e-9 or high == 1) for t in times]
+        return [resolve_budget(budget, budgets) for budget in chosen]
+    if callable(schedule):
+        return [resolve_budget(schedule(t), budgets) for t in times]
+    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+        if len(schedule) != len(times):
+            raise ValueError(f"budget: a list of {len(schedule)} budgets for {len(times)} steps; give one a step")
+        return [resolve_budget(budget, budgets) for budget in schedule]
+    return [resolve_budget(schedule, budgets)] * len(times)
+
+
+def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
+    pieces = []
+    for piece in text.split(","):
+        budget, _, interval = piece.partition("@")
+        low, _, high = interval.partition("-")
+        try:
+            pieces.append((parse_budget(budget), float(low), float(high)))
+        except ValueError:
+            raise ValueError(f"budget={text!r}: cannot read {piece!r}; each piece is BUDGET@LOW-HIGH") from None
+    edges = [0.0] + [high for _, _, high in pieces]
+    if [low for _, low, _ in pieces] != edges[:-1] or edges[-1] != 1 or edges != sorted(set(edges)):
+        raise ValueError(f"budget={text!r}: the pieces must cover t from 0 to 1 in order, without gap or overlap")
+    # Beside shares, a bare 1 means all latents, not one: "0.5@0-0.5,1@0.5-1" is half, then everything.
+    if any(isinstance(budget, float) for budget, _, _ in pieces):
+        pieces = [(1.0 if budget == 1 else budget, low, high) for budget, low, high in pieces]
+    return pieces
+
+
+def _step(budgets: Sequence[int]) -> int:
+    """Valid counts are evenly spaced multiples of the first."""
+    return budgets[0]
+
+
+def _valid(budgets: Sequence[int]) -> str:
+    step = _step(budgets)
+    counts = f"{budgets[0]} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
+    return f"give a number of latents per group ({counts}), a share in (0, 1], or None for all"

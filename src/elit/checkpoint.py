@@ -1,0 +1,90 @@
+"""Saved networks and training checkpoints: written under a temporary name and renamed, checked when read."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, ModelMixin
+from safetensors import SafetensorError, safe_open
+
+from elit.models.dit import DiT
+
+MODELS = {"DiT": DiT}
+
+
+def load_model(folder: str | Path, **kwargs: Any) -> DiT:
+    """The network saved in `folder` (config.json and safetensors), whichever class it is; or a saved pipeline's.
+
+    kwargs: as in diffusers' from_pretrained, `torch_dtype` for one. Raises ValueError where the folder is missing,
+    half-written or of another library.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "transformer"
+    kind = _check_saved(folder, "model")
+    if kind not in MODELS:
+        raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(MODELS)}")
+    return MODELS[kind].from_pretrained(folder, **kwargs)
+
+
+def load_autoencoder(folder: Path, *, required: bool) -> AutoencoderKL | None:
+    """The AutoencoderKL saved in `folder`; None where there is none and it is not required."""
+    if not required and not folder.is_dir():
+        return None
+    _check_saved(folder, "vae")
+    return AutoencoderKL.from_pretrained(folder)
+
+
+def _check_saved(folder: Path, name: str) -> str | None:
+    """The class named in a saved folder, after a look at whether its files are whole. Raises ValueError."""
+    if not folder.is_dir():
+        raise ValueError(f"{name}={str(folder)!r}: no such folder")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{name}={str(folder)!r}: its config.json is damaged; save or copy it again") from None
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"{name}={str(folder)!r}: no .safetensors in it; it was not saved to the end")
+    for part in weights:
+        try:
+            with safe_open(part, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{name}={str(part)!r}: half-written or damaged ({error}); save or copy it again"
+            ) from None
+    return kind
+
+
+def save_model(model: ModelMixin, folder: str | Path) -> None:
+    """`model.save_pretrained(folder)`, whole or not at all."""
+    write_folder(Path(folder), model.save_pretrained)
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary folder, then puts it in the place of `folder`."""
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first; their names are step-00001000 and so on."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name[5:])

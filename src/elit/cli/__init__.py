@@ -1,0 +1,1 @@
+"""The `elit` command: one thin module a command, parsing and printing only."""

@@ -1,0 +1,100 @@
+"""elit flops"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """What a model costs at each budget: GFLOPs of one forward of one sample (multiply-add = 2), its share of the full
+    cost, TFLOPs of a training iteration (3 × forward × batch 256), parameters, and on request measured milliseconds.
+
+    Example: elit flops ELIT-DiT-XL/2 --sample-size 64 --budgets 1.0 0.5 0.25
+    """
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ("DiT-XL/2", "ELIT-DiT-XL/2")
+    """Names of presets, or folders of saved models."""
+    sample_size: tuple[int, ...] = ()
+    """One number for square images, three for video (frames rows columns), in autoencoder cells or pixels."""
+    budgets: tuple[str, ...] = ("1.0", "0.75", "0.5", "0.25", "0.125", "0.0625")
+    """Latents per group (8) or shares of them (0.5)."""
+    measure: bool = False
+    """Also time a forward on this machine."""
+    batch_size: int = 1
+    """Samples of a timed forward."""
+    device: str = "cpu"
+    """Device of the timing."""
+    json: bool = False
+    """Print the rows as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "flops", arguments)
+
+
+def run(args: Args) -> list[dict[str, Any]]:
+    from elit.report.tables import print_table
+
+    rows = [row for model in args.models for row in _model_rows(args, model)]
+    if not args.json:
+        headings = ["model", "budget", "latents/group", "GFLOPs", "of full", "TFLOPs/iteration", "parameters"]
+        cells = [
+            [
+                row["model"],
+                "" if row["budget"] is None else f"{row['budget']:.4g}",
+                "" if row["tokens_per_group"] is None else str(row["tokens_per_group"]),
+                f"{row['gflops']:.2f}",
+                f"{row['of_full']:.1%}",
+                f"{row['training_tflops']:.1f}",
+                f"{row['parameters'] / 1e6:.1f}M",
+                *([f"{row['ms']:.1f}"] if args.measure else []),
+            ]
+            for row in rows
+        ]
+        print_table(headings + (["ms/sample"] if args.measure else []), cells)
+    return rows
+
+
+def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    import torch
+
+    from elit.budgets import resolve_budget
+    from elit.checkpoint import load_model
+    from elit.flops import count_flops, measure_ms
+    from elit.models.presets import create_model
+
+    if len(args.sample_size) == 2 and args.sample_size[0] == args.sample_size[1]:
+        raise ValueError(f"sample_size={args.sample_size}: give one number for square images")
+    size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
+    if Path(name).is_dir():
+        model = load_model(name)
+    else:
+        with torch.device(args.device if args.measure else "meta"):
+            model = create_model(name, sample_size=size)
+    kept = dict.fromkeys(resolve_budget(budget, model.budgets) for budget in args.budgets) if model.budgets else [None]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    full = count_flops(model, sample_size=size)
+    rows = []
+    for count in kept:
+        flops = count_flops(model, sample_size=size, budget=count)
+        row: dict[str, Any] = {
+            "model": name,
+            "budget": None if count is None else count / model.budgets[-1],
+            "tokens_per_group": count,
+            "gflops": flops / 1e9,
+            "of_full": flops / full,
+            "training_tflops": 3 * 256 * flops / 1e12,
+            "parameters": parameters,
+        }
+        if args.measure:
+            model.to(args.device).eval()
+            row["ms"] = measure_ms(model, sample_size=size, budget=count, batch_size=args.batch_size)
+        rows.append(row)
+    return rows

@@ -1,0 +1,99 @@
+"""`elit COMMAND ...`: finds the command's module, parses its arguments, and turns bad input into one line."""
+
+import contextlib
+import difflib
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import elit
+
+COMMANDS = {
+    "quickstart": "train a small model on digits, turn its dial, write a report (about two minutes)",
+    "train": "train a model on digits or a folder of images",
+    "sample": "make images with a trained model at any budget",
+    "flops": "what a model costs at each budget",
+    "doctor": "what is installed here, what works and what is fast",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"elit {elit.__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
+    command = import_module(f"elit.cli.{name}")
+    try:
+        result = command.run(command.parse(arguments[1:]))
+    except ValueError as error:
+        return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
+    except (OSError, FloatingPointError) as error:
+        return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
+    except KeyboardInterrupt:
+        return _fail(f"elit {name}: stopped", 130)
+    if "--json" in arguments:
+        print(json.dumps(result))
+    return 0
+
+
+def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any:
+    """The dataclass `kind` filled from `arguments`. Raises ValueError with one line for what does not fit.
+
+    tyro explains itself in a box on stderr; a command that fails says one line.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"elit {name}", args=list(arguments), **options)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        raise ValueError(_one_line(said.getvalue(), name)) from None
+
+
+def _one_line(box: str, name: str) -> str:
+    lines = [re.sub("[│╭╮╰╯]", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
+    lines = [line for line in lines[1:] if line]
+    rule = next((i for i, line in enumerate(lines) if set(line) <= set("─-")), len(lines))
+    return f"{' '.join(' '.join(lines[:rule]).split())} (see elit {name} --help)"
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: elit COMMAND [options]",
+            "",
+            "Diffusion transformers with a compute dial.",
+            "",
+            *lines,
+            "",
+            "Every command has --help, and --json for machine-readable results last on stdout.",
+            "Example: elit quickstart",
+        ]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

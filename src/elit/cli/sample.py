@@ -1,0 +1,130 @@
+"""elit sample"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Make images with a trained model, at any budget and with any guidance.
+
+    Example: elit sample runs/quickstart/model --labels 3 7 --count 16 --budget 0.5 --guidance ccfg --scale 2
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a saved model or pipeline."""
+    out: Path = Path("samples.png")
+    """A .png for one grid, a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents where
+    there is no autoencoder), or a folder for separate PNGs."""
+    labels: tuple[int, ...] = ()
+    """Classes, in turn; default: all of the model's."""
+    count: int | None = None
+    """How many images; default: one a label, at most 64."""
+    budget: str = "full"
+    """Latents per group (8), a share of them (0.5), full, or a schedule over t (0.5@0-0.5,1@0.5-1)."""
+    guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
+    """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
+    scale: float = 1.5
+    """Guidance scale; 1 is off."""
+    guidance_budget: str = "1"
+    """Budget of the second branch of ag and ccfg."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance acts; 0 = noise, 1 = data."""
+    steps: int = 40
+    """Solver steps."""
+    solver: Literal["euler", "heun"] = "euler"
+    """heun is second order and evaluates twice a step."""
+    shift: float = 1.0
+    """More of the steps near noise; 1 is even."""
+    seed: int = 0
+    """Seed of the first image; the next ones count up."""
+    batch_size: int = 64
+    """Images at a time; changes no image."""
+    vae: Path | None = None
+    """Folder of the AutoencoderKL that the model was trained in; default: the pipeline's, if `model` is one."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network; the solver's state stays float32."""
+    json: bool = False
+    """Print what was made as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "sample", arguments)
+
+
+def run(args: Args) -> dict[str, Any]:
+    import time
+
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from elit.budgets import parse_budget
+    from elit.checkpoint import load_autoencoder, load_model
+    from elit.data.images import write_samples
+    from elit.flow.guidance import AG, CCFG, CFG
+    from elit.pipeline import decode
+    from elit.sampling import sample, sampling_flops
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, args.dtype)
+    model = load_model(args.model, torch_dtype=dtype).to(device)
+    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None)
+    if vae is not None:
+        vae.to(device, dtype)
+
+    labels = args.labels or tuple(range(model.config.num_classes))
+    count = min(len(labels), 64) if args.count is None else args.count
+    if count < 1:
+        raise ValueError(f"count={count}: give at least 1")
+    y = [labels[i % len(labels)] for i in range(count)]
+    weak = parse_budget(args.guidance_budget)
+    guidance = {
+        "none": lambda: None,
+        "cfg": lambda: CFG(args.scale, interval=args.guidance_interval),
+        "ag": lambda: AG(args.scale, weak, interval=args.guidance_interval),
+        "ccfg": lambda: CCFG(args.scale, weak, interval=args.guidance_interval),
+    }[args.guidance]()
+    settings: dict[str, Any] = {
+        "steps": args.steps,
+        "budget": args.budget,
+        "guidance": guidance,
+        "solver": args.solver,
+        "shift": args.shift,
+    }
+    flops = sampling_flops(model, **settings)
+
+    start = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sampling", total=count)
+        x = sample(
+            model,
+            y,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=lambda done, _: bar.update(task, completed=done),
+            **settings,
+        )
+    seconds = time.perf_counter() - start
+    pictures = vae is not None or x.shape[1] in (1, 3)
+    if pictures:
+        with torch.no_grad():
+            x = torch.cat([decode(vae, part) for part in x.split(args.batch_size)])
+    write_samples(x, args.out, pictures=pictures)
+    result = {
+        "out": str(args.out),
+        "count": count,
+        "gflops_per_image": flops / 1e9,
+        "ms_per_image": 1e3 * seconds / count,
+    }
+    if not args.json:
+        print(f"{args.out}: {count} images, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
+    return result

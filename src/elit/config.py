@@ -1,0 +1,175 @@
+"""Settings of a training run: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network to train; what is left unset comes from the preset or from the data."""
+
+    name: str = "ELIT-DiT-S/2"
+    """A preset: one of elit.list_models()."""
+    sample_size: int | None = None
+    """Pixels (or autoencoder cells) along each axis; default: the data's."""
+    in_channels: int | None = None
+    """Channels of a sample; default: the data's."""
+    num_classes: int | None = None
+    """Classes; default: the data's."""
+    patch_size: int | None = None
+    """Pixels of a token along each axis."""
+    hidden_size: int | None = None
+    """Width d."""
+    depth: int | None = None
+    """Transformer blocks in all."""
+    num_heads: int | None = None
+    """Attention heads."""
+    split: tuple[int, int, int] | None = None
+    """Blocks in head, core and tail (ELIT)."""
+    window: tuple[int, ...] | None = None
+    """Tokens of a group along each axis (ELIT)."""
+    num_latents: int | None = None
+    """J, latents of a group at full budget (ELIT); default: as many as tokens in the window."""
+
+    def chosen(self) -> dict[str, Any]:
+        """The fields that are set, as arguments of `elit.create_model`."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run; the defaults are the paper's recipe (section 3) with the batch and length of a small run."""
+
+    out: str = "runs/train"
+    """Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which network."""
+    data: str = "digits"
+    """"digits" (scikit-learn's, built in) or a folder of images with one sub-folder a class."""
+    image_size: int = 64
+    """Images of a folder are resized and centre-cropped to this."""
+    skip_unreadable: bool = False
+    """Leave unreadable images of a folder out instead of stopping at the first."""
+    workers: int = 0
+    """Processes that load data."""
+
+    steps: int = 10_000
+    """Optimizer steps in all."""
+    batch_size: int = 256
+    """Images a step, over all processes and accumulated micro-batches."""
+    gradient_accumulation: int = 1
+    """Micro-batches a step; they share one budget."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate after warm-up."""
+    warmup_steps: int = 1_000
+    """Steps over which the learning rate rises from 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
+    class_dropout: float = 0.1
+    """Share of labels replaced by the null class, for classifier-free guidance."""
+    time_shift: float = 1.0
+    """Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1)."""
+    budget_min: int | None = None
+    """J_min, fewest latents per group drawn in training; default 1. Set it to budget_max for a single budget."""
+    budget_max: int | None = None
+    """J_max, most latents per group drawn in training; default J."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the network under autocast."""
+    gradient_checkpointing: bool = False
+    """Recompute block activations in the backward pass: less memory, about a third more time."""
+    seed: int = 0
+    """Seed of the weights, the data order, the noise, the times and the budgets."""
+
+    log_every: int = 50
+    """Steps between lines on the console, and between writes of metrics.jsonl and TensorBoard."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints; the last two are kept."""
+    preview_every: int = 1_000
+    """Steps between preview grids from the averaged weights; 0 for none."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `out`."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "image_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        for name in ("warmup_steps", "preview_every", "workers", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+        for name in ("learning_rate", "max_grad_norm", "time_shift"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
+        for name in ("ema_decay", "class_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number in [0, 1)")
+        _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "give fp32 or bf16")
+        parts = self.gradient_accumulation
+        _require(self.batch_size % parts == 0, "batch_size", self.batch_size, f"give a multiple of {parts}, the parts")
+
+
+def _require(holds: bool, name: str, value: Any, valid: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r}: {valid}")
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Writes YAML that `load_config` reads back equal."""
+    plain = asdict(config)
+    plain["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain["model"].items()}
+    write_text(path, yaml.safe_dump(plain, sort_keys=False))
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Reads YAML with any of TrainConfig's fields. Raises ValueError naming an unknown field or a bad value."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config={str(path)!r}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config={str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
+    return _build(TrainConfig, content, str(path))
+
+
+def _build(kind: type, content: Any, where: str) -> Any:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: expected `field: value` lines, found {type(content).__name__}")
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(map(str, content)) - set(hints)):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; valid ones: {', '.join(hints)}")
+    values = {}
+    for name, value in content.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _build(hints[name], value, f"{where}: {name}")
+        else:
+            value = _checked(hints[name], value, f"{where}: {name}")
+        values[name] = value
+    return kind(**values)
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    """YAML knows no tuples, and reads 1e-4 as text."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{where}={value!r}: expected a number") from None
+    kinds = {int: int, bool: bool, str: str, float: float}
+    expected = kinds.get(hint)
+    if expected and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
+        raise ValueError(f"{where}={value!r}: expected {expected.__name__}")
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes under a temporary name and renames, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

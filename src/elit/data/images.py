@@ -1,0 +1,211 @@
+"""Images in memory, images in a folder, and which of them make up a training step."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Sampler
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class ImageData(Protocol):
+    """What training needs of a data set; images are float32 in [-1, 1]."""
+
+    classes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """images (B, C, H, W) and labels (B,) int64, the batch at once."""
+        ...
+
+
+class ImageSet:
+    """Images held in memory: images (N, C, H, W) float32 in [-1, 1], labels (N,) int64."""
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...]):
+        self.images, self.labels, self.classes = images, labels, classes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], self.labels[chosen]
+
+
+class ImageFolder:
+    """Images of a folder with one sub-folder a class, as RGB of one size, read when asked for.
+
+    Every image is read once at the start, so that a broken one is named before training and not in the middle:
+    ValueError, or with `skip_unreadable` it is left out and listed in `skipped`.
+    """
+
+    def __init__(self, root: str | Path, image_size: int, *, skip_unreadable: bool = False):
+        root = Path(root)
+        if not root.is_dir():
+            raise ValueError(f"data={str(root)!r}: no such folder (and not the built-in 'digits')")
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        files = [
+            (path, label)
+            for label, folder in enumerate(folders)
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in SUFFIXES
+        ]
+        if not files:
+            raise ValueError(f"data={str(root)!r}: no images in its sub-folders; expected CLASS/IMAGE.png and the like")
+        self.image_size = image_size
+        self.classes = tuple(folder.name for folder in folders)
+        with ThreadPoolExecutor() as pool:
+            faults = list(pool.map(lambda file: _fault(file[0], image_size), files))
+        self.skipped = [path for (path, _), fault in zip(files, faults, strict=True) if fault]
+        if self.skipped and not skip_unreadable:
+            first = next(fault for fault in faults if fault)
+            raise ValueError(
+                f"data: cannot read {str(self.skipped[0])!r} ({first}); {len(self.skipped)} of {len(files)} images are "
+                "unreadable; mend or remove them, or set skip_unreadable"
+            )
+        self.files = [file for file, fault in zip(files, faults, strict=True) if not fault]
+        if not self.files:
+            raise ValueError(f"data={str(root)!r}: none of its {len(files)} images is readable")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.image_size, self.image_size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images = [read_image(self.files[index][0], self.image_size) for index in indices]
+        return torch.stack(images), torch.tensor([self.files[index][1] for index in indices])
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """An image as RGB, shorter side resized to `size`, centre-cropped: (3, size, size) float32 in [-1, 1]."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    fitted = ImageOps.fit(upright, (size, size), method=Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def _fault(path: Path, size: int) -> str | None:
+    try:
+        read_image(path, size)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+class StepSampler(Sampler[list[int]]):
+    """The micro-batches of one process, in order, from step `start` to step `stop`.
+
+    The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size`
+    images of that endless row, and each process and micro-batch its own equal slice of them. So the images of a
+    step depend neither on the number of processes nor on where the run was resumed.
+    """
+
+    def __init__(
+        self, length: int, *, seed: int, batch_size: int, parts: int, rank: int, world: int, stop: int, start: int = 0
+    ):
+        if batch_size % (parts * world):
+            raise ValueError(
+                f"batch_size={batch_size}: give a multiple of {parts * world} "
+                f"({world} processes × {parts} accumulated micro-batches)"
+            )
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.parts, self.rank, self.world = parts, rank, world
+        self.start, self.stop = start, stop
+        self._epoch, self._order = -1, list[int]()
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            images = [self._at(position) for position in range(step * self.batch_size, (step + 1) * self.batch_size)]
+            for part in range(self.parts):
+                yield images[batch_slice(self.batch_size, self.parts, self.world, part, self.rank)]
+
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, self.length)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator).tolist()
+        return self._order[offset]
+
+
+def batch_slice(batch_size: int, parts: int, world: int, part: int, rank: int) -> slice:
+    """Where the micro-batch `part` of process `rank` lies in the images of a step."""
+    micro = batch_size // (parts * world)
+    first = (part * world + rank) * micro
+    return slice(first, first + micro)
+
+
+def image_grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) -> Image.Image:
+    """Images (B, C, H, W) in [-1, 1], C = 1 or 3, as one picture, `columns` a row, white between."""
+    pixels = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    count, _, height, width = pixels.shape
+    rows = math.ceil(count / columns)
+    sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for i in range(count):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = pixels[i]
+    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] float -> 0 to 255, on the CPU."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes a PNG under a temporary name and renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def write_samples(samples: Tensor, out: Path, *, pictures: bool) -> None:
+    """Samples (B, C, H, W) as one grid (.png), an array (.npz) or separate PNGs (a folder).
+
+    pictures: they are pixels in [-1, 1]; otherwise only an array can hold them. Raises ValueError for another suffix.
+    """
+    suffix = out.suffix.lower()
+    if suffix == ".npz":
+        array = to_uint8(samples).permute(0, 2, 3, 1).numpy() if pictures else samples.float().cpu().numpy()
+        if pictures and array.shape[-1] == 1:
+            array = array.repeat(3, axis=-1)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{out.name}.tmp.npz")
+        np.savez(temporary, array)
+        temporary.replace(out)
+    elif not pictures:
+        raise ValueError(
+            f"out={str(out)!r}: samples of {samples.shape[1]} channels are no pictures; give vae, or a .npz"
+        )
+    elif suffix == ".png":
+        height = samples.shape[2]
+        save_image(image_grid(samples, math.ceil(len(samples) ** 0.5), scale=max(1, 64 // height)), out)
+    elif not suffix:
+        for i, image in enumerate(samples):
+            save_image(image_grid(image[None], 1), out / f"{i:06d}.png")
+    else:
+        raise ValueError(f"out={str(out)!r}: give a .png for a grid, a .npz for an array, or a folder")

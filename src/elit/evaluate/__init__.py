@@ -1,0 +1,1 @@
+"""Measuring samples: a detector turns images into features, statistics sum them up, metrics compare the sums."""

@@ -1,0 +1,92 @@
+"""Guidance: CFG, AG and CCFG are one operator with two velocities (paper section 4).
+
+v = v_weak + scale·(v − v_weak), where v is G(x | c; J̃) and v_weak is
+    CFG     G(x | ∅; J̃)
+    AG      G(x | c; J̃_w)
+    CCFG    G(x | ∅; J̃_w)
+scale = λ + 1 of the paper: 1 is off, and "+G" in its tables is 1.25.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from elit.budgets import Budget, resolve_budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """What the weak branch drops, the class and/or latents; built by `CFG`, `AG` and `CCFG`."""
+
+    kind: str
+    scale: float
+    drop_class: bool
+    budget: Budget = None
+    """J̃_w, the weak branch's budget; None = the main branch's."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance acts at times low <= t <= high; elsewhere only the main branch runs."""
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0:
+            raise ValueError(f"guidance scale={self.scale}: give a number >= 0; 1 is off")
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance interval={self.interval}: need 0 <= low <= high <= 1")
+
+    def active(self, t: float) -> bool:
+        return self.scale != 1 and self.interval[0] <= t <= self.interval[1]
+
+    def weak_budget(self, budget: int | None, budgets: Sequence[int]) -> int | None:
+        """J̃_w beside a main branch that keeps `budget` latents. Raises ValueError where it cannot be."""
+        if self.kind == "cfg":
+            return budget
+        if not budgets:
+            raise ValueError(f"guidance {self.kind}: this model has no latent interface; use CFG")
+        weak = resolve_budget(self.budget, budgets)
+        if self.kind == "ag" and weak is not None and budget is not None and weak > budget:
+            raise ValueError(f"guidance ag: its budget {weak} is above the main branch's {budget}; give at most that")
+        return weak
+
+
+def CFG(scale: float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+    """Classifier-free guidance: the weak branch drops the class. scale 1.0 = off."""
+    return Guidance(kind="cfg", scale=scale, drop_class=True, interval=interval)
+
+
+def AG(scale: float, budget: int | float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+    """Autoguidance: the weak branch keeps the class but only `budget` latents. scale 1.0 = off."""
+    return Guidance(kind="ag", scale=scale, drop_class=False, budget=budget, interval=interval)
+
+
+def CCFG(scale: float, budget: int | float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+    """Cheap CFG: the weak branch drops the class and keeps only `budget` latents. scale 1.0 = off."""
+    return Guidance(kind="ccfg", scale=scale, drop_class=True, budget=budget, interval=interval)
+
+
+class Branch(NamedTuple):
+    """One evaluation of the network: with or without the class, and how many latents per group."""
+
+    drop_class: bool
+    budget: int | None
+
+
+def branches(guidance: Guidance | None, t: float, budget: int | None, budgets: Sequence[int]) -> list[Branch]:
+    """What has to be evaluated at time t: the main branch, and the weak one where guidance acts."""
+    main = Branch(False, budget)
+    if guidance is None or not guidance.active(t):
+        return [main]
+    return [main, Branch(guidance.drop_class, guidance.weak_budget(budget, budgets))]
+
+
+def guided_velocity(
+    evaluate: Callable[[Sequence[Branch]], Sequence[Tensor]], plan: Sequence[Branch], scale: float
+) -> Tensor:
+    """The guided velocity from the branches of `plan`, which `evaluate` may run in one batch."""
+    velocities = evaluate(plan)
+    if len(velocities) == 1:
+        return velocities[0]
+    main, weak = velocities
+    # Anchored at the main branch: where both agree, guidance changes not even a rounding.
+    return main + (scale - 1) * (main - weak)

@@ -1,0 +1,1 @@
+"""The networks, one backbone a file, all built from `layers` and the one `interface`."""

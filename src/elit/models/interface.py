@@ -1,0 +1,165 @@
+"""The latent interface of ELIT: latents, Read, Write and the tail drop (paper section 3, Figure 3).
+
+B batch, G groups, n spatial tokens of a group, N = G·n, J latents of a group, J̃ of them kept, K = G·J̃, d width.
+
+    spatial tokens (B, N, d) --Read--> latents (B, K, d) --core--> latents (B, K, d) --Write--> tokens (B, N, d)
+
+Tokens and latents are group-major, so (B, N, d) is (B·G, n, d) as a view, and cross-attention stays in its group.
+A budget is a slice: `latents[:J̃]`. Nothing is computed for the dropped tail, and nothing depends on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elit.models.layers import Mlp, Modulation, QKNorm, grid_positions, layer_norm, modulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterfaceSpec:
+    """Where the interface sits and how large it is."""
+
+    split: tuple[int, int, int]
+    """Blocks in the head (spatial tokens), the core (latents) and the tail (spatial tokens)."""
+    window: tuple[int, ...]
+    """Spatial tokens of a group along each axis, (rows, columns) or (frames, rows, columns)."""
+    num_latents: int
+    """J, latents of a group at full budget."""
+
+    def __post_init__(self) -> None:
+        if len(self.split) != 3 or min(self.split) < 0 or self.split[1] < 1:
+            raise ValueError(f"split={self.split}: give (head, core, tail) block counts with at least 1 in the core")
+        if min(self.window, default=0) < 1:
+            raise ValueError(f"window={self.window}: give at least 1 token along each axis")
+        if self.num_latents < 1:
+            raise ValueError(f"num_latents={self.num_latents}: give at least 1")
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Valid numbers of latents per group, ascending, the last one full."""
+        return tuple(range(1, self.num_latents + 1))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "InterfaceSpec":
+        return cls(split=tuple(config["split"]), window=tuple(config["window"]), num_latents=int(config["num_latents"]))
+
+    def to_config(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+class CrossAttention(nn.Module):
+    """Attention from queries to keys and values of the same group, with QK normalisation."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = QKNorm(width // num_heads)
+        self.k_norm = QKNorm(width // num_heads)
+        self.proj = nn.Linear(width, width)
+
+    def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """queries (B·G, Lq, d) or, where all groups of a sample ask the same, (B, Lq, d); context (B·G, Lk, d)."""
+        q = self.q_norm(self.q(queries).unflatten(-1, (self.num_heads, -1)))
+        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        groups = context.shape[0] // queries.shape[0]
+        if groups > 1:
+            q = q[:, None].expand(-1, groups, -1, -1, -1).flatten(0, 1)
+        q, k, v = (part.transpose(1, 2) for part in (q, self.k_norm(k), v))  # each (B·G, H, L, h)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        x = F.scaled_dot_product_attention(*self.project(queries, context))
+        return self.proj(x.transpose(1, 2).flatten(2))  # (B·G, Lq, d)
+
+    def weights(self, queries: Tensor, context: Tensor) -> Tensor:
+        """The attention map itself, (B·G, H, Lq, Lk), for looking inside."""
+        q, k, _ = self.project(queries, context)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+class Read(nn.Module):
+    """l_ca = l + CA(l; s), l_out = l_ca + MLP(l_ca), pre-norm, adaLN-Zero from the blocks' conditioning."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.modulation = Modulation(width, 6)
+        self.norm_latents, self.norm_mlp = layer_norm(width), layer_norm(width)
+        self.norm_tokens = layer_norm(width, affine=True)
+        self.attention = CrossAttention(width, num_heads)
+        self.mlp = Mlp(width, width)
+
+    def queries(self, latents: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        # All groups start from the same latents: (B, J̃, d) queries serve all of them.
+        return modulate(self.norm_latents(latents), shift, scale)
+
+    def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
+        """latents (J̃, d), tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        read = self.attention(self.queries(latents, shift1, scale1), self.norm_tokens(tokens))  # (B·G, J̃, d)
+        x = latents + gate1[:, None] * read.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
+        x = x.flatten(1, 2)  # (B, K, d)
+        return x + gate2 * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
+
+    def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
+        """(B·G, H, J̃, n)."""
+        shift, scale, *_ = self.modulation(c)
+        return self.attention.weights(self.queries(latents, shift, scale), self.norm_tokens(tokens))
+
+
+class Write(nn.Module):
+    """s_ca = s + CA(s; l), s_out = s_ca + MLP(s_ca), pre-norm, no adaLN; closed at the start of training."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.norm_tokens, self.norm_latents = layer_norm(width, affine=True), layer_norm(width, affine=True)
+        self.norm_mlp = layer_norm(width, affine=True)
+        self.attention = CrossAttention(width, num_heads)
+        self.mlp = Mlp(width, width)
+
+    def forward(self, tokens: Tensor, position: Tensor, latents: Tensor) -> Tensor:
+        """tokens (B·G, n, d), position (n, d), latents (B·G, J̃, d) -> (B·G, n, d)."""
+        x = tokens + self.attention(self.norm_tokens(tokens + position), self.norm_latents(latents))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class LatentInterface(nn.Module):
+    """The learned latents, shared by all groups, and the two cross-attentions around the core."""
+
+    def __init__(self, width: int, num_heads: int, tokens_per_group: int, num_latents: int):
+        super().__init__()
+        self.latents = nn.Parameter(torch.empty(num_latents, width))
+        # Cross-attention sees no RoPE; this says where in its window a token is.
+        self.position = nn.Parameter(torch.empty(tokens_per_group, width))
+        self.reader = Read(width, num_heads)
+        self.writer = Write(width, num_heads)
+
+    def initialize(self) -> None:
+        nn.init.normal_(self.latents, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+        nn.init.zeros_(self.writer.attention.proj.weight)
+        nn.init.zeros_(self.writer.mlp.fc2.weight)
+
+    def read(self, tokens: Tensor, c: Tensor, kept: int) -> Tensor:
+        """tokens (B, N, d) -> the first `kept` latents of every group (B, K, d)."""
+        return self.reader(self.latents[:kept], self._grouped(tokens) + self.position, c)
+
+    def write(self, tokens: Tensor, latents: Tensor) -> Tensor:
+        """tokens (B, N, d), latents (B, K, d) -> (B, N, d)."""
+        grouped = self._grouped(tokens)
+        return self.writer(grouped, self.position, latents.reshape(len(grouped), -1, latents.shape[2])).view_as(tokens)
+
+    def _grouped(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(-1, len(self.position), tokens.shape[2])  # (B·G, n, d), a view
+
+
+def latent_positions(groups: Sequence[int], kept: int, device: torch.device) -> Tensor:
+    """RoPE coordinates of the latents, (G·J̃, 1 + axes): (slot, group row, group column), for video with frame."""
+    group = grid_positions(groups, groups, device)[:, None].expand(-1, kept, -1)  # (G, J̃, axes)
+    slot = torch.arange(kept, device=device, dtype=torch.float32)[:, None].expand(len(group), -1, 1)
+    return torch.cat((slot, group), dim=-1).flatten(0, 1)

@@ -1,0 +1,211 @@
+"""What every backbone is built from.
+
+B batch, C channels, N spatial tokens, L tokens of any sequence, d width, H heads, h = d / H head width,
+p patch and w window (tokens per group), one entry per axis: (row, column) or (frame, row, column).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from torch import Tensor, nn
+
+
+def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] | None) -> tuple[int, ...]:
+    """Tokens along each axis of a sample. Raises ValueError, naming the nearest sizes, where they do not divide."""
+    cell = [p * w for p, w in zip(patch, window or (1,) * len(patch), strict=True)]
+    if len(size) != len(patch):
+        raise ValueError(f"sample_size={tuple(size)}: expected {len(patch)} entries")
+    if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
+        near = [
+            {max(step, length // step * step), -(-length // step) * step}
+            for length, step in zip(size, cell, strict=True)
+        ]
+        windows = f" and windows of {'×'.join(map(str, window))} tokens" if window else ""
+        nearest = " × ".join(" or ".join(map(str, sorted(choices))) for choices in near)
+        raise ValueError(
+            f"sample_size={tuple(size)}: patches of {'×'.join(map(str, patch))}{windows} need multiples of "
+            f"{'×'.join(map(str, cell))}; nearest valid: {nearest}"
+        )
+    return tuple(length // p for length, p in zip(size, patch, strict=True))
+
+
+def patchify(x: Tensor, patch: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(B, C, *size) -> (B, N, prod(p)·C) in group-major order: window by window, raster order inside each.
+
+    This is the one permutation of a forward pass: Read and Write then see (B·G, n, d) as a view.
+    """
+    axes = range(len(patch))
+    shape = [part for i in axes for part in (x.shape[2 + i] // (patch[i] * window[i]), window[i], patch[i])]
+    # (B, C, g1, w1, p1, g2, w2, p2, ...) -> (B, g1, g2, ..., w1, w2, ..., p1, p2, ..., C)
+    x = x.reshape(x.shape[0], x.shape[1], *shape).permute(0, *(2 + 3 * i + part for part in range(3) for i in axes), 1)
+    return x.flatten(1, 2 * len(patch)).flatten(2)
+
+
+def unpatchify(tokens: Tensor, size: Sequence[int], patch: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(B, N, prod(p)·C) -> (B, C, *size): the exact inverse of `patchify`."""
+    axes = range(len(patch))
+    groups = [size[i] // (patch[i] * window[i]) for i in axes]
+    x = tokens.reshape(tokens.shape[0], *groups, *window, *patch, -1)
+    dims = len(patch)
+    x = x.permute(0, 1 + 3 * dims, *(1 + i + part * dims for i in axes for part in range(3)))
+    return x.reshape(x.shape[0], x.shape[1], *size)
+
+
+def grid_positions(grid: Sequence[int], window: Sequence[int], device: torch.device) -> Tensor:
+    """Coordinates of the tokens of a grid in group-major order, (N, axes), float32."""
+    axes = [torch.arange(length, device=device, dtype=torch.float32) for length in grid]
+    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return patchify(coordinates[None], (1,) * len(grid), window)[0]
+
+
+class Rope(NamedTuple):
+    """Rotary tables of one sequence, float32; pairs are (i, i + h/2), the sine carries the sign of its half."""
+
+    cos: Tensor  # (L, 1, h)
+    sin: Tensor  # (L, 1, h)
+
+
+def rope_tables(positions: Tensor, head_width: int, theta: float = 10_000.0) -> Rope:
+    """Rotary tables for 2, 3 or 4 coordinates a token: positions (L, coordinates) -> `Rope`.
+
+    The h/2 rotated pairs are dealt out evenly over the coordinates, what is left over to the last ones.
+    """
+    pairs, count = head_width // 2, positions.shape[1]
+    shares = [pairs // count + (i >= count - pairs % count) for i in range(count)]
+    angles = []
+    for i, share in enumerate(shares):
+        exponent = torch.arange(share, device=positions.device, dtype=torch.float32) / share
+        angles.append(positions[:, i : i + 1] * theta**-exponent)
+    angle = torch.cat(angles, dim=1)[:, None]  # (L, 1, h/2)
+    return Rope(torch.cat((angle, angle), -1).cos(), torch.cat((-angle, angle), -1).sin())
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding of queries or keys (B, L, H, h); the arithmetic is float32."""
+    return torch.addcmul(x * rope.cos, x.roll(x.shape[-1] // 2, -1), rope.sin)
+
+
+class QKNorm(nn.RMSNorm):
+    """RMS normalisation over a head's width, learned scale; stays one fused kernel under autocast."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Full attention with QK normalisation and rotary positions."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = QKNorm(width // num_heads)
+        self.k_norm = QKNorm(width // num_heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # each (B, L, H, h)
+        q, k = rotate(self.q_norm(q), rope).to(v.dtype), rotate(self.k_norm(k), rope).to(v.dtype)
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, linear."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Modulation(nn.Module):
+    """adaLN: conditioning (B, d) -> `chunks` tensors (B, 1, d); zero at the start (adaLN-Zero)."""
+
+    def __init__(self, width: int, chunks: int):
+        super().__init__()
+        self.chunks = chunks
+        self.linear = nn.Linear(width, chunks * width)
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(c))[:, None].chunk(self.chunks, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def layer_norm(width: int, affine: bool = False) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=affine)
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero conditioning; the same for spatial tokens and for latents."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.modulation = Modulation(width, 6)
+        self.norm1, self.norm2 = layer_norm(width), layer_norm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.mlp = Mlp(width, int(mlp_ratio * width))
+
+    def forward(self, x: Tensor, c: Tensor, rope: Rope) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches of velocity: (B, N, d) -> (B, N, prod(p)·C)."""
+
+    def __init__(self, width: int, out_features: int):
+        super().__init__()
+        self.modulation = Modulation(width, 2)
+        self.norm = layer_norm(width)
+        self.linear = nn.Linear(width, out_features)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(c)
+        return self.linear(modulate(self.norm(x), shift, scale))
+
+
+class ClassConditioning(nn.Module):
+    """t (B,) in [0, 1] and class y (B,) -> conditioning (B, d); y = num_classes is the null class."""
+
+    frequencies = 256
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.time = TimestepEmbedding(self.frequencies, width)
+        self.label = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        sinusoid = get_timestep_embedding(
+            1000 * t.float(), self.frequencies, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
+        return self.time(sinusoid.to(self.label.weight.dtype)) + self.label(y)
+
+
+def initialize(network: nn.Module) -> None:
+    """Xavier linears with zero bias, small embeddings, and every adaLN and the output at zero (DiT's start)."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    for module in network.modules():
+        if isinstance(module, TimestepEmbedding):
+            nn.init.normal_(module.linear_1.weight, std=0.02)
+            nn.init.normal_(module.linear_2.weight, std=0.02)
+        elif isinstance(module, Modulation | FinalLayer):
+            nn.init.zeros_(module.linear.weight)

@@ -1,0 +1,109 @@
+"""ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from elit.budgets import Budget, Schedule
+from elit.data.images import to_uint8
+from elit.flow.guidance import CCFG, CFG
+from elit.models.dit import DiT, check_values
+from elit.sampling import guided_network, sampling_plan
+
+
+class ElitPipeline(DiffusionPipeline):
+    """Class-conditional sampling with a compute dial.
+
+    transformer: an elit network. scheduler: FlowMatchEulerDiscreteScheduler. vae: AutoencoderKL, or None where the
+    network works on pixels.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components: ClassVar = ["vae"]
+
+    def __init__(self, transformer: DiT, scheduler: FlowMatchEulerDiscreteScheduler, vae: AutoencoderKL | None = None):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | Tensor,
+        num_inference_steps: int = 40,
+        guidance_scale: float = 1.0,
+        budget: Schedule = None,
+        guidance_budget: Budget = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        latents: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images of the classes, one a label.
+
+        guidance_scale: 1 is off. budget: as in `elit.sample`, a schedule included. guidance_budget: latents per
+        group of the unconditional branch (CCFG); None = those of the main branch (CFG).
+        generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
+        in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output).
+
+        Raises ValueError for labels, budgets and sizes that do not fit the network.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
+        model, device = self.transformer, self._execution_device
+        y = torch.as_tensor(class_labels).reshape(-1)
+        check_values(None, y.cpu(), model.config.num_classes)
+        guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
+
+        # The scheduler counts noise levels down from 1; the flow counts t up to 1.
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps, endpoint=False), device=device)
+        times = [1 - sigma for sigma in self.scheduler.sigmas.tolist()]
+        plan = sampling_plan(model, times, budget, guidance)
+        velocity = guided_network(model, y.to(device), plan, guidance)
+
+        shape = (len(y), model.config.in_channels, *model.sample_size)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
+        elif latents.shape != shape and (latents.shape[:2] != shape[:2] or latents.ndim != len(shape)):
+            raise ValueError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
+        x = latents.to(device, torch.float32)
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            # Scheduler convention: the derivative in the noise level, noise − data.
+            x = self.scheduler.step(-velocity(x, times[step], step), timestep, x, return_dict=False)[0]
+
+        images = self._finish(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _finish(self, x: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return x
+        x = decode(self.vae, x)
+        if output_type == "pil":
+            channels_last = to_uint8(x).permute(0, 2, 3, 1).numpy()
+            return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in channels_last]
+        x = (x.float().clamp(-1, 1) + 1) / 2
+        return x if output_type == "pt" else x.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def decode(vae: AutoencoderKL | None, x: Tensor) -> Tensor:
+    """The network's samples as pixels in [-1, 1], (B, 1 or 3, H, W); undoes the autoencoder's scale and shift.
+
+    Raises ValueError where there is no autoencoder and the samples are not pixels.
+    """
+    if vae is not None:
+        x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return vae.decode(x.to(vae.dtype), return_dict=False)[0]
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"vae=None: samples of shape {tuple(x.shape)} are no pictures; give the autoencoder they were trained in, "
+            "or take the samples themselves (output_type='latent')"
+        )
+    return x

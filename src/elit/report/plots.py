@@ -1,0 +1,103 @@
+"""Pictures of the dial: samples by budget, quality against cost, what the latents read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from elit.data.images import to_uint8
+from elit.evaluate.run import Score
+
+BLUE, ORANGE, GREY = "#2563a8", "#d9822b", "#667085"
+LOOK = {"none": ("no guidance", BLUE, "o"), "ccfg": ("CCFG", ORANGE, "s")}
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
+
+
+def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
+    """A row of images (B, 1 or 3, H, W) in [-1, 1] for every budget, labelled at its left."""
+    columns = len(headings)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 + 0.75 * columns, 0.4 + 0.8 * len(rows)), dpi=130, layout="constrained")
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        for row, (label, images) in zip(axes, rows, strict=True):
+            for ax, image in zip(row, images, strict=True):
+                _show(ax, to_uint8(image).numpy())
+            row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for ax, heading in zip(axes[0], headings, strict=True):
+            ax.set_title(heading)
+        save_figure(figure, path)
+
+
+def compute_quality(scores: Sequence[Score], path: Path) -> None:
+    """Fréchet distance and accuracy against GFLOPs and against measured milliseconds (paper Figures 1 and 5)."""
+    costs = (("gflops_per_image", "GFLOPs per image"), ("ms_per_image", "ms per image (measured)"))
+    qualities = (("fd", "Fréchet distance (lower is better)"), ("accuracy", "class accuracy"))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 7), dpi=130, layout="constrained")
+        for row, (quality, quality_label) in zip(figure.subplots(2, 2), qualities, strict=True):
+            for ax, (cost, cost_label) in zip(row, costs, strict=True):
+                for kind, (name, colour, marker) in LOOK.items():
+                    line = [score for score in scores if score.guidance == kind]
+                    x = [getattr(score, cost) for score in line]
+                    y = [getattr(score, quality) for score in line]
+                    ax.plot(x, y, color=colour, marker=marker, label=name)
+                    for score, x_i, y_i in zip(line, x, y, strict=True):
+                        text, offset = str(score.tokens_per_group), (0, 7 if kind == "none" else -14)
+                        ax.annotate(
+                            text,
+                            (x_i, y_i),
+                            xytext=offset,
+                            textcoords="offset points",
+                            ha="center",
+                            color=colour,
+                            size=8,
+                        )
+                ax.set(xlabel=cost_label, ylabel=quality_label)
+                if quality == "fd":
+                    ax.set_yscale("log")
+                else:
+                    ax.set_ylim(0, 1.08)
+                ax.grid(alpha=0.25)
+        figure.axes[0].legend(frameon=False, title="numbers: latents per group")
+        save_figure(figure, path)
+
+
+def read_attention(images: Tensor, maps: Tensor, shown: Sequence[int], path: Path) -> None:
+    """What the latents `shown`, and all of them, read in each image (B, 1 or 3, H, W): maps (B, J, rows, columns)."""
+    titles = ["input", *(f"latent {j + 1}" for j in shown), "mean of all"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.05 * len(titles), 0.4 + 1.05 * len(images)), dpi=130, layout="constrained")
+        axes = figure.subplots(len(images), len(titles), squeeze=False)
+        for row, image, attention in zip(axes, images, maps, strict=True):
+            _show(row[0], to_uint8(image).numpy())
+            panels = [attention[j] for j in shown] + [attention.mean(0)]
+            for ax, panel in zip(row[1:], panels, strict=True):
+                ax.imshow(panel.cpu().numpy(), cmap="magma", vmin=0)
+                _bare(ax)
+        for ax, title in zip(axes[0], titles, strict=True):
+            ax.set_title(title, size=9)
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG under a temporary name and renames."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def _show(ax: Axes, pixels: np.ndarray) -> None:
+    if pixels.shape[0] == 1:
+        ax.imshow(pixels[0], cmap="gray", vmin=0, vmax=255)
+    else:
+        ax.imshow(pixels.transpose(1, 2, 0))
+    _bare(ax)
+
+
+def _bare(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)

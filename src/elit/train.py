@@ -1,0 +1,211 @@
+"""Training: one straight loop on accelerate (paper section 3)."""
+
+import random
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from elit.budgets import draw_budget, resolve_budget, training_budgets
+from elit.checkpoint import checkpoint_step, checkpoints, save_model
+from elit.config import TrainConfig, load_config, save_config
+from elit.data.digits import digits
+from elit.data.images import ImageData, ImageFolder, StepSampler, batch_slice, image_grid, save_image
+from elit.flow.path import flow_matching_loss, interpolate, logit_normal
+from elit.models.dit import DiT
+from elit.models.presets import create_model
+from elit.runlog import RunLog
+from elit.sampling import sample
+
+T = TypeVar("T")
+KEPT_CHECKPOINTS = 2
+# What a resumed run may change: none of it alters the numbers of a step.
+FREE_ON_RESUME = {"resume", "steps", "out", "workers", "log_every", "checkpoint_every", "preview_every"}
+
+
+def train(config: TrainConfig) -> DiT:
+    """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU or its device.
+
+    With `resume` it goes on from the newest complete checkpoint, to numbers equal to an uninterrupted run's.
+    Raises ValueError where the settings do not fit each other, the data or the folder.
+    """
+    out = Path(config.out)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no", log_with="tensorboard", project_dir=out
+    )
+    data = load_data(config)
+    config = resolve(config, data)
+    resumed = find_checkpoint(config)
+    rank, world, parts = accelerator.process_index, accelerator.num_processes, config.gradient_accumulation
+    sampler = StepSampler(
+        len(data),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        parts=parts,
+        rank=rank,
+        world=world,
+        stop=config.steps,
+    )
+    set_seed(config.seed)
+    model = create_model(**config.model.chosen())
+    budgets = training_budgets(model.budgets, config.budget_min, config.budget_max)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    network: DiT = accelerator.unwrap_model(model)
+    ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema)
+    if resumed:
+        accelerator.load_state(str(resumed))
+        sampler.start = checkpoint_step(resumed)
+    if accelerator.is_main_process:
+        save_config(replace(config, resume=False), out / "config.yaml")
+    log = RunLog(config, accelerator, start=sampler.start)
+
+    batches = iter(DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=_as_is))  # type: ignore[arg-type]
+    model.train()
+    with log.progress():
+        for step in range(sampler.start, config.steps):
+            budget = draw_budget(config.seed, step, budgets)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+            noise, t, dropped = draw_step(config, step, data.shape, accelerator.device)
+
+            loss = torch.zeros((), device=accelerator.device)
+            for part in range(parts):
+                images, labels = (value.to(accelerator.device, non_blocking=True) for value in next(batches))
+                rows = batch_slice(config.batch_size, parts, world, part, rank)
+                labels = torch.where(dropped[rows], network.config.num_classes, labels)
+                x = interpolate(noise[rows], images, t[rows])
+                with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
+                    velocity = model(x, t[rows], labels, budget)
+                    part_loss = flow_matching_loss(velocity, noise[rows], images) / parts
+                    accelerator.backward(part_loss)
+                loss += part_loss.detach()
+            gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.step(network.parameters())
+
+            done, end = step + 1, step + 1 == config.steps
+            log.add(done, loss=loss, gradient_norm=gradient_norm, budget=budget, lr=optimizer.param_groups[0]["lr"])
+            if config.preview_every and (done % config.preview_every == 0 or end) and accelerator.is_main_process:
+                preview = draw_preview(network, ema)
+                save_image(preview, out / "samples" / f"step-{done:08d}.png")
+                log.image(preview, done)
+            if done % config.checkpoint_every == 0 or end:
+                log.flush()
+                save_checkpoint(accelerator, out / "checkpoints", done)
+
+    network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    ema.copy_to(network.parameters())
+    network.eval()
+    if accelerator.is_main_process:
+        save_model(network, out / "model")
+    accelerator.end_training()
+    return network
+
+
+def load_data(config: TrainConfig) -> ImageData:
+    """The data set a run trains on."""
+    if config.data == "digits":
+        return digits()
+    return ImageFolder(config.data, config.image_size, skip_unreadable=config.skip_unreadable)
+
+
+def resolve(config: TrainConfig, data: ImageData) -> TrainConfig:
+    """Fills in what the data decides: channels, size and number of classes. Raises ValueError where they clash."""
+    channels, height, _ = data.shape
+    model = config.model
+    for name, found in (("in_channels", channels), ("sample_size", height)):
+        if getattr(model, name) not in (None, found):
+            raise ValueError(f"model.{name}={getattr(model, name)}: the data has {found}; leave it out")
+    classes = len(data.classes)
+    if model.num_classes is not None and model.num_classes < classes:
+        raise ValueError(f"model.num_classes={model.num_classes}: the data has {classes} classes")
+    num_classes = model.num_classes or classes
+    return replace(config, model=replace(model, in_channels=channels, sample_size=height, num_classes=num_classes))
+
+
+def draw_step(
+    config: TrainConfig, step: int, shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise (B, *shape), times (B,) and dropped labels (B,) bool of a step's whole batch, on every process alike.
+
+    A function of (seed, step): a step is the same however many processes share it and wherever a run resumed.
+    """
+    seed = random.Random(f"step/{config.seed}/{step}").getrandbits(63)
+    generator = torch.Generator(device).manual_seed(seed)
+    noise = torch.randn(config.batch_size, *shape, generator=generator, device=device)
+    normal = torch.randn(config.batch_size, generator=generator, device=device)
+    dropped = torch.rand(config.batch_size, generator=generator, device=device) < config.class_dropout
+    return noise, logit_normal(normal, config.time_shift), dropped
+
+
+def find_checkpoint(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from. Raises ValueError where the folder and `resume` do not agree."""
+    out = Path(config.out)
+    found = checkpoints(out / "checkpoints")
+    if not config.resume:
+        if found:
+            raise ValueError(
+                f"out={config.out!r}: holds a run at step {checkpoint_step(found[-1])}; set resume to go on, or give "
+                "another folder"
+            )
+        return None
+    if not found:
+        return None
+    before = load_config(out / "config.yaml")
+    changed = [
+        name for name in vars(config) if name not in FREE_ON_RESUME and getattr(config, name) != getattr(before, name)
+    ]
+    if changed:
+        was = ", ".join(f"{name} was {getattr(before, name)!r}" for name in changed)
+        raise ValueError(f"resume: {', '.join(changed)} changed since the run in {config.out!r} began ({was})")
+    if checkpoint_step(found[-1]) > config.steps:
+        raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(found[-1])}")
+    return found[-1]
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Everything needed to resume after `step` steps, complete or not there at all; keeps the last two."""
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        temporary.replace(target)
+        for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def draw_preview(network: DiT, ema: EMAModel, columns: int = 8) -> Image.Image:
+    """Samples from the averaged weights: a row a budget (all, half, a quarter, the least), the same noise in each."""
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    labels = [i % network.config.num_classes for i in range(columns)]
+    least = network.budgets[0] if network.budgets else None
+    shown = dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
+    rows = [sample(network, labels, budget=budget) for budget in shown]
+    ema.restore(network.parameters())
+    return image_grid(torch.cat(rows)[:, :3], columns, scale=max(1, 64 // rows[0].shape[-1]))
+
+
+def _as_is(batch: T) -> T:
+    return batch

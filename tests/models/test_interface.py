@@ -1,0 +1,133 @@
+"""The interface against dense attention, and the tail drop against truncation and NaN."""
+
+import copy
+
+import pytest
+import torch
+from conftest import inputs, opened
+
+from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
+
+
+def opened_interface(width=32, heads=4, n=6, latents=5) -> LatentInterface:
+    torch.manual_seed(0)
+    interface = LatentInterface(width, heads, n, latents)
+    for parameter in interface.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return interface.double()
+
+
+def dense(attention, queries, context, allowed):
+    """Attention over everything with a mask, heads one by one: no grouping, no fused kernel."""
+    h = queries.shape[-1] // attention.num_heads
+    q = attention.q(queries).unflatten(-1, (-1, h))
+    k, v = (part.unflatten(-1, (-1, h)) for part in attention.kv(context).chunk(2, -1))
+
+    def rms(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+    heads = []
+    for head in range(attention.num_heads):
+        scores = rms(q[:, :, head], attention.q_norm.weight) @ rms(k[:, :, head], attention.k_norm.weight).mT / h**0.5
+        heads.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[:, :, head])
+    return attention.proj(torch.cat(heads, -1))
+
+
+@pytest.mark.parametrize("kept", [1, 3, 5])
+def test_grouped_attention_equals_dense_attention_under_a_block_mask(kept):
+    B, G, n, d = 2, 4, 6, 32
+    interface = opened_interface(d, 4, n, 5)
+    reader, writer = interface.reader, interface.writer
+    s, c = torch.randn(B, G * n, d).double(), torch.randn(B, d).double()
+    group_of_token, group_of_latent = torch.arange(G * n) // n, torch.arange(G * kept) // kept
+    allowed = group_of_latent[:, None] == group_of_token
+
+    shift1, scale1, gate1, shift2, scale2, gate2 = reader.modulation.linear(torch.nn.functional.silu(c)).chunk(6, -1)
+    position = interface.position.repeat(G, 1)
+    latents = interface.latents[:kept].repeat(G, 1).expand(B, -1, -1)
+    queries = reader.norm_latents(latents) * (1 + scale1[:, None]) + shift1[:, None]
+    x = latents + gate1[:, None] * dense(reader.attention, queries, reader.norm_tokens(s + position), allowed)
+    x = x + gate2[:, None] * reader.mlp(reader.norm_mlp(x) * (1 + scale2[:, None]) + shift2[:, None])
+    assert torch.allclose(interface.read(s, c, kept), x, atol=1e-10)
+
+    queries = writer.norm_tokens(s + position)
+    y = s + dense(writer.attention, queries, writer.norm_latents(x), allowed.T)
+    y = y + writer.mlp(writer.norm_mlp(y))
+    assert torch.allclose(interface.write(s, x), y, atol=1e-10)
+
+
+def test_attention_weights_are_those_of_the_forward():
+    interface = opened_interface()
+    attention = interface.reader.attention
+    q, context = torch.randn(2, 5, 32).double(), torch.randn(4, 6, 32).double()
+    weights, (_, _, v) = attention.weights(q, context), attention.project(q, context)
+    assert torch.allclose(attention.proj((weights @ v).transpose(1, 2).flatten(2)), attention(q, context))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_budget_equals_a_truncated_model(elit_model, kept):
+    """A model whose interface only ever had `kept` latents gives the same output."""
+    truncated = copy.deepcopy(elit_model)
+    truncated.spec = InterfaceSpec(split=(1, 2, 1), window=elit_model.spec.window, num_latents=kept)
+    truncated.latent_interface.latents = torch.nn.Parameter(elit_model.latent_interface.latents[:kept].clone())
+    x, t, y = inputs(elit_model)
+    assert truncated.budgets[-1] == kept
+    assert torch.equal(elit_model(x, t, y, kept), truncated(x, t, y))
+    assert not torch.allclose(elit_model(x, t, y, kept), elit_model(x, t, y), atol=1e-3)
+
+
+def test_latents_past_the_budget_are_never_touched(elit_model):
+    """NaN in the dropped tail changes nothing, forward and gradients; its own gradient is exactly zero."""
+    x, t, y = inputs(elit_model)
+
+    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        elit_model.zero_grad()
+        out = elit_model(x, t, y, 2)
+        out.square().mean().backward()
+        return out.detach(), {name: p.grad.clone() for name, p in elit_model.named_parameters()}
+
+    before, gradients = run()
+    with torch.no_grad():
+        elit_model.latent_interface.latents[2:] = torch.nan
+    after, gradients_after = run()
+    assert torch.equal(before, after)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, gradients_after[name]), name
+    assert not gradients["latent_interface.latents"][2:].any()
+
+
+def test_latents_carry_slot_and_group():
+    positions = latent_positions((2, 3), 2, torch.device("cpu"))
+    assert positions.shape == (12, 3)
+    assert positions[:4].tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
+    assert positions[-1].tolist() == [1, 1, 2]
+
+
+def test_interface_starts_closed():
+    """Before training, Write adds nothing: the output is the same at every budget."""
+    model = opened("elit-dit")
+    fresh = LatentInterface(48, 4, 16, 16)
+    for module in fresh.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight)
+    fresh.initialize()
+    for linear in (fresh.writer.attention.proj, fresh.writer.mlp.fc2):
+        torch.nn.init.zeros_(linear.bias)
+    model.latent_interface = fresh
+    x, t, y = inputs(model)
+    s = torch.randn(3, 64, 48)
+    assert torch.equal(fresh.write(s, torch.randn(3, 32, 48)), s)
+    assert torch.equal(model(x, t, y, 1), model(x, t, y))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"split": (1, 0, 1)}, r"split=\(1, 0, 1\)"),
+        ({"window": (0, 4)}, r"window=\(0, 4\)"),
+        ({"num_latents": 0}, "num_latents=0"),
+    ],
+)
+def test_spec_names_what_is_wrong(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        InterfaceSpec(**{"split": (1, 2, 1), "window": (4, 4), "num_latents": 4} | wrong)
