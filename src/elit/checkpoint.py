@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,12 @@ def load_model(folder: str | Path, **kwargs: Any) -> DiT:
     kind = _check_saved(folder, "model")
     if kind not in MODELS:
         raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(MODELS)}")
-    return MODELS[kind].from_pretrained(folder, **kwargs)
+    model, found = MODELS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
+    # diffusers would start missing weights at random, with a warning.
+    wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])])
+    if wrong:
+        raise ValueError(f"model={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
+    return model
 
 
 def load_autoencoder(folder: Path, *, required: bool) -> AutoencoderKL | None:
@@ -49,6 +55,12 @@ def _check_saved(folder: Path, name: str) -> str | None:
         kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{name}={str(folder)!r}: its config.json is damaged; save or copy it again") from None
+    check_weights(folder, name)
+    return kind
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Raises ValueError where `folder` has no safetensors, or one that is not whole."""
     weights = list(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"{name}={str(folder)!r}: no .safetensors in it; it was not saved to the end")
@@ -60,7 +72,6 @@ def _check_saved(folder: Path, name: str) -> str | None:
             raise ValueError(
                 f"{name}={str(part)!r}: half-written or damaged ({error}); save or copy it again"
             ) from None
-    return kind
 
 
 def save_model(model: ModelMixin, folder: str | Path) -> None:
@@ -88,3 +99,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def checkpoint_step(path: Path) -> int:
     return int(path.name[5:])
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises ValueError where a training checkpoint lacks a file or has one that is not whole."""
+    check_weights(path, "checkpoint")
+    for name in ("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
+        if not zipfile.is_zipfile(path / name):
+            raise ValueError(
+                f"checkpoint={str(path)!r}: its {name} is missing or damaged; remove that folder to resume"
+            )

@@ -3,9 +3,11 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -152,19 +154,22 @@ def _build(kind: type, content: Any, where: str) -> Any:
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
-    """YAML knows no tuples, and reads 1e-4 as text."""
-    if isinstance(value, list):
-        value = tuple(value)
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{where}={value!r}: expected a number") from None
-    kinds = {int: int, bool: bool, str: str, float: float}
-    expected = kinds.get(hint)
-    if expected and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
-        raise ValueError(f"{where}={value!r}: expected {expected.__name__}")
-    return value
+    """The value as its field's type; YAML knows no tuples, and reads 1e-4 as text. Raises ValueError."""
+    value = tuple(value) if isinstance(value, list) else value
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            return value  # TrainConfig says which are valid
+        if get_origin(kind) is tuple:
+            if isinstance(value, tuple) and all(type(part) is int for part in value):
+                return value
+        elif type(value) is kind:
+            return value
+        elif kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            with suppress(ValueError):
+                return float(value)
+    names = " or ".join("a number" if kind is float else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ValueError(f"{where}={value!r}: expected {names}".replace("NoneType", "null"))
 
 
 def write_text(path: Path, text: str) -> None:

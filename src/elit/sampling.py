@@ -41,6 +41,8 @@ def sample(
     """
     y = torch.as_tensor(y)
     y = y[None] if y.ndim == 0 else y
+    if not len(y):
+        raise ValueError("y: no labels; give at least one")
     check_values(None, y.cpu(), model.config.num_classes)
     size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
     model.token_grid(size)
@@ -54,7 +56,7 @@ def sample(
     seeds = sample_seeds(seed, len(y))
 
     samples = []
-    for first in range(0, len(y), batch_size or max(len(y), 1)):
+    for first in range(0, len(y), batch_size or len(y)):
         part = slice(first, first + (batch_size or len(y)))
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
         velocity = guided_network(model, y[part].to(model.device), plan, guidance)
@@ -62,7 +64,7 @@ def sample(
             samples.append(run(velocity, x.to(model.device, torch.float32), times))
         if progress:
             progress(min(part.stop, len(y)), len(y))
-    return torch.cat(samples) if samples else torch.empty(0, *shape, device=model.device)
+    return torch.cat(samples)
 
 
 def sampling_plan(

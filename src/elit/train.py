@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elit.budgets import draw_budget, resolve_budget, training_budgets
-from elit.checkpoint import checkpoint_step, checkpoints, save_model
+from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, save_model
 from elit.config import TrainConfig, load_config, save_config
 from elit.data.digits import digits
 from elit.data.images import ImageData, ImageFolder, StepSampler, batch_slice, image_grid, save_image
@@ -175,6 +175,7 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
         raise ValueError(f"resume: {', '.join(changed)} changed since the run in {config.out!r} began ({was})")
     if checkpoint_step(found[-1]) > config.steps:
         raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(found[-1])}")
+    check_checkpoint(found[-1])
     return found[-1]
 
 

@@ -1,6 +1,7 @@
 """Images in memory, images in a folder, and which of them make up a training step."""
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,7 +147,8 @@ class StepSampler(Sampler[list[int]]):
     def _at(self, position: int) -> int:
         epoch, offset = divmod(position, self.length)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+            seed = random.Random(f"order/{self.seed}/{epoch}").getrandbits(63)
+            generator = torch.Generator().manual_seed(seed)
             self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator).tolist()
         return self._order[offset]
 

@@ -1,0 +1,56 @@
+"""Guidance as an operator on callables, without any network."""
+
+import pytest
+import torch
+
+from elit.flow.guidance import AG, CCFG, CFG, Branch, branches, guided_velocity
+
+BUDGETS = tuple(range(1, 17))
+
+
+def field(branch: Branch) -> torch.Tensor:
+    """A velocity that tells class and budget apart."""
+    return torch.tensor([10.0 * (not branch.drop_class) + branch.budget])
+
+
+def guided(guidance, t=0.5, budget=16):
+    plan = branches(guidance, t, budget, BUDGETS)
+    return guided_velocity(lambda chosen: [field(b) for b in chosen], plan, guidance.scale if guidance else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "weak"),
+    [(CFG(3.0), Branch(True, 16)), (AG(3.0, 4), Branch(False, 4)), (CCFG(3.0, 4), Branch(True, 4))],
+)
+def test_the_operator(guidance, weak):
+    """(λ+1)·main − λ·weak with scale = λ + 1."""
+    main = field(Branch(False, 16))
+    assert branches(guidance, 0.5, 16, BUDGETS) == [Branch(False, 16), weak]
+    assert torch.allclose(guided(guidance), 3 * main - 2 * field(weak))
+
+
+@pytest.mark.parametrize("guidance", [CFG(1.0), AG(1.0, 2), CCFG(1.0, 2)])
+def test_scale_one_is_off(guidance):
+    assert branches(guidance, 0.5, 16, BUDGETS) == branches(None, 0.5, 16, BUDGETS)
+
+
+def test_interval():
+    guidance = CFG(2.0, interval=(0.2, 0.7))
+    assert [len(branches(guidance, t, 16, BUDGETS)) for t in (0.1, 0.2, 0.5, 0.7, 0.8)] == [1, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CFG(-1.0), "guidance scale=-1.0"),
+        (lambda: CFG(float("nan")), "guidance scale=nan"),
+        (lambda: CFG(2.0, interval=(0.5, 0.2)), "guidance interval"),
+        (lambda: CFG(2.0, interval=(0.0, 1.2)), "guidance interval"),
+        (lambda: guided(AG(2.0, 8), budget=4), "its budget 8 is above the main branch's 4"),
+        (lambda: guided(CCFG(2.0, 17)), "budget=17"),
+        (lambda: branches(CCFG(2.0, 1), 0.5, None, ()), "no latent interface; use CFG"),
+    ],
+)
+def test_bad_guidance_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,94 @@
+"""On Gaussian data the velocity and the whole path are known in closed form."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from elit.flow.path import data_estimate, flow_matching_loss, interpolate, logit_normal, shift_time, target_velocity
+from elit.flow.solver import euler, get_solver, heun, time_grid
+
+MEAN, STD = 1.5, 0.3
+
+
+def gaussian_velocity(x, t, step):
+    """E[X1 − X0 | X_t = x] for data N(MEAN, STD²) and noise N(0, 1)."""
+    variance = (1 - t) ** 2 + (t * STD) ** 2
+    return MEAN + (t * STD**2 - (1 - t)) / variance * (x - t * MEAN)
+
+
+def error(solver, steps):
+    x0 = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    exact = MEAN + STD * x0
+    return (solver(gaussian_velocity, x0, time_grid(steps)) - exact).abs().max().item()
+
+
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
+def test_order_of_convergence(solver, order):
+    errors = [error(solver, steps) for steps in (40, 80, 160, 320)]
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.1)
+
+
+def test_gaussian_velocity_is_the_conditional_mean():
+    """The closed form itself, against samples that end near one point."""
+    generator = torch.Generator().manual_seed(0)
+    x0, z = torch.randn(2, 4_000_000, generator=generator, dtype=torch.float64)
+    x1, t = MEAN + STD * z, 0.4
+    xt = interpolate(x0, x1, torch.full((len(x0),), t, dtype=torch.float64))
+    near = (xt - 0.2).abs() < 0.01
+    measured = target_velocity(x0, x1)[near].mean().item()
+    assert measured == pytest.approx(gaussian_velocity(torch.tensor(0.2), t, 0).item(), abs=0.02)
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_a_solver_visits_the_steps_in_order(solver):
+    visited = []
+    solver(lambda x, t, step: visited.append((round(t, 3), step)) or x, torch.zeros(1), time_grid(3))
+    thirds = [0.0, 0.333, 0.667]
+    if solver is euler:
+        assert visited == list(zip(thirds, range(3), strict=True))
+    else:  # corrected at the end of the step, but for the last
+        assert visited == [(0.0, 0), (0.333, 0), (0.333, 1), (0.667, 1), (0.667, 2)]
+
+
+def test_time_grid_and_shift():
+    assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
+    shifted = time_grid(4, 2.0)
+    assert shifted[0] == 0
+    assert shifted[-1] == 1
+    assert all(a < b for a, b in zip(shifted[1:-1], time_grid(4)[1:-1], strict=True))  # nearer to noise
+    sigma = 1 - 0.3  # SD3's formula in the noise level
+    assert shift_time(0.3, 2.0) == pytest.approx(1 - 2 * sigma / (1 + sigma))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: time_grid(0), "steps=0"),
+        (lambda: time_grid(4, 0.0), "shift=0.0"),
+        (lambda: get_solver("rk4"), "solver='rk4': give one of euler, heun"),
+    ],
+)
+def test_bad_settings_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_path():
+    x0, x1 = torch.randn(2, 3, 1, 4, 4)
+    assert torch.equal(interpolate(x0, x1, torch.zeros(3)), x0)
+    assert torch.equal(interpolate(x0, x1, torch.ones(3)), x1)
+    t = torch.full((3,), 0.3)
+    assert torch.allclose(data_estimate(interpolate(x0, x1, t), target_velocity(x0, x1), 0.3), x1, atol=1e-6)
+    assert flow_matching_loss(x1 - x0, x0, x1) == 0
+    assert flow_matching_loss(x1 - x0 + 2, x0, x1) == pytest.approx(4)
+
+
+def test_training_times_are_logit_normal():
+    normal = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    t = logit_normal(normal)
+    logit = (t / (1 - t)).log()
+    assert logit.mean().item() == pytest.approx(0, abs=0.02)
+    assert logit.std().item() == pytest.approx(1, abs=0.02)
+    assert logit_normal(normal, 2.22).mean() < t.mean()

@@ -1,0 +1,118 @@
+"""What counts as a budget, the training draw, and schedules."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from elit.budgets import draw_budget, parse_budget, resolve_budget, schedule_budgets, training_budgets
+
+SIXTEEN = tuple(range(1, 17))
+FOURS = tuple(range(4, 17, 4))
+
+
+@pytest.mark.parametrize(
+    ("budget", "budgets", "expected"),
+    [
+        (None, SIXTEEN, 16),
+        (1, SIXTEEN, 1),
+        (1.0, SIXTEEN, 16),
+        (0.5, SIXTEEN, 8),
+        (0.01, SIXTEEN, 1),
+        (0.2, SIXTEEN, 3),
+        (0.28125, SIXTEEN, 5),  # 4.5 rounds up
+        (np.int64(8), SIXTEEN, 8),
+        (np.float32(0.25), SIXTEEN, 4),
+        ("8", SIXTEEN, 8),
+        ("0.5", SIXTEEN, 8),
+        ("full", SIXTEEN, 16),
+        (8, FOURS, 8),
+        (0.05, FOURS, 4),
+        (0.6, FOURS, 8),
+        (0.7, FOURS, 12),
+        (None, (), None),
+    ],
+)
+def test_valid_budgets(budget, budgets, expected):
+    assert resolve_budget(budget, budgets) == expected
+
+
+@pytest.mark.parametrize("budget", [0, 17, -1, 0.0, 1.5, -0.5, float("nan"), "x", "", "17", "1.5", True, False, [8]])
+def test_invalid_budgets_are_named(budget):
+    with pytest.raises(ValueError, match="budget="):
+        resolve_budget(budget, SIXTEEN)
+
+
+def test_a_count_between_the_valid_ones_is_refused():
+    with pytest.raises(ValueError, match="4 to 16 in steps of 4"):
+        resolve_budget(6, FOURS)
+
+
+@pytest.mark.parametrize("budget", [1.0, 4, "0.5"])
+def test_a_baseline_takes_none_only(budget):
+    with pytest.raises(ValueError, match="no latent interface"):
+        resolve_budget(budget, ())
+
+
+def test_parse_tells_counts_from_shares():
+    assert parse_budget("1") == 1
+    assert isinstance(parse_budget("1"), int)
+    assert isinstance(parse_budget("1.0"), float)
+
+
+def test_draws_are_uniform_and_depend_on_seed_and_step():
+    draws = [draw_budget(0, step, SIXTEEN) for step in range(16_000)]
+    assert draws == [draw_budget(0, step, SIXTEEN) for step in range(16_000)]
+    assert draws[:50] != [draw_budget(1, step, SIXTEEN) for step in range(50)]
+    counts = Counter(draws)
+    assert set(counts) == set(SIXTEEN)
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 38  # chi², 15 degrees of freedom, p = 0.001
+
+
+def test_training_budgets_are_a_range_of_the_valid_ones():
+    assert training_budgets(SIXTEEN, None, None) == SIXTEEN
+    assert training_budgets(tuple(range(1, 65)), 4, None) == tuple(range(4, 65))
+    assert training_budgets(SIXTEEN, 16, 16) == (16,)
+    assert training_budgets((), None, None) == ()
+    for low, high in ((0, 4), (5, 4), (1, 17)):
+        with pytest.raises(ValueError, match=f"budget_min={low}, budget_max={high}"):
+            training_budgets(SIXTEEN, low, high)
+    with pytest.raises(ValueError, match="no valid count between"):
+        training_budgets(FOURS, 5, 7)
+    with pytest.raises(ValueError, match="no latent interface"):
+        training_budgets((), 1, None)
+
+
+TIMES = [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (None, [16] * 4),
+        (0.5, [8] * 4),
+        ("0.5", [8] * 4),
+        ([1, 0.5, None, 16], [1, 8, 16, 16]),
+        (lambda t: 4 if t < 0.5 else 1.0, [4, 4, 16, 16]),
+        ("0.5@0-0.5,1@0.5-1", [8, 8, 16, 16]),
+        ("8@0-0.5,16@0.5-1", [8, 8, 16, 16]),
+        ("1@0-0.25,16@0.25-1", [1, 16, 16, 16]),
+        ("4@0-0.6,full@0.6-1", [4, 4, 4, 16]),
+    ],
+)
+def test_schedules(schedule, expected):
+    assert schedule_budgets(schedule, TIMES, SIXTEEN) == expected
+
+
+def test_a_boundary_at_a_step_belongs_to_the_later_piece():
+    times = [i / 10 for i in range(10)]
+    assert schedule_budgets("1@0-0.3,16@0.3-1", [3 * 0.1 if t == 0.3 else t for t in times], SIXTEEN)[3] == 16
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["0.5@0-0.4,1.0@0.5-1", "0.5@0-0.5", "0.5@0.5-1,1@0-0.5", "0.5@0-1.5", "x@0-1", "0.5@0", "20@0-1", [8, 8]],
+)
+def test_bad_schedules_are_named(schedule):
+    with pytest.raises(ValueError, match="budget"):
+        schedule_budgets(schedule, TIMES, SIXTEEN)

@@ -1,0 +1,66 @@
+"""Settings: round trip, YAML as people write it, refusals."""
+
+import pytest
+
+from elit.config import ModelConfig, TrainConfig, load_config, save_config, write_text
+
+
+def test_round_trip(tmp_path):
+    config = TrainConfig(
+        steps=5, learning_rate=2e-3, budget_min=2, model=ModelConfig(name="DiT-B/2", window=(4, 4), split=(1, 2, 1))
+    )
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_yaml_as_written_by_hand(tmp_path):
+    write_text(tmp_path / "c.yaml", "steps: 7\nlearning_rate: 1e-3\nmodel:\n  name: DiT-S/1\n  window: [2, 2]\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.steps, config.learning_rate, config.model.window) == (7, 1e-3, (2, 2))
+    write_text(tmp_path / "empty.yaml", "")
+    assert load_config(tmp_path / "empty.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 7", "unknown field 'stepz'"),
+        ("model: {nam: x}", "model: unknown field 'nam'"),
+        ("model: 3", "expected `field: value` lines"),
+        ("steps: many", "steps='many': expected int"),
+        ("steps: true", "steps=True: expected int"),
+        ("learning_rate: fast", "learning_rate='fast': expected a number"),
+        ("resume: 1", "resume=1: expected bool"),
+        ("steps: 0", "steps=0: give at least 1"),
+        ("steps: [", "not YAML"),
+        ("model: {window: 4}", "window=4"),
+        ("budget_min: half", "budget_min='half'"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    write_text(tmp_path / "c.yaml", text)
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        load_config(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("batch_size", 0), ("learning_rate", 0.0), ("ema_decay", 1.0), ("class_dropout", -0.1)),
+        *(("precision", "fp8"), ("warmup_steps", -1), ("time_shift", 0.0), ("image_size", 0)),
+    ],
+)
+def test_bad_values_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field}="):
+        TrainConfig(**{field: value})
+
+
+def test_micro_batches_must_divide():
+    with pytest.raises(ValueError, match="batch_size=10: give a multiple of 4"):
+        TrainConfig(batch_size=10, gradient_accumulation=4)

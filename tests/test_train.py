@@ -1,0 +1,210 @@
+"""Training: bit-equal after kills, equal over processes, refusals before anything is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import elit
+from elit.config import ModelConfig, TrainConfig, load_config, save_config
+from elit.train import draw_step, train
+
+TINY = ModelConfig(name="ELIT-DiT-S/1", hidden_size=16, num_heads=1, depth=3, split=(1, 1, 1), window=(4, 4))
+
+
+def tiny(out: Path, **changes) -> TrainConfig:
+    settings = {
+        "steps": 6,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "preview_every": 0,
+        "model": TINY,
+    }
+    return TrainConfig(out=str(out), **settings | changes)
+
+
+def losses(out: Path) -> list[tuple[int, float, int, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["budget"], line["gradient_norm"]) for line in lines]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return elit.load_model(out / "model").state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def command(config: TrainConfig, path: Path, *launcher: str) -> list[str]:
+    save_config(config, path)
+    return [sys.executable, *launcher, "-m", "elit", "train", "--config", str(path)]
+
+
+def test_killed_twice_and_resumed_is_bit_equal(tmp_path):
+    """SIGKILL in the middle of steps, as early as it comes and again later."""
+    settings = {"steps": 60, "checkpoint_every": 7, "log_every": 1, "gradient_accumulation": 2}
+    train(tiny(tmp_path / "whole", **settings))
+    out = tmp_path / "killed"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    resumed = command(tiny(out, resume=True, **settings), tmp_path / "config.yaml")
+    for stop_at in (10, 30):
+        process = subprocess.Popen(resumed, stderr=subprocess.DEVNULL, env=environment)
+        while process.poll() is None and (
+            not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_bytes().splitlines()) < stop_at
+        ):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "model").exists()
+    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL, env=environment)
+    assert losses(out) == losses(tmp_path / "whole")
+    assert len(losses(out)) == 60
+    assert equal(weights(out), weights(tmp_path / "whole"))
+
+
+def test_two_processes_match_one(tmp_path):
+    """gloo, same global batch: same budgets, same losses, same weights."""
+    settings = {"steps": 8, "gradient_accumulation": 2}
+    train(tiny(tmp_path / "one", **settings))
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
+    line = command(tiny(tmp_path / "two", **settings), tmp_path / "two.yaml", *launcher, "--rdzv-endpoint=localhost:0")
+    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [row[2] for row in one] == [row[2] for row in two]
+    assert [row[1] for row in one] == pytest.approx([row[1] for row in two], abs=1e-5)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-5
+
+
+def test_a_run_repeats_from_its_config(tmp_path):
+    train(tiny(tmp_path / "first"))
+    again = load_config(tmp_path / "first" / "config.yaml")
+    assert again.model.sample_size == 8
+    assert again.model.num_classes == 10
+    train(replace(again, out=str(tmp_path / "again")))
+    assert losses(tmp_path / "first") == losses(tmp_path / "again")
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "again"))
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path):
+    train(tiny(tmp_path / "a"))
+    train(tiny(tmp_path / "b", gradient_accumulation=4))
+    assert [row[1] for row in losses(tmp_path / "a")] == pytest.approx(
+        [row[1] for row in losses(tmp_path / "b")], abs=1e-5
+    )
+
+
+def test_resuming_a_finished_run_adds_steps(tmp_path):
+    train(tiny(tmp_path / "a", steps=12))
+    train(tiny(tmp_path / "b", steps=6))
+    train(tiny(tmp_path / "b", steps=12, resume=True))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_what_a_run_leaves(tmp_path):
+    out = tmp_path / "run"
+    config = tiny(out, steps=5, checkpoint_every=1, preview_every=4, precision="bf16", gradient_checkpointing=True)
+    model = train(config)
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("checkpoints", "config.yaml", "logs", "metrics.jsonl", "model", "samples")
+    ]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+    assert Image.open(out / "samples" / "step-00000004.png").size == (8 * 66 - 2, 4 * 66 - 2)  # 4 budgets × 8
+    assert list((out / "logs").glob("events*"))
+    assert equal(weights(out), model.state_dict())
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_baseline_and_a_capped_budget_train(tmp_path):
+    train(tiny(tmp_path / "plain", model=ModelConfig(name="DiT-S/1", hidden_size=16, num_heads=1, depth=2)))
+    assert {row[2] for row in losses(tmp_path / "plain")} == {None}
+    train(tiny(tmp_path / "capped", budget_min=2, budget_max=4))
+    assert {row[2] for row in losses(tmp_path / "capped")} <= {2, 3, 4}
+
+
+def test_the_averaged_weights_are_saved(tmp_path):
+    """With decay 0 the average is the last weights; with a slow one it stays near the start."""
+    ends = {decay: train(tiny(tmp_path / str(decay), ema_decay=decay)).state_dict() for decay in (0.0, 0.9999)}
+    checkpoint = tmp_path / "0.0" / "checkpoints" / "step-00000006" / "model.safetensors"
+    from safetensors.torch import load_file
+
+    assert equal(load_file(checkpoint), ends[0.0])
+    assert not equal(ends[0.0], ends[0.9999])
+
+
+def test_a_folder_of_images_trains(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    model = train(tiny(tmp_path / "run", data=str(tmp_path / "data"), image_size=8, workers=1))
+    assert (model.config.in_channels, model.config.num_classes) == (3, 2)
+
+
+def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
+    config = tiny(tmp_path, batch_size=4096, class_dropout=0.1)
+    noise, t, dropped = draw_step(config, 3, (1, 2, 2), torch.device("cpu"))
+    again = draw_step(config, 3, (1, 2, 2), torch.device("cpu"))
+    other = draw_step(config, 4, (1, 2, 2), torch.device("cpu"))
+    assert all(map(torch.equal, (noise, t, dropped), again))
+    assert not torch.equal(noise, other[0])
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("elit.train.flow_matching_loss", lambda v, x0, x1: v.mean() * torch.nan)
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1.*last good checkpoint: none"):
+        train(tiny(tmp_path / "run", log_every=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "missing-folder"}, "data='missing-folder': no such folder"),
+        ({"model": replace(TINY, name="ELIT-DiT-M/1")}, "unknown model 'ELIT-DiT-M/1'; close names"),
+        ({"model": replace(TINY, sample_size=16)}, "model.sample_size=16: the data has 8"),
+        ({"model": replace(TINY, in_channels=3)}, "model.in_channels=3: the data has 1"),
+        ({"model": replace(TINY, num_classes=5)}, "model.num_classes=5: the data has 10"),
+        ({"model": replace(TINY, window=(3, 3))}, "nearest valid: 6 or 9"),
+        ({"budget_max": 17}, "budget_max=17"),
+        ({"model": ModelConfig(name="DiT-S/1"), "budget_min": 1}, "no latent interface"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused_and_so_is_resuming_with_other_settings(tmp_path):
+    out = tmp_path / "run"
+    train(tiny(out))
+    with pytest.raises(ValueError, match="holds a run at step 6; set resume"):
+        train(tiny(out))
+    with pytest.raises(ValueError, match=r"resume: learning_rate changed.*was 0\.001"):
+        train(tiny(out, resume=True, learning_rate=1e-4))
+    with pytest.raises(ValueError, match=r"steps=3: the run in .* is at step 6"):
+        train(tiny(out, resume=True, steps=3))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    out = tmp_path / "run"
+    train(tiny(out))
+    (out / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"checkpoint=.*step-00000006.*damaged"):
+        train(tiny(out, resume=True, steps=8))
+    (out / "checkpoints" / "step-00000006" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint=.*step-00000006.*no \.safetensors"):
+        train(tiny(out, resume=True, steps=8))
