@@ -32,8 +32,9 @@ def count_flops(
 
     Raises ValueError for an unknown name, a size that does not divide, or a budget that is not valid.
     """
+    config: Any
     if isinstance(model_or_name, str):
-        config: Mapping[str, Any] = model_config(model_or_name, sample_size=sample_size)
+        config = model_config(model_or_name, sample_size=sample_size)
     else:
         config = model_or_name.config
     return _config_flops(config, as_size(sample_size or config["sample_size"]), budget)

@@ -78,12 +78,13 @@ def run_config(out: Path, steps: int, seed: int) -> TrainConfig:
 def quickstart(out: str | Path, *, steps: int = 700, seed: int = 0, say: Callable[[str], None] = print) -> Quickstart:
     """Trains, samples, scores and writes everything into `out`; see the README for what is there afterwards."""
     start, out = time.perf_counter(), Path(out)
+    config = run_config(out, steps, seed)
     clear(out)
     data = digits()
     classifier = train_digit_classifier(data, seed=seed)
     say(f"Digit classifier: {classifier.accuracy:.1%} right on {classifier.held_out} digits it never saw.")
     say(f"Training a small multi-budget ELIT-DiT for {steps} steps on {len(data):,} digits.")
-    model = train(run_config(out, steps, seed)).cpu()
+    model = train(config).cpu()
     say(f"Sampling {SAMPLES} digits at {len(BUDGETS)} budgets, without guidance and with CCFG.")
     scores = score_dial(
         model,

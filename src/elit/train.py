@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> DiT:
     budgets = training_budgets(model.budgets, config.budget_min, config.budget_max)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     network: DiT = accelerator.unwrap_model(model)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)

@@ -28,7 +28,7 @@ def loop_block(block, x, c, positions):
         out, first = v.clone(), 0
         for share, coordinate in zip(shares, position, strict=True):
             for i in range(share):
-                angle = torch.as_tensor(coordinate * 10_000 ** (-i / share)).double()
+                angle = torch.as_tensor(coordinate * 100 ** (-i / share)).double()
                 a, b = v[first + i], v[first + i + pairs]
                 out[first + i] = a * angle.cos() - b * angle.sin()
                 out[first + i + pairs] = b * angle.cos() + a * angle.sin()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
 
 
@@ -27,8 +28,8 @@ class Args:
     """Also time a forward on this machine."""
     batch_size: int = 1
     """Samples of a timed forward."""
-    device: str = "cpu"
-    """Device of the timing."""
+    device: str | None = None
+    """Device of the timing; default: cuda where there is one."""
     json: bool = False
     """Print the rows as JSON last on stdout."""
 
@@ -73,10 +74,11 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
     if len(args.sample_size) == 2 and args.sample_size[0] == args.sample_size[1]:
         raise ValueError(f"sample_size={args.sample_size}: give one number for square images")
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
+    device = check_device(args.device) if args.measure else "meta"
     if Path(name).is_dir():
-        model = load_model(name)
+        model = load_model(name).to(device)
     else:
-        with torch.device(args.device if args.measure else "meta"):
+        with torch.device(device):
             model = create_model(name, sample_size=size)
     kept = dict.fromkeys(resolve_budget(budget, model.budgets) for budget in args.budgets) if model.budgets else [None]
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -94,7 +96,6 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
             "parameters": parameters,
         }
         if args.measure:
-            model.to(args.device).eval()
             row["ms"] = measure_ms(model, sample_size=size, budget=count, batch_size=args.batch_size)
         rows.append(row)
     return rows

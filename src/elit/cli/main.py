@@ -66,11 +66,32 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
         raise ValueError(_one_line(said.getvalue(), name)) from None
 
 
+def check_device(name: str | None) -> str:
+    """The device as given, or the best here. Raises ValueError where this machine has no such device."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name!r}: not usable here ({reason}); elit doctor lists what is") from None
+    return name
+
+
 def _one_line(box: str, name: str) -> str:
-    lines = [re.sub("[│╭╮╰╯]", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
-    lines = [line for line in lines[1:] if line]
-    rule = next((i for i, line in enumerate(lines) if set(line) <= set("─-")), len(lines))
-    return f"{' '.join(' '.join(lines[:rule]).split())} (see elit {name} --help)"
+    """What tyro says in its box first, without frame, title and advice; a plain box has its title inside."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        line = re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │")
+        if line and set(line) <= set("─-"):
+            sections.append([])
+        elif line and line[0] not in "╭╰":
+            sections[-1].append(line)
+    said = sections[0 if "╭" in box else 1]
+    message = re.sub(r"^Error parsing \S+: ", "", " ".join(" ".join(said).split()))
+    return f"{message} (see elit {name} --help)"
 
 
 def _overview() -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
 
 
@@ -69,17 +70,20 @@ def run(args: Args) -> dict[str, Any]:
 
     from elit.budgets import parse_budget
     from elit.checkpoint import load_autoencoder, load_model
-    from elit.data.images import write_samples
+    from elit.data.images import output_kind, write_samples
     from elit.flow.guidance import AG, CCFG, CFG
     from elit.pipeline import decode
     from elit.sampling import sample, sampling_flops
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(args.device)
     dtype = getattr(torch, args.dtype)
     model = load_model(args.model, torch_dtype=dtype).to(device)
     vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None)
     if vae is not None:
         vae.to(device, dtype)
+
+    pictures = vae is not None or model.config.in_channels in (1, 3)
+    output_kind(args.out, pictures=pictures)  # before the work, not after it
 
     labels = args.labels or tuple(range(model.config.num_classes))
     count = min(len(labels), 64) if args.count is None else args.count
@@ -103,7 +107,8 @@ def run(args: Args) -> dict[str, Any]:
     flops = sampling_flops(model, **settings)
 
     start = time.perf_counter()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("sampling", total=count)
         x = sample(
             model,
@@ -114,7 +119,6 @@ def run(args: Args) -> dict[str, Any]:
             **settings,
         )
     seconds = time.perf_counter() - start
-    pictures = vae is not None or x.shape[1] in (1, 3)
     if pictures:
         with torch.no_grad():
             x = torch.cat([decode(vae, part) for part in x.split(args.batch_size)])

@@ -24,7 +24,7 @@ class Args:
     """YAML with any of the settings below, such as an earlier run's config.yaml."""
     json: bool = False
     """Print a result as JSON last on stdout."""
-    settings: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 
 def parse(arguments: Sequence[str]) -> Args:

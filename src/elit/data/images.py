@@ -185,29 +185,33 @@ def save_image(image: Image.Image, path: Path) -> None:
     temporary.replace(path)
 
 
-def write_samples(samples: Tensor, out: Path, *, pictures: bool) -> None:
-    """Samples (B, C, H, W) as one grid (.png), an array (.npz) or separate PNGs (a folder).
+def output_kind(out: Path, *, pictures: bool) -> str:
+    """ "grid" for a .png, "array" for a .npz, "folder" for no suffix. Raises ValueError for what cannot be written.
 
-    pictures: they are pixels in [-1, 1]; otherwise only an array can hold them. Raises ValueError for another suffix.
+    pictures: the samples are pixels; otherwise only an array can hold them.
     """
-    suffix = out.suffix.lower()
-    if suffix == ".npz":
-        array = to_uint8(samples).permute(0, 2, 3, 1).numpy() if pictures else samples.float().cpu().numpy()
-        if pictures and array.shape[-1] == 1:
-            array = array.repeat(3, axis=-1)
+    kind = {".png": "grid", ".npz": "array", "": "folder"}.get(out.suffix.lower())
+    if kind is None:
+        raise ValueError(f"out={str(out)!r}: give a .png for a grid, a .npz for an array, or a folder")
+    if kind != "array" and not pictures:
+        raise ValueError(f"out={str(out)!r}: the samples are latents, no pictures; give their vae, or a .npz")
+    return kind
+
+
+def write_samples(samples: Tensor, out: Path, *, pictures: bool) -> None:
+    """Samples (B, C, H, W) as one grid, an array or separate PNGs; see `output_kind`."""
+    kind = output_kind(out, pictures=pictures)
+    if kind == "grid":
+        columns = math.ceil(len(samples) ** 0.5)
+        save_image(image_grid(samples, columns, scale=max(1, 64 // samples.shape[2])), out)
+    elif kind == "folder":
+        for i, image in enumerate(samples):
+            save_image(image_grid(image[None], 1), out / f"{i:06d}.png")
+    else:
+        array = samples.float().cpu().numpy()
+        if pictures:
+            array = to_uint8(samples).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{out.name}.tmp.npz")
         np.savez(temporary, array)
         temporary.replace(out)
-    elif not pictures:
-        raise ValueError(
-            f"out={str(out)!r}: samples of {samples.shape[1]} channels are no pictures; give vae, or a .npz"
-        )
-    elif suffix == ".png":
-        height = samples.shape[2]
-        save_image(image_grid(samples, math.ceil(len(samples) ** 0.5), scale=max(1, 64 // height)), out)
-    elif not suffix:
-        for i, image in enumerate(samples):
-            save_image(image_grid(image[None], 1), out / f"{i:06d}.png")
-    else:
-        raise ValueError(f"out={str(out)!r}: give a .png for a grid, a .npz for an array, or a folder")

@@ -55,12 +55,12 @@ def CFG(scale: float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance
     return Guidance(kind="cfg", scale=scale, drop_class=True, interval=interval)
 
 
-def AG(scale: float, budget: int | float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+def AG(scale: float, budget: Budget, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
     """Autoguidance: the weak branch keeps the class but only `budget` latents. scale 1.0 = off."""
     return Guidance(kind="ag", scale=scale, drop_class=False, budget=budget, interval=interval)
 
 
-def CCFG(scale: float, budget: int | float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+def CCFG(scale: float, budget: Budget, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
     """Cheap CFG: the weak branch drops the class and keeps only `budget` latents. scale 1.0 = off."""
     return Guidance(kind="ccfg", scale=scale, drop_class=True, budget=budget, interval=interval)
 

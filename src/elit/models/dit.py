@@ -4,7 +4,7 @@ B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, d 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -116,7 +116,7 @@ class DiT(ModelMixin, ConfigMixin):
         else:
             groups = [length // w for length, w in zip(self.token_grid(size), window, strict=True)]
             written = []
-            for s_i, c_i, count in zip(s.chunk(len(kept)), c.chunk(len(kept)), kept, strict=True):
+            for s_i, c_i, count in zip(s.chunk(len(kept)), c.chunk(len(kept)), cast(list[int], kept), strict=True):
                 latents = self.latent_interface.read(s_i, c_i, count)  # (B, K, d)
                 latents = self._run(core, latents, c_i, self._rope(latent_positions(groups, count, x.device)))
                 written.append(self.latent_interface.write(s_i, latents))  # (B, N, d)

@@ -68,9 +68,10 @@ class Rope(NamedTuple):
     sin: Tensor  # (L, 1, h)
 
 
-def rope_tables(positions: Tensor, head_width: int, theta: float = 10_000.0) -> Rope:
+def rope_tables(positions: Tensor, head_width: int, theta: float = 100.0) -> Rope:
     """Rotary tables for 2, 3 or 4 coordinates a token: positions (L, coordinates) -> `Rope`.
 
+    theta: slowest turn; grids are tens of tokens wide, not the thousands of a text.
     The h/2 rotated pairs are dealt out evenly over the coordinates, what is left over to the last ones.
     """
     pairs, count = head_width // 2, positions.shape[1]

@@ -86,7 +86,7 @@ def model_config(
     elif not split:
         split = preset.split if config["depth"] == preset.depth else default_split(config["depth"])
     window = window or default_window(config["sample_size"], config["patch_size"])
-    spec = InterfaceSpec(split=tuple(split), window=tuple(window), num_latents=num_latents or math.prod(window))
+    spec = InterfaceSpec(split=split, window=tuple(window), num_latents=num_latents or math.prod(window))
     config["interface"] = spec.to_config()
     return config
 

@@ -1,0 +1,78 @@
+"""Names, splits and windows."""
+
+import pytest
+import torch
+
+import elit
+from elit.models.presets import default_split, model_config
+
+
+def test_names():
+    names = elit.list_models()
+    assert len(names) == len(set(names)) == 24
+    assert {"DiT-XL/2", "ELIT-DiT-XL/2", "DiT-S/1", "ELIT-DiT-L/4"} <= set(names)
+
+
+@pytest.mark.parametrize("name", elit.list_models())
+def test_every_preset_builds(name):
+    with torch.device("meta"):
+        model = elit.create_model(name)
+    assert bool(model.budgets) == name.startswith("ELIT-")
+    assert model.sample_size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("S", (2, 8, 2)), ("B", (2, 8, 2)), ("L", (4, 16, 4)), ("XL", (4, 20, 4))],
+)
+def test_splits_of_the_paper(name, split):
+    config = model_config(f"ELIT-DiT-{name}/2")
+    assert tuple(config["interface"]["split"]) == split
+    assert sum(split) == config["depth"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "window", "latents"),
+    [
+        ({}, [4, 4], 16),
+        ({"sample_size": 64}, [8, 8], 64),
+        ({"sample_size": (8, 32, 32), "patch_size": (1, 2, 2)}, [2, 4, 4], 32),
+        ({"window": (2, 2)}, [2, 2], 4),
+        ({"num_latents": 8}, [4, 4], 8),
+    ],
+)
+def test_windows_give_sixteen_groups_an_image(settings, window, latents):
+    interface = model_config("ELIT-DiT-S/2", **settings)["interface"]
+    assert (interface["window"], interface["num_latents"]) == (window, latents)
+
+
+def test_overrides():
+    assert model_config("ELIT-DiT-B/2", split=(4, 4, 4))["depth"] == 12
+    assert model_config("ELIT-DiT-B/2", split=(1, 2, 1))["depth"] == 4
+    assert model_config("ELIT-DiT-S/2", depth=6)["interface"]["split"] == [1, 4, 1]
+    for depth in range(1, 40):
+        assert sum(default_split(depth)) == depth
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ELIT-DiT-XXL/2", {}, r"unknown model 'ELIT-DiT-XXL/2'; close names: ELIT-DiT-XL/2"),
+        ("dit", {}, "unknown model 'dit'"),
+        ("DiT-S/2", {"sample_size": 33}, r"sample_size=\(33, 33\).*nearest valid: 32 or 34"),
+        ("ELIT-DiT-S/2", {"sample_size": 36}, r"nearest valid: 32 or 40.*or give window= yourself"),
+        ("ELIT-DiT-S/2", {"sample_size": 32, "window": (3, 3)}, "nearest valid: 30 or 36"),
+        ("ELIT-DiT-S/2", {"window": (4, 4, 4)}, r"window=\(4, 4, 4\)"),
+        ("ELIT-DiT-S/2", {"split": (1, 2, 1), "depth": 6}, r"split=\(1, 2, 1\).*depth=6"),
+        ("ELIT-DiT-S/2", {"wdith": 3}, "unknown override 'wdith'; valid ones"),
+        ("DiT-S/2", {"window": (4, 4)}, "a baseline takes no split, window or num_latents"),
+        ("DiT-S/2", {"hidden_size": 100}, "hidden_size=100, num_heads=6"),
+        ("DiT-S/2", {"num_classes": 0}, "num_classes=0"),
+        ("DiT-S/2", {"in_channels": 0}, "in_channels=0"),
+        ("ELIT-DiT-S/2", {"hidden_size": 24, "num_heads": 6}, "num_heads=6: a head must be at least 6 wide"),
+        ("DiT-S/2", {"sample_size": (8, 8, 8), "patch_size": (2, 2)}, "need as many entries"),
+    ],
+)
+def test_what_does_not_fit_is_named(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        elit.create_model(name, **settings)

@@ -1,0 +1,64 @@
+"""The shape of the house: imports run one way, and a bare import is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import elit
+
+SOURCE = Path(elit.__file__).parent
+# A module may import from its own room and from those before it.
+ROOMS = [
+    *("config", "budgets", "models", "flow", "flops", "data", "checkpoint", "sampling", "pipeline", "runlog", "train"),
+    *("evaluate", "report", "quickstart", "cli"),
+]
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("elit.")}
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) not in ("__init__", "__main__")], ids=str)
+def test_imports_run_one_way(path):
+    own = ROOMS.index(room(path))
+    assert all(ROOMS.index(name) <= own for name in imported_rooms(path))
+    if room(path) == "flow":
+        assert "models" not in imported_rooms(path)
+    if room(path) == "models":
+        assert imported_rooms(path) <= {"models", "budgets"}
+
+
+def test_no_file_outgrows_one_sitting_and_no_drawers():
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 500 for path in FILES)
+    assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
+
+
+def test_a_bare_import_is_light_and_every_public_name_is_there():
+    code = (
+        "import sys, elit; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'heavy import'; "
+        "[getattr(elit, name) for name in elit.__all__]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = elit.nothing
+
+
+def test_no_module_shadows_a_public_function():
+    names = {path.stem for path in SOURCE.glob("*")}
+    assert not names & set(elit.__all__)
