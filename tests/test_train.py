@@ -144,12 +144,17 @@ def test_the_averaged_weights_are_saved(tmp_path):
     assert not equal(ends[0.0], ends[0.9999])
 
 
-def test_a_folder_of_images_trains(tmp_path):
+def test_a_folder_of_images_trains(tmp_path, capfd):
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
-    model = train(tiny(tmp_path / "run", data=str(tmp_path / "data"), image_size=8, workers=1))
+    (tmp_path / "data" / "a" / "broken.png").write_text("no image")
+    settings = {"data": str(tmp_path / "data"), "image_size": 8, "workers": 1}
+    with pytest.raises(ValueError, match=r"cannot read '.*broken\.png'"):
+        train(tiny(tmp_path / "run", **settings))
+    model = train(tiny(tmp_path / "run", **settings, skip_unreadable=True))
+    assert "left out 1 unreadable images" in capfd.readouterr().err
     assert (model.config.in_channels, model.config.num_classes) == (3, 2)
 
 

@@ -26,9 +26,9 @@ from elit.sampling import sample, seeded_noise
 from elit.train import train
 
 BUDGETS = (16, 8, 4, 2, 1)
-GUIDANCE = CCFG(2.0, 1)
+GUIDANCE = CCFG(1.5, 1)
 SAMPLING_STEPS = 16
-SAMPLES = 300
+SAMPLES = 200
 # What a run leaves in its folder; only this is cleared for a new one.
 PRODUCTS = (
     *("model", "checkpoints", "samples", "logs", "config.yaml", "metrics.jsonl", "results.json"),
@@ -65,7 +65,7 @@ def run_config(out: Path, steps: int, seed: int) -> TrainConfig:
         ),
         data="digits",
         steps=steps,
-        batch_size=64,
+        batch_size=32,
         learning_rate=4e-3,
         warmup_steps=50,
         ema_decay=0.99,
@@ -120,7 +120,7 @@ def draw_pictures(out: Path, model: DiT, data: ImageSet, scores: list[Score], se
     labels = list(range(10))
     rows = [
         (
-            f"{kept / BUDGETS[0]:.1%}".replace(".0%", "%") + f"\n{kept} latents",
+            f"{kept / BUDGETS[0]:.4g} of the latents\n{kept} per group",
             sample(model, labels, steps=SAMPLING_STEPS, budget=kept, guidance=GUIDANCE, seed=seed),
         )
         for kept in BUDGETS

@@ -71,13 +71,17 @@ class RunLog:
         figures = f"loss {sum(losses) / len(losses):.4f} · {speed:,.0f} images/s{budget}"
         self.bar.update(self.task, figures=figures)
         if not self.console.is_terminal:
-            self.console.print(f"step {last['step']:,}/{self.config.steps:,} · {figures}", highlight=False)
+            self.say(f"step {last['step']:,}/{self.config.steps:,} · {figures}")
         if wrong := [row["step"] for row in rows if not math.isfinite(row["loss"])]:
             saved = checkpoints(Path(self.config.out) / "checkpoints")
             raise FloatingPointError(
                 f"loss is not finite at step {wrong[0]}; lower learning_rate or check the data; last good checkpoint: "
                 f"{saved[-1] if saved else 'none'}"
             )
+
+    def say(self, line: str) -> None:
+        """Prints a line on stderr, from the main process only."""
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def image(self, image: Image.Image, step: int) -> None:
         """Puts a preview into TensorBoard; main process only."""

@@ -72,6 +72,8 @@ def train(config: TrainConfig) -> DiT:
     if accelerator.is_main_process:
         save_config(replace(config, resume=False), out / "config.yaml")
     log = RunLog(config, accelerator, start=sampler.start)
+    if skipped := getattr(data, "skipped", None):
+        log.say(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
 
     batches = iter(DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=_as_is))  # type: ignore[arg-type]
     model.train()

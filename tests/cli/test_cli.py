@@ -101,7 +101,9 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, pixels, line, m
 
 def test_parse_errors_say_what_is_valid(capsys, pixels):
     assert "('none', 'cfg', 'ag', 'ccfg')" in run(capsys, "sample", pixels, "--guidance", "pcfg")[2]
-    assert "'a' cannot be parsed" in run(capsys, "sample", pixels, "--labels", "a")[2]
+    assert (
+        "--labels: Could not find valid parse for arguments: ['a']" in run(capsys, "sample", pixels, "--labels", "a")[2]
+    )
     assert "--wrong" in run(capsys, "sample", pixels, "--wrong", "1")[2]
     assert "model" in run(capsys, "sample")[2].lower()
 

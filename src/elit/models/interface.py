@@ -140,8 +140,9 @@ class LatentInterface(nn.Module):
         self.writer = Write(width, num_heads)
 
     def initialize(self) -> None:
-        nn.init.normal_(self.latents, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
+        # About as large as the tokens they meet; much smaller, and Read is slow to tell places in a window apart.
+        nn.init.normal_(self.latents, std=0.5)
+        nn.init.normal_(self.position, std=0.5)
         nn.init.zeros_(self.writer.attention.proj.weight)
         nn.init.zeros_(self.writer.mlp.fc2.weight)
 

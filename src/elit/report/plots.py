@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
 
 from elit.data.images import to_uint8
@@ -21,7 +22,7 @@ def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str
     """A row of images (B, 1 or 3, H, W) in [-1, 1] for every budget, labelled at its left."""
     columns = len(headings)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.5 + 0.75 * columns, 0.4 + 0.8 * len(rows)), dpi=130, layout="constrained")
+        figure = Figure(figsize=(2.2 + 0.75 * columns, 0.4 + 0.8 * len(rows)), dpi=130, layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, images) in zip(axes, rows, strict=True):
             for ax, image in zip(row, images, strict=True):
@@ -45,20 +46,15 @@ def compute_quality(scores: Sequence[Score], path: Path) -> None:
                     x = [getattr(score, cost) for score in line]
                     y = [getattr(score, quality) for score in line]
                     ax.plot(x, y, color=colour, marker=marker, label=name)
-                    for score, x_i, y_i in zip(line, x, y, strict=True):
-                        text, offset = str(score.tokens_per_group), (0, 7 if kind == "none" else -14)
-                        ax.annotate(
-                            text,
-                            (x_i, y_i),
-                            xytext=offset,
-                            textcoords="offset points",
-                            ha="center",
-                            color=colour,
-                            size=8,
-                        )
+                    offset = (7, 5) if kind == "none" else (7, -11)
+                    for score, at in zip(line, zip(x, y, strict=True), strict=True):
+                        text = str(score.tokens_per_group)
+                        ax.annotate(text, at, xytext=offset, textcoords="offset points", color=colour, size=8)
                 ax.set(xlabel=cost_label, ylabel=quality_label)
                 if quality == "fd":
                     ax.set_yscale("log")
+                    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                    ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
                 else:
                     ax.set_ylim(0, 1.08)
                 ax.grid(alpha=0.25)
