@@ -85,7 +85,10 @@ def test_the_readmes_python_runs_as_written(workplace, monkeypatch):
         exec(block, names)
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_own(tmp_path):
+def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("elit.quickstart.SAMPLES", 20)
+    monkeypatch.setattr("elit.quickstart.SAMPLING_STEPS", 2)
+
     def numbers(seed):
         result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None).results()
         return [{k: v for k, v in row.items() if k != "ms_per_image"} for row in result["rows"]]

@@ -13,6 +13,7 @@ from torch import Tensor
 from elit.budgets import Budget, Schedule
 from elit.data.images import to_uint8
 from elit.flow.guidance import CCFG, CFG
+from elit.flow.solver import time_grid
 from elit.models.dit import DiT, check_values
 from elit.sampling import guided_network, sampling_plan
 
@@ -65,6 +66,9 @@ class ElitPipeline(DiffusionPipeline):
             raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps, endpoint=False), device=device)
         times = [1 - sigma for sigma in self.scheduler.sigmas.tolist()]
+        exact = time_grid(num_inference_steps, self.scheduler.config.shift)
+        if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
+            times = exact
         plan = sampling_plan(model, times, budget, guidance)
         velocity = guided_network(model, y.to(device), plan, guidance)
 

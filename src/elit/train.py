@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -39,8 +40,12 @@ def train(config: TrainConfig) -> DiT:
     Raises ValueError where the settings do not fit each other, the data or the folder.
     """
     out = Path(config.out)
+    AcceleratorState._reset_state()  # a process may train twice, the second time in another precision
     accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no", log_with="tensorboard", project_dir=out
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other
+        log_with="tensorboard",
+        project_dir=out,
     )
     data = load_data(config)
     config = resolve(config, data)

@@ -80,7 +80,7 @@ def _dtype_speeds(device: str) -> dict[str, float | str]:
 
     import torch
 
-    size = 1024 if device == "cpu" else 8192
+    size = 512 if device == "cpu" else 8192  # some CPUs emulate half precision, slowly
     speeds: dict[str, float | str] = {}
     for name in ("float32", "bfloat16", "float16"):
         try:
