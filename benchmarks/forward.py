@@ -1,6 +1,6 @@
 """Milliseconds and GFLOPs of a forward at every budget, beside the plain DiT of the same size, in one run.
 
-    python benchmarks/forward.py                       # ELIT-DiT-B/2 at 32×32×4, batch 8
+    python benchmarks/forward.py                       # five minutes: ELIT-DiT-B/2 at 32×32×4, batch 8
     python benchmarks/forward.py --size XL --device cuda --dtype bfloat16
 
 Wall-clock should follow FLOPs: `time/FLOPs` is time(J̃)/time(full) over FLOPs(J̃)/FLOPs(full). Rounds go through all
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--sample-size", type=int, default=32)
     parser.add_argument("--in-channels", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON last")
@@ -33,7 +33,9 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     settings = {"sample_size": args.sample_size, "in_channels": args.in_channels}
     names = [f"DiT-{args.size}/2", f"ELIT-DiT-{args.size}/2"]
-    models = {name: elit.create_model(name, **settings).to(device, dtype).eval() for name in names}
+    torch.set_default_dtype(dtype)
+    with device:
+        models = {name: elit.create_model(name, **settings).eval() for name in names}
     cases = [(name, budget) for name, model in models.items() for budget in (model.budgets[::-1] or (None,))]
 
     x = torch.randn(args.batch_size, args.in_channels, args.sample_size, args.sample_size).to(device, dtype)

@@ -36,12 +36,12 @@ def load_model(folder: str | Path, **kwargs: Any) -> DiT:
     return model
 
 
-def load_autoencoder(folder: Path, *, required: bool) -> AutoencoderKL | None:
-    """The AutoencoderKL saved in `folder`; None where there is none and it is not required."""
+def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> AutoencoderKL | None:
+    """The AutoencoderKL saved in `folder`; None where there is none and it is not required. kwargs: `torch_dtype`."""
     if not required and not folder.is_dir():
         return None
     _check_saved(folder, "vae")
-    return AutoencoderKL.from_pretrained(folder)
+    return AutoencoderKL.from_pretrained(folder, **kwargs)
 
 
 def _check_saved(folder: Path, name: str) -> str | None:

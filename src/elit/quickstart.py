@@ -120,7 +120,7 @@ def draw_pictures(out: Path, model: DiT, data: ImageSet, scores: list[Score], se
     labels = list(range(10))
     rows = [
         (
-            f"{kept / BUDGETS[0]:.4g} of the latents\n{kept} per group",
+            f"{100 * kept / BUDGETS[0]:g}%\n{kept} latent{'s' if kept > 1 else ''}",
             sample(model, labels, steps=SAMPLING_STEPS, budget=kept, guidance=GUIDANCE, seed=seed),
         )
         for kept in BUDGETS

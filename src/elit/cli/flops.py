@@ -49,9 +49,9 @@ def run(args: Args) -> list[dict[str, Any]]:
                 row["model"],
                 "" if row["budget"] is None else f"{row['budget']:.4g}",
                 "" if row["tokens_per_group"] is None else str(row["tokens_per_group"]),
-                f"{row['gflops']:.2f}",
+                f"{row['gflops']:.4g}",
                 f"{row['of_full']:.1%}",
-                f"{row['training_tflops']:.1f}",
+                f"{row['training_tflops']:.4g}",
                 f"{row['parameters'] / 1e6:.1f}M",
                 *([f"{row['ms']:.1f}"] if args.measure else []),
             ]

@@ -78,9 +78,9 @@ def run(args: Args) -> dict[str, Any]:
     device = check_device(args.device)
     dtype = getattr(torch, args.dtype)
     model = load_model(args.model, torch_dtype=dtype).to(device)
-    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None)
+    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None, torch_dtype=dtype)
     if vae is not None:
-        vae.to(device, dtype)
+        vae.to(device)
 
     pictures = vae is not None or model.config.in_channels in (1, 3)
     output_kind(args.out, pictures=pictures)  # before the work, not after it

@@ -44,6 +44,7 @@ def score_dial(
     guidance: Sequence[Guidance | None],
     count: int,
     steps: int,
+    batch_size: int = 100,
     seed: int = 0,
     progress: Callable[[Score], None] | None = None,
 ) -> list[Score]:
@@ -54,12 +55,12 @@ def score_dial(
     with torch.no_grad():
         reference = Moments(classifier.head.in_features).add(classifier(real)[0])
     labels = torch.arange(count) % model.config.num_classes
-    sample(model, labels, steps=1, seed=seed)  # the first call on a machine is slower
+    sample(model, labels, steps=1, batch_size=batch_size)  # the first call on a machine is slower
     scores = []
     for kept in budgets:
         for chosen in guidance:
             start = time.perf_counter()
-            images = sample(model, labels, steps=steps, budget=kept, guidance=chosen, seed=seed)
+            images = sample(model, labels, steps=steps, budget=kept, guidance=chosen, seed=seed, batch_size=batch_size)
             if images.is_cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start

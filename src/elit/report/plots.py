@@ -15,14 +15,14 @@ from elit.evaluate.run import Score
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9822b", "#667085"
 LOOK = {"none": ("no guidance", BLUE, "o"), "ccfg": ("CCFG", ORANGE, "s")}
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
 
 
 def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
     """A row of images (B, 1 or 3, H, W) in [-1, 1] for every budget, labelled at its left."""
     columns = len(headings)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.2 + 0.75 * columns, 0.4 + 0.8 * len(rows)), dpi=130, layout="constrained")
+        figure = Figure(figsize=(1.6 + 0.75 * columns, 0.4 + 0.8 * len(rows)), dpi=130, layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, images) in zip(axes, rows, strict=True):
             for ax, image in zip(row, images, strict=True):
@@ -38,7 +38,7 @@ def compute_quality(scores: Sequence[Score], path: Path) -> None:
     costs = (("gflops_per_image", "GFLOPs per image"), ("ms_per_image", "ms per image (measured)"))
     qualities = (("fd", "Fréchet distance (lower is better)"), ("accuracy", "class accuracy"))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 7), dpi=130, layout="constrained")
+        figure = Figure(figsize=(8.5, 7), dpi=130, layout="constrained")
         for row, (quality, quality_label) in zip(figure.subplots(2, 2), qualities, strict=True):
             for ax, (cost, cost_label) in zip(row, costs, strict=True):
                 for kind, (name, colour, marker) in LOOK.items():
