@@ -95,7 +95,7 @@ def quickstart(out: str | Path, *, steps: int = 700, seed: int = 0, say: Callabl
         count=SAMPLES,
         steps=SAMPLING_STEPS,
         seed=seed,
-        progress=lambda score: say("  " + "  ".join(score_cells(score))),
+        progress=lambda done, total: say(f"sampled batch {done} of {total} at every setting"),
     )
     draw_pictures(out, model, data, scores, seed)
     result = Quickstart(time.perf_counter() - start, scores, classifier, out / "report.html")

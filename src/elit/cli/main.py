@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
         return _fail(f"elit {name}: stopped", 130)
-    if "--json" in arguments:
+    if "--json" in arguments and result is not None:  # of several processes, the main one speaks
         print(json.dumps(result))
     return 0
 

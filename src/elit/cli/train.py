@@ -37,10 +37,14 @@ def parse(arguments: Sequence[str]) -> Args:
     return parse_arguments(Args, "train", arguments, default=Args(settings=settings))
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> dict[str, Any] | None:
+    from accelerate import PartialState
+
     from elit.train import train
 
     train(args.settings)
+    if not PartialState().is_main_process:
+        return None
     model = str(Path(args.settings.out) / "model")
     if not args.json:
         print(f"Model: {model}")

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from elit.data.images import to_uint8
@@ -53,12 +53,13 @@ def compute_quality(scores: Sequence[Score], path: Path) -> None:
                 ax.set(xlabel=cost_label, ylabel=quality_label)
                 if quality == "fd":
                     ax.set_yscale("log")
+                    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                    ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+                    ax.yaxis.set_minor_formatter(NullFormatter())
                 else:
                     ax.set_ylim(0, 1.08)
                 ax.grid(alpha=0.25)
-        figure.axes[0].legend(frameon=False, title="numbers: latents per group")
+        figure.axes[2].legend(frameon=False, title="numbers: latents per group", loc="lower right")
         save_figure(figure, path)
 
 
