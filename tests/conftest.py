@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -30,6 +31,19 @@ def opened(kind: str) -> DiT:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def small_vae(**settings) -> AutoencoderKL:
+    """An autoencoder of random weights, 4 channels, f2."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        **settings,
+    ).eval()
 
 
 def inputs(model: DiT, batch: int = 3, size: tuple[int, ...] | None = None) -> tuple[torch.Tensor, ...]:

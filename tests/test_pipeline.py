@@ -3,24 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import opened
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from conftest import opened, small_vae
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 import elit
 from elit.pipeline import ElitPipeline, decode
 from elit.sampling import sample, seeded_noise
-
-
-def small_vae(**settings) -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        **settings,
-    ).eval()
 
 
 def pipeline(vae=None) -> ElitPipeline:

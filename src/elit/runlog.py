@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ class RunLog:
 
     def progress(self) -> AbstractContextManager[Any]:
         """Shows the bar while training; without a terminal each flush prints a line instead."""
-        return self.bar if self.console.is_terminal else _Flushing(self)
+        return self.bar if self.console.is_terminal else nullcontext()
 
-    def add(self, step: int, *, loss: Tensor, gradient_norm: Tensor | None, budget: int | None, lr: float) -> None:
+    def add(self, step: int, *, loss: Tensor, gradient_norm: Tensor, budget: int | None, lr: float) -> None:
         """Figures of one step; tensors stay on the device until `flush`."""
         self.pending.append({"step": step, "loss": loss, "gradient_norm": gradient_norm, "budget": budget, "lr": lr})
         self.bar.update(self.task, completed=step)
@@ -53,7 +53,7 @@ class RunLog:
         if not self.pending:
             return
         losses = self.accelerator.reduce(torch.stack([row["loss"] for row in self.pending]), reduction="mean").tolist()
-        norms = torch.stack([torch.as_tensor(row["gradient_norm"]) for row in self.pending]).tolist()
+        norms = torch.stack([row["gradient_norm"] for row in self.pending]).tolist()
         now = time.perf_counter()
         speed = len(self.pending) * self.config.batch_size / (now - self.since)
         rows = [
@@ -87,12 +87,3 @@ class RunLog:
         """Puts a preview into TensorBoard; main process only."""
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
         writer.add_image("samples", np.asarray(image), step, dataformats="HWC")
-
-
-class _Flushing(AbstractContextManager[None]):
-    def __init__(self, log: RunLog):
-        self.log = log
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            self.log.flush()

@@ -9,12 +9,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import opened
+from conftest import opened, small_vae
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
 from elit.checkpoint import save_model
 from elit.cli.main import COMMANDS, main
+from elit.pipeline import ElitPipeline
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,16 @@ def test_sample_without_an_autoencoder_keeps_latents(capsys, tmp_path):
     assert code == 2
     assert "no pictures" in err
     assert not os.path.exists("samples.png")
+
+
+def test_sample_decodes_with_a_pipelines_autoencoder(capsys, tmp_path):
+    ElitPipeline(opened("elit-dit"), FlowMatchEulerDiscreteScheduler(), small_vae()).save_pretrained(tmp_path / "pipe")
+    code, _, _ = run(capsys, "sample", "pipe", "--steps", "1", "--labels", "0", "1", "--dtype", "bfloat16")
+    assert code == 0
+    assert Image.open("samples.png").size == (2 * 64 + 2, 64)
+    save_model(opened("elit-dit"), tmp_path / "model")
+    assert run(capsys, "sample", "model", "--steps", "1", "--vae", "pipe/vae", "--out", "x.npz")[0] == 0
+    assert np.load("x.npz")["arr_0"].shape == (5, 32, 32, 3)
 
 
 def test_flops_of_presets_and_of_saved_models(capsys, pixels):

@@ -160,6 +160,27 @@ def test_bfloat16_is_close_to_float32(any_model, autocast):
     assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def test_a_forward_reads_nothing_back(any_model):
+    """On the meta device there are no values: whatever syncs with the host fails here."""
+    x, t, y = (value.to("meta") for value in inputs(any_model))
+    assert any_model.to("meta")(x, t, y, 1 if any_model.budgets else None).shape == x.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
+    x, t, y = inputs(any_model)
+    expected = any_model(x, t, y)
+    any_model.to("cuda")
+    x, t, y = x.cuda(), t.cuda(), y.cuda()
+    any_model(x, t, y)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = any_model(x, t, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.allclose(out.cpu(), expected, atol=1e-3)
+
+
 def test_compiles_without_breaks_and_twice_at_most():
     """One static and one dynamic graph serve all budgets but the smallest, which torch specialises on."""
     model = opened("elit-dit")

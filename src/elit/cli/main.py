@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = import_module(f"elit.cli.{name}")
     try:
         result = command.run(command.parse(arguments[1:]))
-    except ValueError as error:
+    except (ValueError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
     except (OSError, FloatingPointError) as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
