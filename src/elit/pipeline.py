@@ -1,7 +1,7 @@
 """ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
@@ -28,7 +28,12 @@ class ElitPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vae"
     _optional_components: ClassVar = ["vae"]
 
-    def __init__(self, transformer: DiT, scheduler: FlowMatchEulerDiscreteScheduler, vae: AutoencoderKL | None = None):
+    def __init__(
+        self,
+        transformer: DiT,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: Optional[AutoencoderKL] = None,  # noqa: UP045 (diffusers before 0.40 reads no `X | None` here)
+    ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
 
