@@ -32,7 +32,7 @@ class ElitPipeline(DiffusionPipeline):
         self,
         transformer: DiT,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: Optional[AutoencoderKL] = None,  # noqa: UP045 (diffusers before 0.40 reads no `X | None` here)
+        vae: Optional[AutoencoderKL] = None,  # noqa: UP045 (diffusers 0.36 reads no `X | None` here)
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)

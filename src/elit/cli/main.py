@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -78,6 +78,21 @@ def check_device(name: str | None) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name!r}: not usable here ({reason}); elit doctor lists what is") from None
     return name
+
+
+@contextlib.contextmanager
+def show_progress(what: str, total: int) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr to be told (done, total); None, and nothing shown, where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done, _: bar.update(task, completed=done)
 
 
 def _one_line(box: str, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from elit.cli.main import check_device
+from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
 
 
@@ -65,8 +65,6 @@ def run(args: Args) -> dict[str, Any]:
     import time
 
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
     from elit.budgets import parse_budget
     from elit.checkpoint import load_autoencoder, load_model
@@ -107,17 +105,8 @@ def run(args: Args) -> dict[str, Any]:
     flops = sampling_flops(model, **settings)
 
     start = time.perf_counter()
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("sampling", total=count)
-        x = sample(
-            model,
-            y,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            progress=lambda done, _: bar.update(task, completed=done),
-            **settings,
-        )
+    with show_progress("sampling", count) as progress:
+        x = sample(model, y, seed=args.seed, batch_size=args.batch_size, progress=progress, **settings)
     seconds = time.perf_counter() - start
     if pictures:
         with torch.no_grad():
