@@ -40,13 +40,6 @@ def count_flops(
     return _config_flops(config, as_size(sample_size or config["sample_size"]), budget)
 
 
-def count_parameters(name: str, *, sample_size: int | Sequence[int] | None = None) -> int:
-    """Parameters of a preset, without allocating them."""
-    with torch.device("meta"):
-        model = DiT(**model_config(name, sample_size=sample_size))
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _config_flops(config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
     d, depth, ratio = config["hidden_size"], config["depth"], config.get("mlp_ratio", 4.0)
     patch = as_patch(config["patch_size"], config["sample_size"])

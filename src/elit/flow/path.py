@@ -2,7 +2,6 @@
 
 from typing import TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,8 +36,3 @@ def shift_time(t: TimeT, shift: float) -> TimeT:
 def flow_matching_loss(velocity: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
     """Mean squared error to the target velocity, in float32, nothing added: a scalar."""
     return F.mse_loss(velocity.float(), target_velocity(x0, x1).float())
-
-
-def data_estimate(x: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """The data a velocity points at: X1 = X_t + (1 − t)·v."""
-    return torch.add(x, velocity, alpha=1 - t)
