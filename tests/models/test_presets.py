@@ -69,6 +69,8 @@ def test_overrides():
         ("DiT-S/2", {"hidden_size": 100}, "hidden_size=100, num_heads=6"),
         ("DiT-S/2", {"num_classes": 0}, "num_classes=0"),
         ("DiT-S/2", {"in_channels": 0}, "in_channels=0"),
+        ("DiT-S/2", {"patch_size": 0}, r"patch_size=\(0, 0\)"),
+        ("ELIT-DiT-S/2", {"sample_size": 0}, r"sample_size=\(0, 0\).*nearest valid: 8"),
         ("ELIT-DiT-S/2", {"hidden_size": 24, "num_heads": 6}, "num_heads=6: a head must be at least 6 wide"),
         ("DiT-S/2", {"sample_size": (8, 8, 8), "patch_size": (2, 2)}, "need as many entries"),
     ],

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] | None) -> tuple[int, ...]:
     """Tokens along each axis of a sample. Raises ValueError, naming the nearest sizes, where they do not divide."""
+    if min(patch) < 1:
+        raise ValueError(f"patch_size={tuple(patch)}: give at least 1 along each axis")
     cell = [p * w for p, w in zip(patch, window or (1,) * len(patch), strict=True)]
     if len(size) != len(patch):
         raise ValueError(f"sample_size={tuple(size)}: expected {len(patch)} entries")
