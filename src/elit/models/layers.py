@@ -22,7 +22,7 @@ def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] 
         raise ValueError(f"sample_size={tuple(size)}: expected {len(patch)} entries")
     if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
         near = [
-            {max(step, length // step * step), -(-length // step) * step}
+            {max(step, length // step * step), max(step, -(-length // step) * step)}
             for length, step in zip(size, cell, strict=True)
         ]
         windows = f" and windows of {'×'.join(map(str, window))} tokens" if window else ""
