@@ -98,8 +98,7 @@ def quickstart(out: str | Path, *, steps: int = 700, seed: int = 0, say: Callabl
         progress=lambda done, total: say(f"sampled batch {done} of {total} at every setting"),
     )
     draw_pictures(out, model, data, scores, seed)
-    result = Quickstart(time.perf_counter() - start, scores, classifier, out / "report.html")
-    write_report(out, result, steps)
+    write_report(out, scores, classifier, steps)
     result = Quickstart(time.perf_counter() - start, scores, classifier, out / "report.html")
     write_text(out / "results.json", json.dumps(result.results(), indent=2) + "\n")
     return result
@@ -135,16 +134,16 @@ def draw_pictures(out: Path, model: DiT, data: ImageSet, scores: list[Score], se
     plots.read_attention(x, maps, (0, 1, 2, 13, 14, 15), out / "read_attention.png")
 
 
-def write_report(out: Path, result: Quickstart, steps: int) -> None:
+def write_report(out: Path, scores: list[Score], classifier: TrainedClassifier, steps: int) -> None:
     """report.html: the pictures, the table, and what to read in them."""
-    full, full_guided = result.scores[0], result.scores[1]
-    half = next(score for score in result.scores if score.tokens_per_group == BUDGETS[1])
+    full, full_guided = scores[0], scores[1]
+    half = next(score for score in scores if score.tokens_per_group == BUDGETS[1])
     saved = 1 - half.gflops_per_image / full.gflops_per_image
     write_page(
         out / "report.html",
         "One model, many budgets: ELIT-DiT on handwritten digits",
         f"Trained for {steps} steps in this folder, then sampled at {len(BUDGETS)} budgets with the same weights. "
-        f"At full budget a classifier ({result.classifier.accuracy:.1%} right on digits it never saw) recognises "
+        f"At full budget a classifier ({classifier.accuracy:.1%} right on digits it never saw) recognises "
         f"{full.accuracy:.1%} of the samples, {full_guided.accuracy:.1%} with guidance. Half of the latents need "
         f"{saved:.0%} fewer FLOPs and reach {half.accuracy:.1%}.",
         [
@@ -167,7 +166,7 @@ def write_report(out: Path, result: Quickstart, steps: int) -> None:
                 text=f"{SAMPLES} samples a row, {SAMPLING_STEPS} Euler steps; GFLOPs and milliseconds are for a whole "
                 "image, all steps and guidance included. Milliseconds were measured on this machine.",
                 headings=HEADINGS,
-                rows=[score_cells(score) for score in result.scores],
+                rows=[score_cells(score) for score in scores],
             ),
             Section(
                 title="What the latents read",

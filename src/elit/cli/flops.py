@@ -71,8 +71,6 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
     from elit.flops import count_flops, measure_ms
     from elit.models.presets import create_model
 
-    if len(args.sample_size) == 2 and args.sample_size[0] == args.sample_size[1]:
-        raise ValueError(f"sample_size={args.sample_size}: give one number for square images")
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
     device = check_device(args.device) if args.measure else "meta"
     if Path(name).is_dir():

@@ -88,13 +88,12 @@ def run(args: Args) -> dict[str, Any]:
     if count < 1:
         raise ValueError(f"count={count}: give at least 1")
     y = [labels[i % len(labels)] for i in range(count)]
-    weak = parse_budget(args.guidance_budget)
-    guidance = {
-        "none": lambda: None,
-        "cfg": lambda: CFG(args.scale, interval=args.guidance_interval),
-        "ag": lambda: AG(args.scale, weak, interval=args.guidance_interval),
-        "ccfg": lambda: CCFG(args.scale, weak, interval=args.guidance_interval),
-    }[args.guidance]()
+    guidance = None
+    if args.guidance == "cfg":
+        guidance = CFG(args.scale, interval=args.guidance_interval)
+    elif args.guidance != "none":
+        kind = AG if args.guidance == "ag" else CCFG
+        guidance = kind(args.scale, parse_budget(args.guidance_budget), interval=args.guidance_interval)
     settings: dict[str, Any] = {
         "steps": args.steps,
         "budget": args.budget,
