@@ -1,4 +1,4 @@
-"""Shared by all tests: small networks whose every path is open."""
+"""Shared by all tests: small networks of every kind whose every path is open."""
 
 import os
 
@@ -8,25 +8,44 @@ from diffusers import AutoencoderKL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from elit.models.dit import DiT
+from elit.models.conditioning import Text
 from elit.models.presets import create_model
+from elit.models.transformer import Transformer
 
 # Small networks; ELIT has 4 groups of 4×4 tokens, or 8 of 1×2×2 for video.
-IMAGE = {"sample_size": 16, "in_channels": 4, "num_classes": 5, "hidden_size": 48, "num_heads": 4, "depth": 4}
+SIZES = {"sample_size": 16, "in_channels": 4, "hidden_size": 48, "num_heads": 4, "depth": 4}
+IMAGE = SIZES | {"num_classes": 5}
 VIDEO = IMAGE | {"sample_size": (2, 8, 8), "patch_size": (1, 2, 2)}
+CHARACTERS = SIZES | {"text_features": 24, "pooled_features": 24, "text_length": 12}
+EMBEDDINGS = SIZES | {"text_encoder": "some/encoder", "text_features": 20, "pooled_features": 10, "text_length": 7}
+LATENTS = {"split": (1, 2, 1), "window": (4, 4)}
 SETTINGS = {
     "dit": ("DiT-S/2", IMAGE),
-    "elit-dit": ("ELIT-DiT-S/2", IMAGE | {"split": (1, 2, 1), "window": (4, 4)}),
-    "dit-video": ("DiT-S/2", VIDEO),
-    "elit-dit-video": ("ELIT-DiT-S/2", VIDEO | {"split": (1, 2, 1), "window": (1, 2, 2)}),
+    "elit-dit": ("ELIT-DiT-S/2", IMAGE | LATENTS),
+    "dit-video": ("DiT-S/2-Video", VIDEO),
+    "elit-dit-video": ("ELIT-DiT-S/2-Video", VIDEO | {"split": (1, 2, 1), "window": (1, 2, 2)}),
+    "uvit": ("U-ViT-S/2", IMAGE | {"depth": 6}),
+    "elit-uvit": ("ELIT-U-ViT-S/2", IMAGE | LATENTS | {"depth": 6, "split": (1, 4, 1)}),
+    "hdit": ("HDiT-S/2", IMAGE),
+    "elit-hdit": ("ELIT-HDiT-S/2", IMAGE | LATENTS),
+    "mmdit": ("MM-DiT-S/2", CHARACTERS),
+    "elit-mmdit": ("ELIT-MM-DiT-S/2", CHARACTERS | LATENTS),
+    "mmdit-embeddings": ("MM-DiT-S/2", EMBEDDINGS),
+    "elit-mmdit-embeddings": ("ELIT-MM-DiT-S/2", EMBEDDINGS | LATENTS | {"pooled_features": 0}),
 }
+ELIT = [kind for kind in SETTINGS if kind.startswith("elit-")]
 
 
-def opened(kind: str) -> DiT:
-    """A small network with random values everywhere: nothing starts at zero, so nothing hides."""
+def fresh(kind: str) -> Transformer:
+    """A small network as a training run starts it."""
     name, settings = SETTINGS[kind]
     torch.manual_seed(0)
-    model = create_model(name, **settings)
+    return create_model(name, **settings)
+
+
+def opened(kind: str) -> Transformer:
+    """A small network with random values everywhere: nothing starts at zero, so nothing hides."""
+    model = fresh(kind)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -46,21 +65,29 @@ def small_vae(**settings) -> AutoencoderKL:
     ).eval()
 
 
-def inputs(model: DiT, batch: int = 3, size: tuple[int, ...] | None = None) -> tuple[torch.Tensor, ...]:
-    """x, t, y for a network; the last label is the null class."""
+def conditions(model: Transformer, batch: int):
+    """y for a network, on the CPU: labels, characters or embeddings with padding, every sample another."""
+    torch.manual_seed(2)
+    y = model.example_condition(batch)
+    if isinstance(y, Text):
+        padded = torch.arange(y.mask.shape[1]) < 1 + torch.arange(batch)[:, None] % y.mask.shape[1]
+        return Text(y.embeddings, padded, y.pooled if model.config.pooled_features else None)
+    return y
+
+
+def inputs(model: Transformer, batch: int = 3, size: tuple[int, ...] | None = None) -> tuple:
+    """x, t, y for a network; the last sample has no condition."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, model.config.in_channels, *(size or model.sample_size), generator=generator)
     t = torch.rand(batch, generator=generator)
-    y = torch.arange(batch) % model.config.num_classes
-    y[-1] = model.config.num_classes
-    return x, t, y
+    return x, t, model.without_condition(conditions(model, batch), torch.arange(batch) == batch - 1)
 
 
 @pytest.fixture(params=list(SETTINGS))
-def any_model(request: pytest.FixtureRequest) -> DiT:
+def any_model(request: pytest.FixtureRequest) -> Transformer:
     return opened(request.param)
 
 
-@pytest.fixture(params=["elit-dit", "elit-dit-video"])
-def elit_model(request: pytest.FixtureRequest) -> DiT:
+@pytest.fixture(params=ELIT)
+def elit_model(request: pytest.FixtureRequest) -> Transformer:
     return opened(request.param)

@@ -11,12 +11,11 @@ from typing import Any
 from diffusers import AutoencoderKL, ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from elit.models.dit import DiT
+from elit.models.presets import NETWORKS
+from elit.models.transformer import Transformer
 
-MODELS = {"DiT": DiT}
 
-
-def load_model(folder: str | Path, **kwargs: Any) -> DiT:
+def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
     """The network saved in `folder` (config.json and safetensors), whichever class it is; or a saved pipeline's.
 
     kwargs: as in diffusers' from_pretrained, `torch_dtype` for one. Raises ValueError where the folder is missing,
@@ -26,9 +25,9 @@ def load_model(folder: str | Path, **kwargs: Any) -> DiT:
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
     kind = _check_saved(folder, "model")
-    if kind not in MODELS:
-        raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(MODELS)}")
-    model, found = MODELS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
+    if kind not in NETWORKS:
+        raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
+    model, found = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
     # diffusers would start missing weights at random, with a warning.
     wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])])
     if wrong:

@@ -18,8 +18,8 @@ class ModelConfig:
 
     name: str = "ELIT-DiT-S/2"
     """A preset: one of elit.list_models()."""
-    sample_size: int | None = None
-    """Pixels (or autoencoder cells) along each axis; default: the data's."""
+    sample_size: int | tuple[int, ...] | None = None
+    """Pixels (or autoencoder cells) along each axis, (frames, rows, columns) for video; default: the data's."""
     in_channels: int | None = None
     """Channels of a sample; default: the data's."""
     num_classes: int | None = None
@@ -38,6 +38,14 @@ class ModelConfig:
     """Tokens of a group along each axis (ELIT)."""
     num_latents: int | None = None
     """J, latents of a group at full budget (ELIT); default: as many as tokens in the window."""
+    text_encoder: str | None = None
+    """MM-DiT: "characters", built in and trained along, or a Hugging Face encoder by name or folder."""
+    text_features: int | None = None
+    """MM-DiT: width of the text embeddings; a Hugging Face encoder decides it."""
+    text_length: int | None = None
+    """MM-DiT: tokens of a prompt at most (bytes, for characters)."""
+    pooled_features: int | None = None
+    """MM-DiT: width of the pooled text in the conditioning, 0 for none; a Hugging Face encoder decides it."""
 
     def chosen(self) -> dict[str, Any]:
         """The fields that are set, as arguments of `elit.create_model`."""
@@ -53,7 +61,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which network."""
     data: str = "digits"
-    """"digits" (scikit-learn's, built in) or a folder of images with one sub-folder a class."""
+    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them) or a folder of images with one sub-folder a
+    class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders' names are the prompts."""
     image_size: int = 64
     """Images of a folder are resized and centre-cropped to this."""
     skip_unreadable: bool = False
@@ -76,7 +85,7 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
     class_dropout: float = 0.1
-    """Share of labels replaced by the null class, for classifier-free guidance."""
+    """Share of labels or prompts left out, for classifier-free guidance."""
     time_shift: float = 1.0
     """Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1)."""
     budget_min: int | None = None

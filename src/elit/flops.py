@@ -3,29 +3,32 @@
 Equal to torch's FlopCounterMode on the real network (under the math attention backend) and to the paper's
 figures (section 5): training = 3 × forward × batch.
 
-N spatial tokens, n = N / G of a group, J̃ latents kept, K = G·J̃, d width, L tokens of any sequence.
+N spatial tokens, n = N / G of a group, J̃ latents kept, K = G·J̃, d width, L tokens of any sequence, M of a text.
 """
 
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from elit.budgets import Budget, resolve_budget
-from elit.models.dit import DiT, as_patch, as_size
+from elit.models.conditioning import CHARACTERS, CharacterEncoder, TimeEmbedding
+from elit.models.hdit import MERGED, HDiT, merged_blocks
 from elit.models.interface import InterfaceSpec
-from elit.models.layers import ClassConditioning, token_grid
+from elit.models.layers import token_grid
+from elit.models.mmdit import MMDiT
 from elit.models.presets import model_config
+from elit.models.transformer import Transformer, as_patch, as_size
+from elit.models.uvit import UViT, skip_pairs
 
 
 def count_flops(
-    model_or_name: nn.Module | str, *, sample_size: int | Sequence[int] | None = None, budget: Budget = None
+    model_or_name: Transformer | str, *, sample_size: int | Sequence[int] | None = None, budget: Budget = None
 ) -> int:
-    """Floating-point operations of one forward of one sample.
+    """Floating-point operations of one forward of one sample, for a text-conditional network of text_length tokens.
 
     model_or_name: a network, or the name of a preset. sample_size: default the network's own; a named ELIT preset
     takes the paper's window for that size, an existing network keeps its own. budget: as in the network's forward.
@@ -34,42 +37,85 @@ def count_flops(
     """
     config: Any
     if isinstance(model_or_name, str):
-        config = model_config(model_or_name, sample_size=sample_size)
+        network, config = model_config(model_or_name, sample_size=sample_size)
     else:
-        config = model_or_name.config
-    return _config_flops(config, as_size(sample_size or config["sample_size"]), budget)
+        network, config = type(model_or_name), model_or_name.config
+    return _config_flops(network, config, as_size(sample_size or config["sample_size"]), budget)
 
 
-def _config_flops(config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
-    d, depth, ratio = config["hidden_size"], config["depth"], config.get("mlp_ratio", 4.0)
+def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
+    d, depth = config["hidden_size"], config["depth"]
     patch = as_patch(config["patch_size"], config["sample_size"])
     spec = InterfaceSpec.from_config(config["interface"]) if config.get("interface") else None
-    tokens = math.prod(token_grid(size, patch, spec.window if spec else None))
+    tokens = math.prod(token_grid(size, patch, spec.window if spec else network.plain_window(len(size))))
     patch_features = config["in_channels"] * math.prod(patch)
-    kept = resolve_budget(budget, spec.budgets if spec else ())
+    head, core, _ = spec.split if spec else (0, depth, 0)
 
     total = 2 * tokens * patch_features * d  # patch embedding
-    total += 2 * (ClassConditioning.frequencies * d + d * d)  # timestep MLP
-    if spec is None or kept is None:
-        total += depth * _block_flops(tokens, d, ratio)
-    else:
-        head, core, tail = spec.split
+    total += _conditioning_flops(network, config)
+    total += _stage_flops(network, config, spec, range(head), tokens)
+    if spec:
+        step = network.budget_step
+        kept = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
         n = math.prod(spec.window)
-        total += (head + tail) * _block_flops(tokens, d, ratio)
-        total += core * _block_flops(tokens // n * kept, d, ratio)
-        total += _interface_flops(tokens, n, kept, d)
+        total += interface_flops(tokens, n, kept, d)
+        total += _stage_flops(network, config, spec, range(head, head + core), tokens // n * kept)
+    else:
+        resolve_budget(budget, ())
+        total += _stage_flops(network, config, spec, range(core), tokens)
+    total += _stage_flops(network, config, spec, range(head + core, depth), tokens)
     total += 4 * d * d + 2 * tokens * d * patch_features  # final modulation and linear
     return total
 
 
-def _block_flops(length: int, d: int, mlp_ratio: float) -> int:
-    hidden = int(mlp_ratio * d)
-    modulation = 12 * d * d
+def _stage_flops(
+    network: type[Transformer], config: Mapping[str, Any], spec: InterfaceSpec | None, blocks: range, length: int
+) -> int:
+    """A run of blocks over `length` tokens or latents; what each backbone adds to DiT's blocks is here."""
+    d, depth, ratio = config["hidden_size"], config["depth"], config.get("mlp_ratio", 4.0)
+    if network is MMDiT:
+        joint = [_joint_block_flops(length, config["text_length"], d, ratio, last=i == depth - 1) for i in blocks]
+        return sum(joint)
+    plain = _block_flops(length, d, d, ratio)
+    if network is UViT:
+        skips = set(skip_pairs(depth, spec.split if spec else None).values()) & set(blocks)
+        return len(blocks) * plain + len(skips) * 4 * length * d * d
+    if network is HDiT and (wide := set(merged_blocks(depth)) & set(blocks)):
+        merged = length // MERGED
+        merge_and_split = 2 * 2 * merged * (MERGED * d) * (2 * d)
+        wide_block = _block_flops(merged, 2 * d, d, ratio)
+        return (len(blocks) - len(wide)) * plain + len(wide) * wide_block + merge_and_split
+    return len(blocks) * plain
+
+
+def _block_flops(length: int, d: int, condition: int, mlp_ratio: float) -> int:
+    modulation = 12 * condition * d
     attention = 8 * length * d * d + 4 * length**2 * d
-    return modulation + attention + 4 * length * d * hidden
+    return modulation + attention + 4 * length * d * int(mlp_ratio * d)
 
 
-def _interface_flops(tokens: int, n: int, kept: int, d: int) -> int:
+def _joint_block_flops(length: int, text: int, d: int, mlp_ratio: float, *, last: bool) -> int:
+    both = length + text
+    if last:  # the text gives keys and values, and ends
+        modulation = 12 * d * d + 4 * d * d
+        attention = 8 * length * d * d + 4 * text * d * d + 4 * length * both * d
+        return modulation + attention + 4 * length * d * int(mlp_ratio * d)
+    return 24 * d * d + 8 * both * d * d + 4 * both**2 * d + 4 * both * d * int(mlp_ratio * d)
+
+
+def _conditioning_flops(network: type[Transformer], config: Mapping[str, Any]) -> int:
+    d = config["hidden_size"]
+    total = 2 * (TimeEmbedding.frequencies * d + d * d)  # timestep MLP
+    if network is MMDiT:
+        features, length = config["text_features"], config["text_length"]
+        total += 2 * length * features * d + 2 * config["pooled_features"] * d
+        if config["text_encoder"] == CHARACTERS:
+            total += CharacterEncoder.depth * (24 * length * features**2 + 4 * length**2 * features)
+    return total
+
+
+def interface_flops(tokens: int, n: int, kept: int, d: int) -> int:
+    """Read and Write of N = `tokens` spatial tokens in groups of n, `kept` latents each, width d."""
     latents = tokens // n * kept
     # Read: modulation, queries once a sample, keys and values, attention inside groups, output, MLP.
     read = 12 * d**2 + 2 * kept * d**2 + 4 * tokens * d**2 + 4 * latents * n * d + 6 * latents * d**2
@@ -79,7 +125,7 @@ def _interface_flops(tokens: int, n: int, kept: int, d: int) -> int:
 
 
 def measure_ms(
-    model: DiT,
+    model: Transformer,
     *,
     sample_size: int | Sequence[int] | None = None,
     budget: Budget = None,
@@ -90,7 +136,7 @@ def measure_ms(
     size = as_size(sample_size or model.config.sample_size)
     x = torch.randn(batch_size, model.config.in_channels, *size, device=model.device, dtype=model.dtype)
     t = torch.full((batch_size,), 0.5, device=model.device)
-    y = torch.zeros(batch_size, dtype=torch.int64, device=model.device)
+    y = model.example_condition(batch_size).to(model.device)
 
     def forward() -> float:
         start = time.perf_counter()

@@ -14,7 +14,7 @@ from elit.budgets import Budget, Schedule
 from elit.data.images import to_uint8
 from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
-from elit.models.dit import DiT, check_values
+from elit.models.transformer import Transformer
 from elit.sampling import guided_network, sampling_plan
 
 
@@ -30,7 +30,7 @@ class ElitPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: DiT,
+        transformer: Transformer,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: Optional[AutoencoderKL] = None,  # noqa: UP045 (diffusers 0.36 reads no `X | None` here)
     ):
@@ -62,8 +62,7 @@ class ElitPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
         model, device = self.transformer, self._execution_device
-        y = torch.as_tensor(class_labels).reshape(-1)
-        check_values(None, y.cpu(), model.config.num_classes)
+        y = model.conditions(class_labels)
         guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.

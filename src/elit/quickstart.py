@@ -1,4 +1,4 @@
-"""From nothing to a report in about two minutes: train an ELIT-DiT on digits, turn its dial, score what comes out."""
+"""From nothing to a report in a few minutes: train a small ELIT network, turn its dial, score what comes out."""
 
 import json
 import shutil
@@ -11,35 +11,75 @@ from typing import Any
 import torch
 
 from elit.config import ModelConfig, TrainConfig, write_text
-from elit.data.digits import digits
+from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.attention import read_attention
-from elit.evaluate.features import TrainedClassifier, train_digit_classifier
+from elit.evaluate.features import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.run import Score, score_dial
-from elit.flow.guidance import CCFG
+from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
-from elit.models.dit import DiT
+from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
 from elit.report import plots
 from elit.report.html import Section, write_page
-from elit.report.tables import HEADINGS, score_cells
+from elit.report.tables import headings, score_cells
 from elit.sampling import sample, seeded_noise
 from elit.train import train
 
-BUDGETS = (16, 8, 4, 2, 1)
-GUIDANCE = CCFG(1.5, 1)
 SAMPLING_STEPS = 16
 SAMPLES = 200
 # What a run leaves in its folder; only this is cleared for a new one.
 PRODUCTS = (
     *("model", "checkpoints", "samples", "logs", "config.yaml", "metrics.jsonl", "results.json"),
-    *("samples.png", "compute_quality.png", "read_attention.png", "report.html"),
+    *("samples.png", "samples.gif", "compute_quality.png", "read_attention.png", "report.html"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a quickstart trains, and at which budgets it looks."""
+
+    title: str
+    name: str
+    """The preset whose kind of network it is."""
+    data: str = "digits"
+    steps: int = 700
+    budgets: tuple[int, ...] = (16, 8, 4, 2, 1)
+    model: dict[str, Any]
+    """Its sizes."""
+
+    @property
+    def guidance(self) -> Guidance:
+        """CCFG with the least budget in the unconditional branch."""
+        return CCFG(1.5, self.budgets[-1])
+
+
+SMALL = {"hidden_size": 48, "num_heads": 2, "depth": 6, "split": (1, 4, 1)}
+FOUR_WINDOWS = SMALL | {"window": (4, 4)}  # one for each quarter of a digit
+RECIPES = {
+    "dit": Recipe(title="ELIT-DiT", name="ELIT-DiT-S/1", model=FOUR_WINDOWS),
+    "uvit": Recipe(title="ELIT-U-ViT", name="ELIT-U-ViT-S/1", model=FOUR_WINDOWS),
+    "hdit": Recipe(title="ELIT-HDiT", name="ELIT-HDiT-S/1", budgets=(16, 12, 8, 4), model=FOUR_WINDOWS),
+    "mmdit": Recipe(
+        title="ELIT-MM-DiT, text to image,",
+        name="ELIT-MM-DiT-S/1",
+        model=FOUR_WINDOWS | {"text_features": 48, "pooled_features": 48},
+    ),
+    "video": Recipe(
+        title="ELIT-DiT for video",
+        name="ELIT-DiT-S/2-Video",
+        data="moving-digits",
+        budgets=(18, 9, 4, 2, 1),
+        model=SMALL | {"window": (2, 3, 3)},
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Quickstart:
     """What a quickstart came to."""
 
+    backbone: str
     seconds: float
     scores: list[Score]
     classifier: TrainedClassifier
@@ -48,22 +88,20 @@ class Quickstart:
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
+            "backbone": self.backbone,
             "seconds": round(self.seconds, 1),
             "classifier_accuracy": self.classifier.accuracy,
             "samples": SAMPLES,
             "sampling_steps": SAMPLING_STEPS,
-            "rows": [asdict(score) for score in self.scores],
+            "rows": [{k: v for k, v in asdict(score).items() if v is not None} for score in self.scores],
         }
 
 
-def run_config(out: Path, steps: int, seed: int) -> TrainConfig:
-    """One window of 4×4 tokens for each quarter of a digit, 1 to 16 latents in it."""
+def run_config(recipe: Recipe, out: Path, steps: int, seed: int) -> TrainConfig:
     return TrainConfig(
         out=str(out),
-        model=ModelConfig(
-            name="ELIT-DiT-S/1", hidden_size=48, num_heads=2, depth=6, split=(1, 4, 1), window=(4, 4), num_latents=16
-        ),
-        data="digits",
+        model=ModelConfig(name=recipe.name, **recipe.model),
+        data=recipe.data,
         steps=steps,
         batch_size=32,
         learning_rate=4e-3,
@@ -75,33 +113,60 @@ def run_config(out: Path, steps: int, seed: int) -> TrainConfig:
     )
 
 
-def quickstart(out: str | Path, *, steps: int = 700, seed: int = 0, say: Callable[[str], None] = print) -> Quickstart:
-    """Trains, samples, scores and writes everything into `out`; see the README for what is there afterwards."""
+def quickstart(
+    out: str | Path,
+    *,
+    backbone: str = "dit",
+    steps: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Quickstart:
+    """Trains, samples, scores and writes everything into `out`; see the README for what is there afterwards.
+
+    backbone: one of RECIPES. steps: of training, default the recipe's.
+    """
     start, out = time.perf_counter(), Path(out)
-    config = run_config(out, steps, seed)
+    if backbone not in RECIPES:
+        raise ValueError(f"backbone={backbone!r}: give one of {', '.join(RECIPES)}")
+    recipe = RECIPES[backbone]
+    config = run_config(recipe, out, recipe.steps if steps is None else steps, seed)
     clear(out)
-    data = digits()
-    classifier = train_digit_classifier(data, seed=seed)
+    still = digits()
+    clips = recipe.data == "moving-digits"
+    data = moving_digits() if clips else still
+    seen = ImageSet(centred(still.images), still.labels, still.classes) if clips else still
+    classifier = train_digit_classifier(seen, seed=seed)
     say(f"Digit classifier: {classifier.accuracy:.1%} right on {classifier.held_out} digits it never saw.")
-    say(f"Training a small multi-budget ELIT-DiT for {steps} steps on {len(data):,} digits.")
+    say(f"Training a small multi-budget {recipe.title} for {config.steps} steps on {len(data):,} {noun(clips)}.")
     model = train(config).cpu()
-    say(f"Sampling {SAMPLES} digits at {len(BUDGETS)} budgets, without guidance and with CCFG.")
+    conditions = class_conditions(model)
+    say(f"Sampling {SAMPLES} {noun(clips)} at {len(recipe.budgets)} budgets, without guidance and with CCFG.")
     scores = score_dial(
         model,
-        classifier.model,
+        ClipDetector(classifier.model) if clips else ImageDetector(classifier.model),
         data.images,
-        budgets=BUDGETS,
-        guidance=(None, GUIDANCE),
+        conditions=conditions,
+        budgets=recipe.budgets,
+        guidance=(None, recipe.guidance),
         count=SAMPLES,
         steps=SAMPLING_STEPS,
         seed=seed,
         progress=lambda done, total: say(f"sampled batch {done} of {total} at every setting"),
     )
-    draw_pictures(out, model, data, scores, seed)
-    write_report(out, scores, classifier, steps)
-    result = Quickstart(time.perf_counter() - start, scores, classifier, out / "report.html")
+    draw_pictures(out, model, data, recipe, scores, seed)
+    write_report(out, recipe, scores, classifier, config.steps)
+    result = Quickstart(backbone, time.perf_counter() - start, scores, classifier, out / "report.html")
     write_text(out / "results.json", json.dumps(result.results(), indent=2) + "\n")
     return result
+
+
+def class_conditions(model: Transformer) -> Condition:
+    """y for each of the ten digits: its label, or its prompt."""
+    return model.conditions(CAPTIONS if "text_encoder" in model.config else list(range(10)))
+
+
+def noun(clips: bool) -> str:
+    return "clips of moving digits" if clips else "digits"
 
 
 def clear(out: Path) -> None:
@@ -114,72 +179,110 @@ def clear(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def draw_pictures(out: Path, model: DiT, data: ImageSet, scores: list[Score], seed: int) -> None:
-    """samples.png, compute_quality.png and read_attention.png."""
-    labels = list(range(10))
+def draw_pictures(
+    out: Path, model: Transformer, data: ImageSet, recipe: Recipe, scores: list[Score], seed: int
+) -> None:
+    """samples.png (of clips a strip of frames), samples.gif (clips alone), compute_quality.png, read_attention.png."""
+    conditions, most = class_conditions(model), recipe.budgets[0]
     rows = [
         (
-            f"{100 * kept / BUDGETS[0]:g}%\n{kept} latent{'s' if kept > 1 else ''}",
-            sample(model, labels, steps=SAMPLING_STEPS, budget=kept, guidance=GUIDANCE, seed=seed),
+            f"{100 * kept / most:.3g}%\n{kept} latent{'s' if kept > 1 else ''}",
+            sample(model, conditions, steps=SAMPLING_STEPS, budget=kept, guidance=recipe.guidance, seed=seed),
         )
-        for kept in BUDGETS
+        for kept in recipe.budgets
     ]
-    plots.samples_by_budget(rows, [str(label) for label in labels], out / "samples.png")
+    if data.images.ndim == 5:
+        plots.animate(rows, CLASSES, out / "samples.gif")
+        plots.samples_by_budget([(label, clips[:5]) for label, clips in rows], CLASSES[:5], out / "samples.png")
+    else:
+        plots.samples_by_budget(rows, CLASSES, out / "samples.png")
     plots.compute_quality(scores, out / "compute_quality.png")
 
     first = torch.stack([(data.labels == label).nonzero()[0, 0] for label in range(6)])
-    images, y, t = data.images[first], data.labels[first], torch.full((len(first),), 0.7)
+    images, y, t = data.images[first], conditions[data.labels[first]], torch.full((len(first),), 0.7)
     x = interpolate(seeded_noise([seed] * len(first), data.shape), images, t)
     maps = read_attention(model, x, t, y)
-    plots.read_attention(x, maps, (0, 1, 2, 13, 14, 15), out / "read_attention.png")
+    shown = (0, 1, 2, most - 3, most - 2, most - 1)
+    if x.ndim == 5:  # the first frame of each clip
+        x, maps = x[:, :, 0], maps[:, :, 0]
+    plots.read_attention(x, maps, shown, out / "read_attention.png")
 
 
-def write_report(out: Path, scores: list[Score], classifier: TrainedClassifier, steps: int) -> None:
+def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: TrainedClassifier, steps: int) -> None:
     """report.html: the pictures, the table, and what to read in them."""
     full, full_guided = scores[0], scores[1]
-    half = next(score for score in scores if score.tokens_per_group == BUDGETS[1])
-    saved = 1 - half.gflops_per_image / full.gflops_per_image
+    part = next(score for score in scores if score.tokens_per_group <= recipe.budgets[0] / 2)
+    saved = 1 - part.gflops_per_image / full.gflops_per_image
+    clips = full.steady is not None
+    lead = (
+        f"Trained for {steps} steps in this folder, then sampled at {len(recipe.budgets)} budgets with the same "
+        f"weights. At full budget a classifier ({classifier.accuracy:.1%} right on digits it never saw) recognises "
+        f"{full.accuracy:.1%} of the {'clips' if clips else 'samples'}, {full_guided.accuracy:.1%} with guidance. "
+        f"{part.budget:.0%} of the latents need {saved:.0%} fewer FLOPs and reach {part.accuracy:.1%}."
+    )
+    asked = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit asked for"
+    same_noise = f"Rows are budgets, columns {asked}, with CCFG. Only the number of latents changes."
+    if clips:
+        lead += f" In {full_guided.steady:.1%} of the guided clips every frame shows the same digit."
+        pictures = [
+            Section(title="The same noise at every budget", text=same_noise, image=out / "samples.gif", alt="Clips"),
+            Section(
+                title="Frame by frame",
+                text="The first five digits, their frames side by side.",
+                image=out / "samples.png",
+                alt="Frames of generated clips, one row a budget",
+            ),
+        ]
+    else:
+        alt = "Generated digits, one row a budget"
+        title = "The same noise at every budget"
+        pictures = [Section(title=title, text=same_noise, image=out / "samples.png", alt=alt)]
+    what = f"What a {'clip' if clips else 'sample'} costs and how good it is"
+    weak = recipe.budgets[-1]
     write_page(
         out / "report.html",
-        "One model, many budgets: ELIT-DiT on handwritten digits",
-        f"Trained for {steps} steps in this folder, then sampled at {len(BUDGETS)} budgets with the same weights. "
-        f"At full budget a classifier ({classifier.accuracy:.1%} right on digits it never saw) recognises "
-        f"{full.accuracy:.1%} of the samples, {full_guided.accuracy:.1%} with guidance. Half of the latents need "
-        f"{saved:.0%} fewer FLOPs and reach {half.accuracy:.1%}.",
+        f"One model, many budgets: {recipe.title} on handwritten digits",
+        lead,
         [
-            Section(
-                title="The same noise at every budget",
-                text="Rows are budgets, columns the digit asked for, with CCFG. Only the number of latents changes.",
-                image=out / "samples.png",
-                alt="Generated digits, one row a budget",
-            ),
+            *pictures,
             Section(
                 title="Compute against quality",
-                text="The Fréchet distance compares the samples with the real digits on the classifier's features. "
-                "CCFG (cheap classifier-free guidance) runs its unconditional branch with one latent per group; it "
-                "makes digits easier to recognise and less varied.",
+                text="The Fréchet distance compares the samples with the real data on the classifier's features. CCFG "
+                f"(cheap classifier-free guidance) runs its unconditional branch with {weak} "
+                f"latent{'s' if weak > 1 else ''} per group; it makes digits easier to recognise and less varied.",
                 image=out / "compute_quality.png",
                 alt="Fréchet distance and class accuracy against GFLOPs and milliseconds",
             ),
             Section(
-                title="The numbers",
+                title=what,
                 text=f"{SAMPLES} samples a row, {SAMPLING_STEPS} Euler steps; GFLOPs and milliseconds are for a whole "
-                "image, all steps and guidance included. Milliseconds were measured on this machine.",
-                headings=HEADINGS,
+                f"{'clip' if clips else 'image'}, all steps and guidance included. Milliseconds were measured on this "
+                "machine." + (" Steady: every frame shows the same digit." if clips else ""),
+                headings=headings(scores),
                 rows=[score_cells(score) for score in scores],
             ),
             Section(
                 title="What the latents read",
-                text="Read attention at t = 0.7 for six digits. Each of the four windows has its own copy of a latent; "
-                "first latents are trained at every budget, last ones only near the full one.",
+                text=f"Read attention at t = 0.7 for six digits{' (first frame)' if clips else ''}. Each window has "
+                "its own copy of a latent; first latents are trained at every budget, last ones only near the full.",
                 image=out / "read_attention.png",
                 alt="Attention of single latents over noisy digits",
             ),
             Section(
                 title="Go on from here",
                 text="Sample with this model from the command line, or train it longer with its own settings:",
-                code=f"elit sample {out / 'model'} --budget 0.5 --guidance ccfg --scale 2 --out digits.png\n"
-                f"elit train --config {out / 'config.yaml'} --steps 5000 --out runs/longer",
+                code="\n".join(next_commands(out, recipe)),
             ),
         ],
     )
+
+
+def next_commands(out: Path, recipe: Recipe) -> list[str]:
+    """What to type next."""
+    end = "clips.gif" if recipe.data == "moving-digits" else "digits.png"
+    prompt = f' --prompts "{CAPTIONS[3]}" "{CAPTIONS[7]}"' if "MM-DiT" in recipe.name else ""
+    guidance = f"--guidance ccfg --guidance-budget {recipe.budgets[-1]} --scale 2"
+    return [
+        f"elit sample {out / 'model'}{prompt} --budget 0.5 {guidance} --out {end}",
+        f"elit train --config {out / 'config.yaml'} --steps 5000 --out runs/longer",
+    ]

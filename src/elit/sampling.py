@@ -9,12 +9,13 @@ from elit.budgets import Schedule, schedule_budgets
 from elit.flops import count_flops
 from elit.flow.guidance import Branch, Guidance, branches, guided_velocity
 from elit.flow.solver import get_solver, time_grid
-from elit.models.dit import DiT, as_size, check_values
+from elit.models.conditioning import Condition, concatenate
+from elit.models.transformer import Transformer, as_size
 
 
 def sample(
-    model: DiT,
-    y: Tensor | Sequence[int] | int,
+    model: Transformer,
+    y: Condition | Sequence[int] | int | Sequence[str] | str,
     *,
     steps: int = 40,
     budget: Schedule = None,
@@ -29,7 +30,8 @@ def sample(
 ) -> Tensor:
     """Samples (B, C, H, W) or (B, C, T, H, W), float32 on the model's device; pixels in [-1, 1] or autoencoder cells.
 
-    y: B labels, num_classes = no class. steps: the paper uses 40 with "euler"; "heun" evaluates twice a step.
+    y: B labels, num_classes = no class; for a text-conditional network B prompts or their embeddings.
+    steps: the paper uses 40 with "euler"; "heun" evaluates twice a step.
     budget: one for all steps, or a schedule: a list with one a step, a function of t, "0.5@0-0.5,1@0.5-1".
     guidance: elit.CFG, elit.AG or elit.CCFG. shift: more of the steps near noise, 1 is even.
     seed: of the first sample, the next ones count up; or one seed a sample. A sample depends on its own seed alone,
@@ -39,36 +41,33 @@ def sample(
 
     Raises ValueError for what does not fit the model.
     """
-    y = torch.as_tensor(y)
-    y = y[None] if y.ndim == 0 else y
-    if not len(y):
-        raise ValueError("y: no labels; give at least one")
-    check_values(None, y.cpu(), model.config.num_classes)
+    wanted: Condition = model.conditions(y)
+    count = len(wanted)
     size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
     model.token_grid(size)
     times, run = time_grid(steps, shift), get_solver(solver)
     plan = sampling_plan(model, times, budget, guidance, solver)
     shape = (model.config.in_channels, *size)
-    if noise is not None and noise.shape != (len(y), *shape):
-        raise ValueError(f"noise: shape {tuple(noise.shape)}, expected {(len(y), *shape)}")
+    if noise is not None and noise.shape != (count, *shape):
+        raise ValueError(f"noise: shape {tuple(noise.shape)}, expected {(count, *shape)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
-    seeds = sample_seeds(seed, len(y))
+    seeds = sample_seeds(seed, count)
 
     samples = []
-    for first in range(0, len(y), batch_size or len(y)):
-        part = slice(first, first + (batch_size or len(y)))
+    for first in range(0, count, batch_size or count):
+        part = slice(first, first + (batch_size or count))
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
-        velocity = guided_network(model, y[part].to(model.device), plan, guidance)
+        velocity = guided_network(model, wanted[part].to(model.device), plan, guidance)
         with torch.no_grad():
             samples.append(run(velocity, x.to(model.device, torch.float32), times))
         if progress:
-            progress(min(part.stop, len(y)), len(y))
+            progress(min(part.stop, count), count)
     return torch.cat(samples)
 
 
 def sampling_plan(
-    model: DiT, times: Sequence[float], budget: Schedule, guidance: Guidance | None, solver: str = "euler"
+    model: Transformer, times: Sequence[float], budget: Schedule, guidance: Guidance | None, solver: str = "euler"
 ) -> list[dict[float, list[Branch]]]:
     """For every step, what is evaluated at which time: {t: branches}. Raises ValueError for an invalid budget."""
     plan = []
@@ -80,18 +79,19 @@ def sampling_plan(
 
 
 def guided_network(
-    model: DiT, y: Tensor, plan: Sequence[dict[float, list[Branch]]], guidance: Guidance | None
+    model: Transformer, y: Condition, plan: Sequence[dict[float, list[Branch]]], guidance: Guidance | None
 ) -> Callable[[Tensor, float, int], Tensor]:
     """The solver's velocity(x, t, step): all branches in one batch, each at its budget; float32 like x."""
-    null = torch.full_like(y, model.config.num_classes)
+    null = model.without_condition(y)
 
     def velocity(x: Tensor, t: float, step: int) -> Tensor:
         def evaluate(chosen: Sequence[Branch]) -> Sequence[Tensor]:
             count = len(chosen)
             # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
             time = torch.full((count * len(x),), t, device=x.device, dtype=torch.float32)
-            labels = torch.cat([null if branch.drop_class else y for branch in chosen])
-            v = model(x.to(model.dtype).repeat(count, *[1] * (x.ndim - 1)), time, labels, [b.budget for b in chosen])
+            conditions = concatenate([null if branch.drop_class else y for branch in chosen])
+            repeated = x.to(model.dtype).repeat(count, *[1] * (x.ndim - 1))
+            v = model(repeated, time, conditions, [branch.budget for branch in chosen])
             return v.to(x.dtype).chunk(count)
 
         return guided_velocity(evaluate, plan[step][t], guidance.scale if guidance else 1.0)
@@ -100,7 +100,7 @@ def guided_network(
 
 
 def sampling_flops(
-    model: DiT,
+    model: Transformer,
     *,
     steps: int = 40,
     budget: Schedule = None,

@@ -5,7 +5,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +19,14 @@ from torch.utils.data import DataLoader
 from elit.budgets import draw_budget, resolve_budget, training_budgets
 from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, save_model
 from elit.config import TrainConfig, load_config, save_config
-from elit.data.digits import digits
-from elit.data.images import ImageData, ImageFolder, StepSampler, batch_slice, image_grid, save_image
+from elit.data.digits import digits, moving_digits
+from elit.data.images import ImageData, ImageFolder, StepSampler, as_pictures, batch_slice, image_grid, save_image
+from elit.data.text import CACHE, PromptedImages, encode_prompts
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
-from elit.models.dit import DiT
-from elit.models.presets import create_model
+from elit.models.conditioning import Condition, Text
+from elit.models.mmdit import MMDiT
+from elit.models.presets import create_model, model_config
+from elit.models.transformer import Transformer
 from elit.runlog import RunLog
 from elit.sampling import sample
 
@@ -33,7 +36,7 @@ KEPT_CHECKPOINTS = 2
 FREE_ON_RESUME = {"resume", "steps", "out", "workers", "log_every", "checkpoint_every", "preview_every"}
 
 
-def train(config: TrainConfig) -> DiT:
+def train(config: TrainConfig) -> Transformer:
     """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU or its device.
 
     With `resume` it goes on from the newest complete checkpoint, to numbers equal to an uninterrupted run's.
@@ -48,7 +51,9 @@ def train(config: TrainConfig) -> DiT:
         project_dir=out,
     )
     data = load_data(config)
-    config = resolve(config, data)
+    with accelerator.main_process_first():
+        prompts = load_prompts(config, data, accelerator.device)
+    config = resolve(config, data, prompts)
     resumed = find_checkpoint(config)
     rank, world, parts = accelerator.process_index, accelerator.num_processes, config.gradient_accumulation
     sampler = StepSampler(
@@ -67,7 +72,7 @@ def train(config: TrainConfig) -> DiT:
         model.enable_gradient_checkpointing()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    network: DiT = accelerator.unwrap_model(model)
+    network: Transformer = accelerator.unwrap_model(model)
     ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
@@ -80,7 +85,10 @@ def train(config: TrainConfig) -> DiT:
     if skipped := getattr(data, "skipped", None):
         log.say(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
 
-    batches = iter(DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=_as_is))  # type: ignore[arg-type]
+    examples = data if prompts is None else PromptedImages(data, prompts)
+    numbers = torch.arange(8) % len(data.classes)
+    shown = numbers if prompts is None else prompts[numbers]
+    batches = iter(DataLoader(examples, batch_sampler=sampler, num_workers=config.workers, collate_fn=_as_is))  # type: ignore[arg-type]
     model.train()
     with log.progress():
         for step in range(sampler.start, config.steps):
@@ -91,12 +99,12 @@ def train(config: TrainConfig) -> DiT:
 
             loss = torch.zeros((), device=accelerator.device)
             for part in range(parts):
-                images, labels = (value.to(accelerator.device, non_blocking=True) for value in next(batches))
+                images, y = (value.to(accelerator.device, non_blocking=True) for value in next(batches))
                 rows = batch_slice(config.batch_size, parts, world, part, rank)
-                labels = torch.where(dropped[rows], network.config.num_classes, labels)
+                y = network.without_condition(y, dropped[rows])
                 x = interpolate(noise[rows], images, t[rows])
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
-                    velocity = model(x, t[rows], labels, budget)
+                    velocity = model(x, t[rows], y, budget)
                     part_loss = flow_matching_loss(velocity, noise[rows], images) / parts
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
@@ -108,7 +116,7 @@ def train(config: TrainConfig) -> DiT:
             done, end = step + 1, step + 1 == config.steps
             log.add(done, loss=loss, gradient_norm=gradient_norm, budget=budget, lr=optimizer.param_groups[0]["lr"])
             if config.preview_every and (done % config.preview_every == 0 or end) and accelerator.is_main_process:
-                preview = draw_preview(network, ema)
+                preview = draw_preview(network, ema, shown)
                 save_image(preview, out / "samples" / f"step-{done:08d}.png")
                 log.image(preview, done)
             if done % config.checkpoint_every == 0 or end:
@@ -128,21 +136,46 @@ def load_data(config: TrainConfig) -> ImageData:
     """The data set a run trains on."""
     if config.data == "digits":
         return digits()
-    return ImageFolder(config.data, config.image_size, skip_unreadable=config.skip_unreadable)
+    if config.data == "moving-digits":
+        return moving_digits()
+    return ImageFolder(
+        config.data, config.image_size, skip_unreadable=config.skip_unreadable, captions=_takes_text(config)
+    )
 
 
-def resolve(config: TrainConfig, data: ImageData) -> TrainConfig:
-    """Fills in what the data decides: channels, size and number of classes. Raises ValueError where they clash."""
-    channels, height, _ = data.shape
+def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> Condition | None:
+    """A row of `y` for each of the data's captions, kept beside a folder's images; None where classes are used."""
+    if not _takes_text(config):
+        return None
     model = config.model
-    for name, found in (("in_channels", channels), ("sample_size", height)):
-        if getattr(model, name) not in (None, found):
-            raise ValueError(f"model.{name}={getattr(model, name)}: the data has {found}; leave it out")
-    classes = len(data.classes)
-    if model.num_classes is not None and model.num_classes < classes:
-        raise ValueError(f"model.num_classes={model.num_classes}: the data has {classes} classes")
-    num_classes = model.num_classes or classes
-    return replace(config, model=replace(model, in_channels=channels, sample_size=height, num_classes=num_classes))
+    plain = model.name.removeprefix("ELIT-")
+    _, settings = model_config(plain, text_encoder=model.text_encoder, text_length=model.text_length)
+    encoder, root = settings["text_encoder"], getattr(data, "root", None)
+    cache = root and root / CACHE
+    return encode_prompts(data.captions, encoder, length=settings["text_length"], cache=cache, device=device)
+
+
+def _takes_text(config: TrainConfig) -> bool:
+    return issubclass(model_config(config.model.name)[0], MMDiT)
+
+
+def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> TrainConfig:
+    """Fills in what the data decides: channels, size, classes or text. Raises ValueError where they clash."""
+    channels, *size = data.shape
+    model = config.model
+    found: dict[str, Any] = {"in_channels": channels, "sample_size": size[0] if len(size) == 2 else tuple(size)}
+    if isinstance(prompts, Text):
+        pooled = 0 if prompts.pooled is None else prompts.pooled.shape[1]
+        found |= {"text_features": prompts.embeddings.shape[2], "pooled_features": pooled}
+    for name, value in found.items():
+        if getattr(model, name) not in (None, value):
+            raise ValueError(f"model.{name}={getattr(model, name)}: the data has {value}; leave it out")
+    if prompts is None:
+        classes = len(data.classes)
+        if model.num_classes is not None and model.num_classes < classes:
+            raise ValueError(f"model.num_classes={model.num_classes}: the data has {classes} classes")
+        found["num_classes"] = model.num_classes or classes
+    return replace(config, model=replace(model, **found))
 
 
 def draw_step(
@@ -203,16 +236,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.wait_for_everyone()
 
 
-def draw_preview(network: DiT, ema: EMAModel, columns: int = 8) -> Image.Image:
+def draw_preview(network: Transformer, ema: EMAModel, y: Condition) -> Image.Image:
     """Samples from the averaged weights: a row a budget (all, half, a quarter, the least), the same noise in each."""
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
-    labels = [i % network.config.num_classes for i in range(columns)]
     least = network.budgets[0] if network.budgets else None
     shown = dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
-    rows = [sample(network, labels, budget=budget) for budget in shown]
+    rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in shown]
     ema.restore(network.parameters())
-    return image_grid(torch.cat(rows)[:, :3], columns, scale=max(1, 64 // rows[0].shape[-1]))
+    return image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
 
 
 def _as_is(batch: T) -> T:

@@ -1,7 +1,5 @@
 """The interface against dense attention, and the tail drop against truncation and NaN."""
 
-import copy
-
 import pytest
 import torch
 from conftest import inputs, opened
@@ -62,38 +60,6 @@ def test_attention_weights_are_those_of_the_forward():
     q, context = torch.randn(2, 5, 32).double(), torch.randn(4, 6, 32).double()
     weights, (_, _, v) = attention.weights(q, context), attention.project(q, context)
     assert torch.allclose(attention.proj((weights @ v).transpose(1, 2).flatten(2)), attention(q, context))
-
-
-@pytest.mark.parametrize("kept", [1, 2, 3])
-def test_budget_equals_a_truncated_model(elit_model, kept):
-    """A model whose interface only ever had `kept` latents gives the same output."""
-    truncated = copy.deepcopy(elit_model)
-    truncated.spec = InterfaceSpec(split=(1, 2, 1), window=elit_model.spec.window, num_latents=kept)
-    truncated.latent_interface.latents = torch.nn.Parameter(elit_model.latent_interface.latents[:kept].clone())
-    x, t, y = inputs(elit_model)
-    assert truncated.budgets[-1] == kept
-    assert torch.equal(elit_model(x, t, y, kept), truncated(x, t, y))
-    assert not torch.allclose(elit_model(x, t, y, kept), elit_model(x, t, y), atol=1e-3)
-
-
-def test_latents_past_the_budget_are_never_touched(elit_model):
-    """NaN in the dropped tail changes nothing, forward and gradients; its own gradient is exactly zero."""
-    x, t, y = inputs(elit_model)
-
-    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        elit_model.zero_grad()
-        out = elit_model(x, t, y, 2)
-        out.square().mean().backward()
-        return out.detach(), {name: p.grad.clone() for name, p in elit_model.named_parameters()}
-
-    before, gradients = run()
-    with torch.no_grad():
-        elit_model.latent_interface.latents[2:] = torch.nan
-    after, gradients_after = run()
-    assert torch.equal(before, after)
-    for name, gradient in gradients.items():
-        assert torch.equal(gradient, gradients_after[name]), name
-    assert not gradients["latent_interface.latents"][2:].any()
 
 
 def test_latents_carry_slot_and_group():

@@ -1,10 +1,13 @@
-"""Layers against index loops and closed forms."""
+"""Layers against index loops, plain loops in float64, einops and closed forms."""
 
+import copy
 import itertools
 import math
 
+import einops
 import pytest
 import torch
+from conftest import opened
 
 from elit.models.layers import Rope, grid_positions, patchify, rope_tables, rotate, token_grid, unpatchify
 
@@ -39,6 +42,17 @@ def test_patchify_against_index_loops(size, patch, window):
             ]
             expected.append(torch.cat(pixels))
     assert torch.equal(patchify(x, patch, window)[0], torch.stack(expected))
+
+
+@pytest.mark.parametrize(("size", "patch", "window"), CASES)
+def test_patchify_against_einops(size, patch, window):
+    x = torch.randn(2, 3, *size)
+    if len(size) == 2:
+        pattern = "b c (g1 w1 p1) (g2 w2 p2) -> b (g1 g2 w1 w2) (p1 p2 c)"
+    else:
+        pattern = "b c (g1 w1 p1) (g2 w2 p2) (g3 w3 p3) -> b (g1 g2 g3 w1 w2 w3) (p1 p2 p3 c)"
+    lengths = {f"w{i + 1}": w for i, w in enumerate(window)} | {f"p{i + 1}": p for i, p in enumerate(patch)}
+    assert torch.equal(patchify(x, patch, window), einops.rearrange(x, pattern, **lengths))
 
 
 def test_a_group_is_a_view_of_its_tokens():
@@ -95,3 +109,63 @@ def test_token_grid_names_the_nearest_sizes():
         token_grid((16, 20), (2, 2), (4, 4))
     with pytest.raises(ValueError, match="nearest valid: 8 × 8"):
         token_grid((3, 8), (2, 2), (4, 4))
+
+
+def loop_block(block, x, c, positions):
+    """A transformer block in float64 with plain loops over samples, heads and tokens."""
+    d, heads = x.shape[-1], block.attention.num_heads
+    h = d // heads
+
+    def norm(v):
+        return (v - v.mean()) / (v.var(unbiased=False) + 1e-6).sqrt()
+
+    def rms(v, weight):
+        return v / (v.square().mean() + 1e-6).sqrt() * weight
+
+    def turn(v, position):
+        pairs, axes = h // 2, len(position)
+        shares = [pairs // axes + (i >= axes - pairs % axes) for i in range(axes)]
+        out, first = v.clone(), 0
+        for share, coordinate in zip(shares, position, strict=True):
+            for i in range(share):
+                angle = torch.as_tensor(coordinate * 100 ** (-i / share)).double()
+                a, b = v[first + i], v[first + i + pairs]
+                out[first + i] = a * angle.cos() - b * angle.sin()
+                out[first + i + pairs] = b * angle.cos() + a * angle.sin()
+            first += share
+        return out
+
+    out = torch.empty_like(x)
+    for b in range(len(x)):
+        modulation = block.modulation.linear(c[b] / (1 + (-c[b]).exp()))
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.split(d)
+        qkv = [block.attention.qkv(norm(token) * (1 + scale1) + shift1).split(d) for token in x[b]]
+        mixed = torch.zeros_like(x[b])
+        for head in range(heads):
+            part = slice(head * h, (head + 1) * h)
+            q = [
+                turn(rms(q[part], block.attention.q_norm.weight), p)
+                for (q, _, _), p in zip(qkv, positions, strict=True)
+            ]
+            k = [
+                turn(rms(k[part], block.attention.k_norm.weight), p)
+                for (_, k, _), p in zip(qkv, positions, strict=True)
+            ]
+            for i in range(len(q)):
+                weights = torch.stack([q[i] @ key / h**0.5 for key in k]).exp()
+                mixed[i, part] = sum(w * v[part] for w, (_, _, v) in zip(weights / weights.sum(), qkv, strict=True))
+        for i, token in enumerate(x[b]):
+            token = token + gate1 * block.attention.proj(mixed[i])
+            hidden = block.mlp.fc1(norm(token) * (1 + scale2) + shift2)
+            gelu = hidden / 2 * (1 + (torch.tensor(2 / torch.pi).sqrt() * (hidden + 0.044715 * hidden**3)).tanh())
+            out[b, i] = token + gate2 * block.mlp.fc2(gelu)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["dit", "dit-video"])
+def test_block_against_plain_loops(kind):
+    block = copy.deepcopy(opened(kind).blocks[0]).double()
+    positions = torch.randint(0, 5, (6, 2 if kind == "dit" else 3)).float()
+    x, c = torch.randn(2, 6, 48).double(), torch.randn(2, 48).double()
+    rope = Rope(*(table.double() for table in rope_tables(positions, 12)))
+    assert torch.allclose(block(x, c, rope), loop_block(block, x, c, positions.tolist()), atol=1e-6)

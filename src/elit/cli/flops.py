@@ -24,6 +24,8 @@ class Args:
     """One number for square images, three for video (frames rows columns), in autoencoder cells or pixels."""
     budgets: tuple[str, ...] = ("1.0", "0.75", "0.5", "0.25", "0.125", "0.0625")
     """Latents per group (8) or shares of them (0.5)."""
+    paper: bool = False
+    """Print the paper's cost figures instead, ours and the difference."""
     measure: bool = False
     """Also time a forward on this machine."""
     batch_size: int = 1
@@ -41,6 +43,8 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> list[dict[str, Any]]:
     from elit.report.tables import print_table
 
+    if args.paper:
+        return _paper(args)
     rows = [row for model in args.models for row in _model_rows(args, model)]
     if not args.json:
         headings = ["model", "budget", "latents/group", "GFLOPs", "of full", "TFLOPs/iteration", "parameters"]
@@ -59,6 +63,17 @@ def run(args: Args) -> list[dict[str, Any]]:
         ]
         print_table(headings + (["ms/sample"] if args.measure else []), cells)
     return rows
+
+
+def _paper(args: Args) -> list[dict[str, Any]]:
+    from elit.paper import paper_figures
+    from elit.report.tables import print_table
+
+    figures = paper_figures()
+    if not args.json:
+        cells = [[f.row, f"{f.paper:.4g}", f"{f.ours:.4g}", f"{f.difference:+.2%}"] for f in figures]
+        print_table(["figure", "paper", "ours", "difference"], cells)
+    return [{"row": f.row, "paper": f.paper, "ours": f.ours, "difference": f.difference} for f in figures]
 
 
 def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:

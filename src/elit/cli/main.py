@@ -13,7 +13,7 @@ from typing import Any
 import elit
 
 COMMANDS = {
-    "quickstart": "train a small model on digits, turn its dial, write a report (about two minutes)",
+    "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
     "train": "train a model on digits or a folder of images",
     "sample": "make images with a trained model at any budget",
     "flops": "what a model costs at each budget",

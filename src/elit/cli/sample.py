@@ -13,7 +13,7 @@ from elit.cli.main import parse as parse_arguments
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Make images with a trained model, at any budget and with any guidance.
+    """Make images or clips with a trained model, at any budget and with any guidance.
 
     Example: elit sample runs/quickstart/model --labels 3 7 --count 16 --budget 0.5 --guidance ccfg --scale 2
     """
@@ -21,12 +21,16 @@ class Args:
     model: Annotated[Path, tyro.conf.Positional]
     """Folder of a saved model or pipeline."""
     out: Path = Path("samples.png")
-    """A .png for one grid, a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents where
-    there is no autoencoder), or a folder for separate PNGs."""
+    """A .png for one grid (of clips, their frames side by side), a .gif for moving clips, a folder for separate files,
+    or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if there is no autoencoder)."""
     labels: tuple[int, ...] = ()
     """Classes, in turn; default: all of the model's."""
+    prompts: tuple[str, ...] = ()
+    """Texts, in turn, for a text-conditional model."""
+    text_encoder: str | None = None
+    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
     count: int | None = None
-    """How many images; default: one a label, at most 64."""
+    """How many images; default: one a label or prompt, at most 64."""
     budget: str = "full"
     """Latents per group (8), a share of them (0.5), full, or a schedule over t (0.5@0-0.5,1@0.5-1)."""
     guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
@@ -80,14 +84,14 @@ def run(args: Args) -> dict[str, Any]:
     if vae is not None:
         vae.to(device)
 
+    clips = len(model.sample_size) == 3
     pictures = vae is not None or model.config.in_channels in (1, 3)
-    output_kind(args.out, pictures=pictures)  # before the work, not after it
-
-    labels = args.labels or tuple(range(model.config.num_classes))
-    count = min(len(labels), 64) if args.count is None else args.count
+    output_kind(args.out, pictures=pictures, clips=clips)  # before the work, not after it
+    conditions = _conditions(args, model, device)
+    count = min(len(conditions), 64) if args.count is None else args.count
     if count < 1:
         raise ValueError(f"count={count}: give at least 1")
-    y = [labels[i % len(labels)] for i in range(count)]
+    y = conditions[torch.arange(count) % len(conditions)]
     guidance = None
     if args.guidance == "cfg":
         guidance = CFG(args.scale, interval=args.guidance_interval)
@@ -118,5 +122,22 @@ def run(args: Args) -> dict[str, Any]:
         "ms_per_image": 1e3 * seconds / count,
     }
     if not args.json:
-        print(f"{args.out}: {count} images, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
+        what = "clips" if clips else "images"
+        print(f"{args.out}: {count} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
     return result
+
+
+def _conditions(args: Args, model: Any, device: str) -> Any:
+    """y of every label or prompt. Raises ValueError where the model takes the other kind."""
+    from elit.data.text import encode_prompts
+
+    if "text_encoder" not in model.config:
+        if args.prompts:
+            raise ValueError(f"prompts={args.prompts[0]!r}: this model takes classes; give labels")
+        return model.conditions(args.labels or range(model.config.num_classes))
+    if args.labels:
+        raise ValueError(f"labels={args.labels[0]}: this model takes text; give prompts")
+    if not args.prompts:
+        raise ValueError("prompts: none given; this model takes text, such as --prompts 'a handwritten seven'")
+    encoder = args.text_encoder or model.config.text_encoder
+    return encode_prompts(args.prompts, encoder, length=model.config.text_length, device=device)

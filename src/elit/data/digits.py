@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: 1,797 real handwritten ones, 8×8 pixels, 10 classes."""
+"""The digits that come with scikit-learn: 1,797 real handwritten ones of 8×8 pixels; still, or on the move."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -6,9 +6,36 @@ from torch import Tensor
 
 from elit.data.images import ImageSet
 
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = tuple(f"a handwritten {name}" for name in NAMES)
+CLASSES = tuple(map(str, range(10)))
+
 
 def digits() -> ImageSet:
     """images (1797, 1, 8, 8) float32 in [-1, 1], labels (1797,) int64."""
     bunch = load_digits()
     images: Tensor = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
-    return ImageSet(images, torch.tensor(bunch.target, dtype=torch.int64), tuple(map(str, range(10))))
+    return ImageSet(images, torch.tensor(bunch.target, dtype=torch.int64), CLASSES, CAPTIONS)
+
+
+def moving_digits(
+    frames: int = 4, canvas: int = 12, pixels: int = 2, clips_per_digit: int = 8, seed: int = 0
+) -> ImageSet:
+    """Clips of each digit crossing a larger canvas in a straight line: images (N, 1, frames, canvas, canvas).
+
+    A clip starts and ends anywhere that its digit lies on the canvas as a whole; positions are multiples of `pixels`.
+    """
+    still = digits()
+    size = still.images.shape[-1]
+    count, room = clips_per_digit * len(still), (canvas - size) // pixels
+    generator = torch.Generator().manual_seed(seed)
+    start, end = torch.randint(room + 1, (2, count, 1, 2), generator=generator).float()
+    path = (start + (end - start) * torch.linspace(0, 1, frames)[:, None]).round().long() * pixels  # (count, frames, 2)
+    clips = torch.full((count, 1, frames, canvas, canvas), -1.0)
+    # A digit's pixels land at rows top + 0 … top + 7, and columns likewise.
+    inside = torch.arange(size)
+    rows, columns = path[..., :1] + inside, path[..., 1:] + inside  # (count, frames, size)
+    clip, frame = torch.arange(count)[:, None, None, None], torch.arange(frames)[:, None, None]
+    source = still.images[:, 0].repeat(clips_per_digit, 1, 1)[:, None]  # (count, 1, size, size)
+    clips[clip, 0, frame, rows[..., None], columns[:, :, None]] = source.expand(-1, frames, -1, -1)
+    return ImageSet(clips, still.labels.repeat(clips_per_digit), CLASSES, CAPTIONS)

@@ -1,5 +1,6 @@
-"""Images in memory, images in a folder, and which of them make up a training step."""
+"""Images and clips in memory, images in a folder, and which of them make up a training step."""
 
+import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -9,21 +10,25 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Sampler
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+METADATA = "metadata.jsonl"
 
 
 class ImageData(Protocol):
     """What training needs of a data set; images are float32 in [-1, 1]."""
 
     classes: tuple[str, ...]
+    captions: tuple[str, ...]
+    """A prompt for each label."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image."""
+        """(C, H, W) of one image, (C, T, H, W) of a clip."""
         ...
 
     def __len__(self) -> int: ...
@@ -34,10 +39,11 @@ class ImageData(Protocol):
 
 
 class ImageSet:
-    """Images held in memory: images (N, C, H, W) float32 in [-1, 1], labels (N,) int64."""
+    """Images held in memory: images (N, C, H, W) or (N, C, T, H, W) float32 in [-1, 1], labels (N,) int64."""
 
-    def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...]):
-        self.images, self.labels, self.classes = images, labels, classes
+    def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...], captions: tuple[str, ...] = ()):
+        self.images, self.labels = images, labels
+        self.classes, self.captions = classes, captions or classes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,27 +58,25 @@ class ImageSet:
 
 
 class ImageFolder:
-    """Images of a folder with one sub-folder a class, as RGB of one size, read when asked for.
+    """Images of a folder, as RGB of one size, read when asked for.
+
+    One sub-folder a class; a caption is then the sub-folder's name. With `captions`, and a metadata.jsonl as the
+    Hugging Face imagefolder has it ({"file_name": "a/1.png", "text": "a red boat"} a line), labels number its texts.
 
     Every image is read once at the start, so that a broken one is named before training and not in the middle:
     ValueError, or with `skip_unreadable` it is left out and listed in `skipped`.
     """
 
-    def __init__(self, root: str | Path, image_size: int, *, skip_unreadable: bool = False):
-        root = Path(root)
+    def __init__(self, root: str | Path, image_size: int, *, skip_unreadable: bool = False, captions: bool = False):
+        self.root = root = Path(root)
         if not root.is_dir():
-            raise ValueError(f"data={str(root)!r}: no such folder (and not the built-in 'digits')")
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        files = [
-            (path, label)
-            for label, folder in enumerate(folders)
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
-        if not files:
-            raise ValueError(f"data={str(root)!r}: no images in its sub-folders; expected CLASS/IMAGE.png and the like")
+            raise ValueError(f"data={str(root)!r}: no such folder (and neither 'digits' nor 'moving-digits')")
+        if captions and (root / METADATA).is_file():
+            files, self.classes = _captioned_files(root)
+        else:
+            files, self.classes = _files_by_class(root)
+        self.captions = tuple(name.replace("_", " ") for name in self.classes)
         self.image_size = image_size
-        self.classes = tuple(folder.name for folder in folders)
         with ThreadPoolExecutor() as pool:
             faults = list(pool.map(lambda file: _fault(file[0], image_size), files))
         self.skipped = [path for (path, _), fault in zip(files, faults, strict=True) if fault]
@@ -96,6 +100,38 @@ class ImageFolder:
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = [read_image(self.files[index][0], self.image_size) for index in indices]
         return torch.stack(images), torch.tensor([self.files[index][1] for index in indices])
+
+
+def _files_by_class(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """(file, label) of every image in a sub-folder, and the sub-folders' names. Raises ValueError."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [
+        (path, label)
+        for label, folder in enumerate(folders)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise ValueError(f"data={str(root)!r}: no images in its sub-folders; expected CLASS/IMAGE.png and the like")
+    return files, tuple(folder.name for folder in folders)
+
+
+def _captioned_files(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """(file, number of its text) of every line of metadata.jsonl, and the texts. Raises ValueError."""
+    lines = []
+    for number, line in enumerate((root / METADATA).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            lines.append((root / fields["file_name"], str(fields["text"])))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(
+                f'data: line {number} of {str(root / METADATA)!r} is not {{"file_name": …, "text": …}}'
+            ) from None
+    if not lines:
+        raise ValueError(f"data: {str(root / METADATA)!r} has no lines")
+    texts = tuple(dict.fromkeys(text for _, text in lines))
+    numbers = {text: number for number, text in enumerate(texts)}
+    return [(path, numbers[text]) for path, text in lines], texts
 
 
 def read_image(path: Path, size: int) -> Tensor:
@@ -160,6 +196,13 @@ def batch_slice(batch_size: int, parts: int, world: int, part: int, rank: int) -
     return slice(first, first + micro)
 
 
+def as_pictures(samples: Tensor) -> Tensor:
+    """Images as they are; clips (B, C, T, H, W) as strips of their frames, (B, C, H, T·W + gaps)."""
+    if samples.ndim == 4:
+        return samples
+    return torch.cat([F.pad(frame, (0, 1), value=1.0) for frame in samples.unbind(2)], -1)[..., :-1]
+
+
 def image_grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) -> Image.Image:
     """Images (B, C, H, W) in [-1, 1], C = 1 or 3, as one picture, `columns` a row, white between."""
     pixels = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -185,32 +228,51 @@ def save_image(image: Image.Image, path: Path) -> None:
     temporary.replace(path)
 
 
-def output_kind(out: Path, *, pictures: bool) -> str:
-    """ "grid" for a .png, "array" for a .npz, "folder" for no suffix. Raises ValueError for what cannot be written.
+def save_animation(frames: Sequence[Image.Image], path: Path, *, frames_per_second: float = 4) -> None:
+    """Writes a looping GIF under a temporary name and renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    first, *rest = frames
+    first.save(temporary, format="GIF", save_all=True, append_images=rest, loop=0, duration=1000 / frames_per_second)
+    temporary.replace(path)
 
-    pictures: the samples are pixels; otherwise only an array can hold them.
+
+def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
+    """ "grid" for a .png, "animation" for a .gif, "array" for a .npz, "folder" for no suffix.
+
+    pictures: the samples are pixels; otherwise only an array can hold them. clips: they have frames.
+    Raises ValueError for what cannot be written.
     """
-    kind = {".png": "grid", ".npz": "array", "": "folder"}.get(out.suffix.lower())
+    kinds = {".png": "grid", ".npz": "array", "": "folder"} | ({".gif": "animation"} if clips else {})
+    kind = kinds.get(out.suffix.lower())
     if kind is None:
-        raise ValueError(f"out={str(out)!r}: give a .png for a grid, a .npz for an array, or a folder")
+        moving = ", a .gif for moving clips" if clips else ""
+        raise ValueError(f"out={str(out)!r}: give a .png for a grid{moving}, a .npz for an array, or a folder")
     if kind != "array" and not pictures:
         raise ValueError(f"out={str(out)!r}: the samples are latents, no pictures; give their vae, or a .npz")
     return kind
 
 
 def write_samples(samples: Tensor, out: Path, *, pictures: bool) -> None:
-    """Samples (B, C, H, W) as one grid, an array or separate PNGs; see `output_kind`."""
-    kind = output_kind(out, pictures=pictures)
+    """Images (B, C, H, W) or clips (B, C, T, H, W) as a grid, an animation, an array or separate files."""
+    clips = samples.ndim == 5
+    kind = output_kind(out, pictures=pictures, clips=clips)
+    scale = max(1, 64 // samples.shape[-1])
+    columns = math.ceil(len(samples) ** 0.5)
     if kind == "grid":
-        columns = math.ceil(len(samples) ** 0.5)
-        save_image(image_grid(samples, columns, scale=max(1, 64 // samples.shape[2])), out)
+        save_image(image_grid(as_pictures(samples), 1 if clips else columns, scale=scale), out)
+    elif kind == "animation":
+        save_animation([image_grid(frame, columns, scale=scale) for frame in samples.unbind(2)], out)
+    elif kind == "folder" and clips:
+        for i, clip in enumerate(samples):
+            save_animation([image_grid(frame[None], 1) for frame in clip.unbind(1)], out / f"{i:06d}.gif")
     elif kind == "folder":
         for i, image in enumerate(samples):
             save_image(image_grid(image[None], 1), out / f"{i:06d}.png")
     else:
         array = samples.float().cpu().numpy()
         if pictures:
-            array = to_uint8(samples).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+            array = to_uint8(samples).movedim(1, -1).expand(*[-1] * (samples.ndim - 1), 3).numpy()
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{out.name}.tmp.npz")
         np.savez(temporary, array)

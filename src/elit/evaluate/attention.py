@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from elit.budgets import Budget
-from elit.models.dit import DiT
+from elit.models.conditioning import Condition
 from elit.models.layers import unpatchify
+from elit.models.transformer import Transformer
 
 
-def read_attention(model: DiT, x: Tensor, t: Tensor, y: Tensor, budget: Budget = None) -> Tensor:
+def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budget: Budget = None) -> Tensor:
     """How much latent j reads from each token of its own window, mean over heads: (B, J̃, *token grid).
 
     Arguments as in the model's forward. Every window's weights sum to 1 (paper Figures 2 and 12).

@@ -1,12 +1,33 @@
-"""Detectors: networks that turn images into features and class predictions."""
+"""Detectors: networks that turn images or clips into features and class predictions."""
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit.data.images import ImageSet
+
+
+class Detection(NamedTuple):
+    """What a detector finds in a batch."""
+
+    features: Tensor
+    """(B, F)."""
+    label: Tensor
+    """(B,) int64, the class seen."""
+    steady: Tensor | None = None
+    """(B,) bool for clips: whether every frame shows that class."""
+
+
+class Detector(Protocol):
+    """Samples (B, C, ...) in [-1, 1] -> `Detection`."""
+
+    width: int
+    """F, features of a sample."""
+
+    def __call__(self, samples: Tensor) -> Detection: ...
 
 
 class DigitClassifier(nn.Module):
@@ -66,3 +87,43 @@ def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -
         images, labels = data.__getitems__(held_out.tolist())
         accuracy = (model(images)[1].argmax(1) == labels).float().mean().item()
     return TrainedClassifier(model, accuracy, len(held_out))
+
+
+class ImageDetector:
+    """Images of the classifier's own size."""
+
+    def __init__(self, classifier: DigitClassifier):
+        self.classifier, self.width = classifier, classifier.head.in_features
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor) -> Detection:
+        features, logits = self.classifier(samples)
+        return Detection(features, logits.argmax(1))
+
+
+class ClipDetector:
+    """Clips (B, 1, T, H, W): each frame cut out around its digit; features and class are the mean over the frames."""
+
+    def __init__(self, classifier: DigitClassifier):
+        self.classifier, self.width = classifier, classifier.head.in_features
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor) -> Detection:
+        frames = samples.transpose(1, 2).flatten(0, 1)  # (B·T, 1, H, W)
+        features, logits = (part.unflatten(0, (len(samples), -1)) for part in self.classifier(centred(frames)))
+        label = logits.softmax(-1).mean(1).argmax(1)
+        return Detection(features.mean(1), label, (logits.argmax(-1) == label[:, None]).all(1))
+
+
+def centred(images: Tensor, size: int = 8) -> Tensor:
+    """Windows (B, 1, size, size) around the centre of mass of bright ink on -1, from images (B, 1, H, W)."""
+    ink = (images[:, 0] + 1).clamp(min=0).square()  # squared: faint noise far away should not pull
+    mass = ink.sum((1, 2)).clamp(min=1e-6)
+    corner = []
+    for axis in (1, 2):
+        place = torch.arange(images.shape[axis + 1], device=images.device, dtype=ink.dtype)
+        centre = (ink.sum(3 - axis) * place).sum(1) / mass
+        corner.append((centre - (size - 1) / 2).round().long() + size)  # + size for the padding
+    rows, columns = (first[:, None] + torch.arange(size, device=images.device) for first in corner)
+    padded = F.pad(images[:, 0], (size,) * 4, value=-1.0)
+    return padded[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]][:, None]

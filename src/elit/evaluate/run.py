@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elit.evaluate.features import DigitClassifier
+from elit.evaluate.features import Detector
 from elit.evaluate.metrics import frechet_distance
 from elit.evaluate.statistics import Moments
 from elit.flow.guidance import Guidance
-from elit.models.dit import DiT
+from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
 from elit.sampling import sample, sampling_flops
 
 
@@ -30,16 +31,19 @@ class Score:
     ms_per_image: float
     """Wall-clock of the fastest batch over its images."""
     fd: float
-    """Fréchet distance to the real images on the classifier's features."""
+    """Fréchet distance to the real samples on the detector's features."""
     accuracy: float
-    """Share of the samples that the classifier gives the class they were made for."""
+    """Share of the samples in which the detector sees the class they were made for."""
+    steady: float | None = None
+    """Clips: share of them in which every frame shows the same class."""
 
 
 def score_dial(
-    model: DiT,
-    classifier: DigitClassifier,
+    model: Transformer,
+    detector: Detector,
     real: Tensor,
     *,
+    conditions: Condition,
     budgets: Sequence[int],
     guidance: Sequence[Guidance | None],
     count: int,
@@ -48,33 +52,34 @@ def score_dial(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
-    """Samples `count` images, classes in turn and the same noise every time, for each budget and guidance.
+    """Samples `count` times, classes in turn and the same noise every time, for each budget and guidance.
 
-    real: (N, C, H, W) in [-1, 1]. progress: called with (batches done, batches in all). Returns one score a pair,
-    budgets outermost. Every batch goes through all settings before the next one, and a setting's time is that of its
-    fastest batch: what else the machine does then hits all of them alike.
+    real: (N, C, ...) in [-1, 1]. conditions: y of every class, in their order.
+    progress: called with (batches done, batches in all). Returns one score a pair, budgets outermost.
+    Every batch goes through all settings before the next one, and a setting's time is that of its fastest batch: what
+    else the machine does then hits all of them alike.
     """
-    features = classifier.head.in_features
-    with torch.no_grad():
-        reference = Moments(features).add(classifier(real)[0])
-    labels = torch.arange(count) % model.config.num_classes
+    reference = Moments(detector.width).add(detector(real).features)
+    labels = torch.arange(count) % len(conditions)
     settings = [(kept, chosen) for kept in budgets for chosen in guidance]
-    moments = [Moments(features) for _ in settings]
-    correct, fastest = [0] * len(settings), [float("inf")] * len(settings)
-    sample(model, labels[:batch_size], steps=1)  # the first call on a machine is slower
+    moments = [Moments(detector.width) for _ in settings]
+    correct, steady, fastest = ([start] * len(settings) for start in (0, 0, float("inf")))
+    sample(model, conditions[labels[:batch_size]], steps=1)  # the first call on a machine is slower
 
     batches = list(labels.split(batch_size))
     for done, part in enumerate(batches):
         for i, (kept, chosen) in enumerate(settings):
             start = time.perf_counter()
-            images = sample(model, part, steps=steps, budget=kept, guidance=chosen, seed=seed + done * batch_size)
+            images = sample(
+                model, conditions[part], steps=steps, budget=kept, guidance=chosen, seed=seed + done * batch_size
+            )
             if images.is_cuda:
                 torch.cuda.synchronize()
             fastest[i] = min(fastest[i], (time.perf_counter() - start) / len(part))
-            with torch.no_grad():
-                found, logits = classifier(images.clamp(-1, 1).cpu())
-            moments[i].add(found)
-            correct[i] += int((logits.argmax(1) == part).sum())
+            found = detector(images.clamp(-1, 1).cpu())
+            moments[i].add(found.features)
+            correct[i] += int((found.label == part).sum())
+            steady[i] += 0 if found.steady is None else int(found.steady.sum())
         if progress:
             progress(done + 1, len(batches))
     return [
@@ -86,6 +91,7 @@ def score_dial(
             ms_per_image=1e3 * fastest[i],
             fd=frechet_distance(reference.mean, reference.covariance, moments[i].mean, moments[i].covariance),
             accuracy=correct[i] / count,
+            steady=steady[i] / count if found.steady is not None else None,
         )
         for i, (kept, chosen) in enumerate(settings)
     ]

@@ -38,11 +38,6 @@ class InterfaceSpec:
         if self.num_latents < 1:
             raise ValueError(f"num_latents={self.num_latents}: give at least 1")
 
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        """Valid numbers of latents per group, ascending, the last one full."""
-        return tuple(range(1, self.num_latents + 1))
-
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "InterfaceSpec":
         return cls(split=tuple(config["split"]), window=tuple(config["window"]), num_latents=int(config["num_latents"]))

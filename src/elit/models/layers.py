@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
 
@@ -69,9 +68,13 @@ class Rope(NamedTuple):
     cos: Tensor  # (L, 1, h)
     sin: Tensor  # (L, 1, h)
 
+    def every(self, count: int) -> "Rope":
+        """Positions of merged tokens, `count` neighbours in one: those of the first of them."""
+        return Rope(self.cos[::count], self.sin[::count])
+
 
 def rope_tables(positions: Tensor, head_width: int, theta: float = 100.0) -> Rope:
-    """Rotary tables for 2, 3 or 4 coordinates a token: positions (L, coordinates) -> `Rope`.
+    """Rotary tables for 1 to 4 coordinates a token: positions (L, coordinates) -> `Rope`.
 
     theta: slowest turn; grids are tens of tokens wide, not the thousands of a text.
     The h/2 rotated pairs are dealt out evenly over the coordinates, what is left over to the last ones.
@@ -101,6 +104,12 @@ class QKNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention over heads, (B, L, H, h) each -> (B, Lq, d); mask (B, 1, 1, Lk) bool, True = look there."""
+    x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return x.transpose(1, 2).flatten(2)
+
+
 class SelfAttention(nn.Module):
     """Full attention with QK normalisation and rotary positions."""
 
@@ -112,11 +121,16 @@ class SelfAttention(nn.Module):
         self.k_norm = QKNorm(width // num_heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # each (B, L, H, h)
-        q, k = rotate(self.q_norm(q), rope).to(v.dtype), rotate(self.k_norm(k), rope).to(v.dtype)
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.proj(x.transpose(1, 2).flatten(2))
+    def project(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, d) -> q, k, v, each (B, L, H, h); no rotation without `rope`."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None = None) -> Tensor:
+        return self.proj(attend(*self.project(x, rope), mask))
 
 
 class Mlp(nn.Module):
@@ -132,12 +146,12 @@ class Mlp(nn.Module):
 
 
 class Modulation(nn.Module):
-    """adaLN: conditioning (B, d) -> `chunks` tensors (B, 1, d); zero at the start (adaLN-Zero)."""
+    """adaLN: conditioning (B, c) -> `chunks` tensors (B, 1, d), c = d if not given; zero at the start (adaLN-Zero)."""
 
-    def __init__(self, width: int, chunks: int):
+    def __init__(self, width: int, chunks: int, condition_width: int | None = None):
         super().__init__()
         self.chunks = chunks
-        self.linear = nn.Linear(width, chunks * width)
+        self.linear = nn.Linear(condition_width or width, chunks * width)
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
         return self.linear(F.silu(c))[:, None].chunk(self.chunks, dim=-1)
@@ -154,17 +168,23 @@ def layer_norm(width: int, affine: bool = False) -> nn.LayerNorm:
 class Block(nn.Module):
     """A transformer block with adaLN-Zero conditioning; the same for spatial tokens and for latents."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, condition_width: int | None = None):
         super().__init__()
-        self.modulation = Modulation(width, 6)
+        self.modulation = Modulation(width, 6, condition_width)
         self.norm1, self.norm2 = layer_norm(width), layer_norm(width)
         self.attention = SelfAttention(width, num_heads)
         self.mlp = Mlp(width, int(mlp_ratio * width))
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        """x (B, L, d), c (B, condition width) -> (B, L, d)."""
+        shift, scale, *rest = self.modulation(c)
+        mixed = attend(*self.attention.project(modulate(self.norm1(x), shift, scale), rope))
+        return self.finish(x, mixed, *rest)
+
+    def finish(self, x: Tensor, mixed: Tensor, gate1: Tensor, shift: Tensor, scale: Tensor, gate2: Tensor) -> Tensor:
+        """What follows the attention: its output projection into the residual stream, and the MLP."""
+        x = x + gate1 * self.attention.proj(mixed)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift, scale))
 
 
 class FinalLayer(nn.Module):
@@ -179,23 +199,6 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c)
         return self.linear(modulate(self.norm(x), shift, scale))
-
-
-class ClassConditioning(nn.Module):
-    """t (B,) in [0, 1] and class y (B,) -> conditioning (B, d); y = num_classes is the null class."""
-
-    frequencies = 256
-
-    def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        self.time = TimestepEmbedding(self.frequencies, width)
-        self.label = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        sinusoid = get_timestep_embedding(
-            1000 * t.float(), self.frequencies, flip_sin_to_cos=True, downscale_freq_shift=0
-        )
-        return self.time(sinusoid.to(self.label.weight.dtype)) + self.label(y)
 
 
 def initialize(network: nn.Module) -> None:

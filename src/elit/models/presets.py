@@ -1,47 +1,90 @@
-"""The paper's networks by name, its figures beside them (section 4, Table 1).
+"""The paper's networks by name (section 4, Table 1); `elit.paper` holds its figures for them.
 
-Training TFLOPs an iteration (3 × forward × batch 256) at 256px / 512px, and parameters:
+Names are `[ELIT-]FAMILY-SIZE/PATCH`, for video with `-Video` behind. Defaults are the 256px ones: the FLUX
+autoencoder's 16 channels at 32×32; for video 29 frames in CogVideoX's autoencoder, 16 channels at 8×32×32.
 
-    DiT-XL/2         182 / 806     675M
-    ELIT-DiT-XL/2    188 / 831     698M
-
-Names are `[ELIT-]DiT-SIZE/PATCH`. Defaults are the 256px ones: the FLUX autoencoder's 16 channels at 32×32.
+    DiT, U-ViT, HDiT    S, B, L, XL                   1000 classes of ImageNet
+    MM-DiT              S, B, L, XL and Qwen-Image    text; Qwen-Image reads after block 8 and writes after block 52
+    DiT, video          S, B, L, XL                   700 classes of Kinetics
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from elit.models.dit import DiT, as_patch, as_size
+from elit.models.dit import DiT
+from elit.models.hdit import HDiT, merged_blocks
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import token_grid
+from elit.models.mmdit import MMDiT
+from elit.models.transformer import Transformer, as_patch, as_size
+from elit.models.uvit import UViT
+
+NETWORKS: dict[str, type[Transformer]] = {kind.__name__: kind for kind in (DiT, UViT, HDiT, MMDiT)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """One row: the width and depth of the transformer, and ELIT's split of it into head, core and tail."""
 
+    network: type[Transformer]
     depth: int
     hidden_size: int
     num_heads: int
     split: tuple[int, int, int]
+    groups_per_axis: int = 4
+    """16 groups an image: windows of 4×4 tokens at 256px, 8×8 at 512px."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Where this row differs from its network's own defaults."""
 
 
-DIT = {
-    "S": Preset(depth=12, hidden_size=384, num_heads=6, split=(2, 8, 2)),
-    "B": Preset(depth=12, hidden_size=768, num_heads=12, split=(2, 8, 2)),
-    "L": Preset(depth=24, hidden_size=1024, num_heads=16, split=(4, 16, 4)),
-    "XL": Preset(depth=28, hidden_size=1152, num_heads=16, split=(4, 20, 4)),
+SIZES: dict[str, dict[str, Any]] = {
+    "S": {"depth": 12, "hidden_size": 384, "num_heads": 6, "split": (2, 8, 2)},
+    "B": {"depth": 12, "hidden_size": 768, "num_heads": 12, "split": (2, 8, 2)},
+    "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "split": (4, 16, 4)},
+    "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "split": (4, 20, 4)},
 }
+FAMILIES: dict[str, type[Transformer]] = {"DiT": DiT, "U-ViT": UViT, "HDiT": HDiT, "MM-DiT": MMDiT}
+QWEN_IMAGE = Preset(
+    network=MMDiT,
+    depth=60,
+    hidden_size=3072,
+    num_heads=24,
+    split=(8, 44, 8),
+    groups_per_axis=8,  # 1024px: 64×64 tokens in 64 windows of 8×8
+    settings={
+        "sample_size": 128,
+        "text_encoder": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "text_features": 3584,
+        "text_length": 300,
+        "pooled_features": 0,
+    },
+)
 PATCHES = (1, 2, 4)
-GROUPS_PER_AXIS = 4  # 16 groups an image: windows of 4×4 tokens at 256px, 8×8 at 512px
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """Every row by its name, without `ELIT-`."""
+    rows = {}
+    for patch in PATCHES:
+        for size, sizes in SIZES.items():
+            for family, network in FAMILIES.items():
+                name = f"{family}-{size}/{patch}"
+                rows[name] = Preset(network=network, settings={"patch_size": patch}, **sizes)
+            video = {"patch_size": (1, patch, patch), "sample_size": (8, 32, 32), "num_classes": 700}
+            rows[f"DiT-{size}/{patch}-Video"] = Preset(network=DiT, settings=video, **sizes)
+    rows["MM-DiT-Qwen-Image/2"] = QWEN_IMAGE
+    return dict(sorted(rows.items(), key=lambda row: (list(FAMILIES).index(_family(row[0])), "Video" in row[0])))
 
 
 def list_models() -> list[str]:
     """The names `create_model` takes."""
-    return [f"{kind}DiT-{size}/{patch}" for kind in ("", "ELIT-") for size in DIT for patch in PATCHES]
+    return [f"{kind}{name}" for kind in ("", "ELIT-") for name in presets()]
 
 
 def model_config(
@@ -54,41 +97,36 @@ def model_config(
     window: tuple[int, ...] | None = None,
     num_latents: int | None = None,
     **overrides: Any,
-) -> dict[str, Any]:
-    """The arguments of the network called `name`; see `create_model`."""
+) -> tuple[type[Transformer], dict[str, Any]]:
+    """The class and the arguments of the network called `name`; see `create_model`."""
     if name not in list_models():
         close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()[:3]
         raise ValueError(f"unknown model {name!r}; close names: {', '.join(close)} (elit.list_models() has all)")
-    family, _, patch = name.rpartition("/")
-    preset = DIT[family.rpartition("-")[2]]
-    known = {"depth", "hidden_size", "num_heads", "patch_size", "mlp_ratio"}
-    if unknown := sorted(set(overrides) - known):
-        valid = sorted(known | {"split", "window", "num_latents"})
-        raise ValueError(f"{name}: unknown override {unknown[0]!r}; valid ones: {', '.join(valid)}")
-    config = {
-        "sample_size": 32 if sample_size is None else sample_size,
-        "in_channels": 16 if in_channels is None else in_channels,
-        "num_classes": 1000 if num_classes is None else num_classes,
-        "patch_size": int(patch),
-        "depth": preset.depth,
-        "hidden_size": preset.hidden_size,
-        "num_heads": preset.num_heads,
-    } | overrides
-    for key in ("in_channels", "num_classes", "depth", "hidden_size", "num_heads"):
-        if config[key] < 1:
+    preset = presets()[name.removeprefix("ELIT-")]
+    given = overrides | {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}
+    given = {key: value for key, value in given.items() if value is not None}
+    parameters = inspect.signature(preset.network.__init__).parameters
+    known = [key for key in parameters if key not in ("self", "interface")]
+    if unknown := sorted(set(given) - set(known)):
+        valid = ", ".join([*known, "split", "window", "num_latents"])
+        raise ValueError(f"{name}: unknown setting {unknown[0]!r}; valid ones: {valid}")
+    sizes = {"depth": preset.depth, "hidden_size": preset.hidden_size, "num_heads": preset.num_heads}
+    config = {key: parameters[key].default for key in known} | sizes | preset.settings | given
+    for key in ("in_channels", "num_classes", "depth", "hidden_size", "num_heads", "text_features", "text_length"):
+        if config.get(key, 1) < 1:
             raise ValueError(f"{key}={config[key]}: give at least 1")
     if not name.startswith("ELIT-"):
         if split or window or num_latents:
             raise ValueError(f"{name}: a baseline takes no split, window or num_latents; ELIT-{name} does")
-        return config
-    if split and "depth" not in overrides:
+        return preset.network, config
+    if split and "depth" not in given:
         config["depth"] = sum(split)
     elif not split:
-        split = preset.split if config["depth"] == preset.depth else default_split(config["depth"])
-    window = window or default_window(config["sample_size"], config["patch_size"])
+        split = preset.split if config["depth"] == preset.depth else default_split(config["depth"], preset.network)
+    window = window or default_window(config["sample_size"], config["patch_size"], preset.groups_per_axis)
     spec = InterfaceSpec(split=split, window=tuple(window), num_latents=num_latents or math.prod(window))
     config["interface"] = spec.to_config()
-    return config
+    return preset.network, config
 
 
 def create_model(
@@ -98,33 +136,42 @@ def create_model(
     in_channels: int | None = None,
     num_classes: int | None = None,
     **overrides: Any,
-) -> DiT:
+) -> Transformer:
     """A freshly initialised network of the paper, by name.
 
     name: one of `list_models()`. sample_size: an int for square images, (T, H, W) for video; 32 by default.
-    in_channels: 16 by default. num_classes: 1000 by default.
-    overrides: depth, hidden_size, num_heads, patch_size, mlp_ratio, and for ELIT: split = blocks in (head, core,
-    tail), window = tokens of a group along each axis (default: 4 groups an axis), num_latents = J (default: as
-    many as spatial tokens in the window).
+    in_channels: 16 by default. num_classes: 1000 by default; MM-DiT takes text instead.
+    overrides: depth, hidden_size, num_heads, patch_size, mlp_ratio; for ELIT: split = blocks in (head, core, tail),
+    window = tokens of a group along each axis (default: 4 groups an axis), num_latents = J (default: as many as
+    spatial tokens in the window); for MM-DiT: text_encoder, text_features, text_length, pooled_features.
 
     Raises ValueError for an unknown name (with close ones) and for sizes that do not fit each other.
     """
-    return DiT(
-        **model_config(name, sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **overrides)
+    network, config = model_config(
+        name, sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **overrides
     )
+    return network(**config)
 
 
-def default_split(depth: int) -> tuple[int, int, int]:
-    """About 70% of the blocks in the core, which the paper finds best (Table 4b)."""
+def default_split(depth: int, network: type[Transformer] = DiT) -> tuple[int, int, int]:
+    """About 70% of the blocks in the core, which the paper finds best (Table 4b); HDiT's wide blocks lie inside it."""
     outer = max(1, round(0.15 * depth)) if depth >= 3 else 0
+    if network is HDiT:
+        outer = min(outer, merged_blocks(depth).start)
     return outer, depth - 2 * outer, outer
 
 
-def default_window(sample_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, ...]:
+def default_window(
+    sample_size: int | Sequence[int], patch_size: int | Sequence[int], groups: int = 4
+) -> tuple[int, ...]:
     """4 groups an axis: windows of 4×4 at 16×16 tokens, 8×8 at 32×32; for video 2×4×4 at 8×16×16."""
     size, patch = as_size(sample_size), as_patch(patch_size, sample_size)
     try:
-        grid = token_grid(size, patch, (GROUPS_PER_AXIS,) * len(size))
+        grid = token_grid(size, patch, (groups,) * len(size))
     except ValueError as error:
-        raise ValueError(f"{error}; or give window= yourself (default: {GROUPS_PER_AXIS} groups an axis)") from None
-    return tuple(length // GROUPS_PER_AXIS for length in grid)
+        raise ValueError(f"{error}; or give window= yourself (default: {groups} groups an axis)") from None
+    return tuple(length // groups for length in grid)
+
+
+def _family(name: str) -> str:
+    return max((family for family in FAMILIES if name.startswith(f"{family}-")), key=len)

@@ -49,7 +49,8 @@ def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.text)}</p>"]
     if section.image:
         data = base64.b64encode(section.image.read_bytes()).decode()
-        parts.append(f'<img alt="{escape(section.alt)}" src="data:image/png;base64,{data}">')
+        kind = section.image.suffix.removeprefix(".")
+        parts.append(f'<img alt="{escape(section.alt)}" src="data:image/{kind};base64,{data}">')
     if section.rows:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in section.headings)
         rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>\n" for row in section.rows)

@@ -1,5 +1,6 @@
 """Pictures of the dial: samples by budget, quality against cost, what the latents read."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from PIL import Image
 from torch import Tensor
 
-from elit.data.images import to_uint8
+from elit.data.images import as_pictures, save_animation, to_uint8
 from elit.evaluate.run import Score
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9822b", "#667085"
@@ -19,10 +21,25 @@ STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, 
 
 
 def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
-    """A row of images (B, 1 or 3, H, W) in [-1, 1] for every budget, labelled at its left."""
-    columns = len(headings)
+    """A row of images or clips (B, 1 or 3, ...) in [-1, 1] for every budget, labelled at its left; clips as strips."""
+    save_figure(_sample_sheet([(label, as_pictures(samples)) for label, samples in rows], headings), path)
+
+
+def animate(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
+    """Clips (B, 1 or 3, T, H, W) in [-1, 1] as `samples_by_budget` shows images, moving: a GIF that loops."""
+    pictures = []
+    for frame in range(rows[0][1].shape[2]):
+        buffer = io.BytesIO()
+        _sample_sheet([(label, clips[:, :, frame]) for label, clips in rows], headings).savefig(buffer, format="png")
+        pictures.append(Image.open(buffer).convert("RGB"))
+    save_animation(pictures, path)
+
+
+def _sample_sheet(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str]) -> Figure:
+    columns, (height, width) = len(headings), rows[0][1].shape[-2:]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.6 + 0.75 * columns, 0.4 + 0.8 * len(rows)), dpi=130, layout="constrained")
+        size = (1.6 + 0.75 * columns * width / height, 0.4 + 0.8 * len(rows))
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, images) in zip(axes, rows, strict=True):
             for ax, image in zip(row, images, strict=True):
@@ -30,7 +47,7 @@ def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str
             row[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for ax, heading in zip(axes[0], headings, strict=True):
             ax.set_title(heading)
-        save_figure(figure, path)
+        return figure
 
 
 def compute_quality(scores: Sequence[Score], path: Path) -> None:

@@ -7,11 +7,16 @@ from rich.table import Table
 
 from elit.evaluate.run import Score
 
-HEADINGS = ("budget", "latents", "guidance", "GFLOPs/image", "ms/image", "FD", "accuracy")
+
+def headings(scores: Sequence[Score]) -> tuple[str, ...]:
+    """What the columns of `score_cells` are."""
+    kind = "image" if scores[0].steady is None else "clip"
+    columns = ("budget", "latents", "guidance", f"GFLOPs/{kind}", f"ms/{kind}", "FD", "accuracy")
+    return columns if kind == "image" else (*columns, "steady")
 
 
 def score_cells(score: Score) -> tuple[str, ...]:
-    """The columns of `HEADINGS` as text."""
+    """The columns of `headings` as text."""
     return (
         f"{score.budget:.4g}",
         str(score.tokens_per_group),
@@ -20,6 +25,7 @@ def score_cells(score: Score) -> tuple[str, ...]:
         f"{score.ms_per_image:.2f}",
         f"{score.fd:.1f}",
         f"{score.accuracy:.3f}",
+        *([] if score.steady is None else [f"{score.steady:.3f}"]),
     )
 
 

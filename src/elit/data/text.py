@@ -1,0 +1,145 @@
+"""Prompts as what a text-conditional network takes: the built-in characters, or a Hugging Face encoder's embeddings."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from elit.data.images import ImageData
+from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
+
+CACHE = ".text"  # folder beside the images
+
+
+class TextEncoder:
+    """A Hugging Face text encoder (CLIP, T5, BERT, a language model, …) by name or folder; needs the extra `text`.
+
+    length: tokens of a prompt at most, longer ones are cut. Raises ValueError where transformers is missing, the name
+    is neither a folder nor to be had from the hub, or the encoder takes fewer tokens.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ):
+        try:
+            from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+        except ImportError as error:
+            raise ValueError(
+                f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
+            ) from None
+        self.name = name
+        try:
+            config = AutoConfig.from_pretrained(name)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            kind: Any = AutoModel
+            if hasattr(config, "text_config"):  # CLIP and the like: the text half alone
+                kind, config = AutoModelForTextEncoding, config.text_config
+            elif config.is_encoder_decoder:
+                kind = AutoModelForTextEncoding
+            self.model: Any = kind.from_pretrained(name, config=config, dtype=dtype or torch.float32)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"text_encoder={name!r}: cannot be loaded ({reason}); give a name or a folder") from None
+        self.model.eval().requires_grad_(False).to(device)
+        self.tokenizer.padding_side = "right"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        longest = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
+        if length > longest:
+            raise ValueError(f"text_length={length}: {name} takes at most {longest} tokens")
+        self.length = length
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str], *, batch_size: int = 64, progress: Callable[[int, int], None] | None = None
+    ) -> Text:
+        """Prompts -> `Text` (P, M, F) on the CPU, M the longest of them; pooled (P, F) where the encoder gives it."""
+        parts = []
+        for first in range(0, len(prompts), batch_size):
+            tokens = self.tokenizer(
+                list(prompts[first : first + batch_size]),
+                padding="max_length",
+                truncation=True,
+                max_length=self.length,
+                return_tensors="pt",
+            ).to(self.model.device)
+            out = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            pooled = getattr(out, "pooler_output", None)
+            parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))
+            if progress:
+                progress(min(first + batch_size, len(prompts)), len(prompts))
+        embeddings, masks, pools = zip(*parts, strict=True)
+        mask = torch.cat(masks)
+        used = int(mask.any(0).sum())
+        text = torch.cat(embeddings)[:, :used].contiguous()
+        return Text(text, mask[:, :used].contiguous(), None if pools[0] is None else torch.cat(pools).cpu())
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    encoder: str,
+    *,
+    length: int,
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Condition:
+    """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder.
+
+    Embeddings are computed once: they are kept in the folder `cache` under a name made of the encoder, the length and
+    the prompts, and read from there (mapped, not copied into memory) the next time. Raises ValueError.
+    """
+    if encoder == CHARACTERS:
+        return encode_characters(prompts, length)
+    if cache is None:
+        return TextEncoder(encoder, length=length, device=device)(prompts)
+    path = cache / f"{_digest(encoder, length, prompts)}.safetensors"
+    if not path.is_file():
+        text = TextEncoder(encoder, length=length, device=device)(prompts)
+        _save(text, path)
+    return Text(**load_file(path))
+
+
+class PromptedImages:
+    """A data set whose labels number prompts: gives the prompts' rows of `table` in their place."""
+
+    def __init__(self, data: ImageData, table: Condition):
+        self.data, self.table = data, table
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
+        """images (B, C, H, W), and y of their prompts."""
+        images, labels = self.data.__getitems__(indices)
+        return images, self.table[labels]
+
+
+def _digest(encoder: str, length: int, prompts: Sequence[str]) -> str:
+    """Names a cache: the encoder (for a folder also its files' sizes and times), the length and the prompts."""
+    folder = Path(encoder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    state = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([encoder, length, state, list(prompts)]).encode()).hexdigest()[:24]
+
+
+def _save(text: Text, path: Path) -> None:
+    """Writes under a temporary name and renames. Raises ValueError where the folder cannot be written."""
+    tensors = {name: value for name, value in vars(text).items() if value is not None}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary)
+    except OSError as error:
+        raise ValueError(f"data: cannot keep the encoded prompts in {str(path.parent)!r} ({error.strerror})") from None
+    temporary.replace(path)

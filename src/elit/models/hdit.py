@@ -1,0 +1,72 @@
+"""HDiT and ELIT-HDiT: the middle blocks work on merged tokens, four in one (paper section 4, Table 1)."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elit.models.dit import DiT
+from elit.models.layers import Block, Rope
+from elit.models.transformer import Beside
+
+MERGED = 4  # tokens in one: 2×2 neighbours, or 4 latents of one group
+
+
+class WideBlock(Block):
+    """A block for merged tokens, 2d wide; the conditioning stays d wide."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__(2 * width, 2 * num_heads, mlp_ratio, condition_width=width)
+
+
+class HDiT(DiT):
+    """DiT whose middle blocks (8 to 19 of 28) run on N/4 tokens of width 2d; arguments as there, attention is full.
+
+    Four tokens that lie side by side in the sequence become one: the baseline's windows are 2×2, so these are 2×2
+    neighbours; in ELIT-HDiT they are 4 latents of one group, so budgets are multiples of 4, and the wide blocks must
+    lie in the core.
+    """
+
+    _no_split_modules: ClassVar = ["Block", "WideBlock", "Read", "Write"]
+    _repeated_blocks: ClassVar = ["Block", "WideBlock"]
+    budget_step: ClassVar[int] = MERGED
+
+    def make_blocks(self) -> list[nn.Module]:
+        width, num_heads, mlp_ratio = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
+        self.merge = nn.Linear(MERGED * width, 2 * width)
+        self.split = nn.Linear(2 * width, MERGED * width)
+        self.keep = nn.Parameter(torch.tensor(0.5))  # share of the tokens before the merge in those after the split
+        wide = merged_blocks(self.config.depth)
+        kinds = [WideBlock if i in wide else Block for i in range(self.config.depth)]
+        return [kind(width, num_heads, mlp_ratio) for kind in kinds]
+
+    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
+        wide = [i for i, block in enumerate(blocks) if isinstance(block, WideBlock)]
+        if not wide:
+            return super().run(blocks, x, c, rope, beside)
+        first, end = wide[0], wide[-1] + 1
+        x, _ = super().run(blocks[:first], x, c, rope, ())  # (B, L, d)
+        merged = self.merge(x.unflatten(1, (-1, MERGED)).flatten(2))  # (B, L/4, 2d)
+        merged, _ = super().run(blocks[first:end], merged, c, rope.every(MERGED), ())
+        fine = self.split(merged).unflatten(2, (MERGED, -1)).flatten(1, 2)  # (B, L, d)
+        return super().run(blocks[end:], fine + self.keep * (x - fine), c, rope, beside)
+
+    @classmethod
+    def plain_window(cls, axes: int) -> tuple[int, ...]:
+        return (1,) * (axes - 2) + (2, 2)
+
+    def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
+        super().check_sizes(width, num_heads, depth)
+        wide = merged_blocks(depth)
+        head, core, _ = self.spec.split if self.spec else (0, depth, 0)
+        if not head <= wide.start < wide.stop <= head + core:
+            raise ValueError(
+                f"split={self.spec and self.spec.split}: at depth {depth} HDiT merges after block {wide.start} and "
+                f"splits after block {wide.stop}; both must lie in the core"
+            )
+
+
+def merged_blocks(depth: int) -> range:
+    """The blocks that work on merged tokens: 8 to 19 of 28, and in proportion."""
+    outer = min(round(depth * 8 / 28), (depth - 1) // 2)
+    return range(outer, depth - outer)

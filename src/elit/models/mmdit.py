@@ -1,0 +1,190 @@
+"""MM-DiT and ELIT-MM-DiT, text-conditional: a stream of image tokens and one of text, joined in attention.
+
+B batch, L image tokens or latents, M text tokens, d width, H heads, h head width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from elit.models.conditioning import (
+    CHARACTERS,
+    Condition,
+    Text,
+    TextConditioning,
+    as_text,
+    encode_characters,
+    without_text,
+)
+from elit.models.interface import InterfaceSpec
+from elit.models.layers import Block, Modulation, QKNorm, Rope, attend, layer_norm, modulate
+from elit.models.transformer import Beside, Transformer, on_cpu
+
+
+class JointBlock(nn.Module):
+    """A double-stream block: image and text have weights of their own and attend to each other (SD3, Qwen-Image)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.image = Block(width, num_heads, mlp_ratio)
+        self.text = Block(width, num_heads, mlp_ratio)
+
+    def forward(self, x: Tensor, text: Tensor, c: Tensor, rope: Rope, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, L, d), text (B, M, d), c (B, d), mask (B, 1, 1, M + L) bool -> x and text. The text is not rotated."""
+        shift_x, scale_x, *rest_x = self.image.modulation(c)
+        shift_t, scale_t, *rest_t = self.text.modulation(c)
+        of_image = self.image.attention.project(modulate(self.image.norm1(x), shift_x, scale_x), rope)
+        of_text = self.text.attention.project(modulate(self.text.norm1(text), shift_t, scale_t), None)
+        q, k, v = (torch.cat(pair, 1) for pair in zip(of_text, of_image, strict=True))  # (B, M + L, H, h)
+        mixed_text, mixed = attend(q, k, v, mask).split((text.shape[1], x.shape[1]), 1)
+        return self.image.finish(x, mixed, *rest_x), self.text.finish(text, mixed_text, *rest_t)
+
+
+class LastJointBlock(nn.Module):
+    """The last block: the text is looked at once more and has no way on."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.image = Block(width, num_heads, mlp_ratio)
+        self.text_modulation = Modulation(width, 2)
+        self.text_norm = layer_norm(width)
+        self.text_kv = nn.Linear(width, 2 * width)
+        self.text_k_norm = QKNorm(width // num_heads)
+
+    def forward(self, x: Tensor, text: Tensor, c: Tensor, rope: Rope, mask: Tensor) -> tuple[Tensor, Tensor]:
+        shift_x, scale_x, *rest_x = self.image.modulation(c)
+        q, k, v = self.image.attention.project(modulate(self.image.norm1(x), shift_x, scale_x), rope)
+        kv = self.text_kv(modulate(self.text_norm(text), *self.text_modulation(c)))
+        text_k, text_v = kv.unflatten(-1, (2, q.shape[2], -1)).unbind(2)
+        k = torch.cat((self.text_k_norm(text_k).to(k.dtype), k), 1)
+        mixed = attend(q, k, torch.cat((text_v, v), 1), mask)
+        return self.image.finish(x, mixed, *rest_x), text
+
+
+class MMDiT(Transformer):
+    """Text-conditional diffusion transformer of double-stream blocks; with `interface`, ELIT-MM-DiT.
+
+    Latents take the place of the image stream alone; the text stream runs through head, core and tail as it is.
+
+    sample_size, in_channels, patch_size, interface: as in `DiT`.
+    text_encoder: "characters", built in and trained along, or the Hugging Face name or folder of the encoder whose
+    embeddings the network is trained on (it is not part of the network). text_features: F of its embeddings.
+    text_length: M, tokens of a prompt at most (bytes, for characters). pooled_features: P, width of the pooled text
+    that joins the time in the conditioning; 0 = the time alone.
+
+    y of a forward is a `Text` (embeddings, mask, pooled), embeddings (B, M, F) without padding, or for characters the
+    (B, M) integers of `encode_characters`. `conditions` turns prompts into y.
+
+    Raises ValueError where the sizes do not fit each other.
+    """
+
+    _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "Read", "Write"]
+    _repeated_blocks: ClassVar = ["JointBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        sample_size: int | Sequence[int] = 32,
+        in_channels: int = 16,
+        patch_size: int | Sequence[int] = 2,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        text_encoder: str = CHARACTERS,
+        text_features: int = 256,
+        text_length: int = 64,
+        pooled_features: int = 256,
+        interface: InterfaceSpec | dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        characters = text_encoder == CHARACTERS
+        if characters and pooled_features not in (0, text_features):
+            raise ValueError(
+                f"pooled_features={pooled_features}: with characters, give 0 or text_features={text_features}"
+            )
+        self.build(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            interface=interface,
+            conditioning=TextConditioning(hidden_size, text_features, pooled_features, characters),
+        )
+
+    def make_blocks(self) -> list[nn.Module]:
+        sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
+        return [*(JointBlock(*sizes) for _ in range(self.config.depth - 1)), LastJointBlock(*sizes)]
+
+    def condition(self, t: Tensor, y: Condition) -> tuple[Tensor, Beside]:
+        """Beside the image tokens run the text tokens (B, M, d) and their mask (B, M)."""
+        c, *beside = self.conditioning(t, as_text(y))
+        return c, tuple(beside)
+
+    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
+        text, text_mask = beside
+        mask = F.pad(text_mask, (0, x.shape[1]), value=True)[:, None, None]  # (B, 1, 1, M + L)
+        for block in blocks:
+            x, text = self.call(block, x, text, c, rope, mask)
+        return x, (text, text_mask)
+
+    def conditions(self, y: Any) -> Condition:
+        """Prompts (one or several, for characters), or what a forward takes as y, as a batch."""
+        if isinstance(y, str):
+            y = [y]
+        if isinstance(y, (list, tuple)) and y and all(isinstance(prompt, str) for prompt in y):
+            if self.config.text_encoder != CHARACTERS:
+                raise ValueError(
+                    f"y: prompts, but this model takes embeddings of {self.config.text_encoder!r}; encode them with "
+                    "elit.TextEncoder"
+                )
+            y = encode_characters(y, self.config.text_length)
+        if not isinstance(y, Tensor | Text) or not len(y):
+            raise ValueError(f"y: {type(y).__name__}, expected prompts or their embeddings; give at least one")
+        self.check_condition(y, len(y))
+        return y
+
+    def without_condition(self, y: Condition, dropped: Tensor | None = None) -> Condition:
+        return without_text(as_text(y), dropped)
+
+    def example_condition(self, batch: int) -> Condition:
+        length, features = self.config.text_length, self.config.text_features
+        if self.config.text_encoder == CHARACTERS:
+            return torch.randint(1, 257, (batch, length))
+        mask = torch.ones(batch, length, dtype=torch.bool)
+        return Text(torch.randn(batch, length, features), mask, torch.randn(batch, self.config.pooled_features))
+
+    def check_condition(self, y: Any, batch: int) -> None:
+        features = self.config.text_features
+        if isinstance(y, Tensor) and not y.is_floating_point():
+            if self.config.text_encoder != CHARACTERS:
+                raise ValueError(f"y: dtype {y.dtype}, expected text embeddings of {self.config.text_encoder!r}")
+            if y.ndim != 2 or len(y) != batch:
+                raise ValueError(
+                    f"y: shape {tuple(y.shape)}, expected ({batch}, M), the characters of one prompt a sample"
+                )
+            if on_cpu(y) and not ((y >= 0) & (y <= 256)).all():
+                raise ValueError("y: characters are bytes plus 1, 1 to 256, and 0 for padding")
+            return
+        if not isinstance(y, Tensor | Text):
+            raise ValueError(f"y: {type(y).__name__}, expected text embeddings or prompts")
+        embeddings = y if isinstance(y, Tensor) else y.embeddings
+        if embeddings.ndim != 3 or len(embeddings) != batch or embeddings.shape[2] != features:
+            raise ValueError(f"y: embeddings of shape {tuple(embeddings.shape)}, expected ({batch}, M, {features})")
+        if isinstance(y, Tensor):
+            return
+        if y.mask.shape != embeddings.shape[:2] or y.mask.dtype != torch.bool:
+            found = f"{y.mask.dtype} {tuple(y.mask.shape)}"
+            raise ValueError(f"y: mask is {found}, expected torch.bool {tuple(embeddings.shape[:2])}")
+        pooled = self.config.pooled_features
+        if pooled and y.pooled is None and pooled != features:
+            raise ValueError(f"y: no pooled text; this model takes ({batch}, {pooled})")
+        if y.pooled is not None and y.pooled.shape != (batch, pooled or y.pooled.shape[-1]):
+            raise ValueError(f"y: pooled text of shape {tuple(y.pooled.shape)}, expected ({batch}, {pooled})")

@@ -1,0 +1,239 @@
+"""What all backbones share: head, Read, core, Write, tail (paper Figure 3), and the checks around them.
+
+B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L tokens of any sequence, d width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from torch import Tensor, nn
+
+from elit.budgets import Budget, resolve_budget
+from elit.models.conditioning import Condition
+from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
+from elit.models.layers import (
+    FinalLayer,
+    Rope,
+    grid_positions,
+    initialize,
+    patchify,
+    rope_tables,
+    token_grid,
+    unpatchify,
+)
+
+Beside = tuple[Tensor, ...]  # tensors that travel beside the tokens, batch first: a text stream, long skips
+
+
+class Transformer(ModelMixin, ConfigMixin):
+    """A diffusion transformer with a compute dial; with `interface=None`, the same one without.
+
+    A backbone says what its blocks are (`make_blocks`), how a stage of them runs (`run`) and how it is conditioned
+    (`condition` and what has it in its name). Everything else is here.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["Block", "Read", "Write"]
+    _repeated_blocks: ClassVar = ["Block"]
+    budget_step: ClassVar[int] = 1
+    """Budgets are multiples of this."""
+
+    def build(
+        self,
+        *,
+        sample_size: int | Sequence[int],
+        in_channels: int,
+        patch_size: int | Sequence[int],
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        interface: InterfaceSpec | dict[str, Any] | None,
+        conditioning: nn.Module,
+    ) -> None:
+        """The rest of every backbone's constructor. Raises ValueError where the sizes do not fit each other."""
+        self.sample_size, self.patch_size = as_size(sample_size), as_patch(patch_size, sample_size)
+        self.spec = InterfaceSpec.from_config(interface) if isinstance(interface, dict) else interface
+        self.check_sizes(hidden_size, num_heads, depth)
+        # What is saved is what JSON gives back, so a loaded config equals the one in memory.
+        self.register_to_config(
+            sample_size=as_json(sample_size),
+            patch_size=as_json(patch_size),
+            interface=self.spec and self.spec.to_config(),
+        )
+
+        patch_features = in_channels * torch.Size(self.patch_size).numel()
+        self.patch_embed = nn.Linear(patch_features, hidden_size)
+        self.conditioning = conditioning
+        self.blocks = nn.ModuleList(self.make_blocks())
+        self.final = FinalLayer(hidden_size, patch_features)
+        self.latent_interface = None
+        if self.spec:
+            tokens_per_group = torch.Size(self.spec.window).numel()
+            self.latent_interface = LatentInterface(hidden_size, num_heads, tokens_per_group, self.spec.num_latents)
+        self.gradient_checkpointing = False
+
+        initialize(self)
+        if self.latent_interface:
+            self.latent_interface.initialize()
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Valid numbers of latents per group, ascending, the last one full; () for a baseline."""
+        return tuple(range(self.budget_step, self.spec.num_latents + 1, self.budget_step)) if self.spec else ()
+
+    def forward(self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None) -> Tensor:
+        """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
+
+        x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null; for a
+        text-conditional network its prompts, see there.
+        budget: None = all latents, an int = latents kept per group, a float in (0, 1] = that share of them. A
+        sequence of budgets gives each equal part of the batch its own: head and tail run together, cores apart.
+
+        Raises ValueError for shapes and budgets that do not fit. Values of t and y are checked when they lie on
+        the CPU; on a device that would be a sync, so check them before they go there.
+        """
+        self._check_inputs(x, t, y)
+        kept = self._budgets(budget, len(x))
+        size, window = x.shape[2:], self.window(x.shape[2:])
+        rope = self.rope(grid_positions(self.token_grid(size), window, x.device))
+        head, core, tail = self.stages()
+
+        c, beside = self.condition(t, y)  # (B, d)
+        s = self.patch_embed(patchify(x, self.patch_size, window))  # (B, N, d)
+        s, beside = self.run(head, s, c, rope, beside)
+        if self.latent_interface is None:
+            s, beside = self.run(core, s, c, rope, beside)
+        else:
+            groups = [length // w for length, w in zip(self.token_grid(size), window, strict=True)]
+            ends = []
+            parts = [each.chunk(len(kept)) for each in (s, c, *beside)]
+            for count, s_i, c_i, *beside_i in zip(kept, *parts, strict=True):
+                latents = self.latent_interface.read(s_i, c_i, count)  # (B, K, d)
+                rope_l = self.rope(latent_positions(groups, count, x.device))
+                latents, after = self.run(core, latents, c_i, rope_l, tuple(beside_i))
+                ends.append((self.latent_interface.write(s_i, latents), *after))  # (B, N, d)
+            s, *rest = ends[0] if len(ends) == 1 else map(torch.cat, zip(*ends, strict=True))
+            beside = tuple(rest)
+        s, _ = self.run(tail, s, c, rope, beside)
+        return unpatchify(self.final(s, c), size, self.patch_size, window)
+
+    def condition(self, t: Tensor, y: Any) -> tuple[Tensor, Beside]:
+        """The conditioning (B, d) of a forward, and what starts out beside the tokens."""
+        return self.conditioning(t, y), ()
+
+    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
+        """One stage: x (B, L, d) through `blocks`, with what travels beside it."""
+        for block in blocks:
+            x = self.call(block, x, c, rope)
+        return x, beside
+
+    def call(self, block: nn.Module, *inputs: Any) -> Any:
+        """`block(*inputs)`, recomputed in the backward pass where gradient checkpointing is on."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def make_blocks(self) -> list[nn.Module]:
+        """All blocks, in order."""
+        raise NotImplementedError
+
+    def conditions(self, y: Any) -> Any:
+        """What a user hands in for a batch, as `y` of a forward on the CPU. Raises ValueError."""
+        raise NotImplementedError
+
+    def without_condition(self, y: Any, dropped: Tensor | None = None) -> Any:
+        """y with the condition gone from the rows of `dropped` (B,) bool, by default from all: the null branch."""
+        raise NotImplementedError
+
+    def check_condition(self, y: Any, batch: int) -> None:
+        """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
+        raise NotImplementedError
+
+    def example_condition(self, batch: int) -> Any:
+        """Some y for a batch, on the CPU, as long as this network takes: for timing."""
+        raise NotImplementedError
+
+    def stages(self) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
+        """The blocks of head, core and tail; a baseline is all core."""
+        head, core, _ = self.spec.split if self.spec else (0, len(self.blocks), 0)
+        return self.blocks[:head], self.blocks[head : head + core], self.blocks[head + core :]
+
+    def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
+        return token_grid(size, self.patch_size, self.spec.window if self.spec else self.plain_window(len(size)))
+
+    def window(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens of a group along each axis."""
+        return self.spec.window if self.spec else self.plain_window(len(size)) or self.token_grid(size)
+
+    @classmethod
+    def plain_window(cls, axes: int) -> tuple[int, ...] | None:
+        """The window in which a baseline sorts its tokens; None = the whole grid is one."""
+        return None
+
+    def rope(self, positions: Tensor) -> Rope:
+        return rope_tables(positions, self.config.hidden_size // self.config.num_heads)
+
+    def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
+        """Raises ValueError where width, heads, depth, window and split do not fit each other."""
+        if width % num_heads or (width // num_heads) % 2:
+            raise ValueError(f"hidden_size={width}, num_heads={num_heads}: need an even hidden_size / num_heads")
+        axes = len(self.patch_size)
+        if len(self.sample_size) != axes:
+            raise ValueError(f"sample_size={self.sample_size}, patch_size={self.patch_size}: need as many entries")
+        if self.spec is None:
+            self.token_grid(self.sample_size)
+            return
+        if len(self.spec.window) != axes:
+            raise ValueError(f"window={self.spec.window}: need {axes} entries, like patch_size={self.patch_size}")
+        if sum(self.spec.split) != depth:
+            raise ValueError(f"split={self.spec.split}: head, core and tail must sum to depth={depth}")
+        if width // num_heads < 2 * (axes + 1):
+            raise ValueError(f"num_heads={num_heads}: a head must be at least {2 * (axes + 1)} wide for RoPE")
+        if self.spec.num_latents % self.budget_step:
+            name = type(self).__name__
+            raise ValueError(f"num_latents={self.spec.num_latents}: {name} needs a multiple of {self.budget_step}")
+        self.token_grid(self.sample_size)
+
+    def _budgets(self, budget: Budget | Sequence[Budget], batch: int) -> list[int]:
+        parts = budget if isinstance(budget, (list, tuple)) else (budget,)
+        kept = [resolve_budget(part, self.budgets) for part in parts]
+        if len(kept) > 1 and len(set(kept)) == 1:
+            kept = kept[:1]
+        if batch % len(kept):
+            raise ValueError(f"budget={budget!r}: {len(kept)} budgets do not divide a batch of {batch}")
+        return cast(list[int], kept)
+
+    def _check_inputs(self, x: Tensor, t: Tensor, y: Any) -> None:
+        axes, channels = len(self.patch_size), self.config.in_channels
+        if x.ndim != 2 + axes or x.shape[1] != channels:
+            shape = ", ".join(["B", str(channels), *("T", "H", "W")[-axes:]])
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected ({shape})")
+        if t.shape != (len(x),):
+            raise ValueError(f"t: shape {tuple(t.shape)}, expected ({len(x)},), one a sample")
+        if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
+            raise ValueError(f"t={t[~((t >= 0) & (t <= 1))][0].item():g}: times lie in [0, 1], 0 = noise, 1 = data")
+        self.check_condition(y, len(x))
+
+
+def on_cpu(value: Tensor) -> bool:
+    """Whether values may be looked at: on a device that would be a sync, under a compiler a graph break."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def as_size(sample_size: int | Sequence[int]) -> tuple[int, ...]:
+    """An int is a square image."""
+    return (sample_size,) * 2 if isinstance(sample_size, int) else tuple(sample_size)
+
+
+def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) -> tuple[int, ...]:
+    """An int is that many rows and columns, and one frame of a video."""
+    if not isinstance(patch_size, int):
+        return tuple(patch_size)
+    return (1,) * (len(as_size(sample_size)) - 2) + (patch_size, patch_size)
+
+
+def as_json(value: int | Sequence[int]) -> int | list[int]:
+    return value if isinstance(value, int) else list(value)

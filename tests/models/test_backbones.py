@@ -1,0 +1,310 @@
+"""What must hold for every backbone, with and without the interface: one suite, all networks of conftest."""
+
+import pytest
+import torch
+from conftest import ELIT, SETTINGS, conditions, fresh, inputs, opened
+from torch._dynamo.testing import CompileCounter
+
+import elit
+from elit.checkpoint import load_model
+from elit.models.conditioning import concatenate
+from elit.models.presets import create_model
+from elit.models.transformer import Transformer
+from elit.sampling import sample, seeded_noise
+
+
+def test_output_has_the_shape_of_the_input(any_model):
+    x, t, y = inputs(any_model)
+    assert any_model(x, t, y).shape == x.shape
+    step = any_model.budget_step
+    assert any_model.budgets == (tuple(range(step, any_model.spec.num_latents + 1, step)) if any_model.spec else ())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("kind", ELIT)
+def test_budget_equals_a_truncated_model(kind, which):
+    """A model whose interface only ever had `kept` latents gives the same output."""
+    model = opened(kind)
+    kept = model.budgets[which]
+    name, settings = SETTINGS[kind]
+    truncated = create_model(name, **settings, num_latents=kept).eval()
+    weights = model.state_dict()
+    weights["latent_interface.latents"] = weights["latent_interface.latents"][:kept]
+    truncated.load_state_dict(weights)
+    x, t, y = inputs(model)
+    assert truncated.budgets[-1] == kept
+    assert torch.equal(model(x, t, y, kept), truncated(x, t, y))
+    assert not torch.allclose(model(x, t, y, kept), model(x, t, y), atol=1e-3)
+
+
+def test_latents_past_the_budget_are_never_touched(elit_model):
+    """NaN in the dropped tail changes nothing, forward and gradients; its own gradient is exactly zero."""
+    x, t, y = inputs(elit_model)
+    kept = elit_model.budgets[1]
+
+    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        elit_model.zero_grad()
+        out = elit_model(x, t, y, kept)
+        out.square().mean().backward()
+        return out.detach(), {name: p.grad.clone() for name, p in elit_model.named_parameters()}
+
+    before, gradients = run()
+    with torch.no_grad():
+        elit_model.latent_interface.latents[kept:] = torch.nan
+    after, gradients_after = run()
+    assert torch.equal(before, after)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, gradients_after[name]), name
+    assert not gradients["latent_interface.latents"][kept:].any()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ELIT if kind != "elit-mmdit-embeddings"])
+def test_baseline_and_elit_share_their_weights(kind):
+    """The baseline is the same class: ELIT adds `latent_interface` and renames nothing."""
+    plain, elastic = (opened(each).state_dict() for each in (kind.removeprefix("elit-"), kind))
+    added = set(elastic) - set(plain)
+    assert set(plain) <= set(elastic)
+    assert all(name.startswith("latent_interface.") for name in added)
+    assert all(elastic[name].shape == value.shape for name, value in plain.items())
+
+
+def test_runs_at_a_larger_resolution(any_model):
+    """One set of weights; the parts that see the small size do not change what a crop of tokens is."""
+    larger = tuple(2 * length for length in any_model.sample_size)
+    x, t, y = inputs(any_model, size=larger)
+    out = any_model(x, t, y)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    rebuilt = type(any_model)(**{k: v for k, v in any_model.config.items() if k[0] != "_"} | {"sample_size": larger})
+    rebuilt.load_state_dict(any_model.state_dict())
+    assert torch.equal(rebuilt(x, t, y), out)
+
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+def test_every_parameter_gets_a_gradient_within_a_few_steps(kind):
+    """From the zero-initialised start of a real run."""
+    model = fresh(kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, t, y = inputs(model, batch=4)
+    reached: set[str] = set()
+    for _ in range(5):
+        optimizer.zero_grad()
+        (model(x, t, y) - x.flip(0)).square().mean().backward()
+        reached |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        optimizer.step()
+    assert reached == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ELIT)
+def test_the_interface_starts_closed(kind):
+    """Before training, Write adds nothing: with an open output the velocity is the same at every budget."""
+    model = fresh(kind)
+    torch.nn.init.normal_(model.final.linear.weight)
+    x, t, y = inputs(model)
+    assert torch.equal(model(x, t, y, model.budgets[0]), model(x, t, y))
+
+
+def test_each_part_of_a_batch_can_have_its_own_budget(elit_model):
+    x, t, y = inputs(elit_model, batch=4)
+    high, low = elit_model.budgets[-1], elit_model.budgets[0]
+    both = elit_model(x, t, y, (high, low))
+    assert torch.allclose(both[:2], elit_model(x[:2], t[:2], y[:2], high), atol=1e-5)
+    assert torch.allclose(both[2:], elit_model(x[2:], t[2:], y[2:], low), atol=1e-5)
+    with pytest.raises(ValueError, match="3 budgets do not divide a batch of 4"):
+        elit_model(x, t, y, (*elit_model.budgets[:2], high))
+
+
+def test_the_condition_matters_and_so_does_its_absence(any_model):
+    x, t, y = inputs(any_model)
+    out = any_model(x, t, y)
+    without = any_model(x, t, any_model.without_condition(y))
+    assert (out[:2] - without[:2]).abs().amax(dim=tuple(range(1, x.ndim))).min() > 1e-3
+    assert torch.allclose(out[2], without[2], atol=1e-5)  # the last of `inputs` has none to begin with
+
+
+def test_gradient_checkpointing_changes_no_number(any_model):
+    x, t, y = inputs(any_model)
+
+    def gradients() -> list[torch.Tensor]:
+        any_model.zero_grad()
+        any_model(x, t, y).square().mean().backward()
+        return [p.grad.clone() for p in any_model.parameters()]
+
+    plain = gradients()
+    any_model.enable_gradient_checkpointing()
+    assert all(map(torch.equal, plain, gradients()))
+
+
+def test_save_and_load_is_bit_exact(any_model, tmp_path):
+    any_model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    loaded = type(any_model).from_pretrained(tmp_path)
+    x, t, y = inputs(any_model)
+    assert torch.equal(loaded(x, t, y), any_model(x, t, y))
+    public = {k: v for k, v in any_model.config.items() if k[0] != "_"}
+    assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == public
+    assert torch.equal(load_model(tmp_path)(x, t, y), any_model(x, t, y))
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16_is_close_to_float32(any_model, autocast):
+    x, t, y = inputs(any_model)
+    with torch.no_grad():
+        expected = any_model(x, t, y)
+        if autocast:
+            with torch.autocast("cpu", torch.bfloat16):
+                out = any_model(x, t, y)
+        else:
+            out = any_model.to(torch.bfloat16)(x.bfloat16(), t, y)
+    assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_forward_reads_nothing_back(any_model):
+    """On the meta device there are no values: whatever syncs with the host fails here."""
+    x, t, y = (value.to("meta") for value in inputs(any_model))
+    assert any_model.to("meta")(x, t, y, any_model.budgets[0] if any_model.budgets else None).shape == x.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
+    x, t, y = inputs(any_model)
+    expected = any_model(x, t, y)
+    any_model.to("cuda")
+    x, t, y = x.cuda(), t.cuda(), y.cuda()
+    any_model(x, t, y)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = any_model(x, t, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.allclose(out.cpu(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["elit-dit", "elit-uvit", "elit-hdit", "elit-mmdit", "elit-mmdit-embeddings"])
+def test_compiles_without_breaks_and_twice_at_most(kind):
+    """One static and one dynamic graph serve all budgets but the smallest, which torch specialises on."""
+    model = opened(kind)
+    x, t, y = inputs(model)
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for budget in model.budgets[:0:-1]:
+            assert torch.allclose(compiled(x, t, y, budget), model(x, t, y, budget), atol=1e-5)
+    torch._dynamo.reset()
+    assert counter.frame_count <= 2
+
+
+STEPS = 4
+
+
+def guided(model: Transformer, **settings) -> torch.Tensor:
+    return sample(model, conditions(model, 2), steps=STEPS, budget=middle(model), **settings)
+
+
+def middle(model: Transformer) -> int | None:
+    return model.budgets[len(model.budgets) // 2] if model.budgets else None
+
+
+def test_sampling_scale_one_is_bit_equal_to_no_guidance(elit_model):
+    plain, low = guided(elit_model), elit_model.budgets[0]
+    for guidance in (elit.CFG(1.0), elit.AG(1.0, low), elit.CCFG(1.0, low)):
+        assert torch.equal(guided(elit_model, guidance=guidance), plain)
+
+
+def test_ag_at_its_own_budget_is_no_guidance(elit_model):
+    weak = elit.AG(4.0, middle(elit_model))
+    assert torch.allclose(guided(elit_model, guidance=weak), guided(elit_model), atol=1e-4)
+
+
+def test_ccfg_at_the_main_budget_is_cfg(elit_model):
+    cfg, low = guided(elit_model, guidance=elit.CFG(2.0)), elit_model.budgets[0]
+    assert torch.equal(guided(elit_model, guidance=elit.CCFG(2.0, middle(elit_model))), cfg)
+    assert not torch.allclose(guided(elit_model, guidance=elit.CCFG(2.0, low)), cfg, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("guide", ["none", "cfg", "ag", "ccfg"])
+def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
+    """Branches one at a time, one sample at a time, the equations written out."""
+    model, kept = any_model, middle(any_model)
+    if not model.budgets and guide in ("ag", "ccfg"):
+        with pytest.raises(ValueError, match="no latent interface; use CFG"):
+            guided(model, guidance=(elit.AG if guide == "ag" else elit.CCFG)(2.0, 1))
+        return
+    low = model.budgets[0] if model.budgets else None
+    guidance = {"none": None, "cfg": elit.CFG(2.0)}.get(guide) or (
+        None if guide == "none" else {"ag": elit.AG, "ccfg": elit.CCFG}[guide](2.0, low)
+    )
+    y = conditions(model, 2)
+    out = sample(model, y, steps=STEPS, budget=kept, guidance=guidance, solver=solver, seed=5)
+    for i in range(2):
+        x, mine = seeded_noise([5 + i], (4, *model.sample_size)), y[i : i + 1]
+        null = model.without_condition(mine)
+
+        def velocity(x, t, mine=mine, null=null):
+            with torch.no_grad():
+                main = model(x, torch.tensor([t]), mine, kept)
+                if guide == "none":
+                    return main
+                weak_y, weak_budget = {"cfg": (null, kept), "ag": (mine, low), "ccfg": (null, low)}[guide]
+                return 2 * main - model(x, torch.tensor([t]), weak_y, weak_budget)
+
+        for k in range(STEPS):
+            t, dt = k / STEPS, 1 / STEPS
+            v = velocity(x, t)
+            if solver == "heun" and k < STEPS - 1:
+                v = (v + velocity(x + dt * v, t + dt)) / 2
+            x = x + dt * v
+        assert torch.allclose(out[i : i + 1], x, atol=1e-4)
+
+
+@pytest.mark.parametrize("guide", [False, True])
+def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
+    guidance = elit.CCFG(2.0, any_model.budgets[0]) if any_model.budgets else elit.CFG(2.0)
+    y = conditions(any_model, 8)
+    settings = {"steps": STEPS, "guidance": guidance if guide else None, "seed": 7}
+    whole = sample(any_model, y, **settings)
+    for batch_size in (2, 1):
+        assert torch.allclose(sample(any_model, y, batch_size=batch_size, **settings), whole, atol=1e-5)
+    third = sample(any_model, y[3:4], **settings | {"seed": 10})
+    assert torch.allclose(third, whole[3:4], atol=1e-5)
+    chosen = sample(any_model, concatenate([y[6:7], y[1:2]]), **settings | {"seed": [13, 8]})
+    assert torch.allclose(chosen, whole[[6, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (18, 16)}, r"sample_size=\(18, 16\).*nearest valid: 16 or 24 × 16"),
+        ({"budget": 0}, "budget=0: give a number of latents per group"),
+        ({"budget": 17}, "budget=17: .*1 to 16"),
+        ({"budget": 1.5}, "budget=1.5"),
+        ({"budget": "x"}, "budget='x'"),
+        ({"budget": True}, "budget=True"),
+        ({"y": 6}, "y=6: labels are 0 to 4, and 5 for no class"),
+        ({"y": -1}, "y=-1"),
+        ({"y": 0.5}, "y: dtype torch.float32"),
+        ({"t": 1.25}, "t=1.25: times lie in"),
+        ({"t": -0.5}, "t=-0.5"),
+        ({"t": float("nan")}, "t=nan"),
+        ({"channels": 3}, r"x: shape \(3, 3, 16, 16\), expected \(B, 4, H, W\)"),
+        ({"y": "three"}, r"y: str, expected \(3,\), one label"),
+        ({"batch": 2}, r"t: shape \(3,\), expected \(2,\)"),
+    ],
+)
+def test_wrong_input_is_named(change, message):
+    model = opened("elit-dit")
+    x, t, y = inputs(model)
+    x = torch.randn(change.get("batch", 3), change.get("channels", 4), *change.get("size", (16, 16)))
+    t = torch.full((3,), change["t"]) if "t" in change else t
+    if "y" in change:
+        y = change["y"] if isinstance(change["y"], str) else torch.full((3,), change["y"])
+    with pytest.raises(ValueError, match=message):
+        model(x, t, y, change.get("budget"))
+
+
+def test_a_baseline_has_no_budget():
+    model = opened("dit")
+    with pytest.raises(ValueError, match=r"budget=0.5: this model has no latent interface"):
+        model(*inputs(model), 0.5)
