@@ -12,7 +12,20 @@ import elit
 SOURCE = Path(elit.__file__).parent
 # A module may import from its own room and from those before it.
 ROOMS = [
-    *("config", "budgets", "models", "flow", "flops", "data", "checkpoint", "sampling", "pipeline", "runlog", "train"),
+    *(
+        "config",
+        "budgets",
+        "models",
+        "flow",
+        "flops",
+        "paper",
+        "data",
+        "checkpoint",
+        "sampling",
+        "pipeline",
+        "runlog",
+        "train",
+    ),
     *("evaluate", "report", "quickstart", "cli"),
 ]
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import opened, small_vae
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 import elit
+from elit.checkpoint import load_autoencoder
 from elit.pipeline import ElitPipeline, decode
 from elit.sampling import sample, seeded_noise
 
 
-def pipeline(vae=None) -> ElitPipeline:
-    pipe = ElitPipeline(opened("elit-dit"), FlowMatchEulerDiscreteScheduler(), vae)
+def pipeline(vae=None, kind="elit-dit", **components) -> ElitPipeline:
+    pipe = ElitPipeline(opened(kind), FlowMatchEulerDiscreteScheduler(), vae, **components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -74,6 +75,82 @@ def test_output_types():
     assert out["pt"].shape == (2, 3, 32, 32)
     assert out["latent"].shape == (2, 4, 16, 16)
     assert isinstance(pipe(0, num_inference_steps=1, return_dict=False), tuple)
+
+
+def small_video_vae() -> AutoencoderKLCogVideoX:
+    """CogVideoX's autoencoder with random weights: 4 channels, 2 latent frames are 8 frames."""
+    torch.manual_seed(0)
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+
+
+def test_clips_with_a_video_autoencoder(tmp_path):
+    pipe = pipeline(small_video_vae(), kind="elit-dit-video")
+    call = {"num_inference_steps": 1, "budget": 2}
+    out = {kind: pipe([0, 1], output_type=kind, **call).images for kind in ("pil", "np", "pt")}
+    frames = 8
+    assert [len(clip) for clip in out["pil"]] == [frames] * 2
+    assert out["np"].shape == (2, frames, 64, 64, 3)
+    assert out["pt"].shape == (2, frames, 3, 64, 64)
+    pipe.save_pretrained(tmp_path)
+    assert isinstance(load_autoencoder(tmp_path / "vae", required=True), AutoencoderKLCogVideoX)
+
+
+@pytest.mark.parametrize("kind", ["elit-uvit", "elit-hdit", "elit-dit-video", "elit-mmdit"])
+def test_every_backbone_matches_sample_through_a_saved_folder(kind, tmp_path):
+    pipeline(kind=kind).save_pretrained(tmp_path)
+    pipe = ElitPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    model = pipe.transformer
+    noise = seeded_noise([3, 4], (4, *model.sample_size))
+    wanted = ["a one", "a six"] if kind == "elit-mmdit" else [0, 1]
+    name = "prompt" if kind == "elit-mmdit" else "class_labels"
+    call = {"num_inference_steps": 3, "latents": noise, "output_type": "latent", "guidance_scale": 2.0}
+    out = pipe(**{name: wanted}, guidance_budget=model.budgets[0], **call).images
+    guidance = elit.CCFG(2.0, model.budgets[0])
+    assert torch.allclose(out, sample(model, wanted, steps=3, noise=noise, guidance=guidance), atol=1e-5)
+
+
+def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
+    """Tokenizer and encoder are transformers' own parts of the pipeline."""
+    from data.test_text import PROMPTS, save_encoder
+
+    folder = save_encoder("bert", tmp_path / "bert")
+    encoder = elit.TextEncoder(folder, length=8)
+    settings = {"text_encoder": folder, "text_features": 16, "pooled_features": 16, "text_length": 8, "in_channels": 3}
+    sizes = {"sample_size": 16, "hidden_size": 48, "num_heads": 4, "depth": 4}
+    model = elit.create_model("ELIT-MM-DiT-S/2", **sizes, **settings)
+    torch.nn.init.normal_(model.final.linear.weight)
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    ElitPipeline(model, FlowMatchEulerDiscreteScheduler(), **parts).save_pretrained(tmp_path / "pipe")
+    pipe = ElitPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    noise = seeded_noise([0, 1], (3, 16, 16))
+    call = {"num_inference_steps": 2, "latents": noise, "output_type": "latent"}
+    by_prompt = pipe(prompt=PROMPTS[:2], **call).images
+    assert torch.allclose(by_prompt, sample(model.eval(), encoder(PROMPTS[:2]), steps=2, noise=noise), atol=1e-5)
+    assert torch.allclose(by_prompt, pipe(prompt_embeds=encoder(PROMPTS[:2]), **call).images, atol=1e-5)
+    assert pipe(prompt="a red boat", num_inference_steps=1).images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "message"),
+    [
+        ("elit-dit", {}, "no condition given; this network takes class_labels"),
+        ("elit-dit", {"prompt": "a one"}, "prompt given; this network takes class_labels"),
+        ("elit-mmdit", {"class_labels": 1}, "class_labels given; this network takes prompt or prompt_embeds"),
+        ("elit-mmdit", {"prompt": "a", "prompt_embeds": torch.ones(1, 2)}, "prompt and prompt_embeds given"),
+    ],
+)
+def test_the_wrong_condition_is_named(kind, call, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(kind=kind)(**call)
 
 
 def test_decode_undoes_scale_and_shift():

@@ -1,8 +1,10 @@
 """The quickstart in full, once: its results, its files, and the README's commands on what it leaves."""
 
+import html
 import json
 import re
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from elit.cli.main import main
-from elit.quickstart import PRODUCTS, quickstart
+from elit.quickstart import PRODUCTS, RECIPES, quickstart
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -42,13 +44,20 @@ def test_results(workplace):
 
 def test_files(workplace):
     out = workplace / "runs/quickstart"
-    assert {path.name for path in out.iterdir()} == set(PRODUCTS) - {"samples"}
+    assert {path.name for path in out.iterdir()} == set(PRODUCTS) - {"samples", "samples.gif"}
     for name in ("samples.png", "compute_quality.png", "read_attention.png"):
         assert min(Image.open(out / name).size) > 300
 
 
 def test_the_report_is_self_contained(workplace):
     page = (workplace / "runs/quickstart/report.html").read_text()
+    links = links_of(page)
+    assert len(links) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert 'name="viewport"' in page
+
+
+def links_of(page: str) -> list[str]:
     links: list[str] = []
 
     class Links(HTMLParser):
@@ -56,9 +65,38 @@ def test_the_report_is_self_contained(workplace):
             links.extend(value for key, value in attributes if key in ("src", "href"))
 
     Links().feed(page)
-    assert len(links) == 3
-    assert all(link.startswith("data:image/png;base64,") for link in links)
-    assert 'name="viewport"' in page
+    return links
+
+
+@pytest.mark.parametrize("backbone", [name for name in RECIPES if name != "dit"])
+def test_every_backbone_goes_all_the_way(backbone, tmp_path, monkeypatch):
+    """A few steps of training: what comes out is no digit yet, but every file is there and every advice works."""
+    monkeypatch.setitem(RECIPES, backbone, replace(RECIPES[backbone], samples=20))
+    monkeypatch.setattr("elit.quickstart.SAMPLING_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    result = quickstart("run", backbone=backbone, steps=3, say=lambda line: None)
+    clips = backbone == "video"
+    written = {path.name for path in Path("run").iterdir()}
+    assert written == set(PRODUCTS) - {"samples"} - (set() if clips else {"samples.gif"})
+    assert json.loads(Path("run/results.json").read_text())["backbone"] == backbone
+    assert [row.tokens_per_group for row in result.scores[::2]] == list(RECIPES[backbone].budgets)
+    assert all((row.steady is not None) == clips for row in result.scores)
+    page = Path("run/report.html").read_text()
+    assert [link.split(";")[0] for link in links_of(page)].count("data:image/gif") == clips
+    if clips:
+        with Image.open("run/samples.gif") as animation:
+            assert animation.n_frames == 4
+    code = html.unescape(re.search(r"<pre><code>(.*?)</code>", page, flags=re.DOTALL)[1])
+    sampling, training = code.splitlines()
+    assert main(shlex.split(sampling)[1:]) == 0
+    assert Path("clips.gif" if clips else "digits.png").is_file()
+    assert main([*shlex.split(training)[1:], "--steps", "1"]) == 0
+
+
+def test_an_unknown_backbone_is_named(tmp_path):
+    with pytest.raises(ValueError, match="backbone='sit': give one of dit, uvit, hdit, mmdit, video"):
+        quickstart(tmp_path / "run", backbone="sit")
+    assert not (tmp_path / "run").exists()
 
 
 def readme_commands() -> list[str]:
@@ -86,7 +124,7 @@ def test_the_readmes_python_runs_as_written(workplace, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("elit.quickstart.SAMPLES", 20)
+    monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=20))
     monkeypatch.setattr("elit.quickstart.SAMPLING_STEPS", 2)
 
     def numbers(seed):

@@ -12,7 +12,12 @@ _HOME = {
     "create_model": "elit.models.presets",
     "list_models": "elit.models.presets",
     "DiT": "elit.models.dit",
+    "UViT": "elit.models.uvit",
+    "HDiT": "elit.models.hdit",
+    "MMDiT": "elit.models.mmdit",
     "InterfaceSpec": "elit.models.interface",
+    "Text": "elit.models.conditioning",
+    "TextEncoder": "elit.data.text",
     "count_flops": "elit.flops",
     "CFG": "elit.flow.guidance",
     "AG": "elit.flow.guidance",
@@ -25,14 +30,19 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from elit.checkpoint import load_model as load_model
+    from elit.data.text import TextEncoder as TextEncoder
     from elit.flops import count_flops as count_flops
     from elit.flow.guidance import AG as AG
     from elit.flow.guidance import CCFG as CCFG
     from elit.flow.guidance import CFG as CFG
+    from elit.models.conditioning import Text as Text
     from elit.models.dit import DiT as DiT
+    from elit.models.hdit import HDiT as HDiT
     from elit.models.interface import InterfaceSpec as InterfaceSpec
+    from elit.models.mmdit import MMDiT as MMDiT
     from elit.models.presets import create_model as create_model
     from elit.models.presets import list_models as list_models
+    from elit.models.uvit import UViT as UViT
     from elit.pipeline import ElitPipeline as ElitPipeline
     from elit.sampling import sample as sample
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, ModelMixin
+import diffusers
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
 from elit.models.presets import NETWORKS
@@ -35,12 +36,17 @@ def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
     return model
 
 
-def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> AutoencoderKL | None:
-    """The AutoencoderKL saved in `folder`; None where there is none and it is not required. kwargs: `torch_dtype`."""
+def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMixin | None:
+    """The diffusers autoencoder saved in `folder`, for images (AutoencoderKL) or video (AutoencoderKLCogVideoX).
+
+    None where there is none and it is not required. kwargs: `torch_dtype`. Raises ValueError as `load_model` does.
+    """
     if not required and not folder.is_dir():
         return None
-    _check_saved(folder, "vae")
-    return AutoencoderKL.from_pretrained(folder, **kwargs)
+    kind = _check_saved(folder, "vae")
+    if not str(kind).startswith("Autoencoder") or not hasattr(diffusers, str(kind)):
+        raise ValueError(f"vae={str(folder)!r}: holds a {kind!r}; give one of diffusers' autoencoders")
+    return getattr(diffusers, str(kind)).from_pretrained(folder, **kwargs)
 
 
 def _check_saved(folder: Path, name: str) -> str | None:

@@ -5,42 +5,50 @@ from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.budgets import Budget, Schedule
 from elit.data.images import to_uint8
+from elit.data.text import embed_prompts
 from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
+from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.sampling import guided_network, sampling_plan
 
 
 class ElitPipeline(DiffusionPipeline):
-    """Class-conditional sampling with a compute dial.
+    """Sampling with a compute dial, from classes or from text.
 
-    transformer: an elit network. scheduler: FlowMatchEulerDiscreteScheduler. vae: AutoencoderKL, or None where the
-    network works on pixels.
+    transformer: an elit network. scheduler: FlowMatchEulerDiscreteScheduler. vae: a diffusers autoencoder, or None
+    where the network works on pixels. text_encoder, tokenizer: transformers' own, where the network was trained on
+    their embeddings.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components: ClassVar = ["vae"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar = ["vae", "text_encoder", "tokenizer"]
 
     def __init__(
         self,
         transformer: Transformer,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: Optional[AutoencoderKL] = None,  # noqa: UP045 (diffusers 0.36 reads no `X | None` here)
+        # diffusers 0.36 reads no `X | None` here
+        vae: Optional[ModelMixin] = None,  # noqa: UP045
+        text_encoder: Optional[nn.Module] = None,  # noqa: UP045
+        tokenizer: Optional[object] = None,  # noqa: UP045
     ):
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+        )
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Sequence[int] | Tensor,
+        class_labels: int | Sequence[int] | Tensor | None = None,
         num_inference_steps: int = 40,
         guidance_scale: float = 1.0,
         budget: Schedule = None,
@@ -49,20 +57,23 @@ class ElitPipeline(DiffusionPipeline):
         output_type: str = "pil",
         latents: Tensor | None = None,
         return_dict: bool = True,
+        prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Condition | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Images of the classes, one a label.
+        """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
         guidance_scale: 1 is off. budget: as in `elit.sample`, a schedule included. guidance_budget: latents per
         group of the unconditional branch (CCFG); None = those of the main branch (CFG).
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
-        in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output).
+        in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
+        frames, or has its frames behind B.
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
         model, device = self.transformer, self._execution_device
-        y = model.conditions(class_labels)
+        y = self._conditions(class_labels, prompt, prompt_embeds)
         guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.
@@ -90,26 +101,48 @@ class ElitPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
+        given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
+        chosen = [name for name, value in given.items() if value is not None]
+        takes = ["prompt", "prompt_embeds"] if "text_encoder" in self.transformer.config else ["class_labels"]
+        if len(chosen) != 1 or chosen[0] not in takes:
+            raise ValueError(f"{' and '.join(chosen) or 'no condition'} given; this network takes {' or '.join(takes)}")
+        if prompt is not None and self.text_encoder is not None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            length = self.transformer.config.text_length
+            return self.transformer.conditions(embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length))
+        return self.transformer.conditions(given[chosen[0]])
+
     def _finish(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return x
         x = decode(self.vae, x)
+        if x.ndim == 5:
+            x = x.movedim(2, 1)  # (B, T, C, H, W)
         if output_type == "pil":
-            channels_last = to_uint8(x).permute(0, 2, 3, 1).numpy()
-            return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in channels_last]
+            return _as_pil(to_uint8(x))
         x = (x.float().clamp(-1, 1) + 1) / 2
-        return x if output_type == "pt" else x.permute(0, 2, 3, 1).cpu().numpy()
+        return x if output_type == "pt" else x.movedim(-3, -1).cpu().numpy()
 
 
-def decode(vae: AutoencoderKL | None, x: Tensor) -> Tensor:
-    """The network's samples as pixels in [-1, 1], (B, 1 or 3, H, W); undoes the autoencoder's scale and shift.
+def _as_pil(pixels: Tensor) -> list[Any]:
+    """(B, C, H, W) uint8 -> B pictures; (B, T, C, H, W) -> B lists of T pictures."""
+    if pixels.ndim == 5:
+        return [_as_pil(clip) for clip in pixels]
+    channels_last = pixels.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in channels_last]
 
-    Raises ValueError where there is no autoencoder and the samples are not pixels.
+
+def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
+    """The network's samples as pixels in [-1, 1], (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W).
+
+    Undoes the autoencoder's scale and shift. Raises ValueError where there is no autoencoder and the samples are not
+    pixels.
     """
     if vae is not None:
-        x = x / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        x = x / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
         return vae.decode(x.to(vae.dtype), return_dict=False)[0]
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+    if x.shape[1] not in (1, 3):
         raise ValueError(
             f"vae=None: samples of shape {tuple(x.shape)} are no pictures; give the autoencoder they were trained in, "
             "or take the samples themselves (output_type='latent')"

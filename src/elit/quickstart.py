@@ -27,7 +27,7 @@ from elit.sampling import sample, seeded_noise
 from elit.train import train
 
 SAMPLING_STEPS = 16
-SAMPLES = 200
+STRIPS = (2, 5, 7)  # the digits whose clips are shown frame by frame
 # What a run leaves in its folder; only this is cleared for a new one.
 PRODUCTS = (
     *("model", "checkpoints", "samples", "logs", "config.yaml", "metrics.jsonl", "results.json"),
@@ -44,14 +44,19 @@ class Recipe:
     """The preset whose kind of network it is."""
     data: str = "digits"
     steps: int = 700
+    batch_size: int = 32
+    samples: int = 200
+    """How many are scored at each setting."""
     budgets: tuple[int, ...] = (16, 8, 4, 2, 1)
+    scale: float = 1.5
+    """Of guidance."""
     model: dict[str, Any]
     """Its sizes."""
 
     @property
     def guidance(self) -> Guidance:
         """CCFG with the least budget in the unconditional branch."""
-        return CCFG(1.5, self.budgets[-1])
+        return CCFG(self.scale, self.budgets[-1])
 
 
 SMALL = {"hidden_size": 48, "num_heads": 2, "depth": 6, "split": (1, 4, 1)}
@@ -69,8 +74,12 @@ RECIPES = {
         title="ELIT-DiT for video",
         name="ELIT-DiT-S/2-Video",
         data="moving-digits",
-        budgets=(18, 9, 4, 2, 1),
-        model=SMALL | {"window": (2, 3, 3)},
+        steps=1800,
+        batch_size=16,
+        samples=100,
+        budgets=(12, 6, 3, 1),
+        scale=2.0,
+        model=SMALL | {"window": (2, 2, 3)},
     ),
 }
 
@@ -91,7 +100,7 @@ class Quickstart:
             "backbone": self.backbone,
             "seconds": round(self.seconds, 1),
             "classifier_accuracy": self.classifier.accuracy,
-            "samples": SAMPLES,
+            "samples": RECIPES[self.backbone].samples,
             "sampling_steps": SAMPLING_STEPS,
             "rows": [{k: v for k, v in asdict(score).items() if v is not None} for score in self.scores],
         }
@@ -103,7 +112,7 @@ def run_config(recipe: Recipe, out: Path, steps: int, seed: int) -> TrainConfig:
         model=ModelConfig(name=recipe.name, **recipe.model),
         data=recipe.data,
         steps=steps,
-        batch_size=32,
+        batch_size=recipe.batch_size,
         learning_rate=4e-3,
         warmup_steps=50,
         ema_decay=0.99,
@@ -140,7 +149,7 @@ def quickstart(
     say(f"Training a small multi-budget {recipe.title} for {config.steps} steps on {len(data):,} {noun(clips)}.")
     model = train(config).cpu()
     conditions = class_conditions(model)
-    say(f"Sampling {SAMPLES} {noun(clips)} at {len(recipe.budgets)} budgets, without guidance and with CCFG.")
+    say(f"Sampling {recipe.samples} {noun(clips)} at {len(recipe.budgets)} budgets, without guidance and with CCFG.")
     scores = score_dial(
         model,
         ClipDetector(classifier.model) if clips else ImageDetector(classifier.model),
@@ -148,7 +157,7 @@ def quickstart(
         conditions=conditions,
         budgets=recipe.budgets,
         guidance=(None, recipe.guidance),
-        count=SAMPLES,
+        count=recipe.samples,
         steps=SAMPLING_STEPS,
         seed=seed,
         progress=lambda done, total: say(f"sampled batch {done} of {total} at every setting"),
@@ -193,7 +202,8 @@ def draw_pictures(
     ]
     if data.images.ndim == 5:
         plots.animate(rows, CLASSES, out / "samples.gif")
-        plots.samples_by_budget([(label, clips[:5]) for label, clips in rows], CLASSES[:5], out / "samples.png")
+        strips = [(label, clips[list(STRIPS)]) for label, clips in rows]
+        plots.samples_by_budget(strips, [CLASSES[digit] for digit in STRIPS], out / "samples.png")
     else:
         plots.samples_by_budget(rows, CLASSES, out / "samples.png")
     plots.compute_quality(scores, out / "compute_quality.png")
@@ -220,31 +230,16 @@ def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: Tra
         f"{full.accuracy:.1%} of the {'clips' if clips else 'samples'}, {full_guided.accuracy:.1%} with guidance. "
         f"{part.budget:.0%} of the latents need {saved:.0%} fewer FLOPs and reach {part.accuracy:.1%}."
     )
-    asked = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit asked for"
-    same_noise = f"Rows are budgets, columns {asked}, with CCFG. Only the number of latents changes."
     if clips:
         lead += f" In {full_guided.steady:.1%} of the guided clips every frame shows the same digit."
-        pictures = [
-            Section(title="The same noise at every budget", text=same_noise, image=out / "samples.gif", alt="Clips"),
-            Section(
-                title="Frame by frame",
-                text="The first five digits, their frames side by side.",
-                image=out / "samples.png",
-                alt="Frames of generated clips, one row a budget",
-            ),
-        ]
-    else:
-        alt = "Generated digits, one row a budget"
-        title = "The same noise at every budget"
-        pictures = [Section(title=title, text=same_noise, image=out / "samples.png", alt=alt)]
-    what = f"What a {'clip' if clips else 'sample'} costs and how good it is"
+    thing = "clip" if clips else "image"
     weak = recipe.budgets[-1]
     write_page(
         out / "report.html",
         f"One model, many budgets: {recipe.title} on handwritten digits",
         lead,
         [
-            *pictures,
+            *picture_sections(out, recipe, clips),
             Section(
                 title="Compute against quality",
                 text="The Fréchet distance compares the samples with the real data on the classifier's features. CCFG "
@@ -254,10 +249,10 @@ def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: Tra
                 alt="Fréchet distance and class accuracy against GFLOPs and milliseconds",
             ),
             Section(
-                title=what,
-                text=f"{SAMPLES} samples a row, {SAMPLING_STEPS} Euler steps; GFLOPs and milliseconds are for a whole "
-                f"{'clip' if clips else 'image'}, all steps and guidance included. Milliseconds were measured on this "
-                "machine." + (" Steady: every frame shows the same digit." if clips else ""),
+                title="The numbers",
+                text=f"{recipe.samples} samples a row, {SAMPLING_STEPS} Euler steps; GFLOPs and milliseconds are for a "
+                f"whole {thing}, all steps and guidance included. Milliseconds were measured on this machine."
+                + (" Steady: every frame shows the same digit." if clips else ""),
                 headings=headings(scores),
                 rows=[score_cells(score) for score in scores],
             ),
@@ -275,6 +270,20 @@ def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: Tra
             ),
         ],
     )
+
+
+def picture_sections(out: Path, recipe: Recipe, clips: bool) -> list[Section]:
+    """The samples: images as they are, clips moving and frame by frame."""
+    asked = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit asked for"
+    title = "The same noise at every budget"
+    text = f"Rows are budgets, columns {asked}, with CCFG. Only the number of latents changes."
+    if not clips:
+        return [Section(title=title, text=text, image=out / "samples.png", alt="Generated digits, one row a budget")]
+    frames = "Three of them, their frames side by side."
+    return [
+        Section(title=title, text=text, image=out / "samples.gif", alt="Generated clips, one row a budget"),
+        Section(title="Frame by frame", text=frames, image=out / "samples.png", alt="Frames of generated clips"),
+    ]
 
 
 def next_commands(out: Path, recipe: Recipe) -> list[str]:

@@ -30,6 +30,25 @@ def pixels(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A saved model of 8×8 grey images that takes text."""
+    settings = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
+    words = {"text_features": 16, "pooled_features": 16, "text_length": 12}
+    folder = tmp_path_factory.mktemp("saved") / "text"
+    save_model(elit.create_model("ELIT-MM-DiT-S/1", sample_size=8, in_channels=1, **settings, **words), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A saved model of clips of 2 grey frames of 8×8."""
+    settings = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (1, 4, 4)}
+    folder = tmp_path_factory.mktemp("saved") / "clips"
+    save_model(elit.create_model("ELIT-DiT-S/1-Video", sample_size=(2, 8, 8), in_channels=1, **settings), folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -87,12 +106,33 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("train --steps 0", "elit train: steps=0"),
         ("train --data nothing", "elit train: data='nothing': no such folder"),
         ("train --model.name ELIT-DiT-M/1", "elit train: unknown model 'ELIT-DiT-M/1'"),
+        ("sample MODEL --prompts seven", "elit sample: prompts='seven': this model takes classes; give labels"),
+        ("sample TEXT", "elit sample: prompts: none given; this model takes text"),
+        ("sample TEXT --labels 3", "elit sample: labels=3: this model takes text; give prompts"),
+        (
+            "sample TEXT --prompts aaaaaaaaaaaaa",
+            "elit sample: prompt='aaaaaaaaaaaaa': longer than this model's text_length=12",
+        ),
+        (
+            "sample CLIPS --out clips.mp4",
+            "elit sample: out='clips.mp4': give a .png for a grid, a .gif for moving clips",
+        ),
+        (
+            "flops ELIT-HDiT-XL/2 --budgets 6",
+            "elit flops: budget=6: give a number of latents per group (4 to 16 in steps",
+        ),
+        (
+            "train --model.name MM-DiT-S/1 --model.num-classes 3",
+            "elit train: MM-DiT-S/1: unknown setting 'num_classes'",
+        ),
+        ("quickstart --backbone sit", "elit quickstart: "),
         ("quickstart --steps x", "elit quickstart: "),
         ("quickstart --steps 0", "elit quickstart: steps=0"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, pixels, line, message):
-    code, out, err = run(capsys, *line.replace("MODEL", str(pixels)).split())
+def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, pixels, text, clips, line, message):
+    line = line.replace("MODEL", str(pixels)).replace("TEXT", str(text)).replace("CLIPS", str(clips))
+    code, out, err = run(capsys, *line.split())
     assert code == 2
     assert err.startswith(message)
     assert err.count("\n") == 1
@@ -108,6 +148,34 @@ def test_parse_errors_say_what_is_valid(capsys, pixels):
     )
     assert "--wrong" in run(capsys, "sample", pixels, "--wrong", "1")[2]
     assert "model" in run(capsys, "sample")[2].lower()
+
+
+def test_sample_draws_prompts(capsys, text):
+    code, out, _ = run(capsys, "sample", text, "--prompts", "a one", "a six", "--count", "4", "--steps", "2")
+    assert (code, Image.open("samples.png").size) == (0, (2 * 66 - 2, 2 * 66 - 2))
+    assert out.startswith("samples.png: 4 images, ")
+
+
+def test_sample_writes_clips_as_strips_animation_array_and_folder(capsys, clips):
+    options = ("--steps", "1", "--labels", "3", "7", "--guidance", "ccfg")
+    for out in ("strips.png", "moving.gif", "array.npz", "folder"):
+        code, said, _ = run(capsys, "sample", clips, *options, "--out", out)
+        assert (code, said.split(",")[0]) == (0, f"{out}: 2 clips")
+    assert Image.open("strips.png").size == (8 * 17, 2 * 66 - 2)  # two frames and a gap, eight times as large
+    with Image.open("moving.gif") as animation, Image.open("folder/000001.gif") as single:
+        assert (animation.n_frames, animation.size) == (2, (2 * 66 - 2, 64))
+        assert (single.n_frames, single.size) == (2, (8, 8))
+    assert np.load("array.npz")["arr_0"].shape == (2, 2, 8, 8, 3)
+
+
+def test_flops_prints_the_papers_figures(capsys):
+    code, out, _ = run(capsys, "flops", "--paper", "--json")
+    rows = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert all(list(row) == ["row", "paper", "ours", "difference"] for row in rows)
+    assert all(abs(row["difference"]) <= 0.025 for row in rows)
+    code, out, _ = run(capsys, "flops", "--paper")
+    assert "ELIT-U-ViT-XL/2 MB, 512px" in out
 
 
 def test_sample_writes_a_grid_an_array_and_a_folder(capsys, pixels):

@@ -9,8 +9,10 @@ from elit.models.presets import default_split, model_config
 
 def test_names():
     names = elit.list_models()
-    assert len(names) == len(set(names)) == 24
-    assert {"DiT-XL/2", "ELIT-DiT-XL/2", "DiT-S/1", "ELIT-DiT-L/4"} <= set(names)
+    families = ["DiT-{}", "U-ViT-{}", "HDiT-{}", "MM-DiT-{}", "DiT-{}-Video"]
+    rows = [f.format(f"{size}/{patch}") for f in families for size in ("S", "B", "L", "XL") for patch in (1, 2, 4)]
+    assert set(names) == {f"{e}{row}" for e in ("", "ELIT-") for row in [*rows, "MM-DiT-Qwen-Image/2"]}
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("name", elit.list_models())
@@ -18,7 +20,19 @@ def test_every_preset_builds(name):
     with torch.device("meta"):
         model = elit.create_model(name)
     assert bool(model.budgets) == name.startswith("ELIT-")
-    assert model.sample_size == (32, 32)
+    assert model.sample_size == ((8, 32, 32) if "Video" in name else (128, 128) if "Qwen" in name else (32, 32))
+    assert name.removeprefix("ELIT-").replace("-", "").startswith(type(model).__name__)
+
+
+def test_the_shapes_of_qwen_image_and_video():
+    with torch.device("meta"):
+        qwen, video = elit.create_model("ELIT-MM-DiT-Qwen-Image/2"), elit.create_model("ELIT-DiT-XL/2-Video")
+    assert (len(qwen.blocks), qwen.config.hidden_size, qwen.config.num_heads) == (60, 3072, 24)
+    assert qwen.spec == elit.InterfaceSpec(split=(8, 44, 8), window=(8, 8), num_latents=64)
+    assert qwen.token_grid(qwen.sample_size) == (64, 64)
+    assert video.spec == elit.InterfaceSpec(split=(4, 20, 4), window=(2, 4, 4), num_latents=32)
+    assert video.token_grid(video.sample_size) == (8, 16, 16)
+    assert video.config.num_classes == 700
 
 
 @pytest.mark.parametrize(
@@ -26,7 +40,7 @@ def test_every_preset_builds(name):
     [("S", (2, 8, 2)), ("B", (2, 8, 2)), ("L", (4, 16, 4)), ("XL", (4, 20, 4))],
 )
 def test_splits_of_the_paper(name, split):
-    config = model_config(f"ELIT-DiT-{name}/2")
+    _, config = model_config(f"ELIT-DiT-{name}/2")
     assert tuple(config["interface"]["split"]) == split
     assert sum(split) == config["depth"]
 
@@ -42,14 +56,14 @@ def test_splits_of_the_paper(name, split):
     ],
 )
 def test_windows_give_sixteen_groups_an_image(settings, window, latents):
-    interface = model_config("ELIT-DiT-S/2", **settings)["interface"]
+    interface = model_config("ELIT-DiT-S/2", **settings)[1]["interface"]
     assert (interface["window"], interface["num_latents"]) == (window, latents)
 
 
 def test_overrides():
-    assert model_config("ELIT-DiT-B/2", split=(4, 4, 4))["depth"] == 12
-    assert model_config("ELIT-DiT-B/2", split=(1, 2, 1))["depth"] == 4
-    assert model_config("ELIT-DiT-S/2", depth=6)["interface"]["split"] == [1, 4, 1]
+    assert model_config("ELIT-DiT-B/2", split=(4, 4, 4))[1]["depth"] == 12
+    assert model_config("ELIT-DiT-B/2", split=(1, 2, 1))[1]["depth"] == 4
+    assert model_config("ELIT-DiT-S/2", depth=6)[1]["interface"]["split"] == [1, 4, 1]
     for depth in range(1, 40):
         assert sum(default_split(depth)) == depth
 
@@ -64,7 +78,7 @@ def test_overrides():
         ("ELIT-DiT-S/2", {"sample_size": 32, "window": (3, 3)}, "nearest valid: 30 or 36"),
         ("ELIT-DiT-S/2", {"window": (4, 4, 4)}, r"window=\(4, 4, 4\)"),
         ("ELIT-DiT-S/2", {"split": (1, 2, 1), "depth": 6}, r"split=\(1, 2, 1\).*depth=6"),
-        ("ELIT-DiT-S/2", {"wdith": 3}, "unknown override 'wdith'; valid ones"),
+        ("ELIT-DiT-S/2", {"wdith": 3}, "unknown setting 'wdith'; valid ones"),
         ("DiT-S/2", {"window": (4, 4)}, "a baseline takes no split, window or num_latents"),
         ("DiT-S/2", {"hidden_size": 100}, "hidden_size=100, num_heads=6"),
         ("DiT-S/2", {"num_classes": 0}, "num_classes=0"),

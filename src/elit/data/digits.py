@@ -19,23 +19,27 @@ def digits() -> ImageSet:
 
 
 def moving_digits(
-    frames: int = 4, canvas: int = 12, pixels: int = 2, clips_per_digit: int = 8, seed: int = 0
+    frames: int = 4, canvas: tuple[int, int] = (8, 12), pixels: int = 2, clips_per_digit: int = 8, seed: int = 0
 ) -> ImageSet:
-    """Clips of each digit crossing a larger canvas in a straight line: images (N, 1, frames, canvas, canvas).
+    """Clips of each digit crossing a larger canvas in a straight line: images (N, 1, frames, *canvas).
 
-    A clip starts and ends anywhere that its digit lies on the canvas as a whole; positions are multiples of `pixels`.
+    A clip starts in one place and ends in another, its digit as a whole on the canvas; places are multiples of
+    `pixels`.
     """
     still = digits()
     size = still.images.shape[-1]
-    count, room = clips_per_digit * len(still), (canvas - size) // pixels
+    count = clips_per_digit * len(still)
+    rows, columns = ((length - size) // pixels + 1 for length in canvas)  # places along each axis
     generator = torch.Generator().manual_seed(seed)
-    start, end = torch.randint(room + 1, (2, count, 1, 2), generator=generator).float()
+    first = torch.randint(rows * columns, (count, 1), generator=generator)
+    last = (first + torch.randint(1, rows * columns, (count, 1), generator=generator)) % (rows * columns)
+    start, end = (torch.stack((place // columns, place % columns), -1) for place in (first, last))  # (count, 1, 2)
     path = (start + (end - start) * torch.linspace(0, 1, frames)[:, None]).round().long() * pixels  # (count, frames, 2)
-    clips = torch.full((count, 1, frames, canvas, canvas), -1.0)
+    clips = torch.full((count, 1, frames, *canvas), -1.0)
     # A digit's pixels land at rows top + 0 … top + 7, and columns likewise.
     inside = torch.arange(size)
-    rows, columns = path[..., :1] + inside, path[..., 1:] + inside  # (count, frames, size)
+    row, column = path[..., :1] + inside, path[..., 1:] + inside  # (count, frames, size)
     clip, frame = torch.arange(count)[:, None, None, None], torch.arange(frames)[:, None, None]
     source = still.images[:, 0].repeat(clips_per_digit, 1, 1)[:, None]  # (count, 1, size, size)
-    clips[clip, 0, frame, rows[..., None], columns[:, :, None]] = source.expand(-1, frames, -1, -1)
+    clips[clip, 0, frame, row[..., None], column[:, :, None]] = source.expand(-1, frames, -1, -1)
     return ImageSet(clips, still.labels.repeat(clips_per_digit), CLASSES, CAPTIONS)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,19 @@ class TextEncoder:
         dtype: torch.dtype | None = None,
     ):
         try:
-            from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+            from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoTokenizer
         except ImportError as error:
             raise ValueError(
                 f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
             ) from None
-        self.name = name
         try:
             config = AutoConfig.from_pretrained(name)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            kind: Any = AutoModel
-            if hasattr(config, "text_config"):  # CLIP and the like: the text half alone
-                kind, config = AutoModelForTextEncoding, config.text_config
-            elif config.is_encoder_decoder:
-                kind = AutoModelForTextEncoding
-            self.model: Any = kind.from_pretrained(name, config=config, dtype=dtype or torch.float32)
+            # Of CLIP the text half, of T5 the encoder; anything else, a language model for one, as it is.
+            halves = [half for half in (config, getattr(config, "text_config", None)) if half is not None]
+            half = next((half for half in halves if type(half) in MODEL_FOR_TEXT_ENCODING_MAPPING), None)
+            kind: Any = AutoModel if half is None else MODEL_FOR_TEXT_ENCODING_MAPPING[type(half)]
+            self.model: Any = kind.from_pretrained(name, config=half or config, dtype=dtype or torch.float32)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"text_encoder={name!r}: cannot be loaded ({reason}); give a name or a folder") from None
@@ -55,35 +53,33 @@ class TextEncoder:
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        longest = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
+        places = getattr(half or config, "max_position_embeddings", None)
+        longest = min(self.tokenizer.model_max_length, places or self.tokenizer.model_max_length)
         if length > longest:
             raise ValueError(f"text_length={length}: {name} takes at most {longest} tokens")
         self.length = length
 
-    @torch.no_grad()
-    def __call__(
-        self, prompts: Sequence[str], *, batch_size: int = 64, progress: Callable[[int, int], None] | None = None
-    ) -> Text:
+    def __call__(self, prompts: Sequence[str], *, batch_size: int = 64) -> Text:
         """Prompts -> `Text` (P, M, F) on the CPU, M the longest of them; pooled (P, F) where the encoder gives it."""
-        parts = []
-        for first in range(0, len(prompts), batch_size):
-            tokens = self.tokenizer(
-                list(prompts[first : first + batch_size]),
-                padding="max_length",
-                truncation=True,
-                max_length=self.length,
-                return_tensors="pt",
-            ).to(self.model.device)
-            out = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-            pooled = getattr(out, "pooler_output", None)
-            parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))
-            if progress:
-                progress(min(first + batch_size, len(prompts)), len(prompts))
-        embeddings, masks, pools = zip(*parts, strict=True)
-        mask = torch.cat(masks)
-        used = int(mask.any(0).sum())
-        text = torch.cat(embeddings)[:, :used].contiguous()
-        return Text(text, mask[:, :used].contiguous(), None if pools[0] is None else torch.cat(pools).cpu())
+        return embed_prompts(prompts, self.tokenizer, self.model, length=self.length, batch_size=batch_size)
+
+
+@torch.no_grad()
+def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length: int, batch_size: int = 64) -> Text:
+    """What `TextEncoder` does, with transformers' tokenizer and model as they are."""
+    parts = []
+    for first in range(0, len(prompts), batch_size):
+        part = list(prompts[first : first + batch_size])
+        options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        tokens = tokenizer(part, **options).to(model.device)
+        out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        pooled = getattr(out, "pooler_output", None)
+        parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))
+    embeddings, masks, pools = zip(*parts, strict=True)
+    mask = torch.cat(masks)
+    used = int(mask.any(0).sum())
+    text = torch.cat(embeddings)[:, :used].contiguous()
+    return Text(text, mask[:, :used].contiguous(), None if pools[0] is None else torch.cat(pools).cpu())
 
 
 def encode_prompts(

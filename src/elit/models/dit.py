@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch
+from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from torch import Tensor, nn
 
 from elit.models.dit import DiT

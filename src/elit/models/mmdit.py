@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -178,13 +179,12 @@ class MMDiT(Transformer):
         embeddings = y if isinstance(y, Tensor) else y.embeddings
         if embeddings.ndim != 3 or len(embeddings) != batch or embeddings.shape[2] != features:
             raise ValueError(f"y: embeddings of shape {tuple(embeddings.shape)}, expected ({batch}, M, {features})")
-        if isinstance(y, Tensor):
-            return
-        if y.mask.shape != embeddings.shape[:2] or y.mask.dtype != torch.bool:
-            found = f"{y.mask.dtype} {tuple(y.mask.shape)}"
+        mask, pooled = (None, None) if isinstance(y, Tensor) else (y.mask, y.pooled)
+        if mask is not None and (mask.shape != embeddings.shape[:2] or mask.dtype != torch.bool):
+            found = f"{mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"y: mask is {found}, expected torch.bool {tuple(embeddings.shape[:2])}")
-        pooled = self.config.pooled_features
-        if pooled and y.pooled is None and pooled != features:
-            raise ValueError(f"y: no pooled text; this model takes ({batch}, {pooled})")
-        if y.pooled is not None and y.pooled.shape != (batch, pooled or y.pooled.shape[-1]):
-            raise ValueError(f"y: pooled text of shape {tuple(y.pooled.shape)}, expected ({batch}, {pooled})")
+        width = self.config.pooled_features
+        if width and pooled is None and width != features:
+            raise ValueError(f"y: no pooled text; this model takes ({batch}, {width})")
+        if width and pooled is not None and pooled.shape != (batch, width):
+            raise ValueError(f"y: pooled text of shape {tuple(pooled.shape)}, expected ({batch}, {width})")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from torch import Tensor, nn
 
 from elit.models.dit import DiT

@@ -52,7 +52,7 @@ def _sample_sheet(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str]) -
 
 def compute_quality(scores: Sequence[Score], path: Path) -> None:
     """Fréchet distance and accuracy against GFLOPs and against measured milliseconds (paper Figures 1 and 5)."""
-    costs = (("gflops_per_image", "GFLOPs per image"), ("ms_per_image", "ms per image (measured)"))
+    costs = (("gflops_per_image", "GFLOPs per sample"), ("ms_per_image", "ms per sample (measured)"))
     qualities = (("fd", "Fréchet distance (lower is better)"), ("accuracy", "class accuracy"))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 7), dpi=130, layout="constrained")
@@ -84,7 +84,8 @@ def read_attention(images: Tensor, maps: Tensor, shown: Sequence[int], path: Pat
     """What the latents `shown`, and all of them, read in each image (B, 1 or 3, H, W): maps (B, J, rows, columns)."""
     titles = ["input", *(f"latent {j + 1}" for j in shown), "mean of all"]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.05 * len(titles), 0.4 + 1.05 * len(images)), dpi=130, layout="constrained")
+        size = (1.05 * len(titles), 0.4 + 1.05 * len(images) * images.shape[-2] / images.shape[-1])
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
         axes = figure.subplots(len(images), len(titles), squeeze=False)
         for row, image, attention in zip(axes, images, maps, strict=True):
             _show(row[0], to_uint8(image).numpy())

@@ -1,0 +1,180 @@
+"""Text encoders of the Hugging Face kinds, made small with random weights, and what is kept of their work."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from conftest import inputs, opened
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+import elit
+from elit.data.text import PromptedImages, TextEncoder, encode_prompts
+from elit.models.conditioning import Text
+
+WORDS = ("<pad>", "<eos>", "<unk>", "a", "red", "blue", "boat", "on", "the", "sea")
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+PROMPTS = ["a red boat", "a blue boat on the sea", "a boat"]
+
+
+def save_encoder(kind: str, folder) -> str:
+    """A tiny encoder of one kind with a tokenizer of ten words."""
+    torch.manual_seed(0)
+    common = {"vocab_size": len(WORDS), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    if kind == "bert":
+        model = transformers.BertModel(transformers.BertConfig(**SMALL, **common, max_position_embeddings=16))
+    elif kind == "t5":
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **common))
+    elif kind == "clip":
+        text = SMALL | common | {"max_position_embeddings": 16}
+        vision = SMALL | {"image_size": 8, "patch_size": 4}
+        model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    else:
+        sizes = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 16}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **common))
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    pad = {} if kind == "llama" else {"pad_token": "<pad>"}  # language models often have none
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", model_max_length=16, **pad
+    )
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "clip", "llama"])
+def test_any_kind_of_encoder(kind, tmp_path):
+    """One vector a token, padding marked, and a prompt's numbers do not depend on its company."""
+    encoder = TextEncoder(save_encoder(kind, tmp_path / kind), length=8)
+    text = encoder(PROMPTS)
+    assert text.embeddings.shape == (3, 6, 16)
+    assert text.mask.sum(1).tolist() == [3, 6, 2]
+    assert (text.pooled is not None) == (kind in ("bert", "clip"))
+    alone = encoder(PROMPTS[2:])
+    assert torch.allclose(alone.embeddings, text.embeddings[2:, :2], atol=1e-5)
+    assert torch.equal(encoder(PROMPTS, batch_size=2).mask, text.mask)
+    assert encoder(["a red boat on the blue blue blue blue blue sea"]).embeddings.shape[1] == 8  # cut
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+
+
+def test_clip_is_its_text_half_alone(tmp_path):
+    folder = save_encoder("clip", tmp_path / "clip")
+    encoder = TextEncoder(folder, length=8)
+    assert isinstance(encoder.model, transformers.CLIPTextModel)
+    tokens = encoder.tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    whole = transformers.CLIPModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = whole.text_model(**{k: tokens[k] for k in ("input_ids", "attention_mask")}).last_hidden_state
+    ours = encoder(PROMPTS)
+    assert torch.allclose(ours.embeddings[ours.mask], expected[ours.mask], atol=1e-5)
+
+
+def test_prompts_are_encoded_once_and_kept(tmp_path, monkeypatch):
+    folder = save_encoder("bert", tmp_path / "bert")
+    cache = tmp_path / "images" / ".text"
+    first = encode_prompts(PROMPTS, folder, length=8, cache=cache)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr("elit.data.text.TextEncoder", None)  # a second reading loads no encoder
+    again = encode_prompts(PROMPTS, folder, length=8, cache=cache)
+    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
+    for change in ({"length": 7}, {"prompts": PROMPTS[:2]}):
+        with pytest.raises(TypeError):  # another length or other prompts are encoded anew
+            encode_prompts(**{"prompts": PROMPTS, "encoder": folder, "length": 8, "cache": cache} | change)
+
+
+@pytest.mark.parametrize(
+    ("make", "length", "message"),
+    [
+        (False, 8, "text_encoder='.*': cannot be loaded"),
+        (True, 99, "text_length=99: .* takes at most 16 tokens"),
+    ],
+)
+def test_what_cannot_be_encoded_is_named(tmp_path, make, length, message):
+    folder = tmp_path / "encoder"
+    if make:
+        save_encoder("bert", folder)
+    with pytest.raises(ValueError, match=message):
+        TextEncoder(str(folder), length=length)
+
+
+def test_an_encoders_text_goes_into_a_network(tmp_path):
+    text = TextEncoder(save_encoder("t5", tmp_path / "t5"), length=8)(PROMPTS)
+    settings = {"text_encoder": str(tmp_path / "t5"), "text_features": 16, "pooled_features": 0, "text_length": 8}
+    model = elit.create_model("ELIT-MM-DiT-S/2", sample_size=16, hidden_size=48, num_heads=4, depth=4, **settings)
+    images = elit.sample(model, text, steps=1, guidance=elit.CCFG(2.0, 1))
+    assert images.shape == (3, 16, 16, 16)
+    with pytest.raises(ValueError, match=r"encode them with elit\.TextEncoder"):
+        elit.sample(model, PROMPTS, steps=1)
+
+
+def test_prompted_images_give_the_prompts_of_their_labels():
+    table = Text(torch.arange(6.0).view(3, 1, 2), torch.ones(3, 1, dtype=torch.bool))
+    images = elit.data.images.ImageSet(torch.zeros(4, 1, 2, 2), torch.tensor([2, 0, 1, 2]), ("a", "b", "c"))
+    data = PromptedImages(images, table)
+    _, y = data.__getitems__([0, 3, 1])
+    assert len(data) == 4
+    assert y.embeddings[:, 0].tolist() == [[4, 5], [4, 5], [0, 1]]
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """A folder of images with captions beside them."""
+    root = tmp_path / "images"
+    lines = []
+    for i in range(6):
+        path = root / ("red" if i % 2 else "blue") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 10), (250, 0, 0) if i % 2 else (0, 0, 250)).save(path)
+        lines.append({"file_name": str(path.relative_to(root)), "text": PROMPTS[i % 2]})
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def test_a_folder_with_captions_trains_and_samples(tmp_path, captioned, capsys):
+    """The whole way of a user: an encoder by folder, prompts kept beside the images, a prompt at the end."""
+    from elit.cli.main import main
+
+    encoder = save_encoder("clip", tmp_path / "clip")
+    sizes = "--model.hidden-size 16 --model.num-heads 1 --model.depth 3 --model.window 4 4 --model.text-length 8"
+    run = f"--out {tmp_path / 'run'} --steps 2 --batch-size 4 --preview-every 2 --image-size 8 {sizes}"
+    train = f"train --data {captioned} --model.name ELIT-MM-DiT-S/1 --model.text-encoder {encoder} {run}"
+    assert main(train.split()) == 0
+    assert len(list((captioned / ".text").glob("*.safetensors"))) == 1
+    model = elit.load_model(tmp_path / "run" / "model")
+    config = model.config
+    assert (config.text_features, config.pooled_features, config.text_encoder) == (16, 16, encoder)
+    out = tmp_path / "boat.png"
+    capsys.readouterr()
+    assert (
+        main(["sample", str(tmp_path / "run/model"), "--prompts", *PROMPTS[:2], "--steps", "2", "--out", str(out)]) == 0
+    )
+    assert "boat.png: 2 images" in capsys.readouterr().out
+    assert Image.open(out).size == (2 * 66 - 2, 64)
+
+
+def test_captions_are_read_from_metadata_or_else_the_folders_names(captioned):
+    from elit.data.images import ImageFolder
+
+    assert ImageFolder(captioned, 8, captions=True).captions == tuple(PROMPTS[:2])
+    assert ImageFolder(captioned, 8).captions == ("blue", "red")
+    (captioned / "metadata.jsonl").write_text('{"file_name": "red/1.png"}\n')
+    with pytest.raises(ValueError, match=r"line 1 of '.*metadata\.jsonl' is not"):
+        ImageFolder(captioned, 8, captions=True)
+    (captioned / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "a boat"}\n')
+    with pytest.raises(ValueError, match=r"cannot read '.*gone\.png'"):
+        ImageFolder(captioned, 8, captions=True)
+    (captioned / "metadata.jsonl").unlink()
+    assert ImageFolder(captioned, 8, captions=True).captions == ("blue", "red")
+
+
+def test_without_text_every_prompt_is_the_same():
+    model = opened("elit-mmdit-embeddings")
+    x, t, y = inputs(model, batch=2)
+    other = Text(torch.randn_like(y.embeddings), y.mask, y.pooled)
+    null, other_null = model.without_condition(y), model.without_condition(other)
+    assert torch.equal(model(x, t, null), model(x, t, other_null))
