@@ -45,6 +45,7 @@ class Recipe:
     data: str = "digits"
     steps: int = 700
     batch_size: int = 32
+    learning_rate: float = 4e-3
     samples: int = 200
     """How many are scored at each setting."""
     budgets: tuple[int, ...] = (16, 8, 4, 2, 1)
@@ -74,12 +75,13 @@ RECIPES = {
         title="ELIT-DiT for video",
         name="ELIT-DiT-S/2-Video",
         data="moving-digits",
-        steps=1800,
+        steps=1500,
         batch_size=16,
+        learning_rate=3e-3,
         samples=100,
         budgets=(12, 6, 3, 1),
         scale=2.0,
-        model=SMALL | {"window": (2, 2, 3)},
+        model={"hidden_size": 64, "num_heads": 2, "depth": 6, "split": (2, 2, 2), "window": (2, 2, 3)},
     ),
 }
 
@@ -113,7 +115,7 @@ def run_config(recipe: Recipe, out: Path, steps: int, seed: int) -> TrainConfig:
         data=recipe.data,
         steps=steps,
         batch_size=recipe.batch_size,
-        learning_rate=4e-3,
+        learning_rate=recipe.learning_rate,
         warmup_steps=50,
         ema_decay=0.99,
         checkpoint_every=steps,
