@@ -45,7 +45,7 @@ class Recipe:
     data: str = "digits"
     steps: int = 700
     batch_size: int = 32
-    learning_rate: float = 4e-3
+    ema_decay: float = 0.99
     samples: int = 200
     """How many are scored at each setting."""
     budgets: tuple[int, ...] = (16, 8, 4, 2, 1)
@@ -75,13 +75,13 @@ RECIPES = {
         title="ELIT-DiT for video",
         name="ELIT-DiT-S/2-Video",
         data="moving-digits",
-        steps=1500,
+        steps=1800,
         batch_size=16,
-        learning_rate=3e-3,
+        ema_decay=0.998,
         samples=100,
         budgets=(12, 6, 3, 1),
         scale=2.0,
-        model={"hidden_size": 64, "num_heads": 2, "depth": 6, "split": (2, 2, 2), "window": (2, 2, 3)},
+        model=SMALL | {"split": (2, 2, 2), "window": (2, 2, 3)},
     ),
 }
 
@@ -115,9 +115,9 @@ def run_config(recipe: Recipe, out: Path, steps: int, seed: int) -> TrainConfig:
         data=recipe.data,
         steps=steps,
         batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
+        learning_rate=4e-3,
         warmup_steps=50,
-        ema_decay=0.99,
+        ema_decay=recipe.ema_decay,
         checkpoint_every=steps,
         preview_every=0,
         seed=seed,
