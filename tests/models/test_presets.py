@@ -22,6 +22,7 @@ def test_every_preset_builds(name):
     assert bool(model.budgets) == name.startswith("ELIT-")
     assert model.sample_size == ((8, 32, 32) if "Video" in name else (128, 128) if "Qwen" in name else (32, 32))
     assert name.removeprefix("ELIT-").replace("-", "").startswith(type(model).__name__)
+    assert elit.count_flops(name) == elit.count_flops(model) > 0
 
 
 def test_the_shapes_of_qwen_image_and_video():
