@@ -61,8 +61,9 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which network."""
     data: str = "digits"
-    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them) or a folder of images with one sub-folder a
-    class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders' names are the prompts."""
+    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), a folder that `elit encode` wrote, or a
+    folder of images with one sub-folder a class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders'
+    names are the prompts."""
     image_size: int = 64
     """Images of a folder are resized and centre-cropped to this."""
     skip_unreadable: bool = False

@@ -21,6 +21,7 @@ from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, save
 from elit.config import TrainConfig, load_config, save_config
 from elit.data.digits import digits, moving_digits
 from elit.data.images import ImageData, ImageFolder, StepSampler, as_pictures, batch_slice, image_grid, save_image
+from elit.data.latents import LatentSet, posterior_sample
 from elit.data.text import CACHE, PromptedImages, encode_prompts
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.conditioning import Condition, Text
@@ -102,6 +103,8 @@ def train(config: TrainConfig) -> Transformer:
                 images, y = (value.to(accelerator.device, non_blocking=True) for value in next(batches))
                 rows = batch_slice(config.batch_size, parts, world, part, rank)
                 y = network.without_condition(y, dropped[rows])
+                if isinstance(data, LatentSet):
+                    images = posterior_sample(images, draw_posterior(config, step, data.shape, images.device)[rows])
                 x = interpolate(noise[rows], images, t[rows])
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
                     velocity = model(x, t[rows], y, budget)
@@ -138,6 +141,8 @@ def load_data(config: TrainConfig) -> ImageData:
         return digits()
     if config.data == "moving-digits":
         return moving_digits()
+    if (Path(config.data) / "encode.json").is_file():
+        return LatentSet(config.data)
     return ImageFolder(
         config.data, config.image_size, skip_unreadable=config.skip_unreadable, captions=_takes_text(config)
     )
@@ -191,6 +196,12 @@ def draw_step(
     normal = torch.randn(config.batch_size, generator=generator, device=device)
     dropped = torch.rand(config.batch_size, generator=generator, device=device) < config.class_dropout
     return noise, logit_normal(normal, config.time_shift), dropped
+
+
+def draw_posterior(config: TrainConfig, step: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Noise (B, *shape) with which a step's latents are drawn from their posteriors; as `draw_step`, for all alike."""
+    seed = random.Random(f"posterior/{config.seed}/{step}").getrandbits(63)
+    return torch.randn(config.batch_size, *shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def find_checkpoint(config: TrainConfig) -> Path | None:

@@ -14,6 +14,7 @@ import elit
 
 COMMANDS = {
     "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
+    "encode": "turn images or clips into an autoencoder's latents, once",
     "train": "train a model on digits or a folder of images",
     "sample": "make images with a trained model at any budget",
     "flops": "what a model costs at each budget",

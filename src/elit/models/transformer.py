@@ -219,8 +219,8 @@ class Transformer(ModelMixin, ConfigMixin):
 
 
 def on_cpu(value: Tensor) -> bool:
-    """Whether values may be looked at: on a device that would be a sync, under a compiler a graph break."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values may be looked at: on a device that would be a sync, and a fake tensor has none."""
+    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
 
 
 def as_size(sample_size: int | Sequence[int]) -> tuple[int, ...]:

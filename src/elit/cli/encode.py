@@ -1,0 +1,106 @@
+"""elit encode"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from elit.cli.main import check_device, show_progress
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Encode images or clips with an autoencoder, once, for training on their latents. What is there already is kept:
+    run it again after a kill. Several processes share the work under accelerate launch or torchrun.
+
+    Example: elit encode photos/ latents/ --vae runs/vae --image-size 64
+    """
+
+    src: Annotated[Path, tyro.conf.Positional] = Path()
+    """A folder of images (one sub-folder a class), of .parquet or webdataset .tar files, or one that datasets saved."""
+    out: Annotated[Path, tyro.conf.Positional] = Path()
+    """Folder for encode.json, shard-….arrow and index.json."""
+    vae: str = ""
+    """Any diffusers autoencoder, by hub name or folder."""
+    vae_subfolder: str | None = None
+    """Where the autoencoder is in it, such as vae in a pipeline's."""
+    image_size: int = 256
+    """Pixels along each axis, after ADM's centre crop."""
+    frames: int = 1
+    """Frames of a clip, from animated images; 1 = images."""
+    captions: bool = False
+    """Keep captions (metadata.jsonl, a text column) instead of classes."""
+    skip_unreadable: bool = False
+    """Leave unreadable pictures out instead of stopping at the first."""
+    batch_size: int = 8
+    """Samples at a time."""
+    shard_size: int = 1024
+    """Samples of a shard, the unit of work and of resuming."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    inspect: Path | None = None
+    """Decode a few samples of this encoded folder to a grid instead, into inspect.png in it."""
+    json: bool = False
+    """Print what was encoded as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "encode", arguments)
+
+
+def run(args: Args) -> dict[str, Any] | None:
+    if args.inspect is not None:
+        return _inspect(args, args.inspect)
+    from accelerate import PartialState
+
+    from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
+    from elit.data.source import open_source
+
+    for name, value in (("src", args.src), ("out", args.out)):
+        if value == Path():
+            raise ValueError(f"{name}: not given; elit encode SRC OUT --vae NAME")
+    if not args.vae:
+        raise ValueError("vae: not given; give a diffusers autoencoder by hub name or folder")
+    shared = vars(args).keys() & Encoding.__dataclass_fields__.keys()
+    encoding = Encoding(**{name: getattr(args, name) for name in shared})
+    state = PartialState(cpu=check_device(args.device) == "cpu")
+    source = open_source(args.src, captions=args.captions)
+    vae = load_encoder(args.vae, args.vae_subfolder, device=args.device or state.device)
+    with show_progress("encoding", len(source)) as progress:
+        with state.main_process_first():
+            prepare(source, args.out, vae, encoding)
+        encode(source, args.out, vae, encoding, rank=state.process_index, world=state.num_processes, progress=progress)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    index = finish(source, args.out, encoding)
+    result = {"out": str(args.out), "count": index["count"], "skipped": len(index["skipped"])}
+    if not args.json:
+        left_out = f", {result['skipped']} unreadable left out" if result["skipped"] else ""
+        print(f"{args.out}: {index['count']} samples in {len(index['shards'])} shards{left_out}; counts and sums agree")
+    return result
+
+
+def _inspect(args: Args, folder: Path) -> dict[str, Any]:
+    import torch
+
+    from elit.data.encode import load_encoder
+    from elit.data.images import as_pictures, image_grid, save_image
+    from elit.data.latents import LatentSet, posterior_sample
+    from elit.pipeline import decode
+
+    data = LatentSet(folder)
+    vae = load_encoder(args.vae or data.settings["vae"], args.vae_subfolder or data.settings["vae_subfolder"])
+    count = min(len(data), 16)
+    moments, labels = data.__getitems__([i * len(data) // count for i in range(count)])
+    noise = torch.randn(moments[:, 0].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pictures = as_pictures(decode(vae, posterior_sample(moments, noise)))
+    save_image(image_grid(pictures.clamp(-1, 1), 4), folder / "inspect.png")
+    names = [data.classes[label] for label in labels]
+    if not args.json:
+        print(f"{folder / 'inspect.png'}: {count} of {len(data)} samples, row by row: {', '.join(names)}")
+    return {"out": str(folder / "inspect.png"), "count": count, "labels": names}

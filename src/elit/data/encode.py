@@ -1,0 +1,219 @@
+"""Latent encoding: pictures or clips through an autoencoder, once, into shards that training maps into memory.
+
+A shard is a fixed slice of the source, encoded in fixed batches and renamed into place when it is whole. So it does
+not matter how many processes share the work, nor how often they are killed: what is there is right, what is missing is
+made.
+
+    OUT/encode.json        what was encoded and how, with the autoencoder's scale and shift
+    OUT/shard-00000.arrow  one row a sample: the posterior's mean and std, and the label
+    OUT/index.json         rows and SHA-256 of every shard: written last, after all of them have been checked
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Value
+from datasets.arrow_writer import ArrowWriter
+from diffusers import AutoModel, ModelMixin
+from torch import Tensor
+
+from elit.config import write_text
+from elit.data.images import centre_crop
+from elit.data.source import Source
+
+FEATURES = Features({"row": Value("int64"), "label": Value("int64"), "mean": Value("binary"), "std": Value("binary")})
+DTYPE = torch.float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a source is encoded; all of it is in encode.json, and another one cannot share the folder."""
+
+    vae: str
+    """The autoencoder, any of diffusers': a hub name or a folder."""
+    vae_subfolder: str | None = None
+    """Where in that repository or folder the autoencoder is, such as vae in a pipeline's."""
+    image_size: int
+    """Pixels along each axis, after ADM's centre crop."""
+    frames: int = 1
+    """Frames of a clip; 1 = images."""
+    captions: bool = False
+    """Labels number captions (metadata.jsonl, a text column) instead of classes."""
+    skip_unreadable: bool = False
+    """Leave unreadable pictures out instead of stopping at the first."""
+    batch_size: int = 8
+    """Samples at a time. Part of the encoding, since rounding may depend on it."""
+    shard_size: int = 1024
+    """Samples of a shard, the unit of work and of resuming."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "frames", "batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+
+
+def load_encoder(name: str, subfolder: str | None = None, *, device: torch.device | str = "cpu") -> ModelMixin:
+    """Any diffusers autoencoder by hub name or folder. Raises ValueError where there is none."""
+    try:
+        vae = AutoModel.from_pretrained(name, subfolder=subfolder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"vae={name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    if not hasattr(vae, "encode"):
+        raise ValueError(f"vae={name!r}: holds a {type(vae).__name__}; give one of diffusers' autoencoders")
+    return vae.eval().requires_grad_(False).to(device)
+
+
+def encode(
+    source: Source,
+    out: Path,
+    vae: ModelMixin,
+    encoding: Encoding,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Writes this process's shards, those that are not there yet: every `world`-th from `rank`.
+
+    Call `prepare` before, in one process, and `finish` after all are through. progress: called with (samples done,
+    samples of this process). Raises ValueError for a picture that cannot be read.
+    """
+    shards = range(math.ceil(len(source) / encoding.shard_size))
+    mine = [shard for shard in shards if shard % world == rank]
+    total, done = sum(len(shard_rows(source, encoding, shard)) for shard in mine), 0
+    for shard in mine:
+        path = shard_path(out, shard)
+        if not path.is_file():
+            write_shard(path, source, shard_rows(source, encoding, shard), vae, encoding)
+        done += len(shard_rows(source, encoding, shard))
+        if progress:
+            progress(done, total)
+
+
+def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
+    """Writes encode.json, or checks that the one there says the same. Raises ValueError naming the difference."""
+    if not len(source):
+        raise ValueError("src: has no samples")
+    config = vae.config
+    settings: dict[str, Any] = {
+        **asdict(encoding),
+        "autoencoder": {
+            "class": type(vae).__name__,
+            "weights": _weights_digest(vae),
+            "scaling_factor": config.scaling_factor,
+            "shift_factor": config.get("shift_factor") or 0.0,
+        },
+        "source": _digest(json.dumps(source.describe(), sort_keys=True).encode()),
+        "count": len(source),
+        "shape": list(_encoded(vae, torch.zeros(1, *_pixel_shape(encoding)))[0].shape[1:]),
+        "classes": list(source.classes),
+        "caption_texts": list(source.captions),
+    }
+    path = out / "encode.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [name for name in settings if settings[name] != before.get(name)]:
+            raise ValueError(
+                f"out={str(out)!r}: holds another encoding ({', '.join(changed)} differ); give a new folder"
+            )
+    elif out.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
+        raise ValueError(f"out={str(out)!r}: holds something else; give a new folder")
+    else:
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encoding: Encoding) -> None:
+    """Encodes `rows` of the source into one Arrow file, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
+        for first in range(rows.start, rows.stop, encoding.batch_size):
+            pixels, labels, kept = [], [], []
+            for row in range(first, min(first + encoding.batch_size, rows.stop)):
+                try:
+                    example = source[row]
+                    pixels.append(to_pixels(example.frames, encoding))
+                except (OSError, ValueError, SyntaxError) as error:
+                    if encoding.skip_unreadable:
+                        continue
+                    raise ValueError(
+                        f"src: sample {row} cannot be read ({error}); mend it, or set skip_unreadable"
+                    ) from None
+                labels.append(example.label)
+                kept.append(row)
+            if not kept:
+                continue
+            for row, label, mean, std in zip(kept, labels, *_encoded(vae, torch.stack(pixels)), strict=True):
+                parts = {
+                    name: value.to(DTYPE).cpu().numpy().tobytes() for name, value in (("mean", mean), ("std", std))
+                }
+                writer.write({"row": row, "label": label} | parts)
+        writer.finalize()
+    temporary.replace(path)
+
+
+def to_pixels(frames: list[Any], encoding: Encoding) -> Tensor:
+    """An image (3, H, W), or the first frames of a clip (3, T, H, W), in [-1, 1]. Raises ValueError for too few."""
+    if encoding.frames == 1:
+        return centre_crop(frames[0], encoding.image_size)
+    if len(frames) < encoding.frames:
+        raise ValueError(f"{len(frames)} frames, {encoding.frames} wanted")
+    return torch.stack([centre_crop(frame, encoding.image_size) for frame in frames[: encoding.frames]], 1)
+
+
+def finish(source: Source, out: Path, encoding: Encoding) -> dict[str, Any]:
+    """Checks every shard, writes index.json and returns it. Raises ValueError where a shard is missing or not whole."""
+    shards: list[dict[str, Any]] = []
+    skipped: list[int] = []
+    for shard in range(math.ceil(len(source) / encoding.shard_size)):
+        path, wanted = shard_path(out, shard), shard_rows(source, encoding, shard)
+        if not path.is_file():
+            raise ValueError(f"out={str(out)!r}: {path.name} is missing; run the command again")
+        found = list(Dataset.from_file(str(path))["row"])
+        missing = sorted(set(wanted) - set(found))
+        if len(found) != len(set(found)) or set(found) - set(wanted) or (missing and not encoding.skip_unreadable):
+            raise ValueError(f"out={str(out)!r}: {path.name} does not hold its samples; remove it and run again")
+        skipped += missing
+        shards.append({"file": path.name, "rows": len(found), "sha256": _digest(path.read_bytes())})
+    index = {"count": sum(shard["rows"] for shard in shards), "skipped": skipped, "shards": shards}
+    if index["count"] + len(skipped) != len(source):
+        raise ValueError(f"out={str(out)!r}: {index['count']} samples of {len(source)}, {len(skipped)} left out")
+    write_text(out / "index.json", json.dumps(index, indent=2) + "\n")
+    return index
+
+
+def shard_path(out: Path, shard: int) -> Path:
+    return out / f"shard-{shard:05d}.arrow"
+
+
+def shard_rows(source: Source, encoding: Encoding, shard: int) -> range:
+    """The samples of a shard."""
+    return range(shard * encoding.shard_size, min((shard + 1) * encoding.shard_size, len(source)))
+
+
+@torch.no_grad()
+def _encoded(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    return posterior.mean.float(), posterior.std.float()
+
+
+def _pixel_shape(encoding: Encoding) -> tuple[int, ...]:
+    size = (encoding.image_size, encoding.image_size)
+    return (3, *size) if encoding.frames == 1 else (3, encoding.frames, *size)
+
+
+def _weights_digest(vae: ModelMixin) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        total.update(name.encode() + value.float().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

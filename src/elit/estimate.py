@@ -1,0 +1,114 @@
+"""What a training run takes, before it is started: memory of a device by part, FLOPs of an iteration, GPU-days.
+
+Nothing is computed and no data is read: the network runs on fake tensors, which have shapes and no content.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from elit.budgets import training_budgets
+from elit.config import TrainConfig
+from elit.flops import count_flops
+from elit.models.presets import create_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of one run; bytes are those of one device."""
+
+    parameters: int
+    weights: int
+    """Bytes of the float32 weights; gradients are as many."""
+    optimizer: int
+    """Bytes of Adam's two moments."""
+    average: int
+    """Bytes of the averaged weights."""
+    activations: int
+    """Bytes kept for the backward pass of a micro-batch at the largest budget."""
+    activations_checkpointed: int
+    """The same with gradient checkpointing."""
+    gradient_checkpointing: bool
+    tflops: float
+    """Of an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1)."""
+    device_days: float
+    """Days of one device for all steps; of n devices, an n-th."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device at most: activations go as gradients come, so only the larger of the two counts."""
+        activations = self.activations_checkpointed if self.gradient_checkpointing else self.activations
+        return self.weights + self.optimizer + self.average + max(self.weights, activations)
+
+
+def estimate(
+    config: TrainConfig, *, devices: int = 1, device_tflops: float = 989.0, utilisation: float = 0.4
+) -> Estimate:
+    """What `config` takes on `devices` devices, data-parallel, of `device_tflops` at a share of `utilisation`.
+
+    config.model must say everything that the data would (recipes do). Raises ValueError where sizes do not fit.
+    """
+    if devices < 1 or config.batch_size % (devices * config.gradient_accumulation):
+        raise ValueError(
+            f"devices={devices}: batch_size={config.batch_size} must divide into {config.gradient_accumulation} "
+            "accumulated micro-batches on each of them"
+        )
+    for name, value in (("device_tflops", device_tflops), ("utilisation", utilisation)):
+        if not value > 0 or (name == "utilisation" and value > 1):
+            raise ValueError(f"{name}={value}: give a number above 0{', at most 1' if name == 'utilisation' else ''}")
+    with torch.device("meta"):
+        model = create_model(**config.model.chosen())
+    drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
+    flops = 3 * config.batch_size * sum(count_flops(model, budget=kept) for kept in drawn) / len(drawn)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    batch = config.batch_size // devices // config.gradient_accumulation
+    largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
+    return Estimate(
+        parameters=parameters,
+        weights=4 * parameters,
+        optimizer=8 * parameters,
+        average=4 * parameters,
+        activations=activation_bytes(config, batch, largest, checkpointing=False),
+        activations_checkpointed=activation_bytes(config, batch, largest, checkpointing=True),
+        gradient_checkpointing=config.gradient_checkpointing,
+        tflops=flops / 1e12,
+        device_days=config.steps * flops / (device_tflops * 1e12 * utilisation) / 86_400,
+    )
+
+
+def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, checkpointing: bool) -> int:
+    """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once.
+
+    With checkpointing, also the largest block, which is there whole while its turn comes in the backward pass.
+    """
+    with FakeTensorMode():
+        model = create_model(**config.model.chosen())
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+        alive: list[Tensor] = []  # a freed storage's number may come again
+
+        def keep(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(value)
+            return value
+
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        x = torch.zeros(batch, model.config.in_channels, *model.sample_size)
+        t, y = torch.zeros(batch), model.example_condition(batch)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+            torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"),
+        ):
+            velocity = model(x, t, y, budget)
+            torch.nn.functional.mse_loss(velocity.float(), x)
+    total = sum(kept.values())
+    if not checkpointing:
+        return total
+    whole = activation_bytes(config, batch, budget, checkpointing=False)
+    return total + math.ceil((whole - total) / len(model.blocks))

@@ -1,0 +1,232 @@
+"""Encoding: the same bytes however often it is killed and however many share it; all sources; damage named."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import small_vae
+from PIL import Image
+
+import elit
+from elit.cli.main import main
+from elit.data.encode import Encoding, encode, finish, load_encoder, prepare, shard_path
+from elit.data.images import centre_crop
+from elit.data.latents import LatentSet, posterior_sample
+from elit.data.source import open_source
+
+
+def picture(i: int) -> Image.Image:
+    pixels = np.random.default_rng(i).integers(0, 256, (20 + i % 3, 22, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """photos/ with 30 images of three classes, and vae/."""
+    root = tmp_path_factory.mktemp("encode")
+    for i in range(30):
+        path = root / "photos" / "abc"[i % 3] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    small_vae(scaling_factor=0.5, shift_factor=0.1).save_pretrained(root / "vae")
+    return root
+
+
+def command(place: Path, out: Path, *launcher: str) -> list[str]:
+    options = ["--vae", str(place / "vae"), "--image-size", "16", "--batch-size", "2", "--shard-size", "2"]
+    return [sys.executable, *launcher, "-m", "elit", "encode", str(place / "photos"), str(out), *options]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def encoded(place):
+    assert main(command(place, place / "latents")[3:]) == 0
+    return place / "latents"
+
+
+def test_killed_twice_and_rerun_is_byte_equal(place, encoded, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    out = tmp_path / "killed"
+    for stop_at in (3, 9):
+        process = subprocess.Popen(command(place, out), env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(out.glob("*.arrow"))) < stop_at:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "index.json").exists()
+    subprocess.run(command(place, out), check=True, env=environment, capture_output=True)
+    assert content(out) == content(encoded)
+
+
+def test_two_processes_are_byte_equal(place, encoded, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
+    line = command(place, tmp_path / "two", *launcher, "--rdzv-endpoint=localhost:0")
+    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("30 samples in 15 shards; counts and sums agree") == 1
+    assert content(tmp_path / "two") == content(encoded)
+
+
+def test_moments_are_the_autoencoders_own(place, encoded):
+    """Against the autoencoder called on one picture, with scale and shift written out."""
+    data, vae = LatentSet(encoded), load_encoder(str(place / "vae"))
+    assert (len(data), data.shape, data.classes) == (30, (4, 8, 8), ("a", "b", "c"))
+    files = sorted((place / "photos").glob("*/*.png"))
+    moments, labels = data.__getitems__([7, 29])
+    for row, (mean, std), label in zip((7, 29), moments, labels, strict=True):
+        posterior = vae.encode(centre_crop(Image.open(files[row]), 16)[None]).latent_dist
+        assert torch.allclose(mean, (posterior.mean[0] - 0.1) * 0.5, atol=2e-3)
+        assert torch.allclose(std, posterior.std[0] * 0.5, rtol=2e-3)
+        assert data.classes[label] == files[row].parent.name
+    noise = torch.randn(2, 4, 8, 8)
+    assert torch.allclose(posterior_sample(moments, noise), moments[:, 0] + moments[:, 1] * noise)
+
+
+def test_training_and_sampling_go_on_from_there(encoded, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = "--model.hidden-size 16 --model.num-heads 1 --model.depth 3 --model.split 1 1 1 --model.window 4 4"
+    train = f"train --data {encoded} --model.name ELIT-DiT-S/1 {sizes} --steps 3 --batch-size 4 --preview-every 0"
+    for out in ("one", "two"):
+        assert main([*train.split(), "--out", out]) == 0
+    first, second = (Path(out, "metrics.jsonl").read_text().splitlines() for out in ("one", "two"))
+    assert [json.loads(line)["loss"] for line in first] == [json.loads(line)["loss"] for line in second]
+    model = elit.load_model("one/model")
+    assert (model.config.in_channels, model.sample_size, model.config.num_classes) == (4, (8, 8), 3)
+    assert main(["sample", "one/model", "--vae", str(encoded.parent / "vae"), "--steps", "1", "--out", "x.png"]) == 0
+    assert main(["encode", "--inspect", str(encoded)]) == 0
+    assert "inspect.png: 16 of 30 samples" in capsys.readouterr().out
+    (encoded / "inspect.png").unlink()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "saved"])
+def test_tables_give_what_the_folder_gives(kind, place, tmp_path):
+    files = sorted((place / "photos").glob("*/*.png"))
+    labels = ["abc".index(file.parent.name) for file in files]
+    table = tmp_path / "table"
+    table.mkdir()
+    if kind == "tar":
+        with tarfile.open(table / "000.tar", "w") as archive:
+            for i, (file, label) in enumerate(zip(files, labels, strict=True)):
+                for name, content in ((f"{i:04d}.png", file.read_bytes()), (f"{i:04d}.cls", str(label).encode())):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+    else:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+        rows = datasets.Dataset.from_dict({"image": list(map(str, files)), "label": labels}, features=features)
+        rows.to_parquet(table / "000.parquet") if kind == "parquet" else rows.save_to_disk(table)
+    source, folder = open_source(table, captions=False), open_source(place / "photos", captions=False)
+    assert len(source) == len(folder) == 30
+    assert source.classes == (("0", "1", "2") if kind == "tar" else folder.classes)
+    for i in (0, 13, 29):
+        ours, theirs = source[i], folder[i]
+        assert ours.label == theirs.label
+        assert np.array_equal(np.asarray(ours.frames[0]), np.asarray(theirs.frames[0]))
+    assert open_source(table, captions=False).describe() == source.describe()
+
+
+def test_captions_and_clips(place, tmp_path):
+    """A folder of animated images with captions."""
+    root = tmp_path / "clips"
+    root.mkdir()
+    for i in range(3):
+        first, *rest = [picture(10 * i + k) for k in range(3)]
+        first.save(root / f"{i}.gif", save_all=True, append_images=[image.resize(first.size) for image in rest])
+    lines = [{"file_name": f"{i}.gif", "text": f"clip {i % 2}"} for i in range(3)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = open_source(root, captions=True)
+    assert source.captions == ("clip 0", "clip 1")
+    from test_pipeline import small_video_vae
+
+    encoding = Encoding(vae="vae", image_size=16, frames=3, captions=True)
+    vae, out = small_video_vae(), tmp_path / "out"
+    prepare(source, out, vae, encoding)
+    encode(source, out, vae, encoding)
+    finish(source, out, encoding)
+    data = LatentSet(out)
+    moments, labels = data.__getitems__([0, 1, 2])
+    assert moments.shape == (3, 2, 4, 1, 2, 2)
+    assert labels.tolist() == [0, 1, 0]
+    encoding = Encoding(vae="vae", image_size=16, frames=4)
+    with pytest.raises(ValueError, match=r"sample 0 cannot be read \(3 frames, 4 wanted\)"):
+        encode(source, tmp_path / "more", vae, encoding)
+
+
+def test_adms_crop():
+    """The middle of the shorter side's square; exact where no resizing is needed, and halved by boxes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    exact = centre_crop(Image.fromarray(pixels), 8)
+    assert torch.equal(exact, torch.from_numpy(pixels[:, 2:10].astype(np.float32) / 127.5 - 1).permute(2, 0, 1))
+    halved = centre_crop(Image.fromarray(pixels), 4)
+    boxes = pixels.reshape(4, 2, 6, 2, 3).mean((1, 3))[:, 1:5]
+    assert torch.allclose(halved, torch.from_numpy(boxes / 127.5 - 1).permute(2, 0, 1).float(), atol=0.009)
+
+
+def test_unreadable_pictures_stop_it_or_are_left_out(place, tmp_path):
+    root = tmp_path / "photos"
+    (root / "a").mkdir(parents=True)
+    for i in range(4):
+        picture(i).save(root / "a" / f"{i}.png")
+    (root / "a" / "1.png").write_bytes(b"cut")
+    source, vae, out = open_source(root, captions=False), small_vae(), tmp_path / "out"
+    with pytest.raises(ValueError, match="src: sample 1 cannot be read"):
+        encode(source, out, vae, Encoding(vae="vae", image_size=16))
+    assert not list(out.glob("shard*"))
+    encoding = Encoding(vae="vae", image_size=16, skip_unreadable=True)
+    prepare(source, tmp_path / "skipped", vae, encoding)
+    encode(source, tmp_path / "skipped", vae, encoding)
+    assert finish(source, tmp_path / "skipped", encoding)["skipped"] == [1]
+    assert len(LatentSet(tmp_path / "skipped")) == 3
+
+
+def test_damage_and_mixtures_are_named(place, encoded, tmp_path, capsys):
+    import shutil
+
+    out = tmp_path / "latents"
+    shutil.copytree(encoded, out)
+    options = ["--vae", str(place / "vae"), "--image-size", "16", "--batch-size", "2"]
+    assert main(["encode", str(place / "photos"), str(out), *options, "--shard-size", "4"]) == 2
+    assert "holds another encoding (shard_size differ)" in capsys.readouterr().err
+    shard = shard_path(out, 3)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"shard-00003\.arrow' (is damaged|has \d rows)"):
+        LatentSet(out)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"shard-00003\.arrow' is damaged"):
+        LatentSet(out)
+    assert main(command(place, out)[3:]) == 0  # makes it again
+    assert shard.read_bytes() == whole
+    (out / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"no index\.json in it; run elit encode to its end"):
+        LatentSet(out)
+    assert main(["encode", "nothing", str(tmp_path / "x"), "--vae", str(place / "vae")]) == 2
+    assert main(["encode", str(place / "photos"), str(tmp_path / "x"), "--vae", "nothing/here"]) == 2
+    assert main(["encode", str(place / "photos"), str(place), *options]) == 2
+    assert main(["encode"]) == 2
+    assert capsys.readouterr().err.count("\n") == 4
+    assert not (tmp_path / "x").exists()
+
+
+def test_rows_come_in_any_order(encoded):
+    data = LatentSet(encoded)
+    order = list(range(30))
+    random.Random(0).shuffle(order)
+    moments, labels = data.__getitems__(order)
+    again, again_labels = data.__getitems__(list(range(30)))
+    assert torch.equal(moments, again[order])
+    assert torch.equal(labels, again_labels[order])
