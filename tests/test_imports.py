@@ -19,6 +19,7 @@ ROOMS = [
         "flow",
         "flops",
         "paper",
+        "estimate",
         "data",
         "checkpoint",
         "sampling",

@@ -13,8 +13,8 @@ from elit.config import TrainConfig, load_config
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Train a model on scikit-learn's digits or a folder of images with one sub-folder a class. Every run writes its
-    settings to config.yaml; give that file to repeat it, with options for what should differ.
+    """Train a model on scikit-learn's digits, a folder of images with one sub-folder a class, or what elit encode
+    wrote. Every run writes its settings to config.yaml; give that file to repeat it, and options for what is to differ.
 
     Example: elit train --data digits --model.name ELIT-DiT-S/1 --model.hidden-size 48 --model.num-heads 2
     --model.depth 6 --steps 2000 --batch-size 64 --learning-rate 2e-3 --out runs/digits
@@ -22,6 +22,14 @@ class Args:
 
     config: Path | None = None
     """YAML with any of the settings below, such as an earlier run's config.yaml."""
+    dry_run: bool = False
+    """Print what the run takes instead: parameters, memory of a device by part, TFLOPs, GPU-days. Reads no data."""
+    devices: int = 1
+    """Devices of a dry run."""
+    device_tflops: float = 989.0
+    """Peak of one device in TFLOP/s; default an H100's in bf16."""
+    utilisation: float = 0.4
+    """Share of that peak which the run is assumed to reach."""
     json: bool = False
     """Print a result as JSON last on stdout."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -38,6 +46,8 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any] | None:
+    if args.dry_run:
+        return _dry_run(args)
     from accelerate import PartialState
 
     from elit.train import train
@@ -49,3 +59,39 @@ def run(args: Args) -> dict[str, Any] | None:
     if not args.json:
         print(f"Model: {model}")
     return {"model": model, "steps": args.settings.steps}
+
+
+def _dry_run(args: Args) -> dict[str, Any]:
+    from elit.estimate import estimate
+    from elit.report.tables import print_table
+
+    found = estimate(
+        args.settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation
+    )
+    gib = {name: getattr(found, name) / 2**30 for name in ("weights", "optimizer", "average", "activations", "peak")}
+    gib |= {"gradients": gib["weights"], "activations_checkpointed": found.activations_checkpointed / 2**30}
+    if not args.json:
+        print(f"{args.settings.model.name}: {found.parameters / 1e6:.1f}M parameters")
+        rows = [
+            ["weights, float32", gib["weights"]],
+            ["gradients", gib["gradients"]],
+            ["Adam's moments", gib["optimizer"]],
+            ["averaged weights", gib["average"]],
+            ["activations", gib["activations"]],
+            ["activations, with gradient checkpointing", gib["activations_checkpointed"]],
+            [f"peak, {'with' if found.gradient_checkpointing else 'without'} checkpointing", gib["peak"]],
+        ]
+        print_table(["memory of one device", "GiB"], [[name, f"{value:.2f}"] for name, value in rows])
+        days = found.device_days / args.devices
+        print(f"{found.tflops:.1f} TFLOPs an iteration (3 × forward × batch {args.settings.batch_size})")
+        print(
+            f"{found.device_days:.1f} GPU-days for {args.settings.steps:,} steps at {args.utilisation:.0%} of "
+            f"{args.device_tflops:g} TFLOP/s: {days:.1f} days on {args.devices}"
+        )
+    return {
+        "parameters": found.parameters,
+        "gib": gib,
+        "tflops": found.tflops,
+        "gpu_days": found.device_days,
+        "devices": args.devices,
+    }
