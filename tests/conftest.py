@@ -1,6 +1,7 @@
 """Shared by all tests: small networks of every kind whose every path is open."""
 
 import os
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -81,6 +82,18 @@ def inputs(model: Transformer, batch: int = 3, size: tuple[int, ...] | None = No
     x = torch.randn(batch, model.config.in_channels, *(size or model.sample_size), generator=generator)
     t = torch.rand(batch, generator=generator)
     return x, t, model.without_condition(conditions(model, batch), torch.arange(batch) == batch - 1)
+
+
+def links_of(page: str) -> list[str]:
+    """Everything that a page links to or shows."""
+    links: list[str] = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            links.extend(value for key, value in attributes if key in ("src", "href"))
+
+    Links().feed(page)
+    return links
 
 
 @pytest.fixture(params=list(SETTINGS))

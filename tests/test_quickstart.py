@@ -1,18 +1,16 @@
 """The quickstart in full, once: its results, its files, and the README's commands on what it leaves."""
 
-import html
 import json
 import re
 import shlex
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import links_of
 from PIL import Image
 
 from elit.cli.main import main
-from elit.quickstart import PRODUCTS, RECIPES, quickstart
+from elit.quickstart import PRODUCTS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -57,48 +55,6 @@ def test_the_report_is_self_contained(workplace):
     assert 'name="viewport"' in page
 
 
-def links_of(page: str) -> list[str]:
-    links: list[str] = []
-
-    class Links(HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            links.extend(value for key, value in attributes if key in ("src", "href"))
-
-    Links().feed(page)
-    return links
-
-
-@pytest.mark.parametrize("backbone", [name for name in RECIPES if name != "dit"])
-def test_every_backbone_goes_all_the_way(backbone, tmp_path, monkeypatch):
-    """A few steps of training: what comes out is no digit yet, but every file is there and every advice works."""
-    monkeypatch.setitem(RECIPES, backbone, replace(RECIPES[backbone], samples=20))
-    monkeypatch.setattr("elit.quickstart.SAMPLING_STEPS", 2)
-    monkeypatch.chdir(tmp_path)
-    result = quickstart("run", backbone=backbone, steps=3, say=lambda line: None)
-    clips = backbone == "video"
-    written = {path.name for path in Path("run").iterdir()}
-    assert written == set(PRODUCTS) - {"samples"} - (set() if clips else {"samples.gif"})
-    assert json.loads(Path("run/results.json").read_text())["backbone"] == backbone
-    assert [row.tokens_per_group for row in result.scores[::2]] == list(RECIPES[backbone].budgets)
-    assert all((row.steady is not None) == clips for row in result.scores)
-    page = Path("run/report.html").read_text()
-    assert [link.split(";")[0] for link in links_of(page)].count("data:image/gif") == clips
-    if clips:
-        with Image.open("run/samples.gif") as animation:
-            assert animation.n_frames == 4
-    code = html.unescape(re.search(r"<pre><code>(.*?)</code>", page, flags=re.DOTALL)[1])
-    sampling, training = code.splitlines()
-    assert main(shlex.split(sampling)[1:]) == 0
-    assert Path("clips.gif" if clips else "digits.png").is_file()
-    assert main([*shlex.split(training)[1:], "--steps", "1"]) == 0
-
-
-def test_an_unknown_backbone_is_named(tmp_path):
-    with pytest.raises(ValueError, match="backbone='sit': give one of dit, uvit, hdit, mmdit, video"):
-        quickstart(tmp_path / "run", backbone="sit")
-    assert not (tmp_path / "run").exists()
-
-
 def readme_commands() -> list[str]:
     """The `elit` lines of the README's shell blocks, but for the quickstart itself, which has run."""
     blocks = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -121,18 +77,3 @@ def test_the_readmes_python_runs_as_written(workplace, monkeypatch):
     names: dict = {}
     for block in blocks:
         exec(block, names)
-
-
-def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_own(tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=20))
-    monkeypatch.setattr("elit.quickstart.SAMPLING_STEPS", 2)
-
-    def numbers(seed):
-        result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None).results()
-        return [{k: v for k, v in row.items() if k != "ms_per_image"} for row in result["rows"]]
-
-    first = numbers(0)
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert numbers(0) == first
-    assert numbers(1) != first
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"

@@ -72,6 +72,32 @@ def test_killed_twice_and_resumed_is_bit_equal(tmp_path):
     assert equal(weights(out), weights(tmp_path / "whole"))
 
 
+def test_sigterm_saves_and_exits_0(tmp_path):
+    """Resumable at the step it was at: what follows is bit-equal to a run that never stopped."""
+    settings = {"steps": 60, "checkpoint_every": 1000, "log_every": 1}
+    train(tiny(tmp_path / "whole", **settings))
+    out = tmp_path / "stopped"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    resumed = command(tiny(out, resume=True, **settings), tmp_path / "config.yaml")
+    process = subprocess.Popen(resumed, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_bytes().splitlines()) < 10:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    start = time.perf_counter()
+    _, said = process.communicate()
+    assert process.returncode == 0
+    assert time.perf_counter() - start < 10
+    (saved,) = (out / "checkpoints").iterdir()
+    step = int(saved.name[5:])
+    assert 10 <= step < 60
+    assert f"stopped by SIGTERM after step {step}, checkpoint saved" in said
+    assert len(losses(out)) == step
+    assert not (out / "model").exists()
+    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL, env=environment)
+    assert losses(out) == losses(tmp_path / "whole")
+    assert equal(weights(out), weights(tmp_path / "whole"))
+
+
 def test_two_processes_match_one(tmp_path):
     """gloo, same global batch: same budgets, same losses, same weights."""
     settings = {"steps": 8, "gradient_accumulation": 2}
@@ -213,3 +239,27 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (out / "checkpoints" / "step-00000006" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"checkpoint=.*step-00000006.*no \.safetensors"):
         train(tiny(out, resume=True, steps=8))
+
+
+def test_which_checkpoints_are_kept(tmp_path):
+    train(tiny(tmp_path / "run", steps=9, checkpoint_every=1, keep_last=1, keep_every=4))
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000008", "step-00000009"]
+
+
+def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
+    """Shared parts load, new parts start closed: before any training the network is the baseline, without its core."""
+    plain = ModelConfig(name="DiT-S/1", hidden_size=16, num_heads=1, depth=3)
+    train(tiny(tmp_path / "plain", model=plain))
+    capfd.readouterr()
+    config = tiny(tmp_path / "elit", init=str(tmp_path / "plain" / "model"), steps=1, learning_rate=1e-12)
+    elastic = train(config).state_dict()
+    said = " ".join(capfd.readouterr().err.split())
+    assert "weights start anew (latent_interface" in said
+    assert "0 left out (none)" in said
+    baseline = weights(tmp_path / "plain")
+    assert all(torch.allclose(elastic[name], value, atol=1e-9) for name, value in baseline.items())
+    assert not elastic["latent_interface.writer.mlp.fc2.weight"].abs().max() > 1e-9
+    other = ModelConfig(name="DiT-S/1", hidden_size=24, num_heads=1, depth=3)
+    with pytest.raises(ValueError, match=r"init='.*': shares no weights"):
+        train(tiny(tmp_path / "other", model=other, init=str(tmp_path / "plain" / "model")))

@@ -79,6 +79,21 @@ def check_weights(folder: Path, name: str) -> None:
             ) from None
 
 
+def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[str], list[str]]:
+    """Copies what a saved model has of `model`'s weights, by name and shape; see `TrainConfig.init`.
+
+    Returns the names that start anew in `model`, and those of the saved one that found no place. Raises ValueError
+    where not one matrix is shared.
+    """
+    saved = load_model(folder).state_dict()
+    own = model.state_dict()
+    shared = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
+    if not any(value.ndim > 1 for value in shared.values()):
+        raise ValueError(f"init={str(folder)!r}: shares no weights with the network to be trained")
+    model.load_state_dict(shared, strict=False)
+    return sorted(set(own) - set(shared)), sorted(set(saved) - set(shared))
+
+
 def save_model(model: ModelMixin, folder: str | Path) -> None:
     """`model.save_pretrained(folder)`, whole or not at all."""
     write_folder(Path(folder), model.save_pretrained)

@@ -103,15 +103,24 @@ class TrainConfig:
     log_every: int = 50
     """Steps between lines on the console, and between writes of metrics.jsonl and TensorBoard."""
     checkpoint_every: int = 1_000
-    """Steps between checkpoints; the last two are kept."""
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints kept."""
+    keep_every: int | None = None
+    """Checkpoints at multiples of this step are kept for good."""
     preview_every: int = 1_000
     """Steps between preview grids from the averaged weights; 0 for none."""
+    init: str | None = None
+    """Start from the weights of this saved model; what it lacks starts anew (a baseline's weights into ELIT)."""
     resume: bool = False
     """Go on from the newest checkpoint in `out`."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "image_size"):
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "image_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        for name in ("checkpoint_every", "keep_last"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        _require(self.keep_every is None or self.keep_every >= 1, "keep_every", self.keep_every, "give at least 1")
         for name in ("warmup_steps", "preview_every", "workers", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("learning_rate", "max_grad_norm", "time_shift"):

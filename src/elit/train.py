@@ -2,6 +2,9 @@
 
 import random
 import shutil
+import signal
+import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elit.budgets import draw_budget, resolve_budget, training_budgets
-from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, save_model
+from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, load_shared_weights, save_model
 from elit.config import TrainConfig, load_config, save_config
 from elit.data.digits import digits, moving_digits
 from elit.data.images import ImageData, ImageFolder, StepSampler, as_pictures, batch_slice, image_grid, save_image
@@ -32,15 +35,18 @@ from elit.runlog import RunLog
 from elit.sampling import sample
 
 T = TypeVar("T")
-KEPT_CHECKPOINTS = 2
 # What a resumed run may change: none of it alters the numbers of a step.
-FREE_ON_RESUME = {"resume", "steps", "out", "workers", "log_every", "checkpoint_every", "preview_every"}
+FREE_ON_RESUME = {
+    *("resume", "steps", "out", "workers", "init", "log_every", "preview_every"),
+    *("checkpoint_every", "keep_last", "keep_every"),
+}
 
 
 def train(config: TrainConfig) -> Transformer:
     """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU or its device.
 
-    With `resume` it goes on from the newest complete checkpoint, to numbers equal to an uninterrupted run's.
+    With `resume` it goes on from the newest complete checkpoint, to numbers equal to an uninterrupted run's. On SIGTERM
+    it saves one after the step it is at and leaves with SystemExit(0).
     Raises ValueError where the settings do not fit each other, the data or the folder.
     """
     out = Path(config.out)
@@ -68,6 +74,7 @@ def train(config: TrainConfig) -> Transformer:
     )
     set_seed(config.seed)
     model = create_model(**config.model.chosen())
+    started_from = load_shared_weights(model, config.init) if config.init and not resumed else None
     budgets = training_budgets(model.budgets, config.budget_min, config.budget_max)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -83,6 +90,9 @@ def train(config: TrainConfig) -> Transformer:
     if accelerator.is_main_process:
         save_config(replace(config, resume=False), out / "config.yaml")
     log = RunLog(config, accelerator, start=sampler.start)
+    if started_from:
+        new, left_out = started_from
+        log.say(f"init: {len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})")
     if skipped := getattr(data, "skipped", None):
         log.say(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
 
@@ -91,7 +101,7 @@ def train(config: TrainConfig) -> Transformer:
     shown = numbers if prompts is None else prompts[numbers]
     batches = iter(DataLoader(examples, batch_sampler=sampler, num_workers=config.workers, collate_fn=_as_is))  # type: ignore[arg-type]
     model.train()
-    with log.progress():
+    with log.progress(), Termination(accelerator) as termination:
         for step in range(sampler.start, config.steps):
             budget = draw_budget(config.seed, step, budgets)
             for group in optimizer.param_groups:
@@ -116,15 +126,19 @@ def train(config: TrainConfig) -> Transformer:
             optimizer.zero_grad()
             ema.step(network.parameters())
 
-            done, end = step + 1, step + 1 == config.steps
+            done, end, stop = step + 1, step + 1 == config.steps, termination.asked()
             log.add(done, loss=loss, gradient_norm=gradient_norm, budget=budget, lr=optimizer.param_groups[0]["lr"])
             if config.preview_every and (done % config.preview_every == 0 or end) and accelerator.is_main_process:
                 preview = draw_preview(network, ema, shown)
                 save_image(preview, out / "samples" / f"step-{done:08d}.png")
                 log.image(preview, done)
-            if done % config.checkpoint_every == 0 or end:
+            if done % config.checkpoint_every == 0 or end or stop:
                 log.flush()
-                save_checkpoint(accelerator, out / "checkpoints", done)
+                save_checkpoint(accelerator, config, done)
+            if stop and not end:
+                log.say(f"stopped by SIGTERM after step {done:,}, checkpoint saved; set resume to go on")
+                accelerator.end_training()
+                raise SystemExit(0)
 
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     ema.copy_to(network.parameters())
@@ -230,8 +244,37 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     return found[-1]
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Everything needed to resume after `step` steps, complete or not there at all; keeps the last two."""
+class Termination:
+    """Notices SIGTERM, and has all processes notice it at the same step."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.seen = accelerator, False
+        self.before: Any = signal.SIG_DFL
+
+    def __enter__(self) -> "Termination":
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+    def asked(self) -> bool:
+        """Whether to stop, once a step."""
+        if self.accelerator.num_processes == 1:
+            return self.seen
+        if self.seen:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def _notice(self, *_: object) -> None:
+        self.seen = True
+
+
+def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
+    """Everything needed to resume after `step` steps, complete or not there at all; drops old ones as config says."""
+    folder = Path(config.out) / "checkpoints"
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
     if accelerator.is_main_process:
@@ -242,8 +285,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         temporary.replace(target)
-        for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+        for old in checkpoints(folder)[: -config.keep_last]:
+            if not config.keep_every or checkpoint_step(old) % config.keep_every:
+                shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
@@ -256,6 +300,11 @@ def draw_preview(network: Transformer, ema: EMAModel, y: Condition) -> Image.Ima
     rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in shown]
     ema.restore(network.parameters())
     return image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
+
+
+def _names(names: Sequence[str]) -> str:
+    """What modules a list of weights belongs to, each once."""
+    return ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names)) or "none"
 
 
 def _as_is(batch: T) -> T:
