@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_commands_of_the_training_guide_run_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/training.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["python", "examples/small_data.py"],
         *(["elit", name] for name in ("encode", "encode", "train", "sample", "train")),
