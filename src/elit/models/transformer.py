@@ -3,6 +3,7 @@
 B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L tokens of any sequence, d width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -27,7 +28,7 @@ from elit.models.layers import (
 Beside = tuple[Tensor, ...]  # tensors that travel beside the tokens, batch first: a text stream, long skips
 
 
-class Transformer(ModelMixin, ConfigMixin):
+class Transformer(ModelMixin, ConfigMixin, ABC):
     """A diffusion transformer with a compute dial; with `interface=None`, the same one without.
 
     A backbone says what its blocks are (`make_blocks`), how a stage of them runs (`run`) and how it is conditioned
@@ -135,25 +136,25 @@ class Transformer(ModelMixin, ConfigMixin):
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
+    @abstractmethod
     def make_blocks(self) -> list[nn.Module]:
         """All blocks, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def conditions(self, y: Any) -> Any:
         """What a user hands in for a batch, as `y` of a forward on the CPU. Raises ValueError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def without_condition(self, y: Any, dropped: Tensor | None = None) -> Any:
         """y with the condition gone from the rows of `dropped` (B,) bool, by default from all: the null branch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_condition(self, y: Any, batch: int) -> None:
         """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example_condition(self, batch: int) -> Any:
         """Some y for a batch, on the CPU, as long as this network takes: for timing."""
-        raise NotImplementedError
 
     def stages(self) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
         """The blocks of head, core and tail; a baseline is all core."""
