@@ -263,3 +263,19 @@ def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
     other = ModelConfig(name="DiT-S/1", hidden_size=24, num_heads=1, depth=3)
     with pytest.raises(ValueError, match=r"init='.*': shares no weights"):
         train(tiny(tmp_path / "other", model=other, init=str(tmp_path / "plain" / "model")))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_line(tmp_path, capfd):
+    """The run goes on from the one before, to the same numbers."""
+    train(tiny(tmp_path / "whole", steps=9))
+    out = tmp_path / "run"
+    train(tiny(out, steps=6, checkpoint_every=3))
+    newest = out / "checkpoints" / "step-00000006"
+    (newest / "optimizer.bin").write_bytes((newest / "optimizer.bin").read_bytes()[:100])
+    capfd.readouterr()
+    train(tiny(out, steps=9, checkpoint_every=3, resume=True))
+    said = capfd.readouterr().err
+    assert "ignored: checkpoint=" in said
+    assert "step-00000006" in said
+    assert losses(out) == losses(tmp_path / "whole")
+    assert equal(weights(out), weights(tmp_path / "whole"))

@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> Transformer:
     with accelerator.main_process_first():
         prompts = load_prompts(config, data, accelerator.device)
     config = resolve(config, data, prompts)
-    resumed = find_checkpoint(config)
+    resumed, ignored = find_checkpoint(config)
     rank, world, parts = accelerator.process_index, accelerator.num_processes, config.gradient_accumulation
     sampler = StepSampler(
         len(data),
@@ -90,6 +90,8 @@ def train(config: TrainConfig) -> Transformer:
     if accelerator.is_main_process:
         save_config(replace(config, resume=False), out / "config.yaml")
     log = RunLog(config, accelerator, start=sampler.start)
+    for reason in ignored:
+        log.say(f"ignored: {reason}")
     if started_from:
         new, left_out = started_from
         log.say(f"init: {len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})")
@@ -218,8 +220,11 @@ def draw_posterior(config: TrainConfig, step: int, shape: tuple[int, ...], devic
     return torch.randn(config.batch_size, *shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
-def find_checkpoint(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from. Raises ValueError where the folder and `resume` do not agree."""
+def find_checkpoint(config: TrainConfig) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, to go on from, and what is wrong with newer ones.
+
+    Raises ValueError where the folder and `resume` do not agree, or none of its checkpoints is whole.
+    """
     out = Path(config.out)
     found = checkpoints(out / "checkpoints")
     if not config.resume:
@@ -228,9 +233,9 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
                 f"out={config.out!r}: holds a run at step {checkpoint_step(found[-1])}; set resume to go on, or give "
                 "another folder"
             )
-        return None
+        return None, []
     if not found:
-        return None
+        return None, []
     before = load_config(out / "config.yaml")
     changed = [
         name for name in vars(config) if name not in FREE_ON_RESUME and getattr(config, name) != getattr(before, name)
@@ -240,8 +245,15 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
         raise ValueError(f"resume: {', '.join(changed)} changed since the run in {config.out!r} began ({was})")
     if checkpoint_step(found[-1]) > config.steps:
         raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(found[-1])}")
-    check_checkpoint(found[-1])
-    return found[-1]
+    ignored: list[str] = []
+    for path in reversed(found):
+        try:
+            check_checkpoint(path)
+        except ValueError as error:
+            ignored.append(str(error))
+        else:
+            return path, ignored
+    raise ValueError(ignored[0])
 
 
 class Termination:
@@ -284,6 +296,8 @@ def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) ->
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if target.exists():  # a damaged one, passed over when the run went on
+            shutil.rmtree(target)
         temporary.replace(target)
         for old in checkpoints(folder)[: -config.keep_last]:
             if not config.keep_every or checkpoint_step(old) % config.keep_every:
