@@ -58,7 +58,7 @@ class DiT(Transformer):
     def conditions(self, y: Tensor | Sequence[int] | int) -> Tensor:
         """Labels, one or several, as (B,) integers."""
         try:
-            y = torch.as_tensor(y)
+            y = torch.as_tensor(y).cpu()  # where its values can be checked
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"y={y!r}: this model takes class labels, whole numbers") from None
         y = y[None] if y.ndim == 0 else y

@@ -149,6 +149,7 @@ class MMDiT(Transformer):
             y = encode_characters(y, self.config.text_length)
         if not isinstance(y, Tensor | Text) or not len(y):
             raise ValueError(f"y: {type(y).__name__}, expected prompts or their embeddings; give at least one")
+        y = y.to("cpu")  # where its values can be checked
         self.check_condition(y, len(y))
         return y
 
