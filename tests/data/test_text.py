@@ -1,6 +1,7 @@
 """Text encoders of the Hugging Face kinds, made small with random weights, and what is kept of their work."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -100,6 +101,14 @@ def test_what_cannot_be_encoded_is_named(tmp_path, make, length, message):
         save_encoder("bert", folder)
     with pytest.raises(ValueError, match=message):
         TextEncoder(str(folder), length=length)
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        ValueError, match=r"text_encoder='t5': needs transformers .*pip install 'elit-diffusion\[text\]'"
+    ):
+        TextEncoder("t5", length=8)
 
 
 def test_an_encoders_text_goes_into_a_network(tmp_path):
