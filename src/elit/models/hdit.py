@@ -36,7 +36,7 @@ class HDiT(DiT):
         width, num_heads, mlp_ratio = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
         self.merge = nn.Linear(MERGED * width, 2 * width)
         self.split = nn.Linear(2 * width, MERGED * width)
-        self.keep = nn.Parameter(torch.tensor(0.5))  # share of the tokens before the merge in those after the split
+        self.keep = nn.Parameter(torch.full((1,), 0.5))  # share of the tokens before the merge in those after the split
         wide = merged_blocks(self.config.depth)
         kinds = [WideBlock if i in wide else Block for i in range(self.config.depth)]
         return [kind(width, num_heads, mlp_ratio) for kind in kinds]
