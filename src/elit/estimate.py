@@ -66,13 +66,15 @@ def estimate(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     batch = config.batch_size // devices // config.gradient_accumulation
     largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
+    whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
     return Estimate(
         parameters=parameters,
         weights=4 * parameters,
         optimizer=8 * parameters,
         average=4 * parameters,
-        activations=activation_bytes(config, batch, largest, checkpointing=False),
-        activations_checkpointed=activation_bytes(config, batch, largest, checkpointing=True),
+        activations=whole,
+        # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
+        activations_checkpointed=inputs + math.ceil((whole - inputs) / len(model.blocks)),
         gradient_checkpointing=config.gradient_checkpointing,
         tflops=flops / 1e12,
         device_days=config.steps * flops / (device_tflops * 1e12 * utilisation) / 86_400,
@@ -80,10 +82,7 @@ def estimate(
 
 
 def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, checkpointing: bool) -> int:
-    """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once.
-
-    With checkpointing, also the largest block, which is there whole while its turn comes in the backward pass.
-    """
+    """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once."""
     with FakeTensorMode():
         model = create_model(**config.model.chosen())
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -107,8 +106,4 @@ def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, che
         ):
             velocity = model(x, t, y, budget)
             torch.nn.functional.mse_loss(velocity.float(), x)
-    total = sum(kept.values())
-    if not checkpointing:
-        return total
-    whole = activation_bytes(config, batch, budget, checkpointing=False)
-    return total + math.ceil((whole - total) / len(model.blocks))
+    return sum(kept.values())

@@ -109,14 +109,16 @@ def train(config: TrainConfig) -> Transformer:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
             noise, t, dropped = draw_step(config, step, data.shape, accelerator.device)
+            latents = isinstance(data, LatentSet)
+            posterior = draw_posterior(config, step, data.shape, accelerator.device) if latents else None
 
             loss = torch.zeros((), device=accelerator.device)
             for part in range(parts):
                 images, y = (value.to(accelerator.device, non_blocking=True) for value in next(batches))
                 rows = batch_slice(config.batch_size, parts, world, part, rank)
                 y = network.without_condition(y, dropped[rows])
-                if isinstance(data, LatentSet):
-                    images = posterior_sample(images, draw_posterior(config, step, data.shape, images.device)[rows])
+                if posterior is not None:
+                    images = posterior_sample(images, posterior[rows])
                 x = interpolate(noise[rows], images, t[rows])
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
                     velocity = model(x, t[rows], y, budget)
