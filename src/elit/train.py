@@ -23,8 +23,9 @@ from elit.budgets import draw_budget, resolve_budget, training_budgets
 from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, load_shared_weights, save_model
 from elit.config import TrainConfig, load_config, save_config
 from elit.data.digits import digits, moving_digits
-from elit.data.images import ImageData, ImageFolder, StepSampler, as_pictures, batch_slice, image_grid, save_image
+from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
 from elit.data.latents import LatentSet, posterior_sample
+from elit.data.order import StepSampler, batch_slice
 from elit.data.text import CACHE, PromptedImages, encode_prompts
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.conditioning import Condition, Text
@@ -122,7 +123,7 @@ def train(config: TrainConfig) -> Transformer:
                 x = interpolate(noise[rows], images, t[rows])
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
                     velocity = model(x, t[rows], y, budget)
-                    part_loss = flow_matching_loss(velocity, noise[rows], images) / parts
+                    part_loss = flow_matching_loss(velocity, noise[rows], images).mean() / parts
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
             gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

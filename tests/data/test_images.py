@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from elit.data.digits import digits
-from elit.data.images import ImageFolder, StepSampler, batch_slice, image_grid, read_image, to_uint8, write_samples
+from elit.data.images import ImageFolder, image_grid, read_image, to_uint8, write_samples
 
 
 @pytest.fixture
@@ -64,42 +64,6 @@ def test_folders_without_images_are_refused(tmp_path):
     (tmp_path / "a" / "x.png").write_text("no")
     with pytest.raises(ValueError, match="none of its 1 images is readable"):
         ImageFolder(tmp_path, 16, skip_unreadable=True)
-
-
-def steps(length=10, batch_size=4, parts=1, rank=0, world=1, start=0, stop=5, seed=0):
-    return list(
-        StepSampler(
-            length, seed=seed, batch_size=batch_size, parts=parts, rank=rank, world=world, start=start, stop=stop
-        )
-    )
-
-
-def flat(parts):
-    return [index for part in parts for index in part]
-
-
-def test_every_epoch_shows_every_image_once_in_a_new_order():
-    row = flat(steps())
-    assert sorted(row[:10]) == sorted(row[10:]) == list(range(10))
-    assert row[:10] != row[10:]
-    assert row != flat(steps(seed=1))
-
-
-def test_the_order_does_not_depend_on_processes_micro_batches_or_resuming():
-    whole = steps()
-    assert steps(start=3) == whole[3:]
-    ranks = [steps(rank=rank, world=2, parts=2) for rank in (0, 1)]
-    for step, images in enumerate(whole):
-        micro = [ranks[rank][2 * step + part] for part in (0, 1) for rank in (0, 1)]
-        assert flat(micro) == images
-        for part in (0, 1):
-            for rank in (0, 1):
-                assert images[batch_slice(4, 2, 2, part, rank)] == ranks[rank][2 * step + part]
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size=4: give a multiple of 6 \(3 processes × 2 accumulated"):
-        steps(parts=2, world=3)
 
 
 def test_pictures():

@@ -1,9 +1,8 @@
-"""Images and clips in memory, images in a folder, and which of them make up a training step."""
+"""Images and clips in memory, images in a folder, and pictures written out."""
 
 import json
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Sampler
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"
@@ -166,52 +164,6 @@ def _fault(path: Path, size: int) -> str | None:
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return " ".join(str(error).split())
     return None
-
-
-class StepSampler(Sampler[list[int]]):
-    """The micro-batches of one process, in order, from step `start` to step `stop`.
-
-    The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size`
-    images of that endless row, and each process and micro-batch its own equal slice of them. So the images of a
-    step depend neither on the number of processes nor on where the run was resumed.
-    """
-
-    def __init__(
-        self, length: int, *, seed: int, batch_size: int, parts: int, rank: int, world: int, stop: int, start: int = 0
-    ):
-        if batch_size % (parts * world):
-            raise ValueError(
-                f"batch_size={batch_size}: give a multiple of {parts * world} "
-                f"({world} processes × {parts} accumulated micro-batches)"
-            )
-        self.length, self.seed, self.batch_size = length, seed, batch_size
-        self.parts, self.rank, self.world = parts, rank, world
-        self.start, self.stop = start, stop
-        self._epoch, self._order = -1, list[int]()
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.parts
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.stop):
-            images = [self._at(position) for position in range(step * self.batch_size, (step + 1) * self.batch_size)]
-            for part in range(self.parts):
-                yield images[batch_slice(self.batch_size, self.parts, self.world, part, self.rank)]
-
-    def _at(self, position: int) -> int:
-        epoch, offset = divmod(position, self.length)
-        if epoch != self._epoch:
-            seed = random.Random(f"order/{self.seed}/{epoch}").getrandbits(63)
-            generator = torch.Generator().manual_seed(seed)
-            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator).tolist()
-        return self._order[offset]
-
-
-def batch_slice(batch_size: int, parts: int, world: int, part: int, rank: int) -> slice:
-    """Where the micro-batch `part` of process `rank` lies in the images of a step."""
-    micro = batch_size // (parts * world)
-    first = (part * world + rank) * micro
-    return slice(first, first + micro)
 
 
 def as_pictures(samples: Tensor) -> Tensor:

@@ -34,5 +34,5 @@ def shift_time(t: TimeT, shift: float) -> TimeT:
 
 
 def flow_matching_loss(velocity: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
-    """Mean squared error to the target velocity, in float32, nothing added: a scalar."""
-    return F.mse_loss(velocity.float(), target_velocity(x0, x1).float())
+    """Mean squared error to the target velocity of each sample (B,), in float32, nothing added."""
+    return F.mse_loss(velocity.float(), target_velocity(x0, x1).float(), reduction="none").flatten(1).mean(1)

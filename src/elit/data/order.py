@@ -1,0 +1,83 @@
+"""Which samples make up a training step: epoch after epoch, each in an order of its own, none held in memory."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+ROUNDS = 6
+
+
+class StepSampler(Sampler[list[int]]):
+    """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to step `stop`.
+
+    The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size`
+    samples of that endless row, and each process and micro-batch its own equal slice of them. So the samples of a
+    step depend neither on the number of processes nor on where the run was resumed.
+    """
+
+    def __init__(
+        self, length: int, *, seed: int, batch_size: int, parts: int, rank: int, world: int, stop: int, start: int = 0
+    ):
+        if batch_size % (parts * world):
+            raise ValueError(
+                f"batch_size={batch_size}: give a multiple of {parts * world} "
+                f"({world} processes × {parts} accumulated micro-batches)"
+            )
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.parts, self.rank, self.world = parts, rank, world
+        self.start, self.part, self.stop = start, 0, stop
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.parts - self.part
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.part
+        for step in range(self.start, self.stop):
+            samples = self.samples(step)
+            for part in range(first, self.parts):
+                yield samples[batch_slice(self.batch_size, self.parts, self.world, part, self.rank)]
+            first = 0
+
+    def samples(self, step: int) -> list[int]:
+        """The samples of a step's whole batch, over all processes."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(positions, self.length)
+        parts = [shuffled(offsets[epochs == epoch], self.length, self.seed, int(epoch)) for epoch in np.unique(epochs)]
+        return np.concatenate(parts).tolist()
+
+
+def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
+    """What stands at `positions` (B,) of a permutation of range(length), a function of (seed, epoch).
+
+    A Feistel network over the next power of 4, walked on while it leads outside: no list is made, so a position of a
+    billion samples costs as much as one of a hundred.
+    """
+    half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    source = random.Random(f"order/{seed}/{epoch}")
+    keys = [np.uint64(source.getrandbits(64)) for _ in range(ROUNDS)]
+    found = positions.astype(np.uint64)
+    outside = np.ones(len(found), dtype=bool)
+    while outside.any():
+        left, right = found[outside] >> half, found[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        found[outside] = (left << half) | right
+        outside = found >= length
+    return found.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finisher: every bit of the result depends on every bit of x (B,) uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def batch_slice(batch_size: int, parts: int, world: int, part: int, rank: int) -> slice:
+    """Where the micro-batch `part` of process `rank` lies in the samples of a step."""
+    micro = batch_size // (parts * world)
+    first = (part * world + rank) * micro
+    return slice(first, first + micro)
