@@ -1,30 +1,39 @@
-"""Saved networks and training checkpoints: written under a temporary name and renamed, checked when read."""
+"""Saved networks: written under a temporary name and renamed, checked when read; and where checkpoints of a run lie."""
 
 import json
 import os
 import shutil
-import zipfile
-from collections.abc import Callable
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
+import torch.distributed.checkpoint as dcp
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
 
+MANIFEST = "checkpoint.json"
+
 
 def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
     """The network saved in `folder` (config.json and safetensors), whichever class it is; or a saved pipeline's.
 
+    A checkpoint of a training run gives its averaged weights, however many processes it was sharded over.
     kwargs: as in diffusers' from_pretrained, `torch_dtype` for one. Raises ValueError where the folder is missing,
     half-written or of another library.
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
+    if (folder / MANIFEST).is_file():
+        return _load_average(folder, **kwargs)
     kind = _check_saved(folder, "model")
     if kind not in NETWORKS:
         raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
@@ -34,6 +43,18 @@ def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
     if wrong:
         raise ValueError(f"model={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     return model
+
+
+def _load_average(folder: Path, torch_dtype: torch.dtype = torch.float32) -> Transformer:
+    if fault := damage(folder):
+        raise ValueError(fault)
+    kind = _saved_class(folder, "model")
+    network = NETWORKS[str(kind)].from_config(NETWORKS[str(kind)].load_config(folder))
+    average = {name: torch.empty_like(weight) for name, weight in network.named_parameters()}
+    with quiet():
+        dcp.load({"average": average}, checkpoint_id=folder, no_dist=True)
+    network.load_state_dict(average, strict=False)
+    return torch.nn.Module.to(network, torch_dtype).eval()
 
 
 def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMixin | None:
@@ -51,17 +72,22 @@ def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMix
 
 def _check_saved(folder: Path, name: str) -> str | None:
     """The class named in a saved folder, after a look at whether its files are whole. Raises ValueError."""
+    kind = _saved_class(folder, name)
+    check_weights(folder, name)
+    return kind
+
+
+def _saved_class(folder: Path, name: str) -> str | None:
+    """The class named in a folder's config.json. Raises ValueError."""
     if not folder.is_dir():
         raise ValueError(f"{name}={str(folder)!r}: no such folder")
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+        return json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{name}={str(folder)!r}: its config.json is damaged; save or copy it again") from None
-    check_weights(folder, name)
-    return kind
 
 
 def check_weights(folder: Path, name: str) -> None:
@@ -121,11 +147,30 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name[5:])
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raises ValueError where a training checkpoint lacks a file or has one that is not whole."""
-    check_weights(path, "checkpoint")
-    for name in ("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
-        if not zipfile.is_zipfile(path / name):
-            raise ValueError(
-                f"checkpoint={str(path)!r}: its {name} is missing or damaged; remove that folder to resume"
-            )
+def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None if nothing; one of `world` readers looks at its share of the files."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"checkpoint={str(path)!r}: its {MANIFEST} is missing or damaged; remove that folder to resume"
+    for name in sorted(files)[rank::world]:
+        if not (path / name).is_file() or fingerprint(path / name) != files[name]:
+            return f"checkpoint={str(path)!r}: its {name} is missing or damaged; remove that folder to resume"
+    return None
+
+
+def fingerprint(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            total = zlib.crc32(block, total)
+    return [path.stat().st_size, total]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch warns that one process alone saves or loads, which is what is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -97,11 +99,21 @@ class TrainConfig:
     """bf16 runs the network under autocast."""
     gradient_checkpointing: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile on the blocks: two graphs for all budgets."""
+    fsdp: bool = False
+    """Shard weights, their average, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
+    ema_on_cpu: bool = False
+    """Keep the averaged weights in the CPU's memory; the copies travel beside the next step."""
     seed: int = 0
     """Seed of the weights, the data order, the noise, the times and the budgets."""
 
+    max_skipped: int = 10
+    """Steps that may be left out because their gradient is not finite; one more stops the run."""
     log_every: int = 50
-    """Steps between lines on the console, and between writes of metrics.jsonl and TensorBoard."""
+    """Steps between lines on the console, and between writes of metrics.jsonl and the trackers."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     keep_last: int = 2
@@ -121,13 +133,15 @@ class TrainConfig:
         for name in ("checkpoint_every", "keep_last"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
         _require(self.keep_every is None or self.keep_every >= 1, "keep_every", self.keep_every, "give at least 1")
-        for name in ("warmup_steps", "preview_every", "workers", "seed"):
+        for name in ("warmup_steps", "preview_every", "workers", "seed", "max_skipped"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("learning_rate", "max_grad_norm", "time_shift"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
         for name in ("ema_decay", "class_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number in [0, 1)")
         _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "give fp32 or bf16")
+        for tracker in self.trackers:
+            _require(tracker in TRACKERS, "trackers", tracker, f"give any of {', '.join(TRACKERS)}")
         parts = self.gradient_accumulation
         _require(self.batch_size % parts == 0, "batch_size", self.batch_size, f"give a multiple of {parts}, the parts")
 
@@ -140,7 +154,8 @@ def _require(holds: bool, name: str, value: Any, valid: str) -> None:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes YAML that `load_config` reads back equal."""
     plain = asdict(config)
-    plain["model"] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain["model"].items()}
+    for part in (plain, plain["model"]):
+        part.update({key: list(value) for key, value in part.items() if isinstance(value, tuple)})
     write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
@@ -180,7 +195,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if get_origin(kind) is Literal:
             return value  # TrainConfig says which are valid
         if get_origin(kind) is tuple:
-            if isinstance(value, tuple) and all(type(part) is int for part in value):
+            if isinstance(value, tuple) and all(type(part) is get_args(kind)[0] for part in value):
                 return value
         elif type(value) is kind:
             return value

@@ -2,156 +2,160 @@
 
 import random
 import shutil
-import signal
-import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from diffusers.training_utils import EMAModel
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from elit.budgets import draw_budget, resolve_budget, training_budgets
-from elit.checkpoint import check_checkpoint, checkpoint_step, checkpoints, load_shared_weights, save_model
+from elit.checkpoint import checkpoint_step, checkpoints, load_shared_weights, save_model
 from elit.config import TrainConfig, load_config, save_config
 from elit.data.digits import digits, moving_digits
+from elit.data.feed import Feed
 from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.order import StepSampler, batch_slice
 from elit.data.text import CACHE, PromptedImages, encode_prompts
+from elit.ema import AveragedWeights
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.conditioning import Condition, Text
 from elit.models.mmdit import MMDiT
 from elit.models.presets import create_model, model_config
 from elit.models.transformer import Transformer
-from elit.runlog import RunLog
+from elit.parallel import Termination, agreed, clip_gradients, make_accelerator, prepare, unsharded_class
+from elit.runlog import RunLog, check_trackers
 from elit.sampling import sample
+from elit.state import claimed_folder, fault_of, load_state, save_state, saved_by
 
-T = TypeVar("T")
-# What a resumed run may change: none of it alters the numbers of a step.
-FREE_ON_RESUME = {
-    *("resume", "steps", "out", "workers", "init", "log_every", "preview_every"),
-    *("checkpoint_every", "keep_last", "keep_every"),
-}
+# What makes a run the run it is; the rest may change when it goes on.
+FIXED_ON_RESUME = ("model", "data", "image_size", "skip_unreadable", "batch_size", "seed")
 
 
 def train(config: TrainConfig) -> Transformer:
-    """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU or its device.
+    """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU.
 
     With `resume` it goes on from the newest complete checkpoint, to numbers equal to an uninterrupted run's. On SIGTERM
     it saves one after the step it is at and leaves with SystemExit(0).
-    Raises ValueError where the settings do not fit each other, the data or the folder.
+    Raises ValueError where the settings do not fit each other, the data or the folder, FloatingPointError where too
+    many steps have no finite gradient, OSError where a checkpoint cannot be written.
     """
-    out = Path(config.out)
-    AcceleratorState._reset_state()  # a process may train twice, the second time in another precision
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other
-        log_with="tensorboard",
-        project_dir=out,
-    )
+    check_trackers(config)
+    accelerator = make_accelerator(config)
     data = load_data(config)
     with accelerator.main_process_first():
         prompts = load_prompts(config, data, accelerator.device)
     config = resolve(config, data, prompts)
-    resumed, ignored = find_checkpoint(config)
-    rank, world, parts = accelerator.process_index, accelerator.num_processes, config.gradient_accumulation
     sampler = StepSampler(
         len(data),
         seed=config.seed,
         batch_size=config.batch_size,
-        parts=parts,
-        rank=rank,
-        world=world,
+        parts=config.gradient_accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
         stop=config.steps,
     )
     set_seed(config.seed)
-    model = create_model(**config.model.chosen())
-    started_from = load_shared_weights(model, config.init) if config.init and not resumed else None
-    budgets = training_budgets(model.budgets, config.budget_min, config.budget_max)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    network: Transformer = accelerator.unwrap_model(model)
-    ema = EMAModel(network.parameters(), decay=config.ema_decay, foreach=True)
-    ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
+    network = create_model(**config.model.chosen())
+    budgets = training_budgets(network.budgets, config.budget_min, config.budget_max)
+    with claimed_folder(config, accelerator, network.num_parameters()):
+        return run(config, accelerator, network, budgets, data, prompts, sampler)
+
+
+def run(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    network: Transformer,
+    budgets: Sequence[int],
+    data: ImageData,
+    prompts: Condition | None,
+    sampler: StepSampler,
+) -> Transformer:
+    """The loop, in a folder that is this run's alone."""
+    device, rank, world, parts = accelerator.device, accelerator.process_index, accelerator.num_processes, sampler.parts
+    resumed, said = find_checkpoint(config, accelerator)
+    if config.init and not resumed:
+        new, left_out = load_shared_weights(network, config.init)
+        names = f"init: {len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
+        said.append(names)
+    if skipped := getattr(data, "skipped", None):
+        said.append(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
+    model = prepare(accelerator, network, config)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+    average = AveragedWeights(network, config.ema_decay, on_cpu=config.ema_on_cpu)
     if resumed:
-        accelerator.load_state(str(resumed))
+        load_state(resumed, network, optimizer, average)
         sampler.start = checkpoint_step(resumed)
     if accelerator.is_main_process:
-        save_config(replace(config, resume=False), out / "config.yaml")
-    log = RunLog(config, accelerator, start=sampler.start)
-    for reason in ignored:
-        log.say(f"ignored: {reason}")
-    if started_from:
-        new, left_out = started_from
-        log.say(f"init: {len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})")
-    if skipped := getattr(data, "skipped", None):
-        log.say(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
+        save_config(replace(config, resume=False), Path(config.out) / "config.yaml")
+    log = RunLog(config, accelerator, network, sampler)
+    for line in said:
+        log.say(line)
 
     examples = data if prompts is None else PromptedImages(data, prompts)
+    feed = Feed(examples, sampler, workers=config.workers, device=device, say=log.say)
+    moments = isinstance(data, LatentSet)
     numbers = torch.arange(8) % len(data.classes)
     shown = numbers if prompts is None else prompts[numbers]
-    batches = iter(DataLoader(examples, batch_sampler=sampler, num_workers=config.workers, collate_fn=_as_is))  # type: ignore[arg-type]
     model.train()
-    with log.progress(), Termination(accelerator) as termination:
+    with log.progress(), Termination(accelerator) as termination, torch._dynamo.config.patch(optimize_ddp=False):
         for step in range(sampler.start, config.steps):
             budget = draw_budget(config.seed, step, budgets)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-            noise, t, dropped = draw_step(config, step, data.shape, accelerator.device)
-            latents = isinstance(data, LatentSet)
-            posterior = draw_posterior(config, step, data.shape, accelerator.device) if latents else None
+            lr = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+            noise, t, dropped = draw_step(config, step, data.shape, device)
+            posterior = draw_posterior(config, step, data.shape, device) if moments else None
 
-            loss = torch.zeros((), device=accelerator.device)
+            loss = torch.zeros((), device=device)
             for part in range(parts):
-                images, y = (value.to(accelerator.device, non_blocking=True) for value in next(batches))
+                images, y = next(feed)
                 rows = batch_slice(config.batch_size, parts, world, part, rank)
                 y = network.without_condition(y, dropped[rows])
                 if posterior is not None:
                     images = posterior_sample(images, posterior[rows])
                 x = interpolate(noise[rows], images, t[rows])
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
-                    velocity = model(x, t[rows], y, budget)
-                    part_loss = flow_matching_loss(velocity, noise[rows], images).mean() / parts
+                    with accelerator.autocast():
+                        velocity = model(x, t[rows], y, budget)
+                    losses = flow_matching_loss(velocity, noise[rows], images)
+                    part_loss = losses.mean() / parts
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
-            gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                log.add_losses(t[rows], losses)
+            gradient_norm = clip_gradients(network, config.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            # Fused Adam leaves out a step whose gradient is not finite by itself; the CPU need not wait and see.
+            optimizer.found_inf = (~gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
-            ema.step(network.parameters())
+            average.step(network)
 
             done, end, stop = step + 1, step + 1 == config.steps, termination.asked()
-            log.add(done, loss=loss, gradient_norm=gradient_norm, budget=budget, lr=optimizer.param_groups[0]["lr"])
-            if config.preview_every and (done % config.preview_every == 0 or end) and accelerator.is_main_process:
-                preview = draw_preview(network, ema, shown)
-                save_image(preview, out / "samples" / f"step-{done:08d}.png")
-                log.image(preview, done)
-            if done % config.checkpoint_every == 0 or end or stop:
-                log.flush()
-                save_checkpoint(accelerator, config, done)
+            save = done % config.checkpoint_every == 0 or end or stop
+            log.add(done, loss=loss, gradient_norm=gradient_norm, budget=budget, lr=lr)
+            if save or done % config.log_every == 0:
+                log.flush(feed.waited)
+            with log.pause():
+                if config.preview_every and (done % config.preview_every == 0 or end):
+                    draw_preview(config, accelerator, network, average, shown, log, done)
+                if save:
+                    save_state(accelerator, network, optimizer, average, config, done)
             if stop and not end:
                 log.say(f"stopped by SIGTERM after step {done:,}, checkpoint saved; set resume to go on")
                 accelerator.end_training()
                 raise SystemExit(0)
 
-    network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    ema.copy_to(network.parameters())
-    network.eval()
+    averaged = unsharded_class(network).from_config(network.config).eval()
+    averaged.load_state_dict(average.whole())
     if accelerator.is_main_process:
-        save_model(network, out / "model")
+        save_model(averaged, Path(config.out) / "model")
     accelerator.end_training()
-    return network
+    return averaged
 
 
 def load_data(config: TrainConfig) -> ImageData:
@@ -223,106 +227,76 @@ def draw_posterior(config: TrainConfig, step: int, shape: tuple[int, ...], devic
     return torch.randn(config.batch_size, *shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
-def find_checkpoint(config: TrainConfig) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, to go on from, and what is wrong with newer ones.
+def find_checkpoint(config: TrainConfig, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, to go on from, and what there is to say about that.
 
     Raises ValueError where the folder and `resume` do not agree, or none of its checkpoints is whole.
     """
+    found, said = agreed(accelerator, lambda: look_back(config))
+    for path in reversed(found):
+        if not (fault := fault_of(path, accelerator)):
+            was, now = saved_by(path), accelerator.num_processes
+            if was != now:
+                said.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
+            return path, said
+        said.insert(0, f"ignored: {fault}")
+    if found:
+        raise ValueError(said[0].removeprefix("ignored: "))
+    return None, said
+
+
+def look_back(config: TrainConfig) -> tuple[list[Path], list[str]]:
+    """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
     out = Path(config.out)
     found = checkpoints(out / "checkpoints")
-    if not config.resume:
-        if found:
-            raise ValueError(
-                f"out={config.out!r}: holds a run at step {checkpoint_step(found[-1])}; set resume to go on, or give "
-                "another folder"
-            )
-        return None, []
+    said = []
+    for half in (out / "checkpoints").glob(".step-*.tmp"):
+        said.append(f"ignored and removed: {str(half)!r}, a checkpoint that was only half written")
+        shutil.rmtree(half)
+    if not config.resume and found:
+        raise ValueError(
+            f"out={config.out!r}: holds a run at step {checkpoint_step(found[-1])}; set resume to go on, or give "
+            "another folder"
+        )
     if not found:
-        return None, []
+        return [], said
     before = load_config(out / "config.yaml")
-    changed = [
-        name for name in vars(config) if name not in FREE_ON_RESUME and getattr(config, name) != getattr(before, name)
-    ]
-    if changed:
-        was = ", ".join(f"{name} was {getattr(before, name)!r}" for name in changed)
-        raise ValueError(f"resume: {', '.join(changed)} changed since the run in {config.out!r} began ({was})")
+    changed = {
+        name: f"{getattr(before, name)!r} → {value!r}"
+        for name, value in vars(config).items()
+        if name not in ("resume", "out", "init") and value != getattr(before, name)
+    }
+    if fixed := [f"{name} ({changed[name]})" for name in FIXED_ON_RESUME if name in changed]:
+        raise ValueError(f"resume: {', '.join(fixed)} cannot change within a run; give another folder")
     if checkpoint_step(found[-1]) > config.steps:
         raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(found[-1])}")
-    ignored: list[str] = []
-    for path in reversed(found):
-        try:
-            check_checkpoint(path)
-        except ValueError as error:
-            ignored.append(str(error))
-        else:
-            return path, ignored
-    raise ValueError(ignored[0])
+    if changed:
+        said.append("changed: " + ", ".join(f"{name} {change}" for name, change in changed.items()))
+    return found, said
 
 
-class Termination:
-    """Notices SIGTERM, and has all processes notice it at the same step."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.seen = accelerator, False
-        self.before: Any = signal.SIG_DFL
-
-    def __enter__(self) -> "Termination":
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._notice)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.before)
-
-    def asked(self) -> bool:
-        """Whether to stop, once a step."""
-        if self.accelerator.num_processes == 1:
-            return self.seen
-        if self.seen:
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
-
-    def _notice(self, *_: object) -> None:
-        self.seen = True
-
-
-def save_checkpoint(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """Everything needed to resume after `step` steps, complete or not there at all; drops old ones as config says."""
-    folder = Path(config.out) / "checkpoints"
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if target.exists():  # a damaged one, passed over when the run went on
-            shutil.rmtree(target)
-        temporary.replace(target)
-        for old in checkpoints(folder)[: -config.keep_last]:
-            if not config.keep_every or checkpoint_step(old) % config.keep_every:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def draw_preview(network: Transformer, ema: EMAModel, y: Condition) -> Image.Image:
+def draw_preview(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    network: Transformer,
+    average: AveragedWeights,
+    y: Condition,
+    log: RunLog,
+    step: int,
+) -> None:
     """Samples from the averaged weights: a row a budget (all, half, a quarter, the least), the same noise in each."""
-    ema.store(network.parameters())
-    ema.copy_to(network.parameters())
+    if not (accelerator.is_main_process or config.fsdp):  # a sharded network needs all processes
+        return
     least = network.budgets[0] if network.budgets else None
     shown = dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
-    rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in shown]
-    ema.restore(network.parameters())
-    return image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
+    with average.in_place_of(network), torch.compiler.set_stance("force_eager"), accelerator.autocast():
+        rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in shown]
+    if accelerator.is_main_process:
+        preview = image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
+        save_image(preview, Path(config.out) / "samples" / f"step-{step:08d}.png")
+        log.image(preview, step)
 
 
 def _names(names: Sequence[str]) -> str:
     """What modules a list of weights belongs to, each once."""
     return ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names)) or "none"
-
-
-def _as_is(batch: T) -> T:
-    return batch

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
@@ -33,6 +35,7 @@ class LatentSet:
                 raise ValueError(f"data: {str(path)!r} is damaged ({reason}); remove it and run elit encode") from None
             if len(part) != shard["rows"]:
                 raise ValueError(f"data: {str(path)!r} has {len(part)} rows, {shard['rows']} wanted; encode it again")
+            _check_labels(path, part.data.column("label"), len(settings["caption_texts"]))
             parts.append(part)
         self.rows = concatenate_datasets(parts)
         self.classes, self.captions = tuple(settings["classes"]), tuple(settings["caption_texts"])
@@ -59,6 +62,15 @@ def posterior_sample(moments: Tensor, noise: Tensor) -> Tensor:
     """moments (B, 2, C, ...) and standard normal noise (B, C, ...) -> latents (B, C, ...)."""
     mean, std = moments.unbind(1)
     return torch.addcmul(mean, std, noise)
+
+
+def _check_labels(path: Path, labels: pa.ChunkedArray, count: int) -> None:
+    """Raises ValueError where a label has no class; on a GPU it would be a failed assertion deep inside."""
+    wrong = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, count))
+    if (row := pc.index(wrong, True).as_py()) >= 0:
+        raise ValueError(
+            f"data: {str(path)!r} has label {labels[row].as_py()} in row {row}; encode.json knows 0 to {count - 1}"
+        )
 
 
 def _read(path: Path) -> dict:

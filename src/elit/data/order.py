@@ -33,12 +33,15 @@ class StepSampler(Sampler[list[int]]):
         return (self.stop - self.start) * self.parts - self.part
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.part
-        for step in range(self.start, self.stop):
+        return self.batches(self.start, self.part)
+
+    def batches(self, start: int, part: int) -> Iterator[list[int]]:
+        """This process's micro-batches from `part` of step `start` on."""
+        for step in range(start, self.stop):
             samples = self.samples(step)
-            for part in range(first, self.parts):
-                yield samples[batch_slice(self.batch_size, self.parts, self.world, part, self.rank)]
-            first = 0
+            for each in range(part, self.parts):
+                yield samples[batch_slice(self.batch_size, self.parts, self.world, each, self.rank)]
+            part = 0
 
     def samples(self, step: int) -> list[int]:
         """The samples of a step's whole batch, over all processes."""

@@ -1,0 +1,134 @@
+"""Several processes as one run: sharding, compiling, and agreeing on what to do."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from elit.config import TrainConfig
+from elit.models.presets import NETWORKS
+from elit.models.transformer import Transformer
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The engine of a run. Raises ValueError where the launcher and the config do not agree."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        # accelerate shards on GPUs alone, with one precision for all parts; elit's own way runs on CPUs too.
+        raise ValueError("ACCELERATE_USE_FSDP is set: launch with distributed_type MULTI_GPU and give --fsdp instead")
+    AcceleratorState._reset_state()  # a process may train twice, the second time in another precision
+    return Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other
+        log_with=list(config.trackers),
+        project_config=ProjectConfiguration(logging_dir=str(Path(config.out) / "logs")),
+    )
+
+
+def prepare(accelerator: Accelerator, network: Transformer, config: TrainConfig) -> nn.Module:
+    """What a step calls: the network on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says."""
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if config.compile:
+        compile_blocks(network)
+    if not (config.fsdp and dist.is_initialized()):
+        return accelerator.prepare_model(network)
+    shard(network, accelerator)
+    return network
+
+
+def shard(network: Transformer, accelerator: Accelerator) -> None:
+    """FSDP2: weights, gradients and moments split over all processes; blocks, Read and Write are gathered in turn.
+
+    In bf16 the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms)
+    stays float32, under autocast as on one device.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in network.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=low if accelerator.mixed_precision == "bf16" else plain)
+    if network.latent_interface:
+        for part in (network.latent_interface.reader, network.latent_interface.writer):
+            fully_shard(part, mesh=mesh, mp_policy=plain)
+    fully_shard(network, mesh=mesh, mp_policy=plain)
+
+
+def unsharded_class(network: Transformer) -> type[Transformer]:
+    """The network's own class: sharding puts one of torch's in front of it."""
+    return next(kind for kind in type(network).__mro__ if kind.__name__ in NETWORKS)
+
+
+def compile_blocks(network: Transformer) -> None:
+    """torch.compile on each block; all of one class share their graphs, one for N tokens and one for any number.
+
+    A block sees G·J̃ latents, never J̃ itself, so not even J̃ = 1 is a case of its own.
+    """
+    for block in network.blocks:
+        # The method and not the module: hooks of FSDP stay outside, names of weights as they are.
+        block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
+    """Scales all gradients to a common norm of at most max_norm; returns the norm before, on the device."""
+    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def agreed(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
+    """What the main process finds with `check`, on all of them; a ValueError it meets is raised by all."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = check()
+        except ValueError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise ValueError(answer[1])
+    return answer[0]
+
+
+class Termination:
+    """Notices SIGTERM, and has all processes notice it at the same step, without making a device wait."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.seen = False
+        self.before: Any = signal.SIG_DFL
+        # A group of its own: its questions must not queue behind gradients.
+        self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.question: tuple[Tensor, dist.Work] | None = None
+
+    def __enter__(self) -> "Termination":
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+    def asked(self) -> bool:
+        """Whether to stop, once a step; of several processes, what any of them knew a step ago."""
+        if self.group is None:
+            return self.seen
+        earlier = self.question
+        flag = torch.tensor(int(self.seen))
+        self.question = (flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group, async_op=True))
+        if earlier is None:
+            return False
+        earlier[1].wait()
+        return bool(earlier[0])
+
+    def _notice(self, *_: object) -> None:
+        self.seen = True
