@@ -7,7 +7,11 @@ from elit.config import ModelConfig, TrainConfig, load_config, save_config, writ
 
 def test_round_trip(tmp_path):
     config = TrainConfig(
-        steps=5, learning_rate=2e-3, budget_min=2, model=ModelConfig(name="DiT-B/2", window=(4, 4), split=(1, 2, 1))
+        steps=5,
+        learning_rate=2e-3,
+        budget_min=2,
+        trackers=("tensorboard", "wandb"),
+        model=ModelConfig(name="DiT-B/2", window=(4, 4), split=(1, 2, 1)),
     )
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
@@ -36,6 +40,8 @@ def test_yaml_as_written_by_hand(tmp_path):
         ("steps: [", "not YAML"),
         ("model: {window: 4}", "window=4"),
         ("budget_min: half", "budget_min='half'"),
+        ("trackers: [wandbb]", "trackers='wandbb': give any of tensorboard, wandb, trackio"),
+        ("trackers: wandb", "trackers='wandb': expected tuple"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):

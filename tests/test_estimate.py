@@ -76,6 +76,19 @@ def test_parts_add_up_and_devices_share_the_batch():
         estimate(config, utilisation=1.5)
 
 
+def test_sharding_divides_all_but_what_is_gathered():
+    settings = {"model": ModelConfig(name="ELIT-DiT-S/2", **SMALL), "batch_size": 32}
+    copied = estimate(TrainConfig(**settings), devices=4)
+    sharded = estimate(TrainConfig(**settings, fsdp=True), devices=4)
+    for part in ("weights", "optimizer", "average"):
+        assert getattr(sharded, part) == pytest.approx(getattr(copied, part) / 4, rel=1e-3)
+    assert sharded.activations == copied.activations
+    assert 0 < sharded.gathered < copied.weights
+    assert sharded.peak < copied.peak
+    assert copied.gathered == estimate(TrainConfig(**settings, fsdp=True)).gathered == 0  # one device has no one to ask
+    assert estimate(TrainConfig(**settings, ema_on_cpu=True)).average == 0
+
+
 def test_there_is_a_recipe_for_every_row():
     names = {str(path.relative_to(path.parents[1])) for path in RECIPES}
     kinds = [f"{elastic}{family}-xl" for family in ("dit", "uvit", "hdit") for elastic in ("", "elit-")]
@@ -116,5 +129,8 @@ def test_a_dry_run_in_words(capsys, tmp_path, monkeypatch):
     out = capsys.readouterr().out
     assert "ELIT-DiT-XL/2-Video: 698.6M parameters" in out
     assert "days on 32" in out
+    assert "gathered" not in out
+    assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "32", "--fsdp"]) == 0
+    assert "weights gathered from all devices" in capsys.readouterr().out
     assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "7"]) == 2
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -300,3 +301,28 @@ def test_a_run_survives_a_dead_loader_process(tmp_path, capfd):
     killer.join()
     assert "started a new loader at the same batch" in capfd.readouterr().err
     assert losses(tmp_path / "run") == losses(tmp_path / "alone")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("elit.runlog.find_spec", lambda name: None if name == "trackio" else name)
+    with pytest.raises(ValueError, match="trackers='trackio': not installed; pip install trackio"):
+        train(tiny(tmp_path / "run", trackers=("tensorboard", "trackio")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
+def test_wandb_without_a_network(tmp_path, monkeypatch):
+    """One run however often it is resumed."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = {"trackers": ("tensorboard", "wandb"), "preview_every": 3}
+    train(tiny(tmp_path / "run", steps=3, **settings))
+    train(tiny(tmp_path / "run", steps=6, resume=True, **settings))
+    run = (tmp_path / "run" / "logs" / "run-id").read_text()
+    assert len(list((tmp_path / "run" / "logs" / "wandb").glob(f"offline-run-*-{run}"))) == 2
+
+
+@pytest.mark.skipif(not find_spec("trackio"), reason="trackio is not installed")
+def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    train(tiny(tmp_path / "run", trackers=("trackio",), preview_every=3))
+    assert (tmp_path / "trackio" / "elit.db").is_file()

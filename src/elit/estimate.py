@@ -22,11 +22,13 @@ class Estimate:
 
     parameters: int
     weights: int
-    """Bytes of the float32 weights; gradients are as many."""
+    """Bytes of the float32 weights, or of this device's shard of them; gradients are as many."""
     optimizer: int
-    """Bytes of Adam's two moments."""
+    """Bytes of Adam's two moments, or of a shard."""
     average: int
-    """Bytes of the averaged weights."""
+    """Bytes of the averaged weights, or of a shard; 0 where they are kept on the CPU."""
+    gathered: int
+    """Sharded: bytes of the weights that are whole at one time, two blocks and what is outside of blocks."""
     activations: int
     """Bytes kept for the backward pass of a micro-batch at the largest budget."""
     activations_checkpointed: int
@@ -41,13 +43,13 @@ class Estimate:
     def peak(self) -> int:
         """Bytes of a device at most: activations go as gradients come, so only the larger of the two counts."""
         activations = self.activations_checkpointed if self.gradient_checkpointing else self.activations
-        return self.weights + self.optimizer + self.average + max(self.weights, activations)
+        return self.weights + self.optimizer + self.average + self.gathered + max(self.weights, activations)
 
 
 def estimate(
     config: TrainConfig, *, devices: int = 1, device_tflops: float = 989.0, utilisation: float = 0.4
 ) -> Estimate:
-    """What `config` takes on `devices` devices, data-parallel, of `device_tflops` at a share of `utilisation`.
+    """What `config` takes on `devices` devices, copied or sharded, of `device_tflops` at a share of `utilisation`.
 
     config.model must say everything that the data would (recipes do). Raises ValueError where sizes do not fit.
     """
@@ -67,11 +69,17 @@ def estimate(
     batch = config.batch_size // devices // config.gradient_accumulation
     largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
+    shard, gathered = parameters, 0
+    if config.fsdp and devices > 1:
+        shard = math.ceil(parameters / devices)
+        blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+        gathered = 2 * max(blocks) * (2 if config.precision == "bf16" else 4) + 4 * (parameters - sum(blocks))
     return Estimate(
         parameters=parameters,
-        weights=4 * parameters,
-        optimizer=8 * parameters,
-        average=4 * parameters,
+        weights=4 * shard,
+        optimizer=8 * shard,
+        average=0 if config.ema_on_cpu else 4 * shard,
+        gathered=gathered,
         activations=whole,
         # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
         activations_checkpointed=inputs + math.ceil((whole - inputs) / len(model.blocks)),

@@ -10,6 +10,8 @@ import tyro
 from elit.cli.main import parse as parse_arguments
 from elit.config import TrainConfig, load_config
 
+PARTS = ("weights", "optimizer", "average", "gathered", "activations", "peak")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
@@ -68,7 +70,7 @@ def _dry_run(args: Args) -> dict[str, Any]:
     found = estimate(
         args.settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation
     )
-    gib = {name: getattr(found, name) / 2**30 for name in ("weights", "optimizer", "average", "activations", "peak")}
+    gib = {name: getattr(found, name) / 2**30 for name in PARTS}
     gib |= {"gradients": gib["weights"], "activations_checkpointed": found.activations_checkpointed / 2**30}
     if not args.json:
         print(f"{args.settings.model.name}: {found.parameters / 1e6:.1f}M parameters")
@@ -77,6 +79,7 @@ def _dry_run(args: Args) -> dict[str, Any]:
             ["gradients", gib["gradients"]],
             ["Adam's moments", gib["optimizer"]],
             ["averaged weights", gib["average"]],
+            *([["weights gathered from all devices", gib["gathered"]]] if found.gathered else []),
             ["activations", gib["activations"]],
             ["activations, with gradient checkpointing", gib["activations_checkpointed"]],
             [f"peak, {'with' if found.gradient_checkpointing else 'without'} checkpointing", gib["peak"]],
