@@ -134,7 +134,7 @@ def section(number: int, result: Result | None) -> str:
     partly = "" if len(seeds) == result["asked_seeds"] else f" (of {result['asked_seeds']} asked for)"
     texts = [
         f"`{result['command']}` → [claim{number}.json](../studies/results/claim{number}.json)",
-        f"{result['notes']}. {settings['steps']} training steps, {settings['samples']} samples behind an FD, "
+        f"{result['notes'][0].upper()}{result['notes'][1:]}. {settings['steps']} training steps, {settings['samples']} samples behind an FD, "
         f"{len(seeds)} seeds{partly}; elit {versions['elit']}, torch {versions['torch']}, {result['hardware']}.",
         table(["part", "advantage ± standard error", "verdict"], parts),
         measured(result["rows"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import inputs, opened
 
 from elit.evaluate.features import DigitClassifier, ImageDetector
 from elit.sampling import sample
@@ -82,6 +83,28 @@ def test_arms_train_on_matched_flops():
     for path in (ROOT / "studies" / "results").glob("claim[2-7].json"):
         costs = [arm["training_tflops"] for arm in json.loads(path.read_text(encoding="utf-8"))["arms"].values()]
         assert max(costs) / min(costs) < 1.02, path.name
+
+
+def test_random_drop_drops_nothing_at_full_budget_and_something_below():
+    from claim2_tail_drop import RandomDropDiT
+
+    plain = opened("elit-dit")
+    random = RandomDropDiT.from_config(plain.config)
+    random.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(random(*inputs(random)), plain(*inputs(plain)))
+    assert not torch.equal(random(*inputs(random), 8), plain(*inputs(plain), 8))
+
+
+def test_padding_is_seen_by_the_network_and_by_nobody_else():
+    from claim1_padding import PaddedDiT
+
+    model = PaddedDiT(sample_size=8, in_channels=1, patch_size=2, hidden_size=24, depth=1, num_heads=2, num_classes=10)
+    seen = []
+    model.patch_embed.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    x = torch.randn(3, 1, 8, 8)
+    assert model(x, torch.rand(3), torch.arange(3)).shape == x.shape
+    assert seen[0].shape == (3, 64, 4)
+    assert (seen[0].abs().sum(-1) > 0).sum() == 3 * 16
 
 
 @pytest.mark.parametrize(
