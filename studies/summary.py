@@ -131,10 +131,11 @@ def section(number: int, result: Result | None) -> str:
     arms = [
         [name, str(arm["batch_size"]), f"{arm['training_tflops']:.3g}"] for name, arm in sorted(result["arms"].items())
     ]
+    notes = result["notes"][0].upper() + result["notes"][1:]
     partly = "" if len(seeds) == result["asked_seeds"] else f" (of {result['asked_seeds']} asked for)"
     texts = [
         f"`{result['command']}` → [claim{number}.json](../studies/results/claim{number}.json)",
-        f"{result['notes'][0].upper()}{result['notes'][1:]}. {settings['steps']} training steps, {settings['samples']} samples behind an FD, "
+        f"{notes}. {settings['steps']} training steps, {settings['samples']} samples behind an FD, "
         f"{len(seeds)} seeds{partly}; elit {versions['elit']}, torch {versions['torch']}, {result['hardware']}.",
         table(["part", "advantage ± standard error", "verdict"], parts),
         measured(result["rows"]),
