@@ -82,7 +82,7 @@ def test_arms_train_on_matched_flops():
     """A result's arms cost the same, but for claim 1, which asks what more computation gives."""
     for path in (ROOT / "studies" / "results").glob("claim[2-7].json"):
         costs = [arm["training_tflops"] for arm in json.loads(path.read_text(encoding="utf-8"))["arms"].values()]
-        assert max(costs) / min(costs) < 1.02, path.name
+        assert max(costs) / min(costs) < 1.032, path.name  # a batch is whole images, of 32
 
 
 def test_random_drop_drops_nothing_at_full_budget_and_something_below():
