@@ -1,0 +1,138 @@
+"""Each study from end to end in a few steps, the rule of verdicts, and the document against the result files."""
+
+import importlib
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import inputs, opened
+
+from elit.evaluate.features import DigitClassifier, ImageDetector
+from elit.sampling import sample
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "studies").glob("claim*.py"))
+FIELDS = {
+    *("claim", "command", "notes", "verdict", "seeds", "asked_seeds", "settings", "versions", "hardware", "seconds"),
+    *("arms", "parts", "rows"),
+}
+
+
+@pytest.fixture(autouse=True)
+def studies(monkeypatch):
+    """The folder as python sees it that runs a script in it; what a study sets up for itself is undone."""
+    monkeypatch.syspath_prepend(str(ROOT / "studies"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_study_runs_and_says_what_made_its_result(script, tmp_path, kept, monkeypatch):
+    import common
+
+    # One step, and a classifier that knows nothing, show as well as better ones that the parts fit together.
+    monkeypatch.setattr(common, "detector", lambda: ImageDetector(DigitClassifier().eval()))
+    monkeypatch.setattr(common, "sample", lambda *inputs, **settings: sample(*inputs, **settings | {"steps": 1}))
+    out = tmp_path / "result.json"
+    line = ["--seeds", "1", "--steps", "2", "--batch-size", "4", "--samples", "4"]
+    importlib.import_module(script.stem).main([*line, "--cache", str(kept), "--out", str(out)])
+    result = json.loads(out.read_text(encoding="utf-8"))
+    check(result, script)
+    assert result["seeds"] == [0]
+    assert result["verdict"] == "undecided"  # one seed decides nothing
+    assert result["settings"] == {"steps": 2, "batch_size": 4, "samples": 4}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_result_in_the_repository_is_whole(script):
+    from common import overall, verdict
+
+    number = script.stem[len("claim")]
+    result = json.loads((ROOT / "studies" / "results" / f"claim{number}.json").read_text(encoding="utf-8"))
+    check(result, script)
+    assert len(result["seeds"]) >= 3
+    for part in result["parts"]:
+        assert part["verdict"] == verdict(part["advantages"])
+        assert part["mean"] == pytest.approx(statistics.mean(part["advantages"]), rel=1e-4, abs=1e-6)
+    assert result["verdict"] == overall([part["verdict"] for part in result["parts"]])
+
+
+def check(result, script):
+    assert set(result) == FIELDS
+    assert result["claim"] == int(script.stem[len("claim")])
+    assert result["command"].startswith(f"python studies/{script.name} --seeds ")
+    assert set(result["versions"]) == {"elit", "torch", "python"}
+    for row in result["rows"]:
+        assert len(row["values"]) == len(result["seeds"])
+        assert row["mean"] == pytest.approx(statistics.mean(row["values"]), rel=1e-4, abs=1e-6)
+        assert all(math.isfinite(value) for value in row["values"])
+
+
+def test_arms_train_on_matched_flops():
+    """A result's arms cost the same, but for claim 1, which asks what more computation gives."""
+    for path in (ROOT / "studies" / "results").glob("claim[2-7].json"):
+        costs = [arm["training_tflops"] for arm in json.loads(path.read_text(encoding="utf-8"))["arms"].values()]
+        assert max(costs) / min(costs) < 1.032, path.name  # a batch is whole images, of 32
+
+
+def test_random_drop_drops_nothing_at_full_budget_and_something_below():
+    from claim2_tail_drop import RandomDropDiT
+
+    plain = opened("elit-dit")
+    random = RandomDropDiT.from_config(plain.config)
+    random.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(random(*inputs(random)), plain(*inputs(plain)))
+    assert not torch.equal(random(*inputs(random), 8), plain(*inputs(plain), 8))
+
+
+def test_padding_is_seen_by_the_network_and_by_nobody_else():
+    from claim1_padding import PaddedDiT
+
+    model = PaddedDiT(sample_size=8, in_channels=1, patch_size=2, hidden_size=24, depth=1, num_heads=2, num_classes=10)
+    seen = []
+    model.patch_embed.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    x = torch.randn(3, 1, 8, 8)
+    assert model(x, torch.rand(3), torch.arange(3)).shape == x.shape
+    assert seen[0].shape == (3, 64, 4)
+    assert (seen[0].abs().sum(-1) > 0).sum() == 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("advantages", "expected"),
+    [
+        ([1.0, 1.1, 0.9], "holds"),
+        ([-1.0, -1.1, -0.9], "does not hold"),
+        ([1.0, 1.1, -0.01], "undecided"),  # a seed disagrees
+        ([0.01, 0.01, 1.0], "undecided"),  # mean within 2 standard errors
+        ([1.0, 1.0], "undecided"),  # too few seeds
+    ],
+)
+def test_the_rule_of_verdicts(advantages, expected):
+    from common import verdict
+
+    assert verdict(advantages) == expected
+
+
+def test_a_claim_is_as_strong_as_its_weakest_part():
+    from common import overall
+
+    assert overall(["holds", "holds"]) == "holds"
+    assert overall(["holds", "undecided"]) == "undecided"
+    assert overall(["undecided", "does not hold", "holds"]) == "does not hold"
+
+
+def test_the_document_is_up_to_date():
+    import summary
+
+    document = summary.DOCUMENT.read_text(encoding="utf-8")
+    assert summary.filled(document, summary.load(summary.RESULTS)) == document, "run python studies/summary.py"
