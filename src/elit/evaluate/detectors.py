@@ -11,6 +11,7 @@ All take pictures (B, 1 or 3, H, W), or clips (B, 1 or 3, T, H, W), in [-1, 1], 
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from torch import Tensor
 from elit.data.digits import digits
 from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
-from elit.evaluate.features import ClipDetector, Detection, Detector, ImageDetector, centred, train_digit_classifier
+from elit.evaluate.features import (
+    ClipDetector,
+    Detection,
+    Detector,
+    DigitClassifier,
+    ImageDetector,
+    centred,
+    train_digit_classifier,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = "facebook/dinov2-large"
@@ -41,11 +50,9 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
     if kind == "i3d" and place:
         return I3DDetector(Path(place), device)
     if specification == "digits":
-        return ImageDetector(train_digit_classifier(digits()).model)
+        return ImageDetector(_digit_classifier(False))
     if specification == "moving-digits":
-        still = digits()
-        seen = ImageSet(centred(still.images), still.labels, still.classes)
-        return ClipDetector(train_digit_classifier(seen).model)
+        return ClipDetector(_digit_classifier(True))
     raise ValueError(f"detector={specification!r}: give one of {', '.join(KINDS)}")
 
 
@@ -201,6 +208,13 @@ def normalised(samples: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     """[-1, 1] -> [0, 1], less the mean, over the standard deviation of each channel."""
     m, s = (torch.tensor(values, device=samples.device).view(-1, 1, 1) for values in (mean, std))
     return ((samples + 1) / 2 - m) / s
+
+
+@cache
+def _digit_classifier(cut_out: bool) -> DigitClassifier:
+    """Trained on the digits as they are, or as `ClipDetector` cuts them out of a frame."""
+    data = digits()
+    return train_digit_classifier(ImageSet(centred(data.images), data.labels, data.classes) if cut_out else data).model
 
 
 def _side(size: Any) -> int | None:
