@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model on digits or a folder of images",
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
+    "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
     "flops": "what a model costs at each budget",
     "doctor": "what is installed here, what works and what is fast",
 }

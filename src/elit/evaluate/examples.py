@@ -48,7 +48,8 @@ def load_examples(
     """
     if count < 2:
         raise ValueError(f"count={count}: give at least 2")
-    image_size = image_size or model.sample_size[-1] * _downsampling(vae)
+    if image_size is None:
+        image_size = model.sample_size[-1] * _downsampling(vae)
     # Training knows what `data` stands for; of the network it asks how it is conditioned.
     text = "text_encoder" in model.config
     told = {"text_encoder": model.config.text_encoder, "text_length": model.config.text_length} if text else {}
