@@ -40,10 +40,12 @@ def test_the_commands_of_the_training_guide_run_as_written(tmp_path, monkeypatch
 def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = commands("evaluate.md")
-    assert [line.split()[1] for line in lines] == ["train", *["evaluate"] * 4]
+    assert [line.split()[1] for line in lines] == ["train", *["evaluate"] * 4, "inspect"]
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, line
     exec(compile(blocks("evaluate.md", "python"), "evaluate.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
-    assert said[-3].startswith("16 ")
+    assert said[-4].startswith("16 ")
+    assert said[-1].startswith("correlation ")
+    assert (tmp_path / "runs/inside/report.html").is_file()
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5

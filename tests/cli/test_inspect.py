@@ -11,16 +11,16 @@ from elit.checkpoint import save_model
 from elit.cli.main import main
 
 SIZES = {"hidden_size": 16, "num_heads": 1, "depth": 3}
+ELIT = {"split": (1, 1, 1), "window": (4, 4), "num_latents": 4}
 NETWORKS = {
-    "pixels": ("ELIT-DiT-S/1", {"sample_size": 8, "num_classes": 10, "split": (1, 1, 1), "window": (4, 4)}),
+    "pixels": ("ELIT-DiT-S/1", {"sample_size": 8, "num_classes": 10} | ELIT),
     "plain": ("DiT-S/1", {"sample_size": 8, "num_classes": 10}),
-    "few": ("ELIT-DiT-S/1", {"sample_size": 8, "num_classes": 5, "split": (1, 1, 1), "window": (4, 4)}),
+    "few": ("ELIT-DiT-S/1", {"sample_size": 8, "num_classes": 5} | ELIT),
     "text": (
         "ELIT-MM-DiT-S/1",
-        {"sample_size": 8, "split": (1, 1, 1), "window": (4, 4), "text_length": 24, "text_features": 16}
-        | {"pooled_features": 16},
+        {"sample_size": 8, "text_length": 24, "text_features": 16, "pooled_features": 16} | ELIT,
     ),
-    "clips": ("ELIT-DiT-S/1-Video", {"sample_size": (4, 8, 12), "split": (1, 1, 1), "window": (2, 2, 3)}),
+    "clips": ("ELIT-DiT-S/1-Video", {"sample_size": (4, 8, 12)} | ELIT | {"window": (2, 2, 3)}),
 }
 QUICK = ("--count", "4", "--draws", "1", "--times", "0.5", "--steps", "1", "--out", "inside")
 

@@ -116,6 +116,12 @@ def test_a_look_averages_over_draws_and_times(elit_model):
     assert torch.allclose(whole.latents, sum(part.latents for part in parts) / 4, atol=1e-6)
 
 
+def test_losses_are_the_same_for_any_batch(elit_model):
+    drop = single_drops(elit_model)[0]
+    one, two = (losses_without(elit_model, probe_of(elit_model, batch_size=size), drop) for size in (6, 1))
+    assert torch.allclose(one, two, rtol=1e-5)
+
+
 def test_dropping_the_tail_is_a_budget_bit_for_bit(elit_model):
     probe, last = probe_of(elit_model), single_drops(elit_model)[-1]
     assert torch.equal(losses_without(elit_model, probe, last), losses(elit_model, probe, elit_model.budgets[-2]))
