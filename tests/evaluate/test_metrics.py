@@ -5,13 +5,16 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import inputs, opened
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import poly_mmd
 
 import elit
 from elit.data.digits import CAPTIONS, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.attention import read_attention
 from elit.evaluate.features import ClipDetector, ImageDetector, centred, train_digit_classifier
-from elit.evaluate.metrics import frechet_distance
+from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.evaluate.run import score_dial
 from elit.evaluate.statistics import Moments
 from elit.models.transformer import Transformer
@@ -28,14 +31,126 @@ def test_moments_equal_numpys_however_they_arrive():
         _ = Moments(3).add(torch.zeros(1, 3)).covariance
 
 
-@pytest.mark.parametrize("samples", [500, 5])  # 5 samples of 12 features: singular covariances
-def test_frechet_distance_against_scipy(samples):
-    generator = torch.Generator().manual_seed(0)
-    a, b = (Moments(12).add(torch.randn(samples, 12, generator=generator) * (1 + i) + i) for i in (0, 1))
-    root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
-    expected = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * np.trace(root)
-    ours = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
-    assert ours == pytest.approx(float(expected), rel=1e-6 if samples > 12 else 1e-4)
+def features(count: int, seed: int, width: int = 12) -> torch.Tensor:
+    """Correlated, not centred, and of another scale for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(count, width, generator=generator) @ torch.randn(width, width, generator=generator)
+    return (mixed * (1 + seed) + seed).double()
+
+
+def exact_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """In 50 digits, since scipy's sqrtm keeps about 4 of a singular product's; its trace is the sum of roots."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(50):
+        covariances = []
+        for x in (a, b):
+            centred = mpmath.matrix(x.tolist())
+            for column in range(centred.cols):
+                mean = sum(centred[row, column] for row in range(centred.rows)) / centred.rows
+                for row in range(centred.rows):
+                    centred[row, column] -= mean
+            covariances.append(centred.T * centred / (centred.rows - 1))
+        roots = [mpmath.sqrt(abs(value)) for value in mpmath.eig(covariances[0] * covariances[1], right=False)]
+        traces = sum(c[i, i] for c in covariances for i in range(c.rows))
+        return float(((a.mean(0) - b.mean(0)) ** 2).sum() + traces - 2 * sum(roots))
+
+
+def ours(a: torch.Tensor, b: torch.Tensor) -> float:
+    x, y = Moments(a.shape[1]).add(a), Moments(b.shape[1]).add(b)
+    return frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
+
+
+def test_frechet_distance_against_scipy_and_torchmetrics():
+    a, b = features(500, 1), features(400, 2)
+    covariances = [np.cov(x.numpy(), rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    by_scipy = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(covariances[0] + covariances[1] - 2 * root)
+    by_torchmetrics = _compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
+    assert ours(a, b) == pytest.approx(by_scipy, rel=1e-6)
+    assert ours(a, b) == pytest.approx(float(by_torchmetrics), rel=1e-6)
+
+
+@pytest.mark.parametrize(("first", "second"), [(5, 5), (5, 40), (12, 13), (2, 2)])
+def test_frechet_distance_of_singular_covariances(first, second):
+    """Fewer samples than the 12 features."""
+    a, b = features(first, 1), features(second, 2)
+    assert ours(a, b) == pytest.approx(exact_frechet(a.numpy(), b.numpy()), rel=1e-6)
+    # And scipy, as far as it goes: the product is singular, so the root is taken a little beside it.
+    covariances = [np.cov(x.numpy(), rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1] + 1e-12 * np.eye(12)).real
+    by_scipy = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert ours(a, b) == pytest.approx(by_scipy, rel=1e-5)
+
+
+def test_frechet_distance_of_a_feature_that_never_changes():
+    a, b = features(50, 1), features(60, 2)
+    a[:, 3] = b[:, 3] = 7
+    a[:, 4] = a[:, 5]
+    assert ours(a, b) == pytest.approx(exact_frechet(a.numpy(), b.numpy()), rel=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(60, 60), (5, 8)])
+def test_kernel_distance_against_torchmetrics(counts):
+    real, made = features(counts[0], 0), features(counts[1], 1) / 3
+    size = min(counts)
+    mean, spread = kernel_distance(real[:size], made[:size], subsets=3)
+    assert mean == pytest.approx(float(poly_mmd(real[:size], made[:size])), rel=1e-6)
+    assert spread <= 1e-9 * mean  # each subset is all of them
+    generator, expected = torch.Generator().manual_seed(4), []
+    for _ in range(7):
+        x, y = (values[torch.randperm(len(values), generator=generator)[:4]] for values in (real, made))
+        expected.append(float(poly_mmd(x, y)))
+    mean, spread = kernel_distance(real, made, subsets=7, subset_size=4, seed=4)
+    assert (mean, spread) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
+    assert kernel_distance(real, made) == kernel_distance(real, made)
+    with pytest.raises(ValueError, match="give at least 2"):
+        kernel_distance(real[:1], made)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(50, 1), (53, 5), (4, 10)])
+def test_inception_score_against_torchmetrics(count, splits, monkeypatch):
+    logits = features(count, 0)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: order)
+    theirs = InceptionScore(feature=torch.nn.Identity(), splits=splits)
+    theirs.update(logits)
+    mean, spread = theirs.compute()
+    parts = len(logits.chunk(splits))
+    assert inception_score(logits, splits=splits)[0] == pytest.approx(float(mean), rel=1e-6)
+    if parts > 1:  # torchmetrics divides by one less
+        expected = float(spread) * ((parts - 1) / parts) ** 0.5
+        assert inception_score(logits, splits=splits)[1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_inception_score_of_sure_and_of_undecided_predictions():
+    assert inception_score(1e4 * torch.eye(10).repeat(20, 1), splits=1)[0] == pytest.approx(10)
+    assert inception_score(torch.zeros(100, 10)) == (1, 0)
+
+
+def share_inside(points: np.ndarray, others: np.ndarray, neighbours: int) -> float:
+    """Brute force: a loop over every pair."""
+    radii = [sorted(np.linalg.norm(x - y) for y in others)[neighbours] for x in others]
+    inside = [any(np.linalg.norm(p - x) <= radius for x, radius in zip(others, radii, strict=True)) for p in points]
+    return float(np.mean(inside))
+
+
+@pytest.mark.parametrize(("count", "width"), [((60, 50), 3), ((9, 7), 12)])
+def test_precision_and_recall_against_a_loop(count, width, monkeypatch):
+    monkeypatch.setattr("elit.evaluate.metrics.BLOCK", 16)
+    real, made = features(count[0], 0, width) + 100, features(count[1], 0, width)[: count[1]] * 1.3 + 100.5
+    made[:3] = real[:3]  # a sample that is a real picture lies on the manifold, however tight
+    for neighbours in (1, 3):
+        expected = (
+            share_inside(made.numpy(), real.numpy(), neighbours),
+            share_inside(real.numpy(), made.numpy(), neighbours),
+        )
+        assert 0 < expected[0] <= 1
+        assert precision_recall(real, made, neighbours=neighbours) == pytest.approx(expected, rel=1e-6)
+    copies = real[:1].expand(9, width) + 1e3
+    assert precision_recall(copies, copies) == (1, 1)
+    assert precision_recall(real, copies)[0] == 0
+    with pytest.raises(ValueError, match="3 samples have no 3 neighbours"):
+        precision_recall(real[:3], made)
 
 
 def test_frechet_distance_of_equal_and_of_moved_statistics():

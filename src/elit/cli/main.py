@@ -17,6 +17,8 @@ COMMANDS = {
     "encode": "turn images or clips into an autoencoder's latents, once",
     "train": "train a model on digits or a folder of images",
     "sample": "make images with a trained model at any budget",
+    "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
+    "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
     "flops": "what a model costs at each budget",
     "doctor": "what is installed here, what works and what is fast",
 }
@@ -93,7 +95,7 @@ def show_progress(what: str, total: int) -> Iterator[Callable[[int, int], None] 
         return
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done, _: bar.update(task, completed=done)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _one_line(box: str, name: str) -> str:

@@ -70,10 +70,8 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.budgets import parse_budget
     from elit.checkpoint import load_autoencoder, load_model
     from elit.data.images import output_kind, write_samples
-    from elit.flow.guidance import AG, CCFG, CFG
     from elit.pipeline import decode
     from elit.sampling import sample, sampling_flops
 
@@ -87,21 +85,15 @@ def run(args: Args) -> dict[str, Any]:
     clips = len(model.sample_size) == 3
     pictures = vae is not None or model.config.in_channels in (1, 3)
     output_kind(args.out, pictures=pictures, clips=clips)  # before the work, not after it
-    conditions = _conditions(args, model, device)
+    conditions = chosen_conditions(args, model, device)
     count = min(len(conditions), 64) if args.count is None else args.count
     if count < 1:
         raise ValueError(f"count={count}: give at least 1")
     y = conditions[torch.arange(count) % len(conditions)]
-    guidance = None
-    if args.guidance == "cfg":
-        guidance = CFG(args.scale, interval=args.guidance_interval)
-    elif args.guidance != "none":
-        kind = AG if args.guidance == "ag" else CCFG
-        guidance = kind(args.scale, parse_budget(args.guidance_budget), interval=args.guidance_interval)
     settings: dict[str, Any] = {
         "steps": args.steps,
         "budget": args.budget,
-        "guidance": guidance,
+        "guidance": chosen_guidance(args),
         "solver": args.solver,
         "shift": args.shift,
     }
@@ -127,7 +119,20 @@ def run(args: Args) -> dict[str, Any]:
     return result
 
 
-def _conditions(args: Args, model: Any, device: str) -> Any:
+def chosen_guidance(args: Any) -> Any:
+    """elit.CFG, AG or CCFG from the options of that name, or None."""
+    from elit.budgets import parse_budget
+    from elit.flow.guidance import AG, CCFG, CFG
+
+    if args.guidance == "none":
+        return None
+    if args.guidance == "cfg":
+        return CFG(args.scale, interval=args.guidance_interval)
+    kind = AG if args.guidance == "ag" else CCFG
+    return kind(args.scale, parse_budget(args.guidance_budget), interval=args.guidance_interval)
+
+
+def chosen_conditions(args: Any, model: Any, device: str) -> Any:
     """y of every label or prompt. Raises ValueError where the model takes the other kind."""
     from elit.data.text import encode_prompts
 

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 from diffusers import AutoModel, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.config import write_text
 from elit.data.images import centre_crop
@@ -105,7 +105,7 @@ def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> N
         **asdict(encoding),
         "autoencoder": {
             "class": type(vae).__name__,
-            "weights": _weights_digest(vae),
+            "weights": weights_digest(vae),
             "scaling_factor": config.scaling_factor,
             "shift_factor": config.get("shift_factor") or 0.0,
         },
@@ -208,9 +208,10 @@ def _pixel_shape(encoding: Encoding) -> tuple[int, ...]:
     return (3, *size) if encoding.frames == 1 else (3, encoding.frames, *size)
 
 
-def _weights_digest(vae: ModelMixin) -> str:
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of all weights and buffers, by name, as float32."""
     total = hashlib.sha256()
-    for name, value in sorted(vae.state_dict().items()):
+    for name, value in sorted(network.state_dict().items()):
         total.update(name.encode() + value.float().cpu().numpy().tobytes())
     return total.hexdigest()
 

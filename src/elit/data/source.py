@@ -109,9 +109,17 @@ def open_source(path: Path, *, captions: bool) -> Source:
     """
     if not path.exists():
         raise ValueError(f"src={str(path)!r}: no such file or folder")
-    tables = [".parquet", ".tar"]
-    table = path.suffix in tables if path.is_file() else any(file.suffix in tables for file in path.iterdir())
-    if path.is_file() and not table:
+    if is_table(path):
+        return TableSource(path, captions=captions)
+    if path.is_file():
         raise ValueError(f"src={str(path)!r}: give a folder, a .parquet or a .tar")
-    saved = (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
-    return TableSource(path, captions=captions) if table or saved else FolderSource(path, captions=captions)
+    return FolderSource(path, captions=captions)
+
+
+def is_table(path: Path) -> bool:
+    """Whether `datasets` reads it: a .parquet or .tar file, a folder of them, or one that `datasets` saved."""
+    tables = (".parquet", ".tar")
+    if path.is_file():
+        return path.suffix in tables
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    return saved or any(file.suffix in tables for file in path.iterdir())

@@ -1,10 +1,14 @@
 """Looking at what Read reads; costs nothing while nobody looks."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from elit.budgets import Budget
 from elit.models.conditioning import Condition
+from elit.models.interface import LatentInterface
 from elit.models.layers import unpatchify
 from elit.models.transformer import Transformer
 
@@ -15,17 +19,36 @@ def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budge
     Arguments as in the model's forward. Every window's weights sum to 1 (paper Figures 2 and 12).
     Raises ValueError for a baseline, which reads nothing.
     """
-    if model.latent_interface is None:
-        raise ValueError("model: a baseline has no Read to look at; give an ELIT model")
+    with watched_read(model) as maps, torch.no_grad():
+        model(x, t, y, budget)
+    weights = maps[0].mean(1)  # (B·G, J̃, n)
+    tokens = weights.unflatten(0, (len(x), -1)).transpose(2, 3).flatten(1, 2)  # (B, N, J̃)
+    return as_grid(model, tokens, x.shape[2:])
+
+
+@contextmanager
+def watched_read(model: Transformer) -> Iterator[list[Tensor]]:
+    """Inside the block every forward adds what Read reads, (B·G, H, J̃, n), to the list.
+
+    Raises ValueError for a baseline.
+    """
+    reader = interface_of(model).reader
     maps: list[Tensor] = []
-    reader = model.latent_interface.reader
     hook = reader.register_forward_pre_hook(lambda _, inputs: maps.append(reader.attention_map(*inputs)))
     try:
-        with torch.no_grad():
-            model(x, t, y, budget)
+        yield maps
     finally:
         hook.remove()
-    weights = maps[0].mean(1)  # (B·G, J̃, n)
-    grid = model.token_grid(x.shape[2:])
-    tokens = weights.unflatten(0, (len(x), -1)).transpose(2, 3).flatten(1, 2)  # (B, N, J̃)
-    return unpatchify(tokens, grid, (1,) * len(grid), model.window(x.shape[2:]))
+
+
+def as_grid(model: Transformer, tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """Group-major tokens (B, N, k) of samples of `size` laid out as the picture has them: (B, k, *token grid)."""
+    grid = model.token_grid(size)
+    return unpatchify(tokens, grid, (1,) * len(grid), model.window(size))
+
+
+def interface_of(model: Transformer) -> LatentInterface:
+    """Raises ValueError for a baseline."""
+    if model.latent_interface is None:
+        raise ValueError("model: a baseline has no Read to look at; give an ELIT model")
+    return model.latent_interface

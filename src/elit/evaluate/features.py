@@ -1,12 +1,13 @@
-"""Detectors: networks that turn images or clips into features and class predictions."""
+"""What a detector is, and the small ones that are trained here: images or clips to features and classes."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
 
 
@@ -15,17 +16,44 @@ class Detection(NamedTuple):
 
     features: Tensor
     """(B, F)."""
-    label: Tensor
-    """(B,) int64, the class seen."""
+    label: Tensor | None = None
+    """(B,) int64, the class seen, by detectors that know classes."""
     steady: Tensor | None = None
     """(B,) bool for clips: whether every frame shows that class."""
+    logits: Tensor | None = None
+    """(B, K), for the Inception score."""
+    spatial: Tensor | None = None
+    """(B, S), features that say where, for sFID."""
 
 
 class Detector(Protocol):
     """Samples (B, C, ...) in [-1, 1] -> `Detection`."""
 
-    width: int
-    """F, features of a sample."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def width(self) -> int:
+        """F, features of a sample."""
+        ...
+
+    @property
+    def distance(self) -> str:
+        """What the Fréchet distance on its features is called: fid, fdd, fvd, or fd."""
+        ...
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Metrics that can be made of what it finds."""
+        ...
+
+    @property
+    def default(self) -> tuple[str, ...]:
+        """Those made unless others are asked for."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Which network it is, its weights' SHA-256 and what it does to pictures first, as JSON."""
+        ...
 
     def __call__(self, samples: Tensor) -> Detection: ...
 
@@ -89,30 +117,47 @@ def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -
     return TrainedClassifier(model, accuracy, len(held_out))
 
 
-class ImageDetector:
-    """Images of the classifier's own size."""
+class DigitDetector:
+    """What `ImageDetector` and `ClipDetector` share."""
+
+    name, distance = "digits", "fd"
+    offers: tuple[str, ...] = ("fd", "accuracy", "is", "kid", "precision", "recall")
+    default: tuple[str, ...] = ("fd", "accuracy", "precision", "recall")
 
     def __init__(self, classifier: DigitClassifier):
         self.classifier, self.width = classifier, classifier.head.in_features
 
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "weights": weights_digest(self.classifier), "input": "8×8 grey"}
+
+
+class ImageDetector(DigitDetector):
+    """Images of the classifier's own size; of three channels the first."""
+
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
-        features, logits = self.classifier(samples)
-        return Detection(features, logits.argmax(1))
+        if samples.shape[2:] != (8, 8):
+            raise ValueError(f"detector='digits': takes 8×8 pictures; these are {tuple(samples.shape[2:])}")
+        features, logits = self.classifier(samples[:, :1])
+        return Detection(features, logits.argmax(1), logits=logits)
 
 
-class ClipDetector:
+class ClipDetector(DigitDetector):
     """Clips (B, 1, T, H, W): each frame cut out around its digit; features and class are the mean over the frames."""
 
-    def __init__(self, classifier: DigitClassifier):
-        self.classifier, self.width = classifier, classifier.head.in_features
+    name = "moving-digits"
+    offers = (*DigitDetector.offers, "steady")
+    default = (*DigitDetector.default, "steady")
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
-        frames = samples.transpose(1, 2).flatten(0, 1)  # (B·T, 1, H, W)
+        if samples.ndim != 5:
+            raise ValueError("detector='moving-digits': takes clips; these are pictures")
+        frames = samples[:, :1].transpose(1, 2).flatten(0, 1)  # (B·T, 1, H, W)
         features, logits = (part.unflatten(0, (len(samples), -1)) for part in self.classifier(centred(frames)))
-        label = logits.softmax(-1).mean(1).argmax(1)
-        return Detection(features.mean(1), label, (logits.argmax(-1) == label[:, None]).all(1))
+        p = logits.softmax(-1).mean(1)
+        label = p.argmax(1)
+        return Detection(features.mean(1), label, (logits.argmax(-1) == label[:, None]).all(1), logits=p.log())
 
 
 def centred(images: Tensor, size: int = 8) -> Tensor:

@@ -1,17 +1,90 @@
-"""Distances between feature statistics; pure functions in float64."""
+"""Distances and scores from features; pure functions in float64.
+
+Letters: N real samples, M made ones, F features, K classes.
+"""
 
 import torch
 from torch import Tensor
 
+BLOCK = 1024  # rows of a distance matrix held at a time
+
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), the distance behind FID and FDD.
+    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), the distance behind FID, sFID, FDD and FVD.
 
-    tr (Σ1·Σ2)^½ is the sum of the square roots of the eigenvalues of Σ1^½·Σ2·Σ1^½, which is symmetric, so singular
-    covariances need no special care.
+    mean (F,), cov (F, F). tr (Σ1·Σ2)^½ is the sum of the square roots of the eigenvalues of Σ1^½·Σ2·Σ1^½, which is
+    symmetric, so singular covariances need no special care.
     """
     mean1, cov1, mean2, cov2 = (value.double() for value in (mean1, cov1, mean2, cov2))
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
     return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross)
+
+
+def kernel_distance(
+    real: Tensor, made: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """KID: the unbiased squared MMD under the kernel (a·b/F + 1)³, as (mean, standard deviation) over random subsets.
+
+    real (N, F), made (M, F). A subset has `subset_size` of each, or all of them where there are fewer; they are drawn
+    from `seed` alone. Bińkowski et al. 2018, "Demystifying MMD GANs". Raises ValueError below two samples.
+    """
+    size = min(subset_size, len(real), len(made))
+    if size < 2:
+        raise ValueError(f"{size} samples have no kernel distance; give at least 2")
+    generator = torch.Generator().manual_seed(seed)
+    distances = []
+    for _ in range(subsets):
+        x, y = (values[torch.randperm(len(values), generator=generator)[:size]].double() for values in (real, made))
+        xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+        distances.append(within - 2 * xy.mean())
+    values = torch.stack(distances)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:
+    """exp E KL(p(k|x) ‖ p(k)) as (mean, standard deviation) over `splits` equal parts of the samples.
+
+    logits (M, K). The order of the samples is drawn from `seed` first, since sets often come sorted by class.
+    Salimans et al. 2016, "Improved Techniques for Training GANs".
+    """
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
+    scores = []
+    for part in logits[order].double().chunk(splits):
+        log_p = part.log_softmax(1)
+        p = log_p.exp()
+        # xlogy: 0·log 0 = 0, where a class has no probability at all.
+        divergence = (p * log_p).sum(1).mean() - torch.special.xlogy(p.mean(0), p.mean(0)).sum()
+        scores.append(divergence.exp())
+    values = torch.stack(scores)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def precision_recall(real: Tensor, made: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
+    """Share of made samples on the manifold of the real ones, and of real samples on that of the made ones.
+
+    real (N, F), made (M, F). A manifold is the union of balls around its samples that reach to their k-th nearest
+    neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
+    """
+    if min(len(real), len(made)) <= neighbours:
+        raise ValueError(f"{min(len(real), len(made))} samples have no {neighbours} neighbours; give more")
+    centre = real.double().mean(0)  # close to the origin, squares lose fewer digits
+    real, made = real.double() - centre, made.double() - centre
+    real_radius, made_radius = (_squared_radii(values, neighbours) for values in (real, made))
+    precision = torch.cat([(_squared(part, real) <= real_radius).any(1) for part in made.split(BLOCK)])
+    recall = torch.cat([(_squared(part, made) <= made_radius).any(1) for part in real.split(BLOCK)])
+    return float(precision.double().mean()), float(recall.double().mean())
+
+
+def _squared_radii(x: Tensor, neighbours: int) -> Tensor:
+    """Squared distance of each sample to its k-th nearest other one; the nearest of all is itself, at 0."""
+    return torch.cat([_squared(part, x).kthvalue(neighbours + 1, dim=1).values for part in x.split(BLOCK)])
+
+
+def _squared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances (A, B) through one matrix product; what is rounding alone is 0, so duplicates are at 0."""
+    norms = a.square().sum(1)[:, None] + b.square().sum(1)
+    squares = norms - 2 * a @ b.T
+    return torch.where(squares < 1e-13 * norms, 0.0, squares)

@@ -43,7 +43,7 @@ def _sample_sheet(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str]) -
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for row, (label, images) in zip(axes, rows, strict=True):
             for ax, image in zip(row, images, strict=True):
-                _show(ax, to_uint8(image).numpy())
+                show_picture(ax, to_uint8(image).numpy())
             row[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for ax, heading in zip(axes[0], headings, strict=True):
             ax.set_title(heading)
@@ -80,19 +80,21 @@ def compute_quality(scores: Sequence[Score], path: Path) -> None:
         save_figure(figure, path)
 
 
-def read_attention(images: Tensor, maps: Tensor, shown: Sequence[int], path: Path) -> None:
+def read_attention(
+    images: Tensor, maps: Tensor, shown: Sequence[int], path: Path, *, images_are: str = "input"
+) -> None:
     """What the latents `shown`, and all of them, read in each image (B, 1 or 3, H, W): maps (B, J, rows, columns)."""
-    titles = ["input", *(f"latent {j + 1}" for j in shown), "mean of all"]
+    titles = [images_are, *(f"latent {j + 1}" for j in shown), "mean of all"]
     with mpl.rc_context(STYLE):
         size = (1.05 * len(titles), 0.4 + 1.05 * len(images) * images.shape[-2] / images.shape[-1])
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         axes = figure.subplots(len(images), len(titles), squeeze=False)
         for row, image, attention in zip(axes, images, maps, strict=True):
-            _show(row[0], to_uint8(image).numpy())
+            show_picture(row[0], to_uint8(image).numpy())
             panels = [attention[j] for j in shown] + [attention.mean(0)]
             for ax, panel in zip(row[1:], panels, strict=True):
                 ax.imshow(panel.cpu().numpy(), cmap="magma", vmin=0)
-                _bare(ax)
+                bare(ax)
         for ax, title in zip(axes[0], titles, strict=True):
             ax.set_title(title, size=9)
         save_figure(figure, path)
@@ -105,14 +107,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     temporary.replace(path)
 
 
-def _show(ax: Axes, pixels: np.ndarray) -> None:
+def show_picture(ax: Axes, pixels: np.ndarray) -> None:
+    """Pixels (1 or 3, H, W) uint8, without axes."""
     if pixels.shape[0] == 1:
         ax.imshow(pixels[0], cmap="gray", vmin=0, vmax=255)
     else:
         ax.imshow(pixels.transpose(1, 2, 0))
-    _bare(ax)
+    bare(ax)
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """Takes the axes of a picture away."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)

@@ -1,0 +1,237 @@
+"""elit evaluate"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from elit.cli.main import check_device, show_progress
+from elit.cli.main import parse as parse_arguments
+
+FIELD_COUNT = 50_000  # samples behind published figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Score a model's samples, or pictures from a folder or an .npz, against reference statistics. What a killed run
+    has made is kept: run it again. Several processes share the work under accelerate launch or torchrun.
+
+    Example: elit evaluate runs/quickstart/model --reference digits --detector digits --count 200 --steps 16
+    """
+
+    pictures: Annotated[Path, tyro.conf.Positional]
+    """Folder of a saved model or pipeline; or a folder of images, a .npz (arr_0), .parquet, .tar or saved dataset."""
+    reference: Path | None = None
+    """Real pictures (as above, or digits, moving-digits), statistics saved with --save-reference, or ADM's .npz."""
+    detector: tuple[str, ...] = ("inception",)
+    """One or more of: inception[:WEIGHTS.pth] (FID), dinov2[:NAME or FOLDER] (FDD), classifier:NAME-or-FOLDER
+    (accuracy), i3d:FILE.pt (FVD), digits, moving-digits."""
+    metrics: tuple[str, ...] = ()
+    """Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: what each detector is used for."""
+    count: int | None = None
+    """Samples to score; default: 50,000 of a model, all of given pictures."""
+    out: Path = Path("runs/evaluate")
+    """Folder for sample sets, references and scores; or a .npz for the samples as the ADM evaluator reads them, with
+    that folder beside it, of the same name without .npz."""
+    save_reference: Path | None = None
+    """Save the statistics of the pictures as this .safetensors, to be given as --reference; scores nothing."""
+    image_size: int | None = None
+    """Cut the reference's pictures as ADM does (and the scored ones, if files); default: they are of one size."""
+    labels: tuple[int, ...] = ()
+    """Classes of a model's samples, in turn; default: all of the model's."""
+    prompts: tuple[str, ...] = ()
+    """Texts, in turn, for a text-conditional model."""
+    prompts_file: Path | None = None
+    """A file with one text a line instead."""
+    text_encoder: str | None = None
+    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
+    budget: str = "full"
+    """Latents per group (8), a share of them (0.5), full, or a schedule over t (0.5@0-0.5,1@0.5-1)."""
+    guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
+    """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
+    scale: float = 1.5
+    """Guidance scale; 1 is off."""
+    guidance_budget: str = "1"
+    """Budget of the second branch of ag and ccfg."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance acts; 0 = noise, 1 = data."""
+    steps: int = 40
+    """Solver steps."""
+    solver: Literal["euler", "heun"] = "euler"
+    """heun is second order and evaluates twice a step."""
+    shift: float = 1.0
+    """More of the steps near noise; 1 is even."""
+    seed: int = 0
+    """Seed of the first sample; the next ones count up."""
+    vae: Path | None = None
+    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
+    chunk: int = 32
+    """Samples computed at once, by network, autoencoder and detector. Decides roundings, so part of the recipe."""
+    batch_size: int = 256
+    """Samples between two files, in whole chunks; changes no sample and no score."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network; the solver's state and the detectors stay float32."""
+    json: bool = False
+    """Print the scores as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "evaluate", arguments)
+
+
+def run(args: Args) -> dict[str, Any] | None:
+    from elit.evaluate import EvaluationWarning
+
+    def say(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, EvaluationWarning):
+            print(f"elit evaluate: note: {message}", file=sys.stderr)
+        else:
+            others(message, category, *rest, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EvaluationWarning)
+        others, warnings.showwarning = warnings.showwarning, say
+        return _run(args)
+
+
+def _run(args: Args) -> dict[str, Any] | None:
+    from accelerate import PartialState
+
+    from elit.evaluate.chunks import Share
+    from elit.evaluate.detectors import open_detector
+    from elit.evaluate.reference import open_reference
+    from elit.evaluate.score import score
+
+    _check(args)
+    state = PartialState(cpu=check_device(args.device) == "cpu")
+    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
+    device = args.device or str(state.device)
+    work = args.out.with_suffix("") if args.out.suffix == ".npz" else args.out
+    options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
+
+    detectors = [open_detector(specification, device=device) for specification in args.detector]
+    wanted = _metrics_of(detectors, args.metrics)
+    references = []
+    for detector in detectors:  # before sampling, which takes longer
+        reference = None
+        if args.reference is not None:
+            with show_progress("reference", 1) as progress:
+                opened: dict[str, Any] = {"out": work, "image_size": args.image_size, "progress": progress}
+                reference = open_reference(args.reference, detector, **opened, **options)
+        references.append(reference)
+    pictures = _pictures(args, device, work, share)
+    if args.save_reference is not None:
+        return _save_reference(args, pictures, detectors, work, options)
+
+    results: dict[str, Any] = {}
+    for name, detector, reference in zip(args.detector, detectors, references, strict=True):
+        with show_progress(detector.name, len(pictures)) as progress:
+            chosen: dict[str, Any] = {"metrics": wanted[detector.name], "progress": progress}
+            results[name] = score(pictures, detector, reference, out=work, **chosen, **options)
+    if not share.main:
+        return None
+    if args.out.suffix == ".npz":
+        from elit.evaluate.pictures import write_npz
+
+        write_npz(pictures, args.out)
+    return _report(args, pictures, results)
+
+
+def _check(args: Args) -> None:
+    """What can be said before anything is loaded. Raises ValueError."""
+    for name in ("chunk", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)}: give at least 1")
+    if args.count is not None and args.count < 2:
+        raise ValueError(f"count={args.count}: give at least 2")
+    if args.prompts_file is not None and not args.prompts_file.is_file():
+        raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
+    if args.save_reference is not None:
+        if args.save_reference.suffix != ".safetensors":
+            raise ValueError(f"save_reference={str(args.save_reference)!r}: give a name that ends in .safetensors")
+        if len(args.detector) != 1:
+            raise ValueError("save_reference: a reference is of one detector; give one")
+
+
+def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The metrics asked for, by the detector that offers them. Raises ValueError for one that none does."""
+    for name in metrics:
+        if not any(name in detector.offers for detector in detectors):
+            here = "; ".join(f"{detector.name} offers {', '.join(detector.offers)}" for detector in detectors)
+            raise ValueError(f"metrics={name!r}: {here}")
+    found = {detector.name: tuple(name for name in metrics if name in detector.offers) for detector in detectors}
+    if metrics and (idle := [name for name, chosen in found.items() if not chosen]):
+        raise ValueError(f"detector={idle[0]!r}: offers none of the metrics {', '.join(metrics)}")
+    return found
+
+
+def _pictures(args: Args, device: str, work: Path, share: Any) -> Any:
+    """A model's samples, made now; or the pictures given."""
+    import torch
+
+    from elit.checkpoint import load_autoencoder, load_model
+    from elit.cli.sample import chosen_conditions, chosen_guidance
+    from elit.evaluate.pictures import First, open_pictures
+    from elit.evaluate.samples import Sampler, Setting
+
+    if not any((args.pictures / name).is_file() for name in ("config.json", "model_index.json")):
+        pictures = open_pictures(args.pictures, args.image_size)
+        return pictures if args.count is None else First(pictures, args.count)
+    dtype = getattr(torch, args.dtype)
+    model = load_model(args.pictures, torch_dtype=dtype).to(device).eval()
+    vae = load_autoencoder(args.vae or args.pictures / "vae", required=args.vae is not None, torch_dtype=dtype)
+    if vae is not None:
+        vae.to(device)
+    if args.prompts_file is not None:
+        args = replace(args, prompts=tuple(args.prompts_file.read_text(encoding="utf-8").splitlines()))
+    conditions = chosen_conditions(args, model, device)
+    sampler = Sampler(model, work, vae=vae, conditions=conditions, chunk=args.chunk)
+    same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "seed")}
+    setting, count = Setting(guidance=chosen_guidance(args), **same), args.count or FIELD_COUNT
+    with show_progress("sampling", count) as progress:
+        return sampler.draw(setting, count, batch_size=args.batch_size, share=share, progress=progress)
+
+
+def _save_reference(
+    args: Args, pictures: Any, detectors: Sequence[Any], work: Path, options: dict[str, Any]
+) -> dict[str, Any] | None:
+    from elit.evaluate.detection import detect
+    from elit.evaluate.reference import reference_from, save_reference
+
+    (detector,) = detectors
+    with show_progress(detector.name, len(pictures)) as progress:
+        found = detect(pictures, detector, work, progress=progress, **options)
+    if not options["share"].main:
+        return None
+    reference = reference_from(found, pictures, detector)
+    assert args.save_reference is not None
+    save_reference(reference, args.save_reference)
+    if not args.json:
+        print(f"{args.save_reference}: {detector.name}'s statistics of {found.count} pictures")
+    return {"reference": str(args.save_reference), "count": found.count, "made": reference.made}
+
+
+def _report(args: Args, pictures: Any, results: dict[str, Any]) -> dict[str, Any]:
+    """Prints a line a detector; returns what --json prints."""
+    first = next(iter(results.values()))
+    if not args.json:
+        for name, result in results.items():
+            figures = "  ".join(f"{metric} {value:.4f}" for metric, value in result.scores.items())
+            print(f"{name}, {len(pictures)} samples: {figures}  ({result.path})")
+        if first.gflops is not None:
+            print(f"{first.gflops:.3f} GFLOPs and {first.ms:.1f} ms a sample")
+    return {
+        "count": len(pictures),
+        "set_sha256": first.set_sha256,
+        "scores": {name: result.scores for name, result in results.items()},
+        "notes": list(dict.fromkeys(note for result in results.values() for note in result.notes)),
+        "gflops_per_sample": first.gflops,
+        "ms_per_sample": first.ms,
+        "files": {name: str(result.path) for name, result in results.items()},
+    }

@@ -1,0 +1,106 @@
+"""elit inspect"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from elit.cli.main import check_device, show_progress
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Look inside an ELIT model: Read attention beside the flow-matching loss and their rank correlation, what first
+    and last latents read, the same noise at every budget, and which latents matter.
+
+    Example: elit inspect runs/quickstart/model --data digits --out runs/inside
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a saved model or pipeline."""
+    data: str
+    """What to look at: digits, moving-digits, a folder of images (one sub-folder a class, or with a metadata.jsonl of
+    captions), or a folder that elit encode wrote."""
+    out: Path = Path("runs/inspect")
+    """Folder for report.html, inspect.json and the pictures."""
+    count: int = 32
+    """Samples to look at, evenly spaced over the data."""
+    vae: Path | None = None
+    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
+    image_size: int | None = None
+    """A folder's images are cut to this; default: what the model takes."""
+    times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Times to look at; 0 = noise, 1 = data."""
+    draws: int = 4
+    """Draws of noise through which each sample is seen."""
+    steps: int = 16
+    """Solver steps of the samples at every budget."""
+    guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
+    """Of those samples: cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
+    scale: float = 1.5
+    """Guidance scale; 1 is off."""
+    guidance_budget: str = "1"
+    """Budget of the second branch of ag and ccfg."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance acts."""
+    seed: int = 0
+    """Seed of all noise."""
+    batch_size: int = 64
+    """Noisy samples in one forward."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network; losses are float32."""
+    json: bool = False
+    """Print inspect.json's content last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "inspect", arguments)
+
+
+def run(args: Args) -> dict[str, Any]:
+    import torch
+
+    from elit.checkpoint import load_autoencoder, load_model
+    from elit.cli.sample import chosen_guidance
+    from elit.evaluate.attention import interface_of
+    from elit.evaluate.examples import load_examples
+    from elit.evaluate.inside import Probe
+    from elit.evaluate.inspection import inspect_model
+    from elit.evaluate.samples import Setting
+    from elit.report.inside import write_inside
+
+    device, dtype = check_device(args.device), getattr(torch, args.dtype)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"out={str(args.out)!r}: is a file; give a folder")
+    model = load_model(args.model, torch_dtype=dtype).to(device).eval()
+    interface_of(model)
+    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None, torch_dtype=dtype)
+    if vae is not None:
+        vae.to(device)
+    wanted: dict[str, Any] = {"vae": vae, "image_size": args.image_size, "seed": args.seed}
+    examples = load_examples(model, args.data, args.count, **wanted)
+    settings = {name: getattr(args, name) for name in ("times", "draws", "seed", "batch_size")}
+    probe = Probe(x=examples.x, y=examples.y, **settings)
+    setting = Setting(steps=args.steps, guidance=chosen_guidance(args), seed=args.seed)
+    with show_progress("looking", 1) as progress:
+        found = inspect_model(model, examples, probe, setting, vae=vae, progress=progress)
+    report = write_inside(found, args.out, str(args.model))
+    if not args.json:
+        _print(found.numbers)
+        print(f"Report: {report}")
+    return found.numbers
+
+
+def _print(numbers: dict[str, Any]) -> None:
+    """The rank correlation at every time, and the loss without each latent."""
+    from elit.report.inside import CORRELATION, WITHOUT, correlation_cells, without_cells
+    from elit.report.tables import print_table
+
+    title = "Rank correlation of Read attention and loss"
+    print_table(CORRELATION, [correlation_cells(row) for row in numbers["attention_and_loss"]], title=title)
+    print_table(WITHOUT, [without_cells(row) for row in numbers["without"]], title="Loss with a latent dropped")

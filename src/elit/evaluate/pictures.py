@@ -1,0 +1,305 @@
+"""Pictures to be scored: 8-bit, as the field scores them, read a few at a time wherever they come from.
+
+B pictures, C = 1 or 3 channels; clips have frames T behind C.
+"""
+
+import hashlib
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence, UnidentifiedImageError
+from torch import Tensor
+
+import elit
+from elit.data.digits import digits, moving_digits
+from elit.data.images import SUFFIXES, ImageSet, centre_crop, to_uint8
+from elit.data.source import Example, TableSource, is_table
+from elit.evaluate import EvaluationWarning
+
+BUILT_IN = {"digits": digits, "moving-digits": moving_digits}
+UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, EOFError)
+
+
+class Pictures(Protocol):
+    """Pictures in an order that never changes."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, first: int, stop: int) -> Tensor:
+        """(B, C, H, W) or (B, C, T, H, W) uint8. Raises ValueError naming a picture that cannot be used."""
+        ...
+
+    def labels(self, first: int, stop: int) -> Tensor | None:
+        """(B,) int64, the classes they show or were made for; None where that is not known."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Where they come from, as JSON."""
+        ...
+
+    def stamp(self) -> str:
+        """Changes where the pictures may have; what was kept of them is then not used."""
+        ...
+
+
+class MemoryPictures:
+    """A data set in memory."""
+
+    def __init__(self, data: ImageSet, name: str):
+        self.pixels, self.classes_shown, self.name = to_uint8(data.images), data.labels, name
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, first: int, stop: int) -> Tensor:
+        return self.pixels[first:stop]
+
+    def labels(self, first: int, stop: int) -> Tensor:
+        return self.classes_shown[first:stop]
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "data", "name": self.name}
+
+    def stamp(self) -> str:
+        return elit.__version__
+
+
+class ArrayPictures:
+    """arr_0 of an npz, as the ADM evaluator has it: (N, H, W, 3) uint8, clips (N, T, H, W, 3); labels in arr_1.
+
+    Mapped into memory, unless it was compressed. Raises ValueError where it is no such file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.array, self.classes_shown = array_in(path, "arr_0"), None
+        if self.array.dtype != np.uint8 or self.array.ndim not in (4, 5) or self.array.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"{str(path)!r}: arr_0 is {self.array.dtype} {self.array.shape}; expected uint8 pictures (N, H, W, 3)"
+            )
+        if "arr_1" in keys_of(path):
+            labels = array_in(path, "arr_1")
+            if labels.shape == self.array.shape[:1] and np.issubdtype(labels.dtype, np.integer):
+                self.classes_shown = torch.from_numpy(np.array(labels, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, first: int, stop: int) -> Tensor:
+        return torch.from_numpy(np.array(self.array[first:stop])).movedim(-1, 1).contiguous()
+
+    def labels(self, first: int, stop: int) -> Tensor | None:
+        return None if self.classes_shown is None else self.classes_shown[first:stop]
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "npz", "name": self.path.name}
+
+    def stamp(self) -> str:
+        return stamp_of([self.path])
+
+
+class FilePictures:
+    """Images, or clips from animated ones, of a folder or of anything `datasets` reads here.
+
+    image_size: ADM's centre crop to it; without, all must have one size. Grey ones are repeated in three channels, with
+    a warning; transparent ones are refused, since the background they lie on is not known.
+    """
+
+    def __init__(self, path: Path, image_size: int | None = None):
+        self.path, self.image_size = path, image_size
+        self.source = TableSource(path, captions=False) if path.exists() and is_table(path) else Folder(path)
+        self.size: tuple[int, ...] | None = None
+        self.warned = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, first: int, stop: int) -> Tensor:
+        return torch.stack([self._picture(index) for index in range(first, stop)])
+
+    def labels(self, first: int, stop: int) -> Tensor | None:
+        if not self.source.classes:
+            return None
+        return torch.tensor(self.source.labels[first:stop])
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
+
+    def stamp(self) -> str:
+        return stamp_of(self.source.files)
+
+    def _example(self, index: int) -> Example:
+        try:
+            return self.source[index]
+        except UNREADABLE as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self._name(index)} cannot be read ({reason}); mend or remove it") from None
+
+    def _picture(self, index: int) -> Tensor:
+        frames = [self._frame(frame, index) for frame in self._example(index).frames]
+        picture = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
+        self.size = self.size or tuple(picture.shape)
+        if tuple(picture.shape) != self.size:
+            raise ValueError(
+                f"{self._name(index)} is {_size(picture.shape)}, others are {_size(self.size)}; "
+                "make them one size, or give image_size"
+            )
+        return picture
+
+    def _frame(self, image: Image.Image, index: int) -> Tensor:
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise ValueError(
+                f"{self._name(index)} has a transparent alpha channel; put it on the background it is meant for"
+            )
+        if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "YCbCr"):
+            raise ValueError(f"{self._name(index)} is {image.mode}, expected 8-bit RGB or grey; convert it")
+        if image.mode in ("L", "LA", "1") and not self.warned:
+            line = f"{self._name(index)} is grey: repeated in three channels, as are all others like it"
+            warnings.warn(line, EvaluationWarning, stacklevel=2)
+            self.warned = True
+        if self.image_size is not None:
+            return to_uint8(centre_crop(image, self.image_size))
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+    def _name(self, index: int) -> str:
+        name = self.source.files[index] if isinstance(self.source, Folder) else f"{self.path}, row {index}"
+        return f"picture {str(name)!r}"
+
+
+class First:
+    """The first `count` of other pictures. Raises ValueError where there are fewer."""
+
+    def __init__(self, pictures: Pictures, count: int):
+        if count > len(pictures):
+            raise ValueError(f"count={count}: there are {len(pictures)} pictures")
+        self.pictures, self.count = pictures, count
+        self.read, self.labels, self.describe, self.stamp = (
+            pictures.read,
+            pictures.labels,
+            pictures.describe,
+            pictures.stamp,
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Folder:
+    """All images below a folder by name; its sub-folders, if every image lies in one, are the classes.
+
+    Raises ValueError where there are none.
+    """
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise ValueError(f"pictures={str(root)!r}: no such file or folder")
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+        if not paths:
+            raise ValueError(f"pictures={str(root)!r}: no images in it")
+        tops = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+        self.classes = () if "" in tops else tuple(sorted(set(tops)))
+        self.files, self.labels = paths, [self.classes.index(top) if self.classes else 0 for top in tops]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        with Image.open(self.files[index]) as image:
+            return Example([frame.copy() for frame in ImageSequence.Iterator(image)], self.labels[index])
+
+
+def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
+    """The pictures at `path`: "digits" or "moving-digits", an npz, a folder of images, or what `datasets` reads.
+
+    Raises ValueError where there are fewer than 2.
+    """
+    pictures: Pictures
+    if str(path) in BUILT_IN and not path.exists():
+        pictures = MemoryPictures(BUILT_IN[str(path)](), str(path))
+    elif path.suffix == ".npz":
+        pictures = ArrayPictures(path)
+    elif path.is_file() and not is_table(path):
+        raise ValueError(f"pictures={str(path)!r}: give a folder of images, an .npz, a .parquet or a .tar")
+    else:
+        pictures = FilePictures(path, image_size)
+    if len(pictures) < 2:
+        raise ValueError(f"pictures={str(path)!r}: {len(pictures)} picture; give at least 2")
+    return pictures
+
+
+def as_samples(pictures: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1], what detectors take."""
+    return pictures.float() / 127.5 - 1
+
+
+def write_npz(pictures: Pictures, path: Path, *, count: int | None = None, chunk: int = 64) -> None:
+    """The ADM evaluator's format, written a chunk at a time: arr_0 (N, H, W, 3) uint8, labels in arr_1."""
+    count = len(pictures) if count is None else count
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    _, _, *size = pictures.read(0, 1).shape
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        # Entries of one date: the same pictures give the same file.
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for first in range(0, count, chunk):
+                part = pictures.read(first, min(first + chunk, count)).movedim(1, -1)
+                file.write(part.expand(*part.shape[:-1], 3).contiguous().numpy().tobytes())
+        labels = pictures.labels(0, count)
+        if labels is not None:
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+                np.lib.format.write_array(file, labels.numpy())
+    temporary.replace(path)
+
+
+def keys_of(path: Path) -> list[str]:
+    """The arrays of an npz. Raises ValueError where it cannot be read."""
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{str(path)!r}: not a readable npz ({error})") from None
+
+
+def array_in(path: Path, key: str) -> np.ndarray:
+    """One array of an npz; mapped into memory where the file is not compressed. Raises ValueError."""
+    if key not in keys_of(path):
+        raise ValueError(f"{str(path)!r}: no {key} among its keys {', '.join(keys_of(path))}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{key}.npy")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(file)
+                header = file.tell()
+        if entry.compress_type != zipfile.ZIP_STORED or fortran or dtype.hasobject or not math.prod(shape):
+            with np.load(path) as arrays:
+                return arrays[key]
+        with path.open("rb") as raw:  # the entry's own header: 30 bytes, a name and an extra field
+            raw.seek(entry.header_offset + 26)
+            name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
+        return np.memmap(path, dtype, "r", entry.header_offset + 30 + name + extra + header, shape)
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{str(path)!r}: its {key} cannot be read ({' '.join(str(error).split())})") from None
+
+
+def stamp_of(paths: Sequence[Path]) -> str:
+    """Of the names, sizes and times of change of files."""
+    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _size(shape: Sequence[int]) -> str:
+    frames = f"{shape[1]} frames of " if len(shape) == 4 else ""
+    return f"{frames}{shape[-1]}×{shape[-2]}"

@@ -1,0 +1,84 @@
+"""What decides a score, as JSON, and names made of its hash."""
+
+import hashlib
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+import elit
+from elit.config import write_text
+from elit.data.encode import weights_digest
+from elit.models.conditioning import Condition
+
+PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")
+
+
+def recipe_digest(recipe: dict[str, Any]) -> str:
+    """SHA-256 of a recipe, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
+    """Writes recipe.json into `folder`, or checks that the one there is the same. Raises ValueError."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        write_text(path, json.dumps(recipe, indent=2) + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(recipe)):
+        raise ValueError(f"out={str(folder)!r}: its recipe.json says otherwise; remove that folder or give another")
+
+
+def versions() -> dict[str, str]:
+    """What numbers may depend on, of what is installed."""
+    found = {"elit": elit.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # an extra that this score did without
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of hardware, as far as rounding depends on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def describe_autoencoder(vae: ModelMixin | None) -> dict[str, Any] | None:
+    if vae is None:
+        return None
+    return {
+        "class": type(vae).__name__,
+        "weights": weights_digest(vae),
+        "dtype": str(vae.dtype).removeprefix("torch."),
+        "scaling_factor": vae.config.scaling_factor,
+        "shift_factor": vae.config.get("shift_factor") or 0.0,
+    }
+
+
+def conditions_digest(conditions: Condition) -> str:
+    """SHA-256 of labels or encoded prompts."""
+    parts = [conditions] if isinstance(conditions, Tensor) else list(vars(conditions).values())
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(b"-" if part is None else f"{tuple(part.shape)}".encode() + part.cpu().float().numpy().tobytes())
+    return total.hexdigest()
+
+
+def sample_digests(pictures: Tensor) -> Tensor:
+    """(B, 32) uint8: the SHA-256 of each picture's shape and bytes; pictures (B, C, ...) uint8."""
+    shape = str(tuple(pictures.shape[1:])).encode()
+    rows = [hashlib.sha256(shape + picture.contiguous().numpy().tobytes()).digest() for picture in pictures]
+    return torch.tensor([list(row) for row in rows], dtype=torch.uint8)
+
+
+def set_digest(digests: Tensor) -> str:
+    """One SHA-256 for pictures in this order, from their own: independent of how they were batched."""
+    return hashlib.sha256(digests.contiguous().numpy().tobytes()).hexdigest()

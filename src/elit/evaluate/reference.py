@@ -1,0 +1,171 @@
+"""Reference statistics: what a detector finds in real pictures, computed once and saved with what made them."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from elit.evaluate.chunks import Progress, Share
+from elit.evaluate.detection import Found, detect
+from elit.evaluate.features import Detector
+from elit.evaluate.pictures import Pictures, array_in, keys_of, open_pictures
+from elit.evaluate.recipe import recipe_digest, versions
+
+FEATURES_KEPT = 50_000  # for KID, precision and recall; means and covariances are of all pictures
+ADM = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """F features, S spatial features, n ≤ FEATURES_KEPT pictures whose features are kept."""
+
+    tensors: dict[str, Tensor]
+    """mean (F,), covariance (F, F) float64; spatial_mean, spatial_covariance likewise; features (n, F) float32. What
+    is not known is not there."""
+    made: dict[str, Any]
+    """The pictures, how many, the detector and its weights, versions."""
+
+    @property
+    def count(self) -> int | None:
+        """Pictures behind the mean and the covariance, where that is known."""
+        return self.made["count"]
+
+    def describe(self) -> dict[str, Any]:
+        """What made it, and the SHA-256 of its numbers."""
+        total = hashlib.sha256()
+        for name, value in sorted(self.tensors.items()):
+            total.update(name.encode() + value.contiguous().numpy().tobytes())
+        return {"made": self.made, "sha256": total.hexdigest()}
+
+
+def open_reference(
+    path: Path,
+    detector: Detector,
+    *,
+    out: Path,
+    image_size: int | None = None,
+    chunk: int,
+    batch_size: int = 256,
+    share: Share = Share(),  # noqa: B008
+    progress: Progress | None = None,
+) -> Reference | None:
+    """Statistics that were saved (.safetensors), ADM's (.npz with mu and sigma), or those of the pictures at `path`.
+
+    Those of pictures are kept under OUT/references, and found there the next time. Only the main process is given
+    them. Raises ValueError where they were made with another detector.
+    """
+    if path.suffix == ".safetensors":
+        return load_reference(path, detector) if share.main else None
+    if path.suffix == ".npz" and not {"arr_0", "mu"} & set(keys_of(path)):
+        found = ", ".join(keys_of(path))
+        raise ValueError(
+            f"reference={str(path)!r}: has keys {found}; expected arr_0 (pictures) or mu, sigma (statistics)"
+        )
+    statistics = _adm_statistics(path, detector) if path.suffix == ".npz" and "mu" in keys_of(path) else None
+    if statistics is not None and "arr_0" not in keys_of(path):
+        return _adm_reference(path, detector, statistics)
+    pictures = open_pictures(path, image_size)
+    recipe = {"pictures": pictures.describe(), "stamp": pictures.stamp(), "detector": detector.describe()}
+    kept = out / "references" / f"{recipe_digest(recipe | {'chunk': chunk})[:16]}.safetensors"
+    if kept.is_file():
+        return load_reference(kept, detector) if share.main else None
+    options: dict[str, Any] = {"chunk": chunk, "batch_size": batch_size, "share": share, "progress": progress}
+    found_in = detect(pictures, detector, out, **options)
+    if not share.main:
+        return None
+    reference = reference_from(found_in, pictures, detector)
+    # ADM's evaluator takes the Fréchet distances from its statistics and the neighbours from its pictures.
+    if statistics is not None:
+        reference = Reference(
+            reference.tensors | statistics, _adm_made(path, detector) | {"pictures": reference.made["pictures"]}
+        )
+    save_reference(reference, kept)
+    shutil.rmtree(found_in.chunks.folder)  # for ImageNet's training set 20 GB
+    return reference
+
+
+def reference_from(found: Found, pictures: Pictures, detector: Detector) -> Reference:
+    """The statistics of pictures that a detector has been over."""
+    tensors = {"features": found.rows("features", FEATURES_KEPT)}
+    for prefix, name in (("", "features"), ("spatial_", "spatial")):
+        if found.has(name):
+            moments = found.moments(name)
+            tensors |= {f"{prefix}mean": moments.mean, f"{prefix}covariance": moments.covariance}
+    made = {
+        "pictures": {**pictures.describe(), "sha256": found.digest},
+        "count": found.count,
+        "size": list(pictures.read(0, 1).shape[1:]),
+        "detector": detector.describe(),
+        "chunk": found.chunks.size,
+        "versions": versions(),
+    }
+    return Reference(tensors, made)
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Writes a .safetensors, whole or not at all, with what made it in its header."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"reference={str(path)!r}: give a name that ends in .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    tensors = {name: value.contiguous() for name, value in reference.tensors.items()}
+    save_file(tensors, temporary, {"made": json.dumps(reference.made)})
+    temporary.replace(path)
+
+
+def load_reference(path: Path, detector: Detector) -> Reference:
+    """What `save_reference` wrote. Raises ValueError where it is damaged, or another detector made it."""
+    if not path.is_file():
+        raise ValueError(f"reference={str(path)!r}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            made = (file.metadata() or {}).get("made")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"reference={str(path)!r}: damaged ({error}); make it again") from None
+    if made is None:
+        raise ValueError(f"reference={str(path)!r}: does not say what made it; give one that elit evaluate saved")
+    reference = Reference(tensors, json.loads(made))
+    theirs, ours = reference.made["detector"], detector.describe()
+    if theirs != ours:
+        raise ValueError(
+            f"reference={str(path)!r}: made with detector {_brief(theirs)}, not {_brief(ours)}; make it again with "
+            "this one, or take that detector"
+        )
+    return reference
+
+
+def _adm_statistics(path: Path, detector: Detector) -> dict[str, Tensor]:
+    """mean, covariance and what there is of the spatial ones. Raises ValueError for another detector's."""
+    there = {name: key for name, key in ADM.items() if key in keys_of(path)}
+    if "covariance" not in there:
+        raise ValueError(f"reference={str(path)!r}: has mu but no sigma among its keys {', '.join(keys_of(path))}")
+    tensors = {name: torch.from_numpy(array_in(path, key).copy()).double() for name, key in there.items()}
+    width = tensors["mean"].numel()
+    if detector.name != "inception" or width != detector.width:
+        raise ValueError(
+            f"reference={str(path)!r}: ADM's statistics of {width} features, made with detector inception, not "
+            f"{_brief(detector.describe())}; give pictures, or take that detector"
+        )
+    return tensors
+
+
+def _adm_reference(path: Path, detector: Detector, statistics: dict[str, Tensor]) -> Reference:
+    return Reference(statistics, _adm_made(path, detector))
+
+
+def _adm_made(path: Path, detector: Detector) -> dict[str, Any]:
+    """ADM's files do not say how many pictures they are of, nor with which port of Inception they are compared."""
+    by = "ADM's evaluator, with TensorFlow's Inception"
+    return {"name": path.name, "by": by, "count": None, "detector": detector.describe()}
+
+
+def _brief(detector: dict[str, Any]) -> str:
+    return f"{detector['name']} ({detector['weights'][:8]}, {detector['input']})"

@@ -1,0 +1,192 @@
+"""Sample sets of a network: each sample from its own seed, classes in turn, kept as they are made.
+
+    OUT/sets/KEY/recipe.json    everything that decides the samples, but not how many
+    OUT/sets/KEY/pictures/      FIRST-STOP.safetensors: pictures, their SHA-256s, milliseconds
+
+More samples of the same recipe go on from those that are there.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from elit.budgets import Schedule, resolve_budget, schedule_budgets
+from elit.data.encode import weights_digest
+from elit.data.images import to_uint8
+from elit.evaluate.chunks import Chunks, Progress, Share
+from elit.evaluate.recipe import (
+    claim_folder,
+    conditions_digest,
+    describe_autoencoder,
+    device_name,
+    recipe_digest,
+    sample_digests,
+    set_digest,
+    versions,
+)
+from elit.flow.guidance import Guidance
+from elit.flow.solver import time_grid
+from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
+from elit.pipeline import decode
+from elit.sampling import sample, sampling_flops, sampling_plan
+
+CHUNK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a network is sampled; arguments of `elit.sample`."""
+
+    steps: int = 40
+    budget: Schedule = None
+    guidance: Guidance | None = None
+    solver: str = "euler"
+    shift: float = 1.0
+    seed: int = 0
+    """Of sample 0; sample i has seed + i."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that a sample's cost depends on."""
+        return {name: value for name, value in vars(self).items() if name != "seed"}
+
+
+class SampleSet:
+    """The first `count` samples of a recipe, as `Pictures`; made by `Sampler.draw`."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], count: int, targets: Tensor, gflops: float):
+        self.folder, self.recipe, self.count, self.targets = folder, recipe, count, targets
+        self.gflops = gflops
+        """Of a sample, all steps and guidance branches."""
+        self.chunks = Chunks(folder / "pictures", recipe["chunk"])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, first: int, stop: int) -> Tensor:
+        """(B, C, ...) uint8, the rows of one chunk or of several."""
+        return self.chunks.read(first, stop, "pictures").movedim(-1, 1)
+
+    def labels(self, first: int, stop: int) -> Tensor:
+        return self.targets[torch.arange(first, stop) % len(self.targets)]
+
+    def describe(self) -> dict[str, Any]:
+        return self.recipe
+
+    def stamp(self) -> str:
+        return ""
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds of a sample in the fastest chunk, all steps, without the autoencoder."""
+        return float(self.chunks.read(0, self.count, "ms").min())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all pictures in their order."""
+        return set_digest(self.chunks.read(0, self.count, "sha256"))
+
+
+class Sampler:
+    """A network, ready to be sampled at many settings; hashes of its weights are made once.
+
+    conditions: y of every class in turn, default all of the network's classes. vae: the autoencoder it was trained in.
+    chunk: samples computed at once, always so many, since rounding depends on it. Raises ValueError where the network's
+    samples are no pictures.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        out: Path,
+        *,
+        vae: ModelMixin | None = None,
+        conditions: Condition | None = None,
+        chunk: int = CHUNK,
+    ):
+        if vae is None and model.config.in_channels not in (1, 3):
+            raise ValueError(
+                f"vae: not given; samples of {model.config.in_channels} channels are no pictures without the "
+                "autoencoder they were trained in"
+            )
+        if conditions is None:
+            conditions = model.conditions(range(model.config.num_classes))
+        self.model, self.out, self.vae, self.conditions, self.chunk = model, out, vae, conditions, chunk
+        config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        self.network = {
+            "model": {"class": type(model).__name__, "config": config, "weights": weights_digest(model)},
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": device_name(model.device),
+            "autoencoder": describe_autoencoder(vae),
+            "conditions": conditions_digest(conditions),
+            "versions": versions(),
+        }
+
+    def recipe(self, setting: Setting) -> dict[str, Any]:
+        """Everything that decides a sample. Raises ValueError for a setting that does not fit the network."""
+        times, budgets, guidance = time_grid(setting.steps, setting.shift), self.model.budgets, setting.guidance
+        sampling_plan(self.model, times, setting.budget, guidance, setting.solver)
+        kept = schedule_budgets(setting.budget, times[:-1], budgets)
+        second = None
+        if guidance is not None and guidance.scale != 1:
+            weak = None if guidance.kind == "cfg" else resolve_budget(guidance.budget, budgets)
+            second = {"kind": guidance.kind, "scale": guidance.scale, "budget": weak}
+            second["interval"] = list(guidance.interval)
+        return {
+            "kind": "samples",
+            **self.network,
+            "solver": setting.solver,
+            "steps": setting.steps,
+            "shift": setting.shift,
+            "budget": kept[0] if len(set(kept)) == 1 else kept,  # the same however it was written
+            "guidance": second,
+            "seed": setting.seed,
+            "chunk": self.chunk,
+        }
+
+    def draw(
+        self,
+        setting: Setting,
+        count: int,
+        *,
+        batch_size: int = 256,
+        share: Share = Share(),  # noqa: B008
+        progress: Progress | None = None,
+    ) -> SampleSet:
+        """Makes what is missing of the first `count` samples, together with the other processes; never all in memory.
+
+        batch_size: samples between two files, in whole chunks; changes none. progress: (samples done, samples of this
+        process). Raises ValueError for what does not fit.
+        """
+        if count < 2:
+            raise ValueError(f"count={count}: give at least 2")
+        recipe = self.recipe(setting)
+        gflops = sampling_flops(self.model, **setting.arguments()) / 1e9
+        labels = self.conditions if isinstance(self.conditions, Tensor) else torch.arange(len(self.conditions))
+        folder = self.out / "sets" / recipe_digest(recipe)[:16]
+        made = SampleSet(folder, recipe, count, labels.cpu(), gflops)
+        if share.main:
+            claim_folder(folder, recipe)
+        share.wait()
+        options: dict[str, Any] = {"batch_size": batch_size, "share": share, "progress": progress}
+        made.chunks.fill(count, lambda first: self._chunk(setting, first), **options)
+        return made
+
+    def _chunk(self, setting: Setting, first: int) -> dict[str, Tensor]:
+        """Samples first … first + chunk − 1, as a file has them: channels last."""
+        numbers = torch.arange(first, first + self.chunk)
+        start = time.perf_counter()
+        y = self.conditions[numbers % len(self.conditions)]
+        x = sample(self.model, y, seed=[setting.seed + i for i in numbers.tolist()], **setting.arguments())
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        ms = 1e3 * (time.perf_counter() - start) / self.chunk
+        with torch.no_grad():
+            pictures = to_uint8(decode(self.vae, x))
+        last = pictures.movedim(1, -1).contiguous()
+        return {"pictures": last, "sha256": sample_digests(pictures), "ms": torch.full((self.chunk,), ms)}

@@ -1,0 +1,174 @@
+"""Detectors end to end, with networks of random weights in local folders, against the networks called by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from PIL import Image
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetForImageClassification
+
+from elit.cli.main import main
+from elit.evaluate.detectors import open_detector, resized
+from elit.evaluate.pictures import as_samples
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def noise(count: int, *size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def save_pictures(pictures: torch.Tensor, folder) -> None:
+    folder.mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:02d}.png")
+
+
+def frechet_by_scipy(a: np.ndarray, b: np.ndarray) -> float:
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+
+
+def evaluate(capsys, *arguments) -> dict:
+    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
+    folder = tmp_path_factory.mktemp("dino") / "dinov2"
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_fdd_from_two_folders_of_pictures(dino, capsys, tmp_path):
+    """At 224 pixels nothing is resized: the class token of the network as it is, and scipy's root."""
+    real, made = noise(20, 224, 224), noise(20, 224, 224, seed=1) // 2
+    for name, pictures in (("real", real), ("made", made)):
+        save_pictures(pictures, tmp_path / name)
+    network = Dinov2Model.from_pretrained(dino).eval()
+    features = []
+    for pictures in (real, made):
+        x = (pictures.permute(0, 2, 3, 1).double().numpy() / 255 - MEAN) / STD
+        with torch.no_grad():
+            tokens = network(torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float32)).last_hidden_state
+        features.append(tokens[:, 0].double().numpy())
+    options = ("--detector", f"dinov2:{dino}", "--out", tmp_path / "out", "--chunk", 8)
+    result = evaluate(capsys, tmp_path / "made", "--reference", tmp_path / "real", *options)
+    (scores,) = result["scores"].values()
+    assert scores["fdd"] == pytest.approx(frechet_by_scipy(*features), rel=1e-4)
+    assert result["notes"] == []
+
+
+def test_dinov2_resizes_as_pil_does():
+    pictures = noise(2, 40, 300)
+    ours = ((resized(as_samples(pictures), 224) + 1) * 127.5).numpy()
+    for channel, found in zip(pictures.flatten(0, 1).float().numpy(), ours.reshape(-1, 224, 224), strict=True):
+        image = Image.fromarray(channel).resize((224, 224), Image.Resampling.BICUBIC)  # of floats: nothing is rounded
+        assert np.abs(np.asarray(image).clip(0, 255) - found).max() <= 0.01
+
+
+def test_accuracy_with_a_classifier_from_a_folder(capsys, tmp_path):
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=4)
+    network = ResNetForImageClassification(config).eval()
+    network.save_pretrained(tmp_path / "classifier")
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "classifier" / "preprocessor_config.json").write_text(json.dumps(settings))
+    pictures = noise(12, 32, 32) // torch.arange(1, 13)[:, None, None, None].to(torch.uint8)
+    with torch.no_grad():
+        seen = network(as_samples(pictures)).logits.argmax(1)
+    labels = torch.where(torch.arange(12) < 9, seen, (seen + 1) % 4)  # 9 of 12 as it sees them
+    np.savez(tmp_path / "set.npz", pictures.permute(0, 2, 3, 1).numpy(), labels.numpy())
+    options = ("--detector", f"classifier:{tmp_path / 'classifier'}", "--out", tmp_path / "out")
+    result = evaluate(capsys, tmp_path / "set.npz", *options)
+    assert result["scores"] == {f"classifier:{tmp_path / 'classifier'}": {"accuracy": 0.75}}
+
+
+class Clips(torch.nn.Module):
+    """Called as the I3D of the field is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 400)
+
+    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+        if rescale:
+            x = x / 127.5 - 1
+        return self.linear(x.mean(dim=[3, 4]).std(dim=2)) if return_features else x
+
+
+def test_fvd_from_clips_with_a_torchscript_file(capsys, tmp_path):
+    torch.manual_seed(0)
+    module = Clips()
+    torch.jit.script(module).save(tmp_path / "i3d.pt")
+    sets = [noise(10, 4, 8, 8, seed=i) // (1 + i) for i in range(2)]
+    for name, clips in zip(("real", "made"), sets, strict=True):
+        np.savez(tmp_path / f"{name}.npz", clips.permute(0, 2, 3, 4, 1).numpy())
+    options = ("--detector", f"i3d:{tmp_path / 'i3d.pt'}", "--out", tmp_path / "out")
+    result = evaluate(capsys, tmp_path / "made.npz", "--reference", tmp_path / "real.npz", *options)
+    with torch.no_grad():
+        features = [module(as_samples(clips), rescale=False, return_features=True).double().numpy() for clips in sets]
+    (scores,) = result["scores"].values()
+    assert scores["fvd"] == pytest.approx(frechet_by_scipy(*features), rel=1e-3)
+    assert [note.split(":")[0] for note in result["notes"]] == [
+        f"10 {what} for 400 features" for what in ("samples", "reference pictures")
+    ]
+    with pytest.raises(ValueError, match="takes clips; these are pictures"):
+        open_detector(f"i3d:{tmp_path / 'i3d.pt'}")(as_samples(noise(2, 8, 8)))
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """A file of random weights for torch-fidelity's Inception; skipped where that cannot be imported."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torch-fidelity, which needs the torchvision of this torch, cannot be imported: {error}")
+    with pytest.MonkeyPatch.context() as patch:  # it insists on a download
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(Network, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = Network("random", ["2048"])
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_fid_sfid_is_kid_precision_and_recall_with_inception(inception, capsys, tmp_path):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    real, made = noise(6, 32, 32), noise(6, 32, 32, seed=1) // 2
+    for name, pictures in (("real", real), ("made", made)):
+        np.savez(tmp_path / f"{name}.npz", pictures.permute(0, 2, 3, 1).numpy())
+    network = FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], feature_extractor_weights_path=inception)
+    metrics = ("--metrics", "fid", "sfid", "is", "kid", "precision", "recall")
+    options = ("--detector", f"inception:{inception}", "--out", tmp_path / "out", *metrics, "--chunk", 6)
+    result = evaluate(capsys, tmp_path / "made.npz", "--reference", tmp_path / "real.npz", *options)
+    (scores,) = result["scores"].values()
+    (features, logits), (real_features, _) = network(made), network(real)
+    p = logits.double().softmax(1)
+    assert set(metrics[1:]) <= set(scores)
+    assert len(result["notes"]) == 2
+    # Fewer samples than features: the root of the product of two thin matrices, from their Gram matrix.
+    a, b = (x.double() - x.double().mean(0) for x in (real_features, features))
+    cross = torch.linalg.svdvals(a @ b.T).sum() / 5
+    distance = (real_features.double().mean(0) - features.double().mean(0)).square().sum()
+    expected = distance + (a.square().sum() + b.square().sum()) / 5 - 2 * cross
+    assert scores["fid"] == pytest.approx(float(expected), rel=1e-6)
+    assert open_detector(f"inception:{inception}")(as_samples(made)).spatial.shape == (6, 7 * 17 * 17)
+    assert 1 <= scores["is"] <= float(p.shape[1])
+
+
+def test_without_torch_fidelity_one_line_says_what_to_install(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    assert main(["evaluate", "digits", "--reference", "digits", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("elit evaluate: detector='inception': needs torch-fidelity and the torchvision built for")
+    assert "pip install 'elit-diffusion[eval]'" in said
+    assert said.count("\n") == 1

@@ -1,0 +1,250 @@
+"""Pictures and references as they come: all kinds give the same, and what cannot be used is named in one line."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from elit.cli.main import main
+from elit.data.images import centre_crop, save_animation, to_uint8
+from elit.evaluate import EvaluationWarning
+from elit.evaluate.detectors import open_detector
+from elit.evaluate.features import Detection
+from elit.evaluate.pictures import open_pictures, write_npz
+from elit.evaluate.reference import load_reference, open_reference, save_reference
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    for i, pixels in enumerate(PIXELS):
+        path = root / "abc"[i // 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def table(folder, path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    files = list(map(str, sorted(folder.rglob("*.png"))))
+    datasets.Dataset.from_dict({"image": files, "label": [i // 3 for i in range(9)]}, features=features).to_parquet(
+        path
+    )
+
+
+def test_a_folder_a_table_and_arrays_give_the_same_pictures(folder, tmp_path):
+    table(folder, tmp_path / "t.parquet")
+    labels = [i // 3 for i in range(9)]
+    np.savez(tmp_path / "plain.npz", PIXELS, np.array(labels))
+    np.savez_compressed(tmp_path / "compressed.npz", PIXELS, np.array(labels))
+    write_npz(open_pictures(folder), tmp_path / "ours.npz", chunk=4)
+    for name in ("photos", "t.parquet", "plain.npz", "compressed.npz", "ours.npz"):
+        pictures = open_pictures(tmp_path / name)
+        assert len(pictures) == 9
+        assert np.array_equal(pictures.read(1, 8).permute(0, 2, 3, 1), PIXELS[1:8]), name
+        assert pictures.labels(2, 9).tolist() == labels[2:], name
+    cut = open_pictures(folder, 4).read(0, 1)[0]
+    assert torch.equal(cut, to_uint8(centre_crop(Image.fromarray(PIXELS[0]), 4)))
+
+
+def test_animations_are_clips(tmp_path):
+    for i in range(2):
+        frames = [Image.fromarray(PIXELS[3 * i + k, :, :, 0]).convert("RGB") for k in range(3)]
+        save_animation(frames, tmp_path / "clips" / f"{i}.gif")
+    clips = open_pictures(tmp_path / "clips")
+    assert clips.read(0, 2).shape == (2, 3, 3, 8, 8)
+    assert np.array_equal(clips.read(0, 2)[1, 0], PIXELS[3:6, :, :, 0])
+    assert clips.labels(0, 2) is None
+
+
+def evaluate(*arguments) -> int:
+    return main(["evaluate", *map(str, arguments)])
+
+
+BAD_FOLDERS = {
+    "empty": "no images in it",
+    "single": "1 picture; give at least 2",
+    "mixed": "picture 'PLACE/b.png' is 6×7, others are 8×8; make them one size, or give image_size",
+    "alpha": "picture 'PLACE/b.png' has a transparent alpha channel; put it on the background it is meant for",
+    "deep": "picture 'PLACE/b.png' is I;16, expected 8-bit RGB or grey; convert it",
+    "unreadable": "picture 'PLACE/b.png' cannot be read (cannot identify image file",
+    "cut": "picture 'PLACE/b.png' cannot be read (",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FOLDERS)
+def test_pictures_that_cannot_be_used_are_named_in_one_line(kind, capsys, tmp_path):
+    place = tmp_path / "bad"
+    place.mkdir()
+    good, other = (Image.fromarray(PIXELS[i]) for i in (0, 1))
+    if kind != "empty":
+        good.save(place / "a.png")
+    stream = io.BytesIO()
+    other.save(stream, "PNG")
+    if kind == "mixed":
+        other.resize((6, 7)).save(place / "b.png")
+    elif kind == "alpha":
+        clear = other.convert("RGBA")
+        clear.putalpha(100)
+        clear.save(place / "b.png")
+    elif kind == "deep":
+        Image.fromarray(PIXELS[0, :, :, 0].astype(np.uint16)).save(place / "b.png")
+    elif kind == "unreadable":
+        (place / "b.png").write_bytes(b"no picture at all")
+    elif kind == "cut":
+        (place / "b.png").write_bytes(stream.getvalue()[:120])
+    for arguments in ((place, "--reference", "digits"), ("digits", "--reference", place)):
+        code = evaluate(*arguments, "--detector", "digits", "--out", tmp_path / "out")
+        said = capsys.readouterr()
+        assert (code, said.out, said.err.count("\n")) == (2, "", 1)
+        assert BAD_FOLDERS[kind].replace("PLACE", str(place)) in said.err
+
+
+def test_grey_pictures_are_repeated_with_a_line_and_an_opaque_alpha_is_dropped(capsys, tmp_path):
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    for i in range(3):
+        Image.fromarray(PIXELS[i, :, :, 0]).save(grey / f"{i}.png")
+    pictures = open_pictures(grey)
+    with pytest.warns(EvaluationWarning, match=r"0\.png' is grey: repeated in three channels") as said:
+        read = pictures.read(0, 3)
+    assert len(said) == 1
+    assert all(np.array_equal(read[:, channel], PIXELS[:3, :, :, 0]) for channel in range(3))
+    assert evaluate(grey, "--detector", "digits", "--out", tmp_path / "out", "--metrics", "is") == 0
+    assert capsys.readouterr().err.count("is grey: repeated in three channels") == 1
+    Image.fromarray(PIXELS[0]).convert("RGBA").save(tmp_path / "grey" / "9.png")
+    assert np.array_equal(open_pictures(grey).read(3, 4)[0].permute(1, 2, 0), PIXELS[0])
+
+
+def test_arrays_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
+    np.savez(tmp_path / "key.npz", images=PIXELS)
+    np.savez(tmp_path / "float.npz", PIXELS / 255)
+    np.savez(tmp_path / "single.npz", PIXELS[:1])
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "key.npz").read_bytes()[:300])
+    lines = {
+        "key.npz": "keys images",
+        "float.npz": "arr_0 is float64 (9, 8, 8, 3); expected uint8 pictures",
+        "single.npz": "1 picture; give at least 2",
+        "mu.npz": "has mu but no sigma among its keys mu",
+        "cut.npz": "not a readable npz",
+        "nothing.npz": "no such file",
+    }
+    for name, message in lines.items():
+        code = evaluate("digits", "--reference", tmp_path / name, "--detector", "digits", "--out", tmp_path / "out")
+        said = capsys.readouterr().err
+        assert (code, said.count("\n")) == (2, 1)
+        assert message in said
+    assert evaluate(tmp_path / "key.npz", "--detector", "digits", "--out", tmp_path / "out") == 2
+    assert "no arr_0 among its keys images" in capsys.readouterr().err
+
+
+def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector(capsys, tmp_path):
+    options = ("--detector", "digits", "--out", tmp_path / "out")
+    assert evaluate("digits", "--save-reference", tmp_path / "real.safetensors", *options, "--json") == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])["made"]
+    assert (made["count"], made["pictures"]["name"], made["size"]) == (1797, "digits", [1, 8, 8])
+    assert made["detector"]["name"] == "digits"
+    assert len(made["detector"]["weights"]) == len(made["pictures"]["sha256"]) == 64
+    assert {"torch", "elit"} <= set(made["versions"])
+    results = []
+    np.savez(tmp_path / "set.npz", PIXELS)
+    for reference in (tmp_path / "real.safetensors", "digits"):
+        code = evaluate(tmp_path / "set.npz", "--reference", reference, *options, "--metrics", "fd", "recall", "--json")
+        said = capsys.readouterr()
+        assert code == 0
+        assert said.err == (
+            "elit evaluate: note: 9 samples for 64 features: their covariance is singular and distances come out too "
+            "large; give more than 64\n"
+        )
+        results.append(json.loads(said.out.splitlines()[-1]))
+    assert results[0] == results[1]
+
+    line = (tmp_path / "set.npz", "--reference", tmp_path / "real.safetensors", "--out", tmp_path / "out")
+    assert evaluate(*line, "--detector", "moving-digits") == 2
+    said = capsys.readouterr().err
+    assert "made with detector digits (" in said
+    assert ", not moving-digits (" in said
+    assert said.count("\n") == 1
+    (tmp_path / "real.safetensors").write_bytes(b"cut")
+    assert evaluate(*line, "--detector", "digits") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+class Inception:
+    """Stands in for torch-fidelity's: two features, the mean and the first pixel of the picture; one spatial one."""
+
+    name, distance, width = "inception", "fid", 2
+    offers = ("fid", "sfid", "is", "kid", "precision", "recall")
+    default = ("fid", "sfid", "is", "precision", "recall")
+
+    def describe(self):
+        return {"name": self.name, "weights": "0" * 64, "input": "as it is"}
+
+    def __call__(self, samples):
+        flat = samples.flatten(1)
+        return Detection(torch.stack((flat.mean(1), flat[:, 0]), 1), spatial=flat[:, 5:6], logits=flat[:, :4])
+
+
+def test_adms_reference_files(tmp_path):
+    """Statistics alone, or with the pictures whose neighbours precision and recall look at."""
+    from elit.evaluate.score import score
+
+    statistics = {"mu": np.zeros(2), "sigma": np.eye(2), "mu_s": np.zeros(1), "sigma_s": np.eye(1)}
+    np.savez(tmp_path / "both.npz", PIXELS, **statistics)
+    np.savez(tmp_path / "statistics.npz", **statistics)
+    np.savez(tmp_path / "set.npz", PIXELS[::-1])
+    pictures, detector = open_pictures(tmp_path / "set.npz"), Inception()
+    options = {"out": tmp_path / "out", "chunk": 4}
+    results = {}
+    for name in ("both", "statistics"):
+        reference = open_reference(tmp_path / f"{name}.npz", detector, **options)
+        assert torch.equal(reference.tensors["covariance"], torch.eye(2, dtype=torch.float64))
+        results[name] = score(pictures, detector, reference, **options)
+    assert set(results["both"].scores) == {"fid", "sfid", "is", "is_std", "precision", "recall"}
+    assert set(results["statistics"].scores) == {"fid", "sfid", "is", "is_std"}
+    assert results["both"].scores["fid"] == results["statistics"].scores["fid"]
+    assert (results["both"].scores["precision"], results["both"].scores["recall"]) == (1, 1)
+    again = open_reference(tmp_path / "both.npz", detector, **options)  # the one that was kept
+    assert again.describe() == open_reference(tmp_path / "both.npz", detector, **options).describe()
+    with pytest.raises(ValueError, match="no features of single pictures"):
+        score(pictures, detector, reference, **options, metrics=["recall"])
+    with pytest.raises(ValueError, match="ADM's statistics of 2 features, made with detector inception, not digits"):
+        open_reference(tmp_path / "both.npz", open_detector("digits"), **options)
+    save_reference(again, tmp_path / "saved.safetensors")
+    assert load_reference(tmp_path / "saved.safetensors", detector).describe() == again.describe()
+
+
+def test_metrics_that_cannot_be_had_say_what_they_lack(capsys, tmp_path):
+    np.savez(tmp_path / "set.npz", PIXELS)
+    for options, message in (
+        ("--metrics fvd", "metrics='fvd': digits offers fd, accuracy"),
+        ("--metrics fd", "metrics='fd': give a reference"),
+        ("--metrics accuracy", "metrics='accuracy': the classes of the pictures are not known"),
+        ("--count 10", "count=10: there are 9 pictures"),
+        ("--count 1", "count=1: give at least 2"),
+        ("--chunk 0", "chunk=0: give at least 1"),
+        ("--batch-size 0", "batch_size=0: give at least 1"),
+        ("--save-reference x.pt", "save_reference='x.pt': give a name that ends in .safetensors"),
+        ("--prompts-file nothing", "prompts_file='nothing': no such file"),
+    ):
+        code = evaluate(tmp_path / "set.npz", "--detector", "digits", "--out", tmp_path / "out", *options.split())
+        said = capsys.readouterr().err
+        assert (code, said.count("\n")) == (2, 1), said
+        assert message in said
+    for detector, message in (
+        ("fid", "detector='fid': give one of inception, dinov2"),
+        ("classifier", "detector='classifier': give one of"),
+        ("i3d:nothing.pt", "no such file; I3D is given as i3d:FILE.pt"),
+        ("dinov2:nothing", "detector=dinov2:nothing: cannot be loaded"),
+    ):
+        assert evaluate(tmp_path / "set.npz", "--detector", detector, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+    assert evaluate(tmp_path / "nothing", "--detector", "digits", "--out", tmp_path / "out") == 2
+    assert "no such file or folder" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Sample sets: the same to the bit for any batch size, number of processes, and after kills; and their scores."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import opened, small_vae
+from transformers import Dinov2Config, Dinov2Model
+
+import elit
+from elit.checkpoint import save_model
+from elit.cli.main import main
+from elit.evaluate import EvaluationWarning
+from elit.evaluate.detectors import open_detector
+from elit.evaluate.metrics import frechet_distance
+from elit.evaluate.pictures import as_samples, open_pictures
+from elit.evaluate.reference import open_reference
+from elit.evaluate.samples import Sampler, Setting
+from elit.evaluate.score import load_results, score
+from elit.evaluate.statistics import Moments
+
+COUNT = 90
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A saved model of 8×8 grey images."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
+    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(model, folder)
+    save_dino(folder.parent / "dino")
+    save_noise(folder.parent / "real.npz", 40, 8, 8)
+    return folder
+
+
+def save_dino(folder: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+
+
+def save_noise(path: Path, *size: int) -> None:
+    np.savez(path, np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def command(model: Path, out: Path, *options: object) -> list[str]:
+    detector = ("--detector", f"dinov2:{model.parent / 'dino'}", "--reference", model.parent / "real.npz")
+    metrics = ("--metrics", "fdd", "kid", "precision", "recall", "--count", COUNT, "--chunk", 4)
+    second = ("--steps", 6, "--guidance", "ccfg", "--scale", "2", "--budget", "0.5")
+    return list(map(str, ("evaluate", model, "--out", out, "--json", *detector, *metrics, *second, *options)))
+
+
+def launch(line: list[str], *launcher: str, threads: int) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    line = [sys.executable, *launcher, "-m", "elit", *line]
+    return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def result(text: str) -> dict:
+    return json.loads(text.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def batches_of_64(model, tmp_path_factory):
+    """Evaluated in this process; its JSON, and its folder."""
+    out, said = tmp_path_factory.mktemp("evaluate") / "out", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(command(model, out, "--batch-size", 64)) == 0
+    return result(said.getvalue()), out
+
+
+def same(ours: dict, theirs: dict) -> None:
+    assert ours["set_sha256"] == theirs["set_sha256"]
+    for detector, scores in theirs["scores"].items():
+        assert ours["scores"][detector] == pytest.approx(scores, rel=1e-9, abs=0)
+        assert Path(ours["files"][detector]).name == Path(theirs["files"][detector]).name
+
+
+def test_batches_of_7_and_of_64(model, batches_of_64, capsys, tmp_path):
+    assert main(command(model, tmp_path, "--batch-size", 7)) == 0
+    same(result(capsys.readouterr().out), batches_of_64[0])
+    assert len(list(tmp_path.glob("sets/*/pictures/*"))) == 12
+    assert len(list(batches_of_64[1].glob("sets/*/pictures/*"))) == 2
+
+
+def test_two_processes(model, batches_of_64, tmp_path):
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    )
+    process = launch(command(model, tmp_path, "--batch-size", 16), *launcher, threads=1)
+    said, wrong = process.communicate()
+    assert process.returncode == 0, wrong
+    same(result(said), batches_of_64[0])
+    assert said.count('"set_sha256"') == 1
+
+
+def test_killed_and_run_again(model, batches_of_64, capsys, tmp_path):
+    process = launch(command(model, tmp_path, "--batch-size", 4), threads=torch.get_num_threads())
+    while process.poll() is None and len(list(tmp_path.glob("sets/*/pictures/*.safetensors"))) < 3:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("sets/*/pictures/[0-9]*.safetensors")}
+    assert 3 <= len(kept) < 23
+    assert main(command(model, tmp_path, "--batch-size", 64)) == 0  # other batches: what is there is kept all the same
+    same(result(capsys.readouterr().out), batches_of_64[0])
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    rows = sorted(tuple(map(int, path.stem.split("-"))) for path in tmp_path.glob("sets/*/pictures/*.safetensors"))
+    assert [start for start, _ in rows] == [0, *(stop for _, stop in rows[:-1])]  # no gaps, no duplicates
+    assert rows[-1][1] == 92
+
+
+def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model, tmp_path):
+    """A plain loop over elit.sample, and the detector on all at once."""
+    network = elit.load_model(model)
+    setting = Setting(steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
+    sampler, detector = Sampler(network, tmp_path, chunk=8), open_detector("digits")
+    made = sampler.draw(setting, 20)
+    plain = elit.sample(network, [i % 10 for i in range(20)], steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
+    expected = ((plain.clamp(-1, 1) + 1) * 127.5).round()
+    assert (made.read(0, 20).float() - expected).abs().max() <= 1  # rounding in a batch of 20
+    assert made.gflops == pytest.approx(6 * elit.count_flops(network, budget=4) / 1e9)
+    assert made.ms > 0
+    real = open_pictures(Path("digits"))
+    reference = open_reference(Path("digits"), detector, out=tmp_path, chunk=64)
+    with pytest.warns(EvaluationWarning, match="20 samples for 64 features"):
+        found = score(made, detector, reference, out=tmp_path, metrics=["fd"])
+    a, b = (Moments(64).add(detector(as_samples(p.read(0, len(p)))).features) for p in (real, made))
+    by_hand = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+    assert found.scores["fd"] == pytest.approx(by_hand, rel=1e-4)
+    assert found.set_sha256 == made.digest
+
+    more = sampler.draw(setting, 30)  # goes on from the 24 that are there
+    assert torch.equal(more.read(0, 20), made.read(0, 20))
+    assert len(list(tmp_path.glob("sets/*/pictures/*"))) == 2
+
+
+def test_two_recipes_never_share_a_file(model, tmp_path):
+    network, detector = elit.load_model(model), open_detector("digits")
+    sampler = Sampler(network, tmp_path, chunk=8)
+    settings = [
+        Setting(steps=2),
+        Setting(steps=3),
+        Setting(steps=2, seed=1),
+        Setting(steps=2, shift=2.0),
+        Setting(steps=2, solver="heun"),
+        Setting(steps=2, budget=8),
+        Setting(steps=2, budget="8@0-0.5,16@0.5-1"),
+        *(Setting(steps=2, guidance=guidance) for guidance in (elit.CFG(2.0), elit.AG(2.0, 1), elit.CCFG(2.0, 1))),
+        Setting(steps=2, guidance=elit.CFG(2.0, interval=(0.0, 0.5))),
+    ]
+    results = [score(sampler.draw(setting, 8), detector, None, out=tmp_path, metrics=["is"]) for setting in settings]
+    assert len({result.path for result in results}) == len(settings) == len(load_results(tmp_path))
+    for setting, same in ((Setting(steps=2, budget=0.5), 5), (Setting(steps=2, guidance=elit.CFG(1.0)), 0)):
+        again = score(sampler.draw(setting, 8), detector, None, out=tmp_path, metrics=["is"])
+        assert again.path == results[same].path  # the same recipe, written in another way
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    other = Sampler(network, tmp_path, chunk=8).recipe(settings[0])
+    assert other["model"]["weights"] != results[0].recipe["samples"]["model"]["weights"]
+    stored = load_results(tmp_path)[0]
+    assert stored["recipe"]["samples"].keys() >= {
+        *("model", "solver", "steps", "shift", "budget", "guidance", "seed", "chunk"),
+        *("dtype", "device", "autoencoder", "conditions", "versions"),
+    }
+    assert stored["recipe"].keys() == {"samples", "count", "detector", "reference", "metrics", "chunk", "versions"}
+    with pytest.raises(ValueError, match="budget=17"):
+        sampler.recipe(Setting(budget=17))
+
+
+def test_samples_of_latents_are_decoded_and_written_as_adm_reads_them(capsys, tmp_path):
+    save_model(opened("elit-dit"), tmp_path / "model")
+    small_vae(scaling_factor=0.5).save_pretrained(tmp_path / "vae")
+    save_dino(tmp_path / "dino")
+    save_noise(tmp_path / "real.npz", 9, 32, 32)
+    line = ["evaluate", str(tmp_path / "model"), "--count", "8", "--steps", "1", "--chunk", "4"]
+    line += ["--detector", f"dinov2:{tmp_path / 'dino'}", "--reference", str(tmp_path / "real.npz")]
+    assert main([*line, "--out", str(tmp_path / "samples.npz")]) == 2
+    assert "elit evaluate: vae: not given; samples of 4 channels are no pictures" in capsys.readouterr().err
+    assert main([*line, "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "samples.npz")]) == 0
+    assert "dinov2" in capsys.readouterr().out
+    arrays = np.load(tmp_path / "samples.npz")
+    assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((8, 32, 32, 3), np.uint8)
+    assert arrays["arr_1"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    (stored,) = load_results(tmp_path / "samples")
+    assert stored["recipe"]["samples"]["autoencoder"]["scaling_factor"] == 0.5
+    again = open_pictures(tmp_path / "samples.npz")
+    assert torch.equal(again.read(2, 5), torch.from_numpy(arrays["arr_0"][2:5]).permute(0, 3, 1, 2))
+
+
+def test_a_missing_or_damaged_file_is_named(model, tmp_path):
+    made = Sampler(elit.load_model(model), tmp_path, chunk=4).draw(Setting(steps=1), 8, batch_size=4)
+    first, second = sorted(made.chunks.folder.iterdir())
+    second.write_bytes(second.read_bytes()[:50])
+    with pytest.raises(ValueError, match="is damaged"):
+        made.read(0, 8)
+    second.unlink()
+    with pytest.raises(ValueError, match="rows from 4 are missing; run the command again"):
+        made.read(0, 8)
+    assert made.read(0, 4).shape == (4, 1, 8, 8)
+    assert first.is_file()
