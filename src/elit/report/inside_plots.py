@@ -22,8 +22,9 @@ def attention_and_loss(found: Inspection, path: Path) -> None:
     """Both maps at every time, means over samples, and the rank correlation of every sample (paper Figure 2)."""
     times = found.numbers["made"]["times"]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(7.0, 1.0 + 1.75 * len(times)), 7.4), dpi=130, layout="constrained")
-        parts = figure.subfigures(2, 1, height_ratios=(1.35, 1), squeeze=False)
+        maps, chart = 2 * (0.5 + 1.55 * _aspect(found.maps["loss"])), 3.1  # inches
+        figure = Figure(figsize=(max(7.0, 1.0 + 1.75 * len(times)), maps + chart), dpi=130, layout="constrained")
+        parts = figure.subfigures(2, 1, height_ratios=(maps, chart), squeeze=False)
         above, below = parts[0, 0], parts[1, 0]
         panels = above.subplots(2, len(times), squeeze=False)
         rows = (("attention", "Read attention,\nsummed over latents"), ("loss", "flow-matching\nloss"))
@@ -42,7 +43,7 @@ def _correlations(ax: Axes, found: Inspection) -> None:
     times = found.numbers["made"]["times"]
     kinds = (
         ("over the whole sample", BLUE, "spearman", found.look.correlation()),
-        ("inside windows, where attention can choose", ORANGE, "in_windows", found.look.correlation_in_windows()),
+        ("inside windows", ORANGE, "in_windows", found.look.correlation_in_windows()),
     )
     for k, (label, colour, key, values) in enumerate(kinds):
         for i in range(len(times)):
@@ -66,11 +67,13 @@ def examples(found: Inspection, path: Path) -> None:
     middle = len(found.maps["loss"]) // 2
     correlations = found.look.correlation()[middle]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.3 + 1.35 * count, 4.6), dpi=130, layout="constrained")
+        figure = Figure(
+            figsize=(1.3 + 1.35 * count, 0.4 + 4.2 * _aspect(found.pictures)), dpi=130, layout="constrained"
+        )
         axes = figure.subplots(3, count, squeeze=False)
         for i in range(count):
             show_picture(axes[0, i], to_uint8(found.pictures[i : i + 1]).numpy()[0])
-            axes[0, i].set_title(f"ρ = {correlations[i]:.2f}")
+            axes[0, i].set_title("no ρ" if correlations[i].isnan() else f"ρ = {correlations[i]:.2f}")
             for ax, name in zip(axes[1:, i], ("attention", "loss"), strict=True):
                 _heat(ax, found.maps[name][middle, i], found.window)
         for ax, label in zip(axes[:, 0], ("data", "attention", "loss"), strict=True):
@@ -149,6 +152,11 @@ def _heat(ax: Axes, map_: Tensor, window: Sequence[int], *, colourbar: bool = Fa
         bar.locator = MaxNLocator(3)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
+
+
+def _aspect(pictures: Tensor) -> float:
+    """Rows over columns."""
+    return pictures.shape[-2] / pictures.shape[-1]
 
 
 def _powers(most: int) -> list[int]:

@@ -46,7 +46,7 @@ def _sample_sheet(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str]) -
                 show_picture(ax, to_uint8(image).numpy())
             row[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for ax, heading in zip(axes[0], headings, strict=True):
-            ax.set_title(heading)
+            ax.set_title(heading, size=8 if len(heading) > 4 else None)  # captions need the room
         return figure
 
 
