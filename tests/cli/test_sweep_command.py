@@ -64,7 +64,7 @@ def test_a_sweep_and_the_same_again(capsys, workplace):
     assert len({row["recipe_sha256"] for row in rows}) == len(rows) == 25
     for row in rows:
         assert json.loads((workplace / "out" / row["file"]).read_text())["recipe_sha256"] == row["recipe_sha256"]
-    assert {row["budget"] for row in rows} == {"16", "4", "4×1, 16×1"}
+    assert {row["budget"] for row in rows} == {"16", "4", "4@0-0.5,16@0.5-1"}
     assert result["card"] == "model/README.md"
     assert (workplace / "out/report.html").is_file()
     front = result["front"]["gflops"]

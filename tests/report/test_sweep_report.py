@@ -10,7 +10,7 @@ from PIL import Image
 from elit.evaluate.plane import Point, best, front_of
 from elit.report.card import MARK, card_points, pipeline_tag, write_card
 from elit.report.sweep import command, describe, write_sweep_report
-from elit.report.sweep_plots import at_best_scale, plain_budgets
+from elit.report.sweep_plots import at_best_scale, budgets_of
 
 COST = {"none": 1.0, "cfg": 2.0, "ag": 1.6, "ccfg": 1.5}
 PICTURES = ("compute_quality", "tokens_or_steps", "guidance", "degradation", "saturation")
@@ -20,7 +20,7 @@ def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Po
     """Quality rises with cost, best with CFG at scale 2; every score has a file of its own."""
     made = []
     for budget in budgets:
-        share = {"all": 1.0, "2×4, 16×4": 0.56}.get(budget) or int(budget) / 16
+        share = {"all": 1.0, "2@0-0.5,16@0.5-1": 0.56}.get(budget) or int(budget) / 16
         for count in steps:
             for kind in kinds:
                 for scale in (1.0,) if kind == "none" else (1.5, 2.0, 3.0):
@@ -48,7 +48,7 @@ def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Po
 
 
 def test_the_page(tmp_path):
-    made = points(("16", "8", "2×4, 16×4", "2"))
+    made = points(("16", "8", "2@0-0.5,16@0.5-1", "2"))
     page = write_sweep_report(tmp_path, made, "fd", model=Path("m"), grey=True, table=tmp_path / "sweep.jsonl")
     text = page.read_text(encoding="utf-8")
     for name in PICTURES:
@@ -78,8 +78,8 @@ def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
 
 
 def test_commands_and_names():
-    made = points(("16", "2×4, 16×4", "2"))
-    assert plain_budgets(made) == ["16", "2×4, 16×4", "2"]
+    made = points(("16", "2@0-0.5,16@0.5-1", "2"))
+    assert budgets_of(made) == ["16", "2@0-0.5,16@0.5-1", "2"]
     assert {point.scale for point in at_best_scale(made, "fd", "cfg")} == {2.0}
     ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
     assert command(ccfg, Path("m")) == (

@@ -16,7 +16,7 @@ class Point:
     """One setting under one detector."""
 
     budget: str
-    """Latents per group, or the schedule as it was given; "all" for a network without an interface."""
+    """Latents per group, or the schedule if it changes over the steps; "all" for a network without an interface."""
     share: float
     """Of the latents, mean over the steps."""
     steps: int
@@ -42,6 +42,10 @@ class Point:
     """The stored score with that recipe, in the sweep's folder."""
     scores: dict[str, float] = field(default_factory=dict)
     """By metric."""
+
+    @property
+    def scheduled(self) -> bool:
+        return not self.budget.isdigit() and self.budget != "all"
 
     def row(self) -> dict[str, Any]:
         """Of the results table: flat, a column a metric."""

@@ -6,6 +6,7 @@ OUT/sweep.jsonl                           a row a setting and detector; or any n
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,11 @@ def sweep(
     if not share.main:
         return [], 0
     points = []
-    for made in sets:
+    for setting, made in zip(settings, sets, strict=True):
         for judge in judges:
             result = stored_score(_recipe(made, judge, chunk), out)
             assert result is not None
-            points.append(_point(made, judge, result, sampler, out))
+            points.append(_point(setting, made, judge, result, sampler, out))
     return points, len(points) - sum(map(len, missing))
 
 
@@ -165,14 +166,14 @@ def _missing(
     return broadcast_object_list(looked)[0] if share.world > 1 else looked[0]
 
 
-def _point(made: SampleSet, judge: Judge, result: Result, sampler: Sampler, out: Path) -> Point:
+def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, sampler: Sampler, out: Path) -> Point:
     recipe, budgets = made.recipe, sampler.model.budgets
     kept = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
     guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None}
     assert result.ms is not None
     assert result.saturation is not None
     return Point(
-        budget=_name(kept) if budgets else "all",
+        budget=_name(setting.budget, kept) if budgets else "all",
         share=sum(kept) / len(kept) / budgets[-1] if budgets else 1.0,
         steps=recipe["steps"],
         guidance=guided["kind"],
@@ -189,12 +190,9 @@ def _point(made: SampleSet, judge: Judge, result: Result, sampler: Sampler, out:
     )
 
 
-def _name(kept: Sequence[int]) -> str:
-    """Latents per group as they change from step to step: "8", or "8×8, 16×8" for eight steps each."""
-    runs: list[tuple[int, int]] = []
-    for latents in kept:
-        if runs and runs[-1][0] == latents:
-            runs[-1] = (latents, runs[-1][1] + 1)
-        else:
-            runs.append((latents, 1))
-    return str(runs[0][0]) if len(runs) == 1 else ", ".join(f"{latents}×{count}" for latents, count in runs)
+def _name(budget: Schedule, kept: Sequence[int]) -> str:
+    """Latents per group; of a schedule the text, or if it was no text "8×4, 16×4", for four steps each."""
+    runs = [(latents, len(list(group))) for latents, group in groupby(kept)]
+    if len(runs) == 1:
+        return str(kept[0])
+    return budget if isinstance(budget, str) else ", ".join(f"{latents}×{count}" for latents, count in runs)

@@ -6,7 +6,7 @@ from pathlib import Path
 from elit.evaluate.plane import Point, best, degradations, front_of
 from elit.report import sweep_plots as plots
 from elit.report.html import Section, write_page
-from elit.report.sweep_plots import LOOK, at_best_scale, plain_budgets
+from elit.report.sweep_plots import LOOK, at_best_scale, budgets_of, latents
 
 
 def write_sweep_report(
@@ -33,7 +33,7 @@ def write_sweep_report(
 
 def describe(point: Point) -> str:
     """A setting in words: "8 latents per group, 16 steps, CCFG at scale 2"."""
-    kept = "all tokens" if point.budget == "all" else f"{point.budget} latents per group"
+    kept = "all tokens" if point.budget == "all" else f"{latents(point)} per group"
     guided = "no guidance" if point.guidance == "none" else f"{LOOK[point.guidance][0]} at scale {point.scale:g}"
     return f"{kept}, {point.steps} steps, {guided}"
 
@@ -86,7 +86,7 @@ def _front_table(points: Sequence[Point], metric: str, model: Path) -> Section:
 def command(point: Point, model: Path) -> str:
     """How to sample at a point."""
     parts = ["elit sample", str(model), f"--steps {point.steps}"]
-    if point.budget.isdigit():
+    if point.budget.isdigit() or "@" in point.budget:
         parts.append(f"--budget {point.budget}")
     if point.guidance != "none":
         parts.append(f"--guidance {point.guidance} --scale {point.scale:g}")
@@ -127,7 +127,7 @@ def _degradation(out: Path, points: Sequence[Point], metric: str) -> Section:
     found = {(p.budget, p.guidance, p.scale): rho for p, rho in degradations(points, metric) if p.steps == most}
     scales = {kind: at_best_scale(points, metric, kind)[0].scale for kind in kinds}
     rows = []
-    for budget in plain_budgets(points):
+    for budget in budgets_of(points):
         ratios = [found.get((budget, kind, scales[kind])) for kind in kinds]
         rows.append((budget, *("" if rho is None else f"{rho:.3f}" for rho in ratios)))
     return Section(

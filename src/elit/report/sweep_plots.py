@@ -22,7 +22,7 @@ LOOK = {
 }
 COSTS = (("gflops", "GFLOPs per sample"), ("ms", "ms per sample (measured)"))
 SHAPES = "osD^vPX*"  # of step counts
-MOST_PANELS = 5
+MOST_PANELS = 6
 DARK = "#1d2939"
 
 
@@ -35,7 +35,7 @@ def compute_quality(points: Sequence[Point], metric: str, path: Path) -> None:
     steps = sorted({point.steps for point in points})
     shapes = {count: SHAPES[i % len(SHAPES)] for i, count in enumerate(steps)}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 5.6), dpi=130, layout="constrained")
+        figure = Figure(figsize=(10.5, 5.6), dpi=130, layout="constrained")
         for ax, (cost, label) in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
             front = front_of(points, metric, cost)
             at = [(getattr(point, cost), point.scores[metric]) for point in front]
@@ -62,7 +62,7 @@ def compute_quality(points: Sequence[Point], metric: str, path: Path) -> None:
         keys = [_key(LOOK[kind][0], color=LOOK[kind][1], marker="o") for kind in kinds]
         keys += [_key(f"{count} steps", color=GREY, marker=shapes[count]) for count in steps]
         keys.append(Line2D([], [], color=DARK, linewidth=1.2, label="Pareto front (latents per group)"))
-        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 8), frameon=False)
+        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 8), frameon=False, fontsize=9)
         save_figure(figure, path)
 
 
@@ -72,33 +72,41 @@ def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
     steps = sorted({point.steps for point in points})
     colours = mpl.colormaps["viridis"].resampled(256)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(kinds) + 0.8, 4.2), dpi=130, layout="constrained")
-        for ax, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+        figure, axes = _panels(len(kinds), 3.4)
+        for ax, kind in zip(axes, kinds, strict=True):
             shown = at_best_scale(points, metric, kind)
             for i, count in enumerate(steps):
-                line = sorted((p for p in shown if p.steps == count), key=lambda p: p.gflops)
-                colour = colours(0.85 * i / max(1, len(steps) - 1))
-                plain, scheduled = ([p for p in line if ("×" in p.budget) == mixed] for mixed in (False, True))
-                at = [(p.gflops, p.scores[metric]) for p in plain]
+                line = sorted((point for point in shown if point.steps == count), key=lambda point: point.gflops)
+                at = [(point.gflops, point.scores[metric]) for point in line if not point.scheduled]
+                stars = [(point.gflops, point.scores[metric]) for point in line if point.scheduled]
+                look: dict[str, Any] = {"color": colours(0.85 * i / max(1, len(steps) - 1))}
                 label = f"{count} step{'s' if count > 1 else ''}"
-                ax.plot([x for x, _ in at], [y for _, y in at], color=colour, marker="o", markersize=4.5, label=label)
-                ax.plot(
-                    [p.gflops for p in scheduled],
-                    [p.scores[metric] for p in scheduled],
-                    "*",
-                    color=colour,
-                    markersize=9,
-                )
-                for point, place in zip(plain, at, strict=True):
-                    ax.annotate(
-                        point.budget, place, xytext=(4, 4), textcoords="offset points", color=colour, fontsize=7.5
+                if at:
+                    ax.plot(*zip(*at, strict=True), **look, marker="o", markersize=4.5, label=label)
+                if stars:
+                    ax.plot(*zip(*stars, strict=True), "*", **look, markersize=10)
+                if i in (0, len(steps) - 1):  # lines often run close together: the outer ones say what their points are
+                    offset, side = (
+                        ((-3, -4), ("right", "top")) if i == 0 and len(steps) > 1 else ((3, 3), ("left", "bottom"))
                     )
+                    names = [point.budget for point in line if not point.scheduled]
+                    for name, place in zip(names, at, strict=True):
+                        ax.annotate(
+                            name,
+                            place,
+                            xytext=offset,
+                            textcoords="offset points",
+                            ha=side[0],
+                            va=side[1],
+                            **look,
+                            size=8,
+                        )
             _log(ax.xaxis, ax.set_xscale, [point.gflops for point in points])
             _quality_axis(ax, metric, [point.scores[metric] for point in points])
             ax.set(xlabel=COSTS[0][1], title=_titled(kind, shown))
             ax.grid(alpha=0.25)
-        figure.axes[0].set_ylabel(quality_label(metric))
-        figure.axes[0].legend(frameon=False, fontsize=9)
+        figure.supylabel(quality_label(metric), fontsize=11)
+        axes[0].legend(frameon=False, fontsize=9)
         save_figure(figure, path)
 
 
@@ -116,26 +124,30 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
     """ρ against the share of the latents, a line a kind at its best scale, a panel a step count (paper Table 5)."""
     steps = sorted({point.steps for point in points})[-MOST_PANELS:]
     found = degradations(points, metric)
+    shares = sorted({point.share for point, _ in found if not point.scheduled})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(steps) + 0.8, 4), dpi=130, layout="constrained")
-        for ax, count in zip(figure.subplots(1, len(steps), sharey=True, squeeze=False)[0], steps, strict=True):
+        figure, axes = _panels(len(steps), 3.4)
+        for ax, count in zip(axes, steps, strict=True):
             ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
             for kind, (name, colour, marker) in LOOK.items():
                 shown = at_best_scale(points, metric, kind)
-                line = sorted((p.share, rho) for p, rho in found if p in shown and p.steps == count)
+                here = [(point, rho) for point, rho in found if point in shown and point.steps == count]
+                line = sorted((point.share, rho) for point, rho in here if not point.scheduled)
+                stars = [(point.share, rho) for point, rho in here if point.scheduled]
                 if line:
-                    ax.plot(*zip(*line, strict=True), color=colour, marker=marker, label=name)
-            shares = sorted({point.share for point, _ in found})
+                    ax.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=name)
+                if stars:
+                    ax.plot(*zip(*stars, strict=True), "*", color=colour, markersize=10)
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_locator(FixedLocator(shares))
             ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
             ax.xaxis.set_minor_locator(NullLocator())
-            if len(shares) > 6:
+            if len(shares) > 5:
                 ax.tick_params(axis="x", rotation=60)
-            ax.set(xlabel="share of the latents", title=f"{count} steps")
+            ax.set(xlabel="share of the latents", title=f"{count} step{'s' if count > 1 else ''}")
             ax.grid(alpha=0.25)
-        figure.axes[0].set_ylabel("degradation ratio ρ\n(1: as good as all latents)")
-        figure.axes[-1].legend(frameon=False, fontsize=9)
+        figure.supylabel("degradation ratio ρ (1: no loss)", fontsize=11)
+        axes[0].legend(frameon=False, fontsize=9)
         save_figure(figure, path)
 
 
@@ -145,9 +157,16 @@ def at_best_scale(points: Sequence[Point], metric: str, kind: str) -> list[Point
     return [p for p in of_kind if p.scale == best(of_kind, metric).scale] if of_kind else []
 
 
-def plain_budgets(points: Sequence[Point]) -> list[str]:
+def budgets_of(points: Sequence[Point]) -> list[str]:
     """Budgets and schedules as they are called, by falling share of the latents."""
     return list(dict.fromkeys(point.budget for point in sorted(points, key=lambda point: -point.share)))
+
+
+def latents(point: Point) -> str:
+    """What a point keeps of every group, in words."""
+    if point.scheduled:
+        return f"latents {point.budget}"
+    return f"{point.budget} latent{'s' if point.budget != '1' else ''}"
 
 
 def _over_scales(
@@ -156,10 +175,10 @@ def _over_scales(
     """At most steps; every kind's line starts without guidance, at scale 1. The legend has costs at the last scale."""
     most = max(point.steps for point in points)
     at_most = [point for point in points if point.steps == most]
-    budgets = _spread(plain_budgets(at_most))
+    budgets = _spread(budgets_of(at_most))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.1 * len(budgets) + 0.8, 4.4), dpi=130, layout="constrained")
-        for ax, budget in zip(figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0], budgets, strict=True):
+        figure, axes = _panels(len(budgets), 4.2)
+        for ax, budget in zip(axes, budgets, strict=True):
             here = [point for point in at_most if point.budget == budget]
             plain = [point for point in here if point.guidance == "none"]
             for point in plain:
@@ -175,13 +194,25 @@ def _over_scales(
                 ax.plot(*zip(*at, strict=True), color=colour, marker=marker, markersize=5, label=named)
             if metric:
                 _quality_axis(ax, metric, [value(point) for point in at_most])
-            share = f" ({100 * here[0].share:.3g}%)" if here[0].budget != "all" else ""
-            ax.set(xlabel="guidance scale", title=f"{budget} latents{share}")
-            ax.title.set_fontsize(11 if len(ax.get_title()) < 26 else 8)
+            share = "" if budget == "all" else f" ({100 * here[0].share:.3g}%)"
+            title = "all tokens" if budget == "all" else (budget if here[0].scheduled else latents(here[0]))
+            ax.set_xlabel("guidance scale")
+            ax.set_title(title + share, fontsize=11 if len(title) < 16 else 8)
             ax.grid(alpha=0.25)
-            ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-        figure.axes[0].set_ylabel(f"{label}\nat {most} steps")
+            ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        figure.supylabel(f"{label}, {most} steps", fontsize=11)
         save_figure(figure, path)
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """So many axes of one quality scale, at most three a row, so that a page that is shown smaller stays legible."""
+    columns = 2 if count in (2, 4) else min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.3 * columns + 0.6, height * rows), dpi=130, layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
 
 
 def _name_points(ax: Axes, front: Sequence[Point], at: Sequence[tuple[float, float]], metric: str) -> None:
@@ -190,7 +221,7 @@ def _name_points(ax: Axes, front: Sequence[Point], at: Sequence[tuple[float, flo
     for point, place in zip(front, at, strict=True):
         offset, side = ((-3, -5), "top") if below else ((-3, 5), "bottom")
         ax.annotate(
-            point.budget if len(point.budget) < 8 else "sched.",
+            "sched." if point.scheduled else point.budget,
             place,
             xytext=offset,
             textcoords="offset points",
