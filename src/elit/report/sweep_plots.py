@@ -138,6 +138,7 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
                     ax.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=name)
                 if stars:
                     ax.plot(*zip(*stars, strict=True), "*", color=colour, markersize=10)
+            _log(ax.yaxis, ax.set_yscale, [rho for _, rho in found])
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_locator(FixedLocator(shares))
             ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
@@ -177,7 +178,7 @@ def _over_scales(
     at_most = [point for point in points if point.steps == most]
     budgets = _spread(budgets_of(at_most))
     with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(budgets), 4.2)
+        figure, axes = _panels(len(budgets), 4.2, share=metric is None)  # a poor budget must not flatten the others
         for ax, budget in zip(axes, budgets, strict=True):
             here = [point for point in at_most if point.budget == budget]
             plain = [point for point in here if point.guidance == "none"]
@@ -193,7 +194,7 @@ def _over_scales(
                 named = f"{name}: {line[-1].gflops:.3g} GFLOPs"
                 ax.plot(*zip(*at, strict=True), color=colour, marker=marker, markersize=5, label=named)
             if metric:
-                _quality_axis(ax, metric, [value(point) for point in at_most])
+                _quality_axis(ax, metric, [value(point) for point in here])
             share = "" if budget == "all" else f" ({100 * here[0].share:.3g}%)"
             title = "all tokens" if budget == "all" else (budget if here[0].scheduled else latents(here[0]))
             ax.set_xlabel("guidance scale")
@@ -204,12 +205,12 @@ def _over_scales(
         save_figure(figure, path)
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """So many axes of one quality scale, at most three a row, so that a page that is shown smaller stays legible."""
+def _panels(count: int, height: float, *, share: bool = True) -> tuple[Figure, list[Axes]]:
+    """So many axes, at most three a row, so that a page that is shown smaller stays legible. share: one y axis."""
     columns = 2 if count in (2, 4) else min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(3.3 * columns + 0.6, height * rows), dpi=130, layout="constrained")
-    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, sharey=share, squeeze=False).flat)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
