@@ -41,7 +41,7 @@ def test_the_commands_of_the_training_guide_run_as_written(tmp_path, monkeypatch
 def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = commands("evaluate.md")
-    assert [line.split()[1] for line in lines] == ["train", *["evaluate"] * 4, "inspect"]
+    assert [line.split()[1] for line in lines] == ["train", *["evaluate"] * 4, "sweep", "inspect"]
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, line
     exec(compile(blocks("evaluate.md", "python"), "evaluate.md", "exec"), {})
@@ -50,3 +50,5 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
     assert said[-1].startswith("correlation ")
     assert (tmp_path / "runs/inside/report.html").is_file()
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5
+    assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 4 * 2 * 5
+    assert (tmp_path / "runs/small/model/README.md").is_file()

@@ -65,7 +65,7 @@ def readme_commands() -> list[str]:
 def test_the_readmes_commands_run_as_written(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     commands = readme_commands()
-    assert {line.split()[1] for line in commands} == {"train", "sample", "evaluate", "flops", "doctor"}
+    assert {line.split()[1] for line in commands} == {"train", "sample", "evaluate", "sweep", "flops", "doctor"}
     for line in commands:
         assert main(shlex.split(line, comments=True)[1:]) == 0, line
 

@@ -1,7 +1,5 @@
 """elit evaluate"""
 
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from elit.cli.main import check_device, show_progress
+from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.cli.sample import chosen_conditions, chosen_guidance
 
 FIELD_COUNT = 50_000  # samples behind published figures
 
@@ -86,17 +85,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any] | None:
-    from elit.evaluate import EvaluationWarning
-
-    def say(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, EvaluationWarning):
-            print(f"elit evaluate: note: {message}", file=sys.stderr)
-        else:
-            others(message, category, *rest, **more)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", EvaluationWarning)
-        others, warnings.showwarning = warnings.showwarning, say
+    with show_notes("evaluate"):
         return _run(args)
 
 
@@ -104,8 +93,6 @@ def _run(args: Args) -> dict[str, Any] | None:
     from accelerate import PartialState
 
     from elit.evaluate.chunks import Share
-    from elit.evaluate.detectors import open_detector
-    from elit.evaluate.reference import open_reference
     from elit.evaluate.score import score
 
     _check(args)
@@ -115,25 +102,18 @@ def _run(args: Args) -> dict[str, Any] | None:
     work = args.out.with_suffix("") if args.out.suffix == ".npz" else args.out
     options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
 
-    detectors = [open_detector(specification, device=device) for specification in args.detector]
-    wanted = _metrics_of(detectors, args.metrics)
-    references = []
-    for detector in detectors:  # before sampling, which takes longer
-        reference = None
-        if args.reference is not None:
-            with show_progress("reference", 1) as progress:
-                opened: dict[str, Any] = {"out": work, "image_size": args.image_size, "progress": progress}
-                reference = open_reference(args.reference, detector, **opened, **options)
-        references.append(reference)
+    judges = open_judges(args, device, work, share)  # before sampling, which takes longer
     pictures = _pictures(args, device, work, share)
     if args.save_reference is not None:
-        return _save_reference(args, pictures, detectors, work, options)
+        return _save_reference(args, pictures, judges[0].detector, work, options)
 
     results: dict[str, Any] = {}
-    for name, detector, reference in zip(args.detector, detectors, references, strict=True):
-        with show_progress(detector.name, len(pictures)) as progress:
-            chosen: dict[str, Any] = {"metrics": wanted[detector.name], "progress": progress}
-            results[name] = score(pictures, detector, reference, out=work, **chosen, **options)
+    for judge in judges:
+        with show_progress(judge.detector.name, len(pictures)) as progress:
+            chosen: dict[str, Any] = {"metrics": judge.metrics, "progress": progress}
+            results[judge.specification] = score(
+                pictures, judge.detector, judge.reference, out=work, **chosen, **options
+            )
     if not share.main:
         return None
     if args.out.suffix == ".npz":
@@ -159,6 +139,29 @@ def _check(args: Args) -> None:
             raise ValueError("save_reference: a reference is of one detector; give one")
 
 
+def open_judges(args: Any, device: str, work: Path, share: Any) -> list[Any]:
+    """The detectors of the options of that name, with their references and the metrics asked of each.
+
+    Raises ValueError for what cannot be had.
+    """
+    from elit.evaluate.detectors import open_detector
+    from elit.evaluate.reference import open_reference
+    from elit.evaluate.score import Judge
+
+    detectors = [open_detector(specification, device=device) for specification in args.detector]
+    wanted = _metrics_of(detectors, args.metrics)
+    options: dict[str, Any] = {"out": work, "image_size": args.image_size, "share": share}
+    options |= {"chunk": args.chunk, "batch_size": args.batch_size}
+    judges = []
+    for specification, detector in zip(args.detector, detectors, strict=True):
+        reference = None
+        if args.reference is not None:
+            with show_progress("reference", 1) as progress:
+                reference = open_reference(args.reference, detector, progress=progress, **options)
+        judges.append(Judge(specification, detector, reference, wanted[detector.name]))
+    return judges
+
+
 def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The metrics asked for, by the detector that offers them. Raises ValueError for one that none does."""
     for name in metrics:
@@ -173,38 +176,44 @@ def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, t
 
 def _pictures(args: Args, device: str, work: Path, share: Any) -> Any:
     """A model's samples, made now; or the pictures given."""
-    import torch
-
-    from elit.checkpoint import load_autoencoder, load_model
-    from elit.cli.sample import chosen_conditions, chosen_guidance
     from elit.evaluate.pictures import First, open_pictures
-    from elit.evaluate.samples import Sampler, Setting
+    from elit.evaluate.samples import Setting
 
     if not any((args.pictures / name).is_file() for name in ("config.json", "model_index.json")):
         pictures = open_pictures(args.pictures, args.image_size)
         return pictures if args.count is None else First(pictures, args.count)
-    dtype = getattr(torch, args.dtype)
-    model = load_model(args.pictures, torch_dtype=dtype).to(device).eval()
-    vae = load_autoencoder(args.vae or args.pictures / "vae", required=args.vae is not None, torch_dtype=dtype)
-    if vae is not None:
-        vae.to(device)
-    if args.prompts_file is not None:
-        args = replace(args, prompts=tuple(args.prompts_file.read_text(encoding="utf-8").splitlines()))
-    conditions = chosen_conditions(args, model, device)
-    sampler = Sampler(model, work, vae=vae, conditions=conditions, chunk=args.chunk)
+    sampler = open_sampler(args, args.pictures, device, work)
     same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "seed")}
     setting, count = Setting(guidance=chosen_guidance(args), **same), args.count or FIELD_COUNT
     with show_progress("sampling", count) as progress:
         return sampler.draw(setting, count, batch_size=args.batch_size, share=share, progress=progress)
 
 
+def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
+    """The model in `folder` with the autoencoder and the conditions of the options of that name."""
+    import torch
+
+    from elit.checkpoint import load_autoencoder, load_model
+    from elit.evaluate.samples import Sampler
+
+    dtype = getattr(torch, args.dtype)
+    model = load_model(folder, torch_dtype=dtype).to(device).eval()
+    vae = load_autoencoder(args.vae or folder / "vae", required=args.vae is not None, torch_dtype=dtype)
+    if vae is not None:
+        vae.to(device)
+    if args.prompts_file is not None:
+        if not args.prompts_file.is_file():
+            raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
+        args = replace(args, prompts=tuple(args.prompts_file.read_text(encoding="utf-8").splitlines()))
+    return Sampler(model, work, vae=vae, conditions=chosen_conditions(args, model, device), chunk=args.chunk)
+
+
 def _save_reference(
-    args: Args, pictures: Any, detectors: Sequence[Any], work: Path, options: dict[str, Any]
+    args: Args, pictures: Any, detector: Any, work: Path, options: dict[str, Any]
 ) -> dict[str, Any] | None:
     from elit.evaluate.detection import detect
     from elit.evaluate.reference import reference_from, save_reference
 
-    (detector,) = detectors
     with show_progress(detector.name, len(pictures)) as progress:
         found = detect(pictures, detector, work, progress=progress, **options)
     if not options["share"].main:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": "train a model on digits or a folder of images",
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
+    "sweep": "score a model over budgets, steps and guidances: table, Pareto front, plots, report, model card",
     "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
     "flops": "what a model costs at each budget",
     "doctor": "what is installed here, what works and what is fast",
@@ -96,6 +98,26 @@ def show_progress(what: str, total: int) -> Iterator[Callable[[int, int], None] 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def show_notes(name: str) -> Iterator[None]:
+    """Prints what to know before believing a score as a line on stderr, each once."""
+    from elit.evaluate import EvaluationWarning
+
+    said: set[str] = set()
+
+    def say(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, EvaluationWarning):
+            others(message, category, *rest, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"elit {name}: note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EvaluationWarning)
+        others, warnings.showwarning = warnings.showwarning, say
+        yield
 
 
 def _one_line(box: str, name: str) -> str:

@@ -78,6 +78,20 @@ def precision_recall(real: Tensor, made: Tensor, *, neighbours: int = 3) -> tupl
     return float(precision.double().mean()), float(recall.double().mean())
 
 
+def saturation(pictures: Tensor) -> Tensor:
+    """How vivid pictures are (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8, C = 1 or 3.
+
+    Colour: the mean over pixels of HSV's saturation, (max − min) / max over the channels, 0 for black. Grey pictures
+    have none; there it is their contrast, the mean of |pixel − the picture's mean| over half of the range: 1 where one
+    half is black and the other white. What guidance overdoes in colours, it overdoes in contrast.
+    """
+    x = pictures.double().flatten(2)  # (B, C, pixels)
+    if x.shape[1] == 1:
+        return (x - x.mean(2, keepdim=True)).abs().mean((1, 2)) / 127.5
+    most, least = x.amax(1), x.amin(1)
+    return ((most - least) / most.clamp(min=1)).mean(1)
+
+
 def _squared_radii(x: Tensor, neighbours: int) -> Tensor:
     """Squared distance of each sample to its k-th nearest other one; the nearest of all is itself, at 0."""
     return torch.cat([_squared(part, x).kthvalue(neighbours + 1, dim=1).values for part in x.split(BLOCK)])

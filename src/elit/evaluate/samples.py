@@ -19,6 +19,7 @@ from elit.budgets import Schedule, resolve_budget, schedule_budgets
 from elit.data.encode import weights_digest
 from elit.data.images import to_uint8
 from elit.evaluate.chunks import Chunks, Progress, Share
+from elit.evaluate.metrics import saturation
 from elit.evaluate.recipe import (
     claim_folder,
     conditions_digest,
@@ -87,6 +88,12 @@ class SampleSet:
         return float(self.chunks.read(0, self.count, "ms").min())
 
     @property
+    def saturation(self) -> float:
+        """Mean over all pictures (paper Figure 15); see `metrics.saturation`."""
+        total = sum(float(saturation(part.movedim(-1, 1)).sum()) for part in self.chunks.stream(self.count, "pictures"))
+        return total / self.count
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all pictures in their order."""
         return set_digest(self.chunks.read(0, self.count, "sha256"))
@@ -149,6 +156,20 @@ class Sampler:
             "chunk": self.chunk,
         }
 
+    def planned(self, setting: Setting, count: int) -> SampleSet:
+        """The set as `draw` gives it, whether or not it has been made. Raises ValueError for what does not fit."""
+        if count < 2:
+            raise ValueError(f"count={count}: give at least 2")
+        recipe = self.recipe(setting)
+        gflops = sampling_flops(self.model, **setting.arguments()) / 1e9
+        labels = self.conditions if isinstance(self.conditions, Tensor) else torch.arange(len(self.conditions))
+        folder = self.out / "sets" / recipe_digest(recipe)[:16]
+        return SampleSet(folder, recipe, count, labels.cpu(), gflops)
+
+    def warm_up(self) -> None:
+        """One step on a full chunk: the first call on a machine is slower, and would tell on its setting's time."""
+        self._chunk(Setting(steps=1), 0)
+
     def draw(
         self,
         setting: Setting,
@@ -163,15 +184,9 @@ class Sampler:
         batch_size: samples between two files, in whole chunks; changes none. progress: (samples done, samples of this
         process). Raises ValueError for what does not fit.
         """
-        if count < 2:
-            raise ValueError(f"count={count}: give at least 2")
-        recipe = self.recipe(setting)
-        gflops = sampling_flops(self.model, **setting.arguments()) / 1e9
-        labels = self.conditions if isinstance(self.conditions, Tensor) else torch.arange(len(self.conditions))
-        folder = self.out / "sets" / recipe_digest(recipe)[:16]
-        made = SampleSet(folder, recipe, count, labels.cpu(), gflops)
+        made = self.planned(setting, count)
         if share.main:
-            claim_folder(folder, recipe)
+            claim_folder(made.folder, made.recipe)
         share.wait()
         options: dict[str, Any] = {"batch_size": batch_size, "share": share, "progress": progress}
         made.chunks.fill(count, lambda first: self._chunk(setting, first), **options)

@@ -25,11 +25,22 @@ from elit.evaluate.reference import FEATURES_KEPT, Reference
 from elit.evaluate.samples import CHUNK, SampleSet
 
 FRECHET = ("fid", "fdd", "fvd", "fd")
+DISTANCES = (*FRECHET, "sfid", "kid")  # lower is better; of all others, higher
 METRICS = (*FRECHET, "sfid", "is", "kid", "precision", "recall", "accuracy", "steady")
 COMPARED = {*FRECHET, "sfid", "kid", "precision", "recall"}  # need a reference
 KID = {"subsets": 100, "subset_size": 1000, "seed": 0}
 IS = {"splits": 10, "seed": 0}
 NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A detector, what it compares with, and which of its metrics are wanted; none given: its own choice."""
+
+    specification: str
+    detector: Detector
+    reference: Reference | None
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +61,8 @@ class Result:
     """Of a sample, all steps and guidance included; None for pictures that were given."""
     ms: float | None = None
     """Of a sample in the fastest chunk, likewise, without the autoencoder."""
+    saturation: float | None = None
+    """Mean over a model's samples, of grey ones the contrast: `metrics.saturation`."""
 
 
 def score(
@@ -76,18 +89,9 @@ def score(
     found = detect(pictures, detector, out, **options)
     if not share.main:
         return None
-    samples = pictures.describe()
-    if not isinstance(pictures, SampleSet):  # a name does not say what the pictures are, as a network's recipe does
-        samples = samples | {"sha256": found.digest}
-    recipe = {
-        "samples": samples,
-        "count": found.count,
-        "detector": detector.describe() | {"dtype": "float32"},
-        "reference": reference.describe() if reference else None,
-        "metrics": {name: _options(name) for name in metrics},
-        "chunk": chunk,
-        "versions": versions(),
-    }
+    # A name does not say what the pictures are, as a network's recipe does.
+    given = {} if isinstance(pictures, SampleSet) else {"sha256": found.digest}
+    recipe = score_recipe(pictures.describe() | given, found.count, detector, reference, metrics, chunk)
     notes = _notes(found, detector, reference) if COMPARED & set(metrics) else ()
     for note in notes:
         warnings.warn(note, EvaluationWarning, stacklevel=2)
@@ -97,12 +101,51 @@ def score(
         recipe=recipe,
         set_sha256=found.digest,
         notes=notes,
-        path=out / "scores" / f"{recipe_digest(recipe)[:32]}.json",
+        path=_file(out, recipe),
         gflops=drawn.gflops if drawn else None,
         ms=drawn.ms if drawn else None,
+        saturation=drawn.saturation if drawn else None,
     )
     _store(result)
     return result
+
+
+def score_recipe(
+    samples: dict[str, Any],
+    count: int,
+    detector: Detector,
+    reference: Reference | None,
+    metrics: Sequence[str],
+    chunk: int = CHUNK,
+) -> dict[str, Any]:
+    """Everything that decides a score. samples: what decides the pictures; metrics: from `possible_metrics`."""
+    return {
+        "samples": samples,
+        "count": count,
+        "detector": detector.describe() | {"dtype": "float32"},
+        "reference": reference.describe() if reference else None,
+        "metrics": {name: _options(name) for name in metrics},
+        "chunk": chunk,
+        "versions": versions(),
+    }
+
+
+def stored_score(recipe: dict[str, Any], out: Path) -> Result | None:
+    """The score of this recipe under OUT, None where there is none yet. Raises ValueError for a damaged file."""
+    path = _file(out, recipe)
+    if not path.is_file():
+        return None
+    content = _same_recipe(path, recipe)
+    return Result(
+        scores=content["scores"],
+        recipe=content["recipe"],
+        set_sha256=content["set_sha256"],
+        notes=tuple(content["notes"]),
+        path=path,
+        gflops=content["gflops_per_sample"],
+        ms=content["ms_per_sample"],
+        saturation=content["saturation"],
+    )
 
 
 def possible_metrics(
@@ -176,21 +219,35 @@ def _notes(found: Found, detector: Detector, reference: Reference | None) -> tup
 
 
 def _store(result: Result) -> None:
-    """Raises ValueError where the file holds another recipe, which only a damaged or renamed one can."""
+    """Raises ValueError where the file holds another recipe."""
     if result.path.is_file():
-        before = json.loads(result.path.read_text(encoding="utf-8"))["recipe"]
-        if before != json.loads(json.dumps(result.recipe)):
-            raise ValueError(f"out: {str(result.path)!r} holds another recipe; remove it")
+        _same_recipe(result.path, result.recipe)
     content = {
         "scores": result.scores,
         "set_sha256": result.set_sha256,
         "gflops_per_sample": result.gflops,
         "ms_per_sample": result.ms,
+        "saturation": result.saturation,
         "notes": list(result.notes),
         "recipe_sha256": recipe_digest(result.recipe),
         "recipe": result.recipe,
     }
     write_text(result.path, json.dumps(content, indent=2) + "\n")
+
+
+def _file(out: Path, recipe: dict[str, Any]) -> Path:
+    return out / "scores" / f"{recipe_digest(recipe)[:32]}.json"
+
+
+def _same_recipe(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The content of a score's file. Raises ValueError where it is of another recipe: damaged, or renamed."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"out: {str(path)!r} is damaged ({error}); remove it") from None
+    if content["recipe"] != json.loads(json.dumps(recipe)):
+        raise ValueError(f"out: {str(path)!r} holds another recipe; remove it")
+    return content
 
 
 def load_results(out: Path) -> list[dict[str, Any]]:

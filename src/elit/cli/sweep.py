@@ -1,0 +1,201 @@
+"""elit sweep"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from elit.cli.evaluate import FIELD_COUNT, open_judges, open_sampler
+from elit.cli.main import check_device, show_notes, show_progress
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Score a model at many budgets, steps and guidances: one table, the Pareto front, a report with plots, and a model
+    card. What is scored already, here or by elit evaluate with the same --out, is not scored again, and what a killed
+    run has made is kept. Several processes share the work under accelerate launch or torchrun.
+
+    Example: elit sweep runs/quickstart/model --reference digits --detector digits --count 200 --steps 4 8 16
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a saved model or pipeline."""
+    reference: Path | None = None
+    """Real pictures, saved statistics, or ADM's .npz, as for elit evaluate."""
+    detector: tuple[str, ...] = ("inception",)
+    """One or more, as for elit evaluate."""
+    metrics: tuple[str, ...] = ()
+    """Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: what each detector is used for."""
+    quality: str | None = None
+    """The metric of plots, front and card; default: the first of the first detector."""
+    out: Path = Path("runs/sweep")
+    """Folder for sample sets, scores, the table, plots and report.html."""
+    table: Path | None = None
+    """Results, a row a setting and detector: Parquet where it ends in .parquet, else JSON lines; default:
+    OUT/sweep.jsonl."""
+    budgets: tuple[str, ...] = ("1.0", "0.5", "0.25", "0.125", "0.0625")
+    """Latents per group (8), shares of them (0.5), or full."""
+    schedules: tuple[str, ...] = ()
+    """Budgets that change over t, beside the fixed ones (0.5@0-0.5,1@0.5-1)."""
+    steps: tuple[int, ...] = (40,)
+    """Solver steps."""
+    guidance: tuple[Literal["none", "cfg", "ag", "ccfg"], ...] = ("none", "ccfg")
+    """Kinds; cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
+    scales: tuple[float, ...] = (1.5,)
+    """Guidance scales of every kind but none; 1 is off."""
+    guidance_budget: str = "1"
+    """Budget of the second branch of ag and ccfg."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance acts; 0 = noise, 1 = data."""
+    count: int = FIELD_COUNT
+    """Samples a setting."""
+    image_size: int | None = None
+    """Cut the reference's pictures as ADM does; default: they are of one size."""
+    labels: tuple[int, ...] = ()
+    """Classes of the samples, in turn; default: all of the model's."""
+    prompts: tuple[str, ...] = ()
+    """Texts, in turn, for a text-conditional model."""
+    prompts_file: Path | None = None
+    """A file with one text a line instead."""
+    text_encoder: str | None = None
+    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
+    solver: Literal["euler", "heun"] = "euler"
+    """heun is second order and evaluates twice a step."""
+    shift: float = 1.0
+    """More of the steps near noise; 1 is even."""
+    seed: int = 0
+    """Seed of the first sample of every setting; the next ones count up."""
+    vae: Path | None = None
+    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
+    chunk: int = 32
+    """Samples computed at once. Decides roundings, so part of the recipe."""
+    batch_size: int = 256
+    """Samples between two files, in whole chunks; changes no sample and no score."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network; the solver's state and the detectors stay float32."""
+    card: bool = True
+    """Write MODEL/README.md; where there is one that no sweep has written, OUT/README.md."""
+    license: str = "unknown"
+    """Of the weights, for the card, as the Hub names it, such as apache-2.0."""
+    datasets: tuple[str, ...] = ()
+    """Names on the Hub of the data that the model was trained on, for the card."""
+    json: bool = False
+    """Print where everything is, and the front, as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "sweep", arguments)
+
+
+def run(args: Args) -> dict[str, Any] | None:
+    with show_notes("sweep"):
+        return _run(args)
+
+
+def _run(args: Args) -> dict[str, Any] | None:
+    from accelerate import PartialState
+
+    from elit.budgets import parse_budget
+    from elit.evaluate.chunks import Share
+    from elit.evaluate.sweep import make_settings, sweep, write_table
+
+    _check(args)
+    state = PartialState(cpu=check_device(args.device) == "cpu")
+    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
+    device = args.device or str(state.device)
+    sampler = open_sampler(args, args.model, device, args.out)
+    settings, notes = make_settings(
+        sampler,
+        budgets=[*map(parse_budget, args.budgets if sampler.model.budgets else ("full",)), *args.schedules],
+        steps=args.steps,
+        guidance=args.guidance,
+        scales=args.scales,
+        guidance_budget=parse_budget(args.guidance_budget),
+        interval=args.guidance_interval,
+        solver=args.solver,
+        shift=args.shift,
+        seed=args.seed,
+    )
+    judges = open_judges(args, device, args.out, share)
+    if share.main:
+        detector, quality = _quality(args, judges, sampler.planned(settings[0], args.count))
+    made: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
+    with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
+        points, known = sweep(sampler, settings, judges, count=args.count, out=args.out, progress=progress, **made)
+    if not share.main:
+        return None
+    table = args.table or args.out / "sweep.jsonl"
+    write_table(points, table)
+    shown = [point for point in points if point.detector == detector]
+    result = _report(args, sampler, shown, quality, table)
+    if not args.json:
+        _print(shown, quality, known, notes, result)
+    return {"points": len(points), "known": known, "notes": notes, **result}
+
+
+def _check(args: Args) -> None:
+    """What can be said before anything is loaded. Raises ValueError."""
+    for name, least in (("chunk", 1), ("batch_size", 1), ("count", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name}={getattr(args, name)}: give at least {least}")
+    if args.table is not None and args.table.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"table={str(args.table)!r}: give a name that ends in .jsonl or .parquet")
+
+
+def _quality(args: Args, judges: Sequence[Any], example: Any) -> tuple[str, str]:
+    """Specification of the detector and the metric that plots are of. Raises ValueError."""
+    from elit.evaluate.score import possible_metrics
+
+    scored = {
+        judge.specification: possible_metrics(example, judge.detector, judge.reference, judge.metrics)
+        for judge in judges
+    }
+    for specification, metrics in scored.items():
+        if args.quality is None or args.quality in metrics:
+            return specification, args.quality or metrics[0]
+    here = "; ".join(f"{name} scores {', '.join(metrics)}" for name, metrics in scored.items())
+    raise ValueError(f"quality={args.quality!r}: {here}")
+
+
+def _report(args: Args, sampler: Any, points: Sequence[Any], quality: str, table: Path) -> dict[str, Any]:
+    """Writes report and card; returns where they are and the front, as --json prints it."""
+    from elit.evaluate.plane import front_of
+    from elit.report.card import write_card
+    from elit.report.sweep import write_sweep_report
+
+    grey = sampler.vae is None and sampler.model.config.in_channels == 1
+    report = write_sweep_report(args.out, points, quality, model=args.model, grey=grey, table=table)
+    card = None
+    if args.card:
+        reference = args.reference.name if args.reference else "none"
+        known: dict[str, Any] = {"reference": reference, "license": args.license, "datasets": args.datasets}
+        card = write_card(args.model, sampler.model, points, quality, instead=args.out / "README.md", **known)
+    return {
+        "table": str(table),
+        "report": str(report),
+        "card": str(card) if card else None,
+        "quality": quality,
+        "front": {cost: [point.row() for point in front_of(points, quality, cost)] for cost in ("gflops", "ms")},
+    }
+
+
+def _print(points: Sequence[Any], quality: str, known: int, notes: Sequence[str], result: dict[str, Any]) -> None:
+    """The front as a table, and where everything is."""
+    from elit.evaluate.plane import front_of
+    from elit.report.sweep import cells, headings
+    from elit.report.tables import print_table
+
+    for note in notes:
+        print(f"elit sweep: note: {note}", file=sys.stderr)
+    rows = [cells(point, [quality]) for point in front_of(points, quality, "gflops")]
+    print_table(headings([quality]), rows, title=f"Pareto front of {len(points)} points, {quality} against GFLOPs")
+    print(f"{known} scores were there already.")
+    for name in ("table", "report", "card"):
+        if result[name]:
+            print(f"{name.capitalize()}: {result[name]}")

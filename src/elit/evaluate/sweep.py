@@ -1,0 +1,198 @@
+"""Many settings of one network, each scored once and found again: the points of the compute–quality plane.
+
+OUT/sets, features, references, scores    as `elit evaluate` leaves and finds them
+OUT/sweep.jsonl                           a row a setting and detector; or any name that ends in .parquet
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from elit.budgets import Budget, Schedule, resolve_budget, schedule_budgets
+from elit.config import write_text
+from elit.evaluate.chunks import Progress, Share
+from elit.evaluate.plane import Point
+from elit.evaluate.recipe import recipe_digest
+from elit.evaluate.samples import CHUNK, Sampler, SampleSet, Setting
+from elit.evaluate.score import Judge, Result, possible_metrics, score, score_recipe, stored_score
+from elit.flow.guidance import AG, CCFG, CFG, Guidance
+from elit.flow.solver import time_grid
+
+KINDS = ("none", "cfg", "ag", "ccfg")
+
+
+def make_settings(
+    sampler: Sampler,
+    *,
+    budgets: Sequence[Schedule],
+    steps: Sequence[int],
+    guidance: Sequence[str] = ("none",),
+    scales: Sequence[float] = (),
+    guidance_budget: Budget = 1,
+    interval: tuple[float, float] = (0.0, 1.0),
+    **same: Any,
+) -> tuple[list[Setting], list[str]]:
+    """All combinations, budgets outermost, and a note on each that was left out: two ways to write one recipe are one.
+
+    budgets: counts, shares or schedules over t. guidance: of `KINDS`; all but none at each of `scales`.
+    guidance_budget, interval: of `Guidance`. same: further fields of `Setting`. AG is left out where its second branch
+    would keep more latents than the first. Raises ValueError for what does not fit the network.
+    """
+    for name, values in (("budgets", budgets), ("steps", steps), ("guidance", guidance)):
+        if not values:
+            raise ValueError(f"{name}: give at least one")
+    if wrong := [kind for kind in guidance if kind not in KINDS]:
+        raise ValueError(f"guidance={wrong[0]!r}: give some of {', '.join(KINDS)}")
+    if not scales and set(guidance) - {"none"}:
+        raise ValueError("scales: give at least one for guidance other than none")
+    chosen: list[Guidance | None] = []
+    for kind in guidance:
+        chosen += [None] if kind == "none" else [_guide(kind, scale, guidance_budget, interval) for scale in scales]
+    found: dict[str, Setting] = {}
+    notes: list[str] = []
+    for budget in budgets:
+        for count in steps:
+            kept = schedule_budgets(budget, time_grid(count, same.get("shift", 1.0))[:-1], sampler.model.budgets)
+            for guide in chosen:
+                if guide is not None and guide.kind == "ag" and sampler.model.budgets and guide.scale != 1:
+                    weak = resolve_budget(guide.budget, sampler.model.budgets)
+                    if any(weak > main for main in kept):  # type: ignore[operator]
+                        notes.append(f"AG at budget {budget} is left out: its second branch keeps {weak} latents")
+                        continue
+                setting = Setting(steps=count, budget=budget, guidance=guide, **same)
+                found.setdefault(recipe_digest(sampler.recipe(setting)), setting)
+    return list(found.values()), list(dict.fromkeys(notes))
+
+
+def sweep(
+    sampler: Sampler,
+    settings: Sequence[Setting],
+    judges: Sequence[Judge],
+    *,
+    count: int,
+    out: Path,
+    chunk: int = CHUNK,
+    batch_size: int = 256,
+    share: Share = Share(),  # noqa: B008
+    progress: Progress | None = None,
+) -> tuple[list[Point], int]:
+    """Scores `count` samples of every setting under every judge; (points, how many were there). Empty but in main.
+
+    A score that OUT has already, from this or from `elit evaluate`, is taken from there. All settings are sampled a
+    part at a time in turn, each part as long as all before it: what else the machine does then hits them alike, and
+    a setting's milliseconds, of its fastest chunk, compare. progress: (samples done, samples to make).
+    """
+    sets = [sampler.planned(setting, count) for setting in settings]
+    missing = _missing(sets, judges, out, chunk, share)
+    total, done = count * sum(map(bool, missing)), 0
+    if total:
+        sampler.warm_up()
+    ends = part_ends(count, sampler.chunk * share.world)
+    for begin, end in zip([0, *ends], ends, strict=False):
+        for setting, made, judged in zip(settings, sets, missing, strict=True):
+            if not judged:
+                continue
+            sampler.draw(setting, end, batch_size=batch_size, share=share)
+            for judge in (judges[j] for j in judged) if end == count else ():
+                chosen: dict[str, Any] = {"metrics": judge.metrics, "chunk": chunk, "batch_size": batch_size}
+                score(made, judge.detector, judge.reference, out=out, share=share, **chosen)
+            done += end - begin
+            if progress:
+                progress(done, total)
+    if not share.main:
+        return [], 0
+    points = []
+    for setting, made in zip(settings, sets, strict=True):
+        for judge in judges:
+            result = stored_score(_recipe(made, judge, chunk), out)
+            assert result is not None
+            points.append(_point(setting, made, judge, result, sampler, out))
+    return points, len(points) - sum(map(len, missing))
+
+
+def part_ends(count: int, first: int) -> list[int]:
+    """Where each part of `count` samples ends: at `first`, then twice as far every time, and at `count`."""
+    ends = []
+    while first < count:
+        ends.append(first)
+        first *= 2
+    return [*ends, count]
+
+
+def write_table(points: Sequence[Point], path: Path) -> None:
+    """A row a point, whole or not at all: Parquet where the name ends so, else JSON lines. All have all columns."""
+    rows = [point.row() for point in points]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{name: row.get(name) for name in columns} for row in rows]
+    if path.suffix != ".parquet":
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    parquet.write_table(pa.Table.from_pylist(rows), temporary)
+    temporary.replace(path)
+
+
+def _guide(kind: str, scale: float, budget: Budget, interval: tuple[float, float]) -> Guidance:
+    if kind == "cfg":
+        return CFG(scale, interval=interval)
+    return {"ag": AG, "ccfg": CCFG}[kind](scale, budget, interval=interval)
+
+
+def _recipe(made: SampleSet, judge: Judge, chunk: int) -> dict[str, Any]:
+    metrics = possible_metrics(made, judge.detector, judge.reference, judge.metrics)
+    return score_recipe(made.recipe, made.count, judge.detector, judge.reference, metrics, chunk)
+
+
+def _missing(
+    sets: Sequence[SampleSet], judges: Sequence[Judge], out: Path, chunk: int, share: Share
+) -> list[list[int]]:
+    """For every set, the judges whose score is not there yet. The main process looks, since it alone has references."""
+    looked: list[list[list[int]]] = [[]]
+    if share.main:
+        looked = [
+            [
+                [j for j, judge in enumerate(judges) if stored_score(_recipe(made, judge, chunk), out) is None]
+                for made in sets
+            ]
+        ]
+    return broadcast_object_list(looked)[0] if share.world > 1 else looked[0]
+
+
+def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, sampler: Sampler, out: Path) -> Point:
+    recipe, budgets = made.recipe, sampler.model.budgets
+    kept = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
+    guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None}
+    assert result.ms is not None
+    assert result.saturation is not None
+    return Point(
+        budget=_name(setting.budget, kept) if budgets else "all",
+        share=sum(kept) / len(kept) / budgets[-1] if budgets else 1.0,
+        steps=recipe["steps"],
+        guidance=guided["kind"],
+        scale=float(guided["scale"]),
+        guidance_budget=guided["budget"],
+        count=made.count,
+        gflops=made.gflops,
+        ms=result.ms,
+        saturation=result.saturation,
+        detector=judge.specification,
+        recipe_sha256=recipe_digest(result.recipe),
+        file=str(result.path.relative_to(out)),
+        scores=result.scores,
+    )
+
+
+def _name(budget: Schedule, kept: Sequence[int]) -> str:
+    """Latents per group; of a schedule the text, or if it was no text "8×4, 16×4", for four steps each."""
+    runs = [(latents, len(list(group))) for latents, group in groupby(kept)]
+    if len(runs) == 1:
+        return str(kept[0])
+    return budget if isinstance(budget, str) else ", ".join(f"{latents}×{count}" for latents, count in runs)

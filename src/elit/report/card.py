@@ -1,0 +1,113 @@
+"""The model card that a sweep writes: README.md with what the Hub reads, then budget, quality and cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from elit.config import write_text
+from elit.evaluate.plane import Point, best
+from elit.models.transformer import Transformer
+from elit.report.sweep import cells, command, describe, headings
+from elit.report.sweep_plots import LOOK, at_best_scale
+
+MARK = "<!-- written by elit sweep; remove this line to keep the card as it is -->"
+PAPER = "arxiv:2603.12245"
+
+
+def write_card(
+    folder: Path,
+    model: Transformer,
+    points: Sequence[Point],
+    metric: str,
+    *,
+    reference: str,
+    license: str,
+    datasets: Sequence[str] = (),
+    instead: Path,
+) -> Path:
+    """Writes FOLDER/README.md and returns where it is: `instead`, if FOLDER has a README.md that no sweep has written.
+
+    points: of one detector. The Hub's results are `metric` of every row of the card, and all metrics of the best row.
+    reference: what they are compared with, the data set of the results. license, datasets: as the Hub names them.
+    """
+    card = folder / "README.md"
+    if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
+        card = instead
+    rows = card_points(points, metric)
+    metrics = [metric, *(name for name in points[0].scores if name != metric and not name.endswith("_std"))]
+    top = best(rows, metric)
+    name = f"ELIT-{type(model).__name__}" if model.budgets else type(model).__name__
+    task = pipeline_tag(model)
+    data = ModelCardData(
+        license=license,
+        library_name="elit",
+        pipeline_tag=task,
+        tags=["elit", "diffusers", "diffusion", "rectified-flow", "elastic-inference", PAPER],
+        datasets=list(datasets) or None,
+        metrics=metrics,
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type=task or "image-generation",
+                dataset_type=reference,
+                dataset_name=reference,
+                metric_type=each,
+                metric_value=round(point.scores[each], 6),
+                metric_name=f"{each} ({describe(point)}, {point.gflops:.4g} GFLOPs)",
+            )
+            for point in rows
+            for each in (metrics if point is top else [metric])
+        ],
+    )
+    write_text(card, f"---\n{data.to_yaml()}\n---\n\n{_body(name, model, rows, metrics, reference)}")
+    ModelCard.load(card)  # raises where what was written does not read back
+    return card
+
+
+def card_points(points: Sequence[Point], metric: str) -> list[Point]:
+    """The card's table: at most steps every budget, without guidance and with each kind at its best scale."""
+    most = max(point.steps for point in points)
+    return [p for kind in LOOK for p in at_best_scale(points, metric, kind) if p.steps == most]
+
+
+def pipeline_tag(model: Transformer) -> str | None:
+    """The Hub's name for what a network does; it has none for clips by class."""
+    text, clips = "text_encoder" in model.config, len(model.sample_size) == 3
+    if text:
+        return "text-to-video" if clips else "text-to-image"
+    return None if clips else "unconditional-image-generation"
+
+
+def _body(name: str, model: Transformer, rows: Sequence[Point], metrics: Sequence[str], reference: str) -> str:
+    top = best(rows, metrics[0])
+    dial = (
+        f"It runs at {len(model.budgets)} budgets with the same weights: {model.budgets[0]} to {model.budgets[-1]} "
+        "latents per group, chosen at inference, by the Elastic Latent Interface Transformer."
+        if model.budgets
+        else "It is a plain network without a latent interface."
+    )
+    size = "×".join(map(str, model.sample_size))
+    channels = f"{model.config.in_channels} channel{'s' if model.config.in_channels > 1 else ''}"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    table = [headings(metrics), tuple("---:" for _ in headings(metrics)), *(cells(point, metrics) for point in rows)]
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
+    return f"""{MARK}
+# {name}
+
+A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size} with {channels}.
+{dial}
+
+```bash
+{command(top, Path("."))}   # in this folder: the best row below
+```
+
+## Budget, quality, cost
+
+{lines}
+
+GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, {top.steps} steps and guidance included,
+without the autoencoder; milliseconds were measured on one machine. {top.count} samples a row, scored by
+`{top.detector}` against `{reference}`; each kind of guidance at its best scale. Every number has its
+full recipe in the sweep's folder.
+"""

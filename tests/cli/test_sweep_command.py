@@ -1,0 +1,133 @@
+"""elit sweep as a user types it: one table, resumed, shared by two processes; and its mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+import elit
+from elit.checkpoint import save_model
+from elit.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a model of 8×8 grey images, its baseline, a small detector and real pictures."""
+    folder = tmp_path_factory.mktemp("sweep")
+    sizes = {"hidden_size": 16, "num_heads": 2, "depth": 3}
+    split = {"split": (1, 1, 1), "window": (4, 4)}
+    torch.manual_seed(0)
+    for name, saved, more in (("ELIT-DiT-S/1", "model", split), ("DiT-S/1", "plain", {})):
+        model = elit.create_model(name, sample_size=8, in_channels=1, num_classes=10, **sizes, **more)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        save_model(model, folder / saved)
+    small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
+    Dinov2Model(Dinov2Config(**small)).save_pretrained(folder / "dino")
+    np.savez(folder / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+
+
+SCORED = ("--reference", "real.npz", "--detector", "dinov2:dino", "--count", "12", "--chunk", "4")
+GRID = ("--budgets", "1.0", "0.25", "--schedules", "4@0-0.5,16@0.5-1", "--steps", "1", "2")
+KINDS = ("--guidance", "none", "ag", "ccfg", "--scales", "1.5", "2")
+
+
+def run(capsys, *arguments):
+    code = main(["sweep", *map(str, arguments)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_sweep_and_the_same_again(capsys, workplace):
+    evaluated = ("--steps", "2", "--budget", "4", "--guidance", "ccfg", "--scale", "2", "--out", "out")
+    assert main(["evaluate", "model", *SCORED, *evaluated]) == 0
+    capsys.readouterr()
+    line = ("model", *SCORED, *GRID, *KINDS, "--out", "out", "--json")
+    code, said, _ = run(capsys, *line)
+    assert code == 0
+    result = json.loads(said.splitlines()[-1])
+    # One step has one budget: the schedule is then its first piece, and so 4 latents, which are there already.
+    assert (result["points"], result["known"], result["notes"]) == (2 * 5 * 2 + 5, 1, [])
+    rows = [json.loads(row) for row in (workplace / "out/sweep.jsonl").read_text().splitlines()]
+    assert len({row["recipe_sha256"] for row in rows}) == len(rows) == 25
+    for row in rows:
+        assert json.loads((workplace / "out" / row["file"]).read_text())["recipe_sha256"] == row["recipe_sha256"]
+    assert {row["budget"] for row in rows} == {"16", "4", "4@0-0.5,16@0.5-1"}
+    assert result["card"] == "model/README.md"
+    assert (workplace / "out/report.html").is_file()
+    front = result["front"]["gflops"]
+    assert [row["fdd"] for row in front] == sorted((row["fdd"] for row in front), reverse=True)
+    cheapest = min(rows, key=lambda row: (row["gflops"], row["fdd"]))
+    assert front[0] == cheapest
+    assert front[-1]["fdd"] == min(row["fdd"] for row in rows)
+
+    times = {path: path.stat().st_mtime_ns for path in (workplace / "out").glob("*/**/*.*") if path.is_file()}
+    code, said, _ = run(capsys, *line[:-1], "--table", "again.parquet", "--no-card")
+    assert "Pareto front of 25 points, fdd against GFLOPs" in said
+    assert "25 scores were there already." in said
+    assert "Card:" not in said
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert (workplace / "again.parquet").is_file()
+
+
+def test_two_processes_and_one_make_the_same_table(capsys, workplace):
+    line = ["model", *SCORED, "--budgets", "1.0", "4", "--steps", "2", "--guidance", "none", "--no-card"]
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d")
+    command = [sys.executable, *launcher, "--rdzv-endpoint=localhost:0", "-m", "elit", "sweep", *line, "--out", "two"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert run(capsys, *line, "--out", "one")[0] == 0
+    one, two = (
+        [json.loads(row) | {"ms": None} for row in (workplace / out / "sweep.jsonl").read_text().splitlines()]
+        for out in ("one", "two")
+    )
+    assert [row.pop("fdd") for row in one] == pytest.approx([row.pop("fdd") for row in two], rel=1e-9)
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--count", "1"), "count=1: give at least 2"),
+        (("--table", "t.csv"), "table='t.csv': give a name that ends in .jsonl or .parquet"),
+        (("--budgets", "17"), "budget=17: give a number of latents per group (1 to 16), a share in (0, 1]"),
+        (("--budgets", "half"), "budget='half': not a budget"),
+        (("--schedules", "0.5@0-0.4"), "the pieces must cover t from 0 to 1"),
+        (("--guidance", "cfg", "--scales"), "scales"),
+        (("--scales", "-1"), "guidance scale=-1.0: give a number >= 0"),
+        (("--quality", "fid"), "quality='fid': dinov2:dino scores fdd"),
+        (("--metrics", "fid"), "metrics='fid': dinov2 offers fdd, kid, precision, recall"),
+        (("--detector", "dino"), "detector='dino': give one of inception"),
+        (("--prompts", "a seven"), "prompts='a seven': this model takes classes"),
+        (("--prompts-file", "none.txt"), "prompts_file='none.txt': no such file"),
+    ],
+)
+def test_mistakes_are_one_line(options, said, capsys):
+    code, out, err = run(capsys, "model", *SCORED, "--out", "wrong", *options)
+    lines = [line for line in err.splitlines() if line and "Loading weights" not in line]  # transformers' own bar
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert lines[0].startswith("elit sweep: ")
+    assert said in lines[0]
+
+
+def test_a_baseline_has_no_budgets(capsys, workplace):
+    line = ("plain", *SCORED, "--steps", "1", "2", "--out", "baseline", "--json")
+    code, out, err = run(capsys, *line)
+    assert (code, out) == (2, "")
+    assert "this model has no latent interface; use CFG" in err
+    code, out, _ = run(capsys, *line, "--guidance", "none", "cfg")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["points"] == 4
+    assert "It is a plain network" in (workplace / "plain/README.md").read_text()

@@ -1,0 +1,207 @@
+"""A sweep: the front and ρ on tables made by hand, what is left out, what is found again, and the table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+import elit
+from elit.evaluate.detectors import open_detector
+from elit.evaluate.metrics import saturation
+from elit.evaluate.plane import Point, best, degradation, degradations, front_of, loss, pareto_front
+from elit.evaluate.recipe import recipe_digest
+from elit.evaluate.reference import open_reference
+from elit.evaluate.samples import Sampler, Setting
+from elit.evaluate.score import Judge, load_results, score
+from elit.evaluate.sweep import make_settings, part_ends, sweep, write_table
+
+
+def point(budget: str = "8", **values) -> Point:
+    base = {
+        "share": int(budget) / 16,
+        "steps": 4,
+        "guidance": "none",
+        "scale": 1.0,
+        "guidance_budget": None,
+        "count": 10,
+        "gflops": 1.0,
+        "ms": 1.0,
+        "saturation": 0.5,
+        "detector": "digits",
+        "recipe_sha256": "0" * 64,
+        "file": "scores/0.json",
+        "scores": {"fd": 10.0, "accuracy": 0.5},
+    }
+    return Point(budget=budget, **(base | values))
+
+
+def test_the_front_of_a_table_made_by_hand():
+    table = [
+        (4.0, 5.0),  # beaten by 2, which costs less
+        (1.0, 9.0),  # the cheapest
+        (2.0, 5.0),
+        (2.0, 7.0),  # as dear as 2, worse
+        (3.0, 5.0),  # as good as 2, dearer
+        (2.0, 5.0),  # equal to 2 in both: both stay
+        (5.0, 1.0),  # the best
+        (9.0, 2.0),  # dearer than the best, and worse
+        (1.0, 9.5),  # as cheap as the cheapest, worse
+    ]
+    costs, losses = zip(*table, strict=True)
+    assert pareto_front(costs, losses) == [1, 2, 5, 6]
+    assert pareto_front([], []) == []
+    assert pareto_front([3.0], [3.0]) == [0]
+    assert pareto_front([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == [0, 1, 2]
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite"):
+            pareto_front([1.0, bad], [1.0, 1.0])
+
+
+def test_the_front_is_what_the_definition_says():
+    """Against all pairs, on a coarse grid, so with many ties."""
+    numbers = np.random.default_rng(0).integers(0, 6, (200, 60, 2)).astype(float)
+    for table in numbers:
+        beaten = [any((p <= q).all() and (p < q).any() for p in table) for q in table]
+        front = pareto_front(*table.T)
+        assert sorted(front) == [i for i, is_beaten in enumerate(beaten) if not is_beaten]
+        assert [table[i][0] for i in front] == sorted(table[i][0] for i in front)
+
+
+def test_the_front_goes_the_right_way_for_each_metric():
+    cheap = point(gflops=1.0, ms=9.0, scores={"fd": 20.0, "accuracy": 0.9})
+    dear = point(gflops=2.0, ms=3.0, scores={"fd": 10.0, "accuracy": 0.8})
+    assert front_of([dear, cheap], "fd", "gflops") == [cheap, dear]
+    assert front_of([dear, cheap], "accuracy", "gflops") == [cheap]
+    assert front_of([dear, cheap], "fd", "ms") == [dear]
+    assert best([dear, cheap], "fd") is dear
+    assert best([dear, cheap], "accuracy") is cheap
+    assert (loss("kid", 2.0), loss("is", 2.0)) == (2.0, -2.0)
+
+
+def test_degradation():
+    assert degradation("fid", 6.0, 4.0) == 1.5
+    assert degradation("accuracy", 0.4, 0.8) == 2.0
+    assert degradation("kid", -0.1, 0.2) is None
+    assert degradation("accuracy", 0.0, 0.8) is None
+    full, half = point("16", scores={"fd": 4.0}), point("8", scores={"fd": 5.0})
+    other = [replace(p, steps=8, scores={"fd": 2 * p.scores["fd"] ** 2}) for p in (full, half)]
+    alone = replace(half, guidance="cfg", scale=2.0)  # its full budget was not swept
+    found = degradations([full, half, *other, alone], "fd")
+    assert found == [(full, 1.0), (half, 1.25), (other[0], 1.0), (other[1], 1.5625)]
+
+
+def test_saturation():
+    colours = torch.tensor([[[200, 100]], [[100, 100]], [[50, 100]]], dtype=torch.uint8)  # HSV: 0.75, 0
+    assert saturation(colours[None]).tolist() == [0.375]
+    assert saturation(torch.zeros(1, 3, 2, 2, dtype=torch.uint8)).tolist() == [0.0]
+    grey = torch.tensor([[[0, 255, 0, 255]], [[90, 90, 90, 90]]], dtype=torch.uint8)
+    assert saturation(grey[:, None]).tolist() == [1.0, 0.0]
+    assert saturation(grey[:, None, None]).tolist() == [1.0, 0.0]  # clips
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
+    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_path):
+    sampler = Sampler(network, tmp_path, chunk=4)
+    kinds, grid = ("none", "cfg", "ag", "ccfg"), {"budgets": (16, 0.5, 8, 1), "steps": (1, 2)}
+    settings, notes = make_settings(sampler, **grid, guidance=kinds, scales=(1.0, 2.0, 3.0), guidance_budget=2)
+    assert len(settings) == 2 * (2 * 7 + 5)  # 0.5 is 8, scale 1 is no guidance, AG at 1 would lower nothing
+    assert notes == ["AG at budget 1 is left out: its second branch keeps 2 latents"]
+    assert len({recipe_digest(sampler.recipe(setting)) for setting in settings}) == len(settings)
+    scheduled, _ = make_settings(sampler, budgets=(16, "4@0-0.5,16@0.5-1"), steps=(2, 4), shift=2.0, seed=7)
+    assert [(s.budget, s.steps, s.shift, s.seed) for s in scheduled] == [
+        *((16, 2, 2.0, 7), (16, 4, 2.0, 7)),
+        *(("4@0-0.5,16@0.5-1", 2, 2.0, 7), ("4@0-0.5,16@0.5-1", 4, 2.0, 7)),
+    ]
+    for wrong, said in (
+        ({"budgets": ()}, "budgets: give at least one"),
+        ({"guidance": ("cfg",)}, "scales: give at least one"),
+        ({"guidance": ("apg",)}, "guidance='apg': give some of none, cfg, ag, ccfg"),
+        ({"budgets": (17,)}, "budget=17"),
+        ({"steps": (0,)}, "steps=0"),
+        ({"guidance": ("ccfg",), "scales": (2.0,), "guidance_budget": 99}, "budget=99"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_settings(sampler, **(grid | wrong))
+
+
+def test_parts_double():
+    assert part_ends(200, 32) == [32, 64, 128, 200]
+    assert part_ends(64, 32) == [32, 64]
+    assert part_ends(2, 32) == [2]
+
+
+def judges(out: Path) -> list[Judge]:
+    torch.manual_seed(0)
+    small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
+    Dinov2Model(Dinov2Config(**small)).save_pretrained(out / "dino")
+    np.savez(out / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    detector = open_detector(f"dinov2:{out / 'dino'}")
+    reference = open_reference(out / "real.npz", detector, out=out, chunk=64)
+    return [Judge("dinov2", detector, reference, ("fdd", "precision"))]
+
+
+def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch):
+    sampler, judged = Sampler(network, tmp_path, chunk=8), judges(tmp_path)
+    evaluated = score(
+        sampler.draw(Setting(steps=2, budget=4), 20), judged[0].detector, judged[0].reference, out=tmp_path, chunk=8,
+        metrics=["fdd", "precision"],
+    )  # fmt: skip
+    settings, _ = make_settings(sampler, budgets=(16, 4), steps=(1, 2), guidance=("none", "ccfg"), scales=(2.0,))
+    told: list[tuple[int, int]] = []
+    options = {"count": 20, "out": tmp_path, "chunk": 8}
+    points, known = sweep(sampler, settings, judged, progress=lambda *now: told.append(now), **options)
+    assert (len(points), known) == (8, 1)
+    assert told[-1] == (140, 140)
+    assert [p.budget for p in points] == ["16"] * 4 + ["4"] * 4
+    found = next(p for p in points if (p.budget, p.steps, p.guidance) == ("4", 2, "none"))
+    assert (found.file, found.scores) == (f"scores/{evaluated.path.name}", evaluated.scores)
+    assert found.gflops == pytest.approx(2 * elit.count_flops(network, budget=4) / 1e9)
+    assert len({p.recipe_sha256 for p in points}) == 8
+    for each in points:  # from the table to everything that decides a number
+        stored = json.loads((tmp_path / each.file).read_text())
+        assert stored["recipe_sha256"] == each.recipe_sha256 == recipe_digest(stored["recipe"])
+        assert stored["recipe"]["samples"]["steps"] == each.steps
+        assert str(stored["recipe"]["samples"]["budget"]) == each.budget
+        assert (stored["scores"], stored["saturation"]) == (each.scores, each.saturation)
+    assert len(load_results(tmp_path)) == 8
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(Sampler, "_chunk", forbidden)
+    assert sweep(sampler, settings, judged, **options) == (points, 8)
+
+    broken = tmp_path / points[3].file
+    broken.write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        sweep(sampler, settings, judged, **options)
+    broken.unlink()  # its samples are there; only the score is made anew
+    monkeypatch.setattr(Sampler, "warm_up", lambda self: None)
+    assert sweep(sampler, settings, judged, **options) == (points, 7)
+
+
+def test_tables_as_json_lines_and_parquet(tmp_path):
+    from pyarrow import parquet
+
+    points = [point(), point("16", guidance="ag", scale=2.0, guidance_budget=1, scores={"fid": 3.0})]
+    write_table(points, tmp_path / "a.jsonl")
+    write_table(points, tmp_path / "deep/a.parquet")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert rows == parquet.read_table(tmp_path / "deep/a.parquet").to_pylist()
+    assert [row["fid"] for row in rows] == [None, 3.0]
+    assert rows[1]["accuracy"] is None
+    assert list(rows[0])[-3:] == ["fd", "accuracy", "fid"]

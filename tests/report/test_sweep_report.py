@@ -1,0 +1,124 @@
+"""The page and the model card of a sweep, from points made by hand."""
+
+from pathlib import Path
+
+import pytest
+from conftest import fresh, links_of
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from elit.evaluate.plane import Point, best, front_of
+from elit.report.card import MARK, card_points, pipeline_tag, write_card
+from elit.report.sweep import command, describe, write_sweep_report
+from elit.report.sweep_plots import at_best_scale, budgets_of
+
+COST = {"none": 1.0, "cfg": 2.0, "ag": 1.6, "ccfg": 1.5}
+PICTURES = ("compute_quality", "tokens_or_steps", "guidance", "degradation", "saturation")
+
+
+def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Point]:
+    """Quality rises with cost, best with CFG at scale 2; every score has a file of its own."""
+    made = []
+    for budget in budgets:
+        share = {"all": 1.0, "2@0-0.5,16@0.5-1": 0.56}.get(budget) or int(budget) / 16
+        for count in steps:
+            for kind in kinds:
+                for scale in (1.0,) if kind == "none" else (1.5, 2.0, 3.0):
+                    cost = share * count * COST[kind]
+                    name = f"{len(made):064x}"
+                    made.append(
+                        Point(
+                            budget=budget,
+                            share=share,
+                            steps=count,
+                            guidance=kind,
+                            scale=scale,
+                            guidance_budget=1 if kind in ("ag", "ccfg") else None,
+                            count=100,
+                            gflops=cost,
+                            ms=2 * cost,
+                            saturation=0.3 + 0.1 * scale,
+                            detector="digits",
+                            recipe_sha256=name,
+                            file=f"scores/{name[-32:]}.json",
+                            scores={"fd": 5 + 20 / cost + abs(scale - 2), "kid": 1.0, "kid_std": 0.1},
+                        )
+                    )
+    return made
+
+
+def test_the_page(tmp_path):
+    made = points(("16", "8", "2@0-0.5,16@0.5-1", "2"))
+    page = write_sweep_report(tmp_path, made, "fd", model=Path("m"), grey=True, table=tmp_path / "sweep.jsonl")
+    text = page.read_text(encoding="utf-8")
+    for name in PICTURES:
+        width, height = Image.open(tmp_path / f"{name}.png").size
+        assert min(width, height) > 400
+    assert all(link.startswith("data:image/png;base64,") for link in links_of(text))
+    assert len(links_of(text)) == len(PICTURES)
+    assert all(point.file in text for point in made)  # every point can be traced
+    top = best(made, "fd")
+    assert describe(top) == "16 latents per group, 8 steps, CFG at scale 2"
+    assert f"Best fd: {top.scores['fd']:.4g} with {describe(top)}" in text
+    assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</code>" in text
+    assert text.index("<td>yes</td>") < text.index("All points")
+
+
+@pytest.mark.parametrize(
+    ("made", "left_out"),
+    [
+        (points(("all",), ("none", "cfg")), {"tokens_or_steps", "degradation"}),  # a baseline
+        (points(("8", "2")), {"degradation"}),  # full budget not swept
+        (points(("16",), ("none",), (4,)), {"tokens_or_steps", "guidance", "degradation"}),
+    ],
+)
+def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
+    write_sweep_report(tmp_path, made, "kid", model=Path("m"), grey=False, table=tmp_path / "t.parquet")
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES) - left_out
+
+
+def test_commands_and_names():
+    made = points(("16", "2@0-0.5,16@0.5-1", "2"))
+    assert budgets_of(made) == ["16", "2@0-0.5,16@0.5-1", "2"]
+    assert {point.scale for point in at_best_scale(made, "fd", "cfg")} == {2.0}
+    ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
+    assert command(ccfg, Path("m")) == (
+        "elit sample m --steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1"
+    )
+    assert [p.scores["fd"] for p in front_of(made, "fd", "ms")] == sorted(
+        (p.scores["fd"] for p in front_of(made, "fd", "ms")), reverse=True
+    )
+
+
+def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
+    model, made = fresh("elit-dit"), points()
+    options = {"reference": "digits", "license": "mit", "datasets": ["a/b"], "instead": tmp_path / "out/README.md"}
+    path = write_card(tmp_path, model, made, "fd", **options)
+    assert path == tmp_path / "README.md"
+    card = ModelCard.load(path)
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "elit", "unconditional-image-generation")
+    assert (data.model_name, data.datasets, data.metrics) == ("ELIT-DiT", ["a/b"], ["fd", "kid"])
+    assert "arxiv:2603.12245" in data.tags
+    rows = card_points(made, "fd")
+    assert len(rows) == 3 * 4
+    read = {(result.metric_type, result.metric_name): result for result in data.eval_results}
+    assert len(read) == len(data.eval_results) == len(rows) + 1  # the other metric, of the best row alone
+    for row in rows:
+        result = read["fd", f"fd ({describe(row)}, {row.gflops:.4g} GFLOPs)"]
+        assert result.metric_value == round(row.scores["fd"], 6)
+        assert (result.dataset_name, result.task_type) == ("digits", "unconditional-image-generation")
+    lines = [line for line in card.text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(rows)
+    assert len({line.count("|") for line in lines}) == 1
+
+    text = path.read_text(encoding="utf-8")
+    assert write_card(tmp_path, model, made, "fd", **options) == path  # its own card is written anew
+    path.write_text(text.replace(MARK, "My own words."), encoding="utf-8")
+    assert write_card(tmp_path, model, made, "fd", **options) == tmp_path / "out/README.md"
+    assert "My own words." in path.read_text(encoding="utf-8")
+
+
+def test_what_the_hub_calls_a_network():
+    tags = {kind: pipeline_tag(fresh(kind)) for kind in ("dit", "elit-mmdit", "dit-video")}
+    assert tags == {"dit": "unconditional-image-generation", "elit-mmdit": "text-to-image", "dit-video": None}
