@@ -227,8 +227,8 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path):
 def test_two_runs_in_one_folder(tmp_path):
     """The second is refused while the first is at work, whatever it is killed by afterwards."""
     out = tmp_path / "run"
-    out.mkdir()
-    lock = f"filelock.FileLock({str(out / '.lock')!r})"
+    (out / "logs").mkdir(parents=True)
+    lock = f"filelock.FileLock({str(out / 'logs' / '.lock')!r})"
     hold = f"import filelock, time; lock = {lock}; lock.acquire(); print(1, flush=True); time.sleep(99)"
     holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
     assert holder.stdout is not None
@@ -238,7 +238,7 @@ def test_two_runs_in_one_folder(tmp_path):
     holder.kill()
     holder.wait()
     train(tiny(out))
-    with FileLock(out / ".lock", timeout=0):  # and given back
+    with FileLock(out / "logs" / ".lock", timeout=0):  # and given back
         pass
 
 

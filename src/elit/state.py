@@ -36,7 +36,7 @@ def claimed_folder(config: TrainConfig, accelerator: Accelerator, parameters: in
 
     Raises ValueError where it cannot be written, has no room for what the run will keep, or another run is at work.
     """
-    lock = FileLock(Path(config.out) / ".lock")
+    lock = FileLock(Path(config.out) / "logs" / ".lock")
     try:
         agreed(accelerator, lambda: _claim(lock, config, parameters))
         yield
@@ -47,7 +47,7 @@ def claimed_folder(config: TrainConfig, accelerator: Accelerator, parameters: in
 def _claim(lock: FileLock, config: TrainConfig, parameters: int) -> None:
     out = Path(config.out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
         write_text(out / ".probe", "x" * 65536)
         (out / ".probe").unlink()
