@@ -8,6 +8,9 @@ import torch
 from conftest import conditions, links_of, opened, small_vae
 from PIL import Image
 
+from elit.data.encode import Encoding, encode, finish, prepare
+from elit.data.latents import LatentSet, posterior_sample
+from elit.data.source import open_source
 from elit.evaluate.examples import Examples, as_shown, load_examples
 from elit.evaluate.inside import Probe, losses, losses_without, single_drops
 from elit.evaluate.inspection import budgets_shown, inspect_model
@@ -15,7 +18,7 @@ from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
 from elit.pipeline import decode
 from elit.report.inside import PICTURES, write_inside
-from elit.sampling import sample
+from elit.sampling import sample, seeded_noise
 
 SETTING = Setting(steps=2, seed=5)
 
@@ -117,6 +120,23 @@ def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
         load_examples(model, str(tmp_path), 4)
     with pytest.raises(ValueError, match="vae: given, but the data has 1 channels"):
         load_examples(model, "digits", 4, vae=vae)
+
+
+def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
+    model, vae, out = opened("elit-dit"), small_vae(), tmp_path / "latents"
+    for i in range(4):
+        (tmp_path / "pictures" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (50 * i, 0, 99)).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
+    source, encoding = open_source(tmp_path / "pictures", captions=False), Encoding(vae="small", image_size=32)
+    prepare(source, out, vae, encoding)
+    encode(source, out, vae, encoding)
+    finish(source, out, encoding)
+    found, again, other = (load_examples(model, str(out), 3, vae=vae, seed=seed) for seed in (0, 0, 1))
+    assert found.made == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 0}
+    assert torch.equal(found.x, again.x)
+    moments, labels = LatentSet(out).__getitems__([0, 1, 2])
+    assert torch.equal(other.x, posterior_sample(moments, seeded_noise([1, 2, 3], (4, 16, 16))))
+    assert torch.equal(found.y, labels)
 
 
 def test_latents_without_their_autoencoder_are_shown_as_means():
