@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -176,7 +176,7 @@ def score(images: Tensor, labels: Tensor) -> dict[str, float]:
     found = find(images.clamp(-1, 1))
     drawn = Moments(find.width).add(found.features)
     distance = frechet_distance(real.mean, real.covariance, drawn.mean, drawn.covariance)
-    return {"FD": distance, "accuracy": torch.eq(found.label, labels).float().mean().item()}
+    return {"FD": distance, "accuracy": torch.eq(cast(Tensor, found.label), labels).float().mean().item()}
 
 
 def sampling_gflops(model: DiT, **settings: Any) -> float:
