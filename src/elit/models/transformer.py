@@ -69,10 +69,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         self.conditioning = conditioning
         self.blocks = nn.ModuleList(self.make_blocks())
         self.final = FinalLayer(hidden_size, patch_features)
-        self.latent_interface = None
-        if self.spec:
-            tokens_per_group = torch.Size(self.spec.window).numel()
-            self.latent_interface = LatentInterface(hidden_size, num_heads, tokens_per_group, self.spec.num_latents)
+        self.latent_interface = self.make_interface(hidden_size, num_heads, self.spec) if self.spec else None
         self.gradient_checkpointing = False
 
         initialize(self)
@@ -139,6 +136,10 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     @abstractmethod
     def make_blocks(self) -> list[nn.Module]:
         """All blocks, in order."""
+
+    def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
+        """Read and Write around the core, with an `initialize` of their own."""
+        return LatentInterface(width, num_heads, torch.Size(spec.window).numel(), spec.num_latents)
 
     @abstractmethod
     def conditions(self, y: Any) -> Any:
