@@ -73,7 +73,7 @@ def load_released(
     tail_blocks: int | None = None,
     ema: bool = True,
 ) -> SiT:
-    """The network of a published checkpoint, a `.pt` file, in this library's terms: t = 0 noise, velocity = data − noise.
+    """The network of a published checkpoint, a `.pt` file, in this library's terms: t = 0 noise, v = data − noise.
 
     kind: "elit" for ELIT-SiT and SiT by ELIT's authors, "sit" for the original SiT (linear path, velocity), "dit" for
     the original DiT. Files with settings beside the weights say it themselves; bare weights of SiT and DiT look alike.
