@@ -5,6 +5,7 @@ Nothing here comes from elit: times, signs, orders and layouts are the authors'.
 
 import argparse
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,13 @@ READ, WRITE = "input_token_editor.adapters.0", "output_token_editor.adapters.0"
 
 def weights(sizes: dict, *, elit: bool, double: bool = False, seed: int = 0) -> dict[str, torch.Tensor]:
     """A state dict with random values everywhere; `double` = the output has a variance beside every channel."""
-    d, c, generator = sizes["width"], sizes["channels"], torch.Generator().manual_seed(seed)
+    return dict(_weights(tuple(sizes.items()), elit, double, seed))
+
+
+@cache
+def _weights(items: tuple, elit: bool, double: bool, seed: int) -> dict[str, torch.Tensor]:
+    sizes, generator = dict(items), torch.Generator().manual_seed(seed)
+    d, c = sizes["width"], sizes["channels"]
 
     def linear(name: str, rows: int, columns: int, bias: bool = True) -> dict[str, torch.Tensor]:
         made = {f"{name}.weight": torch.randn(rows, columns, generator=generator) / columns**0.5}

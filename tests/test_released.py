@@ -18,7 +18,7 @@ from elit.cli.main import main
 from elit.sampling import sample, seeded_noise
 
 SIZES = {"num_heads": 2, "tail_blocks": 1}
-STEPS = 4
+STEPS = 3
 BUDGETS = (1.0, 0.5, 0.0625)
 # Guidance of the published sampler: w, t low to high, and what the weak branch is given.
 GUIDED = {
@@ -62,8 +62,10 @@ def test_elit_sit_says_what_the_authors_network_says(released, given, budget, em
     assert expected.abs().max() > 1
 
 
-@pytest.mark.parametrize("heun", [False, True])
-@pytest.mark.parametrize("guide", GUIDED)
+@pytest.mark.parametrize(
+    ("guide", "heun"),
+    [("cfg", False), ("ag", False), ("ccfg", False), ("interval", False), ("none", True), ("interval", True)],
+)
 def test_sampling_is_the_published_sampler(released, guide, heun):
     """Their state is float64, ours float32: no matter at 1e-4."""
     w, low, high, guidance = GUIDED[guide]
@@ -223,7 +225,7 @@ def test_another_class_is_refused_and_not_run(place, zipped, tmp_path, capsys):
     torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
     assert main(["import", str(tmp_path / "evil.pt"), str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"holds a posix\.mkdir, which is no weight; not loaded, nothing was run", line)
+    assert re.search(r"holds posix\.mkdir, which is no weight; not loaded, nothing was run", line)
     assert not (tmp_path / "done").exists()
     assert not (tmp_path / "out").exists()
 
@@ -264,7 +266,7 @@ def test_sizes_that_do_not_fit_are_named(released, settings, message):
 
 
 def test_heads_and_tail_follow_from_a_presets_width(tmp_path):
-    sizes = ELIT | {"width": 384}
+    sizes = ELIT | {"width": 384, "classes": 1}
     model = elit.load_released(saved(tmp_path / "s.pt", checkpoint(sizes, model="ELIT-SiT-S/2")))
     assert (model.config.num_heads, model.spec.split) == (6, (1, 1, 2))
 

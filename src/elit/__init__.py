@@ -24,7 +24,7 @@ _HOME = {
     "AG": "elit.flow.guidance",
     "CCFG": "elit.flow.guidance",
     "load_model": "elit.checkpoint",
-    "load_released": "elit.released",
+    "load_released": "elit.released.load",
     "sample": "elit.sampling",
     "ElitPipeline": "elit.pipeline",
 }
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from elit.models.sit import SiT as SiT
     from elit.models.uvit import UViT as UViT
     from elit.pipeline import ElitPipeline as ElitPipeline
-    from elit.released import load_released as load_released
+    from elit.released.load import load_released as load_released
     from elit.sampling import sample as sample
 
 

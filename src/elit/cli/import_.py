@@ -40,7 +40,8 @@ def parse(arguments: Sequence[str]) -> Args:
 
 def run(args: Args) -> dict[str, Any]:
     from elit.checkpoint import save_model
-    from elit.released import LICENCE, load_released
+    from elit.released import LICENCE
+    from elit.released.load import load_released
 
     if args.out.exists() and not (args.out / "config.json").is_file() and not _empty(args.out):
         raise ValueError(f"out={str(args.out)!r}: is there, and no saved model; give a new folder")
