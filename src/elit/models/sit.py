@@ -95,7 +95,8 @@ class SiT(DiT):
             s, latents = self.latent_interface.read(s, c, self.raster(size, x.device))  # (B, N, d), (B, G, J, d)
             ends = []
             for count, l_i, c_i in zip(kept, latents.chunk(len(kept)), c.chunk(len(kept)), strict=True):
-                after = self.through(core, l_i[:, :, :count].flatten(1, 2), c_i)  # (B, G·J̃, d)
+                kept_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
+                after = self.through(core, kept_i, c_i)
                 ends.append(torch.cat((after.unflatten(1, (l_i.shape[1], count)), l_i[:, :, count:]), 2))
             s = self.latent_interface.write(s, torch.cat(ends))  # (B, N, d)
         s = self.through(tail, s, c)
