@@ -236,6 +236,7 @@ def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
     torch.save(checkpoint(ELIT), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     old = (tmp_path / "old.pt").read_bytes()
     parts = [data[: len(data) * i // 8] for data in (whole, old) for i in range(8)]
+    parts += [old.replace(b"storage", b"garbage"), old.replace(b"x_embedder", b"x_\xff\xffbedder")]
     parts += [whole[:-1], old[:-1], whole[1:], b"PK\x03\x04", b"a page about a missing file", os.urandom(4096)]
     for part in parts:
         (tmp_path / "part.pt").write_bytes(part)

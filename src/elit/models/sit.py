@@ -11,7 +11,7 @@ depends on the dropped latents, and Read and Write cost the same at every budget
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
@@ -39,6 +39,8 @@ class SiT(DiT):
 
     Raises ValueError where the sizes do not fit each other.
     """
+
+    rotary: ClassVar[bool] = False
 
     @register_to_config
     def __init__(

@@ -40,6 +40,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     _repeated_blocks: ClassVar = ["Block"]
     budget_step: ClassVar[int] = 1
     """Budgets are multiples of this."""
+    rotary: ClassVar[bool] = True
+    """Whether positions are RoPE, for which a head must be wide enough."""
 
     def build(
         self,
@@ -180,8 +182,9 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
         """Raises ValueError where width, heads, depth, window and split do not fit each other."""
-        if width % num_heads or (width // num_heads) % 2:
-            raise ValueError(f"hidden_size={width}, num_heads={num_heads}: need an even hidden_size / num_heads")
+        if width % num_heads or (self.rotary and (width // num_heads) % 2):
+            need = "an even" if self.rotary else "a whole"
+            raise ValueError(f"hidden_size={width}, num_heads={num_heads}: need {need} hidden_size / num_heads")
         axes = len(self.patch_size)
         if len(self.sample_size) != axes:
             raise ValueError(f"sample_size={self.sample_size}, patch_size={self.patch_size}: need as many entries")
@@ -192,7 +195,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             raise ValueError(f"window={self.spec.window}: need {axes} entries, like patch_size={self.patch_size}")
         if sum(self.spec.split) != depth:
             raise ValueError(f"split={self.spec.split}: head, core and tail must sum to depth={depth}")
-        if width // num_heads < 2 * (axes + 1):
+        if self.rotary and width // num_heads < 2 * (axes + 1):
             raise ValueError(f"num_heads={num_heads}: a head must be at least {2 * (axes + 1)} wide for RoPE")
         if self.spec.num_latents % self.budget_step:
             name = type(self).__name__

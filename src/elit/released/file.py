@@ -1,7 +1,6 @@
 """Reading published files without running anything in them."""
 
 import argparse
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -21,7 +20,9 @@ def read_file(path: Path, name: str) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
         # Bytes of any kind may come here, and torch's reader fails in as many ways; each is the file's fault.
         if found := re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{name}: holds {found[1]}, which is no weight; not loaded, nothing was run") from None
