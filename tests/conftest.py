@@ -28,6 +28,8 @@ SETTINGS = {
     "uvit": ("U-ViT-S/2", IMAGE | {"depth": 6}),
     "elit-uvit": ("ELIT-U-ViT-S/2", IMAGE | LATENTS | {"depth": 6, "split": (1, 4, 1)}),
     "hdit": ("HDiT-S/2", IMAGE),
+    "sit": ("SiT-S/2", IMAGE),
+    "elit-sit": ("ELIT-SiT-S/2", IMAGE | LATENTS),
     "elit-hdit": ("ELIT-HDiT-S/2", IMAGE | LATENTS),
     "mmdit": ("MM-DiT-S/2", CHARACTERS),
     "elit-mmdit": ("ELIT-MM-DiT-S/2", CHARACTERS | LATENTS),

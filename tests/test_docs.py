@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from conftest import small_vae
 from PIL import Image
+from released_files import ELIT, checkpoint, weights
 
 from elit.cli.main import main
 
@@ -52,3 +55,27 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5
     assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 4 * 2 * 5
     assert (tmp_path / "runs/small/model/README.md").is_file()
+
+
+def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatch):
+    """With small files of the same names and formats in the place of the published ones."""
+    monkeypatch.chdir(tmp_path)
+    sizes = ELIT | {"width": 384, "heads": 6, "classes": 1000}
+    files = {
+        "elit_sit_mb_imagenet_256px_1k_2000000.pt": checkpoint(sizes, model="ELIT-SiT-S/2"),
+        "SiT-XL-2-256.pt": weights(sizes, elit=False, double=True),
+        "DiT-XL-2-256x256.pt": weights(sizes, elit=False, double=True),
+    }
+    for name, content in files.items():
+        torch.save(content, name)
+    small_vae(scaling_factor=0.18215).save_pretrained("sd-vae")
+    guide = (ROOT / "docs/released.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL):
+        for line in block.splitlines():
+            assert main([*shlex.split(line)[1:], *(["--steps", "3"] if " sample " in line else [])]) == 0, line
+    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        names: dict = {}
+        exec(block, names)
+        assert names["latents"].shape == (2, 4, 16, 16)
+        assert names["image"].size == (32, 32)
+    assert all(Image.open(name).size for name in ("dogs.png", "heun.png", "dit.png"))

@@ -22,6 +22,7 @@ ROOMS = [
         "estimate",
         "data",
         "checkpoint",
+        "released",
         "sampling",
         "pipeline",
         "ema",

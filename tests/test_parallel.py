@@ -9,7 +9,16 @@ from conftest import SETTINGS, fresh, inputs
 from elit.parallel import compile_blocks
 
 # Kinds of block, each twice where its length changes with the budget; U-ViT's with a skip are another kind.
-GRAPHS = {"dit": 1, "elit-dit": 2, "uvit": 2, "elit-uvit": 4, "elit-hdit": 4, "elit-mmdit": 4, "elit-dit-video": 2}
+GRAPHS = {
+    "dit": 1,
+    "elit-dit": 2,
+    "uvit": 2,
+    "elit-uvit": 4,
+    "elit-hdit": 4,
+    "elit-mmdit": 4,
+    "elit-dit-video": 2,
+    "elit-sit": 2,
+}
 
 
 @pytest.mark.parametrize("kind", GRAPHS)

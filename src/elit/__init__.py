@@ -15,6 +15,7 @@ _HOME = {
     "UViT": "elit.models.uvit",
     "HDiT": "elit.models.hdit",
     "MMDiT": "elit.models.mmdit",
+    "SiT": "elit.models.sit",
     "InterfaceSpec": "elit.models.interface",
     "Text": "elit.models.conditioning",
     "TextEncoder": "elit.data.text",
@@ -23,6 +24,7 @@ _HOME = {
     "AG": "elit.flow.guidance",
     "CCFG": "elit.flow.guidance",
     "load_model": "elit.checkpoint",
+    "load_released": "elit.released.load",
     "sample": "elit.sampling",
     "ElitPipeline": "elit.pipeline",
 }
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
     from elit.models.mmdit import MMDiT as MMDiT
     from elit.models.presets import create_model as create_model
     from elit.models.presets import list_models as list_models
+    from elit.models.sit import SiT as SiT
     from elit.models.uvit import UViT as UViT
     from elit.pipeline import ElitPipeline as ElitPipeline
+    from elit.released.load import load_released as load_released
     from elit.sampling import sample as sample
 
 

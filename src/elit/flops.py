@@ -21,6 +21,7 @@ from elit.models.interface import InterfaceSpec
 from elit.models.layers import token_grid
 from elit.models.mmdit import MMDiT
 from elit.models.presets import model_config
+from elit.models.sit import SiT
 from elit.models.transformer import Transformer, as_patch, as_size
 from elit.models.uvit import UViT, skip_pairs
 
@@ -58,7 +59,7 @@ def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: S
         step = network.budget_step
         kept = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
         n = math.prod(spec.window)
-        total += interface_flops(tokens, n, kept, d)
+        total += sit_interface_flops(tokens, n, d) if network is SiT else interface_flops(tokens, n, kept, d)
         total += _stage_flops(network, config, spec, range(head, head + core), tokens // n * kept)
     else:
         resolve_budget(budget, ())
@@ -121,6 +122,13 @@ def interface_flops(tokens: int, n: int, kept: int, d: int) -> int:
     read = 12 * d**2 + 2 * kept * d**2 + 4 * tokens * d**2 + 4 * latents * n * d + 6 * latents * d**2
     # Write: queries, keys and values, attention inside groups, output, MLP.
     write = 2 * tokens * d**2 + 4 * latents * d**2 + 4 * tokens * kept * d + 6 * tokens * d**2
+    return read + write
+
+
+def sit_interface_flops(tokens: int, n: int, d: int) -> int:
+    """Read and Write of ELIT-SiT, the same at every budget: as many latents as tokens, all of them read and written."""
+    read = 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
+    write = 6 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
     return read + write
 
 

@@ -37,6 +37,7 @@ def test_scale_one_is_off(guidance):
 def test_interval():
     guidance = CFG(2.0, interval=(0.2, 0.7))
     assert [len(branches(guidance, t, 16, BUDGETS)) for t in (0.1, 0.2, 0.5, 0.7, 0.8)] == [1, 2, 2, 2, 1]
+    assert len(branches(CFG(2.0, interval=(1 - 0.7, 1.0)), 0.3, 16, BUDGETS)) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from elit.models.presets import default_split, model_config
 
 def test_names():
     names = elit.list_models()
-    families = ["DiT-{}", "U-ViT-{}", "HDiT-{}", "MM-DiT-{}", "DiT-{}-Video"]
+    families = ["DiT-{}", "U-ViT-{}", "HDiT-{}", "MM-DiT-{}", "DiT-{}-Video", "SiT-{}"]
     rows = [f.format(f"{size}/{patch}") for f in families for size in ("S", "B", "L", "XL") for patch in (1, 2, 4)]
     assert set(names) == {f"{e}{row}" for e in ("", "ELIT-") for row in [*rows, "MM-DiT-Qwen-Image/2"]}
     assert len(names) == len(set(names))
@@ -44,6 +44,11 @@ def test_splits_of_the_paper(name, split):
     _, config = model_config(f"ELIT-DiT-{name}/2")
     assert tuple(config["interface"]["split"]) == split
     assert sum(split) == config["depth"]
+
+
+def test_the_split_of_the_published_checkpoints():
+    assert tuple(model_config("ELIT-SiT-XL/2")[1]["interface"]["split"]) == (8, 16, 4)
+    assert model_config("ELIT-SiT-XL/2")[1]["in_channels"] == 4
 
 
 @pytest.mark.parametrize(

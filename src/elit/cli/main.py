@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import json
+import keyword
 import re
 import sys
 import warnings
@@ -17,6 +18,7 @@ COMMANDS = {
     "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
     "encode": "turn images or clips into an autoencoder's latents, once",
     "train": "train a model on digits or a folder of images",
+    "import": "turn a published checkpoint into a saved model",
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
     "sweep": "score a model over budgets, steps and guidances: table, Pareto front, plots, report, model card",
@@ -40,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
-    command = import_module(f"elit.cli.{name}")
+    # No module can be named by a word of Python's own: those have a line behind.
+    command = import_module(f"elit.cli.{name}_" if keyword.iskeyword(name) else f"elit.cli.{name}")
     try:
         result = command.run(command.parse(arguments[1:]))
     except (ValueError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:

@@ -36,7 +36,8 @@ class Guidance:
             raise ValueError(f"guidance interval={self.interval}: need 0 <= low <= high <= 1")
 
     def active(self, t: float) -> bool:
-        return self.scale != 1 and self.interval[0] <= t <= self.interval[1]
+        # With a tolerance: 1 − 0.7, a time counted from the other end, must not miss 0.3 by a rounding error.
+        return self.scale != 1 and self.interval[0] - 1e-9 <= t <= self.interval[1] + 1e-9
 
     def weak_budget(self, budget: int | None, budgets: Sequence[int]) -> int | None:
         """J̃_w beside a main branch that keeps `budget` latents. Raises ValueError where it cannot be."""

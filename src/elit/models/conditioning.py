@@ -17,16 +17,17 @@ CHARACTERS = "characters"  # the built-in encoder's name in configs, beside thos
 
 
 class TimeEmbedding(TimestepEmbedding):
-    """t (B,) in [0, 1] -> (B, d): sinusoid, linear, SiLU, linear."""
+    """t (B,) in [0, 1] -> (B, d): sinusoid of `scale`·t, linear, SiLU, linear."""
 
     frequencies = 256
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, scale: float = 1000.0):
         super().__init__(self.frequencies, width)
+        self.scale = scale
 
     def forward(self, t: Tensor) -> Tensor:
         sinusoid = get_timestep_embedding(
-            1000 * t.float(), self.frequencies, flip_sin_to_cos=True, downscale_freq_shift=0
+            self.scale * t.float(), self.frequencies, flip_sin_to_cos=True, downscale_freq_shift=0
         )
         return super().forward(sinusoid.to(self.linear_1.weight.dtype))
 
@@ -34,9 +35,9 @@ class TimeEmbedding(TimestepEmbedding):
 class ClassConditioning(nn.Module):
     """t (B,) in [0, 1] and class y (B,) -> conditioning (B, d); y = num_classes is the null class."""
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int, time_scale: float = 1000.0):
         super().__init__()
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, time_scale)
         self.label = nn.Embedding(num_classes + 1, width)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:

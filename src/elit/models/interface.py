@@ -54,8 +54,8 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = QKNorm(width // num_heads)
-        self.k_norm = QKNorm(width // num_heads)
+        self.q_norm: nn.Module = QKNorm(width // num_heads)
+        self.k_norm: nn.Module = QKNorm(width // num_heads)
         self.proj = nn.Linear(width, width)
 
     def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,8 +117,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = QKNorm(width // num_heads)
-        self.k_norm = QKNorm(width // num_heads)
+        self.q_norm: nn.Module = QKNorm(width // num_heads)
+        self.k_norm: nn.Module = QKNorm(width // num_heads)
         self.proj = nn.Linear(width, width)
 
     def project(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,10 +136,10 @@ class SelfAttention(nn.Module):
 class Mlp(nn.Module):
     """Linear, tanh-GELU, linear."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, bias: bool = True):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden, bias)
+        self.fc2 = nn.Linear(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -209,7 +209,8 @@ def initialize(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
     for module in network.modules():

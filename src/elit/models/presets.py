@@ -6,6 +6,7 @@ autoencoder's 16 channels at 32×32; for video 29 frames in CogVideoX's autoenco
     DiT, U-ViT, HDiT    S, B, L, XL                   1000 classes of ImageNet
     MM-DiT              S, B, L, XL and Qwen-Image    text; Qwen-Image reads after block 8 and writes after block 52
     DiT, video          S, B, L, XL                   700 classes of Kinetics
+    SiT                 S, B, L, XL                   the published checkpoints' network, 4 channels
 """
 
 import difflib
@@ -21,10 +22,11 @@ from elit.models.hdit import HDiT, merged_blocks
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import token_grid
 from elit.models.mmdit import MMDiT
+from elit.models.sit import SiT
 from elit.models.transformer import Transformer, as_patch, as_size
 from elit.models.uvit import UViT
 
-NETWORKS: dict[str, type[Transformer]] = {kind.__name__: kind for kind in (DiT, UViT, HDiT, MMDiT)}
+NETWORKS: dict[str, type[Transformer]] = {kind.__name__: kind for kind in (DiT, UViT, HDiT, MMDiT, SiT)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "split": (4, 16, 4)},
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "split": (4, 20, 4)},
 }
-FAMILIES: dict[str, type[Transformer]] = {"DiT": DiT, "U-ViT": UViT, "HDiT": HDiT, "MM-DiT": MMDiT}
+FAMILIES: dict[str, type[Transformer]] = {"DiT": DiT, "U-ViT": UViT, "HDiT": HDiT, "MM-DiT": MMDiT, "SiT": SiT}
+PUBLISHED_SPLITS = {"SiT-XL": (8, 16, 4)}  # of checkpoints, where they are not the paper's
 QWEN_IMAGE = Preset(
     network=MMDiT,
     depth=60,
@@ -75,7 +78,8 @@ def presets() -> dict[str, Preset]:
         for size, sizes in SIZES.items():
             for family, network in FAMILIES.items():
                 name = f"{family}-{size}/{patch}"
-                rows[name] = Preset(network=network, settings={"patch_size": patch}, **sizes)
+                split = PUBLISHED_SPLITS.get(f"{family}-{size}", sizes["split"])
+                rows[name] = Preset(network=network, settings={"patch_size": patch}, **sizes | {"split": split})
             video = {"patch_size": (1, patch, patch), "sample_size": (8, 32, 32), "num_classes": 700}
             rows[f"DiT-{size}/{patch}-Video"] = Preset(network=DiT, settings=video, **sizes)
     rows["MM-DiT-Qwen-Image/2"] = QWEN_IMAGE

@@ -40,6 +40,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     _repeated_blocks: ClassVar = ["Block"]
     budget_step: ClassVar[int] = 1
     """Budgets are multiples of this."""
+    rotary: ClassVar[bool] = True
+    """Whether positions are RoPE, for which a head must be wide enough."""
 
     def build(
         self,
@@ -69,10 +71,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         self.conditioning = conditioning
         self.blocks = nn.ModuleList(self.make_blocks())
         self.final = FinalLayer(hidden_size, patch_features)
-        self.latent_interface = None
-        if self.spec:
-            tokens_per_group = torch.Size(self.spec.window).numel()
-            self.latent_interface = LatentInterface(hidden_size, num_heads, tokens_per_group, self.spec.num_latents)
+        self.latent_interface = self.make_interface(hidden_size, num_heads, self.spec) if self.spec else None
         self.gradient_checkpointing = False
 
         initialize(self)
@@ -140,6 +139,10 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def make_blocks(self) -> list[nn.Module]:
         """All blocks, in order."""
 
+    def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
+        """Read and Write around the core, with an `initialize` of their own."""
+        return LatentInterface(width, num_heads, torch.Size(spec.window).numel(), spec.num_latents)
+
     @abstractmethod
     def conditions(self, y: Any) -> Any:
         """What a user hands in for a batch, as `y` of a forward on the CPU. Raises ValueError."""
@@ -179,8 +182,9 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
         """Raises ValueError where width, heads, depth, window and split do not fit each other."""
-        if width % num_heads or (width // num_heads) % 2:
-            raise ValueError(f"hidden_size={width}, num_heads={num_heads}: need an even hidden_size / num_heads")
+        if width % num_heads or (self.rotary and (width // num_heads) % 2):
+            need = "an even" if self.rotary else "a whole"
+            raise ValueError(f"hidden_size={width}, num_heads={num_heads}: need {need} hidden_size / num_heads")
         axes = len(self.patch_size)
         if len(self.sample_size) != axes:
             raise ValueError(f"sample_size={self.sample_size}, patch_size={self.patch_size}: need as many entries")
@@ -191,7 +195,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             raise ValueError(f"window={self.spec.window}: need {axes} entries, like patch_size={self.patch_size}")
         if sum(self.spec.split) != depth:
             raise ValueError(f"split={self.spec.split}: head, core and tail must sum to depth={depth}")
-        if width // num_heads < 2 * (axes + 1):
+        if self.rotary and width // num_heads < 2 * (axes + 1):
             raise ValueError(f"num_heads={num_heads}: a head must be at least {2 * (axes + 1)} wide for RoPE")
         if self.spec.num_latents % self.budget_step:
             name = type(self).__name__

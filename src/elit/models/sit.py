@@ -1,0 +1,274 @@
+"""SiT and ELIT-SiT: the network of the published checkpoints, which differs from the paper's text.
+
+B batch, G groups, n spatial tokens of a group, N = G·n, J = n latents of a group, J̃ of them kept, d width, H heads.
+
+What differs from `dit`: fixed sin-cos positions instead of RoPE, no QK-norm in the blocks, a sinusoid of the time
+itself, 4 channels. What differs from `interface`: Read takes all J latents, whatever the budget, and modulates the
+tokens instead of the queries; latents have learned positions in the image; only the first J̃ go through the core; Write
+looks at all J, for dropped ones at what Read made of them, and has no norms. So here, and here alone, the output
+depends on the dropped latents, and Read and Write cost the same at every budget.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from elit.budgets import Budget
+from elit.models.conditioning import ClassConditioning, Condition
+from elit.models.dit import DiT
+from elit.models.interface import CrossAttention, InterfaceSpec
+from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
+
+Convention = Literal["noise", "data", "ddpm"]
+CONVENTIONS = ("noise", "data", "ddpm")
+LATENT_POSITIONS = 4096  # rows of the latents' position table, more than any published size needs
+
+
+class SiT(DiT):
+    """SiT with adaLN-Zero; with `interface`, ELIT-SiT as published. Arguments as in DiT, and
+
+    convention: what the weights mean by time and output. A forward means the same with all three.
+        "noise"    sees the noise level 1 − t, says the velocity: ELIT's published networks, and those made here
+        "data"     sees t, says the velocity: the original SiT
+        "ddpm"     sees one of DDPM's 1000 steps, says the noise: the original DiT; see `ddpm_clock`
+
+    Raises ValueError where the sizes do not fit each other.
+    """
+
+    rotary: ClassVar[bool] = False
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        sample_size: int | Sequence[int] = 32,
+        in_channels: int = 4,
+        patch_size: int | Sequence[int] = 2,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        interface: InterfaceSpec | dict[str, Any] | None = None,
+        convention: Convention = "noise",
+    ):
+        super(DiT, self).__init__()  # DiT's own would build its conditioning
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention={convention!r}: give one of {', '.join(CONVENTIONS)}")
+        self.build(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            depth=depth,
+            num_heads=num_heads,
+            interface=interface,
+            conditioning=ClassConditioning(hidden_size, num_classes, time_scale=1.0),
+        )
+
+    def forward(self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None) -> Tensor:
+        """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`: t = 0 is noise, velocity = data − noise."""
+        self._check_inputs(x, t, y)
+        kept = self._budgets(budget, len(x))
+        if self.config.convention == "ddpm":
+            step, level = ddpm_clock(t)
+            level = level.view(-1, 1, 1, 1)
+            noise = self.network((x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype), step, y, kept)
+            return ((x - noise) / level).to(x.dtype)
+        return self.network(x, t if self.config.convention == "data" else 1 - t, y, kept)
+
+    def network(self, x: Tensor, clock: Tensor, y: Condition, kept: Sequence[int]) -> Tensor:
+        """What the weights say of x (B, C, H, W) at a time as they were taught it (B,), one budget a part of B."""
+        size, window = x.shape[2:], self.window(x.shape[2:])
+        position = sincos_positions(grid_positions(self.token_grid(size), window, x.device), self.config.hidden_size)
+        head, core, tail = self.stages()
+
+        c = self.conditioning(clock, y)  # (B, d)
+        s = self.patch_embed(patchify(x, self.patch_size, window))  # (B, N, d)
+        s = self.through(head, s + position.to(s.dtype), c)
+        if self.latent_interface is None:
+            s = self.through(core, s, c)
+        else:
+            s, latents = self.latent_interface.read(s, c, self.raster(size, x.device))  # (B, N, d), (B, G, J, d)
+            ends = []
+            for count, l_i, c_i in zip(kept, latents.chunk(len(kept)), c.chunk(len(kept)), strict=True):
+                kept_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
+                after = self.through(core, kept_i, c_i)
+                ends.append(torch.cat((after.unflatten(1, (l_i.shape[1], count)), l_i[:, :, count:]), 2))
+            s = self.latent_interface.write(s, torch.cat(ends))  # (B, N, d)
+        s = self.through(tail, s, c)
+        return unpatchify(self.final(s, c), size, self.patch_size, window)
+
+    def through(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
+        return self.run(blocks, x, c, None, ())[0]  # type: ignore[arg-type]  # None = no rotation
+
+    def raster(self, size: Sequence[int], device: torch.device) -> Tensor:
+        """Each token's place in raster order over the whole image, (N,), for tokens in group-major order."""
+        rows, columns = grid_positions(self.token_grid(size), self.window(size), device).long().unbind(1)
+        return rows * self.token_grid(size)[1] + columns
+
+    def make_blocks(self) -> list[nn.Module]:
+        sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
+        return [SiTBlock(*sizes) for _ in range(self.config.depth)]
+
+    def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> "SiTInterface":
+        return SiTInterface(width, num_heads, spec.num_latents)
+
+    def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
+        super().check_sizes(width, num_heads, depth)
+        if len(self.patch_size) != 2:
+            raise ValueError(f"sample_size={self.sample_size}: SiT takes images, (rows, columns)")
+        if width % 4:
+            raise ValueError(f"hidden_size={width}: need a multiple of 4 for sin-cos positions")
+        if self.spec and self.spec.num_latents != math.prod(self.spec.window):
+            raise ValueError(f"num_latents={self.spec.num_latents}: SiT has one a token of window={self.spec.window}")
+
+    def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        grid = super().token_grid(size)
+        if self.spec and math.prod(grid) > LATENT_POSITIONS:
+            raise ValueError(
+                f"sample_size={tuple(size)}: {math.prod(grid)} tokens, and ELIT-SiT has positions for "
+                f"{LATENT_POSITIONS} latents; give a smaller one, or larger patches"
+            )
+        return grid
+
+
+class SiTBlock(Block):
+    """A block without QK-norm; `rope` is None."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__(width, num_heads, mlp_ratio)
+        self.attention.q_norm = self.attention.k_norm = nn.Identity()
+
+
+class WidthNorm(nn.Module):
+    """x / (rms(x) + 1e-5) · scale over the last axis: the small number stands outside the root."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        rms = wide.square().mean(-1, keepdim=True).sqrt()
+        return (wide / (rms + 1e-5)).to(x.dtype) * self.scale.to(x.dtype)
+
+
+class WideNormAttention(CrossAttention):
+    """Cross-attention whose queries and keys are normalised over the whole width, before the split into heads."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__(width, num_heads)
+        self.q_norm, self.k_norm = WidthNorm(width), WidthNorm(width)
+
+    def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """queries (B·G, Lq, d), or (1, Lq, d) for all groups alike; context (B·G, Lk, d)."""
+        k, v = self.kv(context).chunk(2, -1)
+        q = self.q_norm(self.q(queries)).expand(len(context), -1, -1)
+        parts = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, self.k_norm(k), v))
+        q, k, v = parts  # each (B·G, H, L, h)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+
+class SiTRead(nn.Module):
+    """l_ca = l + CA(l; tokens), l_out = l_ca + MLP(l_ca), adaLN-Zero on the tokens and before the MLP."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.modulation = Modulation(width, 6)
+        self.norm_tokens, self.norm_mlp = layer_norm(width), layer_norm(width)
+        self.attention = WideNormAttention(width, num_heads)
+        self.mlp = Mlp(width, width, bias=False)
+
+    def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
+        """latents (J, d), tokens (B, N, d), c (B, d) -> (B, G·J, d)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        read = self.attention(latents[None], self.context(latents, tokens, shift1, scale1))  # (B·G, J, d)
+        x = latents + gate1[:, None] * read.unflatten(0, (len(c), -1))  # (B, G, J, d)
+        x = x.flatten(1, 2)  # (B, G·J, d)
+        return x + gate2 * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
+
+    def context(self, latents: Tensor, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return modulate(self.norm_tokens(tokens), shift, scale).reshape(-1, *latents.shape)  # (B·G, n, d), n = J
+
+    def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
+        """(B·G, H, J, n)."""
+        shift, scale, *_ = self.modulation(c)
+        return self.attention.weights(latents[None], self.context(latents, tokens, shift, scale))
+
+
+class SiTWrite(nn.Module):
+    """s_ca = s + CA(s; latents), s_out = s_ca + MLP(s_ca): no norms, no adaLN."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.attention = WideNormAttention(width, num_heads)
+        self.mlp = Mlp(width, width, bias=False)
+
+    def forward(self, tokens: Tensor, latents: Tensor) -> Tensor:
+        """tokens (B·G, n, d), latents (B·G, J, d) -> (B·G, n, d)."""
+        x = tokens + self.attention(tokens, latents)
+        return x + self.mlp(x)
+
+
+class SiTInterface(nn.Module):
+    """The learned latents, their positions and the tokens', and the two cross-attentions around the core."""
+
+    def __init__(self, width: int, num_heads: int, num_latents: int):
+        super().__init__()
+        self.latents = nn.Parameter(torch.empty(num_latents, width))
+        self.latent_position = nn.Parameter(torch.empty(LATENT_POSITIONS, width))  # raster order over the image
+        # Of a token in its window, before Read and before Write; both stay in the residual stream.
+        self.position = nn.Parameter(torch.empty(num_latents, width))
+        self.write_position = nn.Parameter(torch.empty(num_latents, width))
+        self.reader = SiTRead(width, num_heads)
+        self.writer = SiTWrite(width, num_heads)
+
+    def initialize(self) -> None:
+        for table in (self.latents, self.latent_position, self.position):
+            nn.init.normal_(table, std=0.5)
+        nn.init.zeros_(self.write_position)
+        nn.init.zeros_(self.writer.attention.proj.weight)
+        nn.init.zeros_(self.writer.mlp.fc2.weight)
+
+    def read(self, tokens: Tensor, c: Tensor, raster: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, N, d), raster (N,) -> the tokens with their positions (B, N, d), all latents (B, G, J, d)."""
+        tokens = (self._grouped(tokens) + self.position).view_as(tokens)
+        latents = self.reader(self.latents, tokens, c) + self.latent_position[raster]  # (B, G·J, d)
+        return tokens, latents.unflatten(1, (-1, len(self.latents)))
+
+    def write(self, tokens: Tensor, latents: Tensor) -> Tensor:
+        """tokens (B, N, d), latents (B, G, J, d) -> (B, N, d)."""
+        return self.writer(self._grouped(tokens) + self.write_position, latents.flatten(0, 1)).view_as(tokens)
+
+    def _grouped(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(-1, len(self.position), tokens.shape[2])  # (B·G, n, d), a view
+
+
+def sincos_positions(positions: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the column, then of the row: positions (N, 2) -> (N, d), float32."""
+    exponent = torch.arange(width // 4, device=positions.device, dtype=torch.float32) / (width // 4)
+    row, column = (positions[:, None] * 10_000 ** -exponent[:, None]).unbind(-1)  # (N, d/4) each
+    return torch.cat((column.sin(), column.cos(), row.sin(), row.cos()), -1)
+
+
+def ddpm_clock(t: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of DDPM that has the noise of t, and t as it can be told: (B,) -> (B,), (B,), float32.
+
+    DDPM's x_s = α_s·data + σ_s·noise (linear betas, 1000 steps) is X_t up to a factor where α/σ = t / (1 − t):
+    x_s = X_t / √(t² + (1 − t)²). Steps between two are interpolated. Before the noisiest one, t = 0.006, there is
+    nothing to be told; t stays there. From velocity = (X_t − noise) / t, an Euler step is one of DDIM's.
+    """
+    betas = torch.linspace(1e-4, 0.02, 1000, device=t.device, dtype=torch.float32)
+    kept = (1 - betas).log().cumsum(0)  # log α²
+    alpha, sigma = (kept / 2).exp(), (-kept.expm1()).sqrt()
+    times = (alpha / (alpha + sigma)).flip(0)  # of steps 999 to 0, ascending
+    level = t.float().clamp(min=times[0])
+    right = torch.searchsorted(times, level.contiguous()).clamp(1, 999)
+    share = ((level - times[right - 1]) / (times[right] - times[right - 1])).clamp(0, 1)
+    return 999 - (right - 1 + share), level
