@@ -1,0 +1,288 @@
+"""elastify: the core of a pretrained diffusers transformer works on a budgeted number of its tokens.
+
+    x --head blocks--> tokens (B, N, d) --Read--> (B, K, d) --core blocks--> (B, K, d) --Write--> (B, N, d) --tail--> y
+
+diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same name,
+as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. A forward of
+the transformer opens a `Call`; the first core block hands it the tokens and goes on with latents, all core blocks take
+the positions of the carried tokens, and the last one gives all tokens back.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from torch import Tensor, nn
+
+from elit.elastic.carry import ElasticInterface
+from elit.elastic.context import branch, kept_of_call
+from elit.elastic.order import Plan, make_plan
+from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
+from elit.elastic.table import Family, all_blocks, family_of
+
+
+def elastify(
+    transformer: Any,
+    *,
+    read_after: int,
+    write_after: int,
+    window: Sequence[int],
+    mode: str = "carry",
+    seed: int = 0,
+) -> Any:
+    """Gives a diffusers transformer a latent interface, in place; returns it. `elit.budget` then sets its budget.
+
+    read_after, write_after: how many of its blocks lie before Read and before Write (Qwen-Image in the paper: 8 and 52);
+    Flux counts on from its double to its single blocks. window: tokens of a group along each axis, (rows, columns) or
+    (frames, rows, columns); a group has as many latents, and `transformer.budgets` lists the counts. mode: "carry", which
+    equals the original at full budget before any training, or "learned", the paper's own. seed: of the new weights.
+
+    Comes before caches, offloading and other hooks on forward, before or after LoRA.
+    Raises ValueError for a class that is not supported, blocks and windows that do not fit, and a second time.
+    """
+    if isinstance(transformer, Elastic):
+        raise ValueError("transformer: is elastified already; load it anew for another interface")
+    family, blocks = family_of(transformer), all_blocks(transformer)
+    window = tuple(window)
+    _check(family, len(blocks), read_after, write_after, window, mode)
+    if any("forward" in vars(module) for module in (transformer, *blocks)):
+        raise ValueError("transformer: has hooks on its forward (a cache, offloading); elastify it first, then set those")
+
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        interface = ElasticInterface(
+            width,
+            transformer.config.num_attention_heads,
+            prod(window),
+            family.condition_chunks * width,
+            carry=mode == "carry",
+        )
+    device = next(blocks[read_after].parameters()).device
+    record = InterfaceRecord(
+        kind=type(transformer).__name__, read_after=read_after, write_after=write_after, window=window, mode=mode
+    )
+    transformer.elastic_record = record
+    transformer.elastic_samples = sample_weights(transformer)
+    transformer.elastic = interface.to(device, transformer.dtype).train(transformer.training)
+    branched = hasattr(transformer, "cache_context")
+    transformer.__class__ = _elastic_class(type(transformer), BranchedElastic if branched else Elastic)
+    for number, block in enumerate(blocks[read_after:write_after], read_after):
+        block.__class__ = _elastic_class(type(block), CoreBlock)
+        block.writes = number == write_after - 1
+    return transformer
+
+
+class Elastic:
+    """What an elastified transformer has in front of its diffusers class."""
+
+    elastic: ElasticInterface
+    elastic_record: InterfaceRecord
+    elastic_samples: dict[str, Tensor]
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Valid counts of latents per window, ascending."""
+        return tuple(range(1, prod(self.elastic_record.window) + 1))
+
+    def elastic_forward(self: Any, **arguments: Any) -> Any:
+        """One forward at the budget set by `elit.budget`; in two halves where a batch holds both branches of guidance."""
+        family = family_of(self)
+        tokens = arguments["hidden_states"]
+        half = family.unconditional_half
+        kept = kept_of_call(self, self.budgets, tokens, lambda: family.noise(arguments), half)
+        if isinstance(kept, int):
+            return self._elastic_run(arguments, kept)
+        halves = (_half_of(arguments, len(tokens), i) for i in range(2))
+        return _joined([self._elastic_run(part, count) for part, count in zip(halves, kept, strict=True)])
+
+    def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
+        family = family_of(self)
+        if kept < self.budgets[-1]:
+            for name in family.residuals:
+                if arguments.get(name) is not None:
+                    raise ValueError(f"{name}: are residuals for all tokens; run them at full budget")
+        if self.elastic_record.write_after - 1 in (arguments.get("skip_layers") or ()):
+            raise ValueError(f"skip_layers={arguments['skip_layers']}: its last core block cannot be skipped, Write is there")
+        grids = family.grids(self, arguments)
+        plan = make_plan(grids, self.elastic_record.window, kept, arguments["hidden_states"].device)
+        with _active(Call(self.elastic, family, plan)):
+            return super().forward(**arguments)  # type: ignore[misc]
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
+        """What forward runs blocks through in training; Read and Write stay outside of what is run again."""
+        return functools.partial(_checkpointed, self.__dict__.get("_gradient_checkpointing_func"))
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
+        self.__dict__["_gradient_checkpointing_func"] = function
+
+    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
+
+        Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they are
+        no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
+        """
+        save_beside(self, save_directory, functools.partial(super().save_pretrained, *args, **kwargs))  # type: ignore[misc]
+
+
+class BranchedElastic(Elastic):
+    """Of a class whose pipelines run the branches of guidance one after the other."""
+
+    @contextmanager
+    def cache_context(self: Any, name: str, **kwargs: Any) -> Iterator[None]:
+        """diffusers' own context, by which pipelines say which branch runs."""
+        with branch(name), super().cache_context(name, **kwargs):  # type: ignore[misc]
+            yield
+
+
+class CoreBlock:
+    """What a core block has in front of its diffusers class."""
+
+    writes: bool
+    """The last of the core."""
+
+    def elastic_forward(self: Any, **arguments: Any) -> Any:
+        call = _call.get()
+        if call is None:
+            raise RuntimeError("a core block of an elastified transformer runs inside the transformer's forward only")
+        if call is _PLAIN:
+            return super().forward(**arguments)  # type: ignore[misc]
+        return call.leave(self, super().forward(**call.enter(self, arguments)))  # type: ignore[misc]
+
+
+class Call:
+    """One forward of an elastified transformer."""
+
+    def __init__(self, interface: ElasticInterface, family: Family, plan: Plan):
+        self.interface, self.family, self.plan = interface, family, plan
+        self.tokens: Tensor | None = None  # (B, N, d) as they were before Read, (B, K, d) just after
+        self.start: Tensor | None = None
+        self.taken: dict[str, tuple[Any, Any]] = {}
+
+    def enter(self, block: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A core block's arguments, for the carried tokens."""
+        arguments = dict(arguments)
+        if self.tokens is None:
+            self.tokens = arguments[self.family.tokens]
+            self.start = self.interface.start(self.tokens, self.family.condition(block, arguments), self.plan)
+            arguments[self.family.tokens] = self.start
+        if not self.plan.full:
+            text = arguments.get("encoder_hidden_states")
+            for name, take in self.family.per_token.items():
+                if (value := arguments.get(name)) is not None:
+                    if name not in self.taken or self.taken[name][0] is not value:
+                        self.taken[name] = value, take(value, self.plan.carried, 0 if text is None else text.shape[1])
+                    arguments[name] = self.taken[name][1]
+        return arguments
+
+    def leave(self, block: nn.Module, output: Any) -> Any:
+        """A core block's output; behind the last one, for all tokens again."""
+        if not block.writes:
+            return output
+        place = self.family.output
+        assert self.tokens is not None and self.start is not None
+        latents = output if place is None else output[place]
+        tokens = self.interface.finish(self.tokens, self.start, latents, self.plan)
+        return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
+
+
+_PLAIN: Any = object()
+_call: ContextVar[Any] = ContextVar("elit_call", default=None)
+
+
+@contextmanager
+def _active(call: Any) -> Iterator[None]:
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """A core block whose arguments are those of latents already; what a checkpoint runs, and runs again in backward."""
+
+    block: nn.Module
+
+    def __call__(self, *args: Any) -> Any:
+        with _active(_PLAIN):
+            return self.block(*args)
+
+
+def _checkpointed(checkpoint: Callable[..., Any], block: nn.Module, *args: Any) -> Any:
+    if not isinstance(block, CoreBlock):
+        return checkpoint(block, *args)
+    call = _call.get()
+    bound = _signature(type(block)).bind(*args)
+    bound.arguments.update(call.enter(block, bound.arguments))
+    return call.leave(block, checkpoint(_Plain(block), *bound.args))
+
+
+@functools.cache
+def _signature(kind: type) -> inspect.Signature:
+    """Of `forward`, without self."""
+    signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+@functools.cache
+def _elastic_class(kind: type, mixin: type) -> type:
+    """A subclass of the same name: diffusers saves it, and finds LoRA scales and pipeline slots for it, by that name."""
+
+    @functools.wraps(kind.forward)  # type: ignore[attr-defined]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.elastic_forward(**_signature(kind).bind(*args, **kwargs).arguments)
+
+    def reduce(self: Any) -> Any:
+        return _rebuild, (kind, mixin), self.__dict__
+
+    body = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    made = type(kind.__name__, (mixin, kind), body)
+    TransformerBlockRegistry._register()
+    if (known := TransformerBlockRegistry._registry.get(kind)) is not None:  # caches look blocks up by their class
+        TransformerBlockRegistry.register(made, dataclasses.replace(known, _cls=None, _cached_parameter_indices=None))
+    return made
+
+
+def _rebuild(kind: type, mixin: type) -> Any:
+    made = _elastic_class(kind, mixin)
+    return made.__new__(made)
+
+
+def _half_of(value: Any, batch: int, half: int) -> Any:
+    """One half of everything with the batch in front."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value.chunk(2)[half]
+    if isinstance(value, Mapping):
+        return {name: _half_of(part, batch, half) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_half_of(part, batch, half) for part in value)
+    return value
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    if isinstance(outputs[0], tuple):
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return type(outputs[0])(sample=torch.cat([output.sample for output in outputs]))
+
+
+def _check(family: Family, depth: int, read_after: int, write_after: int, window: tuple[int, ...], mode: str) -> None:
+    if not 0 <= read_after < write_after <= depth:
+        raise ValueError(
+            f"read_after={read_after}, write_after={write_after}: need 0 <= read_after < write_after <= {depth}, its blocks"
+        )
+    if len(window) != family.axes or any(not isinstance(side, int) or side < 1 for side in window):
+        raise ValueError(f"window={window}: give {family.axes} sides of at least 1 token")
+    if mode not in ("carry", "learned"):
+        raise ValueError(f"mode={mode!r}: give carry or learned")
