@@ -24,6 +24,7 @@ ROOMS = [
         "checkpoint",
         "sampling",
         "pipeline",
+        "elastic",
         "ema",
         "parallel",
         "state",
