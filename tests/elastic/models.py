@@ -15,10 +15,11 @@ def build(kind: str, **changes: Any) -> nn.Module:
     """Of 4 blocks, width 24, 8×8 tokens (Wan: 2×4×8); nothing starts at zero."""
     settings: dict[str, dict[str, Any]] = {
         "DiTTransformer2DModel": {
-            "sample_size": 16, "in_channels": 4, "num_layers": 4, "num_embeds_ada_norm": 1000, "norm_num_groups": 2,
+            "sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_embeds_ada_norm": 1000,
         },
         "QwenImageTransformer2DModel": {
-            "in_channels": 16, "out_channels": 4, "num_layers": 4, "joint_attention_dim": 20, "axes_dims_rope": (4, 4, 4),
+            "in_channels": 16, "out_channels": 4, "num_layers": 4, "joint_attention_dim": 20,
+            "axes_dims_rope": (4, 4, 4),
         },
         "FluxTransformer2DModel": {
             "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
@@ -48,7 +49,9 @@ def build(kind: str, **changes: Any) -> nn.Module:
 
 def picture(channels: int, size: tuple[int, ...], batch: int, seed: int) -> Tensor:
     """(B, C, *size) without detail: a few random cells, enlarged."""
-    few = torch.randn(batch, channels, *(max(2, side // 6) for side in size), generator=torch.Generator().manual_seed(seed))
+    few = torch.randn(
+        batch, channels, *(max(2, side // 6) for side in size), generator=torch.Generator().manual_seed(seed)
+    )
     return F.interpolate(few, size, mode="bilinear" if len(size) == 2 else "trilinear")
 
 
@@ -90,3 +93,61 @@ KINDS = [
 
 def window(kind: str) -> tuple[int, ...]:
     return (2, 2, 4) if kind.startswith("Wan") else (4, 4)
+
+
+def autoencoder(channels: int = 4) -> Any:
+    """f4 AutoencoderKL with random weights."""
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        shift_factor=0.1,
+    ).eval()
+
+
+def pipeline(name: str) -> Any:
+    """A stock pipeline from tiny random parts, without text encoders: prompts come as embeddings."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    if name == "DiTPipeline":
+        made = diffusers.DiTPipeline(build("DiTTransformer2DModel"), autoencoder(), diffusers.DDIMScheduler())
+    elif name == "QwenImagePipeline":
+        torch.manual_seed(1)
+        vae = diffusers.AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        )  # fmt: skip
+        made = diffusers.QwenImagePipeline(scheduler, vae.eval(), None, None, build("QwenImageTransformer2DModel"))
+    elif name == "FluxPipeline":
+        transformer = build("FluxTransformer2DModel")
+        made = diffusers.FluxPipeline(scheduler, autoencoder(), None, None, None, None, transformer)
+    else:
+        transformer = build("SD3Transformer2DModel")
+        made = diffusers.StableDiffusion3Pipeline(
+            transformer, scheduler, autoencoder(), None, None, None, None, None, None
+        )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+PIPELINES = ["QwenImagePipeline", "FluxPipeline", "StableDiffusion3Pipeline", "DiTPipeline"]
+
+
+def draw(pipe: Any, steps: int = 2, batch: int = 1, output_type: str = "pt") -> Tensor:
+    """Guided samples of a pipeline, the same each time; output_type="latent" for what DiT's does not know."""
+    generator = torch.Generator().manual_seed(5)
+    if isinstance(pipe, diffusers.DiTPipeline):
+        labels = list(range(7, 7 + batch))
+        return pipe(labels, 4.0, generator, num_inference_steps=steps, output_type="pt").images
+    text = torch.randn(2, batch, TEXT, 20, generator=generator)
+    pooled = torch.randn(2, batch, 10, generator=generator)
+    given = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "generator": generator}
+    size = {"height": 64, "width": 64, "num_inference_steps": steps, "output_type": output_type}
+    if not isinstance(pipe, diffusers.QwenImagePipeline):
+        given |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
+    if not isinstance(pipe, diffusers.StableDiffusion3Pipeline):
+        given |= {"true_cfg_scale": 3.0}
+    return pipe(**given, **size).images

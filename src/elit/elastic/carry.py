@@ -4,8 +4,8 @@ B batch, G groups, n tokens of a group, N = G·n, J̃ latents of a group kept, K
 (B, K, d) are in the model's own raster order; the plan says how to group them.
 
 Two modes. *learned* is the paper's (section 3): latents are learned vectors, Write adds what cross-attention finds.
-*carry* keeps a pretrained core alive: latent j of a group starts as the token at the window's j-th place, coarse to fine,
-plus the learned vector, which starts at zero; Write hands each token the change that its latent went through.
+*carry* keeps a pretrained core alive: latent j of a group starts as the token at the window's j-th place, coarse to
+fine, plus the learned vector, which starts at zero; Write hands each token the change that its latent went through.
 """
 
 import torch

@@ -53,10 +53,10 @@ _MAIN: Any = object()
 def budget(value: Schedule, *, guidance: Schedule = _MAIN) -> Iterator[None]:
     """Sets the budget of elastified transformers inside the block; outside, they run at full budget.
 
-    value: latents per window (int), a share of them (float), None for all, a schedule over t such as "0.5@0-0.5,1@0.5-1"
-    or a function of t (t = 0 noise, 1 data: 1 − the noise level that the pipeline hands in), or a list with one budget
-    for each forward of a branch. guidance: the same for the unconditional branch (CCFG, paper section 4); if not given,
-    it runs at `value`.
+    value: latents per window (int), a share of them (float), None for all, a schedule over t ("0.5@0-0.5,1@0.5-1") or
+    a function of t (t = 0 noise, 1 data: 1 − the noise level that the pipeline hands in), or a list with one budget for
+    each forward of a branch. guidance: the same for the unconditional branch (CCFG, paper section 4); if not given, it
+    runs at `value`.
 
     A schedule over t reads the timestep of each forward, which waits for the device; a list does not.
     Raises ValueError for what cannot be a budget; what is out of a model's range is raised by its forward.
@@ -107,15 +107,15 @@ def _resolve(schedule: Schedule, budgets: Sequence[int], step: int, noise: Calla
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if step >= len(schedule):
             raise ValueError(
-                f"budget: a list of {len(schedule)} budgets, and this is forward {step + 1} inside the `with`; give one "
-                "a step, and enter it anew for each run"
+                f"budget: a list of {len(schedule)} budgets, and this is forward {step + 1} inside the `with`; give "
+                "one a step, and enter it anew for each run"
             )
         schedule = schedule[step]
     elif callable(schedule) or (isinstance(schedule, str) and "@" in schedule):
         # Rounded: timesteps come in float32 or less, and t = 0.5 must not fall short of "@0.5-1".
         t = round(1 - noise().flatten()[-1].item(), 4)
         schedule = schedule_budgets(schedule, [min(max(t, 0.0), 1.0)], budgets)[0]
-    kept = resolve_budget(schedule, budgets)  # type: ignore[arg-type]
+    kept = resolve_budget(schedule, budgets)
     assert kept is not None
     return kept
 

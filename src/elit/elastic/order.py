@@ -37,7 +37,7 @@ def coarse_to_fine(window: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def spread_to_window(window: tuple[int, ...], kept: int) -> Tensor:
-    """(n, J̃): what each place of a window takes from the carried ones: the mean of those nearest to it; rows sum to 1."""
+    """(n, J̃): what each place of a window takes from the carried: the mean of those nearest to it; rows sum to 1."""
     places = grid_positions(window, window, torch.device("cpu"))
     distance = torch.cdist(places, places[list(coarse_to_fine(window)[:kept])])  # (n, J̃)
     nearest = (distance < distance.amin(1, keepdim=True) + 1e-4).float()
@@ -68,9 +68,7 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def make_plan(
-    grids: tuple[tuple[int, ...], ...], window: tuple[int, ...], kept: int, device: torch.device
-) -> Plan:
+def make_plan(grids: tuple[tuple[int, ...], ...], window: tuple[int, ...], kept: int, device: torch.device) -> Plan:
     """The plan for one or more token grids that follow each other in a sequence, all cut into `window`s.
 
     Raises ValueError, naming the nearest sizes, where a grid does not divide.

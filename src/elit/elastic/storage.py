@@ -1,8 +1,8 @@
 """Elastified transformers on disk: diffusers' own files, untouched, and the interface beside them.
 
-    FOLDER/config.json, diffusion_pytorch_model*.safetensors    as diffusers writes them
-    FOLDER/elastic.json                                         where the interface sits; size and CRC of its weights
-    FOLDER/elastic.safetensors                                  its weights
+FOLDER/config.json, diffusion_pytorch_model*.safetensors    as diffusers writes them
+FOLDER/elastic.json                                         where the interface sits; size and CRC of its weights
+FOLDER/elastic.safetensors                                  its weights
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +21,7 @@ from elit.config import write_text
 
 RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
 VARIANT = "elastic"
+NOTE = "; its weights were trained together with the interface and are no model without it"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
     os.replace(folder / f".{WEIGHTS}.tmp", folder / WEIGHTS)
     content = dataclasses.asdict(dataclasses.replace(record, changed=changed))
     content["weights"] = fingerprint(folder / WEIGHTS)
+    content["note"] = "load this folder, or the pipeline it is in, with elit.load_elastic" + NOTE * changed
     write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
 
     interface = transformer._modules.pop("elastic")

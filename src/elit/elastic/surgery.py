@@ -2,10 +2,10 @@
 
     x --head blocks--> tokens (B, N, d) --Read--> (B, K, d) --core blocks--> (B, K, d) --Write--> (B, N, d) --tail--> y
 
-diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same name,
-as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. A forward of
-the transformer opens a `Call`; the first core block hands it the tokens and goes on with latents, all core blocks take
-the positions of the carried tokens, and the last one gives all tokens back.
+diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
+name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. A
+forward of the transformer opens a `Call`; the first core block hands it the tokens and goes on with latents, all core
+blocks take the positions of the carried tokens, and the last one gives all tokens back.
 """
 
 import dataclasses
@@ -40,10 +40,11 @@ def elastify(
 ) -> Any:
     """Gives a diffusers transformer a latent interface, in place; returns it. `elit.budget` then sets its budget.
 
-    read_after, write_after: how many of its blocks lie before Read and before Write (Qwen-Image in the paper: 8 and 52);
+    read_after, write_after: how many of its blocks lie before Read and before Write (Qwen-Image in the paper: 8, 52);
     Flux counts on from its double to its single blocks. window: tokens of a group along each axis, (rows, columns) or
-    (frames, rows, columns); a group has as many latents, and `transformer.budgets` lists the counts. mode: "carry", which
-    equals the original at full budget before any training, or "learned", the paper's own. seed: of the new weights.
+    (frames, rows, columns); a group has as many latents, and `transformer.budgets` lists the counts. mode: "carry",
+    which equals the original at full budget before any training, or "learned", the paper's own. seed: of the new
+    weights.
 
     Comes before caches, offloading and other hooks on forward, before or after LoRA.
     Raises ValueError for a class that is not supported, blocks and windows that do not fit, and a second time.
@@ -54,7 +55,9 @@ def elastify(
     window = tuple(window)
     _check(family, len(blocks), read_after, write_after, window, mode)
     if any("forward" in vars(module) for module in (transformer, *blocks)):
-        raise ValueError("transformer: has hooks on its forward (a cache, offloading); elastify it first, then set those")
+        raise ValueError(
+            "transformer: has hooks on its forward (a cache, offloading); elastify it first, then set those"
+        )
 
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     with torch.random.fork_rng(devices=[]):
@@ -74,10 +77,10 @@ def elastify(
     transformer.elastic_samples = sample_weights(transformer)
     transformer.elastic = interface.to(device, transformer.dtype).train(transformer.training)
     branched = hasattr(transformer, "cache_context")
-    transformer.__class__ = _elastic_class(type(transformer), BranchedElastic if branched else Elastic)
+    _become(transformer, BranchedElastic if branched else Elastic)
     for number, block in enumerate(blocks[read_after:write_after], read_after):
-        block.__class__ = _elastic_class(type(block), CoreBlock)
-        block.writes = number == write_after - 1
+        _become(block, CoreBlock)
+        vars(block)["writes"] = number == write_after - 1
     return transformer
 
 
@@ -94,7 +97,7 @@ class Elastic:
         return tuple(range(1, prod(self.elastic_record.window) + 1))
 
     def elastic_forward(self: Any, **arguments: Any) -> Any:
-        """One forward at the budget set by `elit.budget`; in two halves where a batch holds both branches of guidance."""
+        """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         family = family_of(self)
         tokens = arguments["hidden_states"]
         half = family.unconditional_half
@@ -111,7 +114,9 @@ class Elastic:
                 if arguments.get(name) is not None:
                     raise ValueError(f"{name}: are residuals for all tokens; run them at full budget")
         if self.elastic_record.write_after - 1 in (arguments.get("skip_layers") or ()):
-            raise ValueError(f"skip_layers={arguments['skip_layers']}: its last core block cannot be skipped, Write is there")
+            raise ValueError(
+                f"skip_layers={arguments['skip_layers']}: its last core block cannot be skipped, Write is there"
+            )
         grids = family.grids(self, arguments)
         plan = make_plan(grids, self.elastic_record.window, kept, arguments["hidden_states"].device)
         with _active(Call(self.elastic, family, plan)):
@@ -129,8 +134,8 @@ class Elastic:
     def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
 
-        Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they are
-        no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
+        Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they
+        are no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
         """
         save_beside(self, save_directory, functools.partial(super().save_pretrained, *args, **kwargs))  # type: ignore[misc]
 
@@ -190,7 +195,8 @@ class Call:
         if not block.writes:
             return output
         place = self.family.output
-        assert self.tokens is not None and self.start is not None
+        assert self.tokens is not None
+        assert self.start is not None
         latents = output if place is None else output[place]
         tokens = self.interface.finish(self.tokens, self.start, latents, self.plan)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
@@ -220,27 +226,33 @@ class _Plain:
             return self.block(*args)
 
 
-def _checkpointed(checkpoint: Callable[..., Any], block: nn.Module, *args: Any) -> Any:
+def _checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
     if not isinstance(block, CoreBlock):
         return checkpoint(block, *args)
     call = _call.get()
-    bound = _signature(type(block)).bind(*args)
+    kind: Any = type(block)
+    bound = _signature(kind).bind(*args)
     bound.arguments.update(call.enter(block, bound.arguments))
     return call.leave(block, checkpoint(_Plain(block), *bound.args))
 
 
 @functools.cache
-def _signature(kind: type) -> inspect.Signature:
+def _signature(kind: Any) -> inspect.Signature:
     """Of `forward`, without self."""
-    signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    signature = inspect.signature(kind.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-@functools.cache
-def _elastic_class(kind: type, mixin: type) -> type:
-    """A subclass of the same name: diffusers saves it, and finds LoRA scales and pipeline slots for it, by that name."""
+def _become(module: Any, mixin: Any) -> None:
+    kind: Any = type(module)
+    module.__class__ = _elastic_class(kind, mixin)
 
-    @functools.wraps(kind.forward)  # type: ignore[attr-defined]
+
+@functools.cache
+def _elastic_class(kind: Any, mixin: Any) -> Any:
+    """A subclass of the same name: by it diffusers saves a model, and finds its LoRA scales and pipeline slots."""
+
+    @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.elastic_forward(**_signature(kind).bind(*args, **kwargs).arguments)
 
@@ -255,7 +267,7 @@ def _elastic_class(kind: type, mixin: type) -> type:
     return made
 
 
-def _rebuild(kind: type, mixin: type) -> Any:
+def _rebuild(kind: Any, mixin: Any) -> Any:
     made = _elastic_class(kind, mixin)
     return made.__new__(made)
 
@@ -280,7 +292,8 @@ def _joined(outputs: Sequence[Any]) -> Any:
 def _check(family: Family, depth: int, read_after: int, write_after: int, window: tuple[int, ...], mode: str) -> None:
     if not 0 <= read_after < write_after <= depth:
         raise ValueError(
-            f"read_after={read_after}, write_after={write_after}: need 0 <= read_after < write_after <= {depth}, its blocks"
+            f"read_after={read_after}, write_after={write_after}: need 0 <= read_after < write_after <= {depth}, the "
+            "number of its blocks"
         )
     if len(window) != family.axes or any(not isinstance(side, int) or side < 1 for side in window):
         raise ValueError(f"window={window}: give {family.axes} sides of at least 1 token")

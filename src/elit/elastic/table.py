@@ -1,7 +1,7 @@
 """What differs between diffusers transformers, one `Family` a class. docs/elastify.md shows how to add one.
 
-B batch, N image tokens, L text tokens, d width, h rotary width. `arguments` are a call's arguments by name: those of the
-transformer's forward (`grids`, `noise`) or of a block's (`condition`).
+B batch, N image tokens, L text tokens, d width, h rotary width. `arguments` are a call's arguments by name: those of
+the transformer's forward (`grids`, `noise`) or of a block's (`condition`).
 """
 
 from collections.abc import Callable, Mapping
@@ -36,18 +36,18 @@ class Family:
     output: int | None = None
     """Where they are in the tuple that a block returns; None: it returns them alone."""
     per_token: Mapping[str, Callable[[Any, Tensor, int], Any]] = field(default_factory=dict)
-    """The block's arguments with an entry an image token, and how to take those of the carried (value, places (K,), L)."""
+    """The block's arguments with an entry an image token; how to take the carried ones' (value, places (K,), L)."""
     residuals: tuple[str, ...] = ()
     """Arguments of forward added to all image tokens behind blocks: not below full budget."""
     unconditional_half: int | None = None
     """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
     streams: tuple[tuple[str, str], ...] = ()
-    """For costs: a pattern in a linear layer's name, and what it runs over: image, text, both, sample. Default image."""
+    """For costs: a pattern in a linear layer's name, and what it runs over: image (if none), text, both, sample."""
     attention: Callable[[nn.Module, int, int], int]
     """For costs: pairs of query and key in a block's attentions, given image and text tokens."""
 
 
-def patch_grid(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
+def patch_grid(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
     """Of an input (B, C, *size)."""
     size = arguments["hidden_states"].shape[2:]
     patch = transformer.config.patch_size
@@ -66,8 +66,8 @@ def take(axis: int) -> Callable[[Tensor, Tensor, int], Tensor]:
 # --- DiT: class labels, learned or sine positions added to the tokens ------------------------------------------------
 
 
-def _dit_condition(block: nn.Module, arguments: Arguments) -> Tensor:
-    embedder: Any = block.norm1.emb
+def _dit_condition(block: Any, arguments: Arguments) -> Tensor:
+    embedder = block.norm1.emb
     time = embedder.timestep_embedder(embedder.time_proj(arguments["timestep"]).to(arguments["hidden_states"].dtype))
     # The table itself: the embedder drops labels at random in training, and Read must not draw in its place.
     return time + embedder.class_embedder.embedding_table(arguments["class_labels"])
@@ -116,7 +116,7 @@ SD3 = Family(
 
 
 def _flux_grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
-    """From the coordinates (N, 3) beside the tokens; a pipeline hands in the same tensor each step, so it is read once."""
+    """From the coordinates (N, 3) of the tokens; a pipeline hands in the same tensor each step, so it is read once."""
     ids = arguments["img_ids"]
     version = None if ids.is_inference() else ids._version
     known = transformer.__dict__.get("_elastic_grid")

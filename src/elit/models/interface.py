@@ -95,7 +95,7 @@ class Read(nn.Module):
         return modulate(self.norm_latents(latents), shift[:, None], scale[:, None]).flatten(0, 1)  # (B·G, J̃, d)
 
     def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """latents (J̃, d) or, where each group has its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
+        """latents (J̃, d) or, each group its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         read = self.attention(self.queries(latents, shift1, scale1), self.norm_tokens(tokens))  # (B·G, J̃, d)
         x = latents + gate1[:, None] * read.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
