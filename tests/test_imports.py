@@ -24,12 +24,12 @@ ROOMS = [
         "checkpoint",
         "sampling",
         "pipeline",
-        "elastic",
         "ema",
         "parallel",
         "state",
         "runlog",
         "train",
+        "elastic",
     ),
     *("evaluate", "report", "quickstart", "cli"),
 ]

@@ -16,6 +16,7 @@ COMMANDS = {
     "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
     "encode": "turn images or clips into an autoencoder's latents, once",
     "train": "train a model on digits or a folder of images",
+    "elastify": "give a trained model a dial, and fit it to the original",
     "sample": "make images with a trained model at any budget",
     "flops": "what a model costs at each budget",
     "doctor": "what is installed here, what works and what is fast",

@@ -82,7 +82,7 @@ def branch(name: str) -> Iterator[None]:
 
 def kept_of_call(
     transformer: nn.Module, budgets: Sequence[int], tokens: Tensor, noise: Callable[[], Tensor], half: int | None
-) -> int | tuple[int, int]:
+) -> list[int]:
     """J̃ of one forward; two of them, for the first and the second half of the batch, where it holds both branches.
 
     half: which one is unconditional; None if a pipeline runs the branches apart. Raises ValueError for a budget out of
@@ -90,17 +90,17 @@ def kept_of_call(
     """
     setting, name = _setting.get(), _branch.get()
     if setting is None:
-        return budgets[-1]
+        return [budgets[-1]]
     step = setting.next_step(transformer, name)
     main = _resolve(setting.value, budgets, step, noise)
     if not setting.has_guidance or (half is None and name != "uncond"):
-        return main
+        return [main]
     if half is not None and not setting.is_doubled(transformer, tokens):
-        return main
+        return [main]
     guidance = _resolve(setting.guidance, budgets, step, noise)
-    if half is None or guidance == main:
-        return guidance
-    return (guidance, main) if half == 0 else (main, guidance)
+    if half is None:
+        return [guidance]
+    return [guidance, main] if half == 0 else [main, guidance]
 
 
 def _resolve(schedule: Schedule, budgets: Sequence[int], step: int, noise: Callable[[], Tensor]) -> int:

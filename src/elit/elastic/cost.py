@@ -26,7 +26,7 @@ def count_block_flops(
     names = {module: name for name, module in transformer.named_modules()}
     for number, block in enumerate(all_blocks(transformer)):
         core = interface and record.read_after <= number < record.write_after
-        total += _block(family, names[block], block, carried if core else tokens, text_tokens, _width(transformer))
+        total += _block(family, names[block], block, carried if core else tokens, text_tokens, family.sizes(transformer)[0])
     return total
 
 
@@ -42,12 +42,9 @@ def _block(family: Family, name: str, block: nn.Module, image: int, text: int, w
 
 def _interface(transformer: Any, tokens: int, carried: int, n: int) -> int:
     """Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged."""
-    width, modulation = _width(transformer), transformer.elastic.reader.modulation.linear.weight.numel()
+    width, _ = family_of(transformer).sizes(transformer)
+    modulation = transformer.elastic.reader.modulation.linear.weight.numel()
     pairs = carried * n  # each latent with its window's tokens, and each token with its window's latents
     linear = (6 * tokens + 6 * carried) * width**2 + modulation
     spread = 2 * pairs if transformer.elastic.carry and carried < tokens else 0
     return 2 * linear + (2 * 4 + 2 * (spread > 0) * 2) * width * pairs
-
-
-def _width(transformer: Any) -> int:
-    return transformer.config.num_attention_heads * transformer.config.attention_head_dim

@@ -12,6 +12,7 @@ from elit.checkpoint import check_weights, fingerprint
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord
 from elit.elastic.surgery import elastify
 from elit.elastic.table import FAMILIES
+from elit.models.presets import NETWORKS
 
 
 def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
@@ -36,7 +37,7 @@ def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
 def _load_transformer(folder: Path, torch_dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
     record = _read_record(folder)
     check_weights(folder, "folder")
-    kind = getattr(diffusers, record.kind)
+    kind = NETWORKS.get(record.kind) or getattr(diffusers, record.kind)
     variant = {"variant": VARIANT} if record.changed else {}
     dtype = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
     transformer, found = kind.from_pretrained(folder, output_loading_info=True, **variant, **dtype, **kwargs)

@@ -22,6 +22,7 @@ import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor, nn
 
+from elit.budgets import resolve_budget
 from elit.elastic.carry import ElasticInterface
 from elit.elastic.context import branch, kept_of_call
 from elit.elastic.order import Plan, make_plan
@@ -59,16 +60,13 @@ def elastify(
             "transformer: has hooks on its forward (a cache, offloading); elastify it first, then set those"
         )
 
-    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    if getattr(transformer, "latent_interface", None) is not None:
+        raise ValueError("transformer: has a latent interface of its own; give a baseline")
+    width, heads = family.sizes(transformer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        interface = ElasticInterface(
-            width,
-            transformer.config.num_attention_heads,
-            prod(window),
-            family.condition_chunks * width,
-            carry=mode == "carry",
-        )
+        condition_width = family.condition_chunks * width
+        interface = ElasticInterface(width, heads, prod(window), condition_width, carry=mode == "carry")
     device = next(blocks[read_after].parameters()).device
     record = InterfaceRecord(
         kind=type(transformer).__name__, read_after=read_after, write_after=write_after, window=window, mode=mode
@@ -98,14 +96,19 @@ class Elastic:
 
     def elastic_forward(self: Any, **arguments: Any) -> Any:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
+        if _bypassed.get():
+            with _active(_PLAIN):
+                return super().forward(**arguments)  # type: ignore[misc]
         family = family_of(self)
-        tokens = arguments["hidden_states"]
-        half = family.unconditional_half
-        kept = kept_of_call(self, self.budgets, tokens, lambda: family.noise(arguments), half)
-        if isinstance(kept, int):
-            return self._elastic_run(arguments, kept)
-        halves = (_half_of(arguments, len(tokens), i) for i in range(2))
-        return _joined([self._elastic_run(part, count) for part, count in zip(halves, kept, strict=True)])
+        x = arguments[family.sample]
+        if (given := arguments.pop("budget", None)) is not None:  # this library's networks are handed theirs
+            kept = [resolve_budget(part, self.budgets) for part in (given if isinstance(given, list) else [given])]
+        else:
+            kept = kept_of_call(self, self.budgets, x, lambda: family.noise(arguments), family.unconditional_half)
+        if len(set(kept)) == 1:
+            return self._elastic_run(arguments, kept[0])
+        parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))
+        return _joined([self._elastic_run(part, count) for part, count in zip(parts, kept, strict=True)])
 
     def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
         family = family_of(self)
@@ -118,7 +121,7 @@ class Elastic:
                 f"skip_layers={arguments['skip_layers']}: its last core block cannot be skipped, Write is there"
             )
         grids = family.grids(self, arguments)
-        plan = make_plan(grids, self.elastic_record.window, kept, arguments["hidden_states"].device)
+        plan = make_plan(grids, self.elastic_record.window, kept, arguments[family.sample].device)
         with _active(Call(self.elastic, family, plan)):
             return super().forward(**arguments)  # type: ignore[misc]
 
@@ -204,6 +207,17 @@ class Call:
 
 _PLAIN: Any = object()
 _call: ContextVar[Any] = ContextVar("elit_call", default=None)
+_bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
+
+
+@contextmanager
+def original() -> Iterator[None]:
+    """Inside the block elastified transformers run without their interface: the teacher's forward, on shared weights."""
+    token = _bypassed.set(True)
+    try:
+        yield
+    finally:
+        _bypassed.reset(token)
 
 
 @contextmanager
@@ -230,6 +244,8 @@ def _checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
     if not isinstance(block, CoreBlock):
         return checkpoint(block, *args)
     call = _call.get()
+    if call is _PLAIN:
+        return checkpoint(_Plain(block), *args)
     kind: Any = type(block)
     bound = _signature(kind).bind(*args)
     bound.arguments.update(call.enter(block, bound.arguments))
@@ -272,18 +288,20 @@ def _rebuild(kind: Any, mixin: Any) -> Any:
     return made.__new__(made)
 
 
-def _half_of(value: Any, batch: int, half: int) -> Any:
-    """One half of everything with the batch in front."""
+def _part_of(value: Any, batch: int, part: int, parts: int) -> Any:
+    """One of equal parts of everything with the batch in front."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
-        return value.chunk(2)[half]
+        return value.chunk(parts)[part]
     if isinstance(value, Mapping):
-        return {name: _half_of(part, batch, half) for name, part in value.items()}
+        return {name: _part_of(each, batch, part, parts) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_half_of(part, batch, half) for part in value)
+        return type(value)(_part_of(each, batch, part, parts) for each in value)
     return value
 
 
 def _joined(outputs: Sequence[Any]) -> Any:
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(list(outputs))
     if isinstance(outputs[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     return type(outputs[0])(sample=torch.cat([output.sample for output in outputs]))

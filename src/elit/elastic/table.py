@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elit.models.layers import Rope
+
 Grid = tuple[int, ...]
 Arguments = Mapping[str, Any]
 
@@ -21,7 +23,7 @@ class Family:
 
     blocks: tuple[str, ...]
     """Attributes that hold its blocks, in the order in which forward runs them."""
-    grids: Callable[[nn.Module, Arguments], tuple[Grid, ...]]
+    grids: Callable[[Any, Arguments], tuple[Grid, ...]]
     """Token grids that make up the image sequence, one behind the other, (rows, columns) or (frames, rows, columns)."""
     axes: int = 2
     """Of a grid."""
@@ -31,6 +33,13 @@ class Family:
     """Of a block's call: the vector that conditions it (B, c)."""
     condition_chunks: int = 1
     """c / d."""
+    sizes: Callable[[Any], tuple[int, int]] = lambda model: (
+        model.config.num_attention_heads * model.config.attention_head_dim,
+        model.config.num_attention_heads,
+    )
+    """Width d and number of heads."""
+    sample: str = "hidden_states"
+    """The transformer's argument that holds the noisy sample, batch first."""
     tokens: str = "hidden_states"
     """The block's argument that holds the image tokens (B, N, d)."""
     output: int | None = None
@@ -204,6 +213,21 @@ WAN = Family(
     attention=lambda block, image, text: image * (image + text),
 )
 
+# --- This library's own DiT, baseline: for distillation at home ------------------------------------------------------
+
+OWN_DIT = Family(
+    blocks=("blocks",),
+    grids=lambda transformer, arguments: (transformer.token_grid(arguments["x"].shape[2:]),),
+    noise=lambda arguments: 1 - arguments["t"],
+    condition=lambda block, arguments: arguments["c"],
+    sizes=lambda model: (model.config.hidden_size, model.config.num_heads),
+    sample="x",
+    tokens="x",
+    per_token={"rope": lambda rope, places, text: Rope(rope.cos[places], rope.sin[places])},
+    streams=(("modulation", "sample"),),
+    attention=lambda block, image, text: image * image,
+)
+
 FAMILIES: dict[str, Family] = {
     "DiTTransformer2DModel": DIT,
     "QwenImageTransformer2DModel": QWEN,
@@ -211,6 +235,7 @@ FAMILIES: dict[str, Family] = {
     "SD3Transformer2DModel": SD3,
     "PixArtTransformer2DModel": PIXART,
     "WanTransformer3DModel": WAN,
+    "DiT": OWN_DIT,
 }
 
 
