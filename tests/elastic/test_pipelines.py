@@ -6,8 +6,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
-from models import PIPELINES, TEXT, draw, pipeline
 from peft import LoraConfig
+from tiny import PIPELINES, TEXT, draw, pipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

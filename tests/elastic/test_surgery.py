@@ -5,8 +5,8 @@ import threading
 import diffusers
 import pytest
 import torch
-from models import build, draw, inputs, pipeline
 from peft import LoraConfig
+from tiny import build, draw, inputs, pipeline
 from torch import nn
 
 import elit

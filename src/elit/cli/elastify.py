@@ -1,5 +1,6 @@
 """elit elastify"""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,21 +73,29 @@ def run(args: Args) -> dict[str, Any]:
     teacher = load_model(args.model).to(check_device(args.device))
     student = elastify(
         load_model(args.model).to(teacher.device),
-        **{"read_after": args.read_after, "write_after": args.write_after, "window": args.window},
+        read_after=args.read_after,
+        write_after=args.write_after,
+        window=args.window,
         mode=args.mode,
         seed=args.seed,
     )
     quality = _judge(args, teacher, data)
     kept = list(dict.fromkeys(max(1, len(student.budgets) // part) for part in (1, 2, 4, 8, 16)))
     before = {count: quality(student, count) for count in kept}
+    start = time.perf_counter()
     if args.steps:
         distill(
             student,
             data,
-            **{name: getattr(args, name) for name in ("steps", "batch_size", "learning_rate", "weights")},
-            **{"distillation": args.distillation, "seed": args.seed},
+            steps=args.steps,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            weights=args.weights,
+            distillation=args.distillation,
+            seed=args.seed,
             say=(lambda line: None) if args.json else print,
         )
+    seconds = time.perf_counter() - start
     after = {count: quality(student, count) for count in kept}
     save_model(student, args.out)
     reference = quality(teacher, None)
@@ -94,8 +103,12 @@ def run(args: Args) -> dict[str, Any]:
         rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in kept]
         names = [f"{name} {when}" for when in ("before", "after") for name in reference]
         print_table(["latents a window", *names], rows)
-        print(f"original: {', '.join(f'{name} {value:.4g}' for name, value in reference.items())}. {args.out}: saved")
-    return {"model": str(args.out), "original": reference, "before": before, "after": after}
+        original = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
+        print(f"original: {original}. Trained for {seconds:.0f} s. {args.out}: saved")
+    return {
+        **{"model": str(args.out), "seconds": round(seconds, 1), "original": reference},
+        **{"before": before, "after": after},
+    }
 
 
 def _cells(scores: dict[str, float]) -> list[str]:

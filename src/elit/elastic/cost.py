@@ -26,7 +26,9 @@ def count_block_flops(
     names = {module: name for name, module in transformer.named_modules()}
     for number, block in enumerate(all_blocks(transformer)):
         core = interface and record.read_after <= number < record.write_after
-        total += _block(family, names[block], block, carried if core else tokens, text_tokens, family.sizes(transformer)[0])
+        total += _block(
+            family, names[block], block, carried if core else tokens, text_tokens, family.sizes(transformer)[0]
+        )
     return total
 
 

@@ -212,7 +212,7 @@ _bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
 
 @contextmanager
 def original() -> Iterator[None]:
-    """Inside the block elastified transformers run without their interface: the teacher's forward, on shared weights."""
+    """Inside the block elastified transformers run without their interface: a teacher's forward, on shared weights."""
     token = _bypassed.set(True)
     try:
         yield
