@@ -13,7 +13,7 @@ from elit.data.feed import Feed
 from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.order import StepSampler
-from elit.elastic.surgery import original
+from elit.elastic.call import original
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.train import draw_posterior, draw_step
 
@@ -35,9 +35,9 @@ def distill(
 ) -> Any:
     """Trains `student`, an elastified DiT of this library, in place; returns it, in evaluation mode.
 
-    Loss: ‖v − (X1 − X0)‖² + `distillation` · ‖v − v_teacher‖², means over all entries. The teacher is the original as it
-    is now, at all tokens. A step draws one budget, uniform over all of them. The learning rate falls linearly to zero,
-    so the last weights need no averaging.
+    Loss: ‖v − (X1 − X0)‖² + `distillation` · ‖v − v_teacher‖², means over all entries. The teacher is the original as
+    it is now, at all tokens. A step draws one budget, uniform over all of them. The learning rate falls linearly to
+    zero, so the last weights need no averaging.
     weights: "interface", and the teacher is the student's own blocks, or "all", beside a frozen copy.
 
     Raises ValueError for a network that is not elastified or of another shape than the data.

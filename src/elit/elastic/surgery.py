@@ -3,29 +3,27 @@
     x --head blocks--> tokens (B, N, d) --Read--> (B, K, d) --core blocks--> (B, K, d) --Write--> (B, N, d) --tail--> y
 
 diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
-name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. A
-forward of the transformer opens a `Call`; the first core block hands it the tokens and goes on with latents, all core
-blocks take the positions of the carried tokens, and the last one gives all tokens back.
+name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. What
+happens in a forward is in `call.py`.
 """
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from torch import Tensor, nn
+from torch import Tensor
 
 from elit.budgets import resolve_budget
+from elit.elastic.call import PLAIN, Call, CoreBlock, active, bypassed, checkpointed, signature_of
 from elit.elastic.carry import ElasticInterface
 from elit.elastic.context import branch, kept_of_call
-from elit.elastic.order import Plan, make_plan
+from elit.elastic.order import make_plan
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
 from elit.elastic.table import Family, all_blocks, family_of
 
@@ -96,11 +94,12 @@ class Elastic:
 
     def elastic_forward(self: Any, **arguments: Any) -> Any:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
-        if _bypassed.get():
-            with _active(_PLAIN):
+        if bypassed.get():
+            with active(PLAIN):
                 return super().forward(**arguments)  # type: ignore[misc]
         family = family_of(self)
         x = arguments[family.sample]
+        kept: Sequence[int | None]
         if (given := arguments.pop("budget", None)) is not None:  # this library's networks are handed theirs
             kept = [resolve_budget(part, self.budgets) for part in (given if isinstance(given, list) else [given])]
         else:
@@ -122,13 +121,13 @@ class Elastic:
             )
         grids = family.grids(self, arguments)
         plan = make_plan(grids, self.elastic_record.window, kept, arguments[family.sample].device)
-        with _active(Call(self.elastic, family, plan)):
+        with active(Call(self.elastic, family, plan)):
             return super().forward(**arguments)  # type: ignore[misc]
 
     @property
     def _gradient_checkpointing_func(self) -> Callable[..., Any]:
         """What forward runs blocks through in training; Read and Write stay outside of what is run again."""
-        return functools.partial(_checkpointed, self.__dict__.get("_gradient_checkpointing_func"))
+        return functools.partial(checkpointed, self.__dict__.get("_gradient_checkpointing_func"))
 
     @_gradient_checkpointing_func.setter
     def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
@@ -153,112 +152,6 @@ class BranchedElastic(Elastic):
             yield
 
 
-class CoreBlock:
-    """What a core block has in front of its diffusers class."""
-
-    writes: bool
-    """The last of the core."""
-
-    def elastic_forward(self: Any, **arguments: Any) -> Any:
-        call = _call.get()
-        if call is None:
-            raise RuntimeError("a core block of an elastified transformer runs inside the transformer's forward only")
-        if call is _PLAIN:
-            return super().forward(**arguments)  # type: ignore[misc]
-        return call.leave(self, super().forward(**call.enter(self, arguments)))  # type: ignore[misc]
-
-
-class Call:
-    """One forward of an elastified transformer."""
-
-    def __init__(self, interface: ElasticInterface, family: Family, plan: Plan):
-        self.interface, self.family, self.plan = interface, family, plan
-        self.tokens: Tensor | None = None  # (B, N, d) as they were before Read, (B, K, d) just after
-        self.start: Tensor | None = None
-        self.taken: dict[str, tuple[Any, Any]] = {}
-
-    def enter(self, block: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A core block's arguments, for the carried tokens."""
-        arguments = dict(arguments)
-        if self.tokens is None:
-            self.tokens = arguments[self.family.tokens]
-            self.start = self.interface.start(self.tokens, self.family.condition(block, arguments), self.plan)
-            arguments[self.family.tokens] = self.start
-        if not self.plan.full:
-            text = arguments.get("encoder_hidden_states")
-            for name, take in self.family.per_token.items():
-                if (value := arguments.get(name)) is not None:
-                    if name not in self.taken or self.taken[name][0] is not value:
-                        self.taken[name] = value, take(value, self.plan.carried, 0 if text is None else text.shape[1])
-                    arguments[name] = self.taken[name][1]
-        return arguments
-
-    def leave(self, block: nn.Module, output: Any) -> Any:
-        """A core block's output; behind the last one, for all tokens again."""
-        if not block.writes:
-            return output
-        place = self.family.output
-        assert self.tokens is not None
-        assert self.start is not None
-        latents = output if place is None else output[place]
-        tokens = self.interface.finish(self.tokens, self.start, latents, self.plan)
-        return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
-
-
-_PLAIN: Any = object()
-_call: ContextVar[Any] = ContextVar("elit_call", default=None)
-_bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
-
-
-@contextmanager
-def original() -> Iterator[None]:
-    """Inside the block elastified transformers run without their interface: a teacher's forward, on shared weights."""
-    token = _bypassed.set(True)
-    try:
-        yield
-    finally:
-        _bypassed.reset(token)
-
-
-@contextmanager
-def _active(call: Any) -> Iterator[None]:
-    token = _call.set(call)
-    try:
-        yield
-    finally:
-        _call.reset(token)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plain:
-    """A core block whose arguments are those of latents already; what a checkpoint runs, and runs again in backward."""
-
-    block: nn.Module
-
-    def __call__(self, *args: Any) -> Any:
-        with _active(_PLAIN):
-            return self.block(*args)
-
-
-def _checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
-    if not isinstance(block, CoreBlock):
-        return checkpoint(block, *args)
-    call = _call.get()
-    if call is _PLAIN:
-        return checkpoint(_Plain(block), *args)
-    kind: Any = type(block)
-    bound = _signature(kind).bind(*args)
-    bound.arguments.update(call.enter(block, bound.arguments))
-    return call.leave(block, checkpoint(_Plain(block), *bound.args))
-
-
-@functools.cache
-def _signature(kind: Any) -> inspect.Signature:
-    """Of `forward`, without self."""
-    signature = inspect.signature(kind.forward)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
 def _become(module: Any, mixin: Any) -> None:
     kind: Any = type(module)
     module.__class__ = _elastic_class(kind, mixin)
@@ -270,7 +163,7 @@ def _elastic_class(kind: Any, mixin: Any) -> Any:
 
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.elastic_forward(**_signature(kind).bind(*args, **kwargs).arguments)
+        return self.elastic_forward(**signature_of(kind).bind(*args, **kwargs).arguments)
 
     def reduce(self: Any) -> Any:
         return _rebuild, (kind, mixin), self.__dict__
