@@ -158,6 +158,8 @@ def test_a_lora_works_on_top(name, before):
         pipe.transformer = elit.elastify(pipe.transformer, **SPLIT)
     assert torch.equal(draw(pipe), draw(original))
     assert not torch.equal(draw(pipe), right)
+    with pytest.raises(ValueError, match="has LoRA adapters"):
+        pipe.transformer.save_pretrained("nowhere")
     with elit.budget(0.5):
         half = draw(pipe)
         pipe.transformer.disable_adapters()
@@ -174,6 +176,8 @@ def test_saved_and_loaded_bit_for_bit(name, tmp_path):
     parts = {part: None for part in pipe.components if part not in ("transformer", "vae", "scheduler")}
     again = elit.load_elastic(tmp_path, **parts)
     again.set_progress_bar_config(disable=True)
+    half = elit.load_elastic(tmp_path / "transformer", torch_dtype=torch.bfloat16)
+    assert half.elastic.latents.dtype == half.dtype == torch.bfloat16
     with elit.budget(0.5, guidance=2):
         # What the autoencoder makes of it depends, in the last bit, on where diffusers maps its weights.
         assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))

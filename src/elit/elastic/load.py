@@ -24,8 +24,10 @@ def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         return _load_transformer(folder, **kwargs)
+    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    of_models = {name: value for name, value in kwargs.items() if name not in parts}
     elastic = {
-        path.parent.name: _load_transformer(path.parent, **kwargs) for path in sorted(folder.glob(f"*/{RECORD}"))
+        path.parent.name: _load_transformer(path.parent, **of_models) for path in sorted(folder.glob(f"*/{RECORD}"))
     }
     if not elastic:
         raise ValueError(
@@ -34,13 +36,12 @@ def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(folder, **elastic, **kwargs)
 
 
-def _load_transformer(folder: Path, torch_dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+def _load_transformer(folder: Path, **kwargs: Any) -> Any:
     record = _read_record(folder)
     check_weights(folder, "folder")
     kind = NETWORKS.get(record.kind) or getattr(diffusers, record.kind)
     variant = {"variant": VARIANT} if record.changed else {}
-    dtype = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
-    transformer, found = kind.from_pretrained(folder, output_loading_info=True, **variant, **dtype, **kwargs)
+    transformer, found = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
     if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
         raise ValueError(f"folder={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     _align(transformer)

@@ -50,14 +50,21 @@ def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]
 def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None]) -> None:
     """Writes `transformer` with `save`, diffusers' save_pretrained, and its interface beside it.
 
-    The interface first: `save` may upload the folder.
+    The interface first: `save` may upload the folder. Raises ValueError where LoRAs hang on the weights.
     """
+    if any(".base_layer." in name for name, _ in transformer.named_parameters()):
+        # diffusers would write them under names that from_pretrained does not find.
+        raise ValueError(
+            "transformer: has LoRA adapters; save those with save_lora_adapter, and delete or fuse them first"
+        )
     folder, record = Path(folder), transformer.elastic_record
     now, then = sample_weights(transformer), transformer.elastic_samples
     changed = record.changed or any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (RECORD, *(("diffusion_pytorch_model.safetensors",) if changed else ())):
-        (folder / old).unlink(missing_ok=True)  # what is left if this stops half way is not taken for a whole model
+    # What is left if this stops half way is not taken for a whole model.
+    stale = [path for path in folder.glob("diffusion_pytorch_model*") if changed and f".{VARIANT}" not in path.name]
+    for path in (folder / RECORD, *stale):
+        path.unlink(missing_ok=True)
     weights = {name: value.detach().contiguous().cpu() for name, value in transformer.elastic.state_dict().items()}
     save_file(weights, folder / f".{WEIGHTS}.tmp", metadata={"format": "pt"})
     os.replace(folder / f".{WEIGHTS}.tmp", folder / WEIGHTS)
