@@ -30,6 +30,7 @@ ROOMS = [
         "state",
         "runlog",
         "train",
+        "elastic",
     ),
     *("evaluate", "report", "quickstart", "cli"),
 ]

@@ -27,12 +27,18 @@ _HOME = {
     "load_released": "elit.released.load",
     "sample": "elit.sampling",
     "ElitPipeline": "elit.pipeline",
+    "elastify": "elit.elastic.surgery",
+    "budget": "elit.elastic.context",
+    "load_elastic": "elit.elastic.load",
 }
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from elit.checkpoint import load_model as load_model
     from elit.data.text import TextEncoder as TextEncoder
+    from elit.elastic.context import budget as budget
+    from elit.elastic.load import load_elastic as load_elastic
+    from elit.elastic.surgery import elastify as elastify
     from elit.flops import count_flops as count_flops
     from elit.flow.guidance import AG as AG
     from elit.flow.guidance import CCFG as CCFG

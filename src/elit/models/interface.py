@@ -81,20 +81,21 @@ class CrossAttention(nn.Module):
 class Read(nn.Module):
     """l_ca = l + CA(l; s), l_out = l_ca + MLP(l_ca), pre-norm, adaLN-Zero from the blocks' conditioning."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, condition_width: int | None = None):
         super().__init__()
-        self.modulation = Modulation(width, 6)
+        self.modulation = Modulation(width, 6, condition_width)
         self.norm_latents, self.norm_mlp = layer_norm(width), layer_norm(width)
         self.norm_tokens = layer_norm(width, affine=True)
         self.attention = CrossAttention(width, num_heads)
         self.mlp = Mlp(width, width)
 
     def queries(self, latents: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        # All groups start from the same latents: (B, J̃, d) queries serve all of them.
-        return modulate(self.norm_latents(latents), shift, scale)
+        if latents.ndim == 2:  # all groups start from the same latents: (B, J̃, d) queries serve all of them
+            return modulate(self.norm_latents(latents), shift, scale)
+        return modulate(self.norm_latents(latents), shift[:, None], scale[:, None]).flatten(0, 1)  # (B·G, J̃, d)
 
     def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """latents (J̃, d), tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
+        """latents (J̃, d) or, each group its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         read = self.attention(self.queries(latents, shift1, scale1), self.norm_tokens(tokens))  # (B·G, J̃, d)
         x = latents + gate1[:, None] * read.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
@@ -126,12 +127,14 @@ class Write(nn.Module):
 class LatentInterface(nn.Module):
     """The learned latents, shared by all groups, and the two cross-attentions around the core."""
 
-    def __init__(self, width: int, num_heads: int, tokens_per_group: int, num_latents: int):
+    def __init__(
+        self, width: int, num_heads: int, tokens_per_group: int, num_latents: int, condition_width: int | None = None
+    ):
         super().__init__()
         self.latents = nn.Parameter(torch.empty(num_latents, width))
         # Cross-attention sees no RoPE; this says where in its window a token is.
         self.position = nn.Parameter(torch.empty(tokens_per_group, width))
-        self.reader = Read(width, num_heads)
+        self.reader = Read(width, num_heads, condition_width)
         self.writer = Write(width, num_heads)
 
     def initialize(self) -> None:

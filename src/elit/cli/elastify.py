@@ -1,0 +1,146 @@
+"""elit elastify"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from elit.cli.main import check_device
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Give a trained DiT of this library a latent interface, fit it to the original, and show what each budget is worth
+    before and after. For diffusers' pipelines see docs/elastify.md.
+
+    Example: elit elastify runs/digits/model runs/elastic --read-after 1 --write-after 5 --window 4 4
+    """
+
+    model: Annotated[Path, tyro.conf.Positional] = Path()
+    """A saved DiT without an interface, or a checkpoint of its run."""
+    out: Annotated[Path, tyro.conf.Positional] = Path()
+    """Folder for the elastified network; elit.load_elastic reads it."""
+    data: str = "digits"
+    """What it was trained on: digits, a folder of images, or what elit encode wrote."""
+    read_after: int = 1
+    """Blocks before Read."""
+    write_after: int = 5
+    """Blocks before Write."""
+    window: tuple[int, ...] = (4, 4)
+    """Tokens of a group along each axis."""
+    mode: str = "carry"
+    """carry: latents start as the group's own tokens; learned: the paper's own."""
+    weights: str = "all"
+    """What is trained: all weights, or the interface alone."""
+    steps: int = 2000
+    """Of training; 0 = only the surgery."""
+    batch_size: int = 64
+    """Samples a step."""
+    learning_rate: float = 1e-3
+    """At its highest; it falls to zero."""
+    distillation: float = 20.0
+    """Weight of the distillation loss beside the flow-matching loss."""
+    samples: int = 200
+    """How many are drawn at each budget to be scored; digits only."""
+    seed: int = 0
+    """Of weights, data order, noise and budgets."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    json: bool = False
+    """Print the table as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    return parse_arguments(Args, "elastify", arguments)
+
+
+def run(args: Args) -> dict[str, Any]:
+    from elit.checkpoint import load_model, save_model
+    from elit.config import TrainConfig
+    from elit.elastic.distill import distill
+    from elit.elastic.surgery import elastify
+    from elit.report.tables import print_table
+    from elit.train import load_data
+
+    for name, value in (("model", args.model), ("out", args.out)):
+        if value == Path():
+            raise ValueError(f"{name}: not given; elit elastify MODEL OUT")
+    data = load_data(TrainConfig(data=args.data))
+    teacher = load_model(args.model).to(check_device(args.device))
+    student = elastify(
+        load_model(args.model).to(teacher.device),
+        read_after=args.read_after,
+        write_after=args.write_after,
+        window=args.window,
+        mode=args.mode,
+        seed=args.seed,
+    )
+    quality = _judge(args, teacher, data)
+    kept = list(dict.fromkeys(max(1, len(student.budgets) // part) for part in (1, 2, 4, 8, 16)))
+    before = {count: quality(student, count) for count in kept}
+    start = time.perf_counter()
+    if args.steps:
+        distill(
+            student,
+            data,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            weights=args.weights,
+            distillation=args.distillation,
+            seed=args.seed,
+            say=(lambda line: None) if args.json else print,
+        )
+    seconds = time.perf_counter() - start
+    after = {count: quality(student, count) for count in kept}
+    save_model(student, args.out)
+    reference = quality(teacher, None)
+    if not args.json:
+        rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in kept]
+        names = [f"{name} {when}" for when in ("before", "after") for name in reference]
+        print_table(["latents a window", *names], rows)
+        original = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
+        print(f"original: {original}. Trained for {seconds:.0f} s. {args.out}: saved")
+    return {
+        **{"model": str(args.out), "seconds": round(seconds, 1), "original": reference},
+        **{"before": before, "after": after},
+    }
+
+
+def _cells(scores: dict[str, float]) -> list[str]:
+    return [f"{value:.4g}" for value in scores.values()]
+
+
+def _judge(args: Args, teacher: Any, data: Any) -> Callable[[Any, int | None], dict[str, float]]:
+    """Scores a network at a budget: its velocity's error to the original's, and on digits a classifier's accuracy."""
+    import torch
+
+    from elit.data.digits import CLASSES, digits
+    from elit.evaluate.features import train_digit_classifier
+    from elit.flow.path import interpolate
+    from elit.sampling import sample, seeded_noise
+
+    noise = seeded_noise(list(range(64)), tuple(data.shape))
+    images, y = data.__getitems__([i * len(data) // 64 for i in range(64)])
+    images = images[:, 0] if images.ndim > noise.ndim else images  # of latents the mean
+    t = torch.linspace(0.02, 0.98, 64)
+    x, t, y = (part.to(teacher.device) for part in (interpolate(noise, images, t), t, y))
+    with torch.no_grad():
+        right = teacher(x, t, y)
+    classifier = train_digit_classifier(digits(), seed=args.seed).model if args.data == "digits" else None
+
+    def quality(model: Any, kept: int | None) -> dict[str, float]:
+        with torch.no_grad():
+            scores = {"error": (model(x, t, y, kept) - right).square().mean().sqrt().item()}
+        if classifier is not None and args.samples:
+            labels = torch.arange(args.samples) % len(CLASSES)
+            drawn = sample(model, labels, steps=16, budget=kept, seed=args.seed).cpu()
+            with torch.no_grad():
+                scores["accuracy"] = (classifier(drawn)[1].argmax(1) == labels).float().mean().item()
+        return scores
+
+    return quality

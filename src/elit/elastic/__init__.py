@@ -1,0 +1,1 @@
+"""elastify: a latent interface for pretrained diffusers transformers."""

@@ -1,0 +1,80 @@
+"""Elastified transformers on disk: diffusers' own files, untouched, and the interface beside them.
+
+FOLDER/config.json, diffusion_pytorch_model*.safetensors    as diffusers writes them
+FOLDER/elastic.json                                         where the interface sits; size and CRC of its weights
+FOLDER/elastic.safetensors                                  its weights
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from elit.checkpoint import fingerprint
+from elit.config import write_text
+
+RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
+VARIANT = "elastic"
+NOTE = "; its weights were trained together with the interface and are no model without it"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InterfaceRecord:
+    """Where an interface sits in which class."""
+
+    kind: str
+    read_after: int
+    write_after: int
+    window: tuple[int, ...]
+    mode: str
+    changed: bool = False
+    """The original weights have been trained along, and are no model without the interface."""
+
+
+def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]:
+    """A few values of each of the original weights, by name, to tell later whether they were trained."""
+    samples = {}
+    for name, weight in transformer.named_parameters():
+        if not name.startswith("elastic.") and "lora_" not in name:
+            values = weight.detach().flatten()
+            samples[name.replace(".base_layer.", ".")] = values[:: max(1, len(values) // count)][:count].cpu().clone()
+    return samples
+
+
+def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None]) -> None:
+    """Writes `transformer` with `save`, diffusers' save_pretrained, and its interface beside it.
+
+    The interface first: `save` may upload the folder. Raises ValueError where LoRAs hang on the weights.
+    """
+    if any(".base_layer." in name for name, _ in transformer.named_parameters()):
+        # diffusers would write them under names that from_pretrained does not find.
+        raise ValueError(
+            "transformer: has LoRA adapters; save those with save_lora_adapter, and delete or fuse them first"
+        )
+    folder, record = Path(folder), transformer.elastic_record
+    now, then = sample_weights(transformer), transformer.elastic_samples
+    changed = record.changed or any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
+    folder.mkdir(parents=True, exist_ok=True)
+    # What is left if this stops half way is not taken for a whole model.
+    stale = [path for path in folder.glob("diffusion_pytorch_model*") if changed and f".{VARIANT}" not in path.name]
+    for path in (folder / RECORD, *stale):
+        path.unlink(missing_ok=True)
+    weights = {name: value.detach().contiguous().cpu() for name, value in transformer.elastic.state_dict().items()}
+    save_file(weights, folder / f".{WEIGHTS}.tmp", metadata={"format": "pt"})
+    os.replace(folder / f".{WEIGHTS}.tmp", folder / WEIGHTS)
+    content = dataclasses.asdict(dataclasses.replace(record, changed=changed))
+    content["weights"] = fingerprint(folder / WEIGHTS)
+    content["note"] = "load this folder, or the pipeline it is in, with elit.load_elastic" + NOTE * changed
+    write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
+
+    interface = transformer._modules.pop("elastic")
+    try:
+        save(folder, **({"variant": VARIANT} if changed else {}))
+    finally:
+        transformer._modules["elastic"] = interface

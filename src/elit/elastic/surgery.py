@@ -1,0 +1,212 @@
+"""elastify: the core of a pretrained diffusers transformer works on a budgeted number of its tokens.
+
+    x --head blocks--> tokens (B, N, d) --Read--> (B, K, d) --core blocks--> (B, K, d) --Write--> (B, N, d) --tail--> y
+
+diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
+name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. What
+happens in a forward is in `call.py`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from torch import Tensor
+
+from elit.budgets import resolve_budget
+from elit.elastic.call import PLAIN, Call, CoreBlock, active, bypassed, checkpointed, signature_of
+from elit.elastic.carry import ElasticInterface
+from elit.elastic.context import branch, kept_of_call
+from elit.elastic.order import make_plan
+from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
+from elit.elastic.table import Family, all_blocks, family_of
+
+
+def elastify(
+    transformer: Any,
+    *,
+    read_after: int,
+    write_after: int,
+    window: Sequence[int],
+    mode: str = "carry",
+    seed: int = 0,
+) -> Any:
+    """Gives a diffusers transformer a latent interface, in place; returns it. `elit.budget` then sets its budget.
+
+    read_after, write_after: how many of its blocks lie before Read and before Write (Qwen-Image in the paper: 8, 52);
+    Flux counts on from its double to its single blocks. window: tokens of a group along each axis, (rows, columns) or
+    (frames, rows, columns); a group has as many latents, and `transformer.budgets` lists the counts. mode: "carry",
+    which equals the original at full budget before any training, or "learned", the paper's own. seed: of the new
+    weights.
+
+    Comes before caches, offloading and other hooks on forward, before or after LoRA.
+    Raises ValueError for a class that is not supported, blocks and windows that do not fit, and a second time.
+    """
+    if isinstance(transformer, Elastic):
+        raise ValueError("transformer: is elastified already; load it anew for another interface")
+    family, blocks = family_of(transformer), all_blocks(transformer)
+    window = tuple(window)
+    _check(family, len(blocks), read_after, write_after, window, mode)
+    if any("forward" in vars(module) for module in (transformer, *blocks)):
+        raise ValueError(
+            "transformer: has hooks on its forward (a cache, offloading); elastify it first, then set those"
+        )
+
+    if getattr(transformer, "latent_interface", None) is not None:
+        raise ValueError("transformer: has a latent interface of its own; give a baseline")
+    width, heads = family.sizes(transformer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        condition_width = family.condition_chunks * width
+        interface = ElasticInterface(width, heads, prod(window), condition_width, carry=mode == "carry")
+    device = next(blocks[read_after].parameters()).device
+    record = InterfaceRecord(
+        kind=type(transformer).__name__, read_after=read_after, write_after=write_after, window=window, mode=mode
+    )
+    transformer.elastic_record = record
+    transformer.elastic_samples = sample_weights(transformer)
+    transformer.elastic = interface.to(device, transformer.dtype).train(transformer.training)
+    branched = hasattr(transformer, "cache_context")
+    _become(transformer, BranchedElastic if branched else Elastic)
+    for number, block in enumerate(blocks[read_after:write_after], read_after):
+        _become(block, CoreBlock)
+        vars(block)["writes"] = number == write_after - 1
+    return transformer
+
+
+class Elastic:
+    """What an elastified transformer has in front of its diffusers class."""
+
+    elastic: ElasticInterface
+    elastic_record: InterfaceRecord
+    elastic_samples: dict[str, Tensor]
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Valid counts of latents per window, ascending."""
+        return tuple(range(1, prod(self.elastic_record.window) + 1))
+
+    def elastic_forward(self: Any, **arguments: Any) -> Any:
+        """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
+        if bypassed.get():
+            with active(PLAIN):
+                return super().forward(**arguments)  # type: ignore[misc]
+        family = family_of(self)
+        x = arguments[family.sample]
+        kept: Sequence[int | None]
+        if (given := arguments.pop("budget", None)) is not None:  # this library's networks are handed theirs
+            kept = [resolve_budget(part, self.budgets) for part in (given if isinstance(given, list) else [given])]
+        else:
+            kept = kept_of_call(self, self.budgets, x, lambda: family.noise(arguments), family.unconditional_half)
+        if len(set(kept)) == 1:
+            return self._elastic_run(arguments, kept[0])
+        parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))
+        return _joined([self._elastic_run(part, count) for part, count in zip(parts, kept, strict=True)])
+
+    def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
+        family = family_of(self)
+        if kept < self.budgets[-1]:
+            for name in family.residuals:
+                if arguments.get(name) is not None:
+                    raise ValueError(f"{name}: are residuals for all tokens; run them at full budget")
+        if self.elastic_record.write_after - 1 in (arguments.get("skip_layers") or ()):
+            raise ValueError(
+                f"skip_layers={arguments['skip_layers']}: its last core block cannot be skipped, Write is there"
+            )
+        grids = family.grids(self, arguments)
+        plan = make_plan(grids, self.elastic_record.window, kept, arguments[family.sample].device)
+        with active(Call(self.elastic, family, plan)):
+            return super().forward(**arguments)  # type: ignore[misc]
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
+        """What forward runs blocks through in training; Read and Write stay outside of what is run again."""
+        return functools.partial(checkpointed, self.__dict__.get("_gradient_checkpointing_func"))
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
+        self.__dict__["_gradient_checkpointing_func"] = function
+
+    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
+
+        Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they
+        are no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
+        """
+        save_beside(self, save_directory, functools.partial(super().save_pretrained, *args, **kwargs))  # type: ignore[misc]
+
+
+class BranchedElastic(Elastic):
+    """Of a class whose pipelines run the branches of guidance one after the other."""
+
+    @contextmanager
+    def cache_context(self: Any, name: str, **kwargs: Any) -> Iterator[None]:
+        """diffusers' own context, by which pipelines say which branch runs."""
+        with branch(name), super().cache_context(name, **kwargs):  # type: ignore[misc]
+            yield
+
+
+def _become(module: Any, mixin: Any) -> None:
+    kind: Any = type(module)
+    module.__class__ = _elastic_class(kind, mixin)
+
+
+@functools.cache
+def _elastic_class(kind: Any, mixin: Any) -> Any:
+    """A subclass of the same name: by it diffusers saves a model, and finds its LoRA scales and pipeline slots."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.elastic_forward(**signature_of(kind).bind(*args, **kwargs).arguments)
+
+    def reduce(self: Any) -> Any:
+        return _rebuild, (kind, mixin), self.__dict__
+
+    body = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    made = type(kind.__name__, (mixin, kind), body)
+    TransformerBlockRegistry._register()
+    if (known := TransformerBlockRegistry._registry.get(kind)) is not None:  # caches look blocks up by their class
+        TransformerBlockRegistry.register(made, dataclasses.replace(known, _cls=None, _cached_parameter_indices=None))
+    return made
+
+
+def _rebuild(kind: Any, mixin: Any) -> Any:
+    made = _elastic_class(kind, mixin)
+    return made.__new__(made)
+
+
+def _part_of(value: Any, batch: int, part: int, parts: int) -> Any:
+    """One of equal parts of everything with the batch in front."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == batch:
+        return value.chunk(parts)[part]
+    if isinstance(value, Mapping):
+        return {name: _part_of(each, batch, part, parts) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_part_of(each, batch, part, parts) for each in value)
+    return value
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(outputs[0], tuple):
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return type(outputs[0])(sample=torch.cat([output.sample for output in outputs]))
+
+
+def _check(family: Family, depth: int, read_after: int, write_after: int, window: tuple[int, ...], mode: str) -> None:
+    if not 0 <= read_after < write_after <= depth:
+        raise ValueError(
+            f"read_after={read_after}, write_after={write_after}: need 0 <= read_after < write_after <= {depth}, the "
+            "number of its blocks"
+        )
+    if len(window) != family.axes or any(not isinstance(side, int) or side < 1 for side in window):
+        raise ValueError(f"window={window}: give {family.axes} sides of at least 1 token")
+    if mode not in ("carry", "learned"):
+        raise ValueError(f"mode={mode!r}: give carry or learned")

@@ -1,0 +1,159 @@
+"""Every supported class: the original at full budget, sensible below it, and as cheap as the closed form says."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tiny import KINDS, TEXT, build, inputs, window
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import elit
+from elit.elastic.cost import count_block_flops
+
+BUDGETS = (16, 12, 8, 6, 4, 2, 1)
+
+
+def pair(kind, **settings):
+    """The original and the elastified."""
+    original = build(kind)
+    chosen = {"read_after": 1, "write_after": 3, "window": window(kind)} | settings
+    return original, elit.elastify(copy.deepcopy(original), **chosen)
+
+
+def open_branches(model):
+    """As after training: every branch of the interface does something."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.elastic.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def run(model, x):
+    return model(**x, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_equals_the_original_at_full_budget_forward_and_gradient(kind, checkpointing):
+    original, elastic = pair(kind)
+    if checkpointing:
+        elastic.enable_gradient_checkpointing()
+    grads = []
+    for model in (original, elastic):
+        x = inputs(kind)
+        x["hidden_states"].requires_grad_()
+        output = run(model, x)
+        output.square().sum().backward()
+        weights = {name: p.grad for name, p in model.named_parameters() if not name.startswith("elastic.")}
+        grads.append((output, x["hidden_states"].grad, weights))
+    (output, grad, weights), (output2, grad2, weights2) = grads
+    assert torch.equal(output, output2)
+    assert (grad - grad2).abs().max() <= 1e-5 * max(1, grad.abs().max())
+    for name, value in weights.items():
+        if value is not None:
+            assert (value - weights2[name]).abs().max() <= 1e-5 * max(1, value.abs().max()), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_rises_as_the_budget_falls(kind):
+    original, elastic = pair(kind)
+    x = inputs(kind, batch=8)  # eight pictures, texts and times
+    errors = []
+    with torch.no_grad():
+        right = run(original, x)
+        for kept in BUDGETS:
+            with elit.budget(kept):
+                errors.append((run(elastic, x) - right).square().flatten(1).mean(1).sqrt().mean())
+    assert errors == sorted(errors)
+    assert errors[0] == 0
+    assert torch.stack(errors).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["carry", "learned"])
+def test_every_budget_is_finite_and_the_dropped_do_not_matter(kind, mode):
+    _, elastic = pair(kind, mode=mode)
+    open_branches(elastic)
+    x = inputs(kind, batch=1)
+    assert elastic.budgets == tuple(range(1, 17))
+    with torch.no_grad():
+        for kept in elastic.budgets:
+            with elit.budget(kept):
+                assert run(elastic, x).isfinite().all()
+        with elit.budget(5):
+            right = run(elastic, x)
+            elastic.elastic.latents[5:] = torch.nan
+            assert torch.equal(run(elastic, x), right)
+
+
+def measured(model, x):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(model, x)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flops_fall_as_the_closed_form_says(kind):
+    original, elastic = pair(kind)
+    x = inputs(kind, batch=1)
+    counted = {"tokens": 64, "text_tokens": 0 if kind.startswith("DiT") else TEXT}
+    rest = measured(original, x) - count_block_flops(elastic, **counted, interface=False)
+    assert measured(elastic, x) == pytest.approx(rest + count_block_flops(elastic, **counted), rel=0.02)
+    with elit.budget(0.25):
+        quarter = measured(elastic, x)
+    assert quarter == pytest.approx(rest + count_block_flops(elastic, **counted, kept=4), rel=0.02)
+    saved = count_block_flops(elastic, **counted) - count_block_flops(elastic, **counted, kept=4)
+    assert measured(elastic, x) - quarter == pytest.approx(saved, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["carry", "learned"])
+def test_checkpointing_changes_no_gradient_at_a_low_budget(kind, mode):
+    _, elastic = pair(kind, mode=mode)
+    open_branches(elastic)
+    grads = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            elastic.enable_gradient_checkpointing()
+        elastic.zero_grad()
+        with elit.budget(0.3):
+            output = run(elastic, inputs(kind))
+        output.square().sum().backward()  # outside of the `with`, as training loops do
+        grads.append({name: p.grad.clone() for name, p in elastic.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert any("elastic.reader" in name for name in grads[0])
+    for name, grad in grads[0].items():
+        assert torch.allclose(grad, grads[1][name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stays_the_diffusers_model_that_it_was(kind):
+    original, elastic = pair(kind)
+    assert isinstance(elastic, type(original))
+    assert type(elastic).__name__ == kind
+    assert elastic.config == original.config
+    assert (elastic.dtype, elastic.device) == (original.dtype, original.device)
+    copies = [copy.deepcopy(elastic), pickle.loads(pickle.dumps(elastic))]
+    x = inputs(kind)
+    with torch.no_grad(), elit.budget(0.5):
+        right = run(elastic, x)
+        for parameter in elastic.parameters():
+            parameter.zero_()
+        assert all(torch.equal(run(model, x), right) for model in copies)
+
+
+def test_runs_in_bfloat16():
+    for kind in KINDS:
+        original, elastic = pair(kind)
+        x = {
+            name: value.bfloat16() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for name, value in inputs(kind).items()
+        }
+        original.to(torch.bfloat16), elastic.to(torch.bfloat16)
+        with torch.inference_mode():
+            assert torch.equal(run(original, x), run(elastic, x))
+            with elit.budget(3):
+                assert run(elastic, x).isfinite().all()

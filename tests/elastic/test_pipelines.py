@@ -1,0 +1,224 @@
+"""Stock diffusers pipelines, unedited, with the dial: budgets, schedules, CCFG, caches, LoRA, saving."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from peft import LoraConfig
+from tiny import PIPELINES, TEXT, draw, pipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import elit
+from elit.elastic.cost import count_block_flops
+
+SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
+
+
+def elastic_pipeline(name, **settings):
+    pipe = pipeline(name)
+    pipe.transformer = elit.elastify(pipe.transformer, **SPLIT | settings)
+    return pipe
+
+
+def opened(pipe):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in pipe.transformer.elastic.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return pipe
+
+
+class Spy:
+    """Notes J̃ of every run through the core, and on how many samples."""
+
+    def __init__(self, transformer, monkeypatch):
+        self.seen = []
+        finish = transformer.elastic.finish
+
+        def noted(tokens, start, latents, plan):
+            self.seen.append((plan.kept, len(tokens)))
+            return finish(tokens, start, latents, plan)
+
+        monkeypatch.setattr(transformer.elastic, "finish", noted)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_budget_of_one_changes_no_bit(name):
+    right = draw(pipeline(name), batch=2)
+    pipe = elastic_pipeline(name)
+    assert torch.equal(draw(pipe, batch=2), right)
+    with elit.budget(1.0, guidance=1.0):
+        assert torch.equal(draw(pipe, batch=2), right)
+    with elit.budget(0.25):
+        low = draw(pipe, batch=2)
+    assert low.isfinite().all()
+    assert not torch.equal(low, right)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
+    pipe = elastic_pipeline(name)
+    spy = Spy(pipe.transformer, monkeypatch)
+    apart = name in ("QwenImagePipeline", "FluxPipeline")
+    with elit.budget(0.5):
+        draw(pipe, batch=2)
+    assert spy.seen == ([(8, 2)] * 4 if apart else [(8, 4)] * 2)
+    spy.seen.clear()
+    with elit.budget([4, 16], guidance=1):
+        draw(pipe, batch=2)
+    if name == "StableDiffusion3Pipeline":  # it puts the unconditional half first
+        assert spy.seen == [(1, 2), (4, 2), (1, 2), (16, 2)]
+    else:
+        assert spy.seen == [(4, 2), (1, 2), (16, 2), (1, 2)]
+    spy.seen.clear()
+    with elit.budget("0.25@0-0.3,1@0.3-1"):
+        draw(pipe, steps=4)
+    kept = [count for count, _ in spy.seen]
+    assert kept == sorted(kept)
+    assert set(kept) == {4, 16}
+    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets, and this is forward 2"):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "DiTPipeline"])
+def test_halves_of_a_batch_are_as_if_run_alone(name):
+    pipe = opened(elastic_pipeline(name))
+    with elit.budget(0.5):
+        all_half = draw(pipe)
+    with elit.budget(0.5, guidance=0.5):
+        assert torch.equal(draw(pipe), all_half)
+    with elit.budget(0.5, guidance=1):
+        assert not torch.equal(draw(pipe), all_half)
+
+
+def test_a_batch_without_guidance_is_not_taken_for_two_branches(monkeypatch):
+    pipe = elastic_pipeline("DiTPipeline")
+    spy = Spy(pipe.transformer, monkeypatch)
+    with elit.budget(8, guidance=1):
+        pipe([1, 2], 1.0, torch.Generator().manual_seed(0), num_inference_steps=1, output_type="pt")
+    assert spy.seen == [(8, 2)]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_flops_of_a_guided_run(name):
+    pipe = elastic_pipeline(name)
+
+    def measured(budget, guidance):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+            elit.budget(budget, guidance=guidance),
+        ):
+            draw(pipe)
+        return counter.get_total_flops()
+
+    text = 0 if name == "DiTPipeline" else TEXT
+    cost = {k: count_block_flops(pipe.transformer, tokens=64, text_tokens=text, kept=k) for k in (16, 8, 2)}
+    full = measured(16, 16)
+    assert full - measured(8, 2) == pytest.approx(2 * (2 * cost[16] - cost[8] - cost[2]), rel=0.02)
+    assert full - measured(16, 2) == pytest.approx(2 * (cost[16] - cost[2]), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["QwenImagePipeline", "FluxPipeline"])
+def test_first_block_cache_works_on_top(name, monkeypatch):
+    pipe = opened(elastic_pipeline(name))
+    spy = Spy(pipe.transformer, monkeypatch)
+    with elit.budget(4, guidance=1):
+        right = draw(pipe, steps=3)
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+        assert torch.allclose(draw(pipe, steps=3), right, atol=1e-5)
+        pipe.transformer.disable_cache()
+        spy.seen.clear()
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+        assert draw(pipe, steps=3).isfinite().all()
+        assert spy.seen == [(4, 1), (1, 1)]  # the core runs in the first step only
+        pipe.transformer.disable_cache()
+        assert torch.equal(draw(pipe, steps=3), right)
+    plain = pipeline(name)
+    plain.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="elastify it first"):
+        elit.elastify(plain.transformer, **SPLIT)
+
+
+@pytest.mark.parametrize("name", PIPELINES[:3])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_lora_works_on_top(name, before):
+    original = pipeline(name)
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+    right = draw(original)
+    torch.manual_seed(0)
+    original.transformer.add_adapter(lora)
+    pipe = elastic_pipeline(name) if not before else pipeline(name)
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(lora)
+    if before:
+        pipe.transformer = elit.elastify(pipe.transformer, **SPLIT)
+    assert torch.equal(draw(pipe), draw(original))
+    assert not torch.equal(draw(pipe), right)
+    with pytest.raises(ValueError, match="has LoRA adapters"):
+        pipe.transformer.save_pretrained("nowhere")
+    with elit.budget(0.5):
+        half = draw(pipe)
+        pipe.transformer.disable_adapters()
+        assert not torch.equal(draw(pipe), half)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_saved_and_loaded_bit_for_bit(name, tmp_path):
+    right = draw(pipeline(name))
+    pipe = opened(elastic_pipeline(name))
+    pipe.save_pretrained(tmp_path)
+    assert not list(tmp_path.rglob(".*"))
+    assert "elastic" not in (tmp_path / "transformer" / "config.json").read_text()
+    parts = {part: None for part in pipe.components if part not in ("transformer", "vae", "scheduler")}
+    again = elit.load_elastic(tmp_path, **parts)
+    again.set_progress_bar_config(disable=True)
+    half = elit.load_elastic(tmp_path / "transformer", torch_dtype=torch.bfloat16)
+    assert half.elastic.latents.dtype == half.dtype == torch.bfloat16
+    with elit.budget(0.5, guidance=2):
+        # What the autoencoder makes of it depends, in the last bit, on where diffusers maps its weights.
+        assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))
+    transformer = elit.load_elastic(tmp_path / "transformer")
+    assert transformer.budgets == pipe.transformer.budgets
+    plain = diffusers.DiffusionPipeline.from_pretrained(tmp_path, **parts)
+    plain.set_progress_bar_config(disable=True)
+    assert torch.allclose(draw(plain), right, atol=1e-5)
+
+
+def test_a_core_that_was_trained_along_does_not_load_alone(tmp_path):
+    pipe = opened(elastic_pipeline("DiTPipeline"))
+    pipe.save_pretrained(tmp_path)
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[1].attn1.to_q.weight.mul_(1.01)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="no file named"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="no file named"):
+        diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "transformer")
+    again = elit.load_elastic(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(again), draw(pipe))
+    again.save_pretrained(tmp_path / "again")  # what was trained stays so
+    with pytest.raises(OSError, match="no file named"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "again")
+
+
+def test_damaged_folders_are_one_line(tmp_path):
+    model = elastic_pipeline("DiTPipeline").transformer
+    model.save_pretrained(tmp_path / "good")
+    for name, content, said in (
+        ("elastic.json", "{", "its elastic.json is damaged"),
+        ("elastic.safetensors", "short", "its elastic.safetensors is missing or damaged"),
+    ):
+        model.save_pretrained(tmp_path / "bad")
+        (tmp_path / "bad" / name).write_text(content)
+        with pytest.raises(ValueError, match=said):
+            elit.load_elastic(tmp_path / "bad")
+    record = json.loads((tmp_path / "good" / "elastic.json").read_text())
+    assert record["kind"] == "DiTTransformer2DModel"
+    (tmp_path / "good" / "elastic.json").unlink()
+    with pytest.raises(ValueError, match=r"no elastic\.json in it"):
+        elit.load_elastic(tmp_path / "good")

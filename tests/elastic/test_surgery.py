@@ -1,0 +1,146 @@
+"""What elastify refuses, and what it leaves alone."""
+
+import threading
+
+import diffusers
+import pytest
+import torch
+from peft import LoraConfig
+from tiny import build, draw, inputs, pipeline
+from torch import nn
+
+import elit
+
+SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"read_after": 3}, "read_after=3, write_after=3: need 0 <= read_after < write_after <= 4"),
+        ({"write_after": 5}, "write_after=5"),
+        ({"window": (4,)}, r"window=\(4,\): give 2 sides"),
+        ({"window": (4, 0)}, r"window=\(4, 0\)"),
+        ({"mode": "magic"}, "mode='magic': give carry or learned"),
+    ],
+)
+def test_bad_settings_are_one_line(changes, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        elit.elastify(build("DiTTransformer2DModel"), **SPLIT | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_classes_and_a_second_time():
+    with pytest.raises(ValueError, match="a Linear has no entry"):
+        elit.elastify(nn.Linear(2, 2), **SPLIT)
+    model = elit.elastify(build("DiTTransformer2DModel"), **SPLIT)
+    with pytest.raises(ValueError, match="elastified already"):
+        elit.elastify(model, **SPLIT)
+
+
+def test_forwards_that_do_not_fit_are_one_line():
+    x = inputs("SD3Transformer2DModel")
+    model = elit.elastify(build("SD3Transformer2DModel"), **SPLIT)
+    with elit.budget(17), pytest.raises(ValueError, match=r"budget=17: give a number of latents per group \(1 to 16\)"):
+        model(**x)
+    with pytest.raises(ValueError, match=r"nearest valid: 4 or 8 × 8"):
+        model(**x | {"hidden_states": x["hidden_states"][:, :, :12]})
+    with pytest.raises(ValueError, match=r"skip_layers=\[2\]"):
+        model(**x, skip_layers=[2])
+    residuals = [torch.ones(2, 64, 24)] * 4
+    assert model(**x, block_controlnet_hidden_states=residuals).sample.isfinite().all()
+    with elit.budget(8), pytest.raises(ValueError, match="residuals for all tokens"):
+        model(**x, block_controlnet_hidden_states=residuals)
+    with pytest.raises(RuntimeError, match="inside the transformer's forward only"):
+        model.transformer_blocks[1](torch.zeros(1, 64, 24), torch.zeros(1, 5, 24), torch.zeros(1, 24))
+
+
+def test_flux_reads_its_grid_from_coordinates():
+    x = inputs("FluxTransformer2DModel")
+    original, model = build("FluxTransformer2DModel"), elit.elastify(build("FluxTransformer2DModel"), **SPLIT)
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(16.0), indexing="ij")
+    wide = torch.stack((torch.zeros(4, 16), rows, columns), -1).flatten(0, 1)
+    pair = torch.cat((x["img_ids"], x["img_ids"] + torch.tensor([1.0, 0, 0])))  # a picture and one it refers to
+    two = torch.cat((x["hidden_states"],) * 2, 1)
+    for changed in ({"img_ids": wide}, {"img_ids": pair, "hidden_states": two}):
+        with torch.no_grad():
+            assert torch.equal(model(**x | changed).sample, original(**x | changed).sample)
+            with elit.budget(4):
+                assert model(**x | changed).sample.isfinite().all()
+    with pytest.raises(ValueError, match="img_ids: not the coordinates of whole grids"):
+        model(**x | {"img_ids": x["img_ids"].flip(0)})
+
+
+def test_edited_qwen_images_keep_their_condition_at_time_zero():
+    x = inputs("QwenImageTransformer2DModel") | {"img_shapes": [[(1, 4, 8), (1, 8, 4)]] * 2}
+    original = build("QwenImageTransformer2DModel", zero_cond_t=True)
+    model = elit.elastify(build("QwenImageTransformer2DModel", zero_cond_t=True), **SPLIT)
+    with torch.no_grad():
+        assert torch.equal(model(**x).sample, original(**x).sample)
+        with elit.budget(4):
+            assert model(**x).sample.isfinite().all()
+
+
+def test_wan_with_a_time_for_each_token():
+    x = inputs("WanTransformer3DModel")
+    x["timestep"] = x["timestep"][:, None].expand(-1, 64).contiguous()
+    original, model = build("WanTransformer3DModel"), build("WanTransformer3DModel")
+    elit.elastify(model, **SPLIT | {"window": (2, 2, 4)})
+    with torch.no_grad():
+        assert torch.equal(model(**x).sample, original(**x).sample)
+        with elit.budget(4):
+            assert model(**x).sample.isfinite().all()
+
+
+def test_a_budget_is_of_its_own_thread_and_block():
+    model = elit.elastify(build("DiTTransformer2DModel"), **SPLIT)
+    x = inputs("DiTTransformer2DModel")
+    right, seen = {}, {}
+    with torch.no_grad():
+        for kept in (1, 16):
+            with elit.budget(kept):
+                right[kept] = model(**x).sample
+        gate = threading.Barrier(2)
+
+        def work(kept):
+            with torch.no_grad(), elit.budget(kept):
+                gate.wait()
+                seen[kept] = [model(**x).sample for _ in range(3)]
+
+        threads = [threading.Thread(target=work, args=(kept,)) for kept in (1, 16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(output, right[kept]) for kept in (1, 16) for output in seen[kept])
+        with elit.budget(1), elit.budget(None):
+            assert torch.equal(model(**x).sample, right[16])
+        assert torch.equal(model(**x).sample, right[16])
+
+
+def test_group_offloading_brings_the_interface_along():
+    model = elit.elastify(build("QwenImageTransformer2DModel"), **SPLIT)
+    x = inputs("QwenImageTransformer2DModel")
+    with torch.no_grad(), elit.budget(4):
+        right = model(**x).sample
+        for settings in ({"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}):
+            again = elit.elastify(build("QwenImageTransformer2DModel"), **SPLIT)
+            again.enable_group_offload(
+                onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), **settings
+            )
+            assert torch.equal(again(**x).sample, right)
+
+
+def test_a_saved_lora_is_loaded_by_the_pipelines_own_means(tmp_path):
+    trained, plain, elastic = (pipeline("FluxPipeline") for _ in range(3))
+    trained.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    trained.transformer.save_lora_adapter(tmp_path)
+    elastic.transformer = elit.elastify(elastic.transformer, **SPLIT)
+    bare = draw(elastic)
+    for pipe in (plain, elastic):
+        pipe.transformer.load_lora_adapter(tmp_path / "pytorch_lora_weights.safetensors", prefix=None)
+    assert torch.equal(draw(elastic), draw(plain))
+    assert not torch.equal(draw(elastic), bare)
+    elastic.transformer.set_adapters(["default_0"], weights=[0.5])
+    assert not torch.equal(draw(elastic), draw(plain))
+    assert isinstance(elastic.transformer, diffusers.FluxTransformer2DModel)

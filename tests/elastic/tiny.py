@@ -1,0 +1,153 @@
+"""Small diffusers transformers of random weights, and inputs for them: smooth ones, as pictures are."""
+
+from typing import Any
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 12}
+TEXT = 5
+
+
+def build(kind: str, **changes: Any) -> nn.Module:
+    """Of 4 blocks, width 24, 8×8 tokens (Wan: 2×4×8); nothing starts at zero."""
+    settings: dict[str, dict[str, Any]] = {
+        "DiTTransformer2DModel": {
+            "sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_embeds_ada_norm": 1000,
+        },
+        "QwenImageTransformer2DModel": {
+            "in_channels": 16, "out_channels": 4, "num_layers": 4, "joint_attention_dim": 20,
+            "axes_dims_rope": (4, 4, 4),
+        },
+        "FluxTransformer2DModel": {
+            "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
+            "pooled_projection_dim": 10, "axes_dims_rope": (4, 4, 4), "guidance_embeds": True,
+        },
+        "SD3Transformer2DModel": {
+            "sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 4, "joint_attention_dim": 20,
+            "caption_projection_dim": 24, "pooled_projection_dim": 10, "pos_embed_max_size": 16,
+            "dual_attention_layers": (0, 1), "qk_norm": "rms_norm",
+        },
+        "PixArtTransformer2DModel": {
+            "sample_size": 16, "in_channels": 4, "out_channels": 8, "num_layers": 4, "cross_attention_dim": 24,
+            "caption_channels": 20, "norm_num_groups": 2,
+        },
+        "WanTransformer3DModel": {
+            "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_dim": 20, "freq_dim": 16, "ffn_dim": 48,
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(diffusers, kind)(**HEADS | settings[kind] | changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                nn.init.xavier_uniform_(parameter)
+    return model.eval()
+
+
+def picture(channels: int, size: tuple[int, ...], batch: int, seed: int) -> Tensor:
+    """(B, C, *size) without detail: a few random cells, enlarged."""
+    few = torch.randn(
+        batch, channels, *(max(2, side // 6) for side in size), generator=torch.Generator().manual_seed(seed)
+    )
+    return F.interpolate(few, size, mode="bilinear" if len(size) == 2 else "trilinear")
+
+
+def inputs(kind: str, batch: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Arguments of a forward; the padding of the second text is masked where the class knows masks."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    text = torch.randn(batch, TEXT, 20, generator=generator)
+    mask = torch.arange(TEXT) < torch.tensor([TEXT] + [TEXT - 2] * (batch - 1))[:, None]
+    pooled = torch.randn(batch, 10, generator=generator)
+    level = torch.rand(batch, generator=generator)
+    if kind in ("QwenImageTransformer2DModel", "FluxTransformer2DModel"):
+        x = picture(4, (16, 16), batch, seed)
+        packed = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)  # (B, 64, 16)
+        common = {"hidden_states": packed, "encoder_hidden_states": text, "timestep": level}
+        if kind.startswith("Qwen"):
+            return common | {"encoder_hidden_states_mask": mask, "img_shapes": [[(1, 8, 8)]] * batch}
+        rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+        ids = torch.stack((torch.zeros(8, 8), rows, columns), -1).flatten(0, 1)
+        guidance = torch.full((batch,), 3.5)
+        return common | {
+            "pooled_projections": pooled, "img_ids": ids, "txt_ids": torch.zeros(TEXT, 3), "guidance": guidance,
+        }  # fmt: skip
+    common = {"hidden_states": picture(4, (16, 16), batch, seed), "timestep": (level * 1000).long()}
+    if kind == "DiTTransformer2DModel":
+        return common | {"class_labels": torch.randint(0, 1000, (batch,), generator=generator)}
+    common["encoder_hidden_states"] = text
+    if kind == "SD3Transformer2DModel":
+        return common | {"pooled_projections": pooled}
+    if kind == "PixArtTransformer2DModel":
+        return common | {"encoder_attention_mask": mask.float(), "added_cond_kwargs": {}}
+    return common | {"hidden_states": picture(4, (2, 8, 16), batch, seed)}
+
+
+KINDS = [
+    *("DiTTransformer2DModel", "QwenImageTransformer2DModel", "FluxTransformer2DModel"),
+    *("SD3Transformer2DModel", "PixArtTransformer2DModel", "WanTransformer3DModel"),
+]
+
+
+def window(kind: str) -> tuple[int, ...]:
+    return (2, 2, 4) if kind.startswith("Wan") else (4, 4)
+
+
+def autoencoder(channels: int = 4) -> Any:
+    """f4 AutoencoderKL with random weights."""
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels,
+        norm_num_groups=4,
+        layers_per_block=1,
+        shift_factor=0.1,
+    ).eval()
+
+
+def pipeline(name: str) -> Any:
+    """A stock pipeline from tiny random parts, without text encoders: prompts come as embeddings."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    if name == "DiTPipeline":
+        made = diffusers.DiTPipeline(build("DiTTransformer2DModel"), autoencoder(), diffusers.DDIMScheduler())
+    elif name == "QwenImagePipeline":
+        torch.manual_seed(1)
+        vae = diffusers.AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        )  # fmt: skip
+        made = diffusers.QwenImagePipeline(scheduler, vae.eval(), None, None, build("QwenImageTransformer2DModel"))
+    elif name == "FluxPipeline":
+        transformer = build("FluxTransformer2DModel")
+        made = diffusers.FluxPipeline(scheduler, autoencoder(), None, None, None, None, transformer)
+    else:
+        transformer = build("SD3Transformer2DModel")
+        made = diffusers.StableDiffusion3Pipeline(
+            transformer, scheduler, autoencoder(), None, None, None, None, None, None
+        )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+PIPELINES = ["QwenImagePipeline", "FluxPipeline", "StableDiffusion3Pipeline", "DiTPipeline"]
+
+
+def draw(pipe: Any, steps: int = 2, batch: int = 1, output_type: str = "pt") -> Tensor:
+    """Guided samples of a pipeline, the same each time; output_type="latent" for what DiT's does not know."""
+    generator = torch.Generator().manual_seed(5)
+    if isinstance(pipe, diffusers.DiTPipeline):
+        labels = list(range(7, 7 + batch))
+        return pipe(labels, 4.0, generator, num_inference_steps=steps, output_type="pt").images
+    text = torch.randn(2, batch, TEXT, 20, generator=generator)
+    pooled = torch.randn(2, batch, 10, generator=generator)
+    given = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "generator": generator}
+    size = {"height": 64, "width": 64, "num_inference_steps": steps, "output_type": output_type}
+    if not isinstance(pipe, diffusers.QwenImagePipeline):
+        given |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
+    if not isinstance(pipe, diffusers.StableDiffusion3Pipeline):
+        given |= {"true_cfg_scale": 3.0}
+    return pipe(**given, **size).images
