@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from elit.config import TrainConfig
 from elit.models.presets import NETWORKS
@@ -67,6 +67,16 @@ def shard(network: Transformer, accelerator: Accelerator) -> None:
 def unsharded_class(network: Transformer) -> type[Transformer]:
     """The network's own class: sharding puts one of torch's in front of it."""
     return next(kind for kind in type(network).__mro__ if kind.__name__ in NETWORKS)
+
+
+def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer:
+    """The network without what `prepare` put around it; of a sharded one a new one, with weights of its own."""
+    if isinstance(network, FSDPModule):
+        return unsharded_class(network).from_config(network.config)
+    network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    for block in network.blocks:
+        vars(block).pop("forward", None)  # compiled
+    return network
 
 
 def compile_blocks(network: Transformer) -> None:

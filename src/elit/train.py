@@ -28,7 +28,7 @@ from elit.models.conditioning import Condition, Text
 from elit.models.mmdit import MMDiT
 from elit.models.presets import create_model, model_config
 from elit.models.transformer import Transformer
-from elit.parallel import Termination, agreed, clip_gradients, make_accelerator, prepare, unsharded_class
+from elit.parallel import Termination, agreed, clip_gradients, make_accelerator, plain_network, prepare
 from elit.runlog import RunLog, check_trackers
 from elit.sampling import sample
 from elit.state import claimed_folder, fault_of, load_state, save_state, saved_by
@@ -150,7 +150,7 @@ def run(
                 accelerator.end_training()
                 raise SystemExit(0)
 
-    averaged = unsharded_class(network).from_config(network.config).eval()
+    averaged = plain_network(accelerator, network).cpu().eval()
     averaged.load_state_dict(average.whole())
     if accelerator.is_main_process:
         save_model(averaged, Path(config.out) / "model")
