@@ -19,6 +19,7 @@ from elit.evaluate.attention import interface_of, watched_read
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
 from elit.models.layers import patchify
+from elit.models.interface import LatentInterface
 from elit.models.transformer import Transformer
 from elit.sampling import seeded_noise
 
@@ -151,6 +152,8 @@ def only_latents(model: Transformer, slots: Sequence[int]) -> Iterator[int]:
     Raises ValueError for a baseline, slots that are not there, not ascending, or no valid budget together.
     """
     interface, kept = interface_of(model), torch.as_tensor(slots)
+    if not isinstance(interface, LatentInterface):  # the published SiT reads all its latents at every budget
+        raise ValueError(f"model: {type(model).__name__} uses its dropped latents too; give another ELIT model")
     valid, step = len(interface.latents), model.budget_step
     ascending = all(a < b for a, b in pairwise(slots))
     if not len(slots) or not ascending or not 0 <= slots[0] <= slots[-1] < valid or len(slots) not in model.budgets:
