@@ -18,8 +18,8 @@ from elit.budgets import Budget
 from elit.evaluate.attention import interface_of, watched_read
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
-from elit.models.layers import patchify
 from elit.models.interface import LatentInterface
+from elit.models.layers import patchify
 from elit.models.transformer import Transformer
 from elit.sampling import seeded_noise
 
