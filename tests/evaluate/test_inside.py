@@ -7,7 +7,7 @@ import re
 import pytest
 import scipy.stats
 import torch
-from conftest import conditions, fresh, inputs, opened
+from conftest import ELIT, conditions, fresh, inputs, opened
 
 from elit.evaluate.attention import read_attention
 from elit.evaluate.inside import (
@@ -23,6 +23,11 @@ from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.interface import latent_positions
 from elit.models.layers import grid_positions, patchify, unpatchify
 from elit.sampling import seeded_noise
+
+
+@pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])  # the published SiT uses all its latents
+def elit_model(request):
+    return opened(request.param)
 
 
 def probe_of(model, **settings):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import conditions, links_of, opened, small_vae
+from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
 from elit.data.encode import Encoding, encode, finish, prepare
@@ -21,6 +21,11 @@ from elit.report.inside import PICTURES, write_inside
 from elit.sampling import sample, seeded_noise
 
 SETTING = Setting(steps=2, seed=5)
+
+
+@pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])  # the published SiT uses all its latents
+def elit_model(request):
+    return opened(request.param)
 
 
 def inspected(model, setting=SETTING, progress=None, **settings):
