@@ -181,6 +181,7 @@ def test_a_refusal_reaches_all_processes(tmp_path):
     assert process.returncode != 0
     assert said.count("elit train: out=") == 2
     assert "holds a run at step 6; set resume" in said
+    assert "exitcode  : 2" in said
 
 
 def test_accelerates_own_sharding_is_refused_with_a_way_out(tmp_path, monkeypatch):

@@ -47,6 +47,19 @@ def train(config: TrainConfig) -> Transformer:
     """
     check_trackers(config)
     accelerator = make_accelerator(config)
+    try:
+        network = prepared_run(config, accelerator)
+    except (ValueError, SystemExit):
+        # Refusals and SIGTERM reach all processes. One that leaves its group to the interpreter's end may abort
+        # there, exit code lost. Any other failure is one process's own: ending the group would wait for the rest.
+        accelerator.end_training()
+        raise
+    accelerator.end_training()
+    return network
+
+
+def prepared_run(config: TrainConfig, accelerator: Accelerator) -> Transformer:
+    """What can be refused before anything is written, then the run."""
     data = load_data(config)
     with accelerator.main_process_first():
         prompts = load_prompts(config, data, accelerator.device)
@@ -147,14 +160,12 @@ def run(
                     save_state(accelerator, network, optimizer, average, config, done)
             if stop and not end:
                 log.say(f"stopped by SIGTERM after step {done:,}, checkpoint saved; set resume to go on")
-                accelerator.end_training()
                 raise SystemExit(0)
 
     averaged = plain_network(accelerator, network).cpu().eval()
     averaged.load_state_dict(average.whole())
     if accelerator.is_main_process:
         save_model(averaged, Path(config.out) / "model")
-    accelerator.end_training()
     return averaged
 
 
