@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import common
 import torch
 import torch.nn.functional as F
+from arms import SIZES, SPLIT, run_config, train_or_load
+from command import arguments
+from record import Record, Values
+from scoring import draw, held_out_loss, score
 from torch import Tensor, nn
 
 from elit.config import ModelConfig
@@ -62,26 +65,26 @@ class PaddedDiT(AbsoluteDiT):
 
 
 def main(line: Sequence[str] | None = None) -> None:
-    args = common.arguments(line, __doc__, __file__)
-    record = common.Record(args, 1, "one window, all latents; absolute positions; 16 Euler steps, no guidance")
+    args = arguments(line, __doc__, __file__)
+    record = Record(args, 1, "one window, all latents; absolute positions; 16 Euler steps, no guidance")
 
-    def gain(values: common.Values, seed: int, kind: str, metric: str) -> float:
+    def gain(values: Values, seed: int, kind: str, metric: str) -> float:
         return values[kind, metric][seed] - values[f"{kind}, padded", metric][seed]
 
     for metric in ("loss", "FD"):
 
-        def nothing(values: common.Values, seed: int, metric: str = metric) -> float:
+        def nothing(values: Values, seed: int, metric: str = metric) -> float:
             return NOTHING * values["DiT", metric][seed] - gain(values, seed, "DiT", metric)
 
-        def something(values: common.Values, seed: int, metric: str = metric) -> float:
+        def something(values: Values, seed: int, metric: str = metric) -> float:
             return gain(values, seed, "ELIT", metric) - NOTHING * values["ELIT", metric][seed]
 
         record.part(f"padding lowers DiT's {metric} by less than {NOTHING:.0%}", metric, nothing)
         record.part(f"padding lowers ELIT's {metric} by more than {NOTHING:.0%}", metric, something)
 
-    sizes = common.SIZES
+    sizes = SIZES
     plain = ModelConfig(name="DiT-S/2", **sizes)
-    elit = ModelConfig(name="ELIT-DiT-S/2", window=(4, 4), split=common.SPLIT, **sizes)
+    elit = ModelConfig(name="ELIT-DiT-S/2", window=(4, 4), split=SPLIT, **sizes)
     arms = {
         "DiT": (plain, AbsoluteDiT),
         "DiT, padded": (plain, PaddedDiT),
@@ -91,12 +94,12 @@ def main(line: Sequence[str] | None = None) -> None:
     for seed in range(args.seeds):
         for name, (model, network) in arms.items():
             budget = {"budget_min": model.window[0] ** 2} if model.window else {}
-            config = common.run_config(args, seed, model, **budget)
-            trained = common.train_or_load(args, config, network)
+            config = run_config(args, seed, model, **budget)
+            trained = train_or_load(args, config, network)
             flops = 3 * count_flops(trained, sample_size=network.canvas)
             record.arm(name, config, tflops=flops * config.batch_size * config.steps / 1e12)
-            found = common.score(*common.draw(trained, args.samples, steps=16))
-            record.add(name, seed, loss=common.held_out_loss(args, trained), **found)
+            found = score(*draw(trained, args.samples, steps=16))
+            record.add(name, seed, loss=held_out_loss(args, trained), **found)
         record.save(range(seed + 1))
 
 

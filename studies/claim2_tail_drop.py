@@ -8,8 +8,11 @@ every evaluation. The claim has to win against the better of the two.
 from collections.abc import Sequence
 from typing import cast
 
-import common
 import torch
+from arms import FULL, matched, train_or_load
+from command import arguments
+from record import Record, Values
+from scoring import draw, held_out_loss, score
 from torch import Tensor
 
 from elit.models.dit import DiT
@@ -46,21 +49,21 @@ class RandomDropDiT(DiT):
 
 
 def main(line: Sequence[str] | None = None) -> None:
-    args = common.arguments(line, __doc__, __file__)
-    record = common.Record(args, 2, "multi-budget ELIT-DiT, 16 latents in each of 4 windows; 16 Euler steps")
+    args = arguments(line, __doc__, __file__)
+    record = Record(args, 2, "multi-budget ELIT-DiT, 16 latents in each of 4 windows; 16 Euler steps")
     for kept in LOW:
         for metric in ("loss", "FD"):
 
-            def advantage(values: common.Values, seed: int, kept: int = kept, metric: str = metric) -> float:
+            def advantage(values: Values, seed: int, kept: int = kept, metric: str = metric) -> float:
                 ways = [values[f"random drop, {way}, {kept} of 16", metric][seed] for way in ("first", "redrawn")]
                 return min(ways) - values[f"tail drop, {kept} of 16", metric][seed]
 
             record.part(f"tail drop has the lower {metric} at {kept} of 16 latents", metric, advantage)
 
     for seed in range(args.seeds):
-        config = common.matched(args, seed, common.FULL)
-        tail = common.train_or_load(args, config)
-        random = common.train_or_load(args, config, RandomDropDiT)
+        config = matched(args, seed, FULL)
+        tail = train_or_load(args, config)
+        random = train_or_load(args, config, RandomDropDiT)
         first = DiT.from_config(random.config).eval().to(args.device)
         first.load_state_dict(random.state_dict())
         ways = {"tail drop": tail, "random drop, first": first, "random drop, redrawn": random}
@@ -68,8 +71,8 @@ def main(line: Sequence[str] | None = None) -> None:
             record.arm(name, config)
             for kept in BUDGETS:
                 torch.manual_seed(seed)  # of the sets that are drawn anew
-                found = common.score(*common.draw(model, args.samples, steps=16, budget=kept))
-                record.add(f"{name}, {kept} of 16", seed, loss=common.held_out_loss(args, model, kept), **found)
+                found = score(*draw(model, args.samples, steps=16, budget=kept))
+                record.add(f"{name}, {kept} of 16", seed, loss=held_out_loss(args, model, kept), **found)
         record.save(range(seed + 1))
 
 

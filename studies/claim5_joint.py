@@ -6,33 +6,36 @@ once, so the separate ones together had twice its FLOPs.
 
 from collections.abc import Sequence
 
-import common
+from arms import FULL, matched, train_or_load
+from command import arguments
+from record import Record, Values
+from scoring import draw, held_out_loss, score
 
 BUDGETS = (16, 4)
 
 
 def main(line: Sequence[str] | None = None) -> None:
-    args = common.arguments(line, __doc__, __file__)
-    record = common.Record(args, 5, "ELIT-DiT, 16 latents in each of 4 windows; 16 Euler steps, no guidance")
+    args = arguments(line, __doc__, __file__)
+    record = Record(args, 5, "ELIT-DiT, 16 latents in each of 4 windows; 16 Euler steps, no guidance")
     for kept in BUDGETS:
         for metric in ("loss", "FD"):
 
-            def advantage(values: common.Values, seed: int, kept: int = kept, metric: str = metric) -> float:
+            def advantage(values: Values, seed: int, kept: int = kept, metric: str = metric) -> float:
                 return values[f"separate, {kept} of 16", metric][seed] - values[f"joint, {kept} of 16", metric][seed]
 
             record.part(f"the joint network has the lower {metric} at {kept} of 16 latents", metric, advantage)
 
     for seed in range(args.seeds):
-        config = common.matched(args, seed, common.FULL)
+        config = matched(args, seed, FULL)
         record.arm("joint", config)
-        joint = common.train_or_load(args, config)
+        joint = train_or_load(args, config)
         for kept in BUDGETS:
-            config = common.matched(args, seed, common.FULL, budget_min=kept, budget_max=kept)
+            config = matched(args, seed, FULL, budget_min=kept, budget_max=kept)
             record.arm(f"separate, {kept} of 16", config)
-            separate = common.train_or_load(args, config)
+            separate = train_or_load(args, config)
             for name, model in (("joint", joint), ("separate", separate)):
-                found = common.score(*common.draw(model, args.samples, steps=16, budget=kept))
-                record.add(f"{name}, {kept} of 16", seed, loss=common.held_out_loss(args, model, kept), **found)
+                found = score(*draw(model, args.samples, steps=16, budget=kept))
+                record.add(f"{name}, {kept} of 16", seed, loss=held_out_loss(args, model, kept), **found)
         record.save(range(seed + 1))
 
 

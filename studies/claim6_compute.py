@@ -9,7 +9,10 @@ before they are clipped, beside their standard deviation over that of the real d
 import math
 from collections.abc import Sequence
 
-import common
+from arms import FULL, matched, train_or_load
+from command import arguments
+from record import Record, Values
+from scoring import draw, sampling_gflops, score
 from torch import Tensor
 
 from elit import AG, CCFG, CFG
@@ -39,20 +42,20 @@ def guidances(scale: float) -> dict[str, Guidance]:
     return {"CFG": CFG(scale), "CCFG": CCFG(scale, WEAK), "AG": AG(scale, WEAK)}
 
 
-def best(values: common.Values, seed: int, kind: str) -> float:
+def best(values: Values, seed: int, kind: str) -> float:
     return min(values[f"{kind}, scale {scale}", "FD"][seed] for scale in SCALES)
 
 
 def main(line: Sequence[str] | None = None) -> None:
-    args = common.arguments(line, __doc__, __file__)
+    args = arguments(line, __doc__, __file__)
     notes = f"multi-budget ELIT-DiT, Euler; guided runs: all latents, {GUIDED_STEPS} steps, weak branch of CCFG and AG "
-    record = common.Record(args, 6, f"{notes}with {WEAK} of 16 latents")
-    config = common.matched(args, 0, common.FULL)
-    example = common.train_or_load(args, config)
+    record = Record(args, 6, f"{notes}with {WEAK} of 16 latents")
+    config = matched(args, 0, FULL)
+    example = train_or_load(args, config)
     for kept, steps in PAIRS:
         few = equal_steps(example, kept, steps)
 
-        def advantage(values: common.Values, seed: int, kept: int = kept, steps: int = steps, few: int = few) -> float:
+        def advantage(values: Values, seed: int, kept: int = kept, steps: int = steps, few: int = few) -> float:
             return values[f"16 of 16, {few} steps", "FD"][seed] - values[f"{kept} of 16, {steps} steps", "FD"][seed]
 
         says = f"{kept} of 16 latents in {steps} steps have the lower FD than all of them in {few}"
@@ -75,19 +78,19 @@ def main(line: Sequence[str] | None = None) -> None:
     )
 
     for seed in range(args.seeds):
-        config = common.matched(args, seed, common.FULL)
+        config = matched(args, seed, FULL)
         record.arm("multi-budget", config)
-        model = common.train_or_load(args, config)
+        model = train_or_load(args, config)
         unguided = [*PAIRS, *((16, equal_steps(model, *pair)) for pair in PAIRS)]
         for kept, steps in dict.fromkeys(unguided):
-            cost = common.sampling_gflops(model, steps=steps, budget=kept)
-            found = common.score(*common.draw(model, args.samples, steps=steps, budget=kept))
+            cost = sampling_gflops(model, steps=steps, budget=kept)
+            found = score(*draw(model, args.samples, steps=steps, budget=kept))
             record.add(f"{kept} of 16, {steps} steps", seed, GFLOPs=cost, **found)
         for scale in SCALES:
             for kind, chosen in guidances(scale).items():
-                cost = common.sampling_gflops(model, steps=GUIDED_STEPS, guidance=chosen)
-                images, labels = common.draw(model, args.samples, steps=GUIDED_STEPS, guidance=chosen)
-                found = common.score(images, labels) | saturation(images)
+                cost = sampling_gflops(model, steps=GUIDED_STEPS, guidance=chosen)
+                images, labels = draw(model, args.samples, steps=GUIDED_STEPS, guidance=chosen)
+                found = score(images, labels) | saturation(images)
                 record.add(f"{kind}, scale {scale}", seed, GFLOPs=cost, **found)
         record.save(range(seed + 1))
 

@@ -8,8 +8,10 @@ attention, 1 = evenly over its window. Attention is the mean over heads. Windows
 
 from collections.abc import Sequence
 
-import common
 import torch
+from arms import FULL, WINDOW, data, matched, train_or_load
+from command import arguments
+from record import Record, Values
 from torch import Tensor
 
 from elit.evaluate.attention import read_attention
@@ -39,7 +41,7 @@ def look(model: DiT, images: Tensor, labels: Tensor, time: float) -> tuple[Tenso
 
 def windows(maps: Tensor) -> Tensor:
     """(B, K, H, W) -> (B·G, n, K)."""
-    return patchify(maps, (1, 1), common.WINDOW).unflatten(1, (-1, 16)).flatten(0, 1)
+    return patchify(maps, (1, 1), WINDOW).unflatten(1, (-1, 16)).flatten(0, 1)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -50,11 +52,11 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def main(line: Sequence[str] | None = None) -> None:
-    args = common.arguments(line, __doc__, __file__)
+    args = arguments(line, __doc__, __file__)
     notes = "multi-budget ELIT-DiT at full budget, 16 latents in each of 4 windows of 4×4 pixels"
-    record = common.Record(args, 7, notes)
+    record = Record(args, 7, notes)
 
-    def fall_of_entropy(values: common.Values, seed: int) -> float:
+    def fall_of_entropy(values: Values, seed: int) -> float:
         return values["early latents", "entropy"][seed] - values["late latents", "entropy"][seed]
 
     record.part(
@@ -69,11 +71,11 @@ def main(line: Sequence[str] | None = None) -> None:
         lambda values, seed: -values["all times", "latent's number and entropy"][seed],
     )
 
-    images, labels = (part[: args.samples] for part in (common.data()[1].images, common.data()[1].labels))
+    images, labels = (part[: args.samples] for part in (data()[1].images, data()[1].labels))
     for seed in range(args.seeds):
-        config = common.matched(args, seed, common.FULL)
+        config = matched(args, seed, FULL)
         record.arm("multi-budget", config)
-        model = common.train_or_load(args, config)
+        model = train_or_load(args, config)
         correlations, entropies = [], []
         for time in TIMES:
             maps, loss = look(model, images, labels, time)

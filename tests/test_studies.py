@@ -38,11 +38,11 @@ def kept(tmp_path_factory):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_study_runs_and_says_what_made_its_result(script, tmp_path, kept, monkeypatch):
-    import common
+    import scoring
 
     # One step, and a classifier that knows nothing, show as well as better ones that the parts fit together.
-    monkeypatch.setattr(common, "detector", lambda: ImageDetector(DigitClassifier().eval()))
-    monkeypatch.setattr(common, "sample", lambda *inputs, **settings: sample(*inputs, **settings | {"steps": 1}))
+    monkeypatch.setattr(scoring, "detector", lambda: ImageDetector(DigitClassifier().eval()))
+    monkeypatch.setattr(scoring, "sample", lambda *inputs, **settings: sample(*inputs, **settings | {"steps": 1}))
     out = tmp_path / "result.json"
     line = ["--seeds", "1", "--steps", "2", "--batch-size", "4", "--samples", "4"]
     importlib.import_module(script.stem).main([*line, "--cache", str(kept), "--out", str(out)])
@@ -55,7 +55,7 @@ def test_a_study_runs_and_says_what_made_its_result(script, tmp_path, kept, monk
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_result_in_the_repository_is_whole(script):
-    from common import overall, verdict
+    from verdicts import overall, verdict
 
     number = script.stem[len("claim")]
     result = json.loads((ROOT / "studies" / "results" / f"claim{number}.json").read_text(encoding="utf-8"))
@@ -118,13 +118,13 @@ def test_padding_is_seen_by_the_network_and_by_nobody_else():
     ],
 )
 def test_the_rule_of_verdicts(advantages, expected):
-    from common import verdict
+    from verdicts import verdict
 
     assert verdict(advantages) == expected
 
 
 def test_a_claim_is_as_strong_as_its_weakest_part():
-    from common import overall
+    from verdicts import overall
 
     assert overall(["holds", "holds"]) == "holds"
     assert overall(["holds", "undecided"]) == "undecided"
