@@ -49,15 +49,16 @@ class AbsoluteDiT(DiT):
         super().build(**settings | {"sample_size": self.canvas})
         self.patch_embed = Placed(cast(nn.Linear, self.patch_embed), (self.canvas // PATCH) ** 2)  # type: ignore[assignment]
 
-    def rope(self, positions: Tensor) -> Rope:
-        return super().rope(torch.zeros_like(positions))  # turns nothing
+    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
+        cos, sin = super().rope(grid, kept, x)
+        return Rope(torch.ones_like(cos), torch.zeros_like(sin))  # turns nothing
 
     def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
         return super().token_grid((self.canvas, self.canvas))  # whatever the size of what is to be padded
 
-    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+    def forward(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
         more = self.canvas - DIGIT
-        return super().forward(F.pad(x, (0, more, 0, more)), *rest)[..., :DIGIT, :DIGIT]
+        return super().forward(F.pad(x, (0, more, 0, more)), *rest, **options)[..., :DIGIT, :DIGIT]
 
 
 class PaddedDiT(AbsoluteDiT):

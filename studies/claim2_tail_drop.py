@@ -41,11 +41,13 @@ class RandomDropDiT(DiT):
         assert self.latent_interface is not None
         self.latent_interface.__class__ = RandomDropInterface
 
-    def rope(self, positions: Tensor) -> Rope:
-        if positions.shape[1] == 3:  # (slot, group row, group column): latents, group by group
-            slots = cast(RandomDropInterface, self.latent_interface).slots
-            positions = torch.cat((slots.repeat(len(positions) // len(slots))[:, None], positions[:, 1:]), 1)
-        return super().rope(positions)
+    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
+        if kept is None:
+            return super().rope(grid, None, x)
+        interface = cast(RandomDropInterface, self.latent_interface)
+        every = len(interface.latents)
+        whole = super().rope(grid, every, x)  # of all latents, group by group
+        return Rope(*(table.unflatten(0, (-1, every))[:, interface.slots].flatten(0, 1) for table in whole))
 
 
 def main(line: Sequence[str] | None = None) -> None:

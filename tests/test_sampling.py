@@ -5,7 +5,8 @@ import torch
 from conftest import opened
 
 import elit
-from elit.sampling import sample, sampling_flops
+from elit.sampling import sample
+from elit.steps import sampling_flops
 
 STEPS = 4
 

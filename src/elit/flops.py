@@ -44,6 +44,19 @@ def count_flops(
     return _config_flops(network, config, as_size(sample_size or config["sample_size"]), budget)
 
 
+def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:
+    """What branches that differ in the budget alone share: all before Read, and of a SiT Read too."""
+    network, config = type(model), model.config
+    size = as_size(sample_size or config["sample_size"])
+    if model.spec is None:
+        return 0
+    d, tokens = config["hidden_size"], math.prod(model.token_grid(size))
+    embed = 2 * tokens * config["in_channels"] * math.prod(model.patch_size) * d
+    head = _stage_flops(network, config, model.spec, range(model.spec.split[0]), tokens)
+    read = sit_read_flops(tokens, math.prod(model.spec.window), d) if network is SiT else 0
+    return embed + _conditioning_flops(network, config) + head + read
+
+
 def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
     d, depth = config["hidden_size"], config["depth"]
     patch = as_patch(config["patch_size"], config["sample_size"])
@@ -127,9 +140,12 @@ def interface_flops(tokens: int, n: int, kept: int, d: int) -> int:
 
 def sit_interface_flops(tokens: int, n: int, d: int) -> int:
     """Read and Write of ELIT-SiT, the same at every budget: as many latents as tokens, all of them read and written."""
-    read = 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
     write = 6 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
-    return read + write
+    return sit_read_flops(tokens, n, d) + write
+
+
+def sit_read_flops(tokens: int, n: int, d: int) -> int:
+    return 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
 
 
 def measure_ms(

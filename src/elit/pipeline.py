@@ -17,7 +17,8 @@ from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling import guided_network, sampling_plan
+from elit.sampling import guided_network
+from elit.steps import sampling_plan
 
 
 class ElitPipeline(DiffusionPipeline):

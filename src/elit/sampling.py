@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from elit.budgets import Schedule, schedule_budgets
-from elit.flops import count_flops
-from elit.flow.guidance import Branch, Guidance, branches, guided_velocity
+from elit.budgets import Schedule
+from elit.flow.guidance import Branch, Guidance, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, concatenate
 from elit.models.transformer import Transformer, as_size
+from elit.plan import Plan
+from elit.runner import runner
+from elit.steps import Evaluations, sampling_plan, shares_head
 
 
 def sample(
@@ -27,6 +29,10 @@ def sample(
     noise: Tensor | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cache: float = 0.0,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Samples (B, C, H, W) or (B, C, T, H, W), float32 on the model's device; pixels in [-1, 1] or autoencoder cells.
 
@@ -38,15 +44,23 @@ def sample(
     not on the batch it is in. noise: (B, C, ...) instead of seeds.
     sample_size: default the model's own. batch_size: samples at a time, default all.
     progress: called with (samples done, samples in all) after every batch.
+    cache: threshold of TeaCache's rule: while the time embedding has moved by less, relatively, since the last
+    evaluation, a step reuses its velocity. 0 is off.
+    dtype: of the network, default as it is; the solver's state stays float32. Another one makes a copy of the weights,
+    which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA graph a budget.
+    plan: of `elit.plan`, in the place of steps, budget, guidance, solver and cache.
 
     Raises ValueError for what does not fit the model.
     """
+    if plan is not None:
+        steps, budget, guidance, solver, cache = plan.steps, plan.budget, plan.guidance, "euler", plan.cache
     wanted: Condition = model.conditions(y)
     count = len(wanted)
     size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
     model.token_grid(size)
     times, run = time_grid(steps, shift), get_solver(solver)
-    plan = sampling_plan(model, times, budget, guidance, solver)
+    evaluations = sampling_plan(model, times, budget, guidance, solver, cache)
+    network = runner(model, dtype, compile=compile)
     shape = (model.config.in_channels, *size)
     if noise is not None and noise.shape != (count, *shape):
         raise ValueError(f"noise: shape {tuple(noise.shape)}, expected {(count, *shape)}")
@@ -58,7 +72,7 @@ def sample(
     for first in range(0, count, batch_size or count):
         part = slice(first, first + (batch_size or count))
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
-        velocity = guided_network(model, wanted[part].to(model.device), plan, guidance)
+        velocity = guided_network(model, wanted[part].to(model.device), evaluations, guidance, network)
         with torch.no_grad():
             samples.append(run(velocity, x.to(model.device, torch.float32), times))
         if progress:
@@ -66,53 +80,40 @@ def sample(
     return torch.cat(samples)
 
 
-def sampling_plan(
-    model: Transformer, times: Sequence[float], budget: Schedule, guidance: Guidance | None, solver: str = "euler"
-) -> list[dict[float, list[Branch]]]:
-    """For every step, what is evaluated at which time: {t: branches}. Raises ValueError for an invalid budget."""
-    plan = []
-    for step, kept in enumerate(schedule_budgets(budget, times[:-1], model.budgets)):
-        corrected = solver == "heun" and step < len(times) - 2
-        at = times[step : step + 2] if corrected else times[step : step + 1]
-        plan.append({t: branches(guidance, t, kept, model.budgets) for t in at})
-    return plan
-
-
 def guided_network(
-    model: Transformer, y: Condition, plan: Sequence[dict[float, list[Branch]]], guidance: Guidance | None
+    model: Transformer,
+    y: Condition,
+    plan: Evaluations,
+    guidance: Guidance | None,
+    network: Callable[..., Tensor] | None = None,
 ) -> Callable[[Tensor, float, int], Tensor]:
-    """The solver's velocity(x, t, step): all branches in one batch, each at its budget; float32 like x."""
-    null = model.without_condition(y)
+    """The solver's velocity(x, t, step): all branches in one batch, each at its budget; float32 like x.
+
+    network: what is called in the place of `model`, see `runner`.
+    """
+    null, run = model.without_condition(y), network or model
+    asked: dict[tuple[bool, ...], Condition] = {}
+    last: Tensor
 
     def velocity(x: Tensor, t: float, step: int) -> Tensor:
         def evaluate(chosen: Sequence[Branch]) -> Sequence[Tensor]:
-            count = len(chosen)
+            shared = shares_head(chosen)
+            rows = tuple(branch.drop_class for branch in (chosen[:1] if shared else chosen))
+            if rows not in asked:
+                asked[rows] = concatenate([null if dropped else y for dropped in rows])
             # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
-            time = torch.full((count * len(x),), t, device=x.device, dtype=torch.float32)
-            conditions = concatenate([null if branch.drop_class else y for branch in chosen])
-            repeated = x.to(model.dtype).repeat(count, *[1] * (x.ndim - 1))
-            v = model(repeated, time, conditions, [branch.budget for branch in chosen])
-            return v.to(x.dtype).chunk(count)
+            time = torch.full((len(rows) * len(x),), t, device=x.device, dtype=torch.float32)
+            repeated = x.repeat(len(rows), *[1] * (x.ndim - 1))
+            options = {"shared": True} if shared else {}
+            v = run(repeated, time, asked[rows], [branch.budget for branch in chosen], **options)
+            return v.to(x.dtype).chunk(len(chosen))
 
-        return guided_velocity(evaluate, plan[step][t], guidance.scale if guidance else 1.0)
+        nonlocal last
+        if chosen := plan[step][t]:
+            last = guided_velocity(evaluate, chosen, guidance.scale if guidance else 1.0)
+        return last
 
     return velocity
-
-
-def sampling_flops(
-    model: Transformer,
-    *,
-    steps: int = 40,
-    budget: Schedule = None,
-    guidance: Guidance | None = None,
-    solver: str = "euler",
-    shift: float = 1.0,
-    sample_size: int | Sequence[int] | None = None,
-) -> int:
-    """Floating-point operations of one whole sample, guidance branches included; arguments as in `sample`."""
-    plan = sampling_plan(model, time_grid(steps, shift), budget, guidance, solver)
-    cost = {kept: count_flops(model, sample_size=sample_size, budget=kept) for kept in model.budgets or (None,)}
-    return sum(cost[branch.budget] for step in plan for chosen in step.values() for branch in chosen)
 
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:

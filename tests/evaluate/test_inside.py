@@ -21,7 +21,7 @@ from elit.evaluate.inside import (
 )
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.interface import latent_positions
-from elit.models.layers import grid_positions, patchify, unpatchify
+from elit.models.layers import grid_positions, patchify, rope_tables, unpatchify
 from elit.sampling import seeded_noise
 
 
@@ -39,7 +39,8 @@ def probe_of(model, **settings):
 def by_hand(model, x, t, y, slots):
     """The forward with the latents of `slots` alone, each at its own coordinate, spelled out."""
     size, window = x.shape[2:], model.window(x.shape[2:])
-    rope = model.rope(grid_positions(model.token_grid(size), window, x.device))
+    head_width = model.config.hidden_size // model.config.num_heads
+    rope = rope_tables(grid_positions(model.token_grid(size), window, x.device), head_width)
     head, core, tail = model.stages()
     c, beside = model.condition(t, y)
     s, beside = model.run(head, model.patch_embed(patchify(x, model.patch_size, window)), c, rope, beside)
@@ -49,7 +50,7 @@ def by_hand(model, x, t, y, slots):
     groups = [length // w for length, w in zip(model.token_grid(size), window, strict=True)]
     everywhere = latent_positions(groups, len(interface.latents), x.device)
     kept = torch.isin(everywhere[:, 0], torch.tensor(slots, dtype=torch.float32))
-    latents, beside = model.run(core, latents, c, model.rope(everywhere[kept]), beside)
+    latents, beside = model.run(core, latents, c, rope_tables(everywhere[kept], head_width), beside)
     s, _ = model.run(tail, interface.write(s, latents), c, rope, beside)
     return unpatchify(model.final(s, c), size, model.patch_size, window)
 
@@ -178,7 +179,7 @@ def test_nothing_is_left_behind(elit_model):
         assert torch.equal(elit_model(x, t, y), before)
     assert set(vars(elit_model)) == attributes
     assert not elit_model.latent_interface.reader._forward_pre_hooks
-    assert list(signatures.signature(elit_model.forward).parameters) == ["x", "t", "y", "budget"]
+    assert list(signatures.signature(elit_model.forward).parameters) == ["x", "t", "y", "budget", "shared"]
 
 
 def test_a_dropped_latent_may_be_anything_nan_included():

@@ -104,6 +104,8 @@ class Elastic:
             kept = [resolve_budget(part, self.budgets) for part in (given if isinstance(given, list) else [given])]
         else:
             kept = kept_of_call(self, self.budgets, x, lambda: family.noise(arguments), family.unconditional_half)
+        if arguments.pop("shared", False):
+            return _joined([self._elastic_run(arguments, count) for count in kept])
         if len(set(kept)) == 1:
             return self._elastic_run(arguments, kept[0])
         parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from elit.evaluate.attention import interface_of, watched_read
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
 from elit.models.interface import LatentInterface
-from elit.models.layers import patchify
+from elit.models.layers import Rope, patchify
 from elit.models.transformer import Transformer
 from elit.sampling import seeded_noise
 
@@ -159,16 +158,16 @@ def only_latents(model: Transformer, slots: Sequence[int]) -> Iterator[int]:
     if not len(slots) or not ascending or not 0 <= slots[0] <= slots[-1] < valid or len(slots) not in model.budgets:
         raise ValueError(f"slots={list(slots)}: give some of 0 to {valid - 1}, ascending, a multiple of {step} of them")
     kept = kept.to(interface.latents.device)
-    of_class, axes = model.rope, len(model.patch_size)
+    of_class = model.rope
 
-    def rope(positions: Tensor) -> Any:
-        if positions.shape[1] == axes + 1:  # latents, whose first coordinate is the slot
-            slot = kept[positions[:, :1].long()].to(positions.dtype)
-            positions = torch.cat((slot, positions[:, 1:]), 1)
-        return of_class(positions)
+    def rope(grid: tuple[int, ...], count: int | None, x: Tensor) -> Rope:
+        if count is None:
+            return of_class(grid, None, x)
+        whole = of_class(grid, valid, x)  # of all latents of every group, slot by slot
+        return Rope(*(table.unflatten(0, (-1, valid))[:, kept].flatten(0, 1) for table in whole))
 
     hook = interface.reader.register_forward_pre_hook(lambda _, inputs: (interface.latents[kept], *inputs[1:]))
-    model.rope = rope  # type: ignore[method-assign]
+    model.rope = rope  # type: ignore[method-assign,assignment]
     try:
         yield len(slots)
     finally:

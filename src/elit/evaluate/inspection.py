@@ -17,7 +17,8 @@ from elit.evaluate.recipe import describe_autoencoder, device_name, versions
 from elit.evaluate.samples import Setting
 from elit.flops import count_flops
 from elit.models.transformer import Transformer
-from elit.sampling import sample, sampling_flops
+from elit.sampling import sample
+from elit.steps import sampling_flops
 
 MOST_BUDGETS, MOST_SAMPLES = 16, 8
 HOW = {

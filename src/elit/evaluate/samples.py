@@ -35,7 +35,8 @@ from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.pipeline import decode
-from elit.sampling import sample, sampling_flops, sampling_plan
+from elit.sampling import sample
+from elit.steps import sampling_flops, sampling_plan
 
 CHUNK = 32
 

@@ -23,6 +23,7 @@ from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
 from elit.models.interface import CrossAttention, InterfaceSpec
 from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
+from elit.models.transformer import joined, together
 
 Convention = Literal["noise", "data", "ddpm"]
 CONVENTIONS = ("noise", "data", "ddpm")
@@ -71,19 +72,32 @@ class SiT(DiT):
             conditioning=ClassConditioning(hidden_size, num_classes, time_scale=1.0),
         )
 
-    def forward(self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, shared: bool = False
+    ) -> Tensor:
         """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`: t = 0 is noise, velocity = data − noise."""
         self._check_inputs(x, t, y)
-        kept = self._budgets(budget, len(x))
+        kept = self._budgets(budget, len(x), shared)
         if self.config.convention == "ddpm":
             step, level = ddpm_clock(t)
             level = level.view(-1, 1, 1, 1)
-            noise = self.network((x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype), step, y, kept)
+            noise = self.network((x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype), step, y, kept, shared)
+            x, level = (torch.cat([each] * len(kept)) if shared else each for each in (x, level))
             return ((x - noise) / level).to(x.dtype)
-        return self.network(x, t if self.config.convention == "data" else 1 - t, y, kept)
+        return self.network(x, self.clock(t), y, kept, shared)
 
-    def network(self, x: Tensor, clock: Tensor, y: Condition, kept: Sequence[int]) -> Tensor:
-        """What the weights say of x (B, C, H, W) at a time as they were taught it (B,), one budget a part of B."""
+    def clock(self, t: Tensor) -> Tensor:
+        """t as the weights were taught it."""
+        if self.config.convention == "ddpm":
+            return ddpm_clock(t)[0]
+        return t if self.config.convention == "data" else 1 - t
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        return super().time_embedding(self.clock(t))
+
+    def network(self, x: Tensor, clock: Tensor, y: Condition, kept: Sequence[int], shared: bool) -> Tensor:
+        """What the weights say of x (B, C, H, W) at a time as they were taught it (B,), one budget a part of B, or each
+        for all of B."""
         size, window = x.shape[2:], self.window(x.shape[2:])
         position = sincos_positions(grid_positions(self.token_grid(size), window, x.device), self.config.hidden_size)
         head, core, tail = self.stages()
@@ -95,12 +109,17 @@ class SiT(DiT):
             s = self.through(core, s, c)
         else:
             s, latents = self.latent_interface.read(s, c, self.raster(size, x.device))  # (B, N, d), (B, G, J, d)
-            ends = []
-            for count, l_i, c_i in zip(kept, latents.chunk(len(kept)), c.chunk(len(kept)), strict=True):
+            parts = [[each] * len(kept) if shared else each.chunk(len(kept)) for each in (latents, c)]
+            ends: list[Tensor] = [latents] * len(kept)
+            for count, places in together(kept):
+                l_i, c_i = (joined([part[i] for i in places]) for part in parts)
                 kept_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
-                after = self.through(core, kept_i, c_i)
-                ends.append(torch.cat((after.unflatten(1, (l_i.shape[1], count)), l_i[:, :, count:]), 2))
-            s = self.latent_interface.write(s, torch.cat(ends))  # (B, N, d)
+                after = self.through(core, kept_i, c_i).unflatten(1, (l_i.shape[1], count))
+                written = torch.cat((after, l_i[:, :, count:]), 2)  # (B, G, J, d)
+                for i, end in zip(places, written.chunk(len(places)), strict=True):
+                    ends[i] = end
+            s, c = (torch.cat([each] * len(kept)) if shared else each for each in (s, c))
+            s = self.latent_interface.write(s, joined(ends))  # (B, N, d)
         s = self.through(tail, s, c)
         return unpatchify(self.final(s, c), size, self.patch_size, window)
 

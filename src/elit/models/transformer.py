@@ -5,6 +5,7 @@ B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 import torch
@@ -83,21 +84,27 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """Valid numbers of latents per group, ascending, the last one full; () for a baseline."""
         return tuple(range(self.budget_step, self.spec.num_latents + 1, self.budget_step)) if self.spec else ()
 
-    def forward(self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, shared: bool = False
+    ) -> Tensor:
         """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
 
         x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null; for a
         text-conditional network its prompts, see there.
         budget: None = all latents, an int = latents kept per group, a float in (0, 1] = that share of them. A
-        sequence of budgets gives each equal part of the batch its own: head and tail run together, cores apart.
+        sequence of budgets gives each equal part of the batch its own, up to one a sample: head and tail run together,
+        and the core once for each of the different budgets.
+        shared: each budget of the sequence is for the whole batch, whose head runs once: (budgets·B, C, ...) comes
+        back, the batch at the first budget first. That is autoguidance.
 
         Raises ValueError for shapes and budgets that do not fit. Values of t and y are checked when they lie on
         the CPU; on a device that would be a sync, so check them before they go there.
         """
         self._check_inputs(x, t, y)
-        kept = self._budgets(budget, len(x))
+        kept = self._budgets(budget, len(x), shared)
         size, window = x.shape[2:], self.window(x.shape[2:])
-        rope = self.rope(grid_positions(self.token_grid(size), window, x.device))
+        grid = self.token_grid(size)
+        rope = self.rope(grid, None, x)
         head, core, tail = self.stages()
 
         c, beside = self.condition(t, y)  # (B, d)
@@ -106,22 +113,28 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if self.latent_interface is None:
             s, beside = self.run(core, s, c, rope, beside)
         else:
-            groups = [length // w for length, w in zip(self.token_grid(size), window, strict=True)]
-            ends = []
-            parts = [each.chunk(len(kept)) for each in (s, c, *beside)]
-            for count, s_i, c_i, *beside_i in zip(kept, *parts, strict=True):
+            parts = [[each] * len(kept) if shared else each.chunk(len(kept)) for each in (s, c, *beside)]
+            ends: list[Sequence[Tensor]] = [()] * len(kept)
+            for count, places in together(kept):
+                s_i, c_i, *beside_i = (joined([part[i] for i in places]) for part in parts)
                 latents = self.latent_interface.read(s_i, c_i, count)  # (B, K, d)
-                rope_l = self.rope(latent_positions(groups, count, x.device))
+                rope_l = self.rope(grid, count, x)
                 latents, after = self.run(core, latents, c_i, rope_l, tuple(beside_i))
-                ends.append((self.latent_interface.write(s_i, latents), *after))  # (B, N, d)
-            s, *rest = ends[0] if len(ends) == 1 else map(torch.cat, zip(*ends, strict=True))
-            beside = tuple(rest)
+                written = (self.latent_interface.write(s_i, latents), *after)  # (B, N, d)
+                for i, *end in zip(places, *(each.chunk(len(places)) for each in written), strict=True):
+                    ends[i] = end
+            s, *rest = (joined(end) for end in zip(*ends, strict=True))
+            c, beside = torch.cat([c] * len(kept)) if shared else c, tuple(rest)
         s, _ = self.run(tail, s, c, rope, beside)
         return unpatchify(self.final(s, c), size, self.patch_size, window)
 
     def condition(self, t: Tensor, y: Any) -> tuple[Tensor, Beside]:
         """The conditioning (B, d) of a forward, and what starts out beside the tokens."""
         return self.conditioning(t, y), ()
+
+    def time_embedding(self, t: Tensor) -> Tensor:
+        """What the conditioning knows of times (B,), (B, d): how far it moves says how far the output may."""
+        return self.conditioning.time(t)  # type: ignore[operator]
 
     def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
         """One stage: x (B, L, d) through `blocks`, with what travels beside it."""
@@ -177,8 +190,13 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """The window in which a baseline sorts its tokens; None = the whole grid is one."""
         return None
 
-    def rope(self, positions: Tensor) -> Rope:
-        return rope_tables(positions, self.config.hidden_size // self.config.num_heads)
+    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
+        """Rotary tables of the tokens of a grid or, with `kept`, of that many latents of each of its groups."""
+        size = [length * p for length, p in zip(grid, self.patch_size, strict=True)]
+        # What is made in a trace, or in inference mode, is of no use to other forwards.
+        keeps = type(x) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+        head_width = self.config.hidden_size // self.config.num_heads
+        return (kept_tables if keeps else make_tables)(grid, self.window(size), kept, head_width, x.device)
 
     def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
         """Raises ValueError where width, heads, depth, window and split do not fit each other."""
@@ -202,9 +220,13 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             raise ValueError(f"num_latents={self.spec.num_latents}: {name} needs a multiple of {self.budget_step}")
         self.token_grid(self.sample_size)
 
-    def _budgets(self, budget: Budget | Sequence[Budget], batch: int) -> list[int]:
+    def _budgets(self, budget: Budget | Sequence[Budget], batch: int, shared: bool) -> list[int]:
         parts = budget if isinstance(budget, (list, tuple)) else (budget,)
         kept = [resolve_budget(part, self.budgets) for part in parts]
+        if shared:
+            if not self.budgets:
+                raise ValueError("shared=True: this model has no latent interface, so nothing differs after its head")
+            return cast(list[int], kept)
         if len(kept) > 1 and len(set(kept)) == 1:
             kept = kept[:1]
         if batch % len(kept):
@@ -221,6 +243,34 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"t={t[~((t >= 0) & (t <= 1))][0].item():g}: times lie in [0, 1], 0 = noise, 1 = data")
         self.check_condition(y, len(x))
+
+
+def together(kept: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Each different budget with the places that have it. Compares and hashes nothing: a budget may be symbolic."""
+    found: list[tuple[int, list[int]]] = []
+    for place, count in enumerate(kept):
+        places = next((places for known, places in found if known == count), None)
+        if places is None:
+            found.append((count, [place]))
+        else:
+            places.append(place)
+    return found
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+
+
+def make_tables(
+    grid: tuple[int, ...], window: tuple[int, ...], kept: int | None, head_width: int, device: torch.device
+) -> Rope:
+    if kept is None:
+        return rope_tables(grid_positions(grid, window, device), head_width)
+    groups = [length // w for length, w in zip(grid, window, strict=True)]
+    return rope_tables(latent_positions(groups, kept, device), head_width)
+
+
+kept_tables = lru_cache(maxsize=128)(make_tables)
 
 
 def on_cpu(value: Tensor) -> bool:
