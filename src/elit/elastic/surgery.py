@@ -92,6 +92,7 @@ class Elastic:
         """Valid counts of latents per window, ascending."""
         return tuple(range(1, prod(self.elastic_record.window) + 1))
 
+    @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Any, **arguments: Any) -> Any:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         if bypassed.get():
@@ -109,6 +110,7 @@ class Elastic:
         parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))
         return _joined([self._elastic_run(part, count) for part, count in zip(parts, kept, strict=True)])
 
+    @torch.compiler.disable(recursive=False)
     def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
         family = family_of(self)
         if kept < self.budgets[-1]:
@@ -161,6 +163,7 @@ def _become(module: Any, mixin: Any) -> None:
 def _elastic_class(kind: Any, mixin: Any) -> Any:
     """A subclass of the same name: by it diffusers saves a model, and finds its LoRA scales and pipeline slots."""
 
+    @torch.compiler.disable(recursive=False)
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.elastic_forward(**signature_of(kind).bind(*args, **kwargs).arguments)
