@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FirstBlockCacheConfig
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 
@@ -146,6 +147,17 @@ class Elastic:
 
 class BranchedElastic(Elastic):
     """Of a class whose pipelines run the branches of guidance one after the other."""
+
+    def enable_cache(self: Any, config: Any) -> None:
+        """diffusers' own. Raises ValueError for FirstBlockCache where the first block is in the core.
+
+        It compares and keeps what that block gives, which below full budget are latents, and skips Write with the rest.
+        """
+        if self.elastic_record.read_after == 0 and isinstance(config, FirstBlockCacheConfig):
+            raise ValueError(
+                "read_after=0: FirstBlockCache needs a first block before Read; elastify with read_after of at least 1"
+            )
+        super().enable_cache(config)  # type: ignore[misc]
 
     @contextmanager
     def cache_context(self: Any, name: str, **kwargs: Any) -> Iterator[None]:
