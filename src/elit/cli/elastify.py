@@ -108,8 +108,8 @@ def run(args: Args) -> dict[str, Any]:
         rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in kept]
         names = [f"{name} {when}" for when in ("before", "after") for name in reference]
         print_table(["latents a window", *names], rows)
-        original = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
-        print(f"original: {original}. Trained for {seconds:.0f} s. {args.out}: saved")
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
+        print(f"original: {scores}. Trained for {seconds:.0f} s. {args.out}: saved")
     return {
         **{"model": str(args.out), "seconds": round(seconds, 1), "original": reference},
         **{"before": before, "after": after},
