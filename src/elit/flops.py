@@ -34,9 +34,18 @@ def count_flops(
     model_or_name: a network, or the name of a preset. sample_size: default the network's own; a named ELIT preset
     takes the paper's window for that size, an existing network keeps its own. budget: as in the network's forward.
 
-    Raises ValueError for an unknown name, a size that does not divide, or a budget that is not valid.
+    Raises ValueError for an unknown name, a size that does not divide, a budget that is not valid, or another network.
     """
     config: Any
+    if hasattr(model_or_name, "elastic_record"):
+        raise ValueError(
+            f"model_or_name: an elastified {type(model_or_name).__name__}, whose blocks, Read and Write are counted by "
+            "elit.elastic.cost.count_block_flops(transformer, tokens=…, kept=…)"
+        )
+    if not isinstance(model_or_name, Transformer | str):
+        raise ValueError(
+            f"model_or_name: a {type(model_or_name).__name__}; give a network of this library or the name of a preset"
+        )
     if isinstance(model_or_name, str):
         network, config = model_config(model_or_name, sample_size=sample_size)
     else:

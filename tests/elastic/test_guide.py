@@ -13,12 +13,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 import elit
 from elit.cli.main import main
-from elit.data.digits import digits, moving_digits
-from elit.elastic.call import original
-from elit.elastic.distill import distill
 from elit.elastic.table import FAMILIES
 
-SMALL = {"hidden_size": 24, "num_heads": 2, "depth": 4}
 GUIDE = (Path(__file__).parents[2] / "docs/elastify.md").read_text(encoding="utf-8")
 
 
@@ -82,37 +78,3 @@ def test_the_command_trains_and_saves(tmp_path, monkeypatch, capsys):
         elit.load_model("runs/elastic")
     assert main(["elastify", "runs/digits/model"]) == 2
     assert "out: not given" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("weights", ["all", "interface"])
-def test_distillation_brings_low_budgets_closer(weights):
-    data = digits()
-    torch.manual_seed(0)
-    network = elit.create_model("DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **SMALL)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    student = elit.elastify(network.eval(), read_after=1, write_after=3, window=(4, 4), mode="learned")
-    blocks = {name: value.clone() for name, value in student.named_parameters() if not name.startswith("elastic.")}
-    x, t, y = data.images[:32], torch.linspace(0, 1, 32), data.labels[:32]
-    with torch.no_grad(), original():
-        right = student(x, t, y)
-
-    def error():
-        with torch.no_grad():
-            return float((student(x, t, y, 4) - right).square().mean())
-
-    before = error()
-    distill(student, data, steps=30, batch_size=16, learning_rate=3e-3, weights=weights, distillation=1000.0, say=str)
-    assert error() < 0.9 * before
-    moved = {name for name, value in student.named_parameters() if name in blocks and not value.equal(blocks[name])}
-    assert bool(moved) == (weights == "all")
-    with pytest.raises(ValueError, match="data: samples of shape"):
-        distill(student, moving_digits(clips_per_digit=1), steps=1)
-    with pytest.raises(ValueError, match="weights='some'"):
-        distill(student, data, steps=1, weights="some")
-
-
-def test_distillation_takes_only_what_it_can_train():
-    with pytest.raises(ValueError, match="student: a DiT"):
-        distill(elit.create_model("DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **SMALL), digits(), steps=1)

@@ -5,11 +5,13 @@ import threading
 import diffusers
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 from tiny import build, draw, inputs, pipeline
 from torch import nn
 
 import elit
+from elit.elastic.cost import count_block_flops
 
 SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
@@ -53,6 +55,30 @@ def test_forwards_that_do_not_fit_are_one_line():
         model(**x, block_controlnet_hidden_states=residuals)
     with pytest.raises(RuntimeError, match="inside the transformer's forward only"):
         model.transformer_blocks[1](torch.zeros(1, 64, 24), torch.zeros(1, 5, 24), torch.zeros(1, 24))
+
+
+def test_first_block_cache_needs_a_block_before_read():
+    model = elit.elastify(build("QwenImageTransformer2DModel"), **SPLIT | {"read_after": 0})
+    with pytest.raises(
+        ValueError, match="read_after=0: FirstBlockCache needs a first block before Read; elastify with"
+    ):
+        model.enable_cache(FirstBlockCacheConfig())
+    assert not model.is_cache_enabled
+    with torch.no_grad(), elit.budget(4):
+        assert model(**inputs("QwenImageTransformer2DModel")).sample.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["DiT", "DiTTransformer2DModel"])
+def test_costs_are_counted_by_its_own_count(kind):
+    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 4}
+    model = elit.create_model("DiT-S/1", **sizes) if kind == "DiT" else build(kind)
+    elit.elastify(model, **SPLIT)
+    for budget in (None, 4):
+        with pytest.raises(ValueError, match=rf"model_or_name: an elastified {kind}, .*count_block_flops"):
+            elit.count_flops(model, budget=budget)
+    assert count_block_flops(model, tokens=64, kept=4) < count_block_flops(model, tokens=64)
+    with pytest.raises(ValueError, match="a Linear; give a network of this library or the name of a preset"):
+        elit.count_flops(nn.Linear(2, 2))
 
 
 def test_flux_reads_its_grid_from_coordinates():

@@ -35,7 +35,9 @@ class Args:
     mode: str = "carry"
     """carry: latents start as the group's own tokens; learned: the paper's own."""
     weights: str = "all"
-    """What is trained: all weights, or the interface alone."""
+    """What is trained: all weights, the interface alone, or lora: it and low-rank changes of the blocks."""
+    lora_rank: int = 16
+    """Rank of those changes; lora needs peft."""
     steps: int = 2000
     """Of training; 0 = only the surgery."""
     batch_size: int = 64
@@ -61,7 +63,8 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     from elit.checkpoint import load_model, save_model
     from elit.config import TrainConfig
-    from elit.elastic.distill import distill
+    from elit.elastic.call import original
+    from elit.elastic.distill import check_settings, distill
     from elit.elastic.surgery import elastify
     from elit.report.tables import print_table
     from elit.train import load_data
@@ -69,17 +72,19 @@ def run(args: Args) -> dict[str, Any]:
     for name, value in (("model", args.model), ("out", args.out)):
         if value == Path():
             raise ValueError(f"{name}: not given; elit elastify MODEL OUT")
+    check_settings(args.weights, args.lora_rank)
     data = load_data(TrainConfig(data=args.data))
-    teacher = load_model(args.model).to(check_device(args.device))
     student = elastify(
-        load_model(args.model).to(teacher.device),
+        load_model(args.model).to(check_device(args.device)),
         read_after=args.read_after,
         write_after=args.write_after,
         window=args.window,
         mode=args.mode,
         seed=args.seed,
     )
-    quality = _judge(args, teacher, data)
+    quality = _judge(args, student, data)
+    with original():
+        reference = quality(student, None)
     kept = list(dict.fromkeys(max(1, len(student.budgets) // part) for part in (1, 2, 4, 8, 16)))
     before = {count: quality(student, count) for count in kept}
     start = time.perf_counter()
@@ -91,6 +96,7 @@ def run(args: Args) -> dict[str, Any]:
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             weights=args.weights,
+            lora_rank=args.lora_rank,
             distillation=args.distillation,
             seed=args.seed,
             say=(lambda line: None) if args.json else print,
@@ -98,13 +104,12 @@ def run(args: Args) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     after = {count: quality(student, count) for count in kept}
     save_model(student, args.out)
-    reference = quality(teacher, None)
     if not args.json:
         rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in kept]
         names = [f"{name} {when}" for when in ("before", "after") for name in reference]
         print_table(["latents a window", *names], rows)
-        original = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
-        print(f"original: {original}. Trained for {seconds:.0f} s. {args.out}: saved")
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
+        print(f"original: {scores}. Trained for {seconds:.0f} s. {args.out}: saved")
     return {
         **{"model": str(args.out), "seconds": round(seconds, 1), "original": reference},
         **{"before": before, "after": after},
@@ -115,11 +120,15 @@ def _cells(scores: dict[str, float]) -> list[str]:
     return [f"{value:.4g}" for value in scores.values()]
 
 
-def _judge(args: Args, teacher: Any, data: Any) -> Callable[[Any, int | None], dict[str, float]]:
-    """Scores a network at a budget: its velocity's error to the original's, and on digits a classifier's accuracy."""
+def _judge(args: Args, student: Any, data: Any) -> Callable[[Any, int | None], dict[str, float]]:
+    """Scores a network at a budget: its velocity's error to the original's, and on digits a classifier's accuracy.
+
+    student: as elastify left it, so still the original too.
+    """
     import torch
 
     from elit.data.digits import CLASSES, digits
+    from elit.elastic.call import original
     from elit.evaluate.features import train_digit_classifier
     from elit.flow.path import interpolate
     from elit.sampling import sample, seeded_noise
@@ -128,15 +137,16 @@ def _judge(args: Args, teacher: Any, data: Any) -> Callable[[Any, int | None], d
     images, y = data.__getitems__([i * len(data) // 64 for i in range(64)])
     images = images[:, 0] if images.ndim > noise.ndim else images  # of latents the mean
     t = torch.linspace(0.02, 0.98, 64)
-    x, t, y = (part.to(teacher.device) for part in (interpolate(noise, images, t), t, y))
-    with torch.no_grad():
-        right = teacher(x, t, y)
-    classifier = train_digit_classifier(digits(), seed=args.seed).model if args.data == "digits" else None
+    x, t, y = (part.to(student.device) for part in (interpolate(noise, images, t), t, y))
+    with torch.no_grad(), original():
+        right = student(x, t, y)
+    judged = args.data == "digits" and args.samples > 0
+    classifier = train_digit_classifier(digits(), seed=args.seed).model if judged else None
 
     def quality(model: Any, kept: int | None) -> dict[str, float]:
         with torch.no_grad():
             scores = {"error": (model(x, t, y, kept) - right).square().mean().sqrt().item()}
-        if classifier is not None and args.samples:
+        if classifier is not None:
             labels = torch.arange(args.samples) % len(CLASSES)
             drawn = sample(model, labels, steps=16, budget=kept, seed=args.seed).cpu()
             with torch.no_grad():

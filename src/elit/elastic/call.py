@@ -2,6 +2,9 @@
 
 B batch, N image tokens, K latents, d width. A forward opens a `Call`; the first core block hands it the tokens and goes
 on with latents, all core blocks take the positions of the carried tokens, and the last one gives all tokens back.
+
+Under torch.compile what is here runs as it is, between graphs of diffusers' own forwards, Read and Write: traced, it
+would compute each plan anew and have graphs for every budget.
 """
 
 import dataclasses
@@ -12,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from elit.elastic.carry import ElasticInterface
@@ -25,6 +29,7 @@ class CoreBlock:
     writes: bool
     """The last of the core."""
 
+    @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Any, **arguments: Any) -> Any:
         call = current_call.get()
         if call is None:
@@ -43,6 +48,7 @@ class Call:
         self.start: Tensor | None = None
         self.taken: dict[str, tuple[Any, Any]] = {}
 
+    @torch.compiler.disable(recursive=False)
     def enter(self, block: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
         """A core block's arguments, for the carried tokens."""
         arguments = dict(arguments)
@@ -59,6 +65,7 @@ class Call:
                     arguments[name] = self.taken[name][1]
         return arguments
 
+    @torch.compiler.disable(recursive=False)
     def leave(self, block: nn.Module, output: Any) -> Any:
         """A core block's output; behind the last one, for all tokens again."""
         if not block.writes:
@@ -118,6 +125,7 @@ def checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
     return call.leave(block, checkpoint(_Plain(block), *bound.args))
 
 
+@torch.compiler.disable
 @functools.cache
 def signature_of(kind: Any) -> inspect.Signature:
     """Of `forward`, without self."""

@@ -80,6 +80,7 @@ def branch(name: str) -> Iterator[None]:
         _branch.reset(token)
 
 
+@torch.compiler.disable
 def kept_of_call(
     transformer: nn.Module, budgets: Sequence[int], tokens: Tensor, noise: Callable[[], Tensor], half: int | None
 ) -> list[int]:

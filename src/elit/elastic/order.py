@@ -67,6 +67,7 @@ class Plan(NamedTuple):
     """(n, J̃), see `spread_to_window`."""
 
 
+@torch.compiler.disable
 @lru_cache(maxsize=256)
 def make_plan(grids: tuple[tuple[int, ...], ...], window: tuple[int, ...], kept: int, device: torch.device) -> Plan:
     """The plan for one or more token grids that follow each other in a sequence, all cut into `window`s.

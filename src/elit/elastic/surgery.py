@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FirstBlockCacheConfig
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 
@@ -92,6 +93,7 @@ class Elastic:
         """Valid counts of latents per window, ascending."""
         return tuple(range(1, prod(self.elastic_record.window) + 1))
 
+    @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Any, **arguments: Any) -> Any:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         if bypassed.get():
@@ -111,6 +113,7 @@ class Elastic:
         parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))
         return _joined([self._elastic_run(part, count) for part, count in zip(parts, kept, strict=True)])
 
+    @torch.compiler.disable(recursive=False)
     def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
         family = family_of(self)
         if kept < self.budgets[-1]:
@@ -147,6 +150,17 @@ class Elastic:
 class BranchedElastic(Elastic):
     """Of a class whose pipelines run the branches of guidance one after the other."""
 
+    def enable_cache(self: Any, config: Any) -> None:
+        """diffusers' own. Raises ValueError for FirstBlockCache where the first block is in the core.
+
+        It compares and keeps what that block gives, which below full budget are latents, and skips Write with the rest.
+        """
+        if self.elastic_record.read_after == 0 and isinstance(config, FirstBlockCacheConfig):
+            raise ValueError(
+                "read_after=0: FirstBlockCache needs a first block before Read; elastify with read_after of at least 1"
+            )
+        super().enable_cache(config)  # type: ignore[misc]
+
     @contextmanager
     def cache_context(self: Any, name: str, **kwargs: Any) -> Iterator[None]:
         """diffusers' own context, by which pipelines say which branch runs."""
@@ -163,6 +177,7 @@ def _become(module: Any, mixin: Any) -> None:
 def _elastic_class(kind: Any, mixin: Any) -> Any:
     """A subclass of the same name: by it diffusers saves a model, and finds its LoRA scales and pipeline slots."""
 
+    @torch.compiler.disable(recursive=False)
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.elastic_forward(**signature_of(kind).bind(*args, **kwargs).arguments)

@@ -124,6 +124,7 @@ SD3 = Family(
 # --- Flux: two kinds of blocks, one rotary table for text and image tokens -------------------------------------------
 
 
+@torch.compiler.disable
 def _flux_grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
     """From the coordinates (N, 3) of the tokens; a pipeline hands in the same tensor each step, so it is read once."""
     ids = arguments["img_ids"]

@@ -1,0 +1,94 @@
+"""torch.compile on top: what Read and Write do runs between graphs, the numbers stay, and budgets share graphs."""
+
+import pytest
+import torch
+from tiny import build, inputs
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.utils import counters
+
+import elit
+
+SPLIT = {"read_after": 1, "write_after": 2, "window": (4, 4)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def own_dit():
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 3}
+    model = elit.create_model("DiT-S/1", **sizes)
+    return opened(model), {"x": torch.randn(2, 1, 8, 8), "t": torch.tensor([0.2, 0.7]), "y": torch.tensor([1, 2])}
+
+
+def opened(model):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def elastic(kind):
+    model, x = (
+        own_dit() if kind == "DiT" else (opened(build(kind, num_layers=3)), inputs(kind) | {"return_dict": False})
+    )
+    opened(elit.elastify(model.eval(), **SPLIT).elastic)
+    return model, x
+
+
+def output(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def test_compiled_gives_the_same_at_every_budget():
+    model, x = elastic("DiTTransformer2DModel")
+    compiled = torch.compile(model, backend="aot_eager")
+    counters.clear()
+    with torch.no_grad():
+        for kept in (16, 8, 4, 7, 3, 2):
+            with elit.budget(kept):
+                assert torch.allclose(output(compiled(**x)), output(model(**x)), atol=1e-5)
+            if kept == 4:
+                seen = graphs()  # the first lower budgets find that the number of tokens is dynamic
+        assert graphs() == seen
+        with elit.budget(1):  # a dimension of one has graphs of its own
+            assert torch.allclose(output(compiled(**x)), output(model(**x)), atol=1e-5)
+
+
+def test_compiled_blocks_give_the_same():
+    model, x = elastic("DiT")
+    right = {}
+    with torch.no_grad():
+        for compiling in (False, True):
+            if compiling:
+                model.compile_repeated_blocks(backend="aot_eager")
+            for kept in (16, 4):
+                with elit.budget(kept):
+                    found = output(model(**x))
+                assert torch.allclose(found, right.setdefault(kept, found), atol=1e-5)
+
+
+def test_compiled_gradients_are_the_same():
+    model, x = elastic("DiT")
+    compiled, grads = torch.compile(model, backend="aot_eager"), []
+    for run in (model, compiled):
+        model.zero_grad()
+        run(**x, budget=4).square().sum().backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.allclose(grads[1][name], value, rtol=1e-4, atol=1e-4) for name, value in grads[0].items())
+
+
+def test_a_single_graph_is_refused_by_torch():
+    model, x = elastic("DiT")
+    with torch.no_grad(), pytest.raises(Unsupported):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(**x)

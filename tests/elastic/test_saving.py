@@ -1,0 +1,75 @@
+"""What is saved comes back bit for bit with elit; without it, the original does, or a message."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import KINDS, build, inputs, window
+
+import elit
+
+# A process that cannot import elit: what each saved transformer gives, or what diffusers says of it.
+STRANGER = """
+import sys
+sys.modules["elit"] = None
+import diffusers, torch
+for kind in sys.argv[2:]:
+    for case in ("kept", "trained"):
+        folder = f"{sys.argv[1]}/{kind}/{case}"
+        try:
+            model = getattr(diffusers, kind).from_pretrained(folder)
+        except OSError as error:
+            print(kind, case, error)
+        else:
+            with torch.no_grad():
+                output = model(**torch.load(f"{folder}/call.pt"), return_dict=False)[0]
+            torch.save(output, f"{folder}/output.pt")
+"""
+
+
+def opened(model):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.elastic.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def elastic(kind, **settings):
+    return opened(elit.elastify(build(kind), read_after=1, write_after=3, window=window(kind), **settings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["carry", "learned"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_comes_back_bit_for_bit(kind, mode, trained, tmp_path):
+    model, x = elastic(kind, mode=mode), inputs(kind)
+    if trained:
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.ndim == 2).mul_(1.01)
+    model.save_pretrained(tmp_path)
+    again = elit.load_elastic(tmp_path)
+    assert again.elastic_record.changed == trained
+    with torch.no_grad():
+        for kept in (16, 5, 1):
+            with elit.budget(kept):
+                assert torch.equal(again(**x, return_dict=False)[0], model(**x, return_dict=False)[0])
+
+
+def test_without_elit_it_is_the_original_or_a_message(tmp_path):
+    for kind in KINDS:
+        model, kept = elastic(kind), tmp_path / kind / "kept"
+        model.save_pretrained(kept)
+        torch.save(inputs(kind), kept / "call.pt")
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.ndim == 2).mul_(1.01)
+        model.save_pretrained(tmp_path / kind / "trained")
+    words = [sys.executable, "-c", STRANGER, str(tmp_path), *KINDS]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    for kind, line in zip(KINDS, said, strict=True):
+        assert line.startswith(f"{kind} trained")
+        assert "no file named" in line
+        with torch.no_grad():
+            right = build(kind)(**inputs(kind), return_dict=False)[0]
+        assert torch.allclose(torch.load(tmp_path / kind / "kept/output.pt"), right, atol=1e-5)
