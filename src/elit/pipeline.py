@@ -17,6 +17,7 @@ from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
+from elit.runner import runner
 from elit.sampling import guided_network
 from elit.steps import sampling_plan
 
@@ -60,6 +61,9 @@ class ElitPipeline(DiffusionPipeline):
         return_dict: bool = True,
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: Condition | None = None,
+        cache: float = 0.0,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
@@ -67,7 +71,7 @@ class ElitPipeline(DiffusionPipeline):
         group of the unconditional branch (CCFG); None = those of the main branch (CFG).
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
         in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
-        frames, or has its frames behind B.
+        frames, or has its frames behind B. cache, dtype, compile: as in `elit.sample`.
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
@@ -85,8 +89,8 @@ class ElitPipeline(DiffusionPipeline):
         exact = time_grid(num_inference_steps, self.scheduler.config.shift)
         if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
             times = exact
-        plan = sampling_plan(model, times, budget, guidance)
-        velocity = guided_network(model, y.to(device), plan, guidance)
+        plan = sampling_plan(model, times, budget, guidance, cache=cache)
+        velocity = guided_network(model, y.to(device), plan, guidance, runner(model, dtype, compile=compile))
 
         shape = (len(y), model.config.in_channels, *model.sample_size)
         if latents is None:

@@ -315,3 +315,36 @@ def test_a_baseline_has_no_budget():
     model = opened("dit")
     with pytest.raises(ValueError, match=r"budget=0.5: this model has no latent interface"):
         model(*inputs(model), 0.5)
+
+
+@pytest.mark.parametrize("kind", ELIT)
+def test_a_budget_a_sample_equals_single_runs(kind):
+    """A batch whose samples have budgets of their own, in any order, some of them equal."""
+    model = opened(kind)
+    kept = [model.budgets[i % len(model.budgets)] for i in (2, 0, 1, 2, 0, 3)]
+    x, t, y = torch.randn(6, *inputs(model)[0].shape[1:]), torch.rand(6), conditions(model, 6)
+    with torch.no_grad():
+        mixed = model(x, t, y, kept)
+        for i, count in enumerate(kept):
+            alone = model(x[i : i + 1], t[i : i + 1], y[i : i + 1], count)
+            torch.testing.assert_close(mixed[i : i + 1], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ELIT)
+def test_a_shared_head_is_run_once_and_changes_nothing(kind):
+    model = opened(kind)
+    x, t, y = inputs(model)
+    budgets = [model.budgets[-1], model.budgets[0]]
+    rows = []
+    hook = model.blocks[0].register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    with torch.no_grad():
+        both = model(x, t, y, budgets, shared=True)
+        hook.remove()
+        for part, kept in zip(both.chunk(2), budgets, strict=True):
+            torch.testing.assert_close(part, model(x, t, y, kept), rtol=0, atol=1e-5)
+    assert rows == [len(x)]
+
+
+def test_a_baseline_shares_nothing():
+    with pytest.raises(ValueError, match="shared=True: this model has no latent interface"):
+        opened("dit")(*inputs(opened("dit")), shared=True)

@@ -1,5 +1,6 @@
 """The page and the model card of a sweep, from points made by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from conftest import fresh, links_of
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from elit.evaluate.plane import Point, best, front_of
+from elit.evaluate.plane import Point, best, degradations, front_of
 from elit.report.card import MARK, card_points, pipeline_tag, write_card
 from elit.report.sweep import command, describe, write_sweep_report
 from elit.report.sweep_plots import at_best_scale, budgets_of
@@ -75,6 +76,17 @@ def test_the_page(tmp_path):
 def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
     write_sweep_report(tmp_path, made, "kid", model=Path("m"), grey=False, table=tmp_path / "t.parquet")
     assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES) - left_out
+
+
+def test_caching_has_a_picture_of_its_own_and_a_place_in_no_other(tmp_path):
+    plain = points()
+    cached = [replace(p, cache=0.5, calls=p.steps // 2, file=p.file[:-6] + "c.json") for p in plain]
+    page = write_sweep_report(tmp_path, [*plain, *cached], "fd", model=Path("m"), grey=True, table=tmp_path / "t.jsonl")
+    assert {path.stem for path in tmp_path.glob("*.png")} == {*PICTURES, "caching"}
+    assert describe(cached[0]).endswith(", cache 0.5")
+    assert command(cached[0], Path("m")).endswith(" --cache 0.5")
+    assert "<td>2 of 4</td>" in page.read_text(encoding="utf-8")
+    assert len(degradations(cached, "fd")) == len(degradations(plain, "fd"))  # against a full budget cached alike
 
 
 def test_commands_and_names():

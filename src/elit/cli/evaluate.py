@@ -64,6 +64,8 @@ class Args:
     """heun is second order and evaluates twice a step."""
     shift: float = 1.0
     """More of the steps near noise; 1 is even."""
+    cache: float = 0.0
+    """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
     seed: int = 0
     """Seed of the first sample; the next ones count up."""
     vae: Path | None = None
@@ -183,7 +185,7 @@ def _pictures(args: Args, device: str, work: Path, share: Any) -> Any:
         pictures = open_pictures(args.pictures, args.image_size)
         return pictures if args.count is None else First(pictures, args.count)
     sampler = open_sampler(args, args.pictures, device, work)
-    same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "seed")}
+    same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "cache", "seed")}
     setting, count = Setting(guidance=chosen_guidance(args), **same), args.count or FIELD_COUNT
     with show_progress("sampling", count) as progress:
         return sampler.draw(setting, count, batch_size=args.batch_size, share=share, progress=progress)

@@ -47,6 +47,8 @@ class Args:
     """heun is second order and evaluates twice a step."""
     shift: float = 1.0
     """More of the steps near noise; 1 is even."""
+    cache: float = 0.0
+    """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
     seed: int = 0
     """Seed of the first image; the next ones count up."""
     batch_size: int = 64
@@ -57,6 +59,8 @@ class Args:
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network; the solver's state stays float32."""
+    compile: bool = False
+    """Compile the network first: worth its minutes for many images, or large ones."""
     json: bool = False
     """Print what was made as JSON last on stdout."""
 
@@ -97,12 +101,15 @@ def run(args: Args) -> dict[str, Any]:
         "guidance": chosen_guidance(args),
         "solver": args.solver,
         "shift": args.shift,
+        "cache": args.cache,
     }
     flops = sampling_flops(model, **settings)
 
     start = time.perf_counter()
     with show_progress("sampling", count) as progress:
-        x = sample(model, y, seed=args.seed, batch_size=args.batch_size, progress=progress, **settings)
+        x = sample(
+            model, y, seed=args.seed, batch_size=args.batch_size, progress=progress, compile=args.compile, **settings
+        )
     seconds = time.perf_counter() - start
     if pictures:
         with torch.no_grad():

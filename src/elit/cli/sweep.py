@@ -51,6 +51,8 @@ class Args:
     """Budget of the second branch of ag and ccfg."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times between which guidance acts; 0 = noise, 1 = data."""
+    caches: tuple[float, ...] = ()
+    """Thresholds of step caching, beside none: a step reuses the last output while times have moved by less."""
     count: int = FIELD_COUNT
     """Samples a setting."""
     image_size: int | None = None
@@ -118,6 +120,7 @@ def _run(args: Args) -> dict[str, Any] | None:
         scales=args.scales,
         guidance_budget=parse_budget(args.guidance_budget),
         interval=args.guidance_interval,
+        caches=args.caches,
         solver=args.solver,
         shift=args.shift,
         seed=args.seed,

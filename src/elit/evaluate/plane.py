@@ -40,6 +40,10 @@ class Point:
     """Of everything that decides the scores."""
     file: str
     """The stored score with that recipe, in the sweep's folder."""
+    cache: float = 0.0
+    """Threshold of step caching; 0 is off."""
+    calls: int | None = None
+    """Steps that ask the network; with a cache fewer than `steps`."""
     scores: dict[str, float] = field(default_factory=dict)
     """By metric."""
 
@@ -109,4 +113,5 @@ def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, floa
 
 
 def _all_but_budget(point: Point) -> tuple[Any, ...]:
-    return point.steps, point.guidance, point.scale, point.guidance_budget, point.count, point.detector
+    fixed = point.steps, point.cache, point.count, point.detector
+    return *fixed, point.guidance, point.scale, point.guidance_budget

@@ -36,7 +36,7 @@ from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.pipeline import decode
 from elit.sampling import sample
-from elit.steps import sampling_flops, sampling_plan
+from elit.steps import evaluated_steps, sampling_flops, sampling_plan
 
 CHUNK = 32
 
@@ -50,6 +50,7 @@ class Setting:
     guidance: Guidance | None = None
     solver: str = "euler"
     shift: float = 1.0
+    cache: float = 0.0
     seed: int = 0
     """Of sample 0; sample i has seed + i."""
 
@@ -138,7 +139,7 @@ class Sampler:
     def recipe(self, setting: Setting) -> dict[str, Any]:
         """Everything that decides a sample. Raises ValueError for a setting that does not fit the network."""
         times, budgets, guidance = time_grid(setting.steps, setting.shift), self.model.budgets, setting.guidance
-        sampling_plan(self.model, times, setting.budget, guidance, setting.solver)
+        sampling_plan(self.model, times, setting.budget, guidance, setting.solver, setting.cache)
         kept = schedule_budgets(setting.budget, times[:-1], budgets)
         second = None
         if guidance is not None and guidance.scale != 1:
@@ -153,9 +154,17 @@ class Sampler:
             "shift": setting.shift,
             "budget": kept[0] if len(set(kept)) == 1 else kept,  # the same however it was written
             "guidance": second,
+            "cache": float(setting.cache),
             "seed": setting.seed,
             "chunk": self.chunk,
         }
+
+    def calls(self, setting: Setting) -> int:
+        """Steps that ask the network."""
+        times = time_grid(setting.steps, setting.shift)
+        return evaluated_steps(
+            sampling_plan(self.model, times, setting.budget, setting.guidance, setting.solver, setting.cache)
+        )
 
     def planned(self, setting: Setting, count: int) -> SampleSet:
         """The set as `draw` gives it, whether or not it has been made. Raises ValueError for what does not fit."""

@@ -34,12 +34,14 @@ def make_settings(
     scales: Sequence[float] = (),
     guidance_budget: Budget = 1,
     interval: tuple[float, float] = (0.0, 1.0),
+    caches: Sequence[float] = (),
     **same: Any,
 ) -> tuple[list[Setting], list[str]]:
     """All combinations, budgets outermost, and a note on each that was left out: two ways to write one recipe are one.
 
     budgets: counts, shares or schedules over t. guidance: of `KINDS`; all but none at each of `scales`.
-    guidance_budget, interval: of `Guidance`. same: further fields of `Setting`. AG is left out where its second branch
+    guidance_budget, interval: of `Guidance`. caches: thresholds of step caching, beside none.
+    same: further fields of `Setting`. AG is left out where its second branch
     would keep more latents than the first. Raises ValueError for what does not fit the network.
     """
     for name, values in (("budgets", budgets), ("steps", steps), ("guidance", guidance)):
@@ -63,8 +65,9 @@ def make_settings(
                     if any(weak > main for main in kept):  # type: ignore[operator]
                         notes.append(f"AG at budget {budget} is left out: its second branch keeps {weak} latents")
                         continue
-                setting = Setting(steps=count, budget=budget, guidance=guide, **same)
-                found.setdefault(recipe_digest(sampler.recipe(setting)), setting)
+                for cache in (0.0, *caches):
+                    setting = Setting(steps=count, budget=budget, guidance=guide, cache=cache, **same)
+                    found.setdefault(recipe_digest(sampler.recipe(setting)), setting)
     return list(found.values()), list(dict.fromkeys(notes))
 
 
@@ -183,6 +186,8 @@ def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, samp
         gflops=made.gflops,
         ms=result.ms,
         saturation=result.saturation,
+        cache=recipe["cache"],
+        calls=sampler.calls(setting),
         detector=judge.specification,
         recipe_sha256=recipe_digest(result.recipe),
         file=str(result.path.relative_to(out)),

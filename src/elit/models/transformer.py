@@ -227,7 +227,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             if not self.budgets:
                 raise ValueError("shared=True: this model has no latent interface, so nothing differs after its head")
             return cast(list[int], kept)
-        if len(kept) > 1 and len(set(kept)) == 1:
+        if all(count == kept[0] for count in kept[1:]):  # a set would hash them: a compilation for each
             kept = kept[:1]
         if batch % len(kept):
             raise ValueError(f"budget={budget!r}: {len(kept)} budgets do not divide a batch of {batch}")

@@ -14,13 +14,16 @@ def write_sweep_report(
 ) -> Path:
     """OUT/report.html and its pictures, of the points of one detector that have `metric`. Returns the page's path."""
     sections = [_plane(out, points, metric), _front_table(points, metric, model)]
-    if len({point.budget for point in points}) > 1:
-        sections.append(_tokens_or_steps(out, points, metric))
-    if {point.guidance for point in points} - {"none"}:
-        sections.append(_guidance(out, points, metric))
-    if len({point.budget for point, _ in degradations(points, metric)}) > 1:
-        sections.append(_degradation(out, points, metric))
-    sections += [_saturation(out, points, grey), _all_points(points, metric, table)]
+    plain = [point for point in points if not point.cache]
+    if len({point.budget for point in plain}) > 1:
+        sections.append(_tokens_or_steps(out, plain, metric))
+    if {point.guidance for point in plain} - {"none"}:
+        sections.append(_guidance(out, plain, metric))
+    if len(plain) < len(points):
+        sections.append(_caching(out, points, metric))
+    if len({point.budget for point, _ in degradations(plain, metric)}) > 1:
+        sections.append(_degradation(out, plain, metric))
+    sections += [_saturation(out, plain, grey), _all_points(points, metric, table)]
     top = best(points, metric)
     lead = (
         f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
@@ -35,7 +38,8 @@ def describe(point: Point) -> str:
     """A setting in words: "8 latents per group, 16 steps, CCFG at scale 2"."""
     kept = "all tokens" if point.budget == "all" else f"{latents(point)} per group"
     guided = "no guidance" if point.guidance == "none" else f"{LOOK[point.guidance][0]} at scale {point.scale:g}"
-    return f"{kept}, {point.steps} steps, {guided}"
+    cached = f", cache {point.cache:g}" if point.cache else ""
+    return f"{kept}, {point.steps} steps, {guided}{cached}"
 
 
 def cells(point: Point, metrics: Sequence[str]) -> tuple[str, ...]:
@@ -43,7 +47,7 @@ def cells(point: Point, metrics: Sequence[str]) -> tuple[str, ...]:
     return (
         point.budget,
         f"{100 * point.share:.3g}%",
-        str(point.steps),
+        f"{point.calls} of {point.steps}" if point.cache else str(point.steps),
         "none" if point.guidance == "none" else LOOK[point.guidance][0],
         "" if point.guidance == "none" else f"{point.scale:g}",
         f"{point.gflops:.3f}",
@@ -92,6 +96,8 @@ def command(point: Point, model: Path) -> str:
         parts.append(f"--guidance {point.guidance} --scale {point.scale:g}")
     if point.guidance_budget is not None:
         parts.append(f"--guidance-budget {point.guidance_budget}")
+    if point.cache:
+        parts.append(f"--cache {point.cache:g}")
     return " ".join(parts)
 
 
@@ -104,6 +110,17 @@ def _tokens_or_steps(out: Path, points: Sequence[Point], metric: str) -> Section
         "Stars are schedules.",
         image=out / "tokens_or_steps.png",
         alt=f"{metric} against GFLOPs, a line a number of steps",
+    )
+
+
+def _caching(out: Path, points: Sequence[Point], metric: str) -> Section:
+    plots.caching_curves(points, metric, out / "caching.png")
+    return Section(
+        title="Step caching",
+        text="A step reuses the last output while the time embedding has moved by less than a threshold since then. "
+        "Each line is one setting at rising thresholds, from none on the left; to the right the network is asked less.",
+        image=out / "caching.png",
+        alt=f"{metric} against the share of network calls saved",
     )
 
 

@@ -115,6 +115,30 @@ def guidance_curves(points: Sequence[Point], metric: str, path: Path) -> None:
     _over_scales(points, lambda point: point.scores[metric], quality_label(metric), path, metric=metric)
 
 
+def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
+    """Quality against the share of network calls that step caching saves: a line a budget, a panel a kind and steps."""
+    kinds = [kind for kind in LOOK if any(point.guidance == kind for point in points)]
+    panels = [(kind, count) for kind in kinds for count in sorted({point.steps for point in points})]
+    budgets = _spread(budgets_of(points))
+    colours = mpl.colormaps["viridis"].resampled(256)
+    with mpl.rc_context(STYLE):
+        figure, axes = _panels(len(panels), 3.4)
+        for ax, (kind, count) in zip(axes, panels, strict=True):
+            shown = [point for point in at_best_scale(points, metric, kind) if point.steps == count]
+            for i, budget in enumerate(budgets):
+                line = sorted((p for p in shown if p.budget == budget), key=lambda point: point.cache)
+                at = [(100 * (1 - (p.calls or p.steps) / p.steps), p.scores[metric]) for p in line]
+                if at:
+                    colour = colours(0.85 * i / max(1, len(budgets) - 1))
+                    ax.plot(*zip(*at, strict=True), color=colour, marker="o", markersize=4.5, label=latents(line[0]))
+            _quality_axis(ax, metric, [point.scores[metric] for point in points])
+            ax.set(xlabel="% of calls saved", title=f"{_titled(kind, shown)}, {count} steps" if shown else "")
+            ax.grid(alpha=0.25)
+        figure.supylabel(quality_label(metric), fontsize=11)
+        axes[0].legend(frameon=False, fontsize=9)
+        save_figure(figure, path)
+
+
 def saturation_curves(points: Sequence[Point], path: Path, *, grey: bool) -> None:
     """Mean saturation of the samples, of grey ones their contrast, against guidance scale (paper Figure 15)."""
     _over_scales(points, lambda point: point.saturation, "mean contrast" if grey else "mean saturation", path)
