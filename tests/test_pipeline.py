@@ -175,3 +175,13 @@ def test_decode_undoes_scale_and_shift():
 def test_bad_calls_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         pipeline()(**{"class_labels": 0, "num_inference_steps": 1, "output_type": "latent"} | call)
+
+
+def test_the_pipeline_caches_and_casts_as_sample_does():
+    pipe = ElitPipeline(opened("elit-dit"), FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 16, 16)
+    for options in ({"cache": 2.5}, {"dtype": torch.bfloat16}):
+        made = pipe([0, 1], num_inference_steps=8, latents=noise, output_type="latent", **options).images
+        by_hand = sample(pipe.transformer, [0, 1], steps=8, noise=noise, **options)
+        torch.testing.assert_close(made, by_hand, rtol=0, atol=1e-4)
