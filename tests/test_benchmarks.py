@@ -1,24 +1,170 @@
 """The benchmarks run and print what they promise."""
 
 import json
+import math
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import inputs, opened
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def test_forward():
-    line = ["--size", "S", "--sample-size", "16", "--batch-size", "1", "--rounds", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "forward.py", *line], capture_output=True, text=True, check=True
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert [row["budget"] for row in result["rows"]] == [None, 4, 3, 2, 1]
-    assert result["rows"][1]["time_over_flops"] == pytest.approx(1)
-    assert result["full_over_baseline"]["flops"] > 1
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """They import each other as scripts do."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def quick(part: str, folder: Path, *line: str) -> dict:
+    """What a part writes down of a tiny network."""
+    out = folder / f"{part}.json"
+    assert import_module("run").main([part, "--quick", "--out", str(out), *line]) == 0
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["command"].startswith(f"python benchmarks/run.py {part} --quick")
+    assert set(result) == {"command", "versions", "hardware", "settings", "seconds", "summary", "rows"}
+    for row in result["rows"]:
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float)), row
+    return result
+
+
+@pytest.mark.parametrize("part", ["forward", "training"])
+def test_time_against_flops(part, tmp_path, capsys):
+    result = quick(part, tmp_path)
+    plain, full, least = result["rows"]
+    assert [row["budget"] for row in result["rows"]] == [None, 4, 1]
+    assert plain["model"] == "DiT-S/2"
+    assert full["time_over_flops"] == pytest.approx(1)
+    assert least["gflops"] < full["gflops"]
+    assert all(row["ms"] > 0 and row["utilisation"] > 0 for row in result["rows"])
+    assert result["summary"]["worst"]["time_over_flops"] == max(full["time_over_flops"], least["time_over_flops"])
+    assert result["summary"]["settings"][0]["full_over_plain"]["flops"] > 1
+    if part == "training":
+        assert 0 < least["peak_mib"] < full["peak_mib"]
+    assert "worst time/FLOPs" in capsys.readouterr().out
+
+
+def test_guidance(tmp_path, capsys):
+    result = quick("guidance", tmp_path)
+    rows = {row["guidance"]: row for row in result["rows"]}
+    assert list(rows) == ["none", "cfg", "ccfg", "ag"]
+    assert rows["none"]["saved_closed_form"] == pytest.approx(0.5)
+    assert 0 < rows["ccfg"]["saved_closed_form"] < 0.5
+    assert rows["cfg"]["saved"] == 0
+    assert "of CFG's wall-clock" in capsys.readouterr().out
+
+
+def test_naive(tmp_path, capsys):
+    result = quick("naive", tmp_path)
+    assert [(row["work"], row["budget"]) for row in result["rows"]] == [
+        ("sampling", 1),
+        ("training step", 4),
+        ("training step", 1),
+    ]
+    # Counted, not timed: the same at every run.
+    assert all(0 < row["mib"] < row["naive_mib"] for row in result["rows"])
+    summary = result["summary"]
+    assert summary["difference"] <= 1e-5
+    assert summary["memory"] < summary["memory_at_most"] < 1
+    assert summary["training_times_faster"] > 0
+    assert summary["sampling_times_faster"] > 0
+    assert "the naive throughput" in capsys.readouterr().out
+
+
+def test_mixed(tmp_path, capsys):
+    result = quick("mixed", tmp_path, "--batch-size", "4")
+    (row,) = result["rows"]
+    assert len(row["budgets"]) == 4
+    assert set(row["budgets"]) <= {1, 2, 3, 4}
+    assert row["closed_form"] > 1
+    assert result["summary"]["difference"] == row["difference"] <= 1e-4
+    assert "padding to the largest" in capsys.readouterr().out
+
+
+def test_naive_is_the_same_network():
+    """Outputs and gradients, at every budget, of windows and pictures that are not square."""
+    naive = import_module("naive")
+    model = opened("elit-dit")
+    masked = naive.NaiveDiT(model)
+    theirs = dict(masked.named_parameters())
+    x, t, y = inputs(model, 2, (16, 24))
+    for budget in model.budgets:
+        v, expected = masked(x, t, y, budget), model(x, t, y, budget)
+        torch.testing.assert_close(v, expected, rtol=1e-5, atol=1e-5)
+        model.zero_grad()
+        masked.zero_grad()
+        v.square().mean().backward()
+        expected.square().mean().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_unequal_outputs_are_no_benchmark(tmp_path, monkeypatch, capsys):
+    """Exit code 1: times of two different networks compare nothing."""
+    naive = import_module("naive")
+    monkeypatch.setattr(naive, "normalise", lambda x: x)
+    assert import_module("run").main(["naive", "--quick", "--out", str(tmp_path / "naive.json")]) == 1
+    assert "differ by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_peak_bytes():
+    """What is held at a time, not all that was ever allocated."""
+    timing = import_module("timing")
+
+    def run() -> None:
+        for _ in range(3):
+            torch.empty(2**18)  # a MiB each, freed at once
+
+    assert timing.peak_bytes(run, torch.device("cpu")) == 2**20
+
+
+def test_compared_cases_take_turns():
+    timing, order = import_module("timing"), []
+    cases = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = timing.take_turns(cases, 2, torch.device("cpu"))
+    assert "".join(order) == "abccbaabc"
+    assert all(time.median > 0 and time.spread >= 0 for time in times.values())
+
+
+def test_evenly():
+    """Few budgets with the mean of all, so that an average over them is one over a uniform draw."""
+    evenly = import_module("subjects").evenly
+    assert evenly(range(1, 17), 4) == [16, 11, 6, 1]
+    assert evenly((1, 2, 3, 4), 16) == [4, 3, 2, 1]
+    assert sum(evenly(range(1, 65), 16)) / 16 == 32.5
+    assert evenly((), 4) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["forward", "--rounds", "0"], "--rounds: give at least 1"),
+        (["forward", "--budgets", "1"], "give at least 2"),
+        (["forward", "--sizes", "Q"], "unknown model"),
+        (["forward", "--sample-sizes", "33"], "nearest valid"),
+        (["guidance", "--shapes", "B"], "give SIZE:HEAD-CORE-TAIL"),
+        (["mixed", "--device", "abacus"], "there is none here"),
+        (["naive", "--out", "."], "a folder"),
+    ],
+)
+def test_bad_input_is_one_line(line, says, capsys):
+    assert import_module("run").main(line) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [["nothing"], ["forward", "--dtype", "half"], []])
+def test_an_unknown_word_is_one_line(line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        import_module("run").main(line)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_train_step():
