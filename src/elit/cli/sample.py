@@ -153,7 +153,7 @@ def planned(args: Args, model: Any, batch: int) -> Any:
     folder = network_folder(args.model)
     profile = find_profile(model, folder)
     if profile is None and targets["target_gflops"] is None:
-        print("elit sample: note: no profile of this machine yet; measuring for a minute", file=sys.stderr)
+        print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
         profile, _ = measured(model, folder, batch_sizes=sizes, seconds=30.0)
     chosen = plan(model, batch=batch, profile=profile, **targets)

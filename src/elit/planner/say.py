@@ -37,7 +37,7 @@ def setting_words(plan: Plan, model: Transformer | None = None) -> str:
     of = f" of {model.budgets[-1]}" if model is not None and model.budgets else ""
     words = [f"{plan.steps} step{'s' if plan.steps > 1 else ''}"]
     if isinstance(plan.budget, int):
-        words.append(f"{plan.budget}{of} latents a group")
+        words.append(f"{plan.budget}{of} latent{'s' if of or plan.budget > 1 else ''} a group")
     elif plan.budget is not None:
         words.append(f"latents {plan.budget}{of} a group")
     guide = plan.guidance
