@@ -130,7 +130,7 @@ class Study:
         self.noise = statistics.median(statistics.stdev(self.score(each, seed) for seed in (1, 2, 3)) for each in some)
 
     def score(self, plan: Plan, other: int = 1) -> float:
-        """With seeds that the sweep has not seen; mean of nothing, one set of samples."""
+        """Of samples with other seeds than the sweep's."""
         seed = other * 1_000_000
         setting = Setting(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
         drawn = self.sampler.draw(setting, self.args.count)

@@ -1,7 +1,7 @@
 """`elit.plan`: the settings for a target, chosen among those a sweep has measured or, without one, by a rule."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,31 +16,12 @@ from elit.planner.cost import Anatomy, CostModel
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.planner.say import explain, setting_words
+from elit.planner.target import make_target
 from elit.settings import Plan
 
 MOST_STEPS = 64
 PAPER_STEPS, PAPER_SCALE = 40, 1.25
 Wanted = Guidance | Literal["any"] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What a plan has to keep to; exactly one of the two."""
-
-    ms: float | None = None
-    """Wall-clock of the whole run of a batch."""
-    gflops: float | None = None
-    """Of one image."""
-    asked: str = ""
-    """As the user gave it."""
-
-    def met(self, plan: Plan) -> bool:
-        return self.cost(plan) <= (self.gflops if self.ms is None else self.ms)  # type: ignore[operator]
-
-    def cost(self, plan: Plan) -> float:
-        found = plan.gflops if self.ms is None else plan.ms
-        assert found is not None
-        return found
 
 
 def plan(
@@ -60,8 +41,9 @@ def plan(
 ) -> Plan:
     """The best settings of `elit.sample` that keep to one target, for `elit.sample(..., plan=plan)`.
 
-    model: a saved one's folder, or a network. target_ms: wall-clock of one whole run, all steps of all `batch` images
-    together, without autoencoder and files. target_images_per_s: the same as a rate, batch / seconds of the run.
+    model: a network, or a saved one's folder: then for the GPU where there is one.
+    target_ms: wall-clock of one whole run, all steps of all `batch` images together, without autoencoder and files.
+    target_images_per_s: the same as a rate, batch / seconds of the run.
     target_gflops: of one image, all steps and guidance.
     guidance: what to use, None for none; "any" leaves it to the plan. cache: a threshold of step caching that is to be
     used; a sweep says nothing of its quality, so there is none unless asked for. dtype, compile: as `elit.sample` will
@@ -73,9 +55,10 @@ def plan(
     target. Without one, or below all it has measured, it is the first that does on `ladder`.
     Raises ValueError for a target that nothing keeps to, naming the least possible, and where a profile is missing.
     """
-    network = model if isinstance(model, Transformer) else load_model(model)
+    network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
     folder = network_folder(model)
-    target = _target(target_ms, target_gflops, target_images_per_s, batch)
+    targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
+    target = make_target(**targets, batch=batch)
     if isinstance(profile, str | Path):
         profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
     elif profile is None:
@@ -105,6 +88,10 @@ def plan(
     raise ValueError(
         f"{target.asked}: the least possible here is {target.cost(least):.4g} {unit}, with {setting_words(least)}"
     )
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Pricing:
@@ -197,18 +184,6 @@ def find_profile(
     recipe = profile_recipe(model, dtype, compile=compile)
     path = folder and profile_path(folder, recipe)
     return read_profile(path, recipe) if path and path.is_file() else None
-
-
-def _target(ms: float | None, gflops: float | None, rate: float | None, batch: int) -> Target:
-    names = {"target_ms": ms, "target_gflops": gflops, "target_images_per_s": rate}
-    given = {name: value for name, value in names.items() if value is not None}
-    if len(given) != 1:
-        raise ValueError(f"{', '.join(given) or 'no target'} given; give one of {', '.join(names)}")
-    ((name, value),) = given.items()
-    if not value > 0:
-        raise ValueError(f"{name}={value:g}: give a number above 0")
-    asked = f"{name}={value:g}"
-    return Target(ms=ms if rate is None else 1e3 * batch / rate, gflops=gflops, asked=asked)
 
 
 def _note(found: Quality | None, model: Transformer) -> str:

@@ -1,16 +1,11 @@
 """A plan in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from elit.models.transformer import Transformer
 from elit.planner.quality import Quality
+from elit.planner.target import Target
 from elit.settings import Plan
-
-if TYPE_CHECKING:
-    from elit.planner.choose import Target
 
 
 def explain(
