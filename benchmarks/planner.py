@@ -104,7 +104,7 @@ class Study:
     def __init__(self, model: Any, args: argparse.Namespace, profile: Profile):
         self.model, self.args, self.profile = model, args, profile
         budgets = [model.budgets[-1], model.budgets[len(model.budgets) // 2 - 1], *model.budgets[3:0:-2]]
-        steps: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+        steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
         scales: tuple[float, ...] = (1.5, 2.5)
         if args.quick:
             budgets, steps, scales = budgets[:2], (2, 8), (1.5,)
