@@ -11,6 +11,9 @@ import pytest
 import torch
 from conftest import inputs, opened
 
+import elit
+from elit.checkpoint import save_model
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -176,3 +179,18 @@ def test_train_step():
     assert [row["model"] for row in result["rows"]] == ["DiT-S/2", "ELIT-DiT-S/2"]
     assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] < 1 for row in result["rows"])
     assert 0.3 < result["elit_over_baseline"]["flops"] < 1.2
+
+
+def test_planner(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
+    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
+    save_model(model, tmp_path / "model")
+    line = ["--quick", "--model", "model", "--work", "work", "--out", "result.json"]
+    subprocess.run([sys.executable, BENCHMARKS / "planner.py", *line], check=True, cwd=tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert {"command", "versions", "hardware", "seconds"} <= set(result)
+    assert (len(result["unseen"]), len(result["targets"])) == (4, 3)
+    assert all(row["ms"] > 0 and row["predicted_ms"] > 0 for row in result["unseen"])
+    assert all(row["predicted_ms"] <= row["target_ms"] and row["fd"] > 0 for row in result["targets"])
+    assert result["summary"]["settings"] == 4

@@ -11,6 +11,8 @@ from conftest import small_vae
 from PIL import Image
 from released_files import ELIT, checkpoint, weights
 
+import elit
+from elit.checkpoint import save_model
 from elit.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,26 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5
     assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 4 * 2 * 5
     assert (tmp_path / "runs/small/model/README.md").is_file()
+
+
+def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
+    """With a network of random weights in the quickstart's place, and less time and fewer samples."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
+    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
+    save_model(model, tmp_path / "runs/quickstart/model")
+    less = {
+        "profile": ["--seconds", "0"],
+        "sweep": ["--count", "16", "--chunk", "16"],
+        "tune-schedule": ["--count", "8"],
+    }
+    for line in commands("inference.md"):
+        words = shlex.split(line)[1:]
+        assert main([*words, *less.get(words[0], [])]) == 0, line
+    exec(compile(blocks("inference.md", "python"), "inference.md", "exec"), {})
+    assert "sweep.jsonl" in capsys.readouterr().out.splitlines()[-1]
+    assert (tmp_path / "planned.png").is_file()
+    assert (tmp_path / "runs/tuned.json").is_file()
 
 
 def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatch):

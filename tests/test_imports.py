@@ -23,7 +23,7 @@ ROOMS = [
         "data",
         "checkpoint",
         "released",
-        "plan",
+        "settings",
         "runner",
         "steps",
         "sampling",
@@ -35,7 +35,7 @@ ROOMS = [
         "train",
         "elastic",
     ),
-    *("evaluate", "report", "quickstart", "cli"),
+    *("evaluate", "planner", "report", "quickstart", "cli"),
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -7,10 +7,10 @@ import torch
 from conftest import ELIT, conditions, opened
 from torch.utils.flop_counter import FlopCounterMode
 
-import elit
 from elit.flow.guidance import AG, CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.sampling import sample
+from elit.settings import Plan
 from elit.steps import evaluated_steps, reused_steps, sampling_flops, sampling_plan, time_changes
 
 STEPS = 12
@@ -126,6 +126,6 @@ def test_what_cannot_be_is_named(settings, message):
 
 def test_a_plan_is_its_settings():
     model = opened("elit-dit")
-    plan = elit.plan.Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+    plan = Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
     by_hand = sample(model, [0, 1], steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
     assert torch.equal(sample(model, [0, 1], plan=plan), by_hand)

@@ -30,6 +30,8 @@ _HOME = {
     "elastify": "elit.elastic.surgery",
     "budget": "elit.elastic.context",
     "load_elastic": "elit.elastic.load",
+    "plan": "elit.planner.choose",
+    "Plan": "elit.settings",
 }
 __all__ = sorted(_HOME)
 
@@ -53,8 +55,10 @@ if TYPE_CHECKING:
     from elit.models.sit import SiT as SiT
     from elit.models.uvit import UViT as UViT
     from elit.pipeline import ElitPipeline as ElitPipeline
+    from elit.planner.choose import plan as plan
     from elit.released.load import load_released as load_released
     from elit.sampling import sample as sample
+    from elit.settings import Plan as Plan
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from elit.budgets import Budget, Schedule
 from elit.data.images import to_uint8
 from elit.data.text import embed_prompts
-from elit.flow.guidance import CCFG, CFG
+from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.runner import runner
 from elit.sampling import guided_network
+from elit.settings import Plan
 from elit.steps import sampling_plan
 
 
@@ -64,6 +65,7 @@ class ElitPipeline(DiffusionPipeline):
         cache: float = 0.0,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        plan: Plan | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
@@ -79,7 +81,11 @@ class ElitPipeline(DiffusionPipeline):
             raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
         model, device = self.transformer, self._execution_device
         y = self._conditions(class_labels, prompt, prompt_embeds)
-        guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
+        guidance: Guidance | None = (
+            CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
+        )
+        if plan is not None:
+            num_inference_steps, budget, guidance, cache = plan.steps, plan.budget, plan.guidance, plan.cache
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.
         if num_inference_steps < 1:
@@ -89,8 +95,8 @@ class ElitPipeline(DiffusionPipeline):
         exact = time_grid(num_inference_steps, self.scheduler.config.shift)
         if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
             times = exact
-        plan = sampling_plan(model, times, budget, guidance, cache=cache)
-        velocity = guided_network(model, y.to(device), plan, guidance, runner(model, dtype, compile=compile))
+        evaluations = sampling_plan(model, times, budget, guidance, cache=cache)
+        velocity = guided_network(model, y.to(device), evaluations, guidance, runner(model, dtype, compile=compile))
 
         shape = (len(y), model.config.in_channels, *model.sample_size)
         if latents is None:

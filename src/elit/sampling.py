@@ -10,8 +10,8 @@ from elit.flow.guidance import Branch, Guidance, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, concatenate
 from elit.models.transformer import Transformer, as_size
-from elit.plan import Plan
 from elit.runner import runner
+from elit.settings import Plan
 from elit.steps import Evaluations, sampling_plan, shares_head
 
 

@@ -23,6 +23,8 @@ COMMANDS = {
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
     "sweep": "score a model over budgets, steps and guidances: table, Pareto front, plots, report, model card",
+    "profile": "measure what a model takes on this machine, for plans that meet a time",
+    "tune-schedule": "find the best budgets over t for a mean cost, by the model's own loss",
     "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
     "flops": "what a model costs at each budget",
     "doctor": "what is installed here, what works and what is fast",
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
     # No module can be named by a word of Python's own: those have a line behind.
-    command = import_module(f"elit.cli.{name}_" if keyword.iskeyword(name) else f"elit.cli.{name}")
+    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+    command = import_module(f"elit.cli.{module}")
     try:
         result = command.run(command.parse(arguments[1:]))
     except (ValueError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:

@@ -1,5 +1,6 @@
 """elit sample"""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from elit.cli.main import parse as parse_arguments
 @dataclass(frozen=True, kw_only=True)
 class Args:
     """Make images or clips with a trained model, at any budget and with any guidance.
+
+    With a target the settings are planned: from elit profile's measurements, made first where there are none, and the
+    table of elit sweep in the model's folder or beside it, if there is one.
 
     Example: elit sample runs/quickstart/model --labels 3 7 --count 16 --budget 0.5 --guidance ccfg --scale 2
     """
@@ -43,6 +47,12 @@ class Args:
     """Times between which guidance acts; 0 = noise, 1 = data."""
     steps: int = 40
     """Solver steps."""
+    target_ms: float | None = None
+    """Plan steps, budget and guidance: milliseconds that one batch may take, without autoencoder and files."""
+    target_images_per_s: float | None = None
+    """The same as a rate."""
+    target_gflops: float | None = None
+    """The same for the FLOPs of an image."""
     solver: Literal["euler", "heun"] = "euler"
     """heun is second order and evaluates twice a step."""
     shift: float = 1.0
@@ -65,8 +75,18 @@ class Args:
     """Print what was made as JSON last on stdout."""
 
 
+# Settings that a plan decides.
+PLANNED = ("budget", "guidance", "scale", "guidance_budget", "guidance_interval", "steps", "solver", "shift")
+TARGETS = ("target_ms", "target_images_per_s", "target_gflops")
+
+
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "sample", arguments)
+    args: Args = parse_arguments(Args, "sample", arguments)
+    given = [name for name in TARGETS if getattr(args, name) is not None]
+    wrong = [name for name in PLANNED if getattr(args, name) != getattr(Args, name)]
+    if given and wrong:
+        raise ValueError(f"{given[0]}, {wrong[0]}: a target plans {', '.join(PLANNED)}; leave {wrong[0]} out")
+    return args
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -95,13 +115,14 @@ def run(args: Args) -> dict[str, Any]:
     if count < 1:
         raise ValueError(f"count={count}: give at least 1")
     y = conditions[torch.arange(count) % len(conditions)]
+    plan = planned(args, model, min(count, args.batch_size))
     settings: dict[str, Any] = {
-        "steps": args.steps,
-        "budget": args.budget,
-        "guidance": chosen_guidance(args),
+        "steps": plan.steps if plan else args.steps,
+        "budget": plan.budget if plan else args.budget,
+        "guidance": plan.guidance if plan else chosen_guidance(args),
         "solver": args.solver,
         "shift": args.shift,
-        "cache": args.cache,
+        "cache": plan.cache if plan else args.cache,
     }
     flops = sampling_flops(model, **settings)
 
@@ -120,11 +141,34 @@ def run(args: Args) -> dict[str, Any]:
         "count": count,
         "gflops_per_image": flops / 1e9,
         "ms_per_image": 1e3 * seconds / count,
+        "plan": plan and {"words": plan.words, "ms": plan.ms, "metric": plan.metric, "quality": plan.quality},
     }
     if not args.json:
         what = "clips" if clips else "images"
         print(f"{args.out}: {count} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
     return result
+
+
+def planned(args: Args, model: Any, batch: int) -> Any:
+    """The plan for the target, if there is one; measures this machine where nobody has."""
+    from elit.cli.profile import measured
+    from elit.planner.choose import find_profile, network_folder, plan
+    from elit.planner.target import make_target
+
+    targets = {name: getattr(args, name) for name in TARGETS}
+    if not any(value is not None for value in targets.values()):
+        return None
+    make_target(**targets, batch=batch)  # before anything is measured for it
+    folder = network_folder(args.model)
+    profile = find_profile(model, folder, compile=args.compile)
+    if profile is None and targets["target_gflops"] is None:
+        print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
+        sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
+        profile, _ = measured(model, folder, batch_sizes=sizes, seconds=30.0, compile=args.compile)
+    chosen = plan(model, batch=batch, profile=profile, cache=args.cache or None, compile=args.compile, **targets)
+    if not args.json:
+        print(chosen)
+    return chosen
 
 
 def chosen_guidance(args: Any) -> Any:

@@ -82,7 +82,8 @@ class Args:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network; the solver's state and the detectors stay float32."""
     card: bool = True
-    """Write MODEL/README.md; where there is one that no sweep has written, OUT/README.md."""
+    """Write MODEL/README.md; where there is one that no sweep has written, OUT/README.md. The table goes to
+    MODEL/sweep.jsonl too, where elit.plan finds it."""
     license: str = "unknown"
     """Of the weights, for the card, as the Hub names it, such as apache-2.0."""
     datasets: tuple[str, ...] = ()
@@ -135,6 +136,8 @@ def _run(args: Args) -> dict[str, Any] | None:
         return None
     table = args.table or args.out / "sweep.jsonl"
     write_table(points, table)
+    if args.card:
+        write_table(points, args.model / "sweep.jsonl")
     shown = [point for point in points if point.detector == detector]
     result = _report(args, sampler, shown, quality, table)
     if not args.json:

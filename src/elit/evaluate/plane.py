@@ -44,6 +44,13 @@ class Point:
     """Threshold of step caching; 0 is off."""
     calls: int | None = None
     """Steps that ask the network; with a cache fewer than `steps`."""
+    solver: str = "euler"
+    shift: float = 1.0
+    guidance_low: float = 0.0
+    """Times between which guidance acts, 0 … 1 without guidance."""
+    guidance_high: float = 1.0
+    model_sha256: str = ""
+    """Of the network's class, settings and weights, as the recipe has them."""
     scores: dict[str, float] = field(default_factory=dict)
     """By metric."""
 

@@ -15,6 +15,7 @@ import elit
 from elit.config import write_text
 from elit.data.encode import weights_digest
 from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
 
 PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")
 
@@ -49,6 +50,12 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def describe_network(model: Transformer) -> dict[str, Any]:
+    """Class, settings and weights."""
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    return {"class": type(model).__name__, "config": config, "weights": weights_digest(model)}
 
 
 def describe_autoencoder(vae: ModelMixin | None) -> dict[str, Any] | None:

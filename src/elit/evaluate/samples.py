@@ -16,7 +16,6 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.budgets import Schedule, resolve_budget, schedule_budgets
-from elit.data.encode import weights_digest
 from elit.data.images import to_uint8
 from elit.evaluate.chunks import Chunks, Progress, Share
 from elit.evaluate.metrics import saturation
@@ -24,6 +23,7 @@ from elit.evaluate.recipe import (
     claim_folder,
     conditions_digest,
     describe_autoencoder,
+    describe_network,
     device_name,
     recipe_digest,
     sample_digests,
@@ -126,9 +126,8 @@ class Sampler:
         if conditions is None:
             conditions = model.conditions(range(model.config.num_classes))
         self.model, self.out, self.vae, self.conditions, self.chunk = model, out, vae, conditions, chunk
-        config = {name: value for name, value in model.config.items() if not name.startswith("_")}
         self.network = {
-            "model": {"class": type(model).__name__, "config": config, "weights": weights_digest(model)},
+            "model": describe_network(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": device_name(model.device),
             "autoencoder": describe_autoencoder(vae),

@@ -172,7 +172,7 @@ def _missing(
 def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, sampler: Sampler, out: Path) -> Point:
     recipe, budgets = made.recipe, sampler.model.budgets
     kept = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
-    guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None}
+    guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None, "interval": [0.0, 1.0]}
     assert result.ms is not None
     assert result.saturation is not None
     return Point(
@@ -191,6 +191,11 @@ def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, samp
         detector=judge.specification,
         recipe_sha256=recipe_digest(result.recipe),
         file=str(result.path.relative_to(out)),
+        solver=recipe["solver"],
+        shift=float(recipe["shift"]),
+        guidance_low=float(guided["interval"][0]),
+        guidance_high=float(guided["interval"][1]),
+        model_sha256=recipe_digest(recipe["model"]),
         scores=result.scores,
     )
 

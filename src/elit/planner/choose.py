@@ -1,0 +1,196 @@
+"""`elit.plan`: the settings for a target, chosen among those a sweep has measured or, without one, by a rule."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from elit.budgets import Schedule, resolve_budget
+from elit.checkpoint import load_model
+from elit.evaluate.recipe import describe_network, recipe_digest
+from elit.flow.guidance import CCFG, CFG, Guidance
+from elit.models.transformer import Transformer
+from elit.planner.cost import Anatomy, CostModel
+from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
+from elit.planner.quality import Curve, Quality, find_table, read_quality
+from elit.planner.say import explain, setting_words
+from elit.planner.target import make_target
+from elit.settings import Plan
+
+MOST_STEPS = 64
+PAPER_STEPS, PAPER_SCALE = 40, 1.25
+Wanted = Guidance | Literal["any"] | None
+
+
+def plan(
+    model: Transformer | str | Path,
+    *,
+    target_ms: float | None = None,
+    target_gflops: float | None = None,
+    target_images_per_s: float | None = None,
+    batch: int = 1,
+    guidance: Wanted = "any",
+    cache: float | None = None,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    table: str | Path | None = None,
+    quality: str | None = None,
+    profile: Profile | str | Path | None = None,
+) -> Plan:
+    """The best settings of `elit.sample` that keep to one target, for `elit.sample(..., plan=plan)`.
+
+    model: a network, or a saved one's folder: then for the GPU where there is one.
+    target_ms: wall-clock of one whole run, all steps of all `batch` images together, without autoencoder and files.
+    target_images_per_s: the same as a rate, batch / seconds of the run.
+    target_gflops: of one image, all steps and guidance.
+    guidance: what to use, None for none; "any" leaves it to the plan. cache: the threshold of step caching, 0 for none;
+    None takes those that the table has, since nothing else says what they cost in quality. dtype, compile: as
+    `elit.sample` will be called, since a profile is of those.
+    table: of `elit sweep`, default sweep.jsonl or sweep.parquet in the model's folder or beside it. quality: its metric
+    to go by, default the first. profile: of `elit profile`, default the one in the model's folder.
+
+    With a table the plan is the point of best quality among its settings, and the steps between them, that keep to the
+    target. Without one, or below all it has measured, it is the first that does on `ladder`.
+    Raises ValueError for a target that nothing keeps to, naming the least possible, and where a profile is missing.
+    """
+    network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
+    folder = network_folder(model)
+    targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
+    target = make_target(**targets, batch=batch)
+    if isinstance(profile, str | Path):
+        profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
+    elif profile is None:
+        profile = find_profile(network, folder, dtype, compile=compile)
+    if profile is None and target.ms is not None:
+        shown = folder or "MODEL"
+        raise ValueError(f"{target.asked}: no profile of this machine in {shown}; run elit profile {shown} first")
+    where = Path(table) if table is not None else folder and find_table(folder)
+    found = read_quality(where, quality) if where else None
+    if found is None and quality is not None:
+        raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
+
+    price = Pricing(network, batch, cache, profile.cost if profile else None)
+    measured = measured_plans(found, price, guidance) if found else []
+    guessed = ladder(network, price, guidance)
+    fitting = [each for each in measured if target.met(each)]
+    note = _note(found, network)
+    if found and fitting:
+        assert all(each.quality is not None for each in fitting)
+        best = min(fitting, key=lambda each: (found.loss(each.quality or 0.0), target.cost(each)))
+        return replace(best, words=explain(best, target, fitting, found, network, note))
+    for each in guessed:
+        if target.met(each):
+            return replace(each, words=explain(each, target, [], found, network, note))
+    least = min([*measured, *guessed], key=target.cost)
+    unit = "GFLOPs an image" if target.ms is None else f"ms for {batch} image{'s' if batch > 1 else ''}"
+    raise ValueError(
+        f"{target.asked}: the least possible here is {target.cost(least):.4g} {unit}, with {setting_words(least)}"
+    )
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Pricing:
+    """What settings cost: GFLOPs of an image always, milliseconds where there is a profile."""
+
+    def __init__(self, model: Transformer, batch: int, cache: float | None, cost: CostModel | None):
+        if batch < 1:
+            raise ValueError(f"batch={batch}: give at least 1")
+        self.anatomy, self.batch, self.cache, self.cost = Anatomy(model), batch, cache, cost
+
+    def plan(self, steps: int, budget: Schedule, guidance: Guidance | None, **more: Any) -> Plan:
+        cache = more.pop("cache", self.cache or 0.0)
+        settings: dict[str, Any] = {"steps": steps, "budget": budget, "guidance": guidance, "cache": cache}
+        counts = self.anatomy.counts(batch=self.batch, **settings)
+        ms = self.cost.ms(counts) if self.cost else None
+        return Plan(**settings, batch=self.batch, ms=ms, gflops=counts.gflops, **more)
+
+
+def measured_plans(found: Quality, price: Pricing, guidance: Wanted) -> list[Plan]:
+    """Every curve at all steps from its first to its last measured one; of a cached one at the measured ones alone,
+    since how many calls a threshold saves jumps between them.
+    """
+    plans = []
+    for curve in found.curves:
+        wanted = guidance == "any" or same_guidance(curve, guidance, price.anatomy.model.budgets)
+        if not wanted or price.cache not in (None, curve.cache):
+            continue
+        for steps in curve.steps if curve.cache else range(curve.steps[0], curve.steps[-1] + 1):
+            value = {"metric": found.metric, "quality": curve.at(steps), "cache": curve.cache}
+            plans.append(price.plan(steps, curve.budget, curve.guidance, **value))
+    return plans
+
+
+def same_guidance(curve: Curve, guidance: Wanted, budgets: Sequence[int]) -> bool:
+    """Whether a curve is of that guidance, however its budget is written."""
+    if guidance is None or curve.guidance is None:
+        return guidance is curve.guidance
+    assert isinstance(guidance, Guidance)
+    weak = guidance.weak_budget(None, budgets) if guidance.kind == "ccfg" else guidance.budget
+    return replace(guidance, budget=weak) == curve.guidance
+
+
+def ladder(model: Transformer, price: Pricing, guidance: Wanted) -> list[Plan]:
+    """Settings from the dearest to the cheapest where nobody has measured quality: the paper's findings in order.
+
+    1. 64 to 40 steps with all latents, guided: +G improves every row of its tables, and CCFG at the least budget is as
+       good as CFG for less (section 4, claim 6), so CCFG at λ + 1 = 1.25; CFG without an interface.
+    2. Fewer tokens before fewer steps (claim 6): half of the latents for t < 0.5, which scored about as all of them
+       (section 4), then fewer in both halves, down to a quarter and an eighth.
+    3. Fewer steps, 39 to 10.
+    4. Fewer tokens again, down to the least; then no guidance; then fewer steps, down to 1.
+    """
+    budgets = model.budgets
+    chosen = guidance
+    if chosen == "any":
+        chosen = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
+    constant = chosen is not None and chosen.kind == "ag"  # whose main branch keeps at least what the weak one does
+    least = resolve_budget(chosen.budget, budgets) if chosen and constant else None
+    mains = [kept for kept in reversed(budgets) if kept >= (least or 0)]
+    tokens: list[Schedule] = [kept if constant else halved(kept, budgets) for kept in mains] or [None]
+    quarter = max(1, sum(4 * kept >= budgets[-1] for kept in mains))
+    high, low = tokens[:quarter], tokens[quarter:]
+    top = budgets[-1] if budgets else None
+    plans = [price.plan(steps, top, chosen) for steps in range(MOST_STEPS, PAPER_STEPS - 1, -1)]
+    plans += [price.plan(PAPER_STEPS, kept, chosen) for kept in high]
+    plans += [price.plan(steps, high[-1], chosen) for steps in range(PAPER_STEPS - 1, 9, -1)]
+    plans += [price.plan(10, kept, chosen) for kept in low]
+    last = tokens[-1]
+    if guidance == "any":
+        plans.append(price.plan(10, last, None))
+        chosen = None
+    return plans + [price.plan(steps, last, chosen) for steps in range(9, 0, -1)]
+
+
+def halved(kept: int, budgets: Sequence[int]) -> Schedule:
+    """Half of `kept` latents for t < 0.5, all of them after; the least budget is constant."""
+    half = max((count for count in budgets if count <= kept / 2), default=kept)
+    return kept if half == kept else f"{half}@0-0.5,{kept}@0.5-1"
+
+
+def network_folder(model: Transformer | str | Path) -> Path | None:
+    """Where config.json of a saved network lies: of a pipeline its transformer's folder. None for one never saved."""
+    if isinstance(model, Transformer):
+        saved = model.config.get("_name_or_path")
+        return Path(saved) if saved and Path(saved).is_dir() else None
+    folder = Path(model)
+    return folder / "transformer" if (folder / "model_index.json").is_file() else folder
+
+
+def find_profile(
+    model: Transformer, folder: Path | None, dtype: torch.dtype | None = None, *, compile: bool = False
+) -> Profile | None:
+    """The profile of this machine in a model's folder, None where there is none. Raises ValueError for a wrong one."""
+    recipe = profile_recipe(model, dtype, compile=compile)
+    path = folder and profile_path(folder, recipe)
+    return read_profile(path, recipe) if path and path.is_file() else None
+
+
+def _note(found: Quality | None, model: Transformer) -> str:
+    if found and found.model_sha256 and found.model_sha256 != recipe_digest(describe_network(model)):
+        return f" {found.path} was made with other weights, or these in another dtype: make it again with elit sweep."
+    return ""

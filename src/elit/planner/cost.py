@@ -1,0 +1,155 @@
+"""Milliseconds of a sampling run from what it does: a few terms with a price each, fitted to measured runs.
+
+What a run does is counted in `TERMS`; its time is the sum of counts × prices. Where a device takes the work while the
+next calls are still on their way to it, as a GPU does, the longer of the two counts instead, step by step.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from elit.budgets import Schedule
+from elit.flops import count_flops, shared_flops
+from elit.flow.guidance import Branch, Guidance
+from elit.flow.solver import time_grid
+from elit.models.transformer import Transformer
+from elit.steps import sampling_plan, shares_head
+
+RUN_TERMS = ("run", "image")
+"""Once a run; once an image, whose noise is drawn from its own seed."""
+CALL_TERMS = ("call", "core")
+"""Once an evaluation of the network; once for each different budget in it, whose core runs on its own."""
+WORK_TERMS = ("around", "linear", "attention")
+"""GFLOPs outside of the core; those that rise with the latents; those that rise with their square."""
+TERMS = (*RUN_TERMS, *CALL_TERMS, *WORK_TERMS)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a run of `batch` images does."""
+
+    batch: int
+    evaluations: tuple[tuple[int, tuple[float, ...], tuple[float, ...]], ...]
+    """How often, and of one of them the counts of `CALL_TERMS` and of `WORK_TERMS`."""
+
+    @property
+    def gflops(self) -> float:
+        """Of one image."""
+        return sum(times * sum(work) for times, _, work in self.evaluations) / self.batch
+
+    def row(self, launch_bound: bool | None = None) -> list[float]:
+        """Counts of all `TERMS`; launch_bound: leave out the work, or the calls if False."""
+        total = [1.0, float(self.batch), *[0.0] * (len(CALL_TERMS) + len(WORK_TERMS))]
+        for times, calls, work in self.evaluations:
+            kept = ((calls, launch_bound is not False), (work, launch_bound is not True))
+            counts = [count * used for part, used in kept for count in part]
+            total[2:] = [before + times * count for before, count in zip(total[2:], counts, strict=True)]
+        return total
+
+
+class Anatomy:
+    """A network's cost as a polynomial in the latents kept of a group, from the closed form."""
+
+    def __init__(self, model: Transformer):
+        self.model = model
+        self.shared = shared_flops(model) / 1e9
+        budgets = model.budgets
+        known = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [0]
+        costs = [count_flops(model, budget=kept or None) / 1e9 for kept in known]
+        powers = torch.tensor(known, dtype=torch.float64)[:, None] ** torch.arange(len(known))
+        found = torch.linalg.solve(powers, torch.tensor(costs, dtype=torch.float64)).tolist()
+        self.around, self.linear, self.square = [*found, 0.0, 0.0][:3]
+
+    def counts(
+        self,
+        *,
+        batch: int = 1,
+        steps: int,
+        budget: Schedule = None,
+        guidance: Guidance | None = None,
+        cache: float = 0.0,
+    ) -> Counts:
+        """What `elit.sample` does at these settings. Raises ValueError for those that do not fit the network."""
+        plan = sampling_plan(self.model, time_grid(steps), budget, guidance, cache=cache)
+        seen = Counter(tuple(chosen) for step in plan for chosen in step.values() if chosen)
+        return Counts(batch, tuple((times, *self._evaluation(batch, chosen)) for chosen, times in seen.items()))
+
+    def _evaluation(self, batch: int, chosen: Sequence[Branch]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        kept = [branch.budget or 0 for branch in chosen]
+        around = len(chosen) * self.around - (self.shared if shares_head(chosen) else 0.0)
+        work = (around, self.linear * sum(kept), self.square * sum(count**2 for count in kept))
+        return (1.0, float(len(set(kept)))), tuple(batch * part for part in work)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices in milliseconds, one a term."""
+
+    prices: dict[str, float]
+    overlapping: bool
+    """Whether calls and work go on side by side, so that the longer one counts."""
+
+    def ms(self, counts: Counts) -> float:
+        """Predicted wall-clock of a run."""
+        prices = [self.prices[name] for name in TERMS]
+        once, call, work = prices[:2], prices[2:4], prices[4:]
+        total = _dot(once, (1.0, counts.batch))
+        for times, calls, done in counts.evaluations:
+            both = _dot(call, calls), _dot(work, done)
+            total += times * (max(both) if self.overlapping else sum(both))
+        return total
+
+    def error(self, runs: Sequence[Counts], ms: Sequence[float]) -> float:
+        """Mean relative error."""
+        return sum(abs(self.ms(run) / taken - 1) for run, taken in zip(runs, ms, strict=True)) / len(runs)
+
+
+def fit(runs: Sequence[Counts], ms: Sequence[float]) -> CostModel:
+    """The cost model with the least squared relative error, no price below 0; of its two forms the better one."""
+    one_by_one = _priced([run.row() for run in runs], ms, overlapping=False)
+    side_by_side = one_by_one
+    for _ in range(8):  # which runs wait for calls depends on the prices, and they on that
+        sides = [_launch_bound(side_by_side, run) for run in runs]
+        rows = [run.row(side) for run, side in zip(runs, sides, strict=True)]
+        side_by_side = _priced(rows, ms, overlapping=True)
+    return min((one_by_one, side_by_side), key=lambda model: model.error(runs, ms))
+
+
+def _launch_bound(model: CostModel, run: Counts) -> bool:
+    """Whether most of a run's time goes by with calls, not with work."""
+    prices = [model.prices[name] for name in TERMS]
+    calls = sum(times * _dot(prices[2:4], calls) for times, calls, _ in run.evaluations)
+    return calls > sum(times * _dot(prices[4:], work) for times, _, work in run.evaluations)
+
+
+def _priced(rows: Sequence[Sequence[float]], ms: Sequence[float], *, overlapping: bool) -> CostModel:
+    relative = torch.tensor(rows, dtype=torch.float64) / torch.tensor(ms, dtype=torch.float64)[:, None]
+    return CostModel(dict(zip(TERMS, non_negative_least_squares(relative), strict=True)), overlapping)
+
+
+def non_negative_least_squares(a: Any) -> list[float]:
+    """x >= 0 with the least |a·x − 1|², for a (N, K) float64 with few columns.
+
+    The answer is the plain least squares of some of the columns, so all choices of columns are tried: 2^K − 1 small
+    problems, none of which can go wrong.
+    """
+    best, least = [0.0] * a.shape[1], float(len(a))
+    scale = a.abs().amax(0).clamp(min=1e-300)  # prices differ by many powers of ten
+    for count in range(1, a.shape[1] + 1):
+        for columns in map(list, combinations(range(a.shape[1]), count)):
+            part = a[:, columns] / scale[columns]
+            x = torch.linalg.lstsq(part, torch.ones(len(a), 1, dtype=a.dtype), driver="gelsd").solution[:, 0]
+            squares = float((part @ x - 1).square().sum())
+            if float(x.min()) >= 0 and squares < least - 1e-12:
+                best, least = [0.0] * a.shape[1], squares
+                for column, value in zip(columns, (x / scale[columns]).tolist(), strict=True):
+                    best[column] = value
+    return best
+
+
+def _dot(prices: Sequence[float], counts: Sequence[float]) -> float:
+    return sum(price * count for price, count in zip(prices, counts, strict=True))

@@ -1,0 +1,234 @@
+"""What this machine takes for a network: sampling runs timed in rounds, and the cost model fitted to them.
+
+MODEL/profile-DEVICE-DTYPE-torchVERSION.json    recipe, prices, every run measured; `elit.plan` finds it there
+"""
+
+import json
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import elit
+from elit.config import write_text
+from elit.evaluate.recipe import recipe_digest
+from elit.flow.guidance import AG, CCFG, CFG, Guidance
+from elit.models.transformer import Transformer
+from elit.planner.cost import Anatomy, CostModel, Counts, fit
+from elit.sampling import sample
+
+Progress = Callable[[int, int], None]
+LEAST_ROUNDS = 3
+HELD_OUT = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A sampling run to be timed."""
+
+    batch: int
+    steps: int
+    budget: int | None
+    kind: str = "none"
+    """Of guidance: none, cfg, ag or ccfg."""
+    weak: int | None = None
+    """Latents of the second branch of ag and ccfg."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `elit.sample`; the scale of guidance takes no time."""
+        return {"steps": self.steps, "budget": self.budget, "guidance": guide(self.kind, 1.5, self.weak)}
+
+
+def guide(kind: str, scale: float, weak: int | None, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance | None:
+    """elit.CFG, AG or CCFG by name, None for "none"."""
+    if kind in ("none", "cfg"):
+        return CFG(scale, interval=interval) if kind == "cfg" else None
+    return {"ag": AG, "ccfg": CCFG}[kind](scale, weak, interval=interval)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured runs of one network on one machine, and the cost model of them."""
+
+    recipe: dict[str, Any]
+    """What the times are of; see `profile_recipe`."""
+    cost: CostModel
+    rows: list[dict[str, Any]]
+    """Every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit."""
+    rounds: int
+
+    def error(self, *, held_out: bool) -> float:
+        """Mean relative error over the runs that were, or were not, held out of the fit."""
+        rows = [row for row in self.rows if row["held_out"] == held_out]
+        return statistics.mean(abs(row["predicted_ms"] / row["ms"] - 1) for row in rows)
+
+    def save(self, folder: Path) -> Path:
+        path = profile_path(folder, self.recipe)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+
+def measure_profile(
+    model: Transformer,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    seconds: float = 60.0,
+    progress: Progress | None = None,
+) -> Profile:
+    """Times runs of `elit.sample` over budgets, batch sizes and guidances, and fits the cost model.
+
+    seconds: how long to go on; there are three rounds at the least. progress: (seconds gone, seconds in all).
+    Every round goes through all runs in another order, and a run's time is its median: what else the machine does
+    hits all of them alike. Raises ValueError for a batch size that is none.
+    """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes={tuple(batch_sizes)}: give numbers of images, at least 1 each")
+    known = grid(model.budgets, batch_sizes)
+    unknown = held_out(model.budgets, batch_sizes, known)
+    cases = [*known, *unknown]
+    taken, rounds = time_runs(model, cases, dtype=dtype, compile=compile, seconds=seconds, progress=progress)
+    runs = [counts_of(Anatomy(model), case) for case in cases]
+    cost = fit(runs[: len(known)], taken[: len(known)])
+    rows = [
+        {**asdict(case), "held_out": i >= len(known), "ms": ms, "predicted_ms": cost.ms(run)}
+        for i, (case, run, ms) in enumerate(zip(cases, runs, taken, strict=True))
+    ]
+    return Profile(profile_recipe(model, dtype, compile=compile), cost, rows, rounds)
+
+
+def counts_of(anatomy: Anatomy, case: Case) -> Counts:
+    return anatomy.counts(batch=case.batch, **case.settings)
+
+
+def grid(budgets: Sequence[int], batch_sizes: Sequence[int]) -> list[Case]:
+    """The runs the cost model is fitted to: five budgets, every batch size, four kinds of branches, 1 step or 3."""
+    cases = []
+    for batch in sorted(set(batch_sizes)):
+        for kept in spread(budgets, 5):
+            for kind, weak in branch_kinds(budgets, kept):
+                cases += [(batch, kept, kind, weak)]
+    return [
+        Case(batch=batch, steps=(1, 3)[i % 2], budget=kept, kind=kind, weak=weak)
+        for i, (batch, kept, kind, weak) in enumerate(cases)
+    ]
+
+
+def branch_kinds(budgets: Sequence[int], kept: int | None) -> list[tuple[str, int | None]]:
+    """Guidances beside a main branch of `kept` latents, with the second branch at its least and at half."""
+    if not budgets or kept is None:
+        return [("none", None), ("cfg", None)]
+    least, half = budgets[0], budgets[(len(budgets) - 1) // 2]
+    kinds: list[tuple[str, int | None]] = [("none", None), ("cfg", None), ("ccfg", least), ("ccfg", half)]
+    return kinds + ([("ag", least)] if least < kept else [])
+
+
+def spread(budgets: Sequence[int], count: int) -> list[int | None]:
+    """`count` of the budgets, the least and the most among them; a baseline has the one."""
+    if not budgets:
+        return [None]
+    places = {round(i * (len(budgets) - 1) / (count - 1)) for i in range(count)}
+    return [budgets[place] for place in sorted(places)]
+
+
+def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence[Case]) -> list[Case]:
+    """Runs at budgets, batch sizes and steps between those of the grid, drawn with a fixed seed."""
+    draw = random.Random("held out")
+    found: list[Case] = []
+    while len(found) < HELD_OUT:
+        kept = draw.choice(budgets) if budgets else None
+        kind, weak = draw.choice(branch_kinds(budgets, kept))
+        if weak is not None:
+            weak = draw.choice([count for count in budgets if kind == "ccfg" or kept is None or count <= kept])
+        batch = draw.randint(min(batch_sizes), max(batch_sizes))
+        case = Case(batch=batch, steps=draw.randint(2, 8), budget=kept, kind=kind, weak=weak)
+        if case not in known:
+            found.append(case)
+    return found
+
+
+def time_runs(
+    model: Transformer,
+    cases: Sequence[Case],
+    *,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    seconds: float,
+    progress: Progress | None = None,
+) -> tuple[list[float], int]:
+    """Median milliseconds of each case, and over how many rounds; the first round warms up and does not count."""
+    conditions = model.example_condition(max(case.batch for case in cases))
+
+    def run(case: Case) -> float:
+        start = time.perf_counter()
+        x = sample(model, conditions[: case.batch], dtype=dtype, compile=compile, **case.settings)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return 1e3 * (time.perf_counter() - start)
+
+    for case in cases:
+        run(case)
+    taken: list[list[float]] = [[] for _ in cases]
+    order, shuffle, start, rounds = list(range(len(cases))), random.Random(0), time.perf_counter(), 0
+    while rounds < LEAST_ROUNDS or time.perf_counter() - start < seconds:
+        shuffle.shuffle(order)
+        for i in order:
+            taken[i].append(run(cases[i]))
+        rounds += 1
+        if progress:
+            progress(min(round(time.perf_counter() - start), round(seconds)), round(seconds))
+    return [statistics.median(each) for each in taken], rounds
+
+
+def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False) -> dict[str, Any]:
+    """All that a run's time depends on, beside its settings: machine, versions, and the network's shape."""
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    return {
+        "device": machine(model.device),
+        "threads": torch.get_num_threads() if model.device.type == "cpu" else None,
+        "dtype": str(dtype or model.dtype).removeprefix("torch."),
+        "compiled": compile,
+        "torch": torch.__version__,
+        "elit": elit.__version__,
+        "model": recipe_digest({"class": type(model).__name__, "config": config}),
+    }
+
+
+def machine(device: torch.device) -> str:
+    """The name of a GPU or of a processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def profile_path(folder: Path, recipe: dict[str, Any]) -> Path:
+    threads = f"{recipe['threads']}-threads" if recipe["threads"] else ""
+    parts = (recipe["device"], threads, recipe["dtype"], "compiled" if recipe["compiled"] else "")
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(filter(None, parts)).lower()).strip("-")
+    return folder / f"profile-{name}-torch{recipe['torch']}.json"
+
+
+def read_profile(path: Path, recipe: dict[str, Any]) -> Profile:
+    """The profile in a file. Raises ValueError where it is damaged, or of another machine, version or network."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        profile = Profile(content["recipe"], CostModel(**content["cost"]), content["rows"], content["rounds"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"profile={str(path)!r}: damaged; make it again with elit profile") from None
+    for name, value in recipe.items():
+        if profile.recipe.get(name) != value:
+            has = "another network" if name == "model" else f"{name} {profile.recipe.get(name)}, here it is {value}"
+            raise ValueError(f"profile={str(path)!r}: made for {has}; make it again with elit profile")
+    return profile

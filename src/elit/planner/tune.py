@@ -1,0 +1,182 @@
+"""A budget for every part of the way from noise to data, by the network's own loss: no images are made.
+
+The loss of a network at a time and a budget is measured on the same samples and the same noise for all budgets. The
+schedule is the monotone one with the least mean loss whose mean cost keeps to a bound: found exactly.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elit.evaluate.inside import Probe, Tick, losses
+from elit.flops import count_flops
+from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
+
+Found = tuple[int, float, tuple[int, ...]]
+"""Cost, loss and the budgets so far, of each part its place among the valid ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedSchedule:
+    """What a search came to. Losses are means over all times, of samples that the search has not seen."""
+
+    schedule: str
+    """As `budget` takes it."""
+    budgets: tuple[int, ...]
+    """Latents per group in each of the equal parts of [0, 1]."""
+    share: float
+    """Mean share of the latents."""
+    gflops: float
+    """Mean of an evaluation of one sample."""
+    bound: float
+    """That the mean cost had to keep to: a share or GFLOPs, as asked."""
+    loss: float
+    constant: int
+    """The largest constant budget that keeps to the bound."""
+    constant_loss: float
+    """Its loss."""
+    interpolated_loss: float
+    """Of constant budgets at exactly the schedule's cost: linear between the two next to it."""
+    full_loss: float
+    """With all latents all the way."""
+    table: list[dict[str, float]]
+    """The loss of every part and budget that was searched."""
+
+    @property
+    def gain(self) -> float:
+        """How much lower the loss is than that of constant budgets of the same cost."""
+        return self.interpolated_loss - self.loss
+
+
+def tune_schedule(
+    model: Transformer,
+    x: Tensor,
+    y: Condition,
+    *,
+    mean_share: float | None = None,
+    mean_gflops: float | None = None,
+    bins: int = 8,
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: int = 64,
+    tick: Tick | None = None,
+) -> TunedSchedule:
+    """The best monotone schedule, rising or falling over t, whose mean over t keeps to one bound.
+
+    x, y: data as the network takes it and its conditions, at least 4 samples; every other one is searched with, the
+    rest says what was gained. mean_share: of the latents. mean_gflops: of one evaluation. bins: equal parts of [0, 1];
+    steps that are a multiple of them fall into the parts evenly. draws: of noise, per sample and part.
+    tick: called after each of `forwards` forwards. Raises ValueError for a baseline, and for a bound that no budget
+    keeps to.
+    """
+    budgets = model.budgets
+    if len(budgets) < 2:
+        raise ValueError("model: has no latent interface with several budgets; there is nothing to schedule")
+    if (mean_share is None) == (mean_gflops is None):
+        raise ValueError("mean_share, mean_gflops: give one of them")
+    if bins < 1:
+        raise ValueError(f"bins={bins}: give at least 1")
+    flops = [count_flops(model, budget=kept) for kept in budgets]
+    bound = mean_share if mean_share is not None else mean_gflops
+    assert bound is not None
+    costs, most = (budgets, bound * budgets[-1]) if mean_gflops is None else (flops, bound * 1e9)
+    if most < costs[0]:
+        least = costs[0] / budgets[-1] if mean_gflops is None else costs[0] / 1e9
+        name = "mean_share" if mean_gflops is None else "mean_gflops"
+        raise ValueError(f"{name}={bound:g}: the least is {least:.4g}, with {budgets[0]} latents all the way")
+
+    found = measure_losses(model, make_probe(x, y, bins, draws, seed, batch_size), tick)  # (bins, budgets, B)
+    searched, seen = found[..., 0::2].mean(-1).tolist(), found[..., 1::2].mean(-1)
+    chosen = best_schedule(searched, costs, most * bins)
+    constant = bisect_right(costs, most) - 1
+    mean_cost = sum(costs[k] for k in chosen) / bins
+    by_budget = seen.mean(0).tolist()
+    return TunedSchedule(
+        schedule=schedule_text([budgets[k] for k in chosen]),
+        budgets=tuple(budgets[k] for k in chosen),
+        share=sum(budgets[k] for k in chosen) / bins / budgets[-1],
+        gflops=sum(flops[k] for k in chosen) / bins / 1e9,
+        bound=bound,
+        loss=sum(float(seen[i, k]) for i, k in enumerate(chosen)) / bins,
+        constant=budgets[constant],
+        constant_loss=by_budget[constant],
+        interpolated_loss=interpolate_linearly(mean_cost, costs, by_budget),
+        full_loss=by_budget[-1],
+        table=[
+            {"t": (i + 0.5) / bins, "budget": kept, "loss": searched[i][k]}
+            for i in range(bins)
+            for k, kept in enumerate(budgets)
+        ],
+    )
+
+
+def make_probe(x: Tensor, y: Condition, bins: int, draws: int, seed: int, batch_size: int) -> Probe:
+    """Samples, noise and the middle of every part of [0, 1]. Raises ValueError for too few samples."""
+    if len(x) < 4:
+        raise ValueError(f"count={len(x)}: give at least 4 samples, half to search with and half to judge by")
+    times = tuple((i + 0.5) / bins for i in range(bins))
+    return Probe(x=x, y=y, times=times, draws=draws, seed=seed, batch_size=batch_size)
+
+
+def measure_losses(model: Transformer, probe: Probe, tick: Tick | None = None) -> Tensor:
+    """(T, budgets, B): the flow-matching loss of every time, budget and sample, with the same noise for all budgets."""
+    return torch.stack([losses(model, probe, kept, tick) for kept in model.budgets], 1)
+
+
+def best_schedule(losses: Sequence[Sequence[float]], costs: Sequence[int], most: float) -> list[int]:
+    """Which budget each part takes: the least sum of losses (parts × budgets), the sum of costs at most `most`.
+
+    costs: of each budget, rising. Rising and falling sequences are both searched; of equal ones the cheaper wins.
+    """
+    rising = _best_rising(losses, costs, most)
+    falling = _best_rising(losses[::-1], costs, most)
+    return list(min(rising, (*falling[:2], falling[2][::-1]), key=lambda found: found[:2])[2])
+
+
+def _best_rising(losses: Sequence[Sequence[float]], costs: Sequence[int], most: float) -> tuple[float, int, Any]:
+    """(loss, cost, budgets) of the best sequence that never falls.
+
+    Part by part, for every budget that may be the last one so far: the (cost, loss) pairs that no other one beats.
+    """
+    left = len(losses)
+    ends: list[list[Found]] = [[(0, 0.0, ())], *[[] for _ in costs[1:]]]
+    for part in losses:
+        left -= 1
+        grown: list[list[Found]] = []
+        before: list[Found] = []
+        for k, cost in enumerate(costs):
+            before = _unbeaten([*before, *ends[k]])
+            steps = [(spent + cost, lost + part[k], (*path, k)) for spent, lost, path in before]
+            grown.append([step for step in steps if step[0] + left * cost <= most])  # the rest costs no less
+        ends = grown
+    return min((lost, spent, path) for found in ends for spent, lost, path in found)
+
+
+def _unbeaten(found: list[Found]) -> list[Found]:
+    kept: list[Found] = []
+    for each in sorted(found):
+        if not kept or each[1] < kept[-1][1]:
+            kept.append(each)
+    return kept
+
+
+def interpolate_linearly(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """y at `at`, between the two of the rising `xs` around it."""
+    high = min(max(bisect_right(xs, at), 1), len(xs) - 1)
+    part = (at - xs[high - 1]) / (xs[high] - xs[high - 1])
+    return ys[high - 1] + part * (ys[high] - ys[high - 1])
+
+
+def schedule_text(budgets: Sequence[int]) -> str:
+    """Equal parts of [0, 1] as `budget` takes them: "4@0-0.25,16@0.25-1"; a single budget as its number."""
+    runs, end = [], 0
+    for kept, same in groupby(budgets):
+        start, end = end, end + len(list(same))
+        runs.append(f"{kept}@{start / len(budgets):g}-{end / len(budgets):g}")
+    return str(budgets[0]) if len(runs) == 1 else ",".join(runs)

@@ -1,0 +1,108 @@
+"""elit profile, elit sample with a target and elit tune-schedule as a user types them; and their mistakes."""
+
+import json
+
+import pytest
+import torch
+
+import elit
+from elit.budgets import schedule_budgets
+from elit.checkpoint import save_model
+from elit.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a model of 8×8 digits, and one without an interface."""
+    folder = tmp_path_factory.mktemp("planner")
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 16, "num_heads": 1, "depth": 3}
+    save_model(elit.create_model("ELIT-DiT-S/1", **sizes, split=(1, 1, 1), window=(4, 4)), folder / "model")
+    save_model(elit.create_model("DiT-S/1", **sizes), folder / "plain")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_profile_then_a_plan(capsys, workplace):
+    code, said, _ = run(capsys, "profile", "model", "--seconds", 0, "--batch-sizes", 1, 2)
+    assert code == 0
+    assert "held out" in said
+    assert "Mean error:" in said
+    (path,) = (workplace / "model").glob("profile-*.json")
+    assert f"Profile: model/{path.name}" in said
+
+    line = ("sample", "model", "--labels", 3, 7, "--target-ms", 500, "--out", "planned.png")
+    code, said, noted = run(capsys, *line)
+    assert (code, noted) == (0, "")
+    assert "steps, " in said
+    assert "ms for 2 images" in said
+    assert "elit sweep MODEL" in said
+    assert (workplace / "planned.png").is_file()
+    code, said, _ = run(capsys, *line[:4], "--target-gflops", 0.01, "--out", "planned.png", "--json")
+    result = json.loads(said.splitlines()[-1])
+    assert result["gflops_per_image"] <= 0.01
+    assert result["plan"]["words"]
+
+
+def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatch):
+    import elit.cli.profile
+
+    measured = elit.cli.profile.measured
+    monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | {"seconds": 0}))
+    for path in (workplace / "plain").glob("profile-*"):
+        path.unlink()
+    line = ("sample", "plain", "--labels", 3, "--target-images-per-s", 4, "--out", "plain.png")
+    code, said, noted = run(capsys, *line)
+    assert code == 0
+    assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
+    assert "CFG 1.25" in said
+    assert run(capsys, *line)[2] == ""
+
+
+def test_a_schedule_is_tuned(capsys, workplace):
+    line = ("tune-schedule", "model", "--data", "digits", "--count", 8, "--draws", 1, "--bins", 2)
+    code, said, _ = run(capsys, *line, "--mean-share", 0.5, "--out", "tuned.json")
+    assert code == 0
+    assert "gain over constant budgets of the same cost" in said
+    result = json.loads((workplace / "tuned.json").read_text())
+    assert f"schedule: {result['schedule']}\n" in said
+    assert schedule_budgets(result["schedule"], [0.0, 0.5], range(1, 17)) == result["budgets"]
+    code, said, _ = run(capsys, *line, "--mean-gflops", 0.002, "--json")
+    assert code == 0
+    assert json.loads(said.splitlines()[-1])["gflops"] <= 0.002
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("profile nothing", "model='nothing': no such folder"),
+        ("profile model --batch-sizes 0", "batch_sizes=(0,): give numbers of images"),
+        ("sample model --target-ms 0.0001", "target_ms=0.0001: the least possible here is"),
+        ("sample model --target-gflops -1", "target_gflops=-1: give a number above 0"),
+        ("sample model --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
+        ("sample model --target-ms 100 --steps 8", "target_ms, steps: a target plans budget, guidance"),
+        ("sample model --target-gflops 1 --budget 0.5", "target_gflops, budget: a target plans"),
+        ("tune-schedule model --data digits", "mean_share, mean_gflops: give one of them"),
+        ("tune-schedule plain --data digits --mean-share 0.5", "model: has no latent interface"),
+        ("tune-schedule model --data digits --mean-share 0.01", "mean_share=0.01: the least is 0.0625"),
+        ("tune-schedule model --data digits --mean-share 0.5 --out x.txt", "out='x.txt': give a name that ends"),
+        ("tune-schedule model --data nothing --mean-share 0.5", ""),
+    ],
+)
+def test_mistakes_are_one_line(capsys, workplace, line, message):
+    if "target-ms" in line and not list((workplace / "model").glob("profile-*")):
+        run(capsys, "profile", "model", "--seconds", 0, "--batch-sizes", 1)
+    code, _, error = run(capsys, *line.split())
+    assert code == 2
+    assert error.startswith(f"elit {line.split()[0]}: {message}")
+    assert error.count("\n") == 1

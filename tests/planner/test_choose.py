@@ -1,0 +1,206 @@
+"""Plans: what a table says, the rule where there is none, and what goes into the sampler."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import opened
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import elit
+from elit.checkpoint import save_model
+from elit.evaluate.recipe import describe_network, recipe_digest
+from elit.pipeline import ElitPipeline
+from elit.planner.choose import Pricing, ladder, plan
+from elit.planner.cost import CostModel
+from elit.planner.profile import Profile, profile_recipe
+from elit.planner.quality import Curve, find_table, read_quality
+from elit.steps import sampling_flops
+
+PRICES = {"run": 0.0, "image": 0.0, "call": 1.0, "core": 0.5, "around": 40.0, "linear": 60.0, "attention": 100.0}
+BASE = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 100, "detector": "digits"}
+
+
+def row(budget, steps, fd, **more):
+    return BASE | {"budget": budget, "steps": steps, "fd": fd, "accuracy": 0.5} | more
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+@pytest.fixture
+def model():
+    return opened("elit-dit")
+
+
+@pytest.fixture
+def profile(model):
+    return Profile(profile_recipe(model), CostModel(PRICES, False), [], 3)
+
+
+@pytest.fixture
+def table(tmp_path):
+    guided = {"guidance": "ccfg", "scale": 1.5, "guidance_budget": 1}
+    rows = [row("16", steps, fd) for steps, fd in ((4, 50.0), (16, 20.0))]
+    rows += [row("4", steps, fd) for steps, fd in ((4, 55.0), (16, 25.0), (32, 22.0))]
+    rows += [row("8@0-0.5,16@0.5-1", 8, 19.0), row("8", 4, 15.0, **guided), row("8", 16, 12.0, **guided)]
+    return write(tmp_path / "sweep.jsonl", rows)
+
+
+def test_between_steps_quality_is_on_a_line_in_their_logarithm():
+    curve = Curve(4, None, (4, 16, 64), (8.0, 4.0, 3.0))
+    assert curve.at(8) == pytest.approx(6.0)
+    assert (curve.at(16), curve.at(32)) == (4.0, pytest.approx(3.5))
+    assert (curve.at(3), curve.at(65)) == (None, None)
+    assert curve.neighbours(20) == "between 16 and 64 measured steps"
+
+
+def test_the_plan_is_the_best_of_all_that_keep_to_the_target(model, profile, table):
+    for target in (20.0, 40.0, 80.0, 200.0):
+        found = plan(model, target_ms=target, profile=profile, table=table)
+        assert found.ms <= target
+        assert found.metric == "fd"
+        price, quality = Pricing(model, 1, 0.0, profile.cost), read_quality(table)
+        for curve in quality.curves:
+            for steps in range(curve.steps[0], curve.steps[-1] + 1):
+                other = price.plan(steps, curve.budget, curve.guidance)
+                assert other.ms > target or curve.at(steps) >= found.quality
+    assert "CCFG 1.5 with 1 in its second branch" in found.words
+    assert "measured at 16 steps" in found.words
+    assert "All latents reach fd 20" in found.words
+
+
+def test_what_a_metric_and_a_guidance_restrict(model, profile, table):
+    found = plan(model, target_ms=1000, profile=profile, table=table, guidance=None)
+    assert (found.steps, found.budget, found.guidance) == (8, "8@0-0.5,16@0.5-1", None)
+    found = plan(model, target_ms=1000, profile=profile, table=table, guidance=elit.CCFG(1.5, 1), quality="accuracy")
+    assert (found.metric, found.quality, found.steps) == ("accuracy", 0.5, 4)  # of equal ones the cheapest
+    with pytest.raises(ValueError, match=r"quality='fid'.*has fd, accuracy"):
+        plan(model, target_ms=1000, profile=profile, table=table, quality="fid")
+
+
+def test_ties_of_targets(model, profile, table):
+    by_rate = plan(model, target_images_per_s=50, batch=4, profile=profile, table=table)
+    assert by_rate == replace(plan(model, target_ms=80, batch=4, profile=profile, table=table), words=by_rate.words)
+    by_gflops = plan(model, target_gflops=0.5, table=table)
+    assert by_gflops.ms is None
+    settings = {"steps": by_gflops.steps, "budget": by_gflops.budget, "guidance": by_gflops.guidance}
+    assert by_gflops.gflops == pytest.approx(sampling_flops(model, **settings) / 1e9)
+    assert by_gflops.gflops <= 0.5
+
+
+def test_below_the_table_the_rule_plans_and_says_so(model, profile, table):
+    found = plan(model, target_ms=5, profile=profile, table=table)
+    assert found.quality is None
+    assert "quality is not known" in found.words
+
+
+@pytest.mark.parametrize(
+    ("kind", "guidance"),
+    [
+        *(("elit-dit", each) for each in ("any", None, elit.CFG(2.0), elit.AG(1.5, 4), elit.CCFG(1.5, 2))),
+        *(("elit-hdit", each) for each in ("any", None, elit.AG(1.5, 4), elit.CCFG(1.5, 4))),
+        *(("dit", each) for each in ("any", None, elit.CFG(2.0))),
+    ],
+)
+def test_the_rule_gets_cheaper_step_by_step_and_is_valid(kind, guidance):
+    model = opened(kind)
+    plans = ladder(model, Pricing(model, 1, 0.0, None), guidance)
+    costs = [each.gflops for each in plans]
+    assert costs == sorted(costs, reverse=True)
+    assert plans[0].steps == 64
+    assert plans[-1].steps == 1
+
+
+def test_an_impossible_target_names_the_least(model, profile, table):
+    least = Pricing(model, 2, 0.0, profile.cost).plan(1, 1, None)
+    says = f"target_ms=0.5: the least possible here is {least.ms:.4g} ms for 2 images, with 1 step, 1 latent a group"
+    with pytest.raises(ValueError, match=says):
+        plan(model, target_ms=0.5, batch=2, profile=profile, table=table)
+    with pytest.raises(ValueError, match=r"target_gflops=1e-06: the least possible here is .* GFLOPs an image"):
+        plan(model, target_gflops=1e-6)
+
+
+def test_mistakes_are_said(model, profile, table, tmp_path):
+    for wrong, says in (
+        ({}, "no target given; give one of target_ms, target_gflops, target_images_per_s"),
+        ({"target_ms": 1.0, "target_gflops": 1.0}, "target_ms, target_gflops given"),
+        ({"target_ms": -1.0}, "target_ms=-1"),
+        ({"target_ms": 100.0}, "no profile of this machine in MODEL; run elit profile MODEL first"),
+        ({"target_ms": 100.0, "profile": profile, "batch": 0}, "batch=0"),
+        ({"target_ms": 100.0, "profile": profile, "table": tmp_path / "no.jsonl"}, "no such file"),
+        ({"target_ms": 100.0, "profile": profile, "quality": "fd"}, "no table of elit sweep"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            plan(model, **wrong)
+
+
+def test_table_and_profile_are_found_beside_a_saved_model(model, tmp_path):
+    folder = tmp_path / "model"
+    save_model(model, folder)
+    saved = elit.load_model(folder)
+    Profile(profile_recipe(saved), CostModel(PRICES, False), [], 3).save(folder)
+    assert find_table(folder) is None
+    without = elit.plan(folder, target_ms=60)
+    assert without == elit.plan(saved, target_ms=60)
+    assert without.quality is None
+    same = {"model_sha256": recipe_digest(describe_network(saved))}
+    write(folder / "sweep.jsonl", [row("16", 4, 9.0, **same), row("16", 8, 8.0, **same)])
+    assert find_table(folder) == folder / "sweep.jsonl"
+    found = elit.plan(folder, target_ms=1000)
+    assert found.quality == 8.0
+    assert "other weights" not in found.words
+    (folder / "sweep.jsonl").rename(tmp_path / "sweep.jsonl")
+    write(tmp_path / "sweep.jsonl", [row("16", 8, 8.0, model_sha256="0" * 64)])
+    assert "made with other weights" in elit.plan(folder, target_ms=1000).words
+
+
+def test_a_table_keeps_what_can_be_run_at_other_steps(tmp_path):
+    rows = [
+        row("16", 4, 9.0),
+        row("16", 4, 7.0, count=50),  # fewer samples
+        row("16", 8, 1.0, solver="heun"),
+        row("16", 8, 1.0, shift=2.0),
+        row("1×4, 16×4", 8, 1.0),
+        row("all", 8, 3.0),
+        BASE | {"detector": "other", "budget": "16", "steps": 16, "fd": None, "fid": 1.0},
+    ]
+    curves = read_quality(write(tmp_path / "sweep.jsonl", rows)).curves
+    assert [(curve.budget, curve.steps, curve.values) for curve in curves] == [(16, (4,), (9.0,)), (None, (8,), (3.0,))]
+    assert read_quality(tmp_path / "sweep.jsonl", "fid").curves[0].values == (1.0,)
+
+
+def test_a_plan_samples_what_its_settings_do_bit_for_bit(model, profile, table):
+    planned = plan(model, target_ms=100, profile=profile, table=table, batch=2)
+    assert planned.guidance is not None
+    settings = {"budget": planned.budget, "guidance": planned.guidance}
+    by_hand = elit.sample(model, [1, 2], steps=planned.steps, **settings)
+    assert torch.equal(elit.sample(model, [1, 2], plan=planned), by_hand)
+    cached = replace(planned, cache=0.5)
+    assert torch.equal(
+        elit.sample(model, [1, 2], plan=cached), elit.sample(model, [1, 2], steps=planned.steps, cache=0.5, **settings)
+    )
+
+    pipe = ElitPipeline(model, FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"latents": noise, "output_type": "latent"}
+    weak = {"guidance_scale": planned.guidance.scale, "guidance_budget": planned.guidance.budget}
+    again = pipe([1, 2], num_inference_steps=planned.steps, budget=planned.budget, **weak, **options).images
+    assert torch.equal(pipe([1, 2], plan=planned, **options).images, again)
+
+
+def test_a_cached_curve_is_planned_with_its_threshold_where_it_was_measured(model, profile, tmp_path):
+    table = write(
+        tmp_path / "sweep.jsonl", [row("16", 40, 20.0), row("16", 20, 30.0), row("16", 40, 21.0, cache=100.0)]
+    )
+    full = plan(model, target_ms=1e6, profile=profile, table=table)
+    assert (full.steps, full.cache, full.quality) == (40, 0.0, 20.0)
+    cached = plan(model, target_ms=full.ms / 4, profile=profile, table=table)
+    assert (cached.steps, cached.cache, cached.quality) == (40, 100.0, 21.0)
+    assert "cache threshold 100" in cached.words
+    assert cached.ms == Pricing(model, 1, 100.0, profile.cost).plan(40, 16, None).ms
+    assert plan(model, target_ms=full.ms / 4, profile=profile, table=table, cache=0.0).cache == 0

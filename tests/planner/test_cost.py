@@ -1,0 +1,111 @@
+"""The cost model: counts against the closed form, prices found again in made-up times, the file's guards."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SETTINGS, opened
+
+import elit
+from elit.planner.cost import TERMS, Anatomy, CostModel, fit, non_negative_least_squares
+from elit.planner.profile import (
+    Case,
+    Profile,
+    counts_of,
+    grid,
+    held_out,
+    measure_profile,
+    profile_path,
+    profile_recipe,
+    read_profile,
+)
+from elit.steps import sampling_flops
+
+PRICES = {"run": 0.4, "image": 0.1, "call": 3.0, "core": 1.0, "around": 20.0, "linear": 35.0, "attention": 60.0}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_counted_gflops_are_the_closed_form(kind):
+    model = opened(kind)
+    anatomy = Anatomy(model)
+    settings = [{"steps": 3}, {"steps": 4, "guidance": elit.CFG(2.0, interval=(0.3, 1.0))}]
+    if model.budgets:
+        least, most = model.budgets[0], model.budgets[-1]
+        settings += [{"steps": 4, "budget": f"{least}@0-0.5,{most}@0.5-1", "guidance": elit.CCFG(2.0, least)}]
+        settings += [{"steps": 9, "guidance": elit.AG(2.0, least), "cache": 0.5}]
+    for chosen in settings:
+        exact = sampling_flops(model, **chosen) / 1e9
+        assert anatomy.counts(batch=3, **chosen).gflops == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_prices_are_found_again_and_predict_what_was_not_fitted(overlapping):
+    model = opened("elit-dit")
+    anatomy, truth = Anatomy(model), CostModel(PRICES, overlapping)
+    known = grid(model.budgets, (1, 4, 16, 64))
+    runs = [counts_of(anatomy, case) for case in known]
+    noise = random.Random(0)
+    found = fit(runs, [truth.ms(run) * (1 + 0.02 * noise.gauss(0, 1)) for run in runs])
+    unknown = [counts_of(anatomy, case) for case in held_out(model.budgets, (1, 64), known)]
+    assert found.overlapping == overlapping
+    assert found.error(unknown, [truth.ms(run) for run in unknown]) < 0.03
+    assert min(found.prices.values()) >= 0
+
+
+def test_exact_times_give_exact_prices():
+    anatomy = Anatomy(opened("elit-dit"))
+    runs = [counts_of(anatomy, case) for case in grid(range(1, 17), (1, 3, 9))]
+    found = fit(runs, [CostModel(PRICES, False).ms(run) for run in runs])
+    assert found.prices == pytest.approx(PRICES, rel=1e-6)
+
+
+def test_no_price_is_below_zero():
+    a = torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]], dtype=torch.float64) / torch.tensor([[3.0], [2.0], [1.0]])
+    assert non_negative_least_squares(a)[1] == 0  # plain least squares would be 4 − x
+
+
+def test_held_out_runs_are_others_than_those_fitted():
+    known = grid(range(1, 17), (1, 2, 4))
+    assert {case.budget for case in known} == {1, 5, 9, 12, 16}
+    assert not set(known) & set(held_out(range(1, 17), (1, 2, 4), known))
+    assert {case.kind for case in grid((), (1,))} == {"none", "cfg"}
+
+
+def test_a_profile_is_measured_saved_and_read(tmp_path):
+    model = opened("elit-dit")
+    profile = measure_profile(model, batch_sizes=(1, 2), seconds=0)
+    assert profile.rounds == 3
+    assert all(row["ms"] > 0 for row in profile.rows)
+    assert profile.error(held_out=True) >= 0
+    path = profile.save(tmp_path)
+    recipe = profile_recipe(model)
+    assert path == profile_path(tmp_path, recipe)
+    assert read_profile(path, recipe) == profile
+
+
+def test_a_profile_of_something_else_is_refused(tmp_path):
+    model = opened("elit-dit")
+    recipe = profile_recipe(model)
+    cost = CostModel(dict.fromkeys(TERMS, 1.0), False)
+    path = Profile(recipe, cost, [], 3).save(tmp_path)
+    for name, value, says in (
+        ("model", "0" * 64, "made for another network"),
+        ("elit", "0.0.1", "made for elit 0.0.1, here it is"),
+        ("device", "abacus", "made for device abacus"),
+    ):
+        Profile(recipe | {name: value}, cost, [], 3).save(tmp_path)
+        other = profile_path(tmp_path, recipe | {name: value})
+        with pytest.raises(ValueError, match=says):
+            read_profile(other, recipe)
+    path.write_text(json.dumps({"recipe": recipe}))
+    with pytest.raises(ValueError, match="damaged"):
+        read_profile(path, recipe)
+    assert profile_recipe(model, torch.bfloat16)["dtype"] == "bfloat16"
+
+
+def test_a_case_is_the_run_it_says():
+    case = Case(batch=2, steps=3, budget=8, kind="ag", weak=1)
+    assert case.settings == {"steps": 3, "budget": 8, "guidance": elit.AG(1.5, 1)}
+    assert replace(case, kind="none", weak=None).settings["guidance"] is None
