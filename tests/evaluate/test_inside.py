@@ -221,3 +221,8 @@ def test_slots_that_are_not_there_are_refused(slots):
 def test_probes_that_are_not_valid_are_refused(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         probe_of(fresh("elit-dit"), **settings)
+
+
+def test_the_published_network_is_refused_since_it_reads_dropped_latents_too():
+    with pytest.raises(ValueError, match="SiT uses its dropped latents too"), only_latents(opened("elit-sit"), [0]):
+        pass
