@@ -9,7 +9,7 @@ quickstart: $(READY)
 
 # One thread a worker: two workers of one thread finish sooner than one of two, and do not fight over the cores.
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 5
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 8
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -106,3 +106,15 @@ def any_model(request: pytest.FixtureRequest) -> Transformer:
 @pytest.fixture(params=ELIT)
 def elit_model(request: pytest.FixtureRequest) -> Transformer:
     return opened(request.param)
+
+
+# The longest files, first: a long one that is begun last keeps one worker busy while the other waits.
+LONGEST = (
+    *("test_processes", "test_quickstart_backbones", "test_compile", "test_docs", "test_quickstart", "test_guide"),
+    *("test_faults", "test_parallel", "test_studies", "test_runner", "test_train", "test_samples", "test_saving"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stable, so that a file's tests stay together and in their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
