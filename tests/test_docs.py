@@ -67,7 +67,7 @@ def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
     save_model(model, tmp_path / "runs/quickstart/model")
     less = {
         "profile": ["--seconds", "0"],
-        "sweep": ["--count", "16", "--chunk", "16"],
+        "sweep": ["--count", "8", "--chunk", "8", "--steps", "2", "4"],
         "tune-schedule": ["--count", "8"],
     }
     for line in commands("inference.md"):

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerD
 
 import elit
 from elit.checkpoint import load_autoencoder
-from elit.pipeline import ElitPipeline, decode
-from elit.sampling import sample, seeded_noise
+from elit.pipeline import ElitPipeline
+from elit.sampling import decode, sample, seeded_noise
 
 
 def pipeline(vae=None, kind="elit-dit", **components) -> ElitPipeline:

@@ -18,7 +18,7 @@ from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.runner import runner
-from elit.sampling import guided_network
+from elit.sampling import decode, guided_network
 from elit.settings import Plan
 from elit.steps import sampling_plan
 
@@ -142,20 +142,3 @@ def _as_pil(pixels: Tensor) -> list[Any]:
         return [_as_pil(clip) for clip in pixels]
     channels_last = pixels.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in channels_last]
-
-
-def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
-    """The network's samples as pixels in [-1, 1], (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W).
-
-    Undoes the autoencoder's scale and shift. Raises ValueError where there is no autoencoder and the samples are not
-    pixels.
-    """
-    if vae is not None:
-        x = x / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return vae.decode(x.to(vae.dtype), return_dict=False)[0]
-    if x.shape[1] not in (1, 3):
-        raise ValueError(
-            f"vae=None: samples of shape {tuple(x.shape)} are no pictures; give the autoencoder they were trained in, "
-            "or take the samples themselves (output_type='latent')"
-        )
-    return x

@@ -16,9 +16,8 @@ from elit.evaluate.inside import Probe, losses, losses_without, single_drops
 from elit.evaluate.inspection import budgets_shown, inspect_model
 from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
-from elit.pipeline import decode
 from elit.report.inside import PICTURES, write_inside
-from elit.sampling import sample, seeded_noise
+from elit.sampling import decode, sample, seeded_noise
 
 SETTING = Setting(steps=2, seed=5)
 

@@ -90,7 +90,7 @@ def _inspect(args: Args, folder: Path) -> dict[str, Any]:
     from elit.data.encode import load_encoder
     from elit.data.images import as_pictures, image_grid, save_image
     from elit.data.latents import LatentSet, posterior_sample
-    from elit.pipeline import decode
+    from elit.sampling import decode
 
     data = LatentSet(folder)
     vae = load_encoder(args.vae or data.settings["vae"], args.vae_subfolder or data.settings["vae_subfolder"])

@@ -96,8 +96,7 @@ def run(args: Args) -> dict[str, Any]:
 
     from elit.checkpoint import load_autoencoder, load_model
     from elit.data.images import output_kind, write_samples
-    from elit.pipeline import decode
-    from elit.sampling import sample
+    from elit.sampling import decode, sample
     from elit.steps import sampling_flops
 
     device = check_device(args.device)

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 
 
@@ -22,6 +21,8 @@ class LatentSet:
     moments = True
 
     def __init__(self, root: str | Path):
+        from datasets import Dataset, concatenate_datasets  # most runs read none of these
+
         self.root = root = Path(root)
         index = _read(root / "index.json")
         settings = _read(root / "encode.json")

@@ -12,8 +12,7 @@ from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.pipeline import decode
-from elit.sampling import seeded_noise
+from elit.sampling import decode, seeded_noise
 from elit.train import load_data, load_prompts
 
 

@@ -34,8 +34,7 @@ from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.pipeline import decode
-from elit.sampling import sample
+from elit.sampling import decode, sample
 from elit.steps import evaluated_steps, sampling_flops, sampling_plan
 
 CHUNK = 32
