@@ -122,7 +122,7 @@ def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
     budgets = _spread(budgets_of(points))
     colours = mpl.colormaps["viridis"].resampled(256)
     with mpl.rc_context(STYLE):
-        figure, axes = _panels(len(panels), 3.4)
+        figure, axes = _panels(len(panels), 3.4, share=False)  # guided scores may be far from the others
         for ax, (kind, count) in zip(axes, panels, strict=True):
             shown = [point for point in at_best_scale(points, metric, kind) if point.steps == count]
             for i, budget in enumerate(budgets):
@@ -131,7 +131,8 @@ def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
                 if at:
                     colour = colours(0.85 * i / max(1, len(budgets) - 1))
                     ax.plot(*zip(*at, strict=True), color=colour, marker="o", markersize=4.5, label=latents(line[0]))
-            _quality_axis(ax, metric, [point.scores[metric] for point in points])
+            if metric in DISTANCES and shown:  # from 0, so that a change is seen beside the score itself
+                ax.set_ylim(0, 1.1 * max(point.scores[metric] for point in shown))
             ax.set(xlabel="% of calls saved", title=f"{_titled(kind, shown)}, {count} steps" if shown else "")
             ax.grid(alpha=0.25)
         figure.supylabel(quality_label(metric), fontsize=11)
