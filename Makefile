@@ -4,6 +4,8 @@ READY := .venv/.ready
 
 .PHONY: quickstart test lint
 
+unexport PYTHONDONTWRITEBYTECODE
+
 quickstart: $(READY)
 	$(BIN)/elit quickstart
 
@@ -16,7 +18,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Python compiles what is imported; compiling all that is installed takes a minute more.
+# Compiling all that is installed takes a minute or two; Python compiles what is imported, and may keep it (unexport).
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
