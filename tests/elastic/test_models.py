@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from tiny import KINDS, TEXT, build, inputs, window
+from tiny import KINDS, TEXT, build, inputs, open_branches, window
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,15 +20,6 @@ def pair(kind, **settings):
     original = build(kind)
     chosen = {"read_after": 1, "write_after": 3, "window": window(kind)} | settings
     return original, elit.elastify(copy.deepcopy(original), **chosen)
-
-
-def open_branches(model):
-    """As after training: every branch of the interface does something."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.elastic.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def run(model, x):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny import KINDS, build, inputs, window
+from tiny import KINDS, build, inputs, open_branches, window
 
 import elit
 
@@ -28,16 +28,8 @@ for kind in sys.argv[2:]:
 """
 
 
-def opened(model):
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.elastic.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 def elastic(kind, **settings):
-    return opened(elit.elastify(build(kind), read_after=1, write_after=3, window=window(kind), **settings))
+    return open_branches(elit.elastify(build(kind), read_after=1, write_after=3, window=window(kind), **settings))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -150,13 +150,14 @@ def run(args: Args) -> dict[str, Any]:
 
 def planned(args: Args, model: Any, batch: int) -> Any:
     """The plan for the target, if there is one; measures this machine where nobody has."""
+    targets = {name: getattr(args, name) for name in TARGETS}
+    if not any(value is not None for value in targets.values()):
+        return None
+
     from elit.cli.profile import measured
     from elit.planner.choose import find_profile, network_folder, plan
     from elit.planner.target import make_target
 
-    targets = {name: getattr(args, name) for name in TARGETS}
-    if not any(value is not None for value in targets.values()):
-        return None
     make_target(**targets, batch=batch)  # before anything is measured for it
     folder = network_folder(args.model)
     profile = find_profile(model, folder, compile=args.compile)

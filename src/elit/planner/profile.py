@@ -97,7 +97,8 @@ def measure_profile(
     unknown = held_out(model.budgets, batch_sizes, known)
     cases = [*known, *unknown]
     taken, rounds = time_runs(model, cases, dtype=dtype, compile=compile, seconds=seconds, progress=progress)
-    runs = [counts_of(Anatomy(model), case) for case in cases]
+    anatomy = Anatomy(model)
+    runs = [counts_of(anatomy, case) for case in cases]
     cost = fit(runs[: len(known)], taken[: len(known)])
     rows = [
         {**asdict(case), "held_out": i >= len(known), "ms": ms, "predicted_ms": cost.ms(run)}
@@ -151,7 +152,7 @@ def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence
             weak = draw.choice([count for count in budgets if kind == "ccfg" or kept is None or count <= kept])
         batch = draw.randint(min(batch_sizes), max(batch_sizes))
         case = Case(batch=batch, steps=draw.randint(2, 8), budget=kept, kind=kind, weak=weak)
-        if case not in known:
+        if case not in known and case not in found:
             found.append(case)
     return found
 

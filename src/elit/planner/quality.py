@@ -3,9 +3,10 @@
 import json
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from elit.budgets import Schedule
 from elit.evaluate.plane import loss
@@ -31,13 +32,9 @@ class Curve:
 
     def at(self, steps: int) -> float | None:
         """The metric at `steps`: linear in log(steps) between the measured ones, None beyond them."""
-        if steps in self.steps:
-            return self.values[self.steps.index(steps)]
-        for (low, before), (high, after) in pairwise(zip(self.steps, self.values, strict=True)):
-            if low < steps < high:
-                part = math.log(steps / low) / math.log(high / low)
-                return before + part * (after - before)
-        return None
+        if not self.steps[0] <= steps <= self.steps[-1]:
+            return None
+        return float(np.interp(math.log(steps), np.log(self.steps), self.values))
 
     def neighbours(self, steps: int) -> str:
         """Where its value comes from, in words."""

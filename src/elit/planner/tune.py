@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,9 +169,7 @@ def _unbeaten(found: list[Found]) -> list[Found]:
 
 def interpolate_linearly(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     """y at `at`, between the two of the rising `xs` around it."""
-    high = min(max(bisect_right(xs, at), 1), len(xs) - 1)
-    part = (at - xs[high - 1]) / (xs[high] - xs[high - 1])
-    return ys[high - 1] + part * (ys[high] - ys[high - 1])
+    return float(np.interp(at, xs, ys))
 
 
 def schedule_text(budgets: Sequence[int]) -> str:
