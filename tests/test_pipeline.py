@@ -8,8 +8,9 @@ from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerD
 
 import elit
 from elit.checkpoint import load_autoencoder
+from elit.data.autoencoders import decode
 from elit.pipeline import ElitPipeline
-from elit.sampling import decode, sample, seeded_noise
+from elit.sampling import sample, seeded_noise
 
 
 def pipeline(vae=None, kind="elit-dit", **components) -> ElitPipeline:

@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
+from elit.data.autoencoders import latent_normalization
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
 
@@ -58,16 +59,19 @@ def _load_average(folder: Path, torch_dtype: torch.dtype = torch.float32) -> Tra
 
 
 def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMixin | None:
-    """The diffusers autoencoder saved in `folder`, for images (AutoencoderKL) or video (AutoencoderKLCogVideoX).
+    """The diffusers autoencoder saved in `folder`, for images or video; which ones: `data.autoencoders`.
 
     None where there is none and it is not required. kwargs: `torch_dtype`. Raises ValueError as `load_model` does.
     """
     if not required and not folder.is_dir():
         return None
     kind = _check_saved(folder, "vae")
-    if not str(kind).startswith("Autoencoder") or not hasattr(diffusers, str(kind)):
+    loader: Any = getattr(diffusers, str(kind), None)
+    if not callable(getattr(loader, "encode", None)):
         raise ValueError(f"vae={str(folder)!r}: holds a {kind!r}; give one of diffusers' autoencoders")
-    return getattr(diffusers, str(kind)).from_pretrained(folder, **kwargs)
+    vae = loader.from_pretrained(folder, **kwargs)
+    latent_normalization(vae)  # refuses what does not say how its latents are normalized
+    return vae
 
 
 def _check_saved(folder: Path, name: str) -> str | None:

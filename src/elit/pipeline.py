@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from elit.budgets import Budget, Schedule
+from elit.data.autoencoders import decode
 from elit.data.images import to_uint8
 from elit.data.text import embed_prompts
 from elit.flow.guidance import CCFG, CFG, Guidance
@@ -18,7 +19,7 @@ from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.runner import runner
-from elit.sampling import decode, guided_network
+from elit.sampling import guided_network
 from elit.settings import Plan
 from elit.steps import sampling_plan
 

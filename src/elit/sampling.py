@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.budgets import Schedule
@@ -129,20 +128,3 @@ def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """(B, *shape) standard normal, each sample from its own seed; drawn on the CPU, so equal on every device."""
     return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
-    """The network's samples as pixels in [-1, 1], (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W).
-
-    Undoes the autoencoder's scale and shift. Raises ValueError where there is no autoencoder and the samples are not
-    pixels.
-    """
-    if vae is not None:
-        x = x / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        return vae.decode(x.to(vae.dtype), return_dict=False)[0]
-    if x.shape[1] not in (1, 3):
-        raise ValueError(
-            f"vae=None: samples of shape {tuple(x.shape)} are no pictures; give the autoencoder they were trained in, "
-            "or take the samples themselves (output_type='latent')"
-        )
-    return x

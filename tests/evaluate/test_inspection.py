@@ -8,6 +8,7 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
+from elit.data.autoencoders import decode
 from elit.data.encode import Encoding, encode, finish, prepare
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
@@ -17,7 +18,7 @@ from elit.evaluate.inspection import budgets_shown, inspect_model
 from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
 from elit.report.inside import PICTURES, write_inside
-from elit.sampling import decode, sample, seeded_noise
+from elit.sampling import sample, seeded_noise
 
 SETTING = Setting(steps=2, seed=5)
 

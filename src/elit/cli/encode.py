@@ -87,10 +87,10 @@ def run(args: Args) -> dict[str, Any] | None:
 def _inspect(args: Args, folder: Path) -> dict[str, Any]:
     import torch
 
+    from elit.data.autoencoders import decode
     from elit.data.encode import load_encoder
     from elit.data.images import as_pictures, image_grid, save_image
     from elit.data.latents import LatentSet, posterior_sample
-    from elit.sampling import decode
 
     data = LatentSet(folder)
     vae = load_encoder(args.vae or data.settings["vae"], args.vae_subfolder or data.settings["vae_subfolder"])

@@ -64,7 +64,7 @@ class Args:
     batch_size: int = 64
     """Images at a time; changes no image."""
     vae: Path | None = None
-    """Folder of the AutoencoderKL that the model was trained in; default: the pipeline's, if `model` is one."""
+    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -95,8 +95,9 @@ def run(args: Args) -> dict[str, Any]:
     import torch
 
     from elit.checkpoint import load_autoencoder, load_model
+    from elit.data.autoencoders import decode
     from elit.data.images import output_kind, write_samples
-    from elit.sampling import decode, sample
+    from elit.sampling import sample
     from elit.steps import sampling_flops
 
     device = check_device(args.device)

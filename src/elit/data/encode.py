@@ -24,6 +24,7 @@ from diffusers import AutoModel, ModelMixin
 from torch import Tensor, nn
 
 from elit.config import write_text
+from elit.data.autoencoders import encode_moments, latent_normalization
 from elit.data.images import centre_crop
 from elit.data.source import Source
 
@@ -64,8 +65,7 @@ def load_encoder(name: str, subfolder: str | None = None, *, device: torch.devic
         vae = AutoModel.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"vae={name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    if not hasattr(vae, "encode"):
-        raise ValueError(f"vae={name!r}: holds a {type(vae).__name__}; give one of diffusers' autoencoders")
+    latent_normalization(vae)  # refuses what is none, and what does not say
     return vae.eval().requires_grad_(False).to(device)
 
 
@@ -100,18 +100,16 @@ def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> N
     """Writes encode.json, or checks that the one there says the same. Raises ValueError naming the difference."""
     if not len(source):
         raise ValueError("src: has no samples")
-    config = vae.config
     settings: dict[str, Any] = {
         **asdict(encoding),
         "autoencoder": {
             "class": type(vae).__name__,
             "weights": weights_digest(vae),
-            "scaling_factor": config.scaling_factor,
-            "shift_factor": config.get("shift_factor") or 0.0,
+            **latent_normalization(vae).to_json(),
         },
         "source": _digest(json.dumps(source.describe(), sort_keys=True).encode()),
         "count": len(source),
-        "shape": list(_encoded(vae, torch.zeros(1, *_pixel_shape(encoding)))[0].shape[1:]),
+        "shape": list(encode_moments(vae, torch.zeros(1, *_pixel_shape(encoding)))[0].shape[1:]),
         "classes": list(source.classes),
         "caption_texts": list(source.captions),
     }
@@ -149,7 +147,7 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
                 kept.append(row)
             if not kept:
                 continue
-            for row, label, mean, std in zip(kept, labels, *_encoded(vae, torch.stack(pixels)), strict=True):
+            for row, label, mean, std in zip(kept, labels, *encode_moments(vae, torch.stack(pixels)), strict=True):
                 parts = {
                     name: value.to(DTYPE).cpu().numpy().tobytes() for name, value in (("mean", mean), ("std", std))
                 }
@@ -195,12 +193,6 @@ def shard_path(out: Path, shard: int) -> Path:
 def shard_rows(source: Source, encoding: Encoding, shard: int) -> range:
     """The samples of a shard."""
     return range(shard * encoding.shard_size, min((shard + 1) * encoding.shard_size, len(source)))
-
-
-@torch.no_grad()
-def _encoded(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    return posterior.mean.float(), posterior.std.float()
 
 
 def _pixel_shape(encoding: Encoding) -> tuple[int, ...]:

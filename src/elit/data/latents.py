@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from elit.data.autoencoders import LatentNormalization
+
 
 class LatentSet:
     """What `elit encode` wrote: posterior means and standard deviations, scaled and shifted as the autoencoder says.
@@ -42,8 +44,7 @@ class LatentSet:
         self.classes, self.captions = tuple(settings["classes"]), tuple(settings["caption_texts"])
         self.shape = tuple(settings["shape"])
         self.settings = settings
-        vae = settings["autoencoder"]
-        self.scale, self.shift = vae["scaling_factor"], vae["shift_factor"]
+        self.normalization = LatentNormalization.from_json(settings["autoencoder"])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,7 +53,8 @@ class LatentSet:
         """moments (B, 2, C, ...) float32, labels (B,) int64."""
         rows = self.rows[list(indices)]
         mean, std = (self._stacked(rows[name]) for name in ("mean", "std"))
-        return torch.stack(((mean - self.shift) * self.scale, std * self.scale), 1), torch.tensor(rows["label"])
+        moments = self.normalization.normalize(mean), self.normalization.normalize_std(std)
+        return torch.stack(moments, 1), torch.tensor(rows["label"])
 
     def _stacked(self, values: Sequence[bytes]) -> Tensor:
         flat = np.frombuffer(b"".join(values), dtype=np.float16).astype(np.float32)

@@ -8,11 +8,12 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.config import ModelConfig, TrainConfig
+from elit.data.autoencoders import decode, downsampling, encode_mean
 from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling import decode, seeded_noise
+from elit.sampling import seeded_noise
 from elit.train import load_data, load_prompts
 
 
@@ -48,7 +49,7 @@ def load_examples(
     if count < 2:
         raise ValueError(f"count={count}: give at least 2")
     if image_size is None:
-        image_size = model.sample_size[-1] * _downsampling(vae)
+        image_size = model.sample_size[-1] * downsampling(vae)
     # Training knows what `data` stands for; of the network it asks how it is conditioned.
     text = "text_encoder" in model.config
     told = {"text_encoder": model.config.text_encoder, "text_length": model.config.text_length} if text else {}
@@ -100,12 +101,4 @@ def _as_latents(found: Tensor, images: ImageData, vae: ModelMixin | None, seed: 
         return found
     if found.shape[1] != 3:
         raise ValueError(f"vae: given, but the data has {found.shape[1]} channels and an autoencoder takes RGB")
-    shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
-    with torch.no_grad():
-        means = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mean for part in found.split(8)]
-    return (torch.cat(means).float().cpu() - shift) * scale
-
-
-def _downsampling(vae: ModelMixin | None) -> int:
-    """Pixels of an autoencoder's cell along rows and columns; 1 without one."""
-    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    return torch.cat([encode_mean(vae, part).cpu() for part in found.split(8)])

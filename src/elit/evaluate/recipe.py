@@ -13,6 +13,7 @@ from torch import Tensor
 
 import elit
 from elit.config import write_text
+from elit.data.autoencoders import latent_normalization
 from elit.data.encode import weights_digest
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
@@ -65,8 +66,7 @@ def describe_autoencoder(vae: ModelMixin | None) -> dict[str, Any] | None:
         "class": type(vae).__name__,
         "weights": weights_digest(vae),
         "dtype": str(vae.dtype).removeprefix("torch."),
-        "scaling_factor": vae.config.scaling_factor,
-        "shift_factor": vae.config.get("shift_factor") or 0.0,
+        **latent_normalization(vae).to_json(),
     }
 
 

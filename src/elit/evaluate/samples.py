@@ -16,6 +16,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.budgets import Schedule, resolve_budget, schedule_budgets
+from elit.data.autoencoders import decode
 from elit.data.images import to_uint8
 from elit.evaluate.chunks import Chunks, Progress, Share
 from elit.evaluate.metrics import saturation
@@ -34,7 +35,7 @@ from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling import decode, sample
+from elit.sampling import sample
 from elit.steps import evaluated_steps, sampling_flops, sampling_plan
 
 CHUNK = 32

@@ -1,0 +1,174 @@
+"""diffusers' autoencoders: how their latents are normalized, and the way from pixels to latents and back.
+
+A network sees normalized latents, about standard normal:
+
+    x = (z − mean) / std · scale        z = x · std / scale + mean
+
+Each class of diffusers says these in a way of its own, and all of them here are read as its pipelines read them:
+`scaling_factor` and `shift_factor` (Stable Diffusion, Flux, CogVideoX), `latents_mean` and `latents_std` with a number
+for each channel (Qwen-Image, Wan), or both (LTX, Mochi). Shapes: (B, z, ...) are latents, (B, C, ...) pixels.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+NORMALIZES_ITSELF = ("AutoencoderRAE",)
+"""Classes whose encode and decode apply the statistics of their config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentNormalization:
+    """x = (z − mean) / std · scale; mean and std have one entry a channel, or one for all."""
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> "LatentNormalization":
+        """From what `to_json` wrote."""
+        return cls(
+            scale=settings["scaling_factor"],
+            mean=tuple(settings.get("latents_mean") or (settings["shift_factor"],)),
+            std=tuple(settings.get("latents_std") or (1.0,)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Under diffusers' names: shift_factor, or latents_mean and latents_std where channels differ."""
+        if len(self.mean) == len(self.std) == 1 and self.std[0] == 1:
+            return {"scaling_factor": self.scale, "shift_factor": self.mean[0]}
+        statistics = {"latents_mean": list(self.mean), "latents_std": list(self.std)}
+        return {"scaling_factor": self.scale, "shift_factor": 0.0} | statistics
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """z (B, z, ...), an autoencoder's own latents -> what a network sees. Raises ValueError for other channels."""
+        return (z - self._by_channel(self.mean, z)) / self._by_channel(self.std, z) * self.scale
+
+    def normalize_std(self, std: Tensor) -> Tensor:
+        """Standard deviations (B, z, ...) of `z` -> those of what a network sees."""
+        return std / self._by_channel(self.std, std) * self.scale
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """x (B, z, ...) as a network sees it -> the autoencoder's own latents."""
+        return x * self._by_channel(self.std, x) / self.scale + self._by_channel(self.mean, x)
+
+    @staticmethod
+    def _by_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+        if len(values) not in (1, like.shape[1]):
+            raise ValueError(
+                f"vae: has statistics of {len(values)} latent channels; these latents have {like.shape[1]}"
+            )
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, *[1] * (like.ndim - 2))
+
+
+def latent_normalization(vae: ModelMixin) -> LatentNormalization:
+    """How the latents of one of diffusers' autoencoders are normalized.
+
+    Raises ValueError, naming what is missing, for a class that does not say, or that cannot encode and decode alone.
+    """
+    name, config = type(vae).__name__, vae.config
+    if missing := [method for method in ("encode", "decode") if not callable(getattr(vae, method, None))]:
+        raise ValueError(f"vae: {name} has no {' and no '.join(missing)}; give one of diffusers' autoencoders")
+    _, *others = inspect.signature(vae.decode).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if needed := [each.name for each in others if each.default is each.empty and each.kind in named]:
+        raise ValueError(f"vae: {name} decodes only with {', '.join(needed)}, which a sampler does not have")
+    if name in NORMALIZES_ITSELF:
+        return LatentNormalization()
+    buffers = dict(vae.named_buffers())
+    # LTX and Mochi keep them among their weights.
+    mean, std = (_numbers(config.get(key, buffers.get(key))) for key in ("latents_mean", "latents_std"))
+    if (mean is None) != (std is None):
+        raise ValueError(f"vae: {name} has latents_{'std' if mean is None else 'mean'} in its config and not the other")
+    scale, shift = config.get("scaling_factor"), config.get("shift_factor")
+    if scale is None and mean is None:
+        raise ValueError(
+            f"vae: {name} has neither scaling_factor nor latents_mean and latents_std in its config, so how its "
+            "latents are normalized is not known"
+        )
+    if mean is None or std is None:
+        mean, std = (shift or 0.0,), (1.0,)
+    elif shift:
+        raise ValueError(f"vae: {name} has both shift_factor and latents_mean in its config; leave one out")
+    return LatentNormalization(scale=1.0 if scale is None else scale, mean=mean, std=std)
+
+
+@torch.no_grad()
+def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels in [-1, 1], (B, C, H, W) or (B, C, T, H, W) -> mean and standard deviation of the autoencoder's own
+    latents, float32, (B, z, ...) with as many axes. An autoencoder without a posterior has a deviation of 0.
+
+    Pictures go through one for video as clips of one frame. Raises ValueError where it gives no latents.
+    """
+    frame = pixels.ndim == 4 and is_for_video(vae)
+    output = vae.encode((pixels.unsqueeze(2) if frame else pixels).to(vae.device, vae.dtype))
+    if (posterior := getattr(output, "latent_dist", None)) is not None:
+        mean, std = posterior.mean.float(), posterior.std.float()
+    else:
+        named = (getattr(output, key, None) for key in ("latent", "latents"))
+        found = next((value for value in named if isinstance(value, Tensor)), None)
+        if found is None:
+            raise ValueError(f"vae: what {type(vae).__name__} encodes to has no latent_dist, latent or latents")
+        mean, std = found.float(), torch.zeros_like(found, dtype=torch.float32)
+    return (_without_frame(mean, vae), _without_frame(std, vae)) if frame else (mean, std)
+
+
+@torch.no_grad()
+def encode_mean(vae: ModelMixin, pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] -> the posterior's mean as a network sees it, float32; shapes as in `encode_moments`."""
+    return latent_normalization(vae).normalize(encode_moments(vae, pixels)[0])
+
+
+def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
+    """A network's samples (B, z, H, W) or (B, z, T, H, W) as pixels in [-1, 1], (B, 1 or 3, ...) with as many axes.
+
+    Without an autoencoder they must be pixels already. Raises ValueError where they are not.
+    """
+    if vae is None:
+        if x.shape[1] not in (1, 3):
+            raise ValueError(
+                f"vae=None: samples of shape {tuple(x.shape)} are no pictures; give the autoencoder they were trained "
+                "in, or take the samples themselves (output_type='latent')"
+            )
+        return x
+    z = latent_normalization(vae).denormalize(x).to(vae.dtype)
+    frame = z.ndim == 4 and is_for_video(vae)
+    pixels = vae.decode(z.unsqueeze(2) if frame else z, return_dict=False)[0]
+    return _without_frame(pixels, vae) if frame else pixels
+
+
+def downsampling(vae: ModelMixin | None) -> int:
+    """Pixels of a latent along rows and columns; 1 without an autoencoder. Raises ValueError where it does not say."""
+    if vae is None:
+        return 1
+    if (ratio := vars(vae).get("spatial_compression_ratio")) is not None:
+        return ratio
+    if (widths := vae.config.get("block_out_channels")) is not None:
+        return 2 ** (len(widths) - 1)
+    raise ValueError(
+        f"vae: {type(vae).__name__} has neither spatial_compression_ratio nor block_out_channels, so how many pixels a "
+        "latent stands for is not known; give image_size"
+    )
+
+
+def is_for_video(vae: ModelMixin) -> bool:
+    """Whether it takes (B, C, T, H, W): its first convolution has three axes."""
+    kinds = (nn.Conv2d, nn.Conv3d)
+    return isinstance(next((module for module in vae.modules() if isinstance(module, kinds)), None), nn.Conv3d)
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
+
+
+def _without_frame(value: Tensor, vae: ModelMixin) -> Tensor:
+    """(B, C, 1, H, W) -> (B, C, H, W)."""
+    if value.shape[2] != 1:
+        raise ValueError(f"vae: {type(vae).__name__} makes {value.shape[2]} frames of a picture; give clips")
+    return value.squeeze(2)
