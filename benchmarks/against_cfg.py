@@ -13,7 +13,7 @@ from subjects import inference
 from timing import take_turns
 
 import elit
-from elit.steps import sampling_flops
+from elit.sampling.evaluations import sampling_flops
 
 SCALE = 1.5
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import elit
 from elit.flow.solver import euler, time_grid
 from elit.models.dit import DiT
-from elit.sampling import seeded_noise
+from elit.sampling.sample import seeded_noise
 
 SHARE = 0.25
 """Of the tokens, in sampling."""

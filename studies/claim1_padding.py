@@ -20,7 +20,7 @@ from scoring import draw, held_out_loss, score
 from torch import Tensor, nn
 
 from elit.config import ModelConfig
-from elit.flops import count_flops
+from elit.costs.flops import count_flops
 from elit.models.dit import DiT
 from elit.models.layers import Rope
 

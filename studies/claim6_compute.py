@@ -16,8 +16,8 @@ from scoring import draw, sampling_gflops, score
 from torch import Tensor
 
 from elit import AG, CCFG, CFG
+from elit.costs.flops import count_flops
 from elit.data.digits import digits
-from elit.flops import count_flops
 from elit.flow.guidance import Guidance
 from elit.models.dit import DiT
 

@@ -14,11 +14,11 @@ from command import arguments
 from record import Record, Values
 from torch import Tensor
 
-from elit.evaluate.attention import read_attention
+from elit.analysis.attention import read_attention
 from elit.flow.path import interpolate
 from elit.models.dit import DiT
 from elit.models.layers import patchify
-from elit.sampling import seeded_noise
+from elit.sampling.sample import seeded_noise
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRAWS = 4  # noises behind the loss and the attention of an image at a time

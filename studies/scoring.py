@@ -16,8 +16,8 @@ from elit.evaluate.statistics import Moments
 from elit.flow.guidance import Guidance
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.dit import DiT
-from elit.sampling import sample, seeded_noise
-from elit.steps import sampling_flops
+from elit.sampling.evaluations import sampling_flops
+from elit.sampling.sample import sample, seeded_noise
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 from conftest import inputs, opened
 
 import elit
-from elit.checkpoint import save_model
+from elit.models.saved import save_model
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"

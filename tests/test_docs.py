@@ -12,8 +12,8 @@ from PIL import Image
 from released_files import ELIT, checkpoint, weights
 
 import elit
-from elit.checkpoint import save_model
 from elit.cli.main import main
+from elit.models.saved import save_model
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,32 +11,10 @@ import elit
 
 SOURCE = Path(elit.__file__).parent
 # A module may import from its own room and from those before it.
-ROOMS = [
-    *(
-        "config",
-        "budgets",
-        "models",
-        "flow",
-        "flops",
-        "paper",
-        "estimate",
-        "data",
-        "checkpoint",
-        "released",
-        "settings",
-        "runner",
-        "steps",
-        "sampling",
-        "pipeline",
-        "ema",
-        "parallel",
-        "state",
-        "runlog",
-        "train",
-        "elastic",
-    ),
-    *("evaluate", "planner", "report", "quickstart", "cli"),
-]
+ROOMS = (
+    *("config", "budgets", "models", "flow", "costs", "data", "released", "sampling", "training", "elastic"),
+    *("evaluate", "report", "analysis", "planner", "quickstart", "cli"),
+)
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -66,8 +44,12 @@ def test_imports_run_one_way(path):
         assert imported_rooms(path) <= {"models", "budgets"}
 
 
+def test_few_modules_lie_loose():
+    assert len(list(SOURCE.glob("*.py"))) <= 8
+
+
 def test_no_file_outgrows_one_sitting_and_no_drawers():
-    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 500 for path in FILES)
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 400 for path in FILES)
     assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from test_train import losses, tiny
+from test_loop import losses, tiny
 
 from elit.config import save_config
 

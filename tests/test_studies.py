@@ -11,7 +11,7 @@ import torch
 from conftest import inputs, opened
 
 from elit.evaluate.features import DigitClassifier, ImageDetector
-from elit.sampling import sample
+from elit.sampling.sample import sample
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "studies").glob("claim*.py"))

@@ -19,29 +19,28 @@ _HOME = {
     "InterfaceSpec": "elit.models.interface",
     "Text": "elit.models.conditioning",
     "TextEncoder": "elit.data.text",
-    "count_flops": "elit.flops",
+    "count_flops": "elit.costs.flops",
     "CFG": "elit.flow.guidance",
     "AG": "elit.flow.guidance",
     "CCFG": "elit.flow.guidance",
-    "load_model": "elit.checkpoint",
+    "load_model": "elit.models.saved",
     "load_released": "elit.released.load",
-    "sample": "elit.sampling",
-    "ElitPipeline": "elit.pipeline",
+    "sample": "elit.sampling.sample",
+    "ElitPipeline": "elit.sampling.pipeline",
     "elastify": "elit.elastic.surgery",
     "budget": "elit.elastic.context",
     "load_elastic": "elit.elastic.load",
     "plan": "elit.planner.choose",
-    "Plan": "elit.settings",
+    "Plan": "elit.sampling.plan",
 }
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from elit.checkpoint import load_model as load_model
+    from elit.costs.flops import count_flops as count_flops
     from elit.data.text import TextEncoder as TextEncoder
     from elit.elastic.context import budget as budget
     from elit.elastic.load import load_elastic as load_elastic
     from elit.elastic.surgery import elastify as elastify
-    from elit.flops import count_flops as count_flops
     from elit.flow.guidance import AG as AG
     from elit.flow.guidance import CCFG as CCFG
     from elit.flow.guidance import CFG as CFG
@@ -52,13 +51,14 @@ if TYPE_CHECKING:
     from elit.models.mmdit import MMDiT as MMDiT
     from elit.models.presets import create_model as create_model
     from elit.models.presets import list_models as list_models
+    from elit.models.saved import load_model as load_model
     from elit.models.sit import SiT as SiT
     from elit.models.uvit import UViT as UViT
-    from elit.pipeline import ElitPipeline as ElitPipeline
     from elit.planner.choose import plan as plan
     from elit.released.load import load_released as load_released
-    from elit.sampling import sample as sample
-    from elit.settings import Plan as Plan
+    from elit.sampling.pipeline import ElitPipeline as ElitPipeline
+    from elit.sampling.plan import Plan as Plan
+    from elit.sampling.sample import sample as sample
 
 
 def __getattr__(name: str) -> Any:

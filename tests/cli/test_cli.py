@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
-from elit.checkpoint import save_model
 from elit.cli.main import COMMANDS, main
-from elit.pipeline import ElitPipeline
+from elit.models.saved import save_model
+from elit.sampling.pipeline import ElitPipeline
 
 
 @pytest.fixture(scope="module")

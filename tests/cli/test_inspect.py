@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 import elit
-from elit.checkpoint import save_model
 from elit.cli.main import main
+from elit.models.saved import save_model
 
 SIZES = {"hidden_size": 16, "num_heads": 1, "depth": 3}
 ELIT = {"split": (1, 1, 1), "window": (4, 4), "num_latents": 4}

@@ -7,8 +7,8 @@ import torch
 
 import elit
 from elit.budgets import schedule_budgets
-from elit.checkpoint import save_model
 from elit.cli.main import main
+from elit.models.saved import save_model
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 import elit
-from elit.checkpoint import save_model
 from elit.cli.main import main
+from elit.models.saved import save_model
 
 
 @pytest.fixture(scope="module")

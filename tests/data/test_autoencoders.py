@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
-from elit.checkpoint import load_autoencoder
+from elit.analysis.examples import load_examples
 from elit.cli.main import main
 from elit.data.autoencoders import (
     LatentNormalization,
@@ -22,8 +22,8 @@ from elit.data.autoencoders import (
 from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
-from elit.evaluate.examples import load_examples
 from elit.evaluate.samples import Sampler, Setting
+from elit.models.saved import load_autoencoder
 
 MEAN, STD = [0.3, -0.2, 0.1, 0.5], [1.5, 0.7, 2.0, 0.4]
 VIDEO = {"z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True]}

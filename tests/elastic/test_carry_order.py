@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import elit
-from elit.elastic.order import coarse_to_fine, make_plan, spread_to_window
+from elit.elastic.token_order import coarse_to_fine, make_plan, spread_to_window
 from elit.models.layers import grid_positions
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from torch import nn
 import elit
 from elit.cli.main import main
 from elit.data.digits import digits, moving_digits
-from elit.elastic.call import original
 from elit.elastic.distill import distill
 from elit.elastic.lora import Adapters
+from elit.elastic.runtime import original
 
 SMALL = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 4}
 ADAPTED = r"blocks\.\d\.(attention\.(qkv|proj)|mlp\.fc[12])\.weight"

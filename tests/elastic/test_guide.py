@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 import elit
 from elit.cli.main import main
-from elit.elastic.table import FAMILIES
+from elit.elastic.families import FAMILIES
 
 GUIDE = (Path(__file__).parents[2] / "docs/elastify.md").read_text(encoding="utf-8")
 

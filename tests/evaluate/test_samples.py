@@ -17,7 +17,6 @@ from conftest import opened, small_vae
 from transformers import Dinov2Config, Dinov2Model
 
 import elit
-from elit.checkpoint import save_model
 from elit.cli.main import main
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.detectors import open_detector
@@ -27,6 +26,7 @@ from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler, Setting
 from elit.evaluate.score import load_results, score
 from elit.evaluate.statistics import Moments
+from elit.models.saved import save_model
 
 COUNT = 90
 

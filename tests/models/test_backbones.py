@@ -6,11 +6,11 @@ from conftest import ELIT, SETTINGS, conditions, fresh, inputs, opened
 from torch._dynamo.testing import CompileCounter
 
 import elit
-from elit.checkpoint import load_model
 from elit.models.conditioning import concatenate
 from elit.models.presets import create_model
+from elit.models.saved import load_model
 from elit.models.transformer import Transformer
-from elit.sampling import sample, seeded_noise
+from elit.sampling.sample import sample, seeded_noise
 
 # The published checkpoints' Write looks at dropped latents too; what SiT does instead is in test_sit.py.
 SLICED = [kind for kind in ELIT if kind != "elit-sit"]

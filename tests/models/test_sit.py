@@ -7,10 +7,10 @@ from conftest import inputs, opened, small_vae
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.evaluate.attention import read_attention
+from elit.analysis.attention import read_attention
 from elit.models.presets import create_model
 from elit.models.sit import ddpm_clock
-from elit.sampling import sample, seeded_noise
+from elit.sampling.sample import sample, seeded_noise
 
 ELIT = {"sample_size": 16, "hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
 

@@ -9,14 +9,14 @@ from conftest import opened
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.checkpoint import save_model
 from elit.evaluate.recipe import describe_network, recipe_digest
-from elit.pipeline import ElitPipeline
+from elit.models.saved import save_model
 from elit.planner.choose import Pricing, ladder, plan
 from elit.planner.cost import CostModel
 from elit.planner.profile import Profile, profile_recipe
 from elit.planner.quality import Curve, find_table, read_quality
-from elit.steps import sampling_flops
+from elit.sampling.evaluations import sampling_flops
+from elit.sampling.pipeline import ElitPipeline
 
 PRICES = {"run": 0.0, "image": 0.0, "call": 1.0, "core": 0.5, "around": 40.0, "linear": 60.0, "attention": 100.0}
 BASE = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 100, "detector": "digits"}

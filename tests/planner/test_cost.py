@@ -21,7 +21,7 @@ from elit.planner.profile import (
     profile_recipe,
     read_profile,
 )
-from elit.steps import sampling_flops
+from elit.sampling.evaluations import sampling_flops
 
 PRICES = {"run": 0.4, "image": 0.1, "call": 3.0, "core": 1.0, "around": 20.0, "linear": 35.0, "attention": 60.0}
 

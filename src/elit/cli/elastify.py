@@ -61,13 +61,13 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any]:
-    from elit.checkpoint import load_model, save_model
     from elit.config import TrainConfig
-    from elit.elastic.call import original
     from elit.elastic.distill import check_settings, distill
+    from elit.elastic.runtime import original
     from elit.elastic.surgery import elastify
+    from elit.models.saved import load_model, save_model
     from elit.report.tables import print_table
-    from elit.train import load_data
+    from elit.training.loop import load_data
 
     for name, value in (("model", args.model), ("out", args.out)):
         if value == Path():
@@ -128,10 +128,10 @@ def _judge(args: Args, student: Any, data: Any) -> Callable[[Any, int | None], d
     import torch
 
     from elit.data.digits import CLASSES, digits
-    from elit.elastic.call import original
+    from elit.elastic.runtime import original
     from elit.evaluate.features import train_digit_classifier
     from elit.flow.path import interpolate
-    from elit.sampling import sample, seeded_noise
+    from elit.sampling.sample import sample, seeded_noise
 
     noise = seeded_noise(list(range(64)), tuple(data.shape))
     images, y = data.__getitems__([i * len(data) // 64 for i in range(64)])

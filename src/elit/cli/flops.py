@@ -66,7 +66,7 @@ def run(args: Args) -> list[dict[str, Any]]:
 
 
 def _paper(args: Args) -> list[dict[str, Any]]:
-    from elit.paper import paper_figures
+    from elit.costs.paper import paper_figures
     from elit.report.tables import print_table
 
     figures = paper_figures()
@@ -82,9 +82,9 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
     import torch
 
     from elit.budgets import resolve_budget
-    from elit.checkpoint import load_model
-    from elit.flops import count_flops, measure_ms
+    from elit.costs.flops import count_flops, measure_ms
     from elit.models.presets import create_model
+    from elit.models.saved import load_model
 
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
     device = check_device(args.device) if args.measure else "meta"

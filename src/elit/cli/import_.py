@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any]:
-    from elit.checkpoint import save_model
+    from elit.models.saved import save_model
     from elit.released import LICENCE
     from elit.released.load import load_released
 

@@ -65,14 +65,14 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     import torch
 
-    from elit.checkpoint import load_autoencoder, load_model
+    from elit.analysis.attention import interface_of
+    from elit.analysis.examples import load_examples
+    from elit.analysis.inspection import inspect_model
+    from elit.analysis.latents import Probe
+    from elit.analysis.page import write_inside
     from elit.cli.sample import chosen_guidance
-    from elit.evaluate.attention import interface_of
-    from elit.evaluate.examples import load_examples
-    from elit.evaluate.inside import Probe
-    from elit.evaluate.inspection import inspect_model
     from elit.evaluate.samples import Setting
-    from elit.report.inside import write_inside
+    from elit.models.saved import load_autoencoder, load_model
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     if args.out.exists() and not args.out.is_dir():
@@ -98,7 +98,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def _print(numbers: dict[str, Any]) -> None:
     """The rank correlation at every time, and the loss without each latent."""
-    from elit.report.inside import CORRELATION, WITHOUT, correlation_cells, without_cells
+    from elit.analysis.page import CORRELATION, WITHOUT, correlation_cells, without_cells
     from elit.report.tables import print_table
 
     title = "Rank correlation of Read attention and loss"

@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     import sys
 
-    from elit.quickstart import quickstart
+    from elit.quickstart.run import quickstart
     from elit.report.tables import headings, print_table, score_cells
 
     result = quickstart(

@@ -94,11 +94,11 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.checkpoint import load_autoencoder, load_model
     from elit.data.autoencoders import decode
     from elit.data.images import output_kind, write_samples
-    from elit.sampling import sample
-    from elit.steps import sampling_flops
+    from elit.models.saved import load_autoencoder, load_model
+    from elit.sampling.evaluations import sampling_flops
+    from elit.sampling.sample import sample
 
     device = check_device(args.device)
     dtype = getattr(torch, args.dtype)

@@ -52,7 +52,7 @@ def run(args: Args) -> dict[str, Any] | None:
         return _dry_run(args)
     from accelerate import PartialState
 
-    from elit.train import train
+    from elit.training.loop import train
 
     train(args.settings)
     if not PartialState().is_main_process:
@@ -64,7 +64,7 @@ def run(args: Args) -> dict[str, Any] | None:
 
 
 def _dry_run(args: Args) -> dict[str, Any]:
-    from elit.estimate import estimate
+    from elit.costs.memory import estimate
     from elit.report.tables import print_table
 
     found = estimate(

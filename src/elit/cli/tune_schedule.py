@@ -62,9 +62,9 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.checkpoint import load_autoencoder, load_model
+    from elit.analysis.examples import load_examples
     from elit.config import write_text
-    from elit.evaluate.examples import load_examples
+    from elit.models.saved import load_autoencoder, load_model
     from elit.planner.tune import make_probe, tune_schedule
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)

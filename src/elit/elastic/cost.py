@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from elit.elastic.table import Family, all_blocks, family_of
+from elit.elastic.families import Family, all_blocks, family_of
 
 
 def count_block_flops(

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from elit.budgets import draw_budget
 from elit.config import TrainConfig
-from elit.data.feed import Feed
 from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
-from elit.data.order import StepSampler
-from elit.elastic.call import original
+from elit.data.loader import Feed
+from elit.data.sampler import StepSampler
 from elit.elastic.lora import Adapters, check_adapters
+from elit.elastic.runtime import original
 from elit.flow.path import flow_matching_loss, interpolate
-from elit.train import draw_posterior, draw_step
+from elit.training.loop import draw_posterior, draw_step
 
 WEIGHTS = ("all", "lora", "interface")
 

@@ -8,11 +8,11 @@ import diffusers
 import torch
 from safetensors.torch import load_file
 
-from elit.checkpoint import check_weights, fingerprint
+from elit.elastic.families import FAMILIES
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord
 from elit.elastic.surgery import elastify
-from elit.elastic.table import FAMILIES
 from elit.models.presets import NETWORKS
+from elit.models.saved import check_weights, fingerprint
 
 
 def load_elastic(folder: str | Path, **kwargs: Any) -> Any:

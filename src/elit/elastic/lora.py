@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from elit.elastic.call import original
+from elit.elastic.runtime import original
 
 LAYERS = r"blocks\.\d+\.(attention\.(qkv|proj)|mlp\.fc[12])"
 """Of all blocks, those of head and tail too: behind Write they learn what is missing at a low budget."""

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from elit.checkpoint import fingerprint
 from elit.config import write_text
+from elit.models.saved import fingerprint
 
 RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
 VARIANT = "elastic"

@@ -4,7 +4,7 @@
 
 diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
 name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles see ordinary modules. What
-happens in a forward is in `call.py`.
+happens in a forward is in `runtime.py`.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 
 from elit.budgets import resolve_budget
-from elit.elastic.call import PLAIN, Call, CoreBlock, active, bypassed, checkpointed, signature_of
-from elit.elastic.carry import ElasticInterface
 from elit.elastic.context import branch, kept_of_call
-from elit.elastic.order import make_plan
+from elit.elastic.families import Family, all_blocks, family_of
+from elit.elastic.interface import ElasticInterface
+from elit.elastic.runtime import PLAIN, Call, CoreBlock, active, bypassed, checkpointed, signature_of
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
-from elit.elastic.table import Family, all_blocks, family_of
+from elit.elastic.token_order import make_plan
 
 
 def elastify(

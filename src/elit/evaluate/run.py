@@ -13,8 +13,8 @@ from elit.evaluate.statistics import Moments
 from elit.flow.guidance import Guidance
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling import sample
-from elit.steps import sampling_flops
+from elit.sampling.evaluations import sampling_flops
+from elit.sampling.sample import sample
 
 
 @dataclass(frozen=True, kw_only=True)

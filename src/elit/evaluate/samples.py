@@ -35,8 +35,8 @@ from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling import sample
-from elit.steps import evaluated_steps, sampling_flops, sampling_plan
+from elit.sampling.evaluations import evaluated_steps, sampling_flops, sampling_plan
+from elit.sampling.sample import sample
 
 CHUNK = 32
 

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 
 from elit.budgets import Schedule, resolve_budget
-from elit.checkpoint import load_model
 from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.flow.guidance import CCFG, CFG, Guidance
+from elit.models.saved import load_model
 from elit.models.transformer import Transformer
 from elit.planner.cost import Anatomy, CostModel
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.planner.say import explain, setting_words
 from elit.planner.target import make_target
-from elit.settings import Plan
+from elit.sampling.plan import Plan
 
 MOST_STEPS = 64
 PAPER_STEPS, PAPER_SCALE = 40, 1.25

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from elit.budgets import Schedule
-from elit.flops import count_flops, shared_flops
+from elit.costs.flops import count_flops, shared_flops
 from elit.flow.guidance import Branch, Guidance
 from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
-from elit.steps import sampling_plan, shares_head
+from elit.sampling.evaluations import sampling_plan, shares_head
 
 RUN_TERMS = ("run", "image")
 """Once a run; once an image, whose noise is drawn from its own seed."""

@@ -22,7 +22,7 @@ from elit.evaluate.recipe import recipe_digest
 from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import Anatomy, CostModel, Counts, fit
-from elit.sampling import sample
+from elit.sampling.sample import sample
 
 Progress = Callable[[int, int], None]
 LEAST_ROUNDS = 3

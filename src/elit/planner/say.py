@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from elit.models.transformer import Transformer
 from elit.planner.quality import Quality
 from elit.planner.target import Target
-from elit.settings import Plan
+from elit.sampling.plan import Plan
 
 
 def explain(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from elit.settings import Plan
+from elit.sampling.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

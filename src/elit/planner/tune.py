@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elit.evaluate.inside import Probe, Tick, losses
-from elit.flops import count_flops
+from elit.analysis.latents import Probe, Tick, losses
+from elit.costs.flops import count_flops
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 

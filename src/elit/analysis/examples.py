@@ -1,0 +1,104 @@
+"""Data to look at a network with: samples as it takes them, what they are of, and how they look."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from elit.config import ModelConfig, TrainConfig
+from elit.data.autoencoders import decode, downsampling, encode_mean
+from elit.data.images import ImageData
+from elit.data.latents import LatentSet, posterior_sample
+from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
+from elit.sampling.sample import seeded_noise
+from elit.training.loop import load_data, load_prompts
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some of a data set, evenly spaced over it."""
+
+    x: Tensor
+    """(B, C, ...) float32 on the CPU, as the network takes them."""
+    y: Condition
+    """What they are of, B rows on the CPU."""
+    names: tuple[str, ...]
+    """Class or caption of each."""
+    made: dict[str, Any]
+    """Where they come from, as JSON."""
+
+
+def load_examples(
+    model: Transformer,
+    data: str,
+    count: int,
+    *,
+    vae: ModelMixin | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Examples:
+    """`count` samples of "digits", "moving-digits", a folder of images, or one that `elit encode` wrote.
+
+    vae: the autoencoder that the network was trained in, through which pictures go. image_size: to which a folder's
+    images are cut, default what the network takes. seed: of the draw from each latent's posterior.
+    Raises ValueError where the data is not there, too few, or not what the network takes.
+    """
+    if count < 2:
+        raise ValueError(f"count={count}: give at least 2")
+    if image_size is None:
+        image_size = model.sample_size[-1] * downsampling(vae)
+    # Training knows what `data` stands for; of the network it asks how it is conditioned.
+    text = "text_encoder" in model.config
+    told = {"text_encoder": model.config.text_encoder, "text_length": model.config.text_length} if text else {}
+    network = ModelConfig(name="MM-DiT-S/2" if text else "DiT-S/2", **told)
+    config = TrainConfig(data=data, image_size=image_size, model=network)
+    images = load_data(config)
+    if count > len(images):
+        raise ValueError(f"count={count}: {data!r} has {len(images)}; give at most so many")
+    rows = [i * len(images) // count for i in range(count)]
+    found, labels = images.__getitems__(rows)
+    x = _as_latents(found, images, vae, seed)
+    wanted = (model.config.in_channels, *model.sample_size)
+    if x.shape[1:] != wanted:
+        help = " or the autoencoder that the model was trained in as vae" if vae is None and x.shape[1] == 3 else ""
+        raise ValueError(f"data={data!r}: samples of {tuple(x.shape[1:])}, this model takes {wanted}; give such{help}")
+    prompts = load_prompts(config, images, model.device)
+    y = model.conditions(labels if prompts is None else prompts[labels])
+    names = images.classes if prompts is None else images.captions
+    made = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
+    return Examples(x, y, tuple(names[label] for label in labels.tolist()), made)
+
+
+def as_shown(samples: Tensor, vae: ModelMixin | None) -> Tensor:
+    """Samples of a network as pictures (B, 1 or 3, H, W) in [-1, 1] on the CPU, of clips the first frame.
+
+    Latents without their autoencoder are no pictures: the mean over their channels then, each from its own least to
+    its most.
+    """
+    pixels = vae is not None or samples.shape[1] in (1, 3)
+    with torch.no_grad():
+        # Of a clip's latents all are decoded: the first frame of some autoencoders needs those behind it.
+        parts = (
+            [decode(vae, part.to(vae.device if vae else part.device)) for part in samples.split(8)] if pixels else []
+        )
+    shown = torch.cat(parts).float().cpu() if pixels else samples.float().cpu().mean(1, keepdim=True)
+    if shown.ndim == 5:
+        shown = shown[:, :, 0]
+    if not pixels:
+        low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+        shown = 2 * (shown - low) / (high - low).clamp(min=1e-6) - 1
+    return shown.clamp(-1, 1)
+
+
+def _as_latents(found: Tensor, images: ImageData, vae: ModelMixin | None, seed: int) -> Tensor:
+    """What a data set gives, as the network takes it: drawn from posteriors, or encoded (their means)."""
+    if isinstance(images, LatentSet):
+        return posterior_sample(found, seeded_noise(range(seed, seed + len(found)), images.shape))
+    if vae is None:
+        return found
+    if found.shape[1] != 3:
+        raise ValueError(f"vae: given, but the data has {found.shape[1]} channels and an autoencoder takes RGB")
+    return torch.cat([encode_mean(vae, part).cpu() for part in found.split(8)])

@@ -1,0 +1,117 @@
+"""What a training run takes, before it is started: memory of a device by part, FLOPs of an iteration, GPU-days.
+
+Nothing is computed and no data is read: the network runs on fake tensors, which have shapes and no content.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from elit.budgets import training_budgets
+from elit.config import TrainConfig
+from elit.costs.flops import count_flops
+from elit.models.presets import create_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of one run; bytes are those of one device."""
+
+    parameters: int
+    weights: int
+    """Bytes of the float32 weights, or of this device's shard of them; gradients are as many."""
+    optimizer: int
+    """Bytes of Adam's two moments, or of a shard."""
+    average: int
+    """Bytes of the averaged weights, or of a shard; 0 where they are kept on the CPU."""
+    gathered: int
+    """Sharded: bytes of the weights that are whole at one time, two blocks and what is outside of blocks."""
+    activations: int
+    """Bytes kept for the backward pass of a micro-batch at the largest budget."""
+    activations_checkpointed: int
+    """The same with gradient checkpointing."""
+    gradient_checkpointing: bool
+    tflops: float
+    """Of an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1)."""
+    device_days: float
+    """Days of one device for all steps; of n devices, an n-th."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device at most: activations go as gradients come, so only the larger of the two counts."""
+        activations = self.activations_checkpointed if self.gradient_checkpointing else self.activations
+        return self.weights + self.optimizer + self.average + self.gathered + max(self.weights, activations)
+
+
+def estimate(
+    config: TrainConfig, *, devices: int = 1, device_tflops: float = 989.0, utilisation: float = 0.4
+) -> Estimate:
+    """What `config` takes on `devices` devices, copied or sharded, of `device_tflops` at a share of `utilisation`.
+
+    config.model must say everything that the data would (recipes do). Raises ValueError where sizes do not fit.
+    """
+    if devices < 1 or config.batch_size % (devices * config.gradient_accumulation):
+        raise ValueError(
+            f"devices={devices}: batch_size={config.batch_size} must divide into {config.gradient_accumulation} "
+            "accumulated micro-batches on each of them"
+        )
+    for name, value in (("device_tflops", device_tflops), ("utilisation", utilisation)):
+        if not value > 0 or (name == "utilisation" and value > 1):
+            raise ValueError(f"{name}={value}: give a number above 0{', at most 1' if name == 'utilisation' else ''}")
+    with torch.device("meta"):
+        model = create_model(**config.model.chosen())
+    drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
+    flops = 3 * config.batch_size * sum(count_flops(model, budget=kept) for kept in drawn) / len(drawn)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    batch = config.batch_size // devices // config.gradient_accumulation
+    largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
+    whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
+    shard, gathered = parameters, 0
+    if config.fsdp and devices > 1:
+        shard = math.ceil(parameters / devices)
+        blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+        gathered = 2 * max(blocks) * (2 if config.precision == "bf16" else 4) + 4 * (parameters - sum(blocks))
+    return Estimate(
+        parameters=parameters,
+        weights=4 * shard,
+        optimizer=8 * shard,
+        average=0 if config.ema_on_cpu else 4 * shard,
+        gathered=gathered,
+        activations=whole,
+        # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
+        activations_checkpointed=inputs + math.ceil((whole - inputs) / len(model.blocks)),
+        gradient_checkpointing=config.gradient_checkpointing,
+        tflops=flops / 1e12,
+        device_days=config.steps * flops / (device_tflops * 1e12 * utilisation) / 86_400,
+    )
+
+
+def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, checkpointing: bool) -> int:
+    """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once."""
+    with FakeTensorMode():
+        model = create_model(**config.model.chosen())
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+        alive: list[Tensor] = []  # a freed storage's number may come again
+
+        def keep(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(value)
+            return value
+
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        x = torch.zeros(batch, model.config.in_channels, *model.sample_size)
+        t, y = torch.zeros(batch), model.example_condition(batch)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+            torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"),
+        ):
+            velocity = model(x, t, y, budget)
+            torch.nn.functional.mse_loss(velocity.float(), x)
+    return sum(kept.values())

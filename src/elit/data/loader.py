@@ -1,0 +1,98 @@
+"""A run's micro-batches, the seconds spent waiting for them, and a new loader where one of its processes has died."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from elit.data.sampler import StepSampler
+
+T = TypeVar("T")
+ATTEMPTS = 3  # loaders in a row that may die without giving one batch
+
+
+class Feed:
+    """`next(feed)` is (images, labels) of the sampler's next micro-batch, moved to the device.
+
+    `waited` counts the seconds in which a step stood still for data. A loader whose process died, for want of memory
+    say, is replaced by one that goes on at the same micro-batch; raises ChildProcessError where that does not help.
+    """
+
+    def __init__(
+        self, data: Any, sampler: StepSampler, *, workers: int, device: torch.device, say: Callable[[str], None]
+    ):
+        self.data, self.sampler, self.workers, self.device, self.say = data, sampler, workers, device, say
+        self.waited = 0.0
+        self.died = 0
+        self._batches = self._start()
+
+    def __iter__(self) -> "Feed":
+        return self
+
+    def __next__(self) -> tuple[Tensor, Any]:
+        start = time.perf_counter()
+        images, y = self._next()
+        self.waited += time.perf_counter() - start
+        return images.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _next(self) -> tuple[Tensor, Any]:
+        failures = 0
+        while True:
+            try:
+                batch = next(self._batches)
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _is_death(error):
+                    raise
+                failures, self.died = failures + 1, self.died + 1
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                if failures == ATTEMPTS:
+                    raise ChildProcessError(
+                        f"data: loader processes died {failures} times in a row ({reason}); give fewer workers "
+                        "or more memory, and resume"
+                    ) from None
+                self.say(f"data: {reason}; started a new loader at the same batch")
+                self._batches = self._start()
+            else:
+                self._advance()
+                return batch
+
+    def _advance(self) -> None:
+        sampler = self.sampler
+        sampler.part += 1
+        if sampler.part == sampler.parts:
+            sampler.start, sampler.part = sampler.start + 1, 0
+
+    def _start(self) -> Iterator[Any]:
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGCHLD) if main else None
+        loader: DataLoader[Any] = DataLoader(
+            self.data,
+            batch_sampler=self.sampler,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=self.device.type != "cpu",
+        )
+        batches = iter(loader)
+        if main and before is not None:
+            # torch's handler would raise in the middle of a step; without it, waiting for the next batch finds out.
+            signal.signal(signal.SIGCHLD, before)
+        return batches
+
+
+def _is_death(error: BaseException) -> bool:
+    """Whether a loader process is gone, by its silence or by a tensor that nobody hands over any more.
+
+    What went wrong inside one, which lives on, torch calls "Caught … in DataLoader worker process".
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    return not str(error).startswith("Caught")
+
+
+def _as_is(batch: T) -> T:
+    return batch

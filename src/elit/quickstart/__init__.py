@@ -1,0 +1,1 @@
+"""All of the library, once through."""

@@ -1,0 +1,95 @@
+"""What a sampling run evaluates: the branches of every step, which steps reuse the last output, and what all costs."""
+
+from collections.abc import Sequence
+
+import torch
+
+from elit.budgets import Schedule, schedule_budgets
+from elit.costs.flops import count_flops, shared_flops
+from elit.flow.guidance import Branch, Guidance, branches
+from elit.flow.solver import time_grid
+from elit.models.transformer import Transformer
+
+Evaluations = list[dict[float, list[Branch]]]
+"""For every step, what is evaluated at which time; a time without branches reuses the last velocity."""
+
+
+def sampling_plan(
+    model: Transformer,
+    times: Sequence[float],
+    budget: Schedule,
+    guidance: Guidance | None,
+    solver: str = "euler",
+    cache: float = 0.0,
+) -> Evaluations:
+    """The evaluations of all steps between `times`; arguments as in `elit.sample`.
+
+    Raises ValueError for an invalid budget, and for a cache with another solver than Euler's.
+    """
+    if not cache >= 0:
+        raise ValueError(f"cache={cache}: give a threshold >= 0; 0 is off")
+    if cache and solver != "euler":
+        raise ValueError(f"cache={cache}: goes with solver='euler' alone, {solver!r} looks at every step twice")
+    plan: Evaluations = []
+    for step, kept in enumerate(schedule_budgets(budget, times[:-1], model.budgets)):
+        corrected = solver == "heun" and step < len(times) - 2
+        at = times[step : step + 2] if corrected else times[step : step + 1]
+        plan.append({t: branches(guidance, t, kept, model.budgets) for t in at})
+    if cache:
+        counts = [len(chosen) for step in plan for chosen in step.values()]
+        for step, again in enumerate(reused_steps(time_changes(model, times[:-1]), counts, cache)):
+            if again:
+                plan[step] = {times[step]: []}
+    return plan
+
+
+@torch.no_grad()
+def time_changes(model: Transformer, times: Sequence[float]) -> list[float]:
+    """Relative L1 change of the time embedding from each of `times` to the next, len(times) - 1 numbers."""
+    at = model.time_embedding(torch.tensor(times, device=model.device, dtype=torch.float32)).float()
+    return ((at[1:] - at[:-1]).abs().mean(1) / at[:-1].abs().mean(1)).tolist()
+
+
+def reused_steps(changes: Sequence[float], counts: Sequence[int], threshold: float) -> list[bool]:
+    """TeaCache's rule (PAPER section 4): the changes since the last evaluation add up, and while their sum stays below
+    the threshold a step reuses that evaluation's output.
+
+    changes: between neighbouring steps. counts: branches of every step; where guidance sets in or ends, and at the
+    first and the last step, there is always an evaluation. All of it is known before the run.
+    """
+    reused, total = [False], 0.0
+    for step, change in enumerate(changes, start=1):
+        total += change
+        again = total < threshold and counts[step] == counts[step - 1] and step < len(counts) - 1
+        total = total if again else 0.0
+        reused.append(again)
+    return reused
+
+
+def shares_head(chosen: Sequence[Branch]) -> bool:
+    """Whether branches differ in nothing before Read: those of autoguidance."""
+    return len(chosen) == 2 and chosen[0].drop_class == chosen[1].drop_class
+
+
+def sampling_flops(
+    model: Transformer,
+    *,
+    steps: int = 40,
+    budget: Schedule = None,
+    guidance: Guidance | None = None,
+    solver: str = "euler",
+    shift: float = 1.0,
+    cache: float = 0.0,
+    sample_size: int | Sequence[int] | None = None,
+) -> int:
+    """Floating-point operations of one whole sample, guidance branches included; arguments as in `elit.sample`."""
+    plan = sampling_plan(model, time_grid(steps, shift), budget, guidance, solver, cache)
+    cost = {kept: count_flops(model, sample_size=sample_size, budget=kept) for kept in model.budgets or (None,)}
+    every = [chosen for step in plan for chosen in step.values()]
+    twice = sum(map(shares_head, every)) * shared_flops(model, sample_size=sample_size)
+    return sum(cost[branch.budget] for chosen in every for branch in chosen) - twice
+
+
+def evaluated_steps(plan: Evaluations) -> int:
+    """How many steps ask the network; the others are those a cache saves."""
+    return sum(any(step.values()) for step in plan)

@@ -1,0 +1,145 @@
+"""ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Optional
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor, nn
+
+from elit.budgets import Budget, Schedule
+from elit.data.autoencoders import decode
+from elit.data.images import to_uint8
+from elit.data.text import embed_prompts
+from elit.flow.guidance import CCFG, CFG, Guidance
+from elit.flow.solver import time_grid
+from elit.models.conditioning import Condition
+from elit.models.transformer import Transformer
+from elit.sampling.evaluations import sampling_plan
+from elit.sampling.plan import Plan
+from elit.sampling.precision import runner
+from elit.sampling.sample import guided_network
+
+
+class ElitPipeline(DiffusionPipeline):
+    """Sampling with a compute dial, from classes or from text.
+
+    transformer: an elit network. scheduler: FlowMatchEulerDiscreteScheduler. vae: a diffusers autoencoder, or None
+    where the network works on pixels. text_encoder, tokenizer: transformers' own, where the network was trained on
+    their embeddings.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar = ["vae", "text_encoder", "tokenizer"]
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        # diffusers 0.36 reads no `X | None` here
+        vae: Optional[ModelMixin] = None,  # noqa: UP045
+        text_encoder: Optional[nn.Module] = None,  # noqa: UP045
+        tokenizer: Optional[object] = None,  # noqa: UP045
+    ):
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        num_inference_steps: int = 40,
+        guidance_scale: float = 1.0,
+        budget: Schedule = None,
+        guidance_budget: Budget = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        latents: Tensor | None = None,
+        return_dict: bool = True,
+        prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Condition | None = None,
+        cache: float = 0.0,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        plan: Plan | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
+
+        guidance_scale: 1 is off. budget: as in `elit.sample`, a schedule included. guidance_budget: latents per
+        group of the unconditional branch (CCFG); None = those of the main branch (CFG).
+        generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
+        in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
+        frames, or has its frames behind B. cache, dtype, compile: as in `elit.sample`.
+
+        Raises ValueError for labels, budgets and sizes that do not fit the network.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
+        model, device = self.transformer, self._execution_device
+        y = self._conditions(class_labels, prompt, prompt_embeds)
+        guidance: Guidance | None = (
+            CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
+        )
+        if plan is not None:
+            num_inference_steps, budget, guidance, cache = plan.steps, plan.budget, plan.guidance, plan.cache
+
+        # The scheduler counts noise levels down from 1; the flow counts t up to 1.
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps, endpoint=False), device=device)
+        times = [1 - sigma for sigma in self.scheduler.sigmas.tolist()]
+        exact = time_grid(num_inference_steps, self.scheduler.config.shift)
+        if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
+            times = exact
+        evaluations = sampling_plan(model, times, budget, guidance, cache=cache)
+        velocity = guided_network(model, y.to(device), evaluations, guidance, runner(model, dtype, compile=compile))
+
+        shape = (len(y), model.config.in_channels, *model.sample_size)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
+        elif latents.shape != shape and (latents.shape[:2] != shape[:2] or latents.ndim != len(shape)):
+            raise ValueError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
+        x = latents.to(device, torch.float32)
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            # Scheduler convention: the derivative in the noise level, noise − data.
+            x = self.scheduler.step(-velocity(x, times[step], step), timestep, x, return_dict=False)[0]
+
+        images = self._finish(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
+        given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
+        chosen = [name for name, value in given.items() if value is not None]
+        takes = ["prompt", "prompt_embeds"] if "text_encoder" in self.transformer.config else ["class_labels"]
+        if len(chosen) != 1 or chosen[0] not in takes:
+            raise ValueError(f"{' and '.join(chosen) or 'no condition'} given; this network takes {' or '.join(takes)}")
+        if prompt is not None and self.text_encoder is not None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            length = self.transformer.config.text_length
+            return self.transformer.conditions(embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length))
+        return self.transformer.conditions(given[chosen[0]])
+
+    def _finish(self, x: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return x
+        x = decode(self.vae, x)
+        if x.ndim == 5:
+            x = x.movedim(2, 1)  # (B, T, C, H, W)
+        if output_type == "pil":
+            return _as_pil(to_uint8(x))
+        x = (x.float().clamp(-1, 1) + 1) / 2
+        return x if output_type == "pt" else x.movedim(-3, -1).cpu().numpy()
+
+
+def _as_pil(pixels: Tensor) -> list[Any]:
+    """(B, C, H, W) uint8 -> B pictures; (B, T, C, H, W) -> B lists of T pictures."""
+    if pixels.ndim == 5:
+        return [_as_pil(clip) for clip in pixels]
+    channels_last = pixels.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in channels_last]

@@ -1,0 +1,130 @@
+"""From a network and labels to samples: the solver, the guidance and the budgets of every step, put together."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from elit.budgets import Schedule
+from elit.flow.guidance import Branch, Guidance, guided_velocity
+from elit.flow.solver import get_solver, time_grid
+from elit.models.conditioning import Condition, concatenate
+from elit.models.transformer import Transformer, as_size
+from elit.sampling.evaluations import Evaluations, sampling_plan, shares_head
+from elit.sampling.plan import Plan
+from elit.sampling.precision import runner
+
+
+def sample(
+    model: Transformer,
+    y: Condition | Sequence[int] | int | Sequence[str] | str,
+    *,
+    steps: int = 40,
+    budget: Schedule = None,
+    guidance: Guidance | None = None,
+    solver: str = "euler",
+    seed: int | Sequence[int] = 0,
+    shift: float = 1.0,
+    sample_size: int | Sequence[int] | None = None,
+    noise: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cache: float = 0.0,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    plan: Plan | None = None,
+) -> Tensor:
+    """Samples (B, C, H, W) or (B, C, T, H, W), float32 on the model's device; pixels in [-1, 1] or autoencoder cells.
+
+    y: B labels, num_classes = no class; for a text-conditional network B prompts or their embeddings.
+    steps: the paper uses 40 with "euler"; "heun" evaluates twice a step.
+    budget: one for all steps, or a schedule: a list with one a step, a function of t, "0.5@0-0.5,1@0.5-1".
+    guidance: elit.CFG, elit.AG or elit.CCFG. shift: more of the steps near noise, 1 is even.
+    seed: of the first sample, the next ones count up; or one seed a sample. A sample depends on its own seed alone,
+    not on the batch it is in. noise: (B, C, ...) instead of seeds.
+    sample_size: default the model's own. batch_size: samples at a time, default all.
+    progress: called with (samples done, samples in all) after every batch.
+    cache: threshold of TeaCache's rule: while the time embedding has moved by less, relatively, since the last
+    evaluation, a step reuses its velocity. 0 is off.
+    dtype: of the network, default as it is; the solver's state stays float32. Another one makes a copy of the weights,
+    which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA graph a budget.
+    plan: of `elit.plan`, in the place of steps, budget, guidance, solver and cache.
+
+    Raises ValueError for what does not fit the model.
+    """
+    if plan is not None:
+        steps, budget, guidance, solver, cache = plan.steps, plan.budget, plan.guidance, "euler", plan.cache
+    wanted: Condition = model.conditions(y)
+    count = len(wanted)
+    size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
+    model.token_grid(size)
+    times, run = time_grid(steps, shift), get_solver(solver)
+    evaluations = sampling_plan(model, times, budget, guidance, solver, cache)
+    network = runner(model, dtype, compile=compile)
+    shape = (model.config.in_channels, *size)
+    if noise is not None and noise.shape != (count, *shape):
+        raise ValueError(f"noise: shape {tuple(noise.shape)}, expected {(count, *shape)}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    seeds = sample_seeds(seed, count)
+
+    samples = []
+    for first in range(0, count, batch_size or count):
+        part = slice(first, first + (batch_size or count))
+        x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
+        velocity = guided_network(model, wanted[part].to(model.device), evaluations, guidance, network)
+        with torch.no_grad():
+            samples.append(run(velocity, x.to(model.device, torch.float32), times))
+        if progress:
+            progress(min(part.stop, count), count)
+    return torch.cat(samples)
+
+
+def guided_network(
+    model: Transformer,
+    y: Condition,
+    plan: Evaluations,
+    guidance: Guidance | None,
+    network: Callable[..., Tensor] | None = None,
+) -> Callable[[Tensor, float, int], Tensor]:
+    """The solver's velocity(x, t, step): all branches in one batch, each at its budget; float32 like x.
+
+    network: what is called in the place of `model`, see `runner`.
+    """
+    null, run = model.without_condition(y), network or model
+    asked: dict[tuple[bool, ...], Condition] = {}
+    last: Tensor
+
+    def velocity(x: Tensor, t: float, step: int) -> Tensor:
+        def evaluate(chosen: Sequence[Branch]) -> Sequence[Tensor]:
+            shared = shares_head(chosen)
+            rows = tuple(branch.drop_class for branch in (chosen[:1] if shared else chosen))
+            if rows not in asked:
+                asked[rows] = concatenate([null if dropped else y for dropped in rows])
+            # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
+            time = torch.full((len(rows) * len(x),), t, device=x.device, dtype=torch.float32)
+            repeated = x.repeat(len(rows), *[1] * (x.ndim - 1))
+            options = {"shared": True} if shared else {}
+            v = run(repeated, time, asked[rows], [branch.budget for branch in chosen], **options)
+            return v.to(x.dtype).chunk(len(chosen))
+
+        nonlocal last
+        if chosen := plan[step][t]:
+            last = guided_velocity(evaluate, chosen, guidance.scale if guidance else 1.0)
+        return last
+
+    return velocity
+
+
+def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed a sample: counting up from `seed`, or those given."""
+    if isinstance(seed, int):
+        return list(range(seed, seed + count))
+    if len(seed) != count:
+        raise ValueError(f"seed: {len(seed)} seeds for {count} samples; give one a sample, or one number")
+    return list(seed)
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """(B, *shape) standard normal, each sample from its own seed; drawn on the CPU, so equal on every device."""
+    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

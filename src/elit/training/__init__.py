@@ -1,0 +1,1 @@
+"""One training run: its loop, and what it keeps and tells."""

@@ -1,0 +1,152 @@
+"""A run's state on disk: written by all processes at once, whole or not at all, and read by any number of them.
+
+A checkpoint is a folder in torch's distributed format (weights, their average, Adam's moments, each tensor cut up as
+it was in memory), the network's config.json, and checkpoint.json, which comes last and vouches for the rest.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+import elit
+from elit.config import TrainConfig, write_text
+from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage, fingerprint, quiet
+from elit.models.transformer import Transformer
+from elit.training.distributed import agreed, unsharded_class
+from elit.training.ema import AveragedWeights
+
+BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
+
+
+@contextmanager
+def claimed_folder(config: TrainConfig, accelerator: Accelerator, parameters: int) -> Iterator[None]:
+    """The folder of a run, held by it alone: a lock that ends with the process, however that ends.
+
+    Raises ValueError where it cannot be written, has no room for what the run will keep, or another run is at work.
+    """
+    lock = FileLock(Path(config.out) / "logs" / ".lock")
+    try:
+        agreed(accelerator, lambda: _claim(lock, config, parameters))
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(lock: FileLock, config: TrainConfig, parameters: int) -> None:
+    out = Path(config.out)
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        write_text(out / ".probe", "x" * 65536)
+        (out / ".probe").unlink()
+    except Timeout:
+        raise ValueError(f"out={config.out!r}: another run is writing there; give another folder") from None
+    except OSError as error:
+        raise ValueError(f"out={config.out!r}: cannot write there ({error.strerror}); give another folder") from None
+    there = len(checkpoints(out / "checkpoints"))
+    wanted = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0) - there
+    need = parameters * (BYTES_A_WEIGHT * max(wanted, 1) + 4)
+    free = shutil.disk_usage(out).free
+    if free < need:
+        raise ValueError(
+            f"out={config.out!r}: {free / 2**30:.2f} GiB free, {need / 2**30:.2f} wanted for {max(wanted, 1)} more "
+            "checkpoints and the model; make room, give another folder, or keep fewer"
+        )
+
+
+def save_state(
+    accelerator: Accelerator,
+    network: Transformer,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedWeights,
+    config: TrainConfig,
+    step: int,
+) -> None:
+    """Everything needed to resume after `step` steps; drops old checkpoints as config says.
+
+    Every process calls it and writes its part. Raises OSError where it cannot be written; nothing is left of it then.
+    """
+    folder = Path(config.out) / "checkpoints"
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    state = _run_state(network, optimizer, average)
+    try:
+        with quiet():
+            dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+    except (CheckpointException, OSError) as error:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        saved = checkpoints(folder)
+        raise OSError(
+            f"checkpoint of step {step}: cannot be written ({_reason(error)}); last good checkpoint: "
+            f"{saved[-1] if saved else 'none'}; make room and resume"
+        ) from None
+    written = {path.name: fingerprint(path) for path in temporary.glob(f"__{accelerator.process_index}_*")}
+    files = {name: value for part in gather_object([written]) for name, value in part.items()}
+    if accelerator.is_main_process:
+        with torch.device("meta"):
+            unsharded_class(network).from_config(network.config).save_config(temporary)
+        files |= {name: fingerprint(temporary / name) for name in (".metadata", "config.json")}
+        about = {
+            "step": step,
+            "processes": accelerator.num_processes,
+            "elit": elit.__version__,
+            "torch": torch.__version__,
+        }
+        write_text(temporary / MANIFEST, json.dumps(about | {"files": dict(sorted(files.items()))}, indent=1) + "\n")
+        if target.exists():  # a damaged one, passed over when the run went on
+            shutil.rmtree(target)
+        temporary.replace(target)
+        for old in checkpoints(folder)[: -config.keep_last]:
+            if not config.keep_every or checkpoint_step(old) % config.keep_every:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_state(path: Path, network: Transformer, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> None:
+    """Puts back what `save_state` saved, however many processes did, sharded or not."""
+    state = _run_state(network, optimizer, average)
+    with quiet():
+        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    set_state_dict(network, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    average.steps = state["averaged_steps"]
+
+
+def saved_by(path: Path) -> int:
+    """How many processes saved a whole checkpoint."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["processes"]
+
+
+def fault_of(path: Path, accelerator: Accelerator) -> str | None:
+    """What is wrong with a checkpoint, None if nothing; the processes share the reading of its files."""
+    return next(filter(None, gather_object([damage(path, accelerator.process_index, accelerator.num_processes)])), None)
+
+
+def _run_state(network: Transformer, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> dict[str, Any]:
+    """Tensors as they lie in memory: what is saved, and what is loaded into."""
+    weights, moments = get_state_dict(network, optimizer)
+    average.settle()
+    return {"model": weights, "optimizer": moments, "average": average.weights, "averaged_steps": average.steps}
+
+
+def _reason(error: BaseException) -> str:
+    """The first process's own reason, of an exception that gathers those of all."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return " ".join(str(error).split())

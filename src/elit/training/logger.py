@@ -1,0 +1,227 @@
+"""What a training run tells: a progress bar, metrics.jsonl with one line a step, and trackers."""
+
+import json
+import math
+import resource
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from elit.config import TrainConfig, write_text
+from elit.costs.flops import count_flops
+from elit.data.sampler import StepSampler
+from elit.models.saved import checkpoints
+from elit.models.transformer import Transformer
+
+BUCKETS = 10  # of t, equally wide
+SKIPPED = "skipped.jsonl"
+
+
+class RunLog:
+    """Collects every step's figures on the device and reads them back once in `log_every` steps."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, network: Transformer, sampler: StepSampler):
+        self.config, self.accelerator, self.sampler = config, accelerator, sampler
+        self.start = start = sampler.start
+        self.out = Path(config.out)
+        self.cost = {budget: 3 * config.batch_size * count_flops(network, budget=budget) for budget in _all(network)}
+        self.pending: list[dict[str, Any]] = []
+        self.by_time = torch.zeros(2, BUCKETS, device=accelerator.device)  # sums of losses, and how many
+        self.skipped = 0
+        self.since, self.waited = time.perf_counter(), 0.0
+        self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
+        columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
+        self.task = self.bar.add_task("training", total=config.steps, completed=start, figures="")
+        self._start_trackers()
+        if accelerator.is_main_process:
+            # A run that was killed after its last checkpoint repeats those steps; forget their first try.
+            for name in ("metrics.jsonl", SKIPPED):
+                path = self.out / name
+                lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
+                kept = [line for line in lines if json.loads(line)["step"] <= start]
+                if kept or path.is_file() or name != SKIPPED:
+                    write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def progress(self) -> AbstractContextManager[Any]:
+        """Shows the bar while training; without a terminal each flush prints a line instead."""
+        return self.bar if self.console.is_terminal else nullcontext()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that is no part of a step: checkpoints, previews."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
+
+    def add_losses(self, t: Tensor, losses: Tensor) -> None:
+        """t and losses (B,) of a micro-batch, for the mean loss of each bucket of t; stays on the device."""
+        bucket = (t * BUCKETS).long().clamp(max=BUCKETS - 1)
+        finite = losses.isfinite()
+        values = torch.stack((losses.detach().where(finite, 0.0), finite.float()))
+        self.by_time.index_add_(1, bucket, values)
+
+    def add(self, step: int, *, loss: Tensor, gradient_norm: Tensor, budget: int | None, lr: float) -> None:
+        """Figures of one step; tensors stay on the device until `flush`."""
+        self.pending.append({"step": step, "loss": loss, "gradient_norm": gradient_norm, "budget": budget, "lr": lr})
+        self.bar.update(self.task, completed=step)
+
+    def flush(self, waited: float) -> None:
+        """Writes what was collected; `waited`: seconds so far in which steps stood still for data.
+
+        Raises FloatingPointError where more steps than `max_skipped` had no finite gradient.
+        """
+        if not self.pending:
+            return
+        now = time.perf_counter()
+        own = [*(row["loss"] for row in self.pending), torch.tensor(waited - self.waited, device=self.by_time.device)]
+        *losses, wait = self.accelerator.reduce(torch.stack(own), reduction="mean").tolist()
+        norms = torch.stack([row["gradient_norm"] for row in self.pending]).tolist()
+        sums, counts = self.accelerator.reduce(self.by_time, reduction="sum").tolist()
+        seconds, count = now - self.since, len(self.pending)
+        figures: dict[str, Any] = {
+            "images_per_s": round(count * self.config.batch_size / seconds, 1),
+            "data_wait": round(wait / seconds, 4),
+            "tflops_per_s": self._tflops([row["budget"] for row in self.pending], seconds),
+            "memory_gib": round(_peak_memory(self.accelerator.device) / 2**30, 3),
+        }
+        rows = [
+            row | {"loss": loss, "gradient_norm": norm} | figures
+            for row, loss, norm in zip(self.pending, losses, norms, strict=True)
+        ]
+        bad = [row for row in rows if not math.isfinite(row["gradient_norm"])]
+        self.skipped += len(bad)
+        rows[-1] |= {
+            "loss_by_t": [round(s / n, 6) if n else None for s, n in zip(sums, counts, strict=True)],
+            "loss_by_budget": _by_budget(rows),
+            "skipped": self.skipped,
+        }
+        self.pending, self.since, self.waited = [], time.perf_counter(), waited
+        self.by_time.zero_()
+        self._write(rows, bad)
+        self._show(rows, losses, figures)
+        if self.skipped > self.config.max_skipped:
+            self._stop(bad[-1]["step"])
+
+    def say(self, line: str) -> None:
+        """Prints a line on stderr, from the main process only."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def image(self, image: Image.Image, step: int) -> None:
+        """Puts a preview into the trackers; main process only."""
+        pixels = np.asarray(image)[None]
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "trackio":
+                import trackio
+
+                tracker.tracker.log({"samples": trackio.Image(pixels[0])}, step=step)
+            else:
+                form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": pixels if form else [image]}, step=step, **form)
+
+    def _start_trackers(self) -> None:
+        name = self.out.resolve().name
+        options: dict[str, Any] = {"tensorboard": {"purge_step": self.start or None}}
+        options["trackio"] = {"name": name, "resume": "allow" if self.start else "never"}
+        if "wandb" in self.config.trackers and self.accelerator.is_main_process:
+            # One run in the tracker however often this one is resumed.
+            file = self.out / "logs" / "run-id"
+            if not (self.start and file.is_file()):
+                write_text(file, uuid.uuid4().hex)
+            run = file.read_text(encoding="utf-8")
+            options["wandb"] = {"name": name, "id": run, "resume": "allow", "dir": str(self.out / "logs")}
+        self.accelerator.init_trackers("elit", init_kwargs=options)
+
+    def _write(self, rows: list[dict[str, Any]], bad: list[dict[str, Any]]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(_line(row) for row in rows)
+            if bad:
+                kept = ("step", "loss", "gradient_norm", "budget")
+                with (self.out / SKIPPED).open("a", encoding="utf-8") as file:
+                    for row in bad:
+                        samples = self.sampler.samples(row["step"] - 1)
+                        file.write(_line({key: row[key] for key in kept} | {"samples": samples}))
+        for row in rows:
+            self.accelerator.log(_scalars(row), step=row["step"])
+
+    def _show(self, rows: list[dict[str, Any]], losses: list[float], figures: dict[str, Any]) -> None:
+        last = rows[-1]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        mean = f"{sum(finite) / len(finite):.4f}" if finite else "not finite"
+        budget = "" if last["budget"] is None else f" · {last['budget']} latents"
+        skipped = f" · {self.skipped} skipped" if self.skipped else ""
+        text = f"loss {mean} · {figures['images_per_s']:,.0f} images/s{budget}{skipped}"
+        self.bar.update(self.task, figures=text)
+        if not self.console.is_terminal:
+            self.say(f"step {last['step']:,}/{self.config.steps:,} · {text}")
+
+    def _stop(self, step: int) -> None:
+        saved = checkpoints(self.out / "checkpoints")
+        raise FloatingPointError(
+            f"loss or gradient not finite in {self.skipped} steps, the last of them {step} (max_skipped="
+            f"{self.config.max_skipped}); the samples of each are in {str(self.out / SKIPPED)!r}; mend the data "
+            f"or lower learning_rate; last good checkpoint: {saved[-1] if saved else 'none'}"
+        )
+
+    def _tflops(self, budgets: list[int | None], seconds: float) -> float:
+        """TFLOP/s of one device."""
+        total = sum(self.cost[budget] for budget in budgets) / self.accelerator.num_processes
+        return round(total / seconds / 1e12, 4)
+
+
+def _all(network: Transformer) -> tuple[int | None, ...]:
+    return network.budgets or (None,)
+
+
+def _by_budget(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean loss of the steps at each budget; JSON's keys are text."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["budget"] is not None and math.isfinite(row["loss"]):
+            found[str(row["budget"])].append(row["loss"])
+    return {budget: round(sum(found[budget]) / len(found[budget]), 6) for budget in sorted(found, key=int)}
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as JSON, which knows no NaN."""
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(plain) + "\n"
+
+
+def _scalars(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as trackers take it: one number a name."""
+    found = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    for i, loss in enumerate(row.get("loss_by_t", [])):
+        if loss is not None:
+            found[f"loss_by_t/{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"] = loss
+    return found | {f"loss_by_budget/{budget}": loss for budget, loss in row.get("loss_by_budget", {}).items()}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes at most so far, of the device or, on a CPU, of this process."""
+    if device.type == "cpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return torch.get_device_module(device).max_memory_allocated(device)
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raises ValueError where a tracker is asked for that is not installed; accelerate would go on without it."""
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:
+            raise ValueError(f"trackers={tracker!r}: not installed; pip install {tracker}, or leave it out")

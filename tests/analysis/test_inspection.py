@@ -1,0 +1,151 @@
+"""All of `elit inspect` on small networks of every kind: its numbers add up, its files are there."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import ELIT, conditions, links_of, opened, small_vae
+from PIL import Image
+
+from elit.analysis.examples import Examples, as_shown, load_examples
+from elit.analysis.inspection import budgets_shown, inspect_model
+from elit.analysis.latents import Probe, losses, losses_without, single_drops
+from elit.analysis.page import PICTURES, write_inside
+from elit.data.autoencoders import decode
+from elit.data.encode import Encoding, encode, finish, prepare
+from elit.data.latents import LatentSet, posterior_sample
+from elit.data.source import open_source
+from elit.evaluate.samples import Setting
+from elit.flow.guidance import AG, CCFG
+from elit.sampling.sample import sample, seeded_noise
+
+SETTING = Setting(steps=2, seed=5)
+
+
+@pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])  # the published SiT uses all its latents
+def elit_model(request):
+    return opened(request.param)
+
+
+def inspected(model, setting=SETTING, progress=None, **settings):
+    x = torch.randn(4, model.config.in_channels, *model.sample_size, generator=torch.Generator().manual_seed(3))
+    examples = Examples(x, conditions(model, 4), ("a", "b", "a", "a long name that goes on and on"), {"data": "noise"})
+    probe = Probe(x=x, y=examples.y, times=(0.2, 0.8), draws=1, **settings)
+    return probe, inspect_model(model, examples, probe, setting, progress=progress)
+
+
+def test_pictures_numbers_and_a_page_are_written(tmp_path):
+    found = inspected(opened("elit-hdit"))[1]
+    page = write_inside(found, tmp_path, "it").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {*PICTURES, "inspect.json", "report.html"}
+    assert all(min(Image.open(tmp_path / name).size) > 200 for name in PICTURES)
+    links = links_of(page)
+    assert len(links) == len(PICTURES)
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    numbers = json.loads((tmp_path / "inspect.json").read_text())
+    assert numbers == json.loads(json.dumps(found.numbers))
+    assert "1–4" in page  # latents that are merged are dropped together
+
+
+def test_the_numbers_of_every_network_are_those_of_the_parts(elit_model):
+    ticks = []
+    probe, found = inspected(elit_model, progress=lambda done, total: ticks.append((done, total)))
+    numbers = found.numbers
+    assert ticks == [(i + 1, len(ticks)) for i in range(len(ticks))]
+
+    full, drops = losses(elit_model, probe), single_drops(elit_model)
+    assert [row["latents"] for row in numbers["without"]] == [[slot + 1 for slot in slots] for slots in drops]
+    first = losses_without(elit_model, probe, drops[0])
+    assert numbers["without"][0]["loss"] == pytest.approx(first.mean().item())
+    increase = (first - full).mean(0)
+    assert numbers["without"][0]["increase"] == pytest.approx(increase.mean().item())
+    assert numbers["without"][0]["standard_error"] == pytest.approx(increase.std().item() / math.sqrt(4))
+    assert [row["latents"] for row in numbers["budgets"]] == list(elit_model.budgets)
+    assert numbers["budgets"][-1]["increase"] == 0
+    assert numbers["budgets"][-2]["loss"] == numbers["without"][-1]["loss"]
+    assert len(numbers["latents"]) == elit_model.budgets[-1]
+    assert numbers["samples"][0]["rms_to_full"] == 0
+    least = sample(elit_model, probe.y[torch.tensor([0, 3, 1])], steps=2, budget=elit_model.budgets[0], seed=5)
+    whole = sample(elit_model, probe.y[torch.tensor([0, 3, 1])], steps=2, seed=5)
+    rms = (least - whole).square().mean().sqrt().item()
+    assert numbers["samples"][-1]["rms_to_full"] == pytest.approx(rms, rel=1e-5)
+    row = numbers["attention_and_loss"][1]
+    assert row["loss"] == pytest.approx(full[1].mean().item(), rel=1e-5)
+    assert row["spearman"]["mean"] == pytest.approx(found.look.correlation()[1].mean().item())
+    assert len(row["each"]) == row["spearman"]["count"] == 4
+    assert not numbers["made"]["pictures"]
+
+
+def test_what_is_constant_has_no_correlation(tmp_path):
+    """A network whose queries are zero reads all tokens alike."""
+    model = opened("elit-hdit")
+    with torch.no_grad():
+        model.latent_interface.reader.attention.q.weight.zero_()
+        model.latent_interface.reader.attention.q.bias.zero_()
+    found = inspected(model)[1]
+    row = found.numbers["attention_and_loss"][0]
+    assert row["spearman"] == {"mean": None, "std": None, "count": 0}
+    assert found.numbers["latents"][3]["entropy"] == pytest.approx(math.log(16), rel=1e-6)
+    for name in ("attention_and_loss.png", "examples.png"):
+        PICTURES[name](found, tmp_path / name)
+    assert json.dumps(found.numbers, allow_nan=False)
+
+
+def test_guidance_that_fits_no_small_budget_is_refused_before_the_work():
+    ticks = []
+    with pytest.raises(ValueError, match="guidance ag: its budget 4 is above the main branch's 3"):
+        inspected(opened("elit-dit"), Setting(steps=2, guidance=AG(2.0, 4)), progress=lambda *_: ticks.append(1))
+    assert not ticks
+    assert inspected(opened("elit-dit"), Setting(steps=2, guidance=CCFG(2.0, 4)))[1].numbers["made"]["sampling"][
+        "guidance"
+    ] == {"kind": "ccfg", "scale": 2.0, "drop_class": True, "budget": 4, "interval": (0.0, 1.0)}
+
+
+def test_of_many_budgets_sixteen_are_shown():
+    assert budgets_shown(range(1, 17)) == list(range(16, 0, -1))
+    shown = budgets_shown(range(1, 65))
+    assert (len(shown), len(set(shown)), shown[0], shown[-1]) == (16, 16, 64, 1)
+    assert budgets_shown((4, 8)) == [8, 4]
+
+
+def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
+    model, vae = opened("elit-dit"), small_vae()
+    for i in range(4):
+        (tmp_path / f"class {i % 2}").mkdir(exist_ok=True)
+        pixels = torch.randint(0, 256, (40, 50, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"class {i % 2}" / f"{i}.png")
+    found = load_examples(model, str(tmp_path), 4, vae=vae)
+    assert found.x.shape == (4, 4, 16, 16)
+    assert found.names == ("class 0", "class 0", "class 1", "class 1")
+    assert found.y.tolist() == [0, 0, 1, 1]
+    shown = as_shown(found.x, vae)
+    assert torch.allclose(shown, decode(vae, found.x).clamp(-1, 1), atol=1e-5)
+    with pytest.raises(ValueError, match=r"samples of \(3, 16, 16\), this model takes \(4, 16, 16\); .* vae"):
+        load_examples(model, str(tmp_path), 4)
+    with pytest.raises(ValueError, match="vae: given, but the data has 1 channels"):
+        load_examples(model, "digits", 4, vae=vae)
+
+
+def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
+    model, vae, out = opened("elit-dit"), small_vae(), tmp_path / "latents"
+    for i in range(4):
+        (tmp_path / "pictures" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (50 * i, 0, 99)).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
+    source, encoding = open_source(tmp_path / "pictures", captions=False), Encoding(vae="small", image_size=32)
+    prepare(source, out, vae, encoding)
+    encode(source, out, vae, encoding)
+    finish(source, out, encoding)
+    found, again, other = (load_examples(model, str(out), 3, vae=vae, seed=seed) for seed in (0, 0, 1))
+    assert found.made == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 0}
+    assert torch.equal(found.x, again.x)
+    moments, labels = LatentSet(out).__getitems__([0, 1, 2])
+    assert torch.equal(other.x, posterior_sample(moments, seeded_noise([1, 2, 3], (4, 16, 16))))
+    assert torch.equal(found.y, labels)
+
+
+def test_latents_without_their_autoencoder_are_shown_as_means():
+    shown = as_shown(torch.randn(2, 4, 3, 8, 8), None)
+    assert shown.shape == (2, 1, 8, 8)
+    assert (shown.amin((1, 2, 3)) == -1).all()
+    assert torch.allclose(shown.amax((1, 2, 3)), torch.ones(2))

@@ -1,0 +1,58 @@
+"""Closed-form cost against torch's counter and against the paper (section 5)."""
+
+import pytest
+import torch
+from conftest import SETTINGS, inputs, opened
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import elit
+from elit.budgets import draw_budget, training_budgets
+from elit.costs.flops import count_flops
+from elit.costs.paper import paper_figures, training_tflops
+
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+@pytest.mark.parametrize("scale", [1, 2])
+def test_equals_the_flop_counter(kind, scale):
+    model = opened(kind)
+    size = tuple(scale * length for length in model.sample_size)
+    for budget in model.budgets or (None,):
+        # The math backend: the counter does not see the CPU's flash kernel.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*inputs(model, batch=1, size=size), budget)
+        assert count_flops(model, sample_size=size, budget=budget) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_the_papers_figures():
+    """Parameters within 1.5% (HDiT's 1.4B within 4%), training within 2% (multi-budget 2.5%), Qwen-Image within 2%."""
+    figures = {figure.row: figure for figure in paper_figures()}
+    assert len(figures) == 5 + 18 + 1 + 4
+    for row, figure in figures.items():
+        hdit = row.startswith("HDiT") and row.endswith("parameters")
+        tolerance = 0.04 if hdit else 0.025 if " MB" in row else 0.015 if "parameters" in row else 0.02
+        assert abs(figure.difference) < tolerance, figure
+    assert training_tflops("ELIT-DiT-XL/2", 512, 0.25) == pytest.approx(386, rel=0.03)  # as it runs
+
+
+def test_multi_budget_rows_are_the_mean_of_what_training_draws():
+    with torch.device("meta"):
+        model = elit.create_model("ELIT-HDiT-XL/2")
+    draws = [draw_budget(0, step, training_budgets(model.budgets, None, None)) for step in range(4000)]
+    cost = {kept: count_flops(model, budget=kept) for kept in model.budgets}
+    mean = sum(cost[kept] for kept in draws) / len(draws)
+    assert 3 * 384 * mean / 1e12 == pytest.approx(training_tflops("ELIT-HDiT-XL/2 MB", 256), rel=0.01)
+
+
+def test_cost_falls_with_the_budget():
+    costs = [count_flops("ELIT-DiT-B/2", budget=budget) for budget in range(1, 17)]
+    assert costs == sorted(set(costs))
+
+
+def test_a_name_takes_the_window_of_its_size_and_a_model_keeps_its_own():
+    with torch.device("meta"):
+        small = elit.create_model("ELIT-DiT-S/2")
+    assert small.spec.window == (4, 4)
+    assert count_flops(small, sample_size=64) != count_flops("ELIT-DiT-S/2", sample_size=64)
+    with pytest.raises(ValueError, match="nearest valid"):
+        count_flops(small, sample_size=36)

@@ -1,0 +1,136 @@
+"""What a run is said to take against what it takes, and the recipes against the paper."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch.distributed._tools.mem_tracker import MemTracker
+
+import elit
+from elit.budgets import training_budgets
+from elit.cli.main import main
+from elit.config import ModelConfig, TrainConfig, load_config
+from elit.costs.memory import estimate
+from elit.costs.paper import TRAINING, training_tflops
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+SMALL = {"sample_size": 16, "in_channels": 4, "hidden_size": 96, "num_heads": 4, "depth": 6}
+
+
+def measured_peak(config: TrainConfig) -> int:
+    """Bytes of one whole training step on real tensors, by torch's own tracker."""
+    model = elit.create_model(**config.model.chosen())
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    ema = EMAModel(model.parameters(), foreach=True)
+    batch = config.batch_size // config.gradient_accumulation
+
+    def step() -> None:
+        x, t, y = torch.randn(batch, 4, 16, 16), torch.rand(batch), model.example_condition(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            velocity = model(x, t, y)
+        torch.nn.functional.mse_loss(velocity.float(), x).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+
+    step()  # Adam's moments are there from the first step on
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer, *ema.shadow_params)
+    with tracker:
+        step()
+    return next(iter(tracker.get_tracker_snapshot("peak").values()))["Total"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("DiT-S/2", {}),
+        ("ELIT-DiT-S/2", {}),
+        ("ELIT-DiT-S/2", {"gradient_checkpointing": True}),
+        ("ELIT-DiT-S/2", {"gradient_accumulation": 4}),
+        ("ELIT-DiT-S/2", {"precision": "bf16"}),
+        ("ELIT-U-ViT-S/2", {}),
+        ("ELIT-HDiT-S/2", {}),
+        ("ELIT-MM-DiT-S/2", {}),
+    ],
+)
+def test_memory_is_within_15_percent_of_the_measured_peak(name, changes):
+    config = TrainConfig(model=ModelConfig(name=name, **SMALL), batch_size=32, **changes)
+    assert estimate(config).peak == pytest.approx(measured_peak(config), rel=0.15)
+
+
+def test_parts_add_up_and_devices_share_the_batch():
+    config = TrainConfig(model=ModelConfig(name="ELIT-DiT-S/2", **SMALL), batch_size=32, steps=1000)
+    one, four = estimate(config), estimate(config, devices=4)
+    assert one.weights == 4 * one.parameters == one.average == one.optimizer / 2
+    assert one.activations == pytest.approx(4 * four.activations, rel=0.01)
+    assert one.activations_checkpointed < 0.6 * one.activations
+    assert one.device_days == four.device_days == pytest.approx(1000 * one.tflops / (989 * 0.4) / 86_400)
+    with pytest.raises(ValueError, match="devices=3: batch_size=32 must divide"):
+        estimate(config, devices=3)
+    with pytest.raises(ValueError, match=r"utilisation=1\.5"):
+        estimate(config, utilisation=1.5)
+
+
+def test_sharding_divides_all_but_what_is_gathered():
+    settings = {"model": ModelConfig(name="ELIT-DiT-S/2", **SMALL), "batch_size": 32}
+    copied = estimate(TrainConfig(**settings), devices=4)
+    sharded = estimate(TrainConfig(**settings, fsdp=True), devices=4)
+    for part in ("weights", "optimizer", "average"):
+        assert getattr(sharded, part) == pytest.approx(getattr(copied, part) / 4, rel=1e-3)
+    assert sharded.activations == copied.activations
+    assert 0 < sharded.gathered < copied.weights
+    assert sharded.peak < copied.peak
+    assert copied.gathered == estimate(TrainConfig(**settings, fsdp=True)).gathered == 0  # one device has no one to ask
+    assert estimate(TrainConfig(**settings, ema_on_cpu=True)).average == 0
+
+
+def test_there_is_a_recipe_for_every_row():
+    names = {str(path.relative_to(path.parents[1])) for path in RECIPES}
+    kinds = [f"{elastic}{family}-xl" for family in ("dit", "uvit", "hdit") for elastic in ("", "elit-")]
+    kinds += [f"elit-{family}-xl-mb" for family in ("dit", "uvit", "hdit")]
+    images = {f"imagenet-{pixels}/{kind}.yaml" for pixels in (256, 512) for kind in kinds}
+    assert names == images | {f"kinetics/{kind}.yaml" for kind in ("dit-xl", "elit-dit-xl", "elit-dit-xl-mb")}
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "imagenet" in str(path)], ids=lambda path: path.stem)
+def test_recipes_cost_what_the_paper_says(path):
+    config = load_config(path)
+    multi = path.stem.endswith("-mb")
+    row, pixels = config.model.name + " MB" * multi, int(path.parent.name[-3:])
+    with torch.device("meta"):
+        model = elit.create_model(**config.model.chosen())
+    drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
+    assert len(set(drawn)) > 1 if multi else drawn in ((None,), model.budgets[-1:])
+    cost = {kept: elit.count_flops(model, budget=kept) for kept in set(drawn)}
+    tflops = 3 * config.batch_size * sum(cost[kept] for kept in drawn) / len(drawn) / 1e12
+    assert tflops == pytest.approx(TRAINING[row][pixels == 512], rel=0.025)
+    assert tflops == pytest.approx(training_tflops(row, pixels))
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem in ("dit-xl", "elit-dit-xl")], ids=str)
+def test_a_dry_run_gives_the_papers_tflops(path, capsys):
+    assert main(["train", "--config", str(path), "--dry-run", "--devices", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    if "imagenet" in str(path):
+        row, pixels = load_config(path).model.name, int(path.parent.name[-3:])
+        assert found["tflops"] == pytest.approx(TRAINING[row][pixels == 512], rel=0.025)
+    assert found["gib"]["peak"] > 4 * found["gib"]["weights"]
+
+
+def test_a_dry_run_in_words(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = next(path for path in RECIPES if path.match("kinetics/elit-dit-xl-mb.yaml"))
+    assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "32"]) == 0
+    out = capsys.readouterr().out
+    assert "ELIT-DiT-XL/2-Video: 698.6M parameters" in out
+    assert "days on 32" in out
+    assert "gathered" not in out
+    assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "32", "--fsdp"]) == 0
+    assert "weights gathered from all devices" in capsys.readouterr().out
+    assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "7"]) == 2
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,74 @@
+"""The order of a run: every sample once an epoch, whoever asks and whenever."""
+
+import numpy as np
+import pytest
+
+from elit.data.sampler import StepSampler, batch_slice, shuffled
+
+
+def steps(length=10, batch_size=4, parts=1, rank=0, world=1, start=0, stop=5, seed=0):
+    return list(
+        StepSampler(
+            length, seed=seed, batch_size=batch_size, parts=parts, rank=rank, world=world, start=start, stop=stop
+        )
+    )
+
+
+def flat(parts):
+    return [index for part in parts for index in part]
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order():
+    row = flat(steps())
+    assert sorted(row[:10]) == sorted(row[10:]) == list(range(10))
+    assert row[:10] != row[10:]
+    assert row != flat(steps(seed=1))
+
+
+def test_the_order_does_not_depend_on_processes_micro_batches_or_resuming():
+    whole = steps()
+    assert steps(start=3) == whole[3:]
+    ranks = [steps(rank=rank, world=2, parts=2) for rank in (0, 1)]
+    for step, images in enumerate(whole):
+        micro = [ranks[rank][2 * step + part] for part in (0, 1) for rank in (0, 1)]
+        assert flat(micro) == images
+        for part in (0, 1):
+            for rank in (0, 1):
+                assert images[batch_slice(4, 2, 2, part, rank)] == ranks[rank][2 * step + part]
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size=4: give a multiple of 6 \(3 processes × 2 accumulated"):
+        steps(parts=2, world=3)
+
+
+def test_a_sampler_goes_on_in_the_middle_of_a_step():
+    sampler = StepSampler(10, seed=0, batch_size=4, parts=2, rank=0, world=1, stop=5)
+    whole = list(sampler)
+    sampler.start, sampler.part = 2, 1
+    assert list(sampler) == whole[5:]
+    assert len(sampler) == len(whole[5:])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 1000, 4097])
+def test_the_shuffle_is_a_permutation(length):
+    order = shuffled(np.arange(length), length, seed=0, epoch=0)
+    assert sorted(order.tolist()) == list(range(length))
+    assert shuffled(np.array([length - 1]), length, 0, 0)[0] == order[-1]
+
+
+def test_the_shuffle_is_even():
+    """Over many epochs every sample comes first equally often (chi-square), and neighbours do not stay together."""
+    length, epochs = 50, 10_000
+    first = np.array([shuffled(np.array([0, 1]), length, 0, epoch) for epoch in range(epochs)])
+    for column in (first[:, 0], (first[:, 1] - first[:, 0]) % length):
+        counts = np.bincount(column, minlength=length)
+        counts = counts[1:] if counts[0] == 0 else counts
+        expected = epochs / len(counts)
+        assert ((counts - expected) ** 2 / expected).sum() < 100  # 48 degrees of freedom: beyond 1 in 10,000
+
+
+def test_a_billion_samples_need_no_list():
+    order = shuffled(np.array([0, 1, 999_999_999]), 1_000_000_000, seed=1, epoch=2)
+    assert len(set(order.tolist())) == 3
+    assert order.max() < 1_000_000_000

@@ -1,0 +1,79 @@
+"""The quickstart in full, once: its results, its files, and the README's commands on what it leaves."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import links_of
+from PIL import Image
+
+from elit.cli.main import main
+from elit.quickstart.run import PRODUCTS
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which `elit quickstart` has run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["quickstart"]) == 0
+    return folder
+
+
+def test_results(workplace):
+    results = json.loads((workplace / "runs/quickstart/results.json").read_text())
+    rows = {(row["tokens_per_group"], row["guidance"]): row for row in results["rows"]}
+    full, full_ccfg = rows[16, "none"], rows[16, "ccfg"]
+    assert len({row["budget"] for row in results["rows"]}) >= 5
+    assert full["budget"] == 1.0
+    assert full["accuracy"] >= 0.90
+    assert full_ccfg["accuracy"] >= 0.97
+    for guidance in ("none", "ccfg"):
+        costs = [row["gflops_per_image"] for row in results["rows"] if row["guidance"] == guidance]
+        assert costs == sorted(set(costs), reverse=True)
+    keys = ["budget", "tokens_per_group", "guidance", "gflops_per_image", "ms_per_image", "fd", "accuracy"]
+    assert all(list(row) == keys for row in results["rows"])
+
+
+def test_files(workplace):
+    out = workplace / "runs/quickstart"
+    assert {path.name for path in out.iterdir()} == set(PRODUCTS) - {"samples", "samples.gif"}
+    for name in ("samples.png", "compute_quality.png", "read_attention.png"):
+        assert min(Image.open(out / name).size) > 300
+
+
+def test_the_report_is_self_contained(workplace):
+    page = (workplace / "runs/quickstart/report.html").read_text()
+    links = links_of(page)
+    assert len(links) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert 'name="viewport"' in page
+
+
+def readme_commands() -> list[str]:
+    """The `elit` lines of the README's shell blocks, but for the quickstart itself, which has run."""
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("elit ") and line.split()[1] != "quickstart"]
+
+
+def test_the_readmes_commands_run_as_written(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    commands = readme_commands()
+    assert {line.split()[1] for line in commands} == {"train", "sample", "evaluate", "sweep", "flops", "doctor"}
+    for line in commands:
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+
+
+def test_the_readmes_python_runs_as_written(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)

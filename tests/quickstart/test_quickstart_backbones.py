@@ -1,0 +1,61 @@
+"""Every backbone's quickstart with a few steps of training, and what repeats."""
+
+import html
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import links_of
+from PIL import Image
+
+from elit.cli.main import main
+from elit.quickstart.run import PRODUCTS, RECIPES, quickstart
+
+
+@pytest.mark.parametrize("backbone", [name for name in RECIPES if name != "dit"])
+def test_every_backbone_goes_all_the_way(backbone, tmp_path, monkeypatch):
+    """A few steps of training: what comes out is no digit yet, but every file is there and every advice works."""
+    monkeypatch.setitem(RECIPES, backbone, replace(RECIPES[backbone], samples=20))
+    monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    result = quickstart("run", backbone=backbone, steps=3, say=lambda line: None)
+    clips = backbone == "video"
+    written = {path.name for path in Path("run").iterdir()}
+    assert written == set(PRODUCTS) - {"samples"} - (set() if clips else {"samples.gif"})
+    assert json.loads(Path("run/results.json").read_text())["backbone"] == backbone
+    assert [row.tokens_per_group for row in result.scores[::2]] == list(RECIPES[backbone].budgets)
+    assert all((row.steady is not None) == clips for row in result.scores)
+    page = Path("run/report.html").read_text()
+    assert [link.split(";")[0] for link in links_of(page)].count("data:image/gif") == clips
+    if clips:
+        with Image.open("run/samples.gif") as animation:
+            assert animation.n_frames == 4
+    code = html.unescape(re.search(r"<pre><code>(.*?)</code>", page, flags=re.DOTALL)[1])
+    sampling, training = code.splitlines()
+    assert main(shlex.split(sampling)[1:]) == 0
+    assert Path("clips.gif" if clips else "digits.png").is_file()
+    assert main([*shlex.split(training)[1:], "--steps", "1"]) == 0
+
+
+def test_an_unknown_backbone_is_named(tmp_path):
+    with pytest.raises(ValueError, match="backbone='sit': give one of dit, uvit, hdit, mmdit, video"):
+        quickstart(tmp_path / "run", backbone="sit")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=20))
+    monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
+
+    def numbers(seed):
+        result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None).results()
+        return [{k: v for k, v in row.items() if k != "ms_per_image"} for row in result["rows"]]
+
+    first = numbers(0)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert numbers(0) == first
+    assert numbers(1) != first
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"

@@ -1,0 +1,309 @@
+"""Published checkpoints: their formats against plain loops over the spec, and files that are none."""
+
+import argparse
+import json
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from released_files import ELIT, READ, checkpoint, network, sampler, weights
+from safetensors.torch import load_file
+
+import elit
+from elit.cli.main import main
+from elit.models.saved import load_model
+from elit.sampling.sample import sample, seeded_noise
+
+SIZES = {"num_heads": 2, "tail_blocks": 1}
+STEPS = 3
+BUDGETS = (1.0, 0.5, 0.0625)
+# Guidance of the published sampler: w, t low to high, and what the weak branch is given.
+GUIDED = {
+    "none": (1.0, 0.0, 1.0, None),
+    "cfg": (2.5, 0.0, 1.0, elit.CFG(2.5)),
+    "ag": (2.5, 0.0, 1.0, elit.AG(2.5, 0.0625)),
+    "ccfg": (2.5, 0.0, 1.0, elit.CCFG(2.5, 0.0625)),
+    "interval": (1.8, 0.0, 0.7, elit.CFG(1.8, interval=(1 - 0.7, 1.0))),
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def saved(path: Path, content) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    return saved(tmp_path_factory.mktemp("released") / "elit.pt", checkpoint(ELIT))
+
+
+@pytest.fixture
+def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, the authors' t, and y, the last one null."""
+    return seeded_noise([0, 1, 2], (4, 16, 16)), torch.tensor([0.0, 0.37, 1.0]), torch.tensor([3, 0, 7])
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("ema", [True, False])
+def test_elit_sit_says_what_the_authors_network_says(released, given, budget, ema):
+    x, t, y = given
+    model = elit.load_released(released, **SIZES, ema=ema)
+    expected = network(checkpoint(ELIT)["ema" if ema else "model"], ELIT, x, t, y, budget)
+    assert (model(x, 1 - t, y, budget=budget) + expected).abs().max() < 1e-4
+    assert expected.abs().max() > 1
+
+
+@pytest.mark.parametrize(
+    ("guide", "heun"),
+    [("cfg", False), ("ag", False), ("ccfg", False), ("interval", False), ("none", True), ("interval", True)],
+)
+def test_sampling_is_the_published_sampler(released, guide, heun):
+    """Their state is float64, ours float32: no matter at 1e-4."""
+    w, low, high, guidance = GUIDED[guide]
+    state, z, labels = checkpoint(ELIT)["ema"], seeded_noise([5, 6], (4, 16, 16)), torch.tensor([2, 4])
+    budget = 0.5
+
+    def velocity(x, t, weak):
+        y = torch.full_like(labels, 7) if weak and guide != "ag" else labels
+        kept = 0.0625 if weak and guide in ("ag", "ccfg") else budget
+        return network(state, ELIT, x, torch.full((2,), t), y, kept)
+
+    expected = sampler(velocity, z, STEPS, w=w, low=low, high=high, heun=heun)
+    settings = {"steps": STEPS, "budget": budget, "guidance": guidance, "solver": "heun" if heun else "euler"}
+    found = sample(elit.load_released(released, **SIZES), labels, noise=z, **settings)
+    assert (found - expected).abs().max() < 1e-4
+
+
+def test_import_saves_a_model_that_loads_to_the_same_numbers(released, given, tmp_path, capsys):
+    x, t, y = given
+    sizes = ["--num-heads", "2", "--tail-blocks", "1"]
+    assert main(["import", str(released), str(tmp_path / "out"), *sizes, "--json"]) == 0
+    *_, note, result = capsys.readouterr().out.splitlines()
+    assert "non-commercial" in note
+    assert json.loads(result)["budgets"] == list(range(1, 17))
+    model, again = elit.load_released(released, **SIZES), load_model(tmp_path / "out")
+    assert (type(again), again.training, model.training) == (elit.SiT, False, False)
+    for budget in BUDGETS:
+        assert torch.equal(again(x, t, y, budget), model(x, t, y, budget))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+    assert main(["import", str(released), str(tmp_path / "out"), *sizes]) == 0  # in the place of the first
+    assert "ELIT-SiT, budgets 1 to 16" in capsys.readouterr().out
+
+
+def test_import_takes_the_place_of_nothing_but_a_model(released, tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("mine")
+    assert main(["import", str(released), str(tmp_path), "--num-heads", "2", "--tail-blocks", "1"]) == 2
+    assert "is there, and no saved model" in capsys.readouterr().err
+    assert (tmp_path / "keep.txt").read_text() == "mine"
+
+
+def test_the_authors_baseline(given, tmp_path):
+    """SiT of the same authors: their times and signs, no interface."""
+    x, t, y = given
+    content = checkpoint(ELIT, elit=False)
+    model = elit.load_released(saved(tmp_path / "sit.pt", content), num_heads=2)
+    assert model.budgets == ()
+    assert (model(x, 1 - t, y) + network(content["ema"], ELIT, x, t, y)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_the_original_sit(given, tmp_path, double, wrapped):
+    """Its times are ours; of 8 channels the first 4 are the velocity."""
+    x, t, y = given
+    state = weights(ELIT, elit=False, double=double)
+    args = argparse.Namespace(model="SiT-XL/2", path_type="Linear", prediction="velocity")
+    content = {"model": state, "ema": state, "opt": {}, "args": args} if wrapped else OrderedDict(state)
+    kind = None if wrapped else "sit"
+    model = elit.load_released(saved(tmp_path / "sit.pt", content), kind=kind, num_heads=2)
+    assert (model(x, t, y) - network(state, ELIT, x, t, y)[:, :4]).abs().max() < 1e-4
+
+
+def test_the_original_dit_takes_steps_of_ddim(given, tmp_path):
+    """An Euler step between two of DDPM's noise levels is DDIM's, in other units: x_s = X_t / √(t² + (1 − t)²)."""
+    x, _, y = given
+    state = weights(ELIT, elit=False, double=True)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+    model = elit.load_released(saved(tmp_path / "dit.pt", state), kind="dit", num_heads=2)
+    for step, after in ((900, 700), (500, 250), (40, 3)):
+        (t, t_after), unit = (
+            (1 / (1 + sigma[i] / alpha[i]) for i in (step, after)),
+            lambda t: (t**2 + (1 - t) ** 2) ** 0.5,
+        )
+        noise = network(state, ELIT, x, torch.full((3,), float(step)), y)[:, :4].double()
+        data = (x - sigma[step] * noise) / alpha[step]
+        ddim = alpha[after] * data + sigma[after] * noise
+        here = x * unit(t)
+        velocity = model(here.float(), t.float().expand(3), y).double()
+        euler = (here + (t_after - t) * velocity) / unit(t_after)
+        assert (euler - ddim).abs().max() < 2e-3 * ddim.abs().max()
+    images = sample(model, [0, 1], steps=4, guidance=elit.CFG(1.5))
+    assert images.isfinite().all()
+
+
+class Mischief:
+    """Does something when it is unpickled by anything less careful."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def without(content: dict, key: str) -> dict:
+    return {name: value for name, value in content.items() if name != key}
+
+
+def ema_with(**changed) -> dict:
+    content = checkpoint(ELIT)
+    return content | {"ema": content["ema"] | {name.replace("__", "."): value for name, value in changed.items()}}
+
+
+ONE = torch.zeros(1)
+WRONG = {
+    "missing key": (
+        lambda: checkpoint(ELIT) | {"ema": without(checkpoint(ELIT)["ema"], f"{READ}.learned_query_embed")},
+        "'input_token_editor.adapters.0.learned_query_embed' is missing",
+    ),
+    "missing block": (
+        lambda: checkpoint(ELIT) | {"ema": without(checkpoint(ELIT)["ema"], "blocks.1.attn.qkv.weight")},
+        "'blocks.1.attn.qkv.weight' is missing",
+    ),
+    "extra key": (lambda: ema_with(head__weight=ONE), "'head.weight' is not known in such a file"),
+    "extra block": (lambda: ema_with(blocks__99999999__attn__qkv__weight=ONE), "is missing, and"),
+    "extra entry": (lambda: checkpoint(ELIT) | {"hook": 1}, "unknown entry 'hook'"),
+    "no ema": (lambda: without(checkpoint(ELIT), "ema"), "entry 'ema' is missing"),
+    "no args": (lambda: without(checkpoint(ELIT), "args"), "entry 'args' is missing"),
+    "other args": (lambda: checkpoint(ELIT) | {"args": {"model": "ELIT"}}, "entry 'args' is a dict"),
+    "shape": (lambda: ema_with(blocks__0__attn__proj__bias=ONE), r"proj.bias' has shape \(1,\), expected \(48,\)"),
+    "axes": (lambda: ema_with(x_embedder__proj__weight=ONE), r"proj.weight' has shape \(1,\), expected 4 axes"),
+    "integers": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48).int()), "'pos_embed' is no tensor of floating"),
+    "a number": (lambda: ema_with(pos_embed=3), "'pos_embed' is no tensor of floating"),
+    "positions": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48)), "'pos_embed' is not the fixed sin-cos table"),
+    "qk_norm": (lambda: checkpoint(ELIT, qk_norm=True), "trained with qk_norm=True"),
+    "prediction": (lambda: checkpoint(ELIT, prediction="x"), "trained with prediction='x'"),
+    "window": (lambda: checkpoint(ELIT, elit_group_size="4"), "args.elit_group_size='4', expected a whole number"),
+    "odd window": (lambda: checkpoint(ELIT, elit_group_size=3), "sizes do not fit each other; sample_size"),
+    "head": (lambda: checkpoint(ELIT, encoder_depth=3), "3 head and 1 tail blocks of 4 leave none"),
+    "a list": (lambda: [ONE], "holds no weights by name"),
+    "bare": (lambda: weights(ELIT, elit=False), "those of SiT and DiT look the same; give kind"),
+    "nothing": (dict, "entry 'args' is missing"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_file_is_one_clear_line(fault, tmp_path, capsys):
+    make, message = WRONG[fault]
+    path = saved(tmp_path / "wrong.pt", make())
+    with pytest.raises(ValueError, match=message) as failed:
+        elit.load_released(path, **SIZES)
+    assert "\n" not in str(failed.value)
+    assert main(["import", str(path), str(tmp_path / "out"), "--num-heads", "2", "--tail-blocks", "1"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["args", "opt", "ema"])
+def test_another_class_is_refused_and_not_run(place, zipped, tmp_path, capsys):
+    content = checkpoint(ELIT)
+    content[place] = Mischief(tmp_path / "done")
+    torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
+    assert main(["import", str(tmp_path / "evil.pt"), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"holds posix\.mkdir, which is no weight; not loaded, nothing was run", line)
+    assert not (tmp_path / "done").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
+    whole = released.read_bytes()
+    (tmp_path / "old.pt").write_bytes(b"")
+    torch.save(checkpoint(ELIT), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "old.pt").read_bytes()
+    parts = [data[: len(data) * i // 8] for data in (whole, old) for i in range(8)]
+    parts += [old.replace(b"storage", b"garbage"), old.replace(b"x_embedder", b"x_\xff\xffbedder")]
+    parts += [whole[:-1], old[:-1], whole[1:], b"PK\x03\x04", b"a page about a missing file", os.urandom(4096)]
+    for part in parts:
+        (tmp_path / "part.pt").write_bytes(part)
+        with pytest.raises(ValueError, match=r"part.pt'.*: truncated, damaged or no checkpoint") as failed:
+            elit.load_released(tmp_path / "part.pt", **SIZES)
+        assert "\n" not in str(failed.value)
+    with pytest.raises(ValueError, match="no such file"):
+        elit.load_released(tmp_path / "nowhere.pt")
+    with pytest.raises(ValueError, match="no such file"):
+        elit.load_released(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"its width 48 is no preset's \(384, 768, 1024, 1152\); give num_heads"),
+        ({"num_heads": 0}, "num_heads=0: give at least 1"),
+        ({"num_heads": 5}, "hidden_size=48, num_heads=5"),
+        ({"num_heads": 2, "tail_blocks": -1}, "tail_blocks=-1"),
+        ({"num_heads": 2, "tail_blocks": 3}, "1 head and 3 tail blocks of 4"),
+        ({"num_heads": 2, "kind": "sit"}, "an ELIT-SiT; kind='sit' does not fit"),
+        ({"num_heads": 2, "kind": "pixart"}, "kind='pixart': give one of elit, sit, dit"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(released, settings, message):
+    with pytest.raises(ValueError, match=message):
+        elit.load_released(released, **settings)
+
+
+def test_heads_and_tail_follow_from_a_presets_width(tmp_path):
+    sizes = ELIT | {"width": 384, "classes": 1}
+    model = elit.load_released(saved(tmp_path / "s.pt", checkpoint(sizes, model="ELIT-SiT-S/2")))
+    assert (model.config.num_heads, model.spec.split) == (6, (1, 1, 2))
+
+
+FOLDER = os.environ.get("ELIT_RELEASED_CHECKPOINT")
+
+
+@pytest.mark.skipif(not FOLDER, reason="ELIT_RELEASED_CHECKPOINT: no folder of NAME.pt, .json, _expected.safetensors")
+def test_every_stored_output_and_sample(tmp_path):
+    """Files made by others: all within 1e-4, after an import and a reload too."""
+    names = [path.stem for path in sorted(Path(str(FOLDER)).glob("*.json"))]
+    assert names
+    for name in names:
+        about = json.loads(Path(str(FOLDER), f"{name}.json").read_text(encoding="utf-8"))
+        stored = load_file(Path(str(FOLDER), f"{name}_expected.safetensors"))
+        file, sizes = Path(str(FOLDER), f"{name}.pt"), [about["num_heads"], about["tail_blocks"]]
+        options = [f"--{key}={value}" for key, value in zip(("num-heads", "tail-blocks"), sizes, strict=True)]
+        assert main(["import", str(file), str(tmp_path / name), *options]) == 0
+        loaded = elit.load_released(file, num_heads=sizes[0], tail_blocks=sizes[1])
+        for model in (loaded, load_model(tmp_path / name)):
+            for key, expected in stored.items():
+                if re.match("out_|sample_", key):
+                    error = (_answer(model, key, stored, about) - expected).abs().max().item()
+                    print(f"{name} {key}: {error:.1e}")
+                    assert error < 1e-4, (name, key)
+
+
+def _answer(model: elit.SiT, key: str, stored: dict, about: dict) -> torch.Tensor:
+    if key.startswith("out_budget_"):
+        return -model(stored["x"], 1 - stored["t"], stored["y"], budget=float(key.removeprefix("out_budget_")))
+    scale, low = about["cfg_scale"], about["unconditional_budget"]
+    settings = {"steps": about["sampler_steps"], "noise": stored["z"]}
+    if key == "sample_heun_interval":
+        own = about["heun_interval"]
+        interval = (1 - own["guidance_high"], 1 - own["guidance_low"])
+        guided = {"guidance": elit.CFG(own["cfg_scale"], interval=interval), "budget": own["budget"], "solver": "heun"}
+        return sample(model, stored["labels"], **settings, **guided)
+    guide = {"cfg": elit.CFG(scale), "ag": elit.AG(scale, low), "ccfg": elit.CCFG(scale, low)}
+    return sample(model, stored["labels"], **settings, guidance=guide[key.removeprefix("sample_")])

@@ -1,0 +1,131 @@
+"""Which steps of a run ask the network: TeaCache's rule, what it saves, and what guidance and budgets do to it."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import ELIT, conditions, opened
+from torch.utils.flop_counter import FlopCounterMode
+
+from elit.flow.guidance import AG, CCFG, CFG
+from elit.flow.solver import time_grid
+from elit.sampling.evaluations import evaluated_steps, reused_steps, sampling_flops, sampling_plan, time_changes
+from elit.sampling.plan import Plan
+from elit.sampling.sample import sample
+
+STEPS = 12
+
+
+def asked(model, threshold, **settings):
+    settings = {"budget": None, "guidance": None} | settings
+    return [
+        bool(chosen) for step in sampling_plan(model, TIMES, cache=threshold, **settings) for chosen in step.values()
+    ]
+
+
+TIMES = time_grid(STEPS)
+
+
+def test_the_rule_by_hand():
+    changes = [0.3, 0.3, 0.5, 0.1, 0.1, 0.1]
+    # 0.3 and 0.6 stay below 1, 1.1 does not; then 0.1 and 0.2 do; the last step always asks.
+    assert reused_steps(changes, [1] * 7, 1.0) == [False, True, True, False, True, True, False]
+    assert reused_steps(changes, [1] * 7, 0.0) == [False] * 7
+    assert reused_steps(changes, [2, 2, 1, 1, 1, 1, 1], 9.0) == [False, True, False, True, True, True, False]
+
+
+def test_changes_are_those_of_the_time_embedding():
+    model = opened("elit-dit")
+    with torch.no_grad():
+        at = [model.conditioning.time(torch.tensor([t])) for t in TIMES]
+    expected = [((b - a).abs().sum() / a.abs().sum()).item() for a, b in pairwise(at)]
+    assert time_changes(model, TIMES) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*ELIT, "dit"])
+def test_saved_calls_rise_with_the_threshold_from_none_at_zero(kind):
+    model = opened(kind)
+    calls = [sum(asked(model, threshold)) for threshold in (0.0, 0.3, 1.0, 3.0, 100.0)]
+    assert calls[0] == STEPS
+    assert calls == sorted(calls, reverse=True)
+    assert calls[-1] == 2  # the first and the last
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(2.0), CCFG(2.0, 0.25), AG(2.0, 0.25)])
+def test_threshold_zero_is_bit_equal_to_none_and_a_cache_is_not(guidance):
+    model = opened("elit-dit")
+    settings = {"steps": STEPS, "guidance": guidance, "budget": "0.5@0-0.5,1@0.5-1"}
+    plain = sample(model, [0, 1], **settings)
+    assert torch.equal(sample(model, [0, 1], cache=0.0, **settings), plain)
+    cached = sample(model, [0, 1], cache=2.5, **settings)
+    assert cached.isfinite().all()
+    assert not torch.equal(cached, plain)
+
+
+def test_a_reused_step_has_the_velocity_of_the_last_evaluation():
+    model = opened("elit-dit")
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    x, held = noise, None
+    for step, ask in enumerate(asked(model, 2.5)):
+        if ask:
+            with torch.no_grad():
+                held = model(x, torch.tensor([TIMES[step]]), torch.tensor([1]))
+        x = x + (TIMES[step + 1] - TIMES[step]) * held
+    torch.testing.assert_close(sample(model, [1], steps=STEPS, cache=2.5, noise=noise), x, rtol=0, atol=1e-5)
+
+
+def test_where_guidance_sets_in_the_network_is_asked():
+    model = opened("elit-dit")
+    asks = asked(model, 100.0, guidance=CFG(2.0, interval=(0.5, 1.0)))
+    assert [step for step, ask in enumerate(asks) if ask] == [0, STEPS // 2, STEPS - 1]
+
+
+@pytest.mark.parametrize("kind", ELIT)
+@pytest.mark.parametrize("cache", [0.0, 2.5])
+def test_flops_are_those_of_the_evaluations(kind, cache):
+    """Autoguidance with one head for both branches, and steps that ask nothing, counted by torch."""
+    model = opened(kind).requires_grad_(False)  # the counter follows modules by the graph of gradients
+    for guidance in (None, CFG(2.0), CCFG(2.0, 0.25), AG(2.0, 0.25)):
+        settings = {"steps": 5, "guidance": guidance, "cache": cache}
+        y = conditions(model, 1)
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            sample(model, y, **settings)
+        with FlopCounterMode(display=False) as times:  # the rule looks at the time embeddings once
+            time_changes(model, time_grid(5)[:-1]) if cache else None
+        # SiT's queries are the same for both branches, and computed once.
+        expected = sampling_flops(model, **settings)
+        assert counter.get_total_flops() - times.get_total_flops() == pytest.approx(
+            expected, rel=0.005 if kind == "elit-sit" else 0
+        )
+
+
+def test_calls_are_counted():
+    plan = sampling_plan(opened("elit-dit"), TIMES, None, None, cache=100.0)
+    assert evaluated_steps(plan) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache": -0.1}, r"cache=-0.1: give a threshold >= 0"),
+        ({"cache": float("nan")}, r"cache=nan: give a threshold >= 0"),
+        (
+            {"cache": 0.1, "solver": "heun"},
+            r"cache=0.1: goes with solver='euler' alone, 'heun' looks at every step twice",
+        ),
+        ({"dtype": torch.int32}, r"dtype=torch.int32: give torch.float32, torch.bfloat16 or torch.float16"),
+    ],
+)
+def test_what_cannot_be_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sample(opened("elit-dit"), [0], steps=2, **settings)
+
+
+def test_a_plan_is_its_settings():
+    model = opened("elit-dit")
+    plan = Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+    by_hand = sample(model, [0, 1], steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+    assert torch.equal(sample(model, [0, 1], plan=plan), by_hand)

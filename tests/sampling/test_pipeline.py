@@ -1,0 +1,188 @@
+"""ElitPipeline as a diffusers pipeline."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import opened, small_vae
+from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+
+import elit
+from elit.data.autoencoders import decode
+from elit.models.saved import load_autoencoder
+from elit.sampling.pipeline import ElitPipeline
+from elit.sampling.sample import sample, seeded_noise
+
+
+def pipeline(vae=None, kind="elit-dit", **components) -> ElitPipeline:
+    pipe = ElitPipeline(opened(kind), FlowMatchEulerDiscreteScheduler(), vae, **components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("call", "guidance"),
+    [
+        ({}, None),
+        ({"budget": 0.5}, None),
+        ({"budget": "4@0-0.5,16@0.5-1"}, None),
+        ({"budget": 8, "guidance_scale": 2.0}, elit.CFG(2.0)),
+        ({"guidance_scale": 2.0, "guidance_budget": 1}, elit.CCFG(2.0, 1)),
+    ],
+)
+def test_matches_sample_on_the_same_noise(call, guidance):
+    pipe = pipeline()
+    noise = seeded_noise([3, 4], (4, 16, 16))
+    out = pipe([0, 1], num_inference_steps=6, latents=noise, output_type="latent", **call).images
+    expected = sample(pipe.transformer, [0, 1], steps=6, noise=noise, budget=call.get("budget"), guidance=guidance)
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_generators_are_the_seeds_of_sample():
+    pipe = pipeline()
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    out = pipe([0, 1], num_inference_steps=2, generator=generators, output_type="latent").images
+    assert torch.allclose(out, sample(pipe.transformer, [0, 1], steps=2, seed=3), atol=1e-5)
+
+
+def test_a_shifted_scheduler_is_a_shifted_grid():
+    pipe = pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    noise = seeded_noise([0], (4, 16, 16))
+    out = pipe(0, num_inference_steps=5, latents=noise, output_type="latent").images
+    assert torch.allclose(out, sample(pipe.transformer, 0, steps=5, shift=2.0, noise=noise), atol=1e-5)
+
+
+@pytest.mark.parametrize("with_vae", [False, True])
+def test_saves_loads_and_runs(tmp_path, with_vae):
+    pipe = pipeline(small_vae(scaling_factor=0.5, shift_factor=0.1) if with_vae else None)
+    pipe.save_pretrained(tmp_path)
+    loaded = ElitPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert (loaded.vae is not None) == with_vae
+    kind = "np" if with_vae else "latent"
+    call = {"num_inference_steps": 2, "output_type": kind, "budget": 4}
+    first, second = (p(1, generator=torch.Generator().manual_seed(0), **call).images for p in (pipe, loaded))
+    assert np.array_equal(np.asarray(first), np.asarray(second))
+    assert isinstance(loaded, DiffusionPipeline)
+    assert elit.load_model(tmp_path).budgets == pipe.transformer.budgets
+
+
+def test_output_types():
+    pipe = pipeline(small_vae())
+    out = {kind: pipe([0, 1], num_inference_steps=1, output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
+    assert [image.size for image in out["pil"]] == [(32, 32)] * 2
+    assert out["np"].shape == (2, 32, 32, 3)
+    assert 0 <= out["np"].min() <= out["np"].max() <= 1
+    assert out["pt"].shape == (2, 3, 32, 32)
+    assert out["latent"].shape == (2, 4, 16, 16)
+    assert isinstance(pipe(0, num_inference_steps=1, return_dict=False), tuple)
+
+
+def small_video_vae() -> AutoencoderKLCogVideoX:
+    """CogVideoX's autoencoder with random weights: 4 channels, 2 latent frames are 8 frames."""
+    torch.manual_seed(0)
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+
+
+def test_clips_with_a_video_autoencoder(tmp_path):
+    pipe = pipeline(small_video_vae(), kind="elit-dit-video")
+    call = {"num_inference_steps": 1, "budget": 2}
+    out = {kind: pipe([0, 1], output_type=kind, **call).images for kind in ("pil", "np", "pt")}
+    frames = 8
+    assert [len(clip) for clip in out["pil"]] == [frames] * 2
+    assert out["np"].shape == (2, frames, 64, 64, 3)
+    assert out["pt"].shape == (2, frames, 3, 64, 64)
+    pipe.save_pretrained(tmp_path)
+    assert isinstance(load_autoencoder(tmp_path / "vae", required=True), AutoencoderKLCogVideoX)
+
+
+@pytest.mark.parametrize("kind", ["elit-uvit", "elit-hdit", "elit-dit-video", "elit-mmdit"])
+def test_every_backbone_matches_sample_through_a_saved_folder(kind, tmp_path):
+    pipeline(kind=kind).save_pretrained(tmp_path)
+    pipe = ElitPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    model = pipe.transformer
+    noise = seeded_noise([3, 4], (4, *model.sample_size))
+    wanted = ["a one", "a six"] if kind == "elit-mmdit" else [0, 1]
+    name = "prompt" if kind == "elit-mmdit" else "class_labels"
+    call = {"num_inference_steps": 3, "latents": noise, "output_type": "latent", "guidance_scale": 2.0}
+    out = pipe(**{name: wanted}, guidance_budget=model.budgets[0], **call).images
+    guidance = elit.CCFG(2.0, model.budgets[0])
+    assert torch.allclose(out, sample(model, wanted, steps=3, noise=noise, guidance=guidance), atol=1e-5)
+
+
+def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
+    """Tokenizer and encoder are transformers' own parts of the pipeline."""
+    from data.test_text import PROMPTS, save_encoder
+
+    folder = save_encoder("bert", tmp_path / "bert")
+    encoder = elit.TextEncoder(folder, length=8)
+    settings = {"text_encoder": folder, "text_features": 16, "pooled_features": 16, "text_length": 8, "in_channels": 3}
+    sizes = {"sample_size": 16, "hidden_size": 48, "num_heads": 4, "depth": 4}
+    model = elit.create_model("ELIT-MM-DiT-S/2", **sizes, **settings)
+    torch.nn.init.normal_(model.final.linear.weight)
+    parts = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+    ElitPipeline(model, FlowMatchEulerDiscreteScheduler(), **parts).save_pretrained(tmp_path / "pipe")
+    pipe = ElitPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    noise = seeded_noise([0, 1], (3, 16, 16))
+    call = {"num_inference_steps": 2, "latents": noise, "output_type": "latent"}
+    by_prompt = pipe(prompt=PROMPTS[:2], **call).images
+    assert torch.allclose(by_prompt, sample(model.eval(), encoder(PROMPTS[:2]), steps=2, noise=noise), atol=1e-5)
+    assert torch.allclose(by_prompt, pipe(prompt_embeds=encoder(PROMPTS[:2]), **call).images, atol=1e-5)
+    assert pipe(prompt="a red boat", num_inference_steps=1).images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "message"),
+    [
+        ("elit-dit", {}, "no condition given; this network takes class_labels"),
+        ("elit-dit", {"prompt": "a one"}, "prompt given; this network takes class_labels"),
+        ("elit-mmdit", {"class_labels": 1}, "class_labels given; this network takes prompt or prompt_embeds"),
+        ("elit-mmdit", {"prompt": "a", "prompt_embeds": torch.ones(1, 2)}, "prompt and prompt_embeds given"),
+    ],
+)
+def test_the_wrong_condition_is_named(kind, call, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(kind=kind)(**call)
+
+
+def test_decode_undoes_scale_and_shift():
+    vae = small_vae(scaling_factor=0.5, shift_factor=0.1)
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(decode(vae, (z - 0.1) * 0.5), vae.decode(z).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"class_labels": 6}, "y=6"),
+        ({"budget": 17}, "budget=17"),
+        ({"guidance_scale": 2.0, "guidance_budget": 0}, "budget=0"),
+        ({"output_type": "jpeg"}, "output_type='jpeg'"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"latents": torch.randn(1, 3, 16, 16)}, "latents: shape"),
+        ({"output_type": "pil"}, "vae=None: samples of shape"),
+    ],
+)
+def test_bad_calls_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline()(**{"class_labels": 0, "num_inference_steps": 1, "output_type": "latent"} | call)
+
+
+def test_the_pipeline_caches_and_casts_as_sample_does():
+    pipe = ElitPipeline(opened("elit-dit"), FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 16, 16)
+    for options in ({"cache": 2.5}, {"dtype": torch.bfloat16}):
+        made = pipe([0, 1], num_inference_steps=8, latents=noise, output_type="latent", **options).images
+        by_hand = sample(pipe.transformer, [0, 1], steps=8, noise=noise, **options)
+        torch.testing.assert_close(made, by_hand, rtol=0, atol=1e-4)

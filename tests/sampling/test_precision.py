@@ -1,0 +1,95 @@
+"""The network as a sampler runs it: dtype copies and compiled twins leave the network itself alone."""
+
+import pytest
+import torch
+from conftest import ELIT, IMAGE, conditions, fresh, opened
+from torch._dynamo.testing import CompileCounter
+
+from elit.flow.guidance import AG
+from elit.models.presets import create_model
+from elit.sampling.precision import as_compiled, in_dtype, runner
+from elit.sampling.sample import sample
+
+
+def shallow():
+    """One block a stage: tracing sizes that are all dynamic takes seconds a block."""
+    torch.manual_seed(0)
+    return create_model("ELIT-DiT-S/2", **IMAGE | {"depth": 3, "split": (1, 1, 1), "window": (4, 4)}).eval()
+
+
+def test_a_copy_in_another_dtype_is_made_once_and_again_when_weights_change():
+    model = fresh("elit-dit")
+    half = in_dtype(model, torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    assert in_dtype(model, torch.bfloat16) is half
+    with torch.no_grad():
+        model.patch_embed.weight.add_(1)
+    again = in_dtype(model, torch.bfloat16)
+    assert torch.equal(again.patch_embed.weight, model.patch_embed.weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", [*ELIT, "dit"])
+def test_bfloat16_samples_are_close_and_float32(kind):
+    model = opened(kind)
+    y = conditions(model, 2)
+    exact = sample(model, y, steps=4)
+    low = sample(model, y, steps=4, dtype=torch.bfloat16)
+    assert low.dtype == torch.float32
+    assert model.dtype == torch.float32
+    assert not torch.equal(low, exact)
+    assert (low - exact).square().mean().sqrt() < 0.1 * exact.square().mean().sqrt()
+
+
+def test_its_own_dtype_is_the_network_itself():
+    model = opened("elit-dit")
+    assert torch.equal(sample(model, [0], steps=2, dtype=torch.float32), sample(model, [0], steps=2))
+
+
+def test_whole_model_compile_has_two_graphs_for_all_budgets():
+    """One dynamic J̃: the second is for a single latent a group. Both branches of guidance are one call, so two more."""
+    model = shallow()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)  # a graph break would raise
+    x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
+    with torch.no_grad():
+        for kept in (model.budgets[-1], *model.budgets):
+            torch.testing.assert_close(compiled(x, t, y, [kept]), model(x, t, y, kept), rtol=0, atol=1e-5)
+        assert counter.frame_count <= 2
+        for kept in model.budgets[:-1]:
+            compiled(x, t, y, [model.budgets[-1], kept])
+    assert counter.frame_count <= 4
+
+
+def test_compiled_samples_are_the_same_and_the_network_stays_as_it_was(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **_: graph)
+    torch._dynamo.reset()
+    model = shallow()
+    before = set(vars(model))
+    for guidance in (None, AG(2.0, 1)):
+        settings = {"steps": 2, "budget": 8, "guidance": guidance}
+        compiled = sample(model, [0, 1], compile=True, **settings)
+        torch.testing.assert_close(compiled, sample(model, [0, 1], **settings), rtol=0, atol=1e-5)
+    assert set(vars(model)) == before
+    assert model._compiled_call_impl is None
+    assert as_compiled(model) is as_compiled(model)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_of_several_budgets_do_not_write_over_each_other():
+    model = fresh("elit-dit").cuda()
+    for budget in (16, 4, 16, 1, 4):
+        settings = {"steps": 4, "budget": budget}
+        compiled = sample(model, [0, 1], compile=True, **settings)
+        torch.testing.assert_close(compiled, sample(model, [0, 1], **settings), rtol=0, atol=1e-4)
+
+
+def test_the_runner_casts_what_goes_in():
+    model = opened("elit-dit")
+    x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
+    with torch.no_grad():
+        assert runner(model, torch.bfloat16)(x, t, y).dtype == torch.bfloat16

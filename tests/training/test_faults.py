@@ -1,0 +1,328 @@
+"""Faults injected one by one into a training run, and what each of them comes to."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock
+from test_loop import equal, losses, tiny, weights
+
+from elit.cli.main import main
+from elit.config import save_config
+from elit.data.digits import digits
+from elit.data.encode import FEATURES
+from elit.data.images import ImageSet
+from elit.data.loader import Feed
+from elit.data.sampler import StepSampler
+from elit.training.loop import train
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The digits with one image of NaNs; returns its number."""
+    images = digits().images.clone()
+    images[7] = torch.nan
+    monkeypatch.setattr("elit.training.loop.digits", lambda: ImageSet(images, digits().labels, digits().classes))
+    return 7
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_batch_with_nan_is_left_out_and_named(tmp_path, poisoned, capfd):
+    """Weights and moments stay as they are for that step: what follows is a run of finite losses."""
+    steps = 1797 // 64 + 1  # one epoch: the bad image comes once
+    train(tiny(tmp_path / "run", steps=steps, batch_size=64, log_every=10))
+    (bad,) = rows(tmp_path / "run" / "skipped.jsonl")
+    assert poisoned in bad["samples"]
+    assert len(bad["samples"]) == 64
+    assert bad["loss"] is None
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics if row["loss"] is None] == [bad["step"]]
+    assert metrics[-1]["skipped"] == 1
+    assert "1 skipped" in capfd.readouterr().err
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+
+
+def test_a_step_left_out_changes_no_weight(tmp_path, monkeypatch):
+    """Two steps of which the second has no finite gradient leave what one step leaves."""
+    settings = {"warmup_steps": 0, "ema_decay": 0.0}
+    one = train(tiny(tmp_path / "one", steps=1, **settings)).state_dict()
+    from elit.flow.path import flow_matching_loss
+
+    calls = iter((1.0, torch.nan))
+    monkeypatch.setattr("elit.training.loop.flow_matching_loss", lambda *each: flow_matching_loss(*each) * next(calls))
+    two = train(tiny(tmp_path / "two", steps=2, **settings)).state_dict()
+    assert equal(one, two)
+
+
+def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch, capfd):
+    train(tiny(tmp_path / "run", steps=3))
+    monkeypatch.setattr("elit.training.loop.flow_matching_loss", lambda v, x0, x1: v.flatten(1).mean(1) * torch.nan)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"not finite in 4 steps, the last of them 7 \(max_skipped=3\).*skipped\.jsonl.*last good.*step-00000003",
+    ):
+        train(tiny(tmp_path / "run", steps=20, log_every=1, max_skipped=3, resume=True))
+    assert [row["step"] for row in rows(tmp_path / "run" / "skipped.jsonl")] == [4, 5, 6, 7]
+    save_config(tiny(tmp_path / "other", steps=20, log_every=1, max_skipped=3), tmp_path / "config.yaml")
+    capfd.readouterr()
+    assert main(["train", "--config", str(tmp_path / "config.yaml")]) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("elit train: loss or gradient not finite in 4 steps")
+
+
+@pytest.fixture
+def latents(tmp_path):
+    """A folder as `elit encode` leaves it: two shards of random moments."""
+    root = tmp_path / "latents"
+    root.mkdir()
+    settings = {"classes": ["a", "b"], "caption_texts": ["a", "b"], "shape": [4, 8, 8]}
+    settings["autoencoder"] = {"scaling_factor": 1.0, "shift_factor": 0.0}
+    (root / "encode.json").write_text(json.dumps(settings))
+    shards = []
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        moments = [rng.normal(size=(20, 4, 8, 8)).astype(np.float16), np.full((20, 4, 8, 8), 0.1, np.float16)]
+        labels = [i % 2 for i in range(20)]
+        shards.append(write_latents(root / f"data-{number:05d}.arrow", moments, labels))
+    (root / "index.json").write_text(json.dumps({"shards": shards}))
+    return root
+
+
+def write_latents(path: Path, moments: list[np.ndarray], labels: list[int]) -> dict:
+    """A shard with means and standard deviations (N, 4, 8, 8)."""
+    with ArrowWriter(features=FEATURES, path=str(path)) as writer:
+        for row, (label, mean, std) in enumerate(zip(labels, *moments, strict=True)):
+            parts = {"mean": mean.astype(np.float16).tobytes(), "std": std.astype(np.float16).tobytes()}
+            writer.write({"row": row, "label": label} | parts)
+        writer.finalize()
+    return {"file": path.name, "rows": len(labels)}
+
+
+def test_latents_train(tmp_path, latents):
+    train(tiny(tmp_path / "run", data=str(latents)))
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_a_truncated_shard_is_named(tmp_path, latents):
+    shard = latents / "data-00001.arrow"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"data: '.*data-00001\.arrow' is damaged.*remove it and run elit encode"):
+        train(tiny(tmp_path / "run", data=str(latents)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_index_is_named(tmp_path, latents):
+    (latents / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"data='.*': no index\.json in it; run elit encode to its end"):
+        train(tiny(tmp_path / "run", data=str(latents)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("label", [2, -1])
+def test_a_label_out_of_range_is_named(tmp_path, latents, label):
+    moments = [np.zeros((20, 4, 8, 8)), np.ones((20, 4, 8, 8))]
+    write_latents(latents / "data-00001.arrow", moments, [0] * 5 + [label] + [1] * 14)
+    with pytest.raises(ValueError, match=rf"data: '.*data-00001\.arrow' has label {label} in row 5; .* 0 to 1"):
+        train(tiny(tmp_path / "run", data=str(latents)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_with_one_wrong_byte_is_passed_over_with_a_line(tmp_path, capfd):
+    """The run goes on from the one before, to the same numbers."""
+    train(tiny(tmp_path / "whole", steps=9))
+    out = tmp_path / "run"
+    train(tiny(out, steps=6, checkpoint_every=3))
+    newest = out / "checkpoints" / "step-00000006" / "__0_0.distcp"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    half = out / "checkpoints" / ".step-00000008.tmp"
+    half.mkdir()
+    capfd.readouterr()
+    train(tiny(out, steps=9, checkpoint_every=3, resume=True))
+    said = capfd.readouterr().err
+    assert "ignored: checkpoint=" in said
+    assert "step-00000006': its __0_0.distcp is missing or damaged" in said
+    assert "ignored and removed:" in said
+    assert not half.exists()
+    assert losses(out) == losses(tmp_path / "whole")
+    assert equal(weights(out), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "checkpoint.json", ".metadata", "config.json"])
+def test_where_no_checkpoint_is_whole_the_newest_is_named(tmp_path, name):
+    out = tmp_path / "run"
+    train(tiny(out, steps=2))
+    (out / "checkpoints" / "step-00000002" / name).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=rf"checkpoint='.*step-00000002': its {name} is missing or damaged"):
+        train(tiny(out, resume=True, steps=8))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(line, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_too_small_is_found_at_the_start(small_disk):
+    """24 M parameters: 16 bytes of each in a checkpoint."""
+    from elit.config import ModelConfig
+
+    with pytest.raises(ValueError, match=r"out='.*run': 0\.00 GiB free, 1\.\d\d wanted for 3 more checkpoints"):
+        train(tiny(small_disk / "run", model=ModelConfig(name="DiT-S/2")))
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(small_disk, capfd, monkeypatch):
+    """At the start there is room; then something else takes it."""
+    out = small_disk / "run"
+    save_config(tiny(out, steps=4, checkpoint_every=2, log_every=1), small_disk / "config.yaml")
+    from elit.training.loop import save_state
+
+    def fill_then_save(*given):
+        if given[-1] == 4:
+            free = shutil.disk_usage(small_disk).free
+            (small_disk / "other").write_bytes(b"x" * (free - 50_000))
+        save_state(*given)
+
+    monkeypatch.setattr("elit.training.loop.save_state", fill_then_save)
+    assert main(["train", "--config", str(small_disk / "config.yaml")]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("elit train: checkpoint of step 4: cannot be written")
+    assert "No space left on device" in said
+    assert "last good checkpoint: " in said
+    assert "step-00000002" in said
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000002"]
+    (small_disk / "other").unlink()
+    monkeypatch.undo()
+    assert main(["train", "--config", str(small_disk / "config.yaml"), "--resume"]) == 0
+    assert len(losses(out)) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out='.*file/run': cannot write there \(Not a directory\)"):
+        train(tiny(tmp_path / "file" / "run"))
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    """The second is refused while the first is at work, whatever it is killed by afterwards."""
+    out = tmp_path / "run"
+    (out / "logs").mkdir(parents=True)
+    lock = f"filelock.FileLock({str(out / 'logs' / '.lock')!r})"
+    hold = f"import filelock, time; lock = {lock}; lock.acquire(); print(1, flush=True); time.sleep(99)"
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(ValueError, match=r"out='.*run': another run is writing there"):
+        train(tiny(out))
+    holder.kill()
+    holder.wait()
+    train(tiny(out))
+    with FileLock(out / "logs" / ".lock", timeout=0):  # and given back
+        pass
+
+
+class Deadly:
+    """Data whose loader process is killed at one index, the first time or always."""
+
+    def __init__(self, flag: Path | None):
+        self.flag, self.main = flag, os.getpid()
+
+    def __getitems__(self, indices):
+        if 5 in indices and os.getpid() != self.main and not (self.flag and self.flag.exists()):
+            if self.flag:
+                self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor(indices).float(), torch.tensor(indices)
+
+    def __len__(self):
+        return 12
+
+
+def sampler() -> StepSampler:
+    return StepSampler(12, seed=0, batch_size=4, parts=2, rank=0, world=1, stop=6)
+
+
+def test_a_dead_loader_process_is_replaced(tmp_path):
+    """The batches are those of a run without accident, each once."""
+    said: list[str] = []
+    feed = Feed(Deadly(tmp_path / "flag"), sampler(), workers=2, device=torch.device("cpu"), say=said.append)
+    found = [next(feed)[1].tolist() for _ in range(12)]
+    assert found == list(sampler())
+    assert feed.died == len(said) == 1
+    assert "started a new loader at the same batch" in said[0]
+    assert feed.waited > 0
+
+
+def test_loader_processes_that_keep_dying_stop_the_run():
+    feed = Feed(Deadly(None), sampler(), workers=1, device=torch.device("cpu"), say=lambda line: None)
+    with pytest.raises(ChildProcessError, match=r"loader processes died 3 times in a row.*give fewer workers"):
+        list(itertools.islice(feed, 12))
+
+
+def test_a_run_survives_a_dead_loader_process(tmp_path, capfd):
+    """A worker of a real run killed in its middle; the losses are those of a run without workers."""
+    train(tiny(tmp_path / "alone", steps=40, log_every=1))
+    stop = threading.Event()
+
+    def kill_one():
+        while not stop.is_set():
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            done = tmp_path / "run" / "metrics.jsonl"
+            if children and done.is_file() and len(done.read_bytes().splitlines()) > 5:
+                os.kill(int(children[-1]), signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    train(tiny(tmp_path / "run", steps=40, workers=1, log_every=1))
+    stop.set()
+    killer.join()
+    assert "started a new loader at the same batch" in capfd.readouterr().err
+    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("elit.training.logger.find_spec", lambda name: None if name == "trackio" else name)
+    with pytest.raises(ValueError, match="trackers='trackio': not installed; pip install trackio"):
+        train(tiny(tmp_path / "run", trackers=("tensorboard", "trackio")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
+def test_wandb_without_a_network(tmp_path, monkeypatch):
+    """One run however often it is resumed."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = {"trackers": ("tensorboard", "wandb"), "preview_every": 3}
+    train(tiny(tmp_path / "run", steps=3, **settings))
+    train(tiny(tmp_path / "run", steps=6, resume=True, **settings))
+    run = (tmp_path / "run" / "logs" / "run-id").read_text()
+    assert len(list((tmp_path / "run" / "logs" / "wandb").glob(f"offline-run-*-{run}"))) == 2
+
+
+@pytest.mark.skipif(not find_spec("trackio"), reason="trackio is not installed")
+def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    train(tiny(tmp_path / "run", trackers=("trackio",), preview_every=3))
+    assert (tmp_path / "trackio" / "elit.db").is_file()

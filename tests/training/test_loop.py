@@ -1,0 +1,336 @@
+"""Training: bit-equal after kills, equal over processes, refusals before anything is written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import elit
+from elit.config import ModelConfig, TrainConfig, load_config, save_config
+from elit.data.sampler import StepSampler
+from elit.training.distributed import make_accelerator
+from elit.training.ema import AveragedWeights
+from elit.training.logger import RunLog
+from elit.training.loop import draw_step, train
+
+TINY = ModelConfig(name="ELIT-DiT-S/1", hidden_size=16, num_heads=1, depth=3, split=(1, 1, 1), window=(4, 4))
+
+
+def tiny(out: Path, **changes) -> TrainConfig:
+    settings = {
+        "steps": 6,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "preview_every": 0,
+        "model": TINY,
+    }
+    return TrainConfig(out=str(out), **settings | changes)
+
+
+def losses(out: Path) -> list[tuple[int, float, int, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["budget"], line["gradient_norm"]) for line in lines]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return elit.load_model(out / "model").state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def command(config: TrainConfig, path: Path, *launcher: str) -> list[str]:
+    save_config(config, path)
+    return [sys.executable, *launcher, "-m", "elit", "train", "--config", str(path)]
+
+
+def test_killed_twice_and_resumed_is_bit_equal(tmp_path):
+    """SIGKILL in the middle of steps, as early as it comes and again later."""
+    settings = {"steps": 60, "checkpoint_every": 7, "log_every": 1, "gradient_accumulation": 2}
+    train(tiny(tmp_path / "whole", **settings))
+    out = tmp_path / "killed"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    resumed = command(tiny(out, resume=True, **settings), tmp_path / "config.yaml")
+    for stop_at in (10, 30):
+        process = subprocess.Popen(resumed, stderr=subprocess.DEVNULL, env=environment)
+        while process.poll() is None and (
+            not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_bytes().splitlines()) < stop_at
+        ):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "model").exists()
+    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL, env=environment)
+    assert losses(out) == losses(tmp_path / "whole")
+    assert len(losses(out)) == 60
+    assert equal(weights(out), weights(tmp_path / "whole"))
+
+
+def test_sigterm_saves_and_exits_0(tmp_path):
+    """Resumable at the step it was at: what follows is bit-equal to a run that never stopped."""
+    settings = {"steps": 60, "checkpoint_every": 1000, "log_every": 1}
+    train(tiny(tmp_path / "whole", **settings))
+    out = tmp_path / "stopped"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    resumed = command(tiny(out, resume=True, **settings), tmp_path / "config.yaml")
+    process = subprocess.Popen(resumed, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_bytes().splitlines()) < 10:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    start = time.perf_counter()
+    _, said = process.communicate()
+    assert process.returncode == 0
+    assert time.perf_counter() - start < 10
+    (saved,) = (out / "checkpoints").iterdir()
+    step = int(saved.name[5:])
+    assert 10 <= step < 60
+    assert f"stopped by SIGTERM after step {step}, checkpoint saved" in said
+    assert len(losses(out)) == step
+    assert not (out / "model").exists()
+    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL, env=environment)
+    assert losses(out) == losses(tmp_path / "whole")
+    assert equal(weights(out), weights(tmp_path / "whole"))
+
+
+def test_a_run_repeats_from_its_config(tmp_path):
+    train(tiny(tmp_path / "first"))
+    again = load_config(tmp_path / "first" / "config.yaml")
+    assert again.model.sample_size == 8
+    assert again.model.num_classes == 10
+    train(replace(again, out=str(tmp_path / "again")))
+    assert losses(tmp_path / "first") == losses(tmp_path / "again")
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "again"))
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path):
+    train(tiny(tmp_path / "a"))
+    train(tiny(tmp_path / "b", gradient_accumulation=4))
+    assert [row[1] for row in losses(tmp_path / "a")] == pytest.approx(
+        [row[1] for row in losses(tmp_path / "b")], abs=1e-5
+    )
+
+
+def test_resuming_a_finished_run_adds_steps(tmp_path):
+    train(tiny(tmp_path / "a", steps=12))
+    train(tiny(tmp_path / "b", steps=6))
+    train(tiny(tmp_path / "b", steps=12, resume=True))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_what_a_run_leaves(tmp_path):
+    out = tmp_path / "run"
+    config = tiny(out, steps=5, checkpoint_every=1, preview_every=4, precision="bf16", gradient_checkpointing=True)
+    model = train(config)
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("checkpoints", "config.yaml", "logs", "metrics.jsonl", "model", "samples")
+    ]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+    assert Image.open(out / "samples" / "step-00000004.png").size == (8 * 66 - 2, 4 * 66 - 2)  # 4 budgets × 8
+    assert list((out / "logs").rglob("events*"))
+    assert equal(weights(out), model.state_dict())
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_baseline_and_a_capped_budget_train(tmp_path):
+    train(tiny(tmp_path / "plain", model=ModelConfig(name="DiT-S/1", hidden_size=16, num_heads=1, depth=2)))
+    assert {row[2] for row in losses(tmp_path / "plain")} == {None}
+    train(tiny(tmp_path / "capped", budget_min=2, budget_max=4))
+    assert {row[2] for row in losses(tmp_path / "capped")} <= {2, 3, 4}
+
+
+def test_the_averaged_weights_are_saved(tmp_path):
+    """With decay 0 the average is the last weights; with a slow one it stays near the start."""
+    ends = {decay: train(tiny(tmp_path / str(decay), ema_decay=decay)).state_dict() for decay in (0.0, 0.9999)}
+    last = {name: torch.empty_like(weight) for name, weight in ends[0.0].items()}
+    dcp.load({"model": last}, checkpoint_id=tmp_path / "0.0" / "checkpoints" / "step-00000006", no_dist=True)
+    assert equal(last, ends[0.0])
+    assert not equal(ends[0.0], ends[0.9999])
+    middle = elit.load_model(tmp_path / "0.9999" / "checkpoints" / "step-00000006").state_dict()
+    assert equal(middle, ends[0.9999])
+
+
+def test_a_folder_of_images_trains(tmp_path, capfd):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    (tmp_path / "data" / "a" / "broken.png").write_text("no image")
+    settings = {"data": str(tmp_path / "data"), "image_size": 8, "workers": 1}
+    with pytest.raises(ValueError, match=r"cannot read '.*broken\.png'"):
+        train(tiny(tmp_path / "run", **settings))
+    model = train(tiny(tmp_path / "run", **settings, skip_unreadable=True))
+    assert "left out 1 unreadable images" in capfd.readouterr().err
+    assert (model.config.in_channels, model.config.num_classes) == (3, 2)
+
+
+def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
+    config = tiny(tmp_path, batch_size=4096, class_dropout=0.1)
+    noise, t, dropped = draw_step(config, 3, (1, 2, 2), torch.device("cpu"))
+    again = draw_step(config, 3, (1, 2, 2), torch.device("cpu"))
+    other = draw_step(config, 4, (1, 2, 2), torch.device("cpu"))
+    assert all(map(torch.equal, (noise, t, dropped), again))
+    assert not torch.equal(noise, other[0])
+    assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "missing-folder"}, "data='missing-folder': no such folder"),
+        ({"model": replace(TINY, name="ELIT-DiT-M/1")}, "unknown model 'ELIT-DiT-M/1'; close names"),
+        ({"model": replace(TINY, sample_size=16)}, "model.sample_size=16: the data has 8"),
+        ({"model": replace(TINY, in_channels=3)}, "model.in_channels=3: the data has 1"),
+        ({"model": replace(TINY, num_classes=5)}, "model.num_classes=5: the data has 10"),
+        ({"model": replace(TINY, window=(3, 3))}, "nearest valid: 6 or 9"),
+        ({"budget_max": 17}, "budget_max=17"),
+        ({"model": ModelConfig(name="DiT-S/1"), "budget_min": 1}, "no latent interface"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused_and_so_is_another_network(tmp_path):
+    out = tmp_path / "run"
+    train(tiny(out))
+    with pytest.raises(ValueError, match="holds a run at step 6; set resume"):
+        train(tiny(out))
+    with pytest.raises(ValueError, match=r"resume: model \(.*hidden_size=16.* → .*hidden_size=32.*cannot change"):
+        train(tiny(out, resume=True, model=replace(TINY, hidden_size=32)))
+    with pytest.raises(ValueError, match=r"resume: batch_size \(8 → 16\), seed \(0 → 1\) cannot change"):
+        train(tiny(out, resume=True, batch_size=16, seed=1))
+    with pytest.raises(ValueError, match=r"steps=3: the run in .* is at step 6"):
+        train(tiny(out, resume=True, steps=3))
+
+
+def test_what_may_change_is_said_and_changes(tmp_path, capfd):
+    out = tmp_path / "run"
+    train(tiny(out))
+    capfd.readouterr()
+    train(tiny(out, resume=True, steps=8, learning_rate=1e-4))
+    said = capfd.readouterr().err
+    assert "changed: steps 6 → 8, learning_rate 0.001 → 0.0001" in said
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["lr"] == 1e-4
+    assert load_config(out / "config.yaml").learning_rate == 1e-4
+
+
+def test_which_checkpoints_are_kept(tmp_path):
+    train(tiny(tmp_path / "run", steps=9, checkpoint_every=1, keep_last=1, keep_every=4))
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000008", "step-00000009"]
+
+
+def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
+    """Shared parts load, new parts start closed: before any training the network is the baseline, without its core."""
+    plain = ModelConfig(name="DiT-S/1", hidden_size=16, num_heads=1, depth=3)
+    train(tiny(tmp_path / "plain", model=plain))
+    capfd.readouterr()
+    config = tiny(tmp_path / "elit", init=str(tmp_path / "plain" / "model"), steps=1, learning_rate=1e-12)
+    elastic = train(config).state_dict()
+    said = " ".join(capfd.readouterr().err.split())
+    assert "weights start anew (latent_interface" in said
+    assert "0 left out (none)" in said
+    baseline = weights(tmp_path / "plain")
+    assert all(torch.allclose(elastic[name], value, atol=1e-9) for name, value in baseline.items())
+    assert not elastic["latent_interface.writer.mlp.fc2.weight"].abs().max() > 1e-9
+    other = ModelConfig(name="DiT-S/1", hidden_size=24, num_heads=1, depth=3)
+    with pytest.raises(ValueError, match=r"init='.*': shares no weights"):
+        train(tiny(tmp_path / "other", model=other, init=str(tmp_path / "plain" / "model")))
+
+
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=COMPILER)])
+def test_compiled_blocks_share_two_graphs_over_all_budgets(tmp_path, monkeypatch, backend):
+    """All 16 budgets, J̃ = 1 among them: two compilations, no graph break."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    out = tmp_path / "run"
+    train(tiny(out, steps=60, compile=True))
+    assert {row[2] for row in losses(out)} == set(range(1, 17))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    train(tiny(tmp_path / "eager", steps=20))
+    eager = [row[1] for row in losses(tmp_path / "eager")]
+    assert [row[1] for row in losses(out)][:20] == pytest.approx(eager, abs=1e-4)
+
+
+def test_figures_of_a_run(tmp_path):
+    """Every line has its step's; the last one of a window also what was gathered over it."""
+    train(tiny(tmp_path / "run", steps=10, log_every=5))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["images_per_s"] > 0
+        assert 0 <= row["data_wait"] < 1
+        assert row["tflops_per_s"] > 0
+        assert row["memory_gib"] > 0
+    assert ["loss_by_t" in row for row in rows] == ([False] * 4 + [True]) * 2
+    by_budget = rows[4]["loss_by_budget"]
+    assert set(by_budget) == {str(row["budget"]) for row in rows[:5]}
+    of_first = [row["loss"] for row in rows[:5] if row["budget"] == rows[0]["budget"]]
+    assert by_budget[str(rows[0]["budget"])] == pytest.approx(sum(of_first) / len(of_first), abs=1e-5)
+    assert len(rows[4]["loss_by_t"]) == 10
+    events = EventAccumulator(str(next((tmp_path / "run" / "logs").rglob("events*")).parent)).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert {"gradient_norm", "images_per_s", "data_wait", "tflops_per_s", "memory_gib"} <= set(events.Tags()["scalars"])
+    assert any(tag.startswith("loss_by_t/") for tag in events.Tags()["scalars"])
+
+
+def test_losses_by_time_are_means_over_their_buckets(tmp_path):
+    config = tiny(tmp_path / "run", batch_size=64)
+    train(config)  # makes the folder
+    accelerator = make_accelerator(config)
+    network = elit.create_model(**replace(TINY, sample_size=8, in_channels=1, num_classes=10).chosen())
+    log = RunLog(
+        config, accelerator, network, StepSampler(100, seed=0, batch_size=64, parts=1, rank=0, world=1, stop=6)
+    )
+    t = torch.tensor([0.05, 0.05, 0.15, 0.999, 1.0])
+    log.add_losses(t, torch.tensor([1.0, 3.0, 5.0, 7.0, torch.nan]))
+    log.add(1, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), budget=4, lr=0.1)
+    log.flush(0.0)
+    accelerator.end_training()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss_by_t"] == [2.0, 5.0, *[None] * 7, 7.0]
+
+
+def test_averaged_weights_on_the_cpu_are_the_same(tmp_path):
+    a = train(tiny(tmp_path / "a", ema_decay=0.9)).state_dict()
+    b = train(tiny(tmp_path / "b", ema_decay=0.9, ema_on_cpu=True, checkpoint_every=2)).state_dict()
+    assert equal(a, b)
+
+
+def test_the_average_is_that_of_diffusers():
+    network = torch.nn.Linear(3, 2)
+    ours, theirs = AveragedWeights(network, 0.8), EMAModel(network.parameters(), decay=0.8)
+    for _ in range(30):
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.add_(torch.randn_like(weight))
+        ours.step(network)
+        theirs.step(network.parameters())
+    for a, b in zip(ours.weights.values(), theirs.shadow_params, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    before = network.weight.detach().clone()
+    with ours.in_place_of(network):
+        assert torch.equal(network.weight, ours.weights["weight"])
+    assert torch.equal(network.weight, before)
