@@ -18,12 +18,12 @@ from elit.data.autoencoders import (
     encode_mean,
     encode_moments,
     latent_normalization,
+    load_autoencoder,
 )
 from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
 from elit.evaluate.samples import Sampler, Setting
-from elit.models.saved import load_autoencoder
 
 MEAN, STD = [0.3, -0.2, 0.1, 0.5], [1.5, 0.7, 2.0, 0.4]
 VIDEO = {"z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True]}

@@ -7,7 +7,8 @@ import torch
 from conftest import inputs, opened
 from diffusers import UNet2DModel
 
-from elit.models.saved import checkpoints, load_autoencoder, load_model, save_model, write_folder
+from elit.data.autoencoders import load_autoencoder
+from elit.models.saved import checkpoints, load_model, save_model, write_folder
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from conftest import opened, small_vae
 from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.data.autoencoders import decode
-from elit.models.saved import load_autoencoder
+from elit.data.autoencoders import decode, load_autoencoder
 from elit.sampling.pipeline import ElitPipeline
 from elit.sampling.sample import sample, seeded_noise
 

@@ -195,8 +195,9 @@ def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
     """The model in `folder` with the autoencoder and the conditions of the options of that name."""
     import torch
 
+    from elit.data.autoencoders import load_autoencoder
     from elit.evaluate.samples import Sampler
-    from elit.models.saved import load_autoencoder, load_model
+    from elit.models.saved import load_model
 
     dtype = getattr(torch, args.dtype)
     model = load_model(folder, torch_dtype=dtype).to(device).eval()

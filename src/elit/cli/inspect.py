@@ -71,8 +71,9 @@ def run(args: Args) -> dict[str, Any]:
     from elit.analysis.latents import Probe
     from elit.analysis.page import write_inside
     from elit.cli.sample import chosen_guidance
+    from elit.data.autoencoders import load_autoencoder
     from elit.evaluate.samples import Setting
-    from elit.models.saved import load_autoencoder, load_model
+    from elit.models.saved import load_model
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     if args.out.exists() and not args.out.is_dir():

@@ -94,9 +94,9 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.data.autoencoders import decode
+    from elit.data.autoencoders import decode, load_autoencoder
     from elit.data.images import output_kind, write_samples
-    from elit.models.saved import load_autoencoder, load_model
+    from elit.models.saved import load_model
     from elit.sampling.evaluations import sampling_flops
     from elit.sampling.sample import sample
 

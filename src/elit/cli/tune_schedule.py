@@ -64,7 +64,8 @@ def run(args: Args) -> dict[str, Any]:
 
     from elit.analysis.examples import load_examples
     from elit.config import write_text
-    from elit.models.saved import load_autoencoder, load_model
+    from elit.data.autoencoders import load_autoencoder
+    from elit.models.saved import load_model
     from elit.planner.tune import make_probe, tune_schedule
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)

@@ -12,11 +12,15 @@ for each channel (Qwen-Image, Wan), or both (LTX, Mochi). Shapes: (B, z, ...) ar
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
+
+from elit.models.saved import check_saved
 
 NORMALIZES_ITSELF = ("AutoencoderRAE",)
 """Classes whose encode and decode apply the statistics of their config."""
@@ -97,6 +101,22 @@ def latent_normalization(vae: ModelMixin) -> LatentNormalization:
     elif shift:
         raise ValueError(f"vae: {name} has both shift_factor and latents_mean in its config; leave one out")
     return LatentNormalization(scale=1.0 if scale is None else scale, mean=mean, std=std)
+
+
+def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMixin | None:
+    """The diffusers autoencoder saved in `folder`, for images or video; which ones: see the top of this file.
+
+    None where there is none and it is not required. kwargs: `torch_dtype`. Raises ValueError as `load_model` does.
+    """
+    if not required and not folder.is_dir():
+        return None
+    kind = check_saved(folder, "vae")
+    loader: Any = getattr(diffusers, str(kind), None)
+    if not callable(getattr(loader, "encode", None)):
+        raise ValueError(f"vae={str(folder)!r}: holds a {kind!r}; give one of diffusers' autoencoders")
+    vae = loader.from_pretrained(folder, **kwargs)
+    latent_normalization(vae)  # refuses what does not say how its latents are normalized
+    return vae
 
 
 @torch.no_grad()

@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 import torch.distributed.checkpoint as dcp
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from elit.data.autoencoders import latent_normalization
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
 
@@ -35,7 +33,7 @@ def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
         folder = folder / "transformer"
     if (folder / MANIFEST).is_file():
         return _load_average(folder, **kwargs)
-    kind = _check_saved(folder, "model")
+    kind = check_saved(folder, "model")
     if kind not in NETWORKS:
         raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
     model, found = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
@@ -58,23 +56,7 @@ def _load_average(folder: Path, torch_dtype: torch.dtype = torch.float32) -> Tra
     return torch.nn.Module.to(network, torch_dtype).eval()
 
 
-def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMixin | None:
-    """The diffusers autoencoder saved in `folder`, for images or video; which ones: `data.autoencoders`.
-
-    None where there is none and it is not required. kwargs: `torch_dtype`. Raises ValueError as `load_model` does.
-    """
-    if not required and not folder.is_dir():
-        return None
-    kind = _check_saved(folder, "vae")
-    loader: Any = getattr(diffusers, str(kind), None)
-    if not callable(getattr(loader, "encode", None)):
-        raise ValueError(f"vae={str(folder)!r}: holds a {kind!r}; give one of diffusers' autoencoders")
-    vae = loader.from_pretrained(folder, **kwargs)
-    latent_normalization(vae)  # refuses what does not say how its latents are normalized
-    return vae
-
-
-def _check_saved(folder: Path, name: str) -> str | None:
+def check_saved(folder: Path, name: str) -> str | None:
     """The class named in a saved folder, after a look at whether its files are whole. Raises ValueError."""
     kind = _saved_class(folder, name)
     check_weights(folder, name)
