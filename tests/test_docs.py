@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from conftest import small_vae
 from PIL import Image
 from released_files import ELIT, checkpoint, weights
@@ -25,6 +26,15 @@ def blocks(guide: str, language: str) -> str:
 
 def commands(guide: str) -> list[str]:
     return blocks(guide, "bash").replace("\\\n", " ").splitlines()
+
+
+def test_the_site_has_every_page_and_every_public_name():
+    """`make docs` itself is strict about links; it needs the extra `docs`."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = {page for entry in site["nav"] for page in entry.values()}
+    assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}
+    api = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: elit\.(\w+)$", api, flags=re.MULTILINE)) == sorted(elit.__all__)
 
 
 def test_the_commands_of_the_training_guide_run_as_written(tmp_path, monkeypatch):
