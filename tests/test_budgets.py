@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from elit.budgets import draw_budget, parse_budget, resolve_budget, schedule_budgets, training_budgets
+from elit.budgets import draw_budget, equal_parts, parse_budget, resolve_budget, schedule_budgets, training_budgets
 
 SIXTEEN = tuple(range(1, 17))
 FOURS = tuple(range(4, 17, 4))
@@ -102,6 +102,13 @@ TIMES = [0.0, 0.25, 0.5, 0.75]
 )
 def test_schedules(schedule, expected):
     assert schedule_budgets(schedule, TIMES, SIXTEEN) == expected
+
+
+def test_equal_parts_are_the_fewest():
+    assert equal_parts([16, 16, 1, 1]) == [16, 1]
+    assert equal_parts([4] * 6) == [4]
+    assert equal_parts([4, 1, 1, 4]) == [4, 1, 1, 4]
+    assert equal_parts([2, 2, 2, 2, 1, 1]) == [2, 2, 1]
 
 
 def test_a_boundary_at_a_step_belongs_to_the_later_piece():

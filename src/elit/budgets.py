@@ -6,12 +6,16 @@ A budget in a user's hand is
     int             that many latents of every group
     float (0, 1]    that share of them, rounded to the nearest valid count
     str             either of these as text ("8", "0.5"), or a schedule over t ("0.5@0-0.5,1@0.5-1")
+
+A list is never a `budget` of `elit.sample`, since it could be one a step or one a sample: these are `step_budgets` and
+`sample_budgets`. A network's forward has no steps, so that a list there is one a sample.
 """
 
 import math
 import random
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 Budget = int | float | None
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
@@ -24,6 +28,7 @@ def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
     """
     if isinstance(budget, str):
         budget = parse_budget(budget)
+    budget = _plain(budget)
     if not budgets:
         if budget is not None:
             raise ValueError(f"budget={budget!r}: this model has no latent interface, only budget=None is valid")
@@ -103,9 +108,54 @@ def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequen
         return [resolve_budget(schedule(t), budgets) for t in times]
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if len(schedule) != len(times):
-            raise ValueError(f"budget: a list of {len(schedule)} budgets for {len(times)} steps; give one a step")
+            raise ValueError(f"step_budgets: a list of {len(schedule)} budgets for {len(times)} steps; give one a step")
         return [resolve_budget(budget, budgets) for budget in schedule]
     return [resolve_budget(schedule, budgets)] * len(times)
+
+
+def one_schedule(
+    budget: Schedule, step_budgets: Sequence[Budget] | None, sample_budgets: Sequence[Budget] | None
+) -> Schedule:
+    """The schedule of a run from the three arguments that set its budgets; None with `sample_budgets`.
+
+    Raises ValueError for two of them, and for a list in `budget`, which could be one a step or one a sample.
+    """
+    if is_list(budget):
+        raise ValueError(
+            f"budget={budget!r}: a list; give step_budgets= for one budget a step, or sample_budgets= for one a sample"
+        )
+    named = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(given)}: give one of them")
+    for name in ("step_budgets", "sample_budgets"):
+        if named[name] is not None and not is_list(named[name]):
+            raise ValueError(f"{name}={named[name]!r}: give a list of budgets; budget= takes one for all")
+    return budget if step_budgets is None else list(step_budgets)
+
+
+def is_list(value: object) -> bool:
+    """Whether an argument holds several budgets: a sequence, or an array or tensor with one axis."""
+    if value is None or isinstance(value, int | float | str):
+        return False
+    return isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
+
+
+def budgets_of_samples(values: Sequence[Budget], count: int, budgets: Sequence[int], name: str) -> list[int | None]:
+    """One valid budget a sample. Raises ValueError, naming the argument, for a list of another length."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if len(values) != count:
+        raise ValueError(f"{name}: a list of {len(values)} budgets for {count} samples; give one a sample")
+    return [resolve_budget(value, budgets) for value in values]
+
+
+def equal_parts(counts: Sequence[int | None]) -> list[int | None]:
+    """The fewest budgets that, each for an equal part of the batch, are the same as one a sample."""
+    for parts in range(1, len(counts)):
+        length, rest = divmod(len(counts), parts)
+        if not rest and all(count == counts[i - i % length] for i, count in enumerate(counts)):
+            return list(counts[::length])
+    return list(counts)
 
 
 def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
@@ -124,6 +174,11 @@ def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
     if any(isinstance(budget, float) for budget, _, _ in pieces):
         pieces = [(1.0 if budget == 1 else budget, low, high) for budget, low, high in pieces]
     return pieces
+
+
+def _plain(budget: Any) -> Budget:
+    """A tensor or an array of one number as that number. torch.compile traces an int through here."""
+    return budget if budget is None or isinstance(budget, int | float) or not hasattr(budget, "item") else budget.item()
 
 
 def _step(budgets: Sequence[int]) -> int:

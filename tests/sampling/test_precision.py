@@ -58,10 +58,12 @@ def test_whole_model_compile_has_two_graphs_for_all_budgets():
     x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
     with torch.no_grad():
         for kept in (model.budgets[-1], *model.budgets):
-            torch.testing.assert_close(compiled(x, t, y, [kept]), model(x, t, y, kept), rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                compiled(x, t, y, branch_budgets=[kept]), model(x, t, y, kept), rtol=0, atol=1e-5
+            )
         assert counter.frame_count <= 2
         for kept in model.budgets[:-1]:
-            compiled(x, t, y, [model.budgets[-1], kept])
+            compiled(x, t, y, branch_budgets=[model.budgets[-1], kept])
     assert counter.frame_count <= 4
 
 

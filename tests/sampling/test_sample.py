@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import opened
+from conftest import inputs, opened
 
 import elit
 from elit.sampling.evaluations import sampling_flops
@@ -11,11 +11,71 @@ from elit.sampling.sample import sample
 STEPS = 4
 
 
-@pytest.mark.parametrize("constant", [[3] * STEPS, lambda t: 3, "3@0-0.5,3@0.5-1"])
+@pytest.mark.parametrize(
+    "constant", [{"step_budgets": [3] * STEPS}, {"budget": lambda t: 3}, {"budget": "3@0-0.5,3@0.5-1"}]
+)
 def test_a_constant_schedule_is_bit_equal_to_that_budget(constant):
     model = opened("elit-dit")
     plain = sample(model, [0, 1], steps=STEPS, budget=3)
-    assert torch.equal(sample(model, [0, 1], steps=STEPS, budget=constant), plain)
+    assert torch.equal(sample(model, [0, 1], steps=STEPS, **constant), plain)
+
+
+@pytest.mark.parametrize("guidance", [None, elit.CFG(2.0), elit.CCFG(2.0, 1), elit.AG(2.0, 2), elit.AG(2.0, 0.25)])
+@pytest.mark.parametrize("kind", ["elit-dit", "elit-mmdit", "elit-sit"])
+def test_a_budget_a_sample_is_that_sample_alone(kind, guidance):
+    model = opened(kind)
+    budgets, settings = [16, 4, 4, 1.0, 0.5], {"steps": 2, "guidance": guidance}
+    y = model.example_condition(5)
+    mixed = sample(model, y, sample_budgets=budgets, batch_size=3, **settings)
+    for i, budget in enumerate(budgets):
+        alone = sample(model, y[i : i + 1], budget=budget, seed=i, **settings)
+        torch.testing.assert_close(mixed[i : i + 1], alone, rtol=0, atol=1e-4)
+    equal = sample(model, y, sample_budgets=[4] * 5, **settings)
+    if guidance is None or guidance.drop_class:  # in autoguidance a batch of one budget shares its head
+        assert torch.equal(equal, sample(model, y, budget=4, **settings))
+
+
+def test_costs_of_a_budget_a_sample_are_the_mean():
+    model = opened("elit-dit")
+    one = {budget: elit.count_flops(model, budget=budget) for budget in model.budgets}
+    for guidance, weak in ((None, 0), (elit.CCFG(2.0, 1), one[1]), (elit.AG(2.0, 2), one[2])):
+        cost = sampling_flops(model, steps=3, sample_budgets=[16, 4], guidance=guidance)
+        assert cost == 3 * (one[16] + one[4]) // 2 + 3 * weak
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": [16, 4, 1]}, r"budget=\[16, 4, 1\]: a list; give step_budgets= .* or sample_budgets="),
+        ({"budget": torch.tensor([16, 4, 1])}, r"budget=.*: a list; give step_budgets="),
+        ({"step_budgets": [16, 1]}, "step_budgets: a list of 2 budgets for 3 steps; give one a step"),
+        ({"sample_budgets": [16, 1]}, "sample_budgets: a list of 2 budgets for 3 samples; give one a sample"),
+        ({"sample_budgets": [16, 1, 17]}, "budget=17: give a number"),
+        ({"sample_budgets": 4}, "sample_budgets=4: give a list"),
+        ({"step_budgets": "4"}, "step_budgets='4': give a list"),
+        ({"sample_budgets": [4] * 3, "step_budgets": [4] * 3}, "step_budgets, sample_budgets: give one of them"),
+        ({"sample_budgets": [4] * 3, "budget": 4}, "budget, sample_budgets: give one of them"),
+        ({"sample_budgets": [16, 4, 1], "guidance": elit.AG(2.0, 2)}, "guidance ag: its budget 2 is above .* 1"),
+    ],
+)
+def test_a_list_has_one_meaning(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sample(opened("elit-dit"), [3, 2, 1], steps=3, **settings)
+
+
+def test_a_list_in_a_forward_has_one_budget_a_sample():
+    model = opened("elit-dit")
+    x, t, y = inputs(model, 4)
+    with pytest.raises(ValueError, match="budget: a list of 2 budgets for 4 samples; give one a sample"):
+        model(x, t, y, [16, 1])
+    with torch.no_grad():
+        assert torch.equal(model(x, t, y, [16, 16, 1, 1]), model(x, t, y, branch_budgets=[16, 1]))
+        assert torch.equal(model(x, t, y, torch.tensor(8)), model(x, t, y, 8))
+        assert torch.equal(model(x, t, y, torch.tensor([4, 1, 1, 4])), model(x, t, y, [4, 1, 1, 4]))
+    with pytest.raises(ValueError, match="budget, branch_budgets: give one of them"):
+        model(x, t, y, 8, branch_budgets=[16, 1])
+    with pytest.raises(ValueError, match="shared=True: goes with branch_budgets"):
+        model(x, t, y, shared=True)
 
 
 def test_a_schedule_changes_the_budget_on_the_way():
@@ -48,7 +108,7 @@ def test_sampling_flops_add_up_the_branches():
     assert sampling_flops(model, steps=4, budget=8, guidance=elit.CCFG(2.0, 1)) == 4 * (one[8] + one[1])
     assert sampling_flops(model, steps=4, budget=8, guidance=elit.CFG(2.0, interval=(0, 0.3))) == 6 * one[8]
     assert sampling_flops(model, steps=4, solver="heun") == 7 * one[16]
-    assert sampling_flops(model, steps=2, budget=[4, 16]) == one[4] + one[16]
+    assert sampling_flops(model, steps=2, step_budgets=[4, 16]) == one[4] + one[16]
 
 
 @pytest.mark.parametrize(

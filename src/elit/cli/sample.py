@@ -37,6 +37,10 @@ class Args:
     """How many images; default: one a label or prompt, at most 64."""
     budget: str = "full"
     """Latents per group (8), a share of them (0.5), full, or a schedule over t (0.5@0-0.5,1@0.5-1)."""
+    step_budgets: tuple[str, ...] = ()
+    """Instead, one budget a step."""
+    sample_budgets: tuple[str, ...] = ()
+    """Instead, one budget an image; that many images are made."""
     guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
     """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
     scale: float = 1.5
@@ -76,7 +80,18 @@ class Args:
 
 
 # Settings that a plan decides.
-PLANNED = ("budget", "guidance", "scale", "guidance_budget", "guidance_interval", "steps", "solver", "shift")
+PLANNED = (
+    "budget",
+    "step_budgets",
+    "sample_budgets",
+    "guidance",
+    "scale",
+    "guidance_budget",
+    "guidance_interval",
+    "steps",
+    "solver",
+    "shift",
+)
 TARGETS = ("target_ms", "target_images_per_s", "target_gflops")
 
 
@@ -111,14 +126,14 @@ def run(args: Args) -> dict[str, Any]:
     pictures = vae is not None or model.config.in_channels in (1, 3)
     output_kind(args.out, pictures=pictures, clips=clips)  # before the work, not after it
     conditions = chosen_conditions(args, model, device)
-    count = min(len(conditions), 64) if args.count is None else args.count
+    count = len(args.sample_budgets) or min(len(conditions), 64) if args.count is None else args.count
     if count < 1:
         raise ValueError(f"count={count}: give at least 1")
     y = conditions[torch.arange(count) % len(conditions)]
     plan = planned(args, model, min(count, args.batch_size))
     settings: dict[str, Any] = {
         "steps": plan.steps if plan else args.steps,
-        "budget": plan.budget if plan else args.budget,
+        **({"budget": plan.budget} if plan else budget_arguments(args)),
         "guidance": plan.guidance if plan else chosen_guidance(args),
         "solver": args.solver,
         "shift": args.shift,
@@ -147,6 +162,13 @@ def run(args: Args) -> dict[str, Any]:
         what = "clips" if clips else "images"
         print(f"{args.out}: {count} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
     return result
+
+
+def budget_arguments(args: Args) -> dict[str, Any]:
+    """The options that set budgets, as arguments of `elit.sample`."""
+    given = {"budget": None if args.budget == "full" else args.budget}
+    lists = {name: getattr(args, name) or None for name in ("step_budgets", "sample_budgets")}
+    return given | lists
 
 
 def planned(args: Args, model: Any, batch: int) -> Any:

@@ -20,7 +20,7 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 
-from elit.budgets import resolve_budget
+from elit.budgets import budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.elastic.context import branch, kept_of_call
 from elit.elastic.families import Family, all_blocks, family_of
 from elit.elastic.interface import ElasticInterface
@@ -102,8 +102,14 @@ class Elastic:
         family = family_of(self)
         x = arguments[family.sample]
         kept: Sequence[int | None]
-        if (given := arguments.pop("budget", None)) is not None:  # this library's networks are handed theirs
-            kept = [resolve_budget(part, self.budgets) for part in (given if isinstance(given, list) else [given])]
+        given, branches = arguments.pop("budget", None), arguments.pop("branch_budgets", None)
+        # This library's networks are handed theirs.
+        if branches is not None:
+            kept = [resolve_budget(part, self.budgets) for part in branches]
+        elif is_list(given):
+            kept = equal_parts(budgets_of_samples(given, len(x), self.budgets, "budget"))
+        elif given is not None:
+            kept = [resolve_budget(given, self.budgets)]
         else:
             kept = kept_of_call(self, self.budgets, x, lambda: family.noise(arguments), family.unconditional_half)
         if arguments.pop("shared", False):

@@ -73,11 +73,18 @@ class SiT(DiT):
         )
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, shared: bool = False
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Condition,
+        budget: Budget | Sequence[Budget] = None,
+        *,
+        branch_budgets: Sequence[Budget] | None = None,
+        shared: bool = False,
     ) -> Tensor:
         """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`: t = 0 is noise, velocity = data − noise."""
         self._check_inputs(x, t, y)
-        kept = self._budgets(budget, len(x), shared)
+        kept = self._budgets(budget, branch_budgets, len(x), shared)
         if self.config.convention == "ddpm":
             step, level = ddpm_clock(t)
             level = level.view(-1, 1, 1, 1)

@@ -12,7 +12,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
-from elit.budgets import Budget, resolve_budget
+from elit.budgets import Budget, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.models.conditioning import Condition
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
 from elit.models.layers import (
@@ -85,23 +85,30 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         return tuple(range(self.budget_step, self.spec.num_latents + 1, self.budget_step)) if self.spec else ()
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, shared: bool = False
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Condition,
+        budget: Budget | Sequence[Budget] = None,
+        *,
+        branch_budgets: Sequence[Budget] | None = None,
+        shared: bool = False,
     ) -> Tensor:
         """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
 
         x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null; for a
         text-conditional network its prompts, see there.
-        budget: None = all latents, an int = latents kept per group, a float in (0, 1] = that share of them. A
-        sequence of budgets gives each equal part of the batch its own, up to one a sample: head and tail run together,
-        and the core once for each of the different budgets.
-        shared: each budget of the sequence is for the whole batch, whose head runs once: (budgets·B, C, ...) comes
-        back, the batch at the first budget first. That is autoguidance.
+        budget: None = all latents, an int = latents kept per group, a float in (0, 1] = that share of them. A list has
+        one a sample: head and tail run together, and the core once for each of the different budgets.
+        branch_budgets: in the place of `budget`, one for each of equal parts of the batch, as guided sampling stacks
+        its branches. shared: each of them is for the whole batch, whose head runs once: (budgets·B, C, ...) comes back,
+        the batch at the first budget first. That is autoguidance.
 
         Raises ValueError for shapes and budgets that do not fit. Values of t and y are checked when they lie on
         the CPU; on a device that would be a sync, so check them before they go there.
         """
         self._check_inputs(x, t, y)
-        kept = self._budgets(budget, len(x), shared)
+        kept = self._budgets(budget, branch_budgets, len(x), shared)
         size, window = x.shape[2:], self.window(x.shape[2:])
         grid = self.token_grid(size)
         rope = self.rope(grid, None, x)
@@ -220,9 +227,24 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             raise ValueError(f"num_latents={self.spec.num_latents}: {name} needs a multiple of {self.budget_step}")
         self.token_grid(self.sample_size)
 
-    def _budgets(self, budget: Budget | Sequence[Budget], batch: int, shared: bool) -> list[int]:
-        parts = budget if isinstance(budget, (list, tuple)) else (budget,)
-        kept = [resolve_budget(part, self.budgets) for part in parts]
+    def _budgets(
+        self,
+        budget: Budget | Sequence[Budget],
+        branch_budgets: Sequence[Budget] | None,
+        batch: int,
+        shared: bool,
+    ) -> list[int]:
+        """One budget for each of equal parts of the batch or, shared, for all of it. Raises ValueError."""
+        if branch_budgets is not None and budget is not None:
+            raise ValueError("budget, branch_budgets: give one of them")
+        if shared and branch_budgets is None:
+            raise ValueError("shared=True: goes with branch_budgets")
+        if branch_budgets is not None:
+            kept = [resolve_budget(part, self.budgets) for part in branch_budgets]
+        elif is_list(budget):
+            kept = equal_parts(budgets_of_samples(cast(Sequence[Budget], budget), batch, self.budgets, "budget"))
+        else:
+            kept = [resolve_budget(cast(Budget, budget), self.budgets)]
         if shared:
             if not self.budgets:
                 raise ValueError("shared=True: this model has no latent interface, so nothing differs after its head")
@@ -230,7 +252,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if all(count == kept[0] for count in kept[1:]):  # a set would hash them: a compilation for each
             kept = kept[:1]
         if batch % len(kept):
-            raise ValueError(f"budget={budget!r}: {len(kept)} budgets do not divide a batch of {batch}")
+            raise ValueError(f"branch_budgets={branch_budgets!r}: {len(kept)} budgets do not divide a batch of {batch}")
         return cast(list[int], kept)
 
     def _check_inputs(self, x: Tensor, t: Tensor, y: Any) -> None:

@@ -1,10 +1,13 @@
 """What a sampling run evaluates: the branches of every step, which steps reuse the last output, and what all costs."""
 
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from elit.budgets import Schedule, schedule_budgets
+from elit.budgets import Budget, Schedule, one_schedule, schedule_budgets
 from elit.costs.flops import count_flops, shared_flops
 from elit.flow.guidance import Branch, Guidance, branches
 from elit.flow.solver import time_grid
@@ -76,14 +79,24 @@ def sampling_flops(
     *,
     steps: int = 40,
     budget: Schedule = None,
+    step_budgets: Sequence[Budget] | None = None,
+    sample_budgets: Sequence[Budget] | None = None,
     guidance: Guidance | None = None,
     solver: str = "euler",
     shift: float = 1.0,
     cache: float = 0.0,
     sample_size: int | Sequence[int] | None = None,
 ) -> int:
-    """Floating-point operations of one whole sample, guidance branches included; arguments as in `elit.sample`."""
-    plan = sampling_plan(model, time_grid(steps, shift), budget, guidance, solver, cache)
+    """Floating-point operations of one whole sample, guidance branches included; arguments as in `elit.sample`.
+
+    Of samples with budgets of their own, the mean.
+    """
+    schedule = one_schedule(budget, step_budgets, sample_budgets)
+    settings: dict[str, Any] = {"solver": solver, "shift": shift, "cache": cache, "sample_size": sample_size}
+    if sample_budgets is not None:
+        settings |= {"steps": steps, "guidance": guidance and replace(guidance, drop_class=True)}  # no shared head
+        return round(statistics.mean(sampling_flops(model, budget=kept, **settings) for kept in sample_budgets))
+    plan = sampling_plan(model, time_grid(steps, shift), schedule, guidance, solver, cache)
     cost = {kept: count_flops(model, sample_size=sample_size, budget=kept) for kept in model.budgets or (None,)}
     every = [chosen for step in plan for chosen in step.values()]
     twice = sum(map(shares_head, every)) * shared_flops(model, sample_size=sample_size)

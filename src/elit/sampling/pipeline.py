@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from elit.budgets import Budget, Schedule
+from elit.budgets import Budget, Schedule, one_schedule
 from elit.data.autoencoders import decode
 from elit.data.images import to_uint8
 from elit.data.text import embed_prompts
@@ -21,7 +21,7 @@ from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan
 from elit.sampling.plan import Plan
 from elit.sampling.precision import runner
-from elit.sampling.sample import guided_network
+from elit.sampling.sample import guided_network, mixed_budgets
 
 
 class ElitPipeline(DiffusionPipeline):
@@ -67,11 +67,13 @@ class ElitPipeline(DiffusionPipeline):
         dtype: torch.dtype | None = None,
         compile: bool = False,
         plan: Plan | None = None,
+        step_budgets: Sequence[Budget] | None = None,
+        sample_budgets: Sequence[Budget] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
-        guidance_scale: 1 is off. budget: as in `elit.sample`, a schedule included. guidance_budget: latents per
-        group of the unconditional branch (CCFG); None = those of the main branch (CFG).
+        guidance_scale: 1 is off. budget, step_budgets, sample_budgets: as in `elit.sample`. guidance_budget: latents
+        per group of the unconditional branch (CCFG); None = those of the main branch (CFG).
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
         in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
         frames, or has its frames behind B. cache, dtype, compile: as in `elit.sample`.
@@ -96,8 +98,11 @@ class ElitPipeline(DiffusionPipeline):
         exact = time_grid(num_inference_steps, self.scheduler.config.shift)
         if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
             times = exact
-        evaluations = sampling_plan(model, times, budget, guidance, cache=cache)
-        velocity = guided_network(model, y.to(device), evaluations, guidance, runner(model, dtype, compile=compile))
+        schedule = one_schedule(budget, step_budgets, sample_budgets)
+        evaluations = sampling_plan(model, times, schedule, guidance, cache=cache)
+        kept = None if sample_budgets is None else mixed_budgets(model, sample_budgets, len(y), guidance)
+        network = runner(model, dtype, compile=compile)
+        velocity = guided_network(model, y.to(device), evaluations, guidance, network, kept)
 
         shape = (len(y), model.config.in_channels, *model.sample_size)
         if latents is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from elit.budgets import Schedule
+from elit.budgets import Budget, Schedule, budgets_of_samples, one_schedule
 from elit.flow.guidance import Branch, Guidance, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, concatenate
@@ -21,6 +21,8 @@ def sample(
     *,
     steps: int = 40,
     budget: Schedule = None,
+    step_budgets: Sequence[Budget] | None = None,
+    sample_budgets: Sequence[Budget] | None = None,
     guidance: Guidance | None = None,
     solver: str = "euler",
     seed: int | Sequence[int] = 0,
@@ -38,7 +40,9 @@ def sample(
 
     y: B labels, num_classes = no class; for a text-conditional network B prompts or their embeddings.
     steps: the paper uses 40 with "euler"; "heun" evaluates twice a step.
-    budget: one for all steps, or a schedule: a list with one a step, a function of t, "0.5@0-0.5,1@0.5-1".
+    budget: one for all steps, or a schedule: a function of t, or text such as "0.5@0-0.5,1@0.5-1".
+    step_budgets: in its place, one budget a step. sample_budgets: in its place, one budget a sample; head and tail of
+    the network run for the whole batch together.
     guidance: elit.CFG, elit.AG or elit.CCFG. shift: more of the steps near noise, 1 is even.
     seed: of the first sample, the next ones count up; or one seed a sample. A sample depends on its own seed alone,
     not on the batch it is in. noise: (B, C, ...) instead of seeds.
@@ -59,7 +63,11 @@ def sample(
     size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
     model.token_grid(size)
     times, run = time_grid(steps, shift), get_solver(solver)
-    evaluations = sampling_plan(model, times, budget, guidance, solver, cache)
+    schedule = one_schedule(budget, step_budgets, sample_budgets)
+    evaluations = sampling_plan(model, times, schedule, guidance, solver, cache)
+    kept = None
+    if sample_budgets is not None:
+        kept = mixed_budgets(model, sample_budgets, count, guidance)
     network = runner(model, dtype, compile=compile)
     shape = (model.config.in_channels, *size)
     if noise is not None and noise.shape != (count, *shape):
@@ -72,7 +80,8 @@ def sample(
     for first in range(0, count, batch_size or count):
         part = slice(first, first + (batch_size or count))
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
-        velocity = guided_network(model, wanted[part].to(model.device), evaluations, guidance, network)
+        rows = wanted[part].to(model.device)
+        velocity = guided_network(model, rows, evaluations, guidance, network, kept and kept[part])
         with torch.no_grad():
             samples.append(run(velocity, x.to(model.device, torch.float32), times))
         if progress:
@@ -86,10 +95,12 @@ def guided_network(
     plan: Evaluations,
     guidance: Guidance | None,
     network: Callable[..., Tensor] | None = None,
+    sample_budgets: Sequence[int | None] | None = None,
 ) -> Callable[[Tensor, float, int], Tensor]:
     """The solver's velocity(x, t, step): all branches in one batch, each at its budget; float32 like x.
 
-    network: what is called in the place of `model`, see `runner`.
+    network: what is called in the place of `model`, see `runner`. sample_budgets: latents of each sample in the main
+    branch, in the place of the plan's.
     """
     null, run = model.without_condition(y), network or model
     asked: dict[tuple[bool, ...], Condition] = {}
@@ -97,15 +108,19 @@ def guided_network(
 
     def velocity(x: Tensor, t: float, step: int) -> Tensor:
         def evaluate(chosen: Sequence[Branch]) -> Sequence[Tensor]:
-            shared = shares_head(chosen)
+            shared = shares_head(chosen) and sample_budgets is None
             rows = tuple(branch.drop_class for branch in (chosen[:1] if shared else chosen))
             if rows not in asked:
                 asked[rows] = concatenate([null if dropped else y for dropped in rows])
             # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
             time = torch.full((len(rows) * len(x),), t, device=x.device, dtype=torch.float32)
             repeated = x.repeat(len(rows), *[1] * (x.ndim - 1))
-            options = {"shared": True} if shared else {}
-            v = run(repeated, time, asked[rows], [branch.budget for branch in chosen], **options)
+            if sample_budgets is None:
+                each = [branch.budget for branch in chosen]
+                v = run(repeated, time, asked[rows], branch_budgets=each, shared=shared)
+            else:
+                weak = [weak_branch(model, guidance, kept) for kept in sample_budgets] if len(chosen) > 1 else []
+                v = run(repeated, time, asked[rows], [*sample_budgets, *weak])
             return v.to(x.dtype).chunk(len(chosen))
 
         nonlocal last
@@ -114,6 +129,21 @@ def guided_network(
         return last
 
     return velocity
+
+
+def weak_branch(model: Transformer, guidance: Guidance | None, kept: int | None) -> int | None:
+    """The weak branch's budget beside a main branch of `kept` latents."""
+    return None if guidance is None else guidance.weak_budget(kept, model.budgets)
+
+
+def mixed_budgets(
+    model: Transformer, sample_budgets: Sequence[Budget], count: int, guidance: Guidance | None
+) -> list[int | None]:
+    """One valid budget a sample, each of which goes with the guidance. Raises ValueError."""
+    kept = budgets_of_samples(sample_budgets, count, model.budgets, "sample_budgets")
+    for each in dict.fromkeys(kept):
+        weak_branch(model, guidance, each)
+    return kept
 
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
