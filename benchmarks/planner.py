@@ -26,12 +26,12 @@ from typing import Any
 import torch
 
 import elit
-from elit.config import write_text
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler, Setting
 from elit.evaluate.score import Judge, score
 from elit.evaluate.sweep import make_settings, sweep, write_table
+from elit.files import write_text
 from elit.flow.guidance import Guidance
 from elit.planner.choose import Pricing
 from elit.planner.profile import Case, Profile, counts_of, held_out, machine, measure_profile, time_runs

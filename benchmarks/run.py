@@ -30,7 +30,7 @@ import against_padding
 import torch
 
 import elit
-from elit.config import write_text
+from elit.files import write_text
 from elit.report.tables import print_table
 
 

@@ -14,7 +14,8 @@ from arms import SIZES, training_tflops
 from verdicts import overall, standard_error, verdict
 
 import elit
-from elit.config import TrainConfig, write_text
+from elit.config import TrainConfig
+from elit.files import write_text
 
 Values = Mapping[tuple[str, str], Mapping[int, float]]
 """(arm, metric) -> seed -> value."""

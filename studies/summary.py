@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elit.config import write_text
+from elit.files import write_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "reproduction.md", ROOT / "studies" / "results"

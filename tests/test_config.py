@@ -2,7 +2,8 @@
 
 import pytest
 
-from elit.config import ModelConfig, TrainConfig, load_config, save_config, write_text
+from elit.config import ModelConfig, TrainConfig, load_config, save_config
+from elit.files import write_text
 
 
 def test_round_trip(tmp_path):

@@ -1,7 +1,6 @@
 """Settings of a training run: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,8 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+
+from elit.files import write_text
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -204,11 +205,3 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
                 return float(value)
     names = " or ".join("a number" if kind is float else getattr(kind, "__name__", str(kind)) for kind in kinds)
     raise ValueError(f"{where}={value!r}: expected {names}".replace("NoneType", "null"))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes under a temporary name and renames, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

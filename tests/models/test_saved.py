@@ -8,7 +8,7 @@ from conftest import inputs, opened
 from diffusers import UNet2DModel
 
 from elit.data.autoencoders import load_autoencoder
-from elit.models.saved import checkpoints, load_model, save_model, write_folder
+from elit.models.saved import checkpoints, load_model, save_model
 
 
 @pytest.fixture
@@ -69,17 +69,6 @@ def test_autoencoder_is_optional_unless_asked_for(tmp_path):
     assert load_autoencoder(tmp_path / "vae", required=False) is None
     with pytest.raises(ValueError, match=r"vae=.*no such folder"):
         load_autoencoder(tmp_path / "vae", required=True)
-
-
-def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
-    def fail(folder):
-        (folder / "half").write_text("half")
-        raise OSError("disk full")
-
-    write_folder(tmp_path / "a", lambda folder: (folder / "x").write_text("old"))
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(tmp_path / "a", fail)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
 
 
 def test_only_complete_checkpoints_count(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 from elit.analysis import plots as inside_plots
 from elit.analysis.inspection import Inspection
-from elit.config import write_text
+from elit.files import write_text
 from elit.report.html import Section, write_page
 
 PICTURES = {

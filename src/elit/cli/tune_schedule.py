@@ -63,8 +63,8 @@ def run(args: Args) -> dict[str, Any]:
     import torch
 
     from elit.analysis.examples import load_examples
-    from elit.config import write_text
     from elit.data.autoencoders import load_autoencoder
+    from elit.files import write_text
     from elit.models.saved import load_model
     from elit.planner.tune import make_probe, tune_schedule
 

@@ -23,10 +23,10 @@ from datasets.arrow_writer import ArrowWriter
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor, nn
 
-from elit.config import write_text
 from elit.data.autoencoders import encode_moments, latent_normalization
 from elit.data.images import centre_crop
 from elit.data.source import Source
+from elit.files import replacing, write_text
 
 FEATURES = Features({"row": Value("int64"), "label": Value("int64"), "mean": Value("binary"), "std": Value("binary")})
 DTYPE = torch.float16
@@ -127,10 +127,8 @@ def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> N
 
 
 def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encoding: Encoding) -> None:
-    """Encodes `rows` of the source into one Arrow file, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
+    """Encodes `rows` of the source into one Arrow file."""
+    with replacing(path) as temporary, ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
         for first in range(rows.start, rows.stop, encoding.batch_size):
             pixels, labels, kept = [], [], []
             for row in range(first, min(first + encoding.batch_size, rows.stop)):
@@ -153,7 +151,6 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
                 }
                 writer.write({"row": row, "label": label} | parts)
         writer.finalize()
-    temporary.replace(path)
 
 
 def to_pixels(frames: list[Any], encoding: Encoding) -> Tensor:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from elit.files import replacing
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"
 
@@ -191,20 +193,17 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes a PNG under a temporary name and renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    """Writes a PNG."""
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, *, frames_per_second: float = 4) -> None:
-    """Writes a looping GIF under a temporary name and renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Writes a looping GIF."""
     first, *rest = frames
-    first.save(temporary, format="GIF", save_all=True, append_images=rest, loop=0, duration=1000 / frames_per_second)
-    temporary.replace(path)
+    options = {"save_all": True, "append_images": rest, "loop": 0, "duration": 1000 / frames_per_second}
+    with replacing(path) as temporary:
+        first.save(temporary, format="GIF", **options)
 
 
 def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
@@ -243,7 +242,5 @@ def write_samples(samples: Tensor, out: Path, *, pictures: bool) -> None:
         array = samples.float().cpu().numpy()
         if pictures:
             array = to_uint8(samples).movedim(1, -1).expand(*[-1] * (samples.ndim - 1), 3).numpy()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.tmp.npz")
-        np.savez(temporary, array)
-        temporary.replace(out)
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, array)

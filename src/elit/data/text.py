@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit.data.images import ImageData
+from elit.files import replacing
 from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
 
 CACHE = ".text"  # folder beside the images
@@ -130,12 +130,10 @@ def _digest(encoder: str, length: int, prompts: Sequence[str]) -> str:
 
 
 def _save(text: Text, path: Path) -> None:
-    """Writes under a temporary name and renames. Raises ValueError where the folder cannot be written."""
+    """Raises ValueError where the folder cannot be written."""
     tensors = {name: value for name, value in vars(text).items() if value is not None}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
+        with replacing(path, concurrent=True) as temporary:
+            save_file(tensors, temporary)
     except OSError as error:
         raise ValueError(f"data: cannot keep the encoded prompts in {str(path.parent)!r} ({error.strerror})") from None
-    temporary.replace(path)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from elit.elastic.families import FAMILIES
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord
 from elit.elastic.surgery import elastify
+from elit.files import fingerprint
 from elit.models.presets import NETWORKS
-from elit.models.saved import check_weights, fingerprint
+from elit.models.saved import check_weights
 
 
 def load_elastic(folder: str | Path, **kwargs: Any) -> Any:

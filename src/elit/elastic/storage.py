@@ -7,7 +7,6 @@ FOLDER/elastic.safetensors                                  its weights
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from elit.config import write_text
-from elit.models.saved import fingerprint
+from elit.files import fingerprint, replacing, write_text
 
 RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
 VARIANT = "elastic"
@@ -66,8 +64,8 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
     for path in (folder / RECORD, *stale):
         path.unlink(missing_ok=True)
     weights = {name: value.detach().contiguous().cpu() for name, value in transformer.elastic.state_dict().items()}
-    save_file(weights, folder / f".{WEIGHTS}.tmp", metadata={"format": "pt"})
-    os.replace(folder / f".{WEIGHTS}.tmp", folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
     content = dataclasses.asdict(dataclasses.replace(record, changed=changed))
     content["weights"] = fingerprint(folder / WEIGHTS)
     content["note"] = "load this folder, or the pipeline it is in, with elit.load_elastic" + NOTE * changed

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from elit.files import replacing
+
 Progress = Callable[[int, int], None]
 
 
@@ -113,8 +115,5 @@ class Chunks:
             return
         start, stop = made[0][0], made[-1][0] + self.size
         rows = {name: torch.cat([part[name] for _, part in made]) for name in made[0][1]}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{start:08d}-{stop:08d}.safetensors"
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(rows, temporary)
-        temporary.replace(path)
+        with replacing(self.folder / f"{start:08d}-{stop:08d}.safetensors") as temporary:
+            save_file(rows, temporary)

@@ -22,6 +22,7 @@ from elit.data.digits import digits, moving_digits
 from elit.data.images import SUFFIXES, ImageSet, centre_crop, to_uint8
 from elit.data.source import Example, TableSource, is_table
 from elit.evaluate import EvaluationWarning
+from elit.files import replacing
 
 BUILT_IN = {"digits": digits, "moving-digits": moving_digits}
 UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, EOFError)
@@ -242,10 +243,8 @@ def as_samples(pictures: Tensor) -> Tensor:
 def write_npz(pictures: Pictures, path: Path, *, count: int | None = None, chunk: int = 64) -> None:
     """The ADM evaluator's format, written a chunk at a time: arr_0 (N, H, W, 3) uint8, labels in arr_1."""
     count = len(pictures) if count is None else count
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     _, _, *size = pictures.read(0, 1).shape
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         # Entries of one date: the same pictures give the same file.
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
@@ -257,7 +256,6 @@ def write_npz(pictures: Pictures, path: Path, *, count: int | None = None, chunk
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
                 np.lib.format.write_array(file, labels.numpy())
-    temporary.replace(path)
 
 
 def keys_of(path: Path) -> list[str]:

@@ -12,9 +12,9 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 import elit
-from elit.config import write_text
 from elit.data.autoencoders import latent_normalization
 from elit.data.encode import weights_digest
+from elit.files import write_text
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 

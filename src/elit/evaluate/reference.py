@@ -17,6 +17,7 @@ from elit.evaluate.detection import Found, detect
 from elit.evaluate.features import Detector
 from elit.evaluate.pictures import Pictures, array_in, keys_of, open_pictures
 from elit.evaluate.recipe import recipe_digest, versions
+from elit.files import replacing
 
 FEATURES_KEPT = 50_000  # for KID, precision and recall; means and covariances are of all pictures
 ADM = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}
@@ -113,11 +114,9 @@ def save_reference(reference: Reference, path: Path) -> None:
     """Writes a .safetensors, whole or not at all, with what made it in its header."""
     if path.suffix != ".safetensors":
         raise ValueError(f"reference={str(path)!r}: give a name that ends in .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: value.contiguous() for name, value in reference.tensors.items()}
-    save_file(tensors, temporary, {"made": json.dumps(reference.made)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"made": json.dumps(reference.made)})
 
 
 def load_reference(path: Path, detector: Detector) -> Reference:

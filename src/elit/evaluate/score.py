@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from elit.config import write_text
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.chunks import Progress, Share
 from elit.evaluate.detection import Found, detect
@@ -23,6 +22,7 @@ from elit.evaluate.pictures import Pictures
 from elit.evaluate.recipe import recipe_digest, versions
 from elit.evaluate.reference import FEATURES_KEPT, Reference
 from elit.evaluate.samples import CHUNK, SampleSet
+from elit.files import write_text
 
 FRECHET = ("fid", "fdd", "fvd", "fd")
 DISTANCES = (*FRECHET, "sfid", "kid")  # lower is better; of all others, higher

@@ -13,12 +13,12 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from elit.budgets import Budget, Schedule, resolve_budget, schedule_budgets
-from elit.config import write_text
 from elit.evaluate.chunks import Progress, Share
 from elit.evaluate.plane import Point
 from elit.evaluate.recipe import recipe_digest
 from elit.evaluate.samples import CHUNK, Sampler, SampleSet, Setting
 from elit.evaluate.score import Judge, Result, possible_metrics, score, score_recipe, stored_score
+from elit.files import replacing, write_text
 from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 
@@ -137,10 +137,8 @@ def write_table(points: Sequence[Point], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    parquet.write_table(pa.Table.from_pylist(rows), temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        parquet.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def _guide(kind: str, scale: float, budget: Budget, interval: tuple[float, float]) -> Guidance:

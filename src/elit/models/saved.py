@@ -1,11 +1,8 @@
 """Saved networks: written under a temporary name and renamed, checked when read; and where checkpoints of a run lie."""
 
 import json
-import os
-import shutil
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
+from elit.files import fingerprint, write_folder
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
 
@@ -111,19 +109,6 @@ def save_model(model: ModelMixin, folder: str | Path) -> None:
     write_folder(Path(folder), model.save_pretrained)
 
 
-def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary folder, then puts it in the place of `folder`."""
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; their names are step-00001000 and so on."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
@@ -143,15 +128,6 @@ def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
         if not (path / name).is_file() or fingerprint(path / name) != files[name]:
             return f"checkpoint={str(path)!r}: its {name} is missing or damaged; remove that folder to resume"
     return None
-
-
-def fingerprint(path: Path) -> list[int]:
-    """Size and CRC-32 of a file."""
-    total = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            total = zlib.crc32(block, total)
-    return [path.stat().st_size, total]
 
 
 @contextmanager

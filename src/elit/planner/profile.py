@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import elit
-from elit.config import write_text
 from elit.evaluate.recipe import recipe_digest
+from elit.files import write_text
 from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import Anatomy, CostModel, Counts, fit

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from elit.analysis.attention import read_attention
-from elit.config import ModelConfig, TrainConfig, write_text
+from elit.config import ModelConfig, TrainConfig
 from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.features import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.run import Score, score_dial
+from elit.files import write_text
 from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
 from elit.models.conditioning import Condition

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from elit.config import write_text
 from elit.evaluate.plane import Point, best
+from elit.files import write_text
 from elit.models.transformer import Transformer
 from elit.report.sweep import cells, command, describe, headings
 from elit.report.sweep_plots import LOOK, at_best_scale

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from elit.config import write_text
+from elit.files import write_text
 
 STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 60rem; color: #1d2939; background: #fff;

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from elit.data.images import as_pictures, save_animation, to_uint8
 from elit.evaluate.run import Score
+from elit.files import replacing
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9822b", "#667085"
 LOOK = {"none": ("no guidance", BLUE, "o"), "ccfg": ("CCFG", ORANGE, "s")}
@@ -101,10 +102,9 @@ def read_attention(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG under a temporary name and renames."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    """Writes a PNG."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def show_picture(ax: Axes, pixels: np.ndarray) -> None:

@@ -21,8 +21,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import elit
-from elit.config import TrainConfig, write_text
-from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage, fingerprint, quiet
+from elit.config import TrainConfig
+from elit.files import fingerprint, write_text
+from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage, quiet
 from elit.models.transformer import Transformer
 from elit.training.distributed import agreed, unsharded_class
 from elit.training.ema import AveragedWeights

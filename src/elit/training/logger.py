@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from elit.config import TrainConfig, write_text
+from elit.config import TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.sampler import StepSampler
+from elit.files import write_text
 from elit.models.saved import checkpoints
 from elit.models.transformer import Transformer
 

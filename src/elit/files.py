@@ -1,0 +1,58 @@
+"""Files that appear whole or not at all, and what tells whether one is as it was written.
+
+Everything this library writes goes through here: first under a temporary name in the same folder, then renamed.
+A reader, or a run that was killed, never meets half a file.
+"""
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to; renames it to `path` at the end of the block.
+
+    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was. concurrent: several
+    processes may write the same file at the same time, so each has a temporary name of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if concurrent else f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary folder, then puts it in the place of `folder`."""
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fingerprint(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            total = zlib.crc32(block, total)
+    return [path.stat().st_size, total]
