@@ -79,7 +79,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     kept = [count for count, _ in spy.seen]
     assert kept == sorted(kept)
     assert set(kept) == {4, 16}
-    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets, and this is forward 2"):
+    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets, and this is step 2"):
         draw(pipe)
 
 

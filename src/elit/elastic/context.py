@@ -1,47 +1,41 @@
 """The budget that a `with elit.budget(...)` block sets, and which of it one forward gets."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elit.budgets import Schedule, resolve_budget, schedule_budgets
+from elit.elastic.caller import calling_pipeline, pipeline_guides, pipeline_timestep
 
 ANY = range(1, 1 << 31)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setting:
-    """What one `with` block asks for, and how far each transformer is in it."""
+    """What one `with` block asks for, and at which step the run inside it is."""
 
     value: Schedule
     guidance: Schedule
     has_guidance: bool
-    steps: WeakKeyDictionary[nn.Module, Counter[str | None]] = field(default_factory=WeakKeyDictionary)
-    doubled: WeakKeyDictionary[nn.Module, dict[int, bool]] = field(default_factory=WeakKeyDictionary)
+    doubled: bool | None
+    step: int = -1
+    """Counted from 0."""
+    timestep: float | None = None
+    """Of that step."""
 
-    def next_step(self, transformer: nn.Module, branch: str | None) -> int:
-        """The number of this forward of a branch, counted from 0."""
-        counts = self.steps.setdefault(transformer, Counter())
-        counts[branch] += 1
-        return counts[branch] - 1
-
-    def is_doubled(self, transformer: nn.Module, tokens: Tensor) -> bool:
-        """Whether a batch is the same samples twice, as pipelines hand in both branches.
-
-        Compared once a batch size: on an accelerator that waits for it, which no step after the first should.
+    def step_at(self, timestep: float) -> int:
+        """The step that runs at `timestep`. The network may be called for it more than once: by a second-order
+        scheduler, for each branch of guidance, and by one transformer after the other (Wan 2.2 has two).
         """
-        known = self.doubled.setdefault(transformer, {})
-        if len(tokens) not in known:
-            half, odd = divmod(len(tokens), 2)
-            known[len(tokens)] = not odd and torch.equal(tokens[:half], tokens[half:])
-        return known[len(tokens)]
+        if timestep != self.timestep:
+            self.step, self.timestep = self.step + 1, timestep
+        return self.step
 
 
 _setting: ContextVar[Setting | None] = ContextVar("elit_budget", default=None)
@@ -50,20 +44,22 @@ _MAIN: Any = object()
 
 
 @contextmanager
-def budget(value: Schedule, *, guidance: Schedule = _MAIN) -> Iterator[None]:
+def budget(value: Schedule, *, guidance: Schedule = _MAIN, doubled: bool | None = None) -> Iterator[None]:
     """Sets the budget of elastified transformers inside the block; outside, they run at full budget.
 
     value: latents per window (int), a share of them (float), None for all, a schedule over t ("0.5@0-0.5,1@0.5-1") or
     a function of t (t = 0 noise, 1 data: 1 − the noise level that the pipeline hands in), or a list with one budget for
-    each forward of a branch. guidance: the same for the unconditional branch (CCFG, paper section 4); if not given, it
-    runs at `value`.
+    each step: a step is a timestep, however often the network is called for it. guidance: the same for the
+    unconditional branch (CCFG, paper section 4); if not given, it runs at `value`.
+    doubled: whether each batch holds both branches of guidance. A diffusers pipeline says so itself; give it where
+    something else calls a transformer whose pipelines run both branches in one batch.
 
-    A schedule over t reads the timestep of each forward, which waits for the device; a list does not.
+    Schedules and lists read the timestep of each forward, which waits for the device; a constant does not.
     Raises ValueError for what cannot be a budget; what is out of a model's range is raised by its forward.
     """
     for schedule in (value, *(() if guidance is _MAIN else (guidance,))):
         _check(schedule)
-    token = _setting.set(Setting(value, value if guidance is _MAIN else guidance, guidance is not _MAIN))
+    token = _setting.set(Setting(value, value if guidance is _MAIN else guidance, guidance is not _MAIN, doubled))
     try:
         yield
     finally:
@@ -82,34 +78,53 @@ def branch(name: str) -> Iterator[None]:
 
 @torch.compiler.disable
 def kept_of_call(
-    transformer: nn.Module, budgets: Sequence[int], tokens: Tensor, noise: Callable[[], Tensor], half: int | None
+    budgets: Sequence[int], noise: Callable[[], Tensor], half: int | None, *, one_branch: bool = False
 ) -> list[int]:
     """J̃ of one forward; two of them, for the first and the second half of the batch, where it holds both branches.
 
-    half: which one is unconditional; None if a pipeline runs the branches apart. Raises ValueError for a budget out of
-    range and for a list that is too short.
+    noise: gives the noise level, any shape. half: which one is unconditional; None if a pipeline runs the branches
+    apart. one_branch: this forward is of the conditional branch alone, whatever the pipeline does otherwise.
+    Raises ValueError for a budget out of range, a list that is too short, and where nobody says what a batch holds.
     """
     setting, name = _setting.get(), _branch.get()
     if setting is None:
         return [budgets[-1]]
-    step = setting.next_step(transformer, name)
-    main = _resolve(setting.value, budgets, step, noise)
-    if not setting.has_guidance or (half is None and name != "uncond"):
+    frame = calling_pipeline()
+    main = _resolve(setting.value, budgets, setting, noise, frame)
+    if not setting.has_guidance or one_branch or (half is None and name != "uncond"):
         return [main]
-    if half is not None and not setting.is_doubled(transformer, tokens):
+    if half is not None and not _is_doubled(setting, frame):
         return [main]
-    guidance = _resolve(setting.guidance, budgets, step, noise)
+    guidance = _resolve(setting.guidance, budgets, setting, noise, frame)
     if half is None:
         return [guidance]
     return [guidance, main] if half == 0 else [main, guidance]
 
 
-def _resolve(schedule: Schedule, budgets: Sequence[int], step: int, noise: Callable[[], Tensor]) -> int:
+def _is_doubled(setting: Setting, frame: FrameType | None) -> bool:
+    """Whether a batch holds both branches."""
+    says = setting.doubled
+    if says is None and frame is not None:
+        says = pipeline_guides(frame)
+    if says is None:
+        raise ValueError(
+            "doubled: not given, and no diffusers pipeline calls this transformer; say whether its batches hold both "
+            "branches of guidance, elit.budget(..., guidance=..., doubled=True), or one, doubled=False"
+        )
+    return says
+
+
+def _resolve(
+    schedule: Schedule, budgets: Sequence[int], setting: Setting, noise: Callable[[], Tensor], frame: FrameType | None
+) -> int:
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+        # In the pipeline's own precision: two steps may share a timestep in bfloat16.
+        timestep = pipeline_timestep(frame) if frame is not None else None
+        step = setting.step_at(noise().flatten()[-1].item() if timestep is None else timestep)
         if step >= len(schedule):
             raise ValueError(
-                f"budget: a list of {len(schedule)} budgets, and this is forward {step + 1} inside the `with`; give "
-                "one a step, and enter it anew for each run"
+                f"budget: a list of {len(schedule)} budgets, and this is step {step + 1} inside the `with`; give one a "
+                "step, and enter it anew for each run"
             )
         schedule = schedule[step]
     elif callable(schedule) or (isinstance(schedule, str) and "@" in schedule):

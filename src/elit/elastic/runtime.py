@@ -80,7 +80,7 @@ class Call:
 
 PLAIN: Any = object()
 current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
-bypassed: ContextVar[bool] = ContextVar("elitbypassed", default=False)
+bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
 
 
 @contextmanager

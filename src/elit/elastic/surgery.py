@@ -111,7 +111,10 @@ class Elastic:
         elif given is not None:
             kept = [resolve_budget(given, self.budgets)]
         else:
-            kept = kept_of_call(self, self.budgets, x, lambda: family.noise(arguments), family.unconditional_half)
+            # Stable Diffusion 3 guides by skipping layers in a forward of the conditional branch alone.
+            one_branch = arguments.get("skip_layers") is not None
+            noise = functools.partial(family.noise, arguments)
+            kept = kept_of_call(self.budgets, noise, family.unconditional_half, one_branch=one_branch)
         if arguments.pop("shared", False):
             return _joined([self._elastic_run(arguments, count) for count in kept])
         if len(set(kept)) == 1:

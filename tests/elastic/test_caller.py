@@ -1,0 +1,120 @@
+"""Which branches a batch holds, and which step a forward belongs to: by what the pipeline says, never by guessing."""
+
+import diffusers
+import pytest
+import torch
+from test_pipelines import Spy, elastic_pipeline
+from tiny import TEXT, autoencoder, build, inputs
+
+import elit
+
+
+@pytest.fixture
+def sd3(monkeypatch):
+    pipe = elastic_pipeline("StableDiffusion3Pipeline")
+    return pipe, Spy(pipe.transformer, monkeypatch)
+
+
+def draw(pipe, batch: int = 2, **settings):
+    """Prompts that start from the same noise."""
+    generator = torch.Generator().manual_seed(5)
+    text, pooled = (torch.randn(2, batch, *shape, generator=generator) for shape in ((TEXT, 20), (10,)))
+    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+    given = dict(zip(names, (text[0], text[1], pooled[0], pooled[1]), strict=True))
+    latents = torch.randn(1, 4, 16, 16, generator=generator).expand(batch, -1, -1, -1)
+    size = {"height": 64, "width": 64, "latents": latents, "num_inference_steps": 2, "output_type": "latent"}
+    return pipe(**given | size | settings).images
+
+
+def test_two_prompts_with_the_same_noise_are_no_two_branches(sd3):
+    pipe, spy = sd3
+    with elit.budget(8, guidance=1):
+        draw(pipe, guidance_scale=1.0)
+        assert spy.seen == [(8, 2)] * 2
+        spy.seen.clear()
+        draw(pipe, batch=1, guidance_scale=3.0)  # the same number of samples, of two branches
+        assert spy.seen == [(1, 1), (8, 1)] * 2
+
+
+def test_dit_says_it_by_its_guidance_scale(monkeypatch):
+    pipe = elastic_pipeline("DiTPipeline")
+    spy = Spy(pipe.transformer, monkeypatch)
+    monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: torch.ones(shape))
+    with elit.budget(8, guidance=1):
+        pipe([1, 2], 1.0, num_inference_steps=1, output_type="pt")
+        assert spy.seen == [(8, 2)]
+        spy.seen.clear()
+        pipe([1], 4.0, num_inference_steps=1, output_type="pt")
+        assert spy.seen == [(8, 1), (1, 1)]
+
+
+def test_pixart_says_it_in_a_name_of_its_own(monkeypatch):
+    transformer = elit.elastify(build("PixArtTransformer2DModel"), read_after=1, write_after=3, window=(4, 4))
+    parts = {"tokenizer": None, "text_encoder": None, "vae": autoencoder(), "transformer": transformer}
+    pipe = diffusers.PixArtSigmaPipeline(**parts, scheduler=diffusers.DPMSolverMultistepScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    spy = Spy(transformer, monkeypatch)
+    text, mask = torch.randn(2, TEXT, 20), torch.ones(2, TEXT)
+    negative = {"negative_prompt_embeds": text, "negative_prompt_attention_mask": mask, "negative_prompt": None}
+    call = {"prompt_embeds": text, "prompt_attention_mask": mask, "latents": torch.ones(2, 4, 16, 16)} | negative
+    call |= {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}
+    with elit.budget(8, guidance=1):
+        pipe(**call, use_resolution_binning=False, guidance_scale=1.0)
+        assert spy.seen == [(8, 2)]
+        spy.seen.clear()
+        pipe(**call, use_resolution_binning=False, guidance_scale=3.0)
+        assert spy.seen == [(1, 2), (8, 2)]
+
+
+def test_skip_layer_guidance_runs_the_conditional_branch_once_more(sd3):
+    """A third forward a step, of one branch: at its budget, and without counting as a step."""
+    pipe, spy = sd3
+    skip = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    with elit.budget([4, 16], guidance=1):
+        draw(pipe, guidance_scale=3.0, **skip)
+    assert spy.seen == [(1, 2), (4, 2), (1, 2), (16, 2), (16, 2)]  # it starts behind the first step
+
+
+def test_a_second_order_scheduler_counts_timesteps(sd3):
+    """Heun's runs the network twice a step; the second time at the next one's timestep, where the budget is its own."""
+    pipe, spy = sd3
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    with elit.budget([4, 8, 16]):
+        draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
+    assert [kept for kept, _ in spy.seen] == [4, 8, 8, 16, 16]
+    with elit.budget([4, 8]), pytest.raises(ValueError, match="a list of 2 budgets, and this is step 3"):
+        draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
+
+
+def test_steps_that_share_a_timestep_in_bfloat16_are_two(monkeypatch):
+    pipe = elastic_pipeline("FluxPipeline").to(torch.bfloat16)
+    spy = Spy(pipe.transformer, monkeypatch)
+    text = {"prompt_embeds": torch.randn(1, TEXT, 20), "pooled_prompt_embeds": torch.randn(1, 10)}
+    text = {name: value.bfloat16() for name, value in text.items()}
+    size = {"height": 64, "width": 64, "num_inference_steps": 3, "sigmas": [1.0, 0.999, 0.5], "output_type": "latent"}
+    with elit.budget([4, 8, 16]):
+        pipe(**text, **size)
+    assert [kept for kept, _ in spy.seen] == [4, 8, 16]
+
+
+def test_without_a_pipeline_it_must_be_said(sd3):
+    pipe, spy = sd3
+    given = inputs("SD3Transformer2DModel", batch=2)
+    with torch.no_grad():
+        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="doubled: not given, and no diffusers pipe"):
+            pipe.transformer(**given)
+        with elit.budget(8, guidance=1, doubled=True):
+            pipe.transformer(**given)
+        with elit.budget(8, guidance=1, doubled=False):
+            pipe.transformer(**given)
+    assert spy.seen == [(1, 1), (8, 1), (8, 2)]
+
+
+def test_three_branches_are_refused(sd3):
+    pipe, _ = sd3
+    type(pipe).do_perturbed_attention_guidance = True
+    try:
+        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="perturbs attention in a branch of its own"):
+            draw(pipe)
+    finally:
+        del type(pipe).do_perturbed_attention_guidance
