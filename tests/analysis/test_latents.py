@@ -22,6 +22,7 @@ from elit.analysis.latents import (
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.interface import latent_positions
 from elit.models.layers import grid_positions, patchify, rope_tables, unpatchify
+from elit.models.windows import parts_of
 from elit.sampling.sample import seeded_noise
 
 
@@ -47,8 +48,8 @@ def by_hand(model, x, t, y, slots):
     interface = model.latent_interface
     tokens = s.reshape(-1, len(interface.position), s.shape[2])
     latents = interface.reader(interface.latents[slots], tokens + interface.position, c)
-    groups = [length // w for length, w in zip(model.token_grid(size), window, strict=True)]
-    everywhere = latent_positions(groups, len(interface.latents), x.device)
+    grid = model.token_grid(size)
+    everywhere = latent_positions(grid, window, parts_of(grid, window, len(interface.latents)), x.device)
     kept = torch.isin(everywhere[:, 0], torch.tensor(slots, dtype=torch.float32))
     latents, beside = model.run(core, latents, c, rope_tables(everywhere[kept], head_width), beside)
     s, _ = model.run(tail, interface.write(s, latents), c, rope, beside)

@@ -38,24 +38,33 @@ def test_dropped_places_take_the_mean_of_their_nearest():
     assert torch.equal(spread_to_window((4, 4), 16)[list(coarse_to_fine((4, 4)))], torch.eye(16))
 
 
-@pytest.mark.parametrize("kept", [1, 5, 16])
+@pytest.mark.parametrize("kept", [1, 5, 16, (16, 4)])
 def test_a_plan_finds_its_way_there_and_back(kept):
-    grids = ((8, 4), (4, 4))  # two pictures, one behind the other
+    grids = ((8, 7), (4, 4))  # two pictures, one behind the other; the first has windows of 4×4 and 4×3
     plan = make_plan(grids, (4, 4), kept, CPU)
-    tokens = torch.arange(48)
-    assert torch.equal(tokens[plan.grouped][plan.ungrouped], tokens)
-    grouped = tokens[plan.grouped].view(3, 16)
-    assert grouped[2].min() == 32
-    carried = grouped[:, plan.slots].flatten()
-    assert torch.equal(carried[plan.to_core], tokens[plan.carried])
-    assert torch.equal(tokens[plan.carried][plan.from_core], carried)
-    assert torch.equal(plan.carried, plan.carried.sort().values)
+    tokens = torch.arange(72)
+    grouped = tokens[plan.grouped]
+    assert torch.equal(grouped[plan.ungrouped], tokens)
+    core = tokens[plan.carried]
+    assert torch.equal(core, core.sort().values)
+    latents, carried = core[plan.from_core], []
+    assert torch.equal(latents[plan.to_core], core)
+    asked = {(first, shape): count for first, count in zip((True, False), make_counts(kept), strict=True)
+             for shape in ((4, 4), (4, 3))}  # fmt: skip
+    for part, of_part in zip(
+        plan.parts, grouped.split([part.windows * part.tokens for part in plan.parts]), strict=True
+    ):
+        windows = of_part.view(part.windows, part.tokens)
+        carried.append(windows[:, part.slots].flatten())
+        for window in windows:
+            share = asked[bool(window[0] < 56), part.shape] / 16
+            assert part.kept == max(1, round(share * part.tokens))
+    assert torch.equal(torch.cat(carried), latents)
     assert plan.full == (kept == 16)
 
 
-def test_a_grid_that_does_not_divide_names_those_that_do():
-    with pytest.raises(ValueError, match=r"sample_size=\(8, 6\).*nearest valid: 8 × 4 or 8"):
-        make_plan(((8, 6),), (4, 4), 1, CPU)
+def make_counts(kept):
+    return kept if isinstance(kept, tuple) else (kept, kept)
 
 
 @pytest.mark.parametrize("value", [0, 1.5, "much", [4, 2.0], "0.5@0-0.4", True])

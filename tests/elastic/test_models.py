@@ -81,7 +81,7 @@ def test_every_budget_is_finite_and_the_dropped_do_not_matter(kind, mode):
 
 
 def measured(model, x):
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(model, x)
     return counter.get_total_flops()
 
@@ -98,6 +98,42 @@ def test_flops_fall_as_the_closed_form_says(kind):
     assert quarter == pytest.approx(rest + count_block_flops(elastic, **counted, kept=4), rel=0.02)
     saved = count_block_flops(elastic, **counted) - count_block_flops(elastic, **counted, kept=4)
     assert measured(elastic, x) - quarter == pytest.approx(saved, rel=0.02)
+
+
+# Windows divide none of them: as Qwen-Image's 83×83 and 104×58 with 8×8, and Wan's 21×30×52 with 2×4×4.
+UNEVEN = {
+    "QwenImageTransformer2DModel": (11, 11),
+    "FluxTransformer2DModel": (13, 6),
+    "WanTransformer3DModel": (3, 7, 6),
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_grids_that_do_not_divide(kind):
+    original, elastic = pair(kind)
+    x, grid = inputs(kind, batch=8, grid=UNEVEN[kind]), UNEVEN[kind]
+    errors = []
+    with torch.no_grad():
+        right = run(original, x)
+        for kept in BUDGETS:
+            with elit.budget(kept):
+                errors.append((run(elastic, x) - right).square().flatten(1).mean(1).sqrt().mean())
+    assert errors == sorted(errors)
+    assert errors[0] == 0
+    x = inputs(kind, batch=1, grid=grid)
+    counted = {"tokens": (grid,), "text_tokens": TEXT}
+    rest = measured(original, x) - count_block_flops(elastic, **counted, interface=False)
+    for kept in (16, 4, 1):
+        with elit.budget(kept):
+            found = measured(elastic, x)
+        assert found == pytest.approx(rest + count_block_flops(elastic, **counted, kept=kept), rel=0.02)
+    with pytest.raises(ValueError, match="give the token grid"):
+        count_block_flops(elastic, tokens=121)
+    open_branches(elastic)
+    elastic.enable_gradient_checkpointing()
+    with elit.budget(0.3):
+        run(elastic, x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in elastic.elastic.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)

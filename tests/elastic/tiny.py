@@ -55,26 +55,28 @@ def picture(channels: int, size: tuple[int, ...], batch: int, seed: int) -> Tens
     return F.interpolate(few, size, mode="bilinear" if len(size) == 2 else "trilinear")
 
 
-def inputs(kind: str, batch: int = 2, seed: int = 0) -> dict[str, Any]:
-    """Arguments of a forward; the padding of the second text is masked where the class knows masks."""
+def inputs(kind: str, batch: int = 2, seed: int = 0, grid: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Arguments of a forward on a token grid; the padding of the second text is masked where the class knows masks."""
+    grid = grid or ((2, 4, 8) if kind.startswith("Wan") else (8, 8))
+    cells = (*grid[:-2], 2 * grid[-2], 2 * grid[-1])
     generator = torch.Generator().manual_seed(seed + 1)
     text = torch.randn(batch, TEXT, 20, generator=generator)
     mask = torch.arange(TEXT) < torch.tensor([TEXT] + [TEXT - 2] * (batch - 1))[:, None]
     pooled = torch.randn(batch, 10, generator=generator)
     level = torch.rand(batch, generator=generator)
     if kind in ("QwenImageTransformer2DModel", "FluxTransformer2DModel"):
-        x = picture(4, (16, 16), batch, seed)
+        x = picture(4, cells, batch, seed)
         packed = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)  # (B, 64, 16)
         common = {"hidden_states": packed, "encoder_hidden_states": text, "timestep": level}
         if kind.startswith("Qwen"):
-            return common | {"encoder_hidden_states_mask": mask, "img_shapes": [[(1, 8, 8)]] * batch}
-        rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-        ids = torch.stack((torch.zeros(8, 8), rows, columns), -1).flatten(0, 1)
+            return common | {"encoder_hidden_states_mask": mask, "img_shapes": [[(1, *grid)]] * batch}
+        rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
+        ids = torch.stack((torch.zeros(grid), rows, columns), -1).flatten(0, 1)
         guidance = torch.full((batch,), 3.5)
         return common | {
             "pooled_projections": pooled, "img_ids": ids, "txt_ids": torch.zeros(TEXT, 3), "guidance": guidance,
         }  # fmt: skip
-    common = {"hidden_states": picture(4, (16, 16), batch, seed), "timestep": (level * 1000).long()}
+    common = {"hidden_states": picture(4, cells, batch, seed), "timestep": (level * 1000).long()}
     if kind == "DiTTransformer2DModel":
         return common | {"class_labels": torch.randint(0, 1000, (batch,), generator=generator)}
     common["encoder_hidden_states"] = text
@@ -82,7 +84,7 @@ def inputs(kind: str, batch: int = 2, seed: int = 0) -> dict[str, Any]:
         return common | {"pooled_projections": pooled}
     if kind == "PixArtTransformer2DModel":
         return common | {"encoder_attention_mask": mask.float(), "added_cond_kwargs": {}}
-    return common | {"hidden_states": picture(4, (2, 8, 16), batch, seed)}
+    return common
 
 
 KINDS = [

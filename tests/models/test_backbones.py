@@ -283,7 +283,7 @@ def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": (18, 16)}, r"sample_size=\(18, 16\).*nearest valid: 16 or 24 × 16"),
+        ({"size": (17, 16)}, r"sample_size=\(17, 16\).*nearest valid: 16 or 18 × 16"),
         ({"budget": 0}, "budget=0: give a number of latents per group"),
         ({"budget": 17}, "budget=17: .*1 to 16"),
         ({"budget": 1.5}, "budget=1.5"),

@@ -5,6 +5,7 @@ import torch
 from conftest import inputs, opened
 
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
+from elit.models.windows import parts_of
 
 
 def opened_interface(width=32, heads=4, n=6, latents=5) -> LatentInterface:
@@ -63,7 +64,7 @@ def test_attention_weights_are_those_of_the_forward():
 
 
 def test_latents_carry_slot_and_group():
-    positions = latent_positions((2, 3), 2, torch.device("cpu"))
+    positions = latent_positions((8, 12), (4, 4), parts_of((8, 12), (4, 4), 2), torch.device("cpu"))
     assert positions.shape == (12, 3)
     assert positions[:4].tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
     assert positions[-1].tolist() == [1, 1, 2]

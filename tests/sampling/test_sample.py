@@ -120,7 +120,7 @@ def test_sampling_flops_add_up_the_branches():
         ({"budget": 17}, "budget=17"),
         ({"budget": "x"}, "budget='x'"),
         ({"solver": "rk4"}, "solver='rk4'"),
-        ({"sample_size": 20}, "nearest valid: 16 or 24"),
+        ({"sample_size": 19}, "nearest valid: 18 or 20"),
         ({"seed": [1, 2, 3]}, "3 seeds for 2 samples"),
         ({"noise": torch.randn(2, 3, 16, 16)}, r"noise: shape \(2, 3, 16, 16\)"),
         ({"batch_size": 0}, "batch_size=0"),

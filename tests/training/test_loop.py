@@ -197,7 +197,7 @@ def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
         ({"model": replace(TINY, sample_size=16)}, "model.sample_size=16: the data has 8"),
         ({"model": replace(TINY, in_channels=3)}, "model.in_channels=3: the data has 1"),
         ({"model": replace(TINY, num_classes=5)}, "model.num_classes=5: the data has 10"),
-        ({"model": replace(TINY, window=(3, 3))}, "nearest valid: 6 or 9"),
+        ({"model": replace(TINY, window=(3,))}, r"window=\(3,\): need 2 entries"),
         ({"budget_max": 17}, "budget_max=17"),
         ({"model": ModelConfig(name="DiT-S/1"), "budget_min": 1}, "no latent interface"),
     ],

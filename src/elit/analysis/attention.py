@@ -34,7 +34,15 @@ def watched_read(model: Transformer) -> Iterator[list[Tensor]]:
     """
     reader = interface_of(model).reader
     maps: list[Tensor] = []
-    hook = reader.register_forward_pre_hook(lambda _, inputs: maps.append(reader.attention_map(*inputs)))
+
+    def look(_: object, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+        if not isinstance(inputs[1], Tensor):
+            raise ValueError(
+                "x: its windows are not all of one size, as maps of them must be; give a size that divides"
+            )
+        maps.append(reader.attention_map(*inputs))
+
+    hook = reader.register_forward_pre_hook(look)
     try:
         yield maps
     finally:

@@ -3,7 +3,7 @@
 Equal to torch's FlopCounterMode on the real network (under the math attention backend) and to the paper's
 figures (section 5): training = 3 × forward × batch.
 
-N spatial tokens, n = N / G of a group, J̃ latents kept, K = G·J̃, d width, L tokens of any sequence, M of a text.
+N spatial tokens, n of a group, J̃ latents of it kept, K in all, d width, L tokens of any sequence, M of a text.
 """
 
 import math
@@ -24,6 +24,7 @@ from elit.models.presets import model_config
 from elit.models.sit import SiT
 from elit.models.transformer import Transformer, as_patch, as_size
 from elit.models.uvit import UViT, skip_pairs
+from elit.models.windows import Part, parts_of
 
 
 def count_flops(
@@ -70,7 +71,8 @@ def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: S
     d, depth = config["hidden_size"], config["depth"]
     patch = as_patch(config["patch_size"], config["sample_size"])
     spec = InterfaceSpec.from_config(config["interface"]) if config.get("interface") else None
-    tokens = math.prod(token_grid(size, patch, spec.window if spec else network.plain_window(len(size))))
+    grid = token_grid(size, patch, network.whole_windows(spec, len(size)))
+    tokens = math.prod(grid)
     patch_features = config["in_channels"] * math.prod(patch)
     head, core, _ = spec.split if spec else (0, depth, 0)
 
@@ -80,9 +82,11 @@ def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: S
     if spec:
         step = network.budget_step
         kept = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
+        parts = parts_of(grid, spec.window, kept, step)
         n = math.prod(spec.window)
-        total += sit_interface_flops(tokens, n, d) if network is SiT else interface_flops(tokens, n, kept, d)
-        total += _stage_flops(network, config, spec, range(head, head + core), tokens // n * kept)
+        total += sit_interface_flops(tokens, n, d) if network is SiT else interface_flops(parts, d)
+        latents = sum(part.windows * part.kept for part in parts)
+        total += _stage_flops(network, config, spec, range(head, head + core), latents)
     else:
         resolve_budget(budget, ())
         total += _stage_flops(network, config, spec, range(core), tokens)
@@ -137,14 +141,16 @@ def _conditioning_flops(network: type[Transformer], config: Mapping[str, Any]) -
     return total
 
 
-def interface_flops(tokens: int, n: int, kept: int, d: int) -> int:
-    """Read and Write of N = `tokens` spatial tokens in groups of n, `kept` latents each, width d."""
-    latents = tokens // n * kept
-    # Read: modulation, queries once a sample, keys and values, attention inside groups, output, MLP.
-    read = 12 * d**2 + 2 * kept * d**2 + 4 * tokens * d**2 + 4 * latents * n * d + 6 * latents * d**2
-    # Write: queries, keys and values, attention inside groups, output, MLP.
-    write = 2 * tokens * d**2 + 4 * latents * d**2 + 4 * tokens * kept * d + 6 * tokens * d**2
-    return read + write
+def interface_flops(parts: Sequence[Part], d: int) -> int:
+    """Read and Write of the windows of a grid, by shape, width d."""
+    total = 12 * d**2  # Read's modulation
+    for windows, shape, kept in parts:
+        tokens, latents, pairs = windows * math.prod(shape), windows * kept, windows * math.prod(shape) * kept
+        # Read: queries once a sample, keys and values, attention inside groups, output, MLP.
+        total += 2 * kept * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
+        # Write: queries, keys and values, attention inside groups, output, MLP.
+        total += 2 * tokens * d**2 + 4 * latents * d**2 + 4 * pairs * d + 6 * tokens * d**2
+    return total
 
 
 def sit_interface_flops(tokens: int, n: int, d: int) -> int:

@@ -4,32 +4,60 @@ B = 1, N image tokens, K carried ones, L text tokens, n tokens of a window, J̃ 
 """
 
 import re
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 from torch import nn
 
 from elit.elastic.families import Family, all_blocks, family_of
+from elit.models.windows import parts_of
 
 
 def count_block_flops(
-    transformer: Any, *, tokens: int, text_tokens: int = 0, kept: int | None = None, interface: bool = True
+    transformer: Any,
+    *,
+    tokens: int | Sequence[Sequence[int]],
+    text_tokens: int = 0,
+    kept: int | Sequence[int] | None = None,
+    interface: bool = True,
 ) -> int:
     """FLOPs of all blocks, Read and Write in one forward of one sample; embedders and output layers are left out.
 
-    tokens: N. kept: J̃, default all. interface=False: the original model's blocks.
+    tokens: N, or the token grids, ((83, 83),), which is needed where windows do not divide them. kept: J̃ of a full
+    window, one for all grids or one a grid; default all. interface=False: the original model's blocks.
+
+    Raises ValueError for a number of tokens that full windows cannot make up.
     """
     family, record = family_of(transformer), transformer.elastic_record
-    n = prod(record.window)
-    carried = tokens if kept is None else tokens // n * kept
-    total = _interface(transformer, tokens, carried, n) if interface else 0
+    windows = _windows(tokens, record.window, kept)
+    image = sum(count * n for count, n, _ in windows)
+    carried = sum(count * j for count, _, j in windows)
+    total = _interface(transformer, windows) if interface else 0
     names = {module: name for name, module in transformer.named_modules()}
     for number, block in enumerate(all_blocks(transformer)):
         core = interface and record.read_after <= number < record.write_after
         total += _block(
-            family, names[block], block, carried if core else tokens, text_tokens, family.sizes(transformer)[0]
+            family, names[block], block, carried if core else image, text_tokens, family.sizes(transformer)[0]
         )
     return total
+
+
+def _windows(
+    tokens: int | Sequence[Sequence[int]], window: tuple[int, ...], kept: int | Sequence[int] | None
+) -> list[tuple[int, int, int]]:
+    """Windows of each shape: how many, n, J̃."""
+    full = prod(window)
+    if isinstance(tokens, int):
+        if tokens % full:
+            raise ValueError(f"tokens={tokens}: windows of {full} do not make up that many; give the token grid")
+        return [(tokens // full, full, full if kept is None else int(kept))]  # type: ignore[arg-type]
+    counts = [full if kept is None else kept] * len(tokens) if isinstance(kept, int | None) else kept
+    return [
+        (part.windows, part.tokens, part.kept)
+        for grid, count in zip(tokens, counts, strict=True)
+        for part in parts_of(tuple(grid), window, count)
+    ]
 
 
 def _block(family: Family, name: str, block: nn.Module, image: int, text: int, width: int) -> int:
@@ -42,11 +70,13 @@ def _block(family: Family, name: str, block: nn.Module, image: int, text: int, w
     return total
 
 
-def _interface(transformer: Any, tokens: int, carried: int, n: int) -> int:
+def _interface(transformer: Any, windows: list[tuple[int, int, int]]) -> int:
     """Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged."""
     width, _ = family_of(transformer).sizes(transformer)
     modulation = transformer.elastic.reader.modulation.linear.weight.numel()
-    pairs = carried * n  # each latent with its window's tokens, and each token with its window's latents
+    tokens, carried = (sum(window[0] * window[i] for window in windows) for i in (1, 2))
+    # Each latent looks at its window's tokens, and each token at its window's latents.
+    pairs = sum(count * n * j for count, n, j in windows)
+    spread = sum(count * n * j for count, n, j in windows if j < n) if transformer.elastic.carry else 0
     linear = (6 * tokens + 6 * carried) * width**2 + modulation
-    spread = 2 * pairs if transformer.elastic.carry and carried < tokens else 0
-    return 2 * linear + (2 * 4 + 2 * (spread > 0) * 2) * width * pairs
+    return 2 * linear + 2 * 4 * width * pairs + 2 * 2 * width * spread

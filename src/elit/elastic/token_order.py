@@ -1,9 +1,9 @@
 """Which tokens of a window are carried at which budget, and where everything lies in a model's raster sequence.
 
-B batch, G groups (windows), n tokens of a window, N = G·n, J̃ of them carried, K = G·J̃.
+B batch, G groups (windows), n tokens of a window, J̃ of them carried; N and K in all. A grid that does not divide has
+smaller windows too, `models/windows.py`.
 """
 
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import prod
 from typing import NamedTuple
@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elit.models.layers import grid_positions, token_grid
+from elit.models.layers import grid_positions
+from elit.models.windows import make_windows, share
 
 
 @cache
@@ -44,13 +45,34 @@ def spread_to_window(window: tuple[int, ...], kept: int) -> Tensor:
     return nearest / nearest.sum(1, keepdim=True)
 
 
+class Carried(NamedTuple):
+    """All windows of one shape that keep the same number of tokens: one batch of groups for Read and Write."""
+
+    windows: int
+    shape: tuple[int, ...]
+    kept: int
+    """J̃: of each of these windows."""
+    slots: Tensor
+    """(J̃,) the place in its window that a slot is carried from."""
+    spread: Tensor
+    """(n, J̃), see `spread_to_window`; at J̃ = n, (n,) the slot of each place."""
+
+    @property
+    def tokens(self) -> int:
+        """n: of one window."""
+        return prod(self.shape)
+
+
 class Plan(NamedTuple):
     """Where tokens lie: in the model's own order, group by group, and among the carried ones."""
 
+    window: tuple[int, ...]
     kept: int
-    """J̃."""
+    """J̃ of a full window."""
     full: bool
     """All are carried: the sequence is then the model's own, and nothing needs to move."""
+    parts: tuple[Carried, ...]
+    """The windows by shape; in group-major order one part follows the other."""
     grouped: Tensor
     """(N,) places in the sequence, group by group."""
     ungrouped: Tensor
@@ -58,38 +80,40 @@ class Plan(NamedTuple):
     carried: Tensor
     """(K,) places of the carried tokens, ascending: in the core they keep the model's own order."""
     to_core: Tensor
-    """(K,) for each carried token its number among the latents group by group, g·J̃ + slot."""
+    """(K,) for each carried token its number among the latents group by group."""
     from_core: Tensor
     """(K,) its inverse."""
-    slots: Tensor
-    """(J̃,) the place in its window that a slot is carried from."""
-    spread: Tensor
-    """(n, J̃), see `spread_to_window`."""
 
 
 @torch.compiler.disable
 @lru_cache(maxsize=256)
-def make_plan(grids: tuple[tuple[int, ...], ...], window: tuple[int, ...], kept: int, device: torch.device) -> Plan:
-    """The plan for one or more token grids that follow each other in a sequence, all cut into `window`s.
+def make_plan(
+    grids: tuple[tuple[int, ...], ...], window: tuple[int, ...], kept: int | tuple[int, ...], device: torch.device
+) -> Plan:
+    """The plan for one or more token grids that follow each other in a sequence, cut into windows of at most `window`.
 
-    Raises ValueError, naming the nearest sizes, where a grid does not divide.
+    kept: of a full window, for all grids or one a grid. A smaller window keeps the same share, at least one.
     """
+    counts = (kept,) * len(grids) if isinstance(kept, int) else kept
     # Kept for later calls, of which some may train: a tensor of inference mode could not take part.
     with torch.inference_mode(False):
-        grouped = torch.cat(_group_major(grids, window))  # (N,)
-        order = torch.tensor(coarse_to_fine(window)[:kept])
-        carried, to_core = grouped.view(-1, prod(window))[:, order].flatten().sort()  # each (K,)
-        spread = spread_to_window(window, kept)
-        tensors = (grouped, grouped.argsort(), carried, to_core, to_core.argsort(), order, spread)
-        return Plan(kept, kept == prod(window), *(tensor.to(device) for tensor in tensors))
-
-
-def _group_major(grids: Sequence[tuple[int, ...]], window: tuple[int, ...]) -> list[Tensor]:
-    places, before = [], 0
-    for grid in grids:
-        token_grid(grid, (1,) * len(grid), window)
-        coordinates = grid_positions(grid, window, torch.device("cpu")).long()
-        strides = torch.tensor([prod(grid[i + 1 :]) for i in range(len(grid))])
-        places.append(before + (coordinates * strides).sum(1))
-        before += prod(grid)
-    return places
+        pieces: dict[tuple[tuple[int, ...], int], list[Tensor]] = {}  # (G, n) places, by shape and J̃
+        before = 0
+        for grid, count in zip(grids, counts, strict=True):
+            windows = make_windows(grid, window, torch.device("cpu"))
+            for shape, places in zip(windows.shapes, windows.order.split(windows.sizes), strict=True):
+                part = shape, share(count, prod(shape), prod(window))
+                pieces.setdefault(part, []).append(before + places.view(-1, prod(shape)))
+            before += prod(grid)
+        parts, grouped, carried = [], [], []
+        for (shape, count), found in pieces.items():
+            places, order = torch.cat(found), torch.tensor(coarse_to_fine(shape)[:count])
+            grouped.append(places.flatten())
+            carried.append(places[:, order].flatten())
+            spread = order.argsort() if count == prod(shape) else spread_to_window(shape, count)
+            parts.append(Carried(len(places), shape, count, order.to(device), spread.to(device)))
+        tokens = torch.cat(grouped)  # (N,)
+        sequence, to_core = torch.cat(carried).sort()  # each (K,)
+        moves = (tokens, tokens.argsort(), sequence, to_core, to_core.argsort())
+        full = len(sequence) == len(tokens)
+        return Plan(window, counts[0], full, tuple(parts), *(tensor.to(device) for tensor in moves))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit.models.layers import Mlp, Modulation, QKNorm, grid_positions, layer_norm, modulate
+from elit.models.windows import Part, Shape, corner, divides, windows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,21 @@ class Read(nn.Module):
             return modulate(self.norm_latents(latents), shift, scale)
         return modulate(self.norm_latents(latents), shift[:, None], scale[:, None]).flatten(0, 1)  # (B·G, J̃, d)
 
-    def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """latents (J̃, d) or, each group its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
+    def forward(self, latents: Tensor | Sequence[Tensor], tokens: Tensor | Sequence[Tensor], c: Tensor) -> Tensor:
+        """latents (J̃, d) or, each group its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d).
+
+        Where windows have several shapes, a list of each: the latents of all come back, shape by shape.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        read = self.attention(self.queries(latents, shift1, scale1), self.norm_tokens(tokens))  # (B·G, J̃, d)
-        x = latents + gate1[:, None] * read.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
-        x = x.flatten(1, 2)  # (B, K, d)
+        shapes: list[Any] = (
+            [(latents, tokens)] if isinstance(tokens, Tensor) else list(zip(latents, tokens, strict=True))
+        )
+        read = []
+        for start, of_shape in shapes:
+            looked = self.attention(self.queries(start, shift1, scale1), self.norm_tokens(of_shape))  # (B·G, J̃, d)
+            l_ca = start + gate1[:, None] * looked.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
+            read.append(l_ca.flatten(1, 2))
+        x = read[0] if len(read) == 1 else torch.cat(read, 1)  # (B, K, d)
         return x + gate2 * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
 
     def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
@@ -118,8 +128,21 @@ class Write(nn.Module):
         self.attention = CrossAttention(width, num_heads)
         self.mlp = Mlp(width, width)
 
-    def forward(self, tokens: Tensor, position: Tensor, latents: Tensor) -> Tensor:
-        """tokens (B·G, n, d), position (n, d), latents (B·G, J̃, d) -> (B·G, n, d)."""
+    def forward(
+        self,
+        tokens: Tensor | Sequence[Tensor],
+        position: Tensor | Sequence[Tensor],
+        latents: Tensor | Sequence[Tensor],
+    ) -> Any:
+        """tokens (B·G, n, d), position (n, d), latents (B·G, J̃, d) -> (B·G, n, d).
+
+        Where windows have several shapes, a list of each, and a list comes back.
+        """
+        if isinstance(tokens, Tensor):
+            return self.written(tokens, position, latents)
+        return [self.written(*of_shape) for of_shape in zip(tokens, position, latents, strict=True)]
+
+    def written(self, tokens: Any, position: Any, latents: Any) -> Tensor:
         x = tokens + self.attention(self.norm_tokens(tokens + position), self.norm_latents(latents))
         return x + self.mlp(self.norm_mlp(x))
 
@@ -144,21 +167,50 @@ class LatentInterface(nn.Module):
         nn.init.zeros_(self.writer.attention.proj.weight)
         nn.init.zeros_(self.writer.mlp.fc2.weight)
 
-    def read(self, tokens: Tensor, c: Tensor, kept: int) -> Tensor:
-        """tokens (B, N, d) -> the first `kept` latents of every group (B, K, d)."""
-        return self.reader(self.latents[:kept], self._grouped(tokens) + self.position, c)
+    def read(self, tokens: Tensor, c: Tensor, kept: int, parts: Sequence[Part] = (), window: Shape = ()) -> Tensor:
+        """tokens (B, N, d) -> the first `kept` latents of every group (B, K, d).
 
-    def write(self, tokens: Tensor, latents: Tensor) -> Tensor:
-        """tokens (B, N, d), latents (B, K, d) -> (B, N, d)."""
-        grouped = self._grouped(tokens)
-        return self.writer(grouped, self.position, latents.reshape(len(grouped), -1, latents.shape[2])).view_as(tokens)
+        parts: where windows of at most `window` have several shapes, what each of them keeps.
+        """
+        if not parts:
+            return self.reader(self.latents[:kept], self._grouped(tokens) + self.position, c)
+        positions = [corner(self.position, part.shape, window) for part in parts]
+        grouped = _split(tokens, [(part.windows, part.tokens) for part in parts])
+        seen = [of_part + position for of_part, position in zip(grouped, positions, strict=True)]
+        return self.reader([self.latents[: part.kept] for part in parts], seen, c)
+
+    def write(self, tokens: Tensor, latents: Tensor, parts: Sequence[Part] = (), window: Shape = ()) -> Tensor:
+        """tokens (B, N, d), latents (B, K, d) -> (B, N, d); parts and window as in `read`."""
+        if parts:
+            positions = [corner(self.position, part.shape, window) for part in parts]
+            grouped = _split(tokens, [(part.windows, part.tokens) for part in parts])
+            kept = _split(latents, [(part.windows, part.kept) for part in parts])
+            written = self.writer(grouped, positions, kept)
+            return torch.cat([of_part.reshape(len(tokens), -1, tokens.shape[2]) for of_part in written], 1)
+        of_group = self._grouped(tokens)
+        return self.writer(of_group, self.position, latents.reshape(len(of_group), -1, latents.shape[2])).view_as(
+            tokens
+        )
 
     def _grouped(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(-1, len(self.position), tokens.shape[2])  # (B·G, n, d), a view
 
 
-def latent_positions(groups: Sequence[int], kept: int, device: torch.device) -> Tensor:
-    """RoPE coordinates of the latents, (G·J̃, 1 + axes): (slot, group row, group column), for video with frame."""
-    group = grid_positions(groups, groups, device)[:, None].expand(-1, kept, -1)  # (G, J̃, axes)
-    slot = torch.arange(kept, device=device, dtype=torch.float32)[:, None].expand(len(group), -1, 1)
-    return torch.cat((slot, group), dim=-1).flatten(0, 1)
+def _split(sequence: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """(B, L, d), shape by shape -> for each shape's (windows, entries of one) its groups (B·windows, entries, d)."""
+    split = sequence.split([windows * entries for windows, entries in sizes], 1)
+    return [part.reshape(-1, entries, sequence.shape[2]) for part, (_, entries) in zip(split, sizes, strict=True)]
+
+
+def latent_positions(grid: Shape, window: Shape, parts: Sequence[Part], device: torch.device) -> Tensor:
+    """RoPE coordinates of the latents, (K, 1 + axes): (slot, group row, group column), for video with frame."""
+    if divides(grid, window):
+        counts = [length // side for length, side in zip(grid, window, strict=True)]
+        groups = [grid_positions(counts, counts, device)]
+    else:
+        groups = list(windows_of(grid, window, device).groups.float().split([part.windows for part in parts]))
+    positions = []
+    for group, part in zip(groups, parts, strict=True):
+        slot = torch.arange(part.kept, device=device, dtype=torch.float32)[:, None].expand(len(group), -1, 1)
+        positions.append(torch.cat((slot, group[:, None].expand(-1, part.kept, -1)), dim=-1).flatten(0, 1))
+    return torch.cat(positions)

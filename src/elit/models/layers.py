@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.models.windows import divides, windows_of
+
 
 def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] | None) -> tuple[int, ...]:
     """Tokens along each axis of a sample. Raises ValueError, naming the nearest sizes, where they do not divide."""
@@ -36,9 +38,13 @@ def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] 
 def patchify(x: Tensor, patch: Sequence[int], window: Sequence[int]) -> Tensor:
     """(B, C, *size) -> (B, N, prod(p)·C) in group-major order: window by window, raster order inside each.
 
-    This is the one permutation of a forward pass: Read and Write then see (B·G, n, d) as a view.
+    This is the one permutation of a forward pass: Read and Write then see (B·G, n, d) as a view. Where windows do not
+    divide the grid, see `windows.py`, they come shape by shape.
     """
     axes = range(len(patch))
+    grid = tuple(length // p for length, p in zip(x.shape[2:], patch, strict=True))
+    if not divides(grid, tuple(window)):
+        return patchify(x, patch, (1,) * len(patch)).index_select(1, windows_of(grid, tuple(window), x.device).order)
     shape = [part for i in axes for part in (x.shape[2 + i] // (patch[i] * window[i]), window[i], patch[i])]
     # (B, C, g1, w1, p1, g2, w2, p2, ...) -> (B, g1, g2, ..., w1, w2, ..., p1, p2, ..., C)
     x = x.reshape(x.shape[0], x.shape[1], *shape).permute(0, *(2 + 3 * i + part for part in range(3) for i in axes), 1)
@@ -48,6 +54,10 @@ def patchify(x: Tensor, patch: Sequence[int], window: Sequence[int]) -> Tensor:
 def unpatchify(tokens: Tensor, size: Sequence[int], patch: Sequence[int], window: Sequence[int]) -> Tensor:
     """(B, N, prod(p)·C) -> (B, C, *size): the exact inverse of `patchify`."""
     axes = range(len(patch))
+    grid = tuple(length // p for length, p in zip(size, patch, strict=True))
+    if not divides(grid, tuple(window)):
+        order = windows_of(grid, tuple(window), tokens.device).order
+        return unpatchify(tokens.index_select(1, order.argsort()), size, patch, (1,) * len(patch))
     groups = [size[i] // (patch[i] * window[i]) for i in axes]
     x = tokens.reshape(tokens.shape[0], *groups, *window, *patch, -1)
     dims = len(patch)

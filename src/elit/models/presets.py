@@ -169,12 +169,8 @@ def default_window(
     sample_size: int | Sequence[int], patch_size: int | Sequence[int], groups: int = 4
 ) -> tuple[int, ...]:
     """4 groups an axis: windows of 4×4 at 16×16 tokens, 8×8 at 32×32; for video 2×4×4 at 8×16×16."""
-    size, patch = as_size(sample_size), as_patch(patch_size, sample_size)
-    try:
-        grid = token_grid(size, patch, (groups,) * len(size))
-    except ValueError as error:
-        raise ValueError(f"{error}; or give window= yourself (default: {groups} groups an axis)") from None
-    return tuple(length // groups for length in grid)
+    grid = token_grid(as_size(sample_size), as_patch(patch_size, sample_size), None)
+    return tuple(-(-length // groups) for length in grid)
 
 
 def _family(name: str) -> str:

@@ -154,6 +154,10 @@ class SiT(DiT):
         if self.spec and self.spec.num_latents != math.prod(self.spec.window):
             raise ValueError(f"num_latents={self.spec.num_latents}: SiT has one a token of window={self.spec.window}")
 
+    @classmethod
+    def whole_windows(cls, spec: InterfaceSpec | None, axes: int) -> tuple[int, ...] | None:
+        return spec.window if spec else None  # its latents have learned places in the whole image
+
     def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
         grid = super().token_grid(size)
         if self.spec and math.prod(grid) > LATENT_POSITIONS:

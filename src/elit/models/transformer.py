@@ -25,6 +25,7 @@ from elit.models.layers import (
     token_grid,
     unpatchify,
 )
+from elit.models.windows import Part, divides, parts_of
 
 Beside = tuple[Tensor, ...]  # tensors that travel beside the tokens, batch first: a text stream, long skips
 
@@ -124,10 +125,11 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             ends: list[Sequence[Tensor]] = [()] * len(kept)
             for count, places in together(kept):
                 s_i, c_i, *beside_i = (joined([part[i] for i in places]) for part in parts)
-                latents = self.latent_interface.read(s_i, c_i, count)  # (B, K, d)
+                shapes = self.parts(grid, count), window
+                latents = self.latent_interface.read(s_i, c_i, count, *shapes)  # (B, K, d)
                 rope_l = self.rope(grid, count, x)
                 latents, after = self.run(core, latents, c_i, rope_l, tuple(beside_i))
-                written = (self.latent_interface.write(s_i, latents), *after)  # (B, N, d)
+                written = (self.latent_interface.write(s_i, latents, *shapes), *after)  # (B, N, d)
                 for i, *end in zip(places, *(each.chunk(len(places)) for each in written), strict=True):
                     ends[i] = end
             s, *rest = (joined(end) for end in zip(*ends, strict=True))
@@ -186,7 +188,18 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
-        return token_grid(size, self.patch_size, self.spec.window if self.spec else self.plain_window(len(size)))
+        return token_grid(size, self.patch_size, self.whole_windows(self.spec, len(size)))
+
+    @classmethod
+    def whole_windows(cls, spec: InterfaceSpec | None, axes: int) -> tuple[int, ...] | None:
+        """The window that a grid must divide into; None = any grid will do, smaller windows make up the rest."""
+        return None if spec else cls.plain_window(axes)
+
+    def parts(self, grid: tuple[int, ...], kept: int) -> list[Part]:
+        """The windows of a grid by shape, and what each keeps; none where all have the size they should."""
+        if self.spec is None or divides(grid, self.spec.window):
+            return []
+        return parts_of(grid, self.spec.window, kept, self.budget_step)
 
     def window(self, size: Sequence[int]) -> tuple[int, ...]:
         """Tokens of a group along each axis."""
@@ -203,7 +216,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         # What is made in a trace, or in inference mode, is of no use to other forwards.
         keeps = type(x) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
         head_width = self.config.hidden_size // self.config.num_heads
-        return (kept_tables if keeps else make_tables)(grid, self.window(size), kept, head_width, x.device)
+        make = kept_tables if keeps else make_tables
+        return make(grid, self.window(size), kept, self.budget_step, head_width, x.device)
 
     def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
         """Raises ValueError where width, heads, depth, window and split do not fit each other."""
@@ -284,12 +298,11 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def make_tables(
-    grid: tuple[int, ...], window: tuple[int, ...], kept: int | None, head_width: int, device: torch.device
+    grid: tuple[int, ...], window: tuple[int, ...], kept: int | None, step: int, head_width: int, device: torch.device
 ) -> Rope:
     if kept is None:
         return rope_tables(grid_positions(grid, window, device), head_width)
-    groups = [length // w for length, w in zip(grid, window, strict=True)]
-    return rope_tables(latent_positions(groups, kept, device), head_width)
+    return rope_tables(latent_positions(grid, window, parts_of(grid, window, kept, step), device), head_width)
 
 
 kept_tables = lru_cache(maxsize=128)(make_tables)
