@@ -5,7 +5,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from elit.budgets import draw_budget, equal_parts, parse_budget, resolve_budget, schedule_budgets, training_budgets
+from elit.budgets import (
+    draw_budget,
+    equal_parts,
+    format_budget,
+    format_schedule,
+    parse_budget,
+    resolve_budget,
+    saved_schedule,
+    schedule_budgets,
+    training_budgets,
+)
 
 SIXTEEN = tuple(range(1, 17))
 FOURS = tuple(range(4, 17, 4))
@@ -25,6 +35,12 @@ FOURS = tuple(range(4, 17, 4))
         (np.float32(0.25), SIXTEEN, 4),
         ("8", SIXTEEN, 8),
         ("0.5", SIXTEEN, 8),
+        ("50%", SIXTEEN, 8),
+        (" 12.5 % ", SIXTEEN, 2),
+        ("100%", SIXTEEN, 16),
+        ("1.0", SIXTEEN, 16),
+        ("1", SIXTEEN, 1),
+        ("1%", SIXTEEN, 1),
         ("full", SIXTEEN, 16),
         (8, FOURS, 8),
         (0.05, FOURS, 4),
@@ -37,7 +53,10 @@ def test_valid_budgets(budget, budgets, expected):
     assert resolve_budget(budget, budgets) == expected
 
 
-@pytest.mark.parametrize("budget", [0, 17, -1, 0.0, 1.5, -0.5, float("nan"), "x", "", "17", "1.5", True, False, [8]])
+@pytest.mark.parametrize(
+    "budget",
+    [0, 17, -1, 0.0, 1.5, -0.5, float("nan"), "x", "", "17", "1.5", "0%", "150%", "%", "8%%", True, False, [8]],
+)
 def test_invalid_budgets_are_named(budget):
     with pytest.raises(ValueError, match="budget="):
         resolve_budget(budget, SIXTEEN)
@@ -54,10 +73,26 @@ def test_a_baseline_takes_none_only(budget):
         resolve_budget(budget, ())
 
 
-def test_parse_tells_counts_from_shares():
-    assert parse_budget("1") == 1
-    assert isinstance(parse_budget("1"), int)
-    assert isinstance(parse_budget("1.0"), float)
+@pytest.mark.parametrize(
+    ("text", "budget"), [("1", 1), ("1.0", 1.0), ("100%", 1.0), ("50%", 0.5), ("33.3%", 0.333), ("5e-1", 0.5)]
+)
+def test_parse_tells_counts_from_shares(text, budget):
+    parsed = parse_budget(text)
+    assert parsed == pytest.approx(budget)
+    assert type(parsed) is type(budget)
+
+
+@pytest.mark.parametrize("budget", [1, 8, 1.0, 0.5, 0.333, 1 / 16, None])
+def test_what_is_formatted_parses_to_the_same(budget):
+    assert resolve_budget(format_budget(budget), SIXTEEN) == resolve_budget(budget, SIXTEEN)
+
+
+def test_schedules_of_earlier_files_keep_their_meaning():
+    """There a bare 1 beside decimal shares was all latents."""
+    assert saved_schedule("0.5@0-0.5,1@0.5-1") == "50%@0-0.5,100%@0.5-1"
+    for text in ("50%@0-0.5,1@0.5-1", "1@0-0.25,16@0.25-1", "4@0-0.5,100%@0.5-1"):
+        assert saved_schedule(text) == format_schedule(text) == text
+    assert format_schedule("0.5@0-0.5,1.0@0.5-1") == "50%@0-0.5,100%@0.5-1"
 
 
 def test_draws_are_uniform_and_depend_on_seed_and_step():
@@ -94,7 +129,10 @@ TIMES = [0.0, 0.25, 0.5, 0.75]
         ("0.5", [8] * 4),
         ([1, 0.5, None, 16], [1, 8, 16, 16]),
         (lambda t: 4 if t < 0.5 else 1.0, [4, 4, 16, 16]),
-        ("0.5@0-0.5,1@0.5-1", [8, 8, 16, 16]),
+        ("50%@0-0.5,100%@0.5-1", [8, 8, 16, 16]),
+        ("0.5@0-0.5,1.0@0.5-1", [8, 8, 16, 16]),
+        ("50%@0-0.5,1@0.5-1", [8, 8, 1, 1]),  # a bare 1 is one latent, everywhere
+        ("0.5@0-0.5,1@0.5-1", [8, 8, 1, 1]),
         ("8@0-0.5,16@0.5-1", [8, 8, 16, 16]),
         ("1@0-0.25,16@0.25-1", [1, 16, 16, 16]),
         ("4@0-0.6,full@0.6-1", [4, 4, 4, 16]),

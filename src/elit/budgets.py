@@ -5,7 +5,10 @@ A budget in a user's hand is
     None            all latents
     int             that many latents of every group
     float (0, 1]    that share of them, rounded to the nearest valid count
-    str             either of these as text ("8", "0.5"), or a schedule over t ("0.5@0-0.5,1@0.5-1")
+    str             as text: "8" latents, "50%" a share of them, "100%" all; or a schedule over t
+                    ("50%@0-0.5,100%@0.5-1": half of them while t < 0.5, then all)
+As text a number without a percent sign counts latents, so "1" is one latent, in a schedule too. Decimals are shares:
+"0.5" is "50%" and "1.0" is "100%".
 
 A list is never a `budget` of `elit.sample`, since it could be one a step or one a sample: these are `step_budgets` and
 `sample_budgets`. A network's forward has no steps, so that a list there is one a sample.
@@ -13,11 +16,13 @@ A list is never a `budget` of `elit.sample`, since it could be one a step or one
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 Budget = int | float | None
+TYPED = "give latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
 
 
@@ -47,19 +52,46 @@ def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as typed: "none", "8" (latents per group) or "0.5" (a share). Raises ValueError."""
+    """A budget as typed: "8" latents per group, "50%" or "0.5" a share, "100%", "full" or "none" all.
+
+    Raises ValueError for what is none of these, and for a share that does not lie above 0% and at most at 100%.
+    """
     text = text.strip().lower()
     if text in ("none", "full"):
         return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise ValueError(
-        f"budget={text!r}: not a budget; give a whole number of latents per group (8), a share in (0, 1] (0.5), "
-        "'full', or a schedule (0.5@0-0.5,1.0@0.5-1)"
-    )
+    number = text.removesuffix("%").rstrip()
+    try:
+        if number == text:
+            return float(number) if re.search("[^-+0-9]", number) else int(number)
+        share = float(number) / 100
+    except ValueError:
+        raise ValueError(f"budget={text!r}: not a budget; {TYPED}") from None
+    if not 0 < share <= 1:
+        raise ValueError(f"budget={text!r}: a share lies above 0% and at most at 100%; {TYPED}")
+    return share
+
+
+def format_budget(budget: Budget) -> str:
+    """The text that `parse_budget` reads as `budget`: "8", "50%", "100%" for None."""
+    if isinstance(budget, int):
+        return str(budget)
+    return "100%" if budget is None else f"{100 * budget:.10g}%"
+
+
+def format_schedule(text: str) -> str:
+    """A schedule as text, with shares in percent: "0.5@0-0.5,1.0@0.5-1" is "50%@0-0.5,100%@0.5-1"."""
+    return ",".join(f"{format_budget(budget)}@{low:g}-{high:g}" for budget, low, high in _parse_pieces(text))
+
+
+def saved_schedule(text: str) -> str:
+    """A schedule from a file that an earlier version may have written, as `format_schedule` writes it.
+
+    Before shares could be percent, a bare 1 beside decimal shares stood for all latents.
+    """
+    pieces = [piece.partition("@") for piece in text.split(",")]
+    if "%" not in text and any("." in budget for budget, _, _ in pieces):
+        text = ",".join(("1.0" if budget.strip() == "1" else budget) + at + times for budget, at, times in pieces)
+    return format_schedule(text)
 
 
 def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
@@ -170,9 +202,6 @@ def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
     edges = [0.0] + [high for _, _, high in pieces]
     if [low for _, low, _ in pieces] != edges[:-1] or edges[-1] != 1 or edges != sorted(set(edges)):
         raise ValueError(f"budget={text!r}: the pieces must cover t from 0 to 1 in order, without gap or overlap")
-    # Beside shares, a bare 1 means all latents, not one: "0.5@0-0.5,1@0.5-1" is half, then everything.
-    if any(isinstance(budget, float) for budget, _, _ in pieces):
-        pieces = [(1.0 if budget == 1 else budget, low, high) for budget, low, high in pieces]
     return pieces
 
 
@@ -189,4 +218,4 @@ def _step(budgets: Sequence[int]) -> int:
 def _valid(budgets: Sequence[int]) -> str:
     step = _step(budgets)
     counts = f"{budgets[0]} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
-    return f"give a number of latents per group ({counts}), a share in (0, 1], or None for all"
+    return f"give a number of latents per group ({counts}), a share of them ('50%', in Python 0.5), or None for all"

@@ -102,7 +102,7 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace):
     [
         (("--count", "1"), "count=1: give at least 2"),
         (("--table", "t.csv"), "table='t.csv': give a name that ends in .jsonl or .parquet"),
-        (("--budgets", "17"), "budget=17: give a number of latents per group (1 to 16), a share in (0, 1]"),
+        (("--budgets", "17"), "budget=17: give a number of latents per group (1 to 16), a share of them ('50%'"),
         (("--budgets", "half"), "budget='half': not a budget"),
         (("--schedules", "0.5@0-0.4"), "the pieces must cover t from 0 to 1"),
         (("--guidance", "cfg", "--scales"), "scales"),

@@ -74,7 +74,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     else:
         assert spy.seen == [(4, 2), (1, 2), (16, 2), (1, 2)]
     spy.seen.clear()
-    with elit.budget("0.25@0-0.3,1@0.3-1"):
+    with elit.budget("25%@0-0.3,100%@0.3-1"):
         draw(pipe, steps=4)
     kept = [count for count, _ in spy.seen]
     assert kept == sorted(kept)

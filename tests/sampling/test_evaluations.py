@@ -54,7 +54,7 @@ def test_saved_calls_rise_with_the_threshold_from_none_at_zero(kind):
 @pytest.mark.parametrize("guidance", [None, CFG(2.0), CCFG(2.0, 0.25), AG(2.0, 0.25)])
 def test_threshold_zero_is_bit_equal_to_none_and_a_cache_is_not(guidance):
     model = opened("elit-dit")
-    settings = {"steps": STEPS, "guidance": guidance, "budget": "0.5@0-0.5,1@0.5-1"}
+    settings = {"steps": STEPS, "guidance": guidance, "budget": "50%@0-0.5,100%@0.5-1"}
     plain = sample(model, [0, 1], **settings)
     assert torch.equal(sample(model, [0, 1], cache=0.0, **settings), plain)
     cached = sample(model, [0, 1], cache=2.5, **settings)

@@ -83,7 +83,7 @@ def test_a_schedule_changes_the_budget_on_the_way():
     seen = []
     read = model.latent_interface.read
     model.latent_interface.read = lambda s, c, kept: seen.append(kept) or read(s, c, kept)
-    sample(model, [0], steps=STEPS, budget="0.5@0-0.5,1@0.5-1")
+    sample(model, [0], steps=STEPS, budget="50%@0-0.5,100%@0.5-1")
     assert seen == [8, 8, 16, 16]
 
 

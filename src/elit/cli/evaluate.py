@@ -49,13 +49,14 @@ class Args:
     text_encoder: str | None = None
     """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
     budget: str = "full"
-    """Latents per group (8), a share of them (0.5), full, or a schedule over t (0.5@0-0.5,1@0.5-1)."""
+    """Latents per group (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
+    (50%@0-0.5,100%@0.5-1)."""
     guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
     """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
     scale: float = 1.5
     """Guidance scale; 1 is off."""
     guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg."""
+    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times between which guidance acts; 0 = noise, 1 = data."""
     steps: int = 40

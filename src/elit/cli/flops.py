@@ -15,15 +15,15 @@ class Args:
     """What a model costs at each budget: GFLOPs of one forward of one sample (multiply-add = 2), its share of the full
     cost, TFLOPs of a training iteration (3 × forward × batch 256), parameters, and on request measured milliseconds.
 
-    Example: elit flops ELIT-DiT-XL/2 --sample-size 64 --budgets 1.0 0.5 0.25
+    Example: elit flops ELIT-DiT-XL/2 --sample-size 64 --budgets 100% 50% 25%
     """
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = ("DiT-XL/2", "ELIT-DiT-XL/2")
     """Names of presets, or folders of saved models."""
     sample_size: tuple[int, ...] = ()
     """One number for square images, three for video (frames rows columns), in autoencoder cells or pixels."""
-    budgets: tuple[str, ...] = ("1.0", "0.75", "0.5", "0.25", "0.125", "0.0625")
-    """Latents per group (8) or shares of them (0.5)."""
+    budgets: tuple[str, ...] = ("100%", "75%", "50%", "25%", "12.5%", "6.25%")
+    """Latents per group (8; 1 is one latent) or shares of them (50%)."""
     paper: bool = False
     """Print the paper's cost figures instead, ours and the difference."""
     measure: bool = False
@@ -51,7 +51,7 @@ def run(args: Args) -> list[dict[str, Any]]:
         cells = [
             [
                 row["model"],
-                "" if row["budget"] is None else f"{row['budget']:.4g}",
+                "" if row["budget"] is None else f"{100 * row['budget']:.4g}%",
                 "" if row["tokens_per_group"] is None else str(row["tokens_per_group"]),
                 f"{row['gflops']:.4g}",
                 f"{row['of_full']:.1%}",

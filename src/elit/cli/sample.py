@@ -19,7 +19,7 @@ class Args:
     With a target the settings are planned: from elit profile's measurements, made first where there are none, and the
     table of elit sweep in the model's folder or beside it, if there is one.
 
-    Example: elit sample runs/quickstart/model --labels 3 7 --count 16 --budget 0.5 --guidance ccfg --scale 2
+    Example: elit sample runs/quickstart/model --labels 3 7 --count 16 --budget 50% --guidance ccfg --scale 2
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -36,7 +36,8 @@ class Args:
     count: int | None = None
     """How many images; default: one a label or prompt, at most 64."""
     budget: str = "full"
-    """Latents per group (8), a share of them (0.5), full, or a schedule over t (0.5@0-0.5,1@0.5-1)."""
+    """Latents per group (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
+    (50%@0-0.5,100%@0.5-1)."""
     step_budgets: tuple[str, ...] = ()
     """Instead, one budget a step."""
     sample_budgets: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class Args:
     scale: float = 1.5
     """Guidance scale; 1 is off."""
     guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg."""
+    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times between which guidance acts; 0 = noise, 1 = data."""
     steps: int = 40

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from elit.budgets import Budget, Schedule, resolve_budget, schedule_budgets
+from elit.budgets import Budget, Schedule, format_schedule, resolve_budget, schedule_budgets
 from elit.evaluate.chunks import Progress, Share
 from elit.evaluate.plane import Point
 from elit.evaluate.recipe import recipe_digest
@@ -203,4 +203,6 @@ def _name(budget: Schedule, kept: Sequence[int]) -> str:
     runs = [(latents, len(list(group))) for latents, group in groupby(kept)]
     if len(runs) == 1:
         return str(kept[0])
-    return budget if isinstance(budget, str) else ", ".join(f"{latents}×{count}" for latents, count in runs)
+    if isinstance(budget, str):
+        return format_schedule(budget)
+    return ", ".join(f"{latents}×{count}" for latents, count in runs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from elit.budgets import Schedule
+from elit.budgets import Schedule, saved_schedule
 from elit.evaluate.plane import loss
 from elit.evaluate.score import METRICS
 from elit.flow.guidance import Guidance
@@ -110,6 +110,6 @@ def _comparable(row: dict[str, Any]) -> bool:
 
 def _curve(key: tuple[Any, ...], values: dict[int, float]) -> Curve:
     budget, kind, scale, weak, interval, cache = key
-    kept: Schedule = None if budget == "all" else int(budget) if budget.isdigit() else budget
+    kept: Schedule = None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
     steps = tuple(sorted(values))
     return Curve(kept, guide(kind, scale, weak, interval), steps, tuple(values[count] for count in steps), cache)

@@ -285,6 +285,6 @@ def next_commands(out: Path, recipe: Recipe) -> list[str]:
     prompt = f' --prompts "{CAPTIONS[3]}" "{CAPTIONS[7]}"' if "MM-DiT" in recipe.name else ""
     guidance = f"--guidance ccfg --guidance-budget {recipe.budgets[-1]} --scale 2"
     return [
-        f"elit sample {out / 'model'}{prompt} --budget 0.5 {guidance} --out {end}",
+        f"elit sample {out / 'model'}{prompt} --budget 50% {guidance} --out {end}",
         f"elit train --config {out / 'config.yaml'} --steps 5000 --out runs/longer",
     ]

@@ -40,7 +40,7 @@ def sample(
 
     y: B labels, num_classes = no class; for a text-conditional network B prompts or their embeddings.
     steps: the paper uses 40 with "euler"; "heun" evaluates twice a step.
-    budget: one for all steps, or a schedule: a function of t, or text such as "0.5@0-0.5,1@0.5-1".
+    budget: one for all steps, or a schedule: a function of t, or text such as "50%@0-0.5,100%@0.5-1".
     step_budgets: in its place, one budget a step. sample_budgets: in its place, one budget a sample; head and tail of
     the network run for the whole batch together.
     guidance: elit.CFG, elit.AG or elit.CCFG. shift: more of the steps near noise, 1 is even.
