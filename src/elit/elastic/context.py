@@ -49,8 +49,8 @@ def budget(value: Schedule, *, guidance: Schedule = _MAIN, doubled: bool | None 
 
     value: latents per window (int), a share of them (float), None for all, a schedule over t
     ("50%@0-0.5,100%@0.5-1") or a function of t (t = 0 noise, 1 data: 1 − the noise level that the pipeline hands in),
-    or a list with one budget for each step: a step is a timestep, however often the network is called for it. guidance: the same for the
-    unconditional branch (CCFG, paper section 4); if not given, it runs at `value`.
+    or a list with one budget for each step: a step is a timestep, however often the network is called for it.
+    guidance: the same for the unconditional branch (CCFG, paper section 4); if not given, it runs at `value`.
     doubled: whether each batch holds both branches of guidance. A diffusers pipeline says so itself; give it where
     something else calls a transformer whose pipelines run both branches in one batch.
 
