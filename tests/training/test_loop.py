@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -14,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from commands import Command
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import elit
+from elit.cli.main import main
 from elit.config import ModelConfig, TrainConfig, load_config, save_config
 from elit.data.sampler import StepSampler
 from elit.training.distributed import make_accelerator
@@ -54,57 +54,63 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def command(config: TrainConfig, path: Path, *launcher: str) -> list[str]:
+def command(config: TrainConfig, path: Path) -> list[str]:
     save_config(config, path)
-    return [sys.executable, *launcher, "-m", "elit", "train", "--config", str(path)]
+    return ["train", "--config", str(path)]
 
 
-def test_killed_twice_and_resumed_is_bit_equal(tmp_path):
+def steps_done(out: Path) -> int:
+    return len((out / "metrics.jsonl").read_bytes().splitlines()) if (out / "metrics.jsonl").is_file() else 0
+
+
+LONG = {"steps": 40, "checkpoint_every": 7, "log_every": 1, "gradient_accumulation": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole")
+    train(tiny(out, **LONG))
+    return out
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_is_bit_equal(tmp_path, whole):
     """SIGKILL in the middle of steps, as early as it comes and again later."""
-    settings = {"steps": 60, "checkpoint_every": 7, "log_every": 1, "gradient_accumulation": 2}
-    train(tiny(tmp_path / "whole", **settings))
     out = tmp_path / "killed"
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    resumed = command(tiny(out, resume=True, **settings), tmp_path / "config.yaml")
-    for stop_at in (10, 30):
-        process = subprocess.Popen(resumed, stderr=subprocess.DEVNULL, env=environment)
-        while process.poll() is None and (
-            not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_bytes().splitlines()) < stop_at
-        ):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    resumed = command(tiny(out, resume=True, **LONG), tmp_path / "config.yaml")
+    for stop_at in (10, 25):
+        run = Command(resumed, tmp_path, threads=torch.get_num_threads())
+        run.wait_until(lambda at=stop_at: steps_done(out) >= at)
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
         assert not (out / "model").exists()
-    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL, env=environment)
-    assert losses(out) == losses(tmp_path / "whole")
-    assert len(losses(out)) == 60
-    assert equal(weights(out), weights(tmp_path / "whole"))
+    assert main(resumed) == 0
+    assert losses(out) == losses(whole)
+    assert len(losses(out)) == 40
+    assert equal(weights(out), weights(whole))
 
 
-def test_sigterm_saves_and_exits_0(tmp_path):
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_0(tmp_path, whole):
     """Resumable at the step it was at: what follows is bit-equal to a run that never stopped."""
-    settings = {"steps": 60, "checkpoint_every": 1000, "log_every": 1}
-    train(tiny(tmp_path / "whole", **settings))
     out = tmp_path / "stopped"
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    resumed = command(tiny(out, resume=True, **settings), tmp_path / "config.yaml")
-    process = subprocess.Popen(resumed, stderr=subprocess.PIPE, text=True, env=environment)
-    while not (out / "metrics.jsonl").is_file() or len((out / "metrics.jsonl").read_bytes().splitlines()) < 10:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    resumed = command(tiny(out, resume=True, **LONG | {"checkpoint_every": 1000}), tmp_path / "config.yaml")
+    run = Command(resumed, tmp_path, threads=torch.get_num_threads())
+    run.wait_until(lambda: steps_done(out) >= 10)
+    os.kill(run.pid, signal.SIGTERM)
     start = time.perf_counter()
-    _, said = process.communicate()
-    assert process.returncode == 0
+    assert run.wait() == 0
     assert time.perf_counter() - start < 10
     (saved,) = (out / "checkpoints").iterdir()
     step = int(saved.name[5:])
-    assert 10 <= step < 60
-    assert f"stopped by SIGTERM after step {step}, checkpoint saved" in said
+    assert 10 <= step < 40
+    assert f"stopped by SIGTERM after step {step}, checkpoint saved" in run.err
     assert len(losses(out)) == step
     assert not (out / "model").exists()
-    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL, env=environment)
-    assert losses(out) == losses(tmp_path / "whole")
-    assert equal(weights(out), weights(tmp_path / "whole"))
+    assert main(resumed) == 0
+    assert losses(out) == losses(whole)
+    assert equal(weights(out), weights(whole))
 
 
 def test_a_run_repeats_from_its_config(tmp_path):
@@ -259,6 +265,7 @@ def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
 COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=COMPILER)])
 def test_compiled_blocks_share_two_graphs_over_all_budgets(tmp_path, monkeypatch, backend):
     """All 16 budgets, J̃ = 1 among them: two compilations, no graph break."""

@@ -6,63 +6,35 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from test_loop import COMPILER, command, equal, losses, tiny, weights
+from commands import run_two, start_two
+from test_loop import COMPILER, command, equal, losses, steps_done, tiny, weights
 
 import elit
 from elit.config import TrainConfig
 from elit.training.loop import train
 
-LAUNCHER = (
-    *("-m", "torch.distributed.run", "--nproc-per-node=2"),
-    *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
-)
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.slow
+
+SETTINGS = {"steps": 30, "checkpoint_every": 5, "log_every": 1, "ema_decay": 0.9, "gradient_accumulation": 2}
 
 
-def launch(config: TrainConfig, path: Path, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(config, path, *LAUNCHER), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def together(config: TrainConfig, path: Path) -> str:
+def together(config: TrainConfig, folder: Path) -> str:
     """Two processes to the end; returns what they said."""
-    process = launch(config, path)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
-    return said
-
-
-def steps_done(out: Path) -> int:
-    return len((out / "metrics.jsonl").read_bytes().splitlines()) if (out / "metrics.jsonl").is_file() else 0
-
-
-def wait_for(out: Path, step: int, process: subprocess.Popen) -> None:
-    while process.poll() is None and steps_done(out) < step:
-        time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[1]
-
-
-def workers(process: subprocess.Popen) -> list[int]:
-    """The two training processes below torchrun."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-SETTINGS = {"steps": 40, "checkpoint_every": 5, "log_every": 1, "ema_decay": 0.9, "gradient_accumulation": 2}
+    return "".join(run.err for run in run_two(command(config, folder / "config.yaml"), folder))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of two processes that nothing happened to."""
     out = tmp_path_factory.mktemp("whole")
-    together(tiny(out / "run", **SETTINGS), out / "config.yaml")
+    together(tiny(out / "run", **SETTINGS), out)
     return out / "run"
 
 
@@ -83,38 +55,35 @@ def test_two_processes_match_one(whole, alone):
     assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-4
 
 
-def test_killed_three_times_and_resumed_is_bit_equal(tmp_path, whole):
-    """SIGKILL to one process or to all, at random moments; each time the run goes on by itself."""
+def test_killed_twice_and_resumed_is_bit_equal(tmp_path, whole):
+    """SIGKILL to one process or to both, at random moments; each time the run goes on from its last checkpoint."""
     out, moments = tmp_path / "killed", random.Random(time.time_ns())
-    for first, last in ((1, 10), (11, 20), (21, 35)):
-        process = launch(tiny(out, resume=True, **SETTINGS), tmp_path / "config.yaml", start_new_session=True)
-        wait_for(out, moments.randint(first, last), process)
+    line = command(tiny(out, resume=True, **SETTINGS), tmp_path / "config.yaml")
+    for first, last, killed in ((1, 10, 1), (11, 25, 2)):
+        runs, step = start_two(line, tmp_path), moments.randint(first, last)
+        runs[0].wait_until(lambda step=step: steps_done(out) >= step)
         time.sleep(moments.random() * 0.1)
-        if first == 1:
-            os.kill(moments.choice(workers(process)), signal.SIGKILL)  # torchrun stops the other one
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode != 0
-    together(tiny(out, resume=True, **SETTINGS), tmp_path / "config.yaml")
+        for run in moments.sample(runs, killed):
+            run.kill()
+        assert all(run.wait() != 0 for run in runs)  # where one is gone, the other one ends too
+    together(tiny(out, resume=True, **SETTINGS), tmp_path)
     assert losses(out) == losses(whole)
-    assert len(losses(out)) == 40
+    assert len(losses(out)) == 30
     assert equal(weights(out), weights(whole))
 
 
 def test_sigterm_to_one_process_stops_both_at_the_same_step(tmp_path):
-    settings = {"steps": 400, "checkpoint_every": 1000, "log_every": 1}
     out = tmp_path / "run"
-    process = launch(tiny(out, **settings), tmp_path / "config.yaml")
-    wait_for(out, 5, process)
-    os.kill(workers(process)[1], signal.SIGTERM)
+    config = tiny(out, steps=400, checkpoint_every=1000, log_every=1)
+    runs = start_two(command(config, tmp_path / "config.yaml"), tmp_path)
+    runs[0].wait_until(lambda: steps_done(out) >= 5)
+    os.kill(runs[1].pid, signal.SIGTERM)
     seen, start = steps_done(out), time.perf_counter()
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    assert [run.wait() for run in runs] == [0, 0], runs[0].err + runs[1].err
     assert time.perf_counter() - start < 15
     (saved,) = (out / "checkpoints").iterdir()
     step = int(saved.name[5:])
-    assert f"stopped by SIGTERM after step {step}, checkpoint saved" in said
+    assert f"stopped by SIGTERM after step {step}, checkpoint saved" in runs[0].err
     assert 5 <= step <= seen + 10  # within a step of when it was noticed; more were done while this test looked
     assert steps_done(out) == step
 
@@ -124,11 +93,11 @@ def test_resumed_by_another_number_of_processes(tmp_path, before, whole, alone, 
     """One goes on as two and two as one, with a line, to the same numbers but for rounding."""
     out = tmp_path / "run"
     shutil.copytree(alone if before == 1 else whole, out)
-    config = tiny(out, resume=True, **SETTINGS | {"steps": 50})
-    said = together(config, tmp_path / "config.yaml") if before == 1 else [train(config), capfd.readouterr().err][1]
+    config = tiny(out, resume=True, **SETTINGS | {"steps": 36})
+    said = together(config, tmp_path) if before == 1 else [train(config), capfd.readouterr().err][1]
     assert f"changed: processes {before} → {3 - before}; sums run in another order" in said
     assert "changed: out" not in said
-    longer = tiny(tmp_path / "alone", **SETTINGS | {"steps": 50})
+    longer = tiny(tmp_path / "alone", **SETTINGS | {"steps": 36})
     shutil.copytree(alone, tmp_path / "alone")
     train(replace(longer, resume=True))
     expected = [row[1] for row in losses(tmp_path / "alone")]
@@ -138,7 +107,7 @@ def test_resumed_by_another_number_of_processes(tmp_path, before, whole, alone, 
 def test_sharded_matches_replicated(tmp_path, whole, alone, capfd):
     """FSDP2 against DDP: losses within 1e-4 over 20 steps; its state loads into one plain network, which goes on."""
     out = tmp_path / "sharded"
-    together(tiny(out, fsdp=True, preview_every=20, **SETTINGS | {"steps": 20}), tmp_path / "sharded.yaml")
+    together(tiny(out, fsdp=True, preview_every=20, **SETTINGS | {"steps": 20}), tmp_path)
     copied, sharded = losses(whole)[:20], losses(out)
     assert [row[1] for row in sharded] == pytest.approx([row[1] for row in copied], abs=1e-4)
     assert [row[3] for row in sharded] == pytest.approx([row[3] for row in copied], rel=1e-3)  # gradient norms
@@ -166,22 +135,23 @@ def test_sharded_matches_replicated(tmp_path, whole, alone, capfd):
 def test_sharded_with_everything_else(tmp_path, changes):
     """None of it changes a sharded run more than a single one."""
     settings = {"steps": 6, **changes}
-    together(tiny(tmp_path / "sharded", fsdp=True, **settings), tmp_path / "sharded.yaml")
+    together(tiny(tmp_path / "sharded", fsdp=True, **settings), tmp_path)
     train(tiny(tmp_path / "one", **settings))
     one, sharded = losses(tmp_path / "one"), losses(tmp_path / "sharded")
     assert [row[1] for row in sharded] == pytest.approx([row[1] for row in one], abs=1e-4)
 
 
 def test_a_refusal_reaches_all_processes(tmp_path):
-    """What the main process finds ends both with exit code 2, and nobody waits."""
+    """What the main process finds ends both with exit code 2, and nobody waits. Started as users do, by torchrun."""
     config = tiny(tmp_path / "run")
     train(config)
-    process = launch(config, tmp_path / "config.yaml")
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode != 0
-    assert said.count("elit train: out=") == 2
-    assert "holds a run at step 6; set resume" in said
-    assert "exitcode  : 2" in said
+    launcher = ("torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+    line = [sys.executable, "-m", *launcher, "-m", "elit", *command(config, tmp_path / "config.yaml")]
+    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("elit train: out=") == 2
+    assert "holds a run at step 6; set resume" in done.stderr
+    assert "exitcode  : 2" in done.stderr
 
 
 def test_accelerates_own_sharding_is_refused_with_a_way_out(tmp_path, monkeypatch):
