@@ -5,11 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import ELIT, conditions, opened
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit.flow.guidance import AG, CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.sampling.evaluations import evaluated_steps, reused_steps, sampling_flops, sampling_plan, time_changes
+from elit.sampling.pipeline import ElitPipeline
 from elit.sampling.plan import Plan
 from elit.sampling.sample import sample
 
@@ -129,3 +131,33 @@ def test_a_plan_is_its_settings():
     plan = Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
     by_hand = sample(model, [0, 1], steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
     assert torch.equal(sample(model, [0, 1], plan=plan), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "in_pipeline"),
+    [
+        ("steps", 5, {"num_inference_steps": 5}),
+        ("budget", 8, {"budget": 8}),
+        ("step_budgets", [8] * 6, {"step_budgets": [8] * 6}),
+        ("sample_budgets", [8, 4], {"sample_budgets": [8, 4]}),
+        ("guidance", CCFG(3.0, 1), {"guidance_scale": 3.0}),
+        ("guidance", CCFG(3.0, 1), {"guidance_budget": 1}),
+        ("solver", "heun", {}),
+        ("cache", 0.2, {"cache": 0.2}),
+    ],
+)
+def test_what_a_plan_decides_is_not_given_beside_it(name, value, in_pipeline):
+    model = opened("elit-dit")
+    plan = Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+    with pytest.raises(ValueError, match=rf"plan, {name}=.*: a plan decides steps, budget, .*; leave {name} or it out"):
+        sample(model, [0, 1], plan=plan, **{name: value})
+    pipe = ElitPipeline(model, FlowMatchEulerDiscreteScheduler())
+    for key in in_pipeline:
+        with pytest.raises(ValueError, match=rf"plan, {key}=.*: a plan decides num_inference_steps, budget"):
+            pipe([0, 1], plan=plan, **in_pipeline)
+
+
+@pytest.mark.parametrize("given", [{"seed": 3}, {"seed": [1, 2]}, {"sample_size": 32}])
+def test_noise_is_not_given_beside_what_it_replaces(given):
+    with pytest.raises(ValueError, match=r"noise, (seed|sample_size)=.*: noise takes the place of seed and"):
+        sample(opened("elit-dit"), [0, 1], steps=1, noise=torch.zeros(2, 4, 16, 16), **given)

@@ -19,7 +19,7 @@ from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan
-from elit.sampling.plan import Plan
+from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
 from elit.sampling.sample import guided_network, mixed_budgets
 
@@ -77,6 +77,7 @@ class ElitPipeline(DiffusionPipeline):
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
         in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
         frames, or has its frames behind B. cache, dtype, compile: as in `elit.sample`.
+        plan: in the place of steps, budgets, guidance and cache.
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
@@ -88,6 +89,15 @@ class ElitPipeline(DiffusionPipeline):
             CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
         )
         if plan is not None:
+            check_plan_alone(
+                num_inference_steps=(num_inference_steps, 40),
+                budget=(budget, None),
+                step_budgets=(step_budgets, None),
+                sample_budgets=(sample_budgets, None),
+                guidance_scale=(guidance_scale, 1.0),
+                guidance_budget=(guidance_budget, None),
+                cache=(cache, 0.0),
+            )
             num_inference_steps, budget, guidance, cache = plan.steps, plan.budget, plan.guidance, plan.cache
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.

@@ -1,6 +1,7 @@
 """A plan: the settings of a sampling run that `elit.plan` chose for a target, and what it expects of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from elit.budgets import Schedule
 from elit.flow.guidance import Guidance
@@ -30,3 +31,10 @@ class Plan:
 
     def __str__(self) -> str:
         return self.words or repr(self)
+
+
+def check_plan_alone(**settings: tuple[Any, Any]) -> None:
+    """Raises ValueError where a setting that a plan decides is given beside it; each setting: its value and default."""
+    for name, (value, default) in settings.items():
+        if value != default:
+            raise ValueError(f"plan, {name}={value!r}: a plan decides {', '.join(settings)}; leave {name} or it out")

@@ -11,7 +11,7 @@ from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, concatenate
 from elit.models.transformer import Transformer, as_size
 from elit.sampling.evaluations import Evaluations, sampling_plan, shares_head
-from elit.sampling.plan import Plan
+from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
 
 
@@ -45,7 +45,7 @@ def sample(
     the network run for the whole batch together.
     guidance: elit.CFG, elit.AG or elit.CCFG. shift: more of the steps near noise, 1 is even.
     seed: of the first sample, the next ones count up; or one seed a sample. A sample depends on its own seed alone,
-    not on the batch it is in. noise: (B, C, ...) instead of seeds.
+    not on the batch it is in. noise: (B, C, ...) in the place of seed and sample_size.
     sample_size: default the model's own. batch_size: samples at a time, default all.
     progress: called with (samples done, samples in all) after every batch.
     cache: threshold of TeaCache's rule: while the time embedding has moved by less, relatively, since the last
@@ -54,10 +54,22 @@ def sample(
     which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA graph a budget.
     plan: of `elit.plan`, in the place of steps, budget, guidance, solver and cache.
 
-    Raises ValueError for what does not fit the model.
+    Raises ValueError for what does not fit the model, and for what is given twice.
     """
     if plan is not None:
+        check_plan_alone(
+            steps=(steps, 40),
+            budget=(budget, None),
+            step_budgets=(step_budgets, None),
+            sample_budgets=(sample_budgets, None),
+            guidance=(guidance, None),
+            solver=(solver, "euler"),
+            cache=(cache, 0.0),
+        )
         steps, budget, guidance, solver, cache = plan.steps, plan.budget, plan.guidance, "euler", plan.cache
+    if noise is not None and (seed != 0 or sample_size is not None):
+        name, value = ("seed", seed) if seed != 0 else ("sample_size", sample_size)
+        raise ValueError(f"noise, {name}={value!r}: noise takes the place of seed and sample_size; give one of them")
     wanted: Condition = model.conditions(y)
     count = len(wanted)
     size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
