@@ -64,7 +64,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which network."""
     data: str = "digits"
-    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), a folder that `elit encode` wrote, or a
+    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (its IDX files as Debian's
+    dataset-fashion-mnist has them, or the Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a
     folder of images with one sub-folder a class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders'
     names are the prompts."""
     image_size: int = 64

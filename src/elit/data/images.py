@@ -39,7 +39,10 @@ class ImageData(Protocol):
 
 
 class ImageSet:
-    """Images held in memory: images (N, C, H, W) or (N, C, T, H, W) float32 in [-1, 1], labels (N,) int64."""
+    """Images held in memory: images (N, C, H, W) or (N, C, T, H, W), labels (N,) int64.
+
+    Images are float32 in [-1, 1], or uint8, a quarter of the memory, of which batches are made as float32 in [-1, 1].
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...], captions: tuple[str, ...] = ()):
         self.images, self.labels = images, labels
@@ -53,8 +56,9 @@ class ImageSet:
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        chosen = torch.as_tensor(indices)
-        return self.images[chosen], self.labels[chosen]
+        rows = torch.as_tensor(indices)
+        images = self.images[rows]
+        return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images, self.labels[rows]
 
 
 class ImageFolder:
@@ -70,7 +74,7 @@ class ImageFolder:
     def __init__(self, root: str | Path, image_size: int, *, skip_unreadable: bool = False, captions: bool = False):
         self.root = root = Path(root)
         if not root.is_dir():
-            raise ValueError(f"data={str(root)!r}: no such folder (and neither 'digits' nor 'moving-digits')")
+            raise ValueError(f"data={str(root)!r}: no such folder (built in are digits, moving-digits, fashion-mnist)")
         files, self.classes = list_files(root, captions=captions)
         self.captions = tuple(name.replace("_", " ") for name in self.classes)
         self.image_size = image_size

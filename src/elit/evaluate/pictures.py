@@ -18,13 +18,12 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 import elit
-from elit.data.digits import digits, moving_digits
+from elit.data.builtin import named_images
 from elit.data.images import SUFFIXES, ImageSet, centre_crop, to_uint8
 from elit.data.source import Example, TableSource, is_table
 from elit.evaluate import EvaluationWarning
 from elit.files import replacing
 
-BUILT_IN = {"digits": digits, "moving-digits": moving_digits}
 UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, EOFError)
 
 
@@ -54,7 +53,8 @@ class MemoryPictures:
     """A data set in memory."""
 
     def __init__(self, data: ImageSet, name: str):
-        self.pixels, self.classes_shown, self.name = to_uint8(data.images), data.labels, name
+        self.pixels = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
+        self.classes_shown, self.name = data.labels, name
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -217,13 +217,14 @@ class Folder:
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
-    """The pictures at `path`: "digits" or "moving-digits", an npz, a folder of images, or what `datasets` reads.
+    """The pictures at `path`: a name (elit.data.builtin.NAMES; its test split), an npz, a folder of images, or what `datasets` reads.
 
     Raises ValueError where there are fewer than 2.
     """
     pictures: Pictures
-    if str(path) in BUILT_IN and not path.exists():
-        pictures = MemoryPictures(BUILT_IN[str(path)](), str(path))
+    named = None if path.exists() else named_images(str(path), split="test")
+    if named is not None:
+        pictures = MemoryPictures(named, str(path))
     elif path.suffix == ".npz":
         pictures = ArrayPictures(path)
     elif path.is_file() and not is_table(path):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elit.budgets import draw_budget, resolve_budget, training_budgets
 from elit.config import TrainConfig, load_config, save_config
-from elit.data.digits import digits, moving_digits
+from elit.data.builtin import named_images
 from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.loader import Feed
@@ -171,10 +171,8 @@ def run(
 
 def load_data(config: TrainConfig) -> ImageData:
     """The data set a run trains on."""
-    if config.data == "digits":
-        return digits()
-    if config.data == "moving-digits":
-        return moving_digits()
+    if (images := named_images(config.data)) is not None:
+        return images
     if (Path(config.data) / "encode.json").is_file():
         return LatentSet(config.data)
     return ImageFolder(
