@@ -14,7 +14,9 @@ from elit.evaluate.fashion_mnist import WEIGHTS, FashionDetector, accuracy, save
 def main() -> None:
     torch.set_num_threads(1)
     save_classifier(train_fashion_classifier(fashion_mnist("train")), WEIGHTS)
-    print(f"accuracy on the test split: {accuracy(FashionDetector().classifier, fashion_mnist('test')):.4f} -> {WEIGHTS}")
+    print(
+        f"accuracy on the test split: {accuracy(FashionDetector().classifier, fashion_mnist('test')):.4f} -> {WEIGHTS}"
+    )
 
 
 if __name__ == "__main__":

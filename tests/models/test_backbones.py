@@ -348,3 +348,19 @@ def test_a_shared_head_is_run_once_and_changes_nothing(kind):
 def test_a_baseline_shares_nothing():
     with pytest.raises(ValueError, match="shared=True: this model has no latent interface"):
         opened("dit")(*inputs(opened("dit")), branch_budgets=[None, None], shared=True)
+
+
+def test_classes_go_by_name_where_the_network_knows_them(tmp_path):
+    names = ("t-shirt", "ankle boot", "sneaker")
+    settings = {"sample_size": 8, "hidden_size": 24, "num_heads": 2, "depth": 3, "num_classes": 3}
+    model = create_model("ELIT-DiT-S/2", class_names=names, **settings)
+    for asked, numbers in (("Sneaker", [2]), (["T_Shirt", "ankle-boot", 2, "1"], [0, 1, 2, 1]), ([1, 2], [1, 2])):
+        assert model.conditions(asked).tolist() == numbers
+    with pytest.raises(ValueError, match="labels='sneeker': no such class; did you mean 'sneaker'"):
+        model.conditions(["sneeker"])
+    with pytest.raises(ValueError, match="labels are 0 to 2"):
+        model.conditions(["7"])
+    model.save_pretrained(tmp_path)
+    assert load_model(tmp_path).conditions(["sneaker"]).tolist() == [2]
+    with pytest.raises(ValueError, match="no class names; give numbers from 0 to 2"):
+        create_model("ELIT-DiT-S/2", **settings).conditions(["sneaker"])

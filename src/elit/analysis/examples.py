@@ -13,8 +13,10 @@ from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling.sample import seeded_noise
+from elit.sampling.sample import sample, seeded_noise
 from elit.training.loop import load_data, load_prompts
+
+OWN_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def load_examples(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Examples:
-    """`count` samples of "digits", "moving-digits", a folder of images, or one that `elit encode` wrote.
+    """`count` samples of a data set by name, a folder of images, or one that `elit encode` wrote; or "samples", the
+    model's own.
 
     vae: the autoencoder that the network was trained in, through which pictures go. image_size: to which a folder's
     images are cut, default what the network takes. seed: of the draw from each latent's posterior.
@@ -48,10 +51,14 @@ def load_examples(
     """
     if count < 2:
         raise ValueError(f"count={count}: give at least 2")
+    text = "text_encoder" in model.config
+    if data == "samples":
+        if text:
+            raise ValueError("data='samples': needs classes; for a model that takes text give data with captions")
+        return _own_samples(model, count, seed)
     if image_size is None:
         image_size = model.sample_size[-1] * downsampling(vae)
     # Training knows what `data` stands for; of the network it asks how it is conditioned.
-    text = "text_encoder" in model.config
     told = {"text_encoder": model.config.text_encoder, "text_length": model.config.text_length} if text else {}
     network = ModelConfig(name="MM-DiT-S/2" if text else "DiT-S/2", **told)
     config = TrainConfig(data=data, image_size=image_size, model=network)
@@ -70,6 +77,15 @@ def load_examples(
     names = images.classes if prompts is None else images.captions
     made = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
     return Examples(x, y, tuple(names[label] for label in labels.tolist()), made)
+
+
+def _own_samples(model: Transformer, count: int, seed: int) -> Examples:
+    """What the model draws of its classes in turn, at full budget without guidance."""
+    y = torch.arange(count) % model.config.num_classes
+    x = sample(model, y, steps=OWN_STEPS, seed=seed).float().cpu()
+    names = model.config.get("class_names") or tuple(map(str, range(model.config.num_classes)))
+    drawn = {"data": "samples", "steps": OWN_STEPS, "seed": seed}
+    return Examples(x, y, tuple(names[label] for label in y.tolist()), drawn)
 
 
 def as_shown(samples: Tensor, vae: ModelMixin | None) -> Tensor:

@@ -40,8 +40,8 @@ class Args:
     """Save the statistics of the pictures as this .safetensors, to be given as --reference; scores nothing."""
     image_size: int | None = None
     """Cut the reference's pictures as ADM does (and the scored ones, if files); default: they are of one size."""
-    labels: tuple[int, ...] = ()
-    """Classes of a model's samples, in turn; default: all of the model's."""
+    labels: tuple[str, ...] = ()
+    """Classes, by number or name of a model's samples, in turn; default: all of the model's."""
     prompts: tuple[str, ...] = ()
     """Texts, in turn, for a text-conditional model."""
     prompts_file: Path | None = None

@@ -77,18 +77,17 @@ def _paper(args: Args) -> list[dict[str, Any]]:
 
 
 def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
-    from pathlib import Path
-
     import torch
 
     from elit.budgets import resolve_budget
     from elit.costs.flops import count_flops, measure_ms
     from elit.models.presets import create_model
     from elit.models.saved import load_model
+    from elit.pretrained import model_folder
 
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
     device = check_device(args.device) if args.measure else "meta"
-    if Path(name).is_dir():
+    if model_folder(name).is_dir():
         model = load_model(name).to(device)
     else:
         with torch.device(device):

@@ -21,9 +21,9 @@ class Args:
 
     model: Annotated[Path, tyro.conf.Positional]
     """Folder of a saved model or pipeline."""
-    data: str
-    """What to look at: digits, moving-digits, a folder of images (one sub-folder a class, or with a metadata.jsonl of
-    captions), or a folder that elit encode wrote."""
+    data: str = "samples"
+    """What to look at: samples (the model's own, of all classes), digits, moving-digits, fashion-mnist, idx:FOLDER, a
+    folder of images (one sub-folder a class, or with a metadata.jsonl of captions), or one that elit encode wrote."""
     out: Path = Path("runs/inspect")
     """Folder for report.html, inspect.json and the pictures."""
     count: int = 32

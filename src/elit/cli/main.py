@@ -9,10 +9,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import elit
+from elit.pretrained import model_folder
 
 COMMANDS = {
     "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
@@ -71,11 +73,14 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=f"elit {name}", args=list(arguments), **options)
+            args = tyro.cli(kind, prog=f"elit {name}", args=list(arguments), **options)
     except SystemExit as stop:
         if stop.code != 2:
             raise
         raise ValueError(_one_line(said.getvalue(), name)) from None
+    # What is a model's folder may be the name of one in the box.
+    boxed = {field: model_folder(getattr(args, field)) for field in ("model", "pictures") if hasattr(args, field)}
+    return replace(args, **boxed) if boxed else args
 
 
 def check_device(name: str | None) -> str:

@@ -27,8 +27,8 @@ class Args:
     out: Path = Path("samples.png")
     """A .png for one grid (of clips, their frames side by side), a .gif for moving clips, a folder for separate files,
     or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if there is no autoencoder)."""
-    labels: tuple[int, ...] = ()
-    """Classes, in turn; default: all of the model's."""
+    labels: tuple[str, ...] = ()
+    """Classes, by number or name, in turn; default: all of the model's."""
     prompts: tuple[str, ...] = ()
     """Texts, in turn, for a text-conditional model."""
     text_encoder: str | None = None

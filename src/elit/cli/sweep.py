@@ -11,6 +11,7 @@ import tyro
 from elit.cli.evaluate import FIELD_COUNT, open_judges, open_sampler
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.pretrained import measurements_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,8 @@ class Args:
     """Samples a setting."""
     image_size: int | None = None
     """Cut the reference's pictures as ADM does; default: they are of one size."""
-    labels: tuple[int, ...] = ()
-    """Classes of the samples, in turn; default: all of the model's."""
+    labels: tuple[str, ...] = ()
+    """Classes, by number or name of the samples, in turn; default: all of the model's."""
     prompts: tuple[str, ...] = ()
     """Texts, in turn, for a text-conditional model."""
     prompts_file: Path | None = None
@@ -137,7 +138,7 @@ def _run(args: Args) -> dict[str, Any] | None:
     table = args.table or args.out / "sweep.jsonl"
     write_table(points, table)
     if args.card:
-        write_table(points, args.model / "sweep.jsonl")
+        write_table(points, measurements_folder(args.model) / "sweep.jsonl")
     shown = [point for point in points if point.detector == detector]
     result = _report(args, sampler, shown, quality, table)
     if not args.json:
@@ -181,7 +182,9 @@ def _report(args: Args, sampler: Any, points: Sequence[Any], quality: str, table
     if args.card:
         reference = args.reference.name if args.reference else "none"
         known: dict[str, Any] = {"reference": reference, "license": args.license, "datasets": args.datasets}
-        card = write_card(args.model, sampler.model, points, quality, instead=args.out / "README.md", **known)
+        card = write_card(
+            measurements_folder(args.model), sampler.model, points, quality, instead=args.out / "README.md", **known
+        )
     return {
         "table": str(table),
         "report": str(report),

@@ -46,8 +46,8 @@ def fashion_mnist(split: Split = "train") -> ImageSet:
         rows = datasets.load_dataset(FASHION_MNIST_HUB, split=split).with_format("numpy")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"data='fashion-mnist': not at hand; `apt-get install dataset-fashion-mnist` puts it in {FASHION_MNIST}, or "
-            f"give a folder of its IDX files as idx:FOLDER (the Hub's {FASHION_MNIST_HUB}: {type(error).__name__})"
+            f"data='fashion-mnist': not at hand; `apt-get install dataset-fashion-mnist` puts it in {FASHION_MNIST}, "
+            f"or give a folder of its IDX files as idx:FOLDER (the Hub's {FASHION_MNIST_HUB}: {type(error).__name__})"
         ) from None
     return _image_set(torch.from_numpy(rows["image"]), torch.from_numpy(rows["label"]), FASHION_CLASSES)
 
@@ -77,22 +77,22 @@ def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str
 
 
 def read_idx(path: Path, *, axes: int) -> Tensor:
-    """A uint8 tensor of `axes` axes from an IDX file, gzipped or not. Raises ValueError naming what is wrong with it."""
+    """A uint8 tensor of `axes` axes from an IDX file, gzipped or not. Raises ValueError naming what is wrong."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"data: {str(path)!r}: damaged or cut short ({error}); get it again") from None
     header = 4 + 4 * axes
-    if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, axes)):
+    magic = bytes((0, 0, UNSIGNED_BYTE, axes))
+    if len(content) < header or content[:4] != magic:
+        starts = content[:4].hex() or "nothing"
         raise ValueError(
-            f"data: {str(path)!r}: starts with {content[:4].hex() or 'nothing'}, not with 0000{UNSIGNED_BYTE:02x}{axes:02x}: "
-            f"no IDX file of {axes} axes of bytes"
+            f"data: {str(path)!r}: starts with {starts}, not with {magic.hex()}: no IDX file of {axes} axes of bytes"
         )
     shape = struct.unpack(f">{axes}I", content[4:header])
     if len(content) - header != math.prod(shape):
-        raise ValueError(
-            f"data: {str(path)!r}: has {len(content) - header} values, but says {'×'.join(map(str, shape))}; get it again"
-        )
+        size = "×".join(map(str, shape))
+        raise ValueError(f"data: {str(path)!r}: has {len(content) - header} values, but says {size}; get it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from elit.data.digits import digits
 from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
+from elit.evaluate.fashion_mnist import FashionDetector
 from elit.evaluate.features import (
     ClipDetector,
     Detection,
@@ -35,7 +36,7 @@ from elit.evaluate.features import (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = "facebook/dinov2-large"
 SPATIAL_CHANNELS = 7  # of the 17×17 map that ADM's sFID reads
-KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "moving-digits")
+KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "moving-digits", "fashion-mnist")
 
 
 def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
@@ -53,6 +54,8 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
         return ImageDetector(_digit_classifier(False))
     if specification == "moving-digits":
         return ClipDetector(_digit_classifier(True))
+    if specification == "fashion-mnist":
+        return FashionDetector(device=device)
     raise ValueError(f"detector={specification!r}: give one of {', '.join(KINDS)}")
 
 

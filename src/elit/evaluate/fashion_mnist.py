@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
 from elit.evaluate.features import Detection
+from elit.pretrained import HERE
 
-WEIGHTS = Path(__file__).parents[1] / "pretrained" / "fashion" / "detector.safetensors"
+WEIGHTS = HERE / "fashion" / "detector" / "classifier.safetensors"
+REFERENCE = WEIGHTS.with_name("test-statistics.safetensors")
 SIZE = 32
 
 
@@ -109,6 +111,8 @@ class FashionDetector:
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
         if samples.shape[2:] != (SIZE, SIZE):
-            raise ValueError(f"detector='{self.name}': takes {SIZE}×{SIZE} pictures; these are {tuple(samples.shape[2:])}")
+            raise ValueError(
+                f"detector='{self.name}': takes {SIZE}×{SIZE} pictures; these are {tuple(samples.shape[2:])}"
+            )
         features, logits = self.classifier(samples[:, :1].to(self.device))
         return Detection(features, logits.argmax(1), logits=logits)

@@ -217,7 +217,8 @@ class Folder:
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
-    """The pictures at `path`: a name (elit.data.builtin.NAMES; its test split), an npz, a folder of images, or what `datasets` reads.
+    """The pictures at `path`: a data set's name (elit.data.builtin.NAMES), of which the test split; an npz, a folder of
+    images, or what `datasets` reads.
 
     Raises ValueError where there are fewer than 2.
     """

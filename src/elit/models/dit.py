@@ -8,7 +8,7 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from elit.models.conditioning import ClassConditioning
+from elit.models.conditioning import ClassConditioning, class_numbers
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import Block
 from elit.models.transformer import Transformer, on_cpu
@@ -20,6 +20,7 @@ class DiT(Transformer):
     sample_size: pixels or autoencoder cells along each axis, an int for square images, (T, H, W) for video.
     in_channels: C. patch_size: an int for all of (row, column), or one entry an axis.
     num_classes: classes; the label num_classes is the null class.
+    class_names: what the labels 0, 1, … stand for, so that `elit.sample` and the commands take names too.
     interface: an `InterfaceSpec` (or its dict form); None is the plain baseline. Nothing else differs.
 
     Raises ValueError where the sizes do not fit each other.
@@ -38,6 +39,7 @@ class DiT(Transformer):
         mlp_ratio: float = 4.0,
         num_classes: int = 1000,
         interface: InterfaceSpec | dict[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         super().__init__()
         self.build(
@@ -55,8 +57,12 @@ class DiT(Transformer):
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
         return [Block(*sizes) for _ in range(self.config.depth)]
 
-    def conditions(self, y: Tensor | Sequence[int] | int) -> Tensor:
-        """Labels, one or several, as (B,) integers."""
+    def conditions(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
+        """Labels or names of classes, one or several, as (B,) integers."""
+        if isinstance(y, str):
+            y = [y]
+        if isinstance(y, Sequence) and any(isinstance(label, str) for label in y):
+            y = class_numbers(y, self.config.get("class_names") or (), self.config.num_classes)
         try:
             y = torch.as_tensor(y).cpu()  # where its values can be checked
         except (TypeError, ValueError, RuntimeError):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from elit.files import fingerprint, write_folder
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
+from elit.pretrained import model_folder
 
 MANIFEST = "checkpoint.json"
 
@@ -22,11 +23,13 @@ MANIFEST = "checkpoint.json"
 def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
     """The network saved in `folder` (config.json and safetensors), whichever class it is; or a saved pipeline's.
 
+    "fashion" is the model that comes with the package, unless there is a folder of that name here.
+
     A checkpoint of a training run gives its averaged weights, however many processes it was sharded over.
     kwargs: as in diffusers' from_pretrained, `torch_dtype` for one. Raises ValueError where the folder is missing,
     half-written or of another library.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
     if (folder / MANIFEST).is_file():

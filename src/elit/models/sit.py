@@ -57,6 +57,7 @@ class SiT(DiT):
         num_classes: int = 1000,
         interface: InterfaceSpec | dict[str, Any] | None = None,
         convention: Convention = "noise",
+        class_names: Sequence[str] | None = None,
     ):
         super(DiT, self).__init__()  # DiT's own would build its conditioning
         if convention not in CONVENTIONS:

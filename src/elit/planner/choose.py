@@ -17,6 +17,7 @@ from elit.planner.profile import Profile, profile_path, profile_recipe, read_pro
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.planner.say import explain, setting_words
 from elit.planner.target import make_target
+from elit.pretrained import model_folder
 from elit.sampling.plan import Plan
 
 MOST_STEPS = 64
@@ -177,7 +178,7 @@ def network_folder(model: Transformer | str | Path) -> Path | None:
     if isinstance(model, Transformer):
         saved = model.config.get("_name_or_path")
         return Path(saved) if saved and Path(saved).is_dir() else None
-    folder = Path(model)
+    folder = model_folder(model)
     return folder / "transformer" if (folder / "model_index.json").is_file() else folder
 
 

@@ -22,6 +22,7 @@ from elit.files import write_text
 from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import Anatomy, CostModel, Counts, fit
+from elit.pretrained import measurements_folder
 from elit.sampling.sample import sample
 
 Progress = Callable[[int, int], None]
@@ -218,7 +219,7 @@ def profile_path(folder: Path, recipe: dict[str, Any]) -> Path:
     threads = f"{recipe['threads']}-threads" if recipe["threads"] else ""
     parts = (recipe["device"], threads, recipe["dtype"], "compiled" if recipe["compiled"] else "")
     name = re.sub(r"[^a-z0-9]+", "-", " ".join(filter(None, parts)).lower()).strip("-")
-    return folder / f"profile-{name}-torch{recipe['torch']}.json"
+    return measurements_folder(folder) / f"profile-{name}-torch{recipe['torch']}.json"
 
 
 def read_profile(path: Path, recipe: dict[str, Any]) -> Profile:

@@ -74,7 +74,8 @@ def prepared_run(config: TrainConfig, accelerator: Accelerator) -> Transformer:
         stop=config.steps,
     )
     set_seed(config.seed)
-    network = create_model(**config.model.chosen())
+    names = {"class_names": tuple(data.classes)} if prompts is None else {}
+    network = create_model(**config.model.chosen(), **names)
     budgets = training_budgets(network.budgets, config.budget_min, config.budget_max)
     with claimed_folder(config, accelerator, network.num_parameters()):
         return run(config, accelerator, network, budgets, data, prompts, sampler)

@@ -1,0 +1,21 @@
+"""Models that come with the package: a folder each, as `save_pretrained` writes it, with its card beside it."""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NAMES = ("fashion",)
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model of this package, by its name; any other name, or a folder of that name here, as it is."""
+    path = Path(model)
+    return HERE / path if str(model) in NAMES and not path.exists() else path
+
+
+def measurements_folder(folder: Path) -> Path:
+    """Where what is measured of a saved model is kept: its own folder, or the user's cache for one of this package."""
+    if HERE not in folder.absolute().parents:
+        return folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "elit" / folder.relative_to(HERE)

@@ -1,0 +1,121 @@
+"""IDX files: read as they are written here by hand, and every way in which they can be wrong."""
+
+import gzip
+import struct
+
+import pytest
+import torch
+
+from elit.cli.main import main
+from elit.data.builtin import named_images
+from elit.data.idx import FASHION_CLASSES, FASHION_MNIST, fashion_mnist, idx_images, read_idx
+
+
+def idx(values: torch.Tensor) -> bytes:
+    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.numpy().tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten training pictures of 5×6 and four test pictures, one pair gzipped."""
+    generator = torch.Generator().manual_seed(0)
+    for prefix, count, write in (("train", 10, lambda b: b), ("t10k", 4, gzip.compress)):
+        suffix = ".gz" if write is gzip.compress else ""
+        images = torch.randint(0, 256, (count, 5, 6), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(count, dtype=torch.uint8) % 3
+        (tmp_path / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(write(idx(images)))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte{suffix}").write_bytes(write(idx(labels)))
+    return tmp_path
+
+
+def test_pictures_are_padded_in_the_middle_and_batches_are_in_minus_one_to_one(folder):
+    raw = read_idx(folder / "train-images-idx3-ubyte", axes=3)
+    data = named_images(f"idx:{folder}")
+    assert data.images.dtype == torch.uint8 and data.shape == (1, 8, 8) and len(data) == 10
+    assert torch.equal(data.images[:, 0, 1:6, 1:7], raw)
+    assert data.images.sum() == raw.sum()
+    images, labels = data.__getitems__([3, 0])
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, data.images[[3, 0]].float() / 255 * 2 - 1)
+    assert labels.tolist() == [0, 0] and data.classes == ("0", "1", "2")
+    assert len(named_images(f"idx:{folder}", split="test")) == 4
+
+
+def test_class_names_come_from_classes_txt(folder):
+    (folder / "classes.txt").write_text("ankle boot\nbag\ncoat\n")
+    data = idx_images(folder)
+    assert data.classes == ("ankle boot", "bag", "coat")
+    assert data.captions[:2] == ("a photo of an ankle boot", "a photo of a bag")
+    (folder / "classes.txt").write_text("bag\n")
+    with pytest.raises(ValueError, match="label 2, but only 1 class names"):
+        idx_images(folder)
+
+
+def wrong_magic(folder):
+    (folder / "train-images-idx3-ubyte").write_bytes(b"\x89PNG" + bytes(100))
+
+
+def empty(folder):
+    (folder / "train-images-idx3-ubyte").write_bytes(b"")
+
+
+def cut_short(folder):
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def cut_gz(folder):
+    path = folder / "train-images-idx3-ubyte"
+    content = gzip.compress(path.read_bytes())
+    path.unlink()
+    path.with_suffix(".gz").write_bytes(content[: len(content) // 2])
+
+
+def not_gz(folder):
+    path = folder / "train-images-idx3-ubyte"
+    path.rename(path.with_suffix(".gz"))
+
+
+def missing(folder):
+    (folder / "train-labels-idx1-ubyte").unlink()
+
+
+def fewer_labels(folder):
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(torch.zeros(9, dtype=torch.uint8)))
+
+
+FAULTS = [
+    (wrong_magic, "starts with 89504e47, not with 00000803"),
+    (empty, "starts with nothing, not with 00000803"),
+    (cut_short, "has 293 values, but says 10×5×6"),
+    (cut_gz, "damaged or cut short"),
+    (not_gz, "damaged or cut short"),
+    (missing, "no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz"),
+    (fewer_labels, "10 pictures but 9 labels"),
+]
+
+
+@pytest.mark.parametrize(("fault", "line"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_bad_files_are_one_line_and_exit_2(folder, tmp_path, capsys, fault, line):
+    fault(folder)
+    out = tmp_path / "run"
+    assert main(["train", "--data", f"idx:{folder}", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert line in message and message.count("\n") == 1
+    assert not out.exists()
+
+
+def test_where_it_is_not_at_hand_a_line_says_how_to_get_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("elit.data.idx.FASHION_MNIST", tmp_path / "nowhere")
+    assert main(["train", "--data", "fashion-mnist", "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err.splitlines()
+    assert "apt-get install dataset-fashion-mnist" in message[-1] and len(message) == 1
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_fashion_mnist_is_the_real_one():
+    data = fashion_mnist("test")
+    assert data.shape == (1, 32, 32) and data.classes == FASHION_CLASSES
+    assert torch.bincount(data.labels).tolist() == [1000] * 10
+    assert data.images[:, :, 2:30, 2:30].float().mean().item() == pytest.approx(73.1466, abs=0.01)
+    assert data.images.float().sum() == data.images[:, :, 2:30, 2:30].float().sum()
