@@ -31,13 +31,16 @@ def folder(tmp_path):
 def test_pictures_are_padded_in_the_middle_and_batches_are_in_minus_one_to_one(folder):
     raw = read_idx(folder / "train-images-idx3-ubyte", axes=3)
     data = named_images(f"idx:{folder}")
-    assert data.images.dtype == torch.uint8 and data.shape == (1, 8, 8) and len(data) == 10
+    assert data.images.dtype == torch.uint8
+    assert data.shape == (1, 8, 8)
+    assert len(data) == 10
     assert torch.equal(data.images[:, 0, 1:6, 1:7], raw)
     assert data.images.sum() == raw.sum()
     images, labels = data.__getitems__([3, 0])
     assert images.dtype == torch.float32
     torch.testing.assert_close(images, data.images[[3, 0]].float() / 255 * 2 - 1)
-    assert labels.tolist() == [0, 0] and data.classes == ("0", "1", "2")
+    assert labels.tolist() == [0, 0]
+    assert data.classes == ("0", "1", "2")
     assert len(named_images(f"idx:{folder}", split="test")) == 4
 
 
@@ -101,7 +104,8 @@ def test_bad_files_are_one_line_and_exit_2(folder, tmp_path, capsys, fault, line
     out = tmp_path / "run"
     assert main(["train", "--data", f"idx:{folder}", "--out", str(out)]) == 2
     message = capsys.readouterr().err
-    assert line in message and message.count("\n") == 1
+    assert line in message
+    assert message.count("\n") == 1
     assert not out.exists()
 
 
@@ -109,13 +113,15 @@ def test_where_it_is_not_at_hand_a_line_says_how_to_get_it(monkeypatch, tmp_path
     monkeypatch.setattr("elit.data.idx.FASHION_MNIST", tmp_path / "nowhere")
     assert main(["train", "--data", "fashion-mnist", "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err.splitlines()
-    assert "apt-get install dataset-fashion-mnist" in message[-1] and len(message) == 1
+    assert "apt-get install dataset-fashion-mnist" in message[-1]
+    assert len(message) == 1
 
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist_is_the_real_one():
     data = fashion_mnist("test")
-    assert data.shape == (1, 32, 32) and data.classes == FASHION_CLASSES
+    assert data.shape == (1, 32, 32)
+    assert data.classes == FASHION_CLASSES
     assert torch.bincount(data.labels).tolist() == [1000] * 10
     assert data.images[:, :, 2:30, 2:30].float().mean().item() == pytest.approx(73.1466, abs=0.01)
     assert data.images.float().sum() == data.images[:, :, 2:30, 2:30].float().sum()
