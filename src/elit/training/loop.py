@@ -74,7 +74,7 @@ def prepared_run(config: TrainConfig, accelerator: Accelerator) -> Transformer:
         stop=config.steps,
     )
     set_seed(config.seed)
-    names = {"class_names": tuple(data.classes)} if prompts is None else {}
+    names: dict[str, Any] = {"class_names": tuple(data.classes)} if prompts is None else {}
     network = create_model(**config.model.chosen(), **names)
     budgets = training_budgets(network.budgets, config.budget_min, config.budget_max)
     with claimed_folder(config, accelerator, network.num_parameters()):
