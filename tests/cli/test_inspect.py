@@ -40,7 +40,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "data"), [("text", "digits"), ("clips", "moving-digits")])
+@pytest.mark.parametrize(("name", "data"), [("text", "digits"), ("clips", "moving-digits"), ("pixels", "samples")])
 def test_it_writes_a_page_and_numbers(models, tmp_path, capsys, name, data):
     assert main(["inspect", str(models / name), "--data", data, *QUICK, "--guidance", "ccfg", "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -70,7 +70,7 @@ def test_it_prints_tables_and_looks_at_a_folder(models, tmp_path, capsys):
     ("line", "message"),
     [
         ("inspect", "elit inspect: "),
-        ("inspect MODELS/pixels", "elit inspect: "),
+        ("inspect MODELS/text", "elit inspect: data='samples': needs classes"),
         ("inspect nothing --data digits", "elit inspect: model='nothing': no such folder"),
         ("inspect MODELS/plain --data digits", "elit inspect: model: a baseline has no Read to look at; give an ELIT"),
         ("inspect MODELS/pixels --data nothing", "elit inspect: data='nothing': no such folder"),
