@@ -6,7 +6,7 @@ every evaluation. The claim has to win against the better of the two.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from arms import FULL, matched, train_or_load
@@ -28,7 +28,7 @@ class RandomDropInterface(LatentInterface):
 
     slots: Tensor
 
-    def read(self, tokens: Tensor, c: Tensor, kept: int) -> Tensor:
+    def read(self, tokens: Tensor, c: Tensor, kept: int, *equal_windows: Any, **only: Any) -> Tensor:
         self.slots = torch.randperm(len(self.latents))[:kept].sort().values.to(tokens.device)
         return self.reader(self.latents[self.slots], self._grouped(tokens) + self.position, c)
 

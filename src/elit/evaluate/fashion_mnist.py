@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
 from elit.evaluate.features import Detection
+from elit.files import replacing
 from elit.pretrained import HERE
 
 WEIGHTS = HERE / "fashion" / "detector" / "classifier.safetensors"
@@ -81,11 +82,9 @@ def accuracy(model: FashionClassifier, data: ImageSet, batch_size: int = 500) ->
 
 def save_classifier(model: FashionClassifier, path: Path) -> None:
     """Half precision, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     floats = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    save_file(floats, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(floats, temporary)
 
 
 class FashionDetector:
