@@ -1,0 +1,279 @@
+"""Which requests start, at what budget, and which are refused. Pure: it knows neither Ray nor torch nor a clock.
+
+A replica asks between two steps. Requests wait in the order of their deadlines, and a timeline says when each would be
+done: `slots` images in progress at a time, the next in order where one is done. From it follows all else.
+
+    admission   a request is taken if, with everybody at the least they accept, nobody becomes late; else it is refused
+                at once, with the seconds after which it would be taken
+    level       the highest rung of the ladder of settings at which nobody who waits becomes late, clipped for each
+                request to what it accepts; it falls at once, and rises after `hold` seconds in which it could
+    order       the earliest deadline first; as many start as there are free slots
+
+Since every request that was taken can be met, none is overtaken for ever.
+"""
+
+import math
+from bisect import insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from elit.serve.costs import Costs, Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a client asks for. Times are seconds on any one clock."""
+
+    id: str
+    arrival: float
+    deadline: float
+    settings: tuple[Setting, ...]
+    """What it accepts, from the least to the wished."""
+    first: int = 0
+    """Rung of the ladder that settings[0] is."""
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.settings or self.images < 1:
+            raise ValueError(f"request {self.id}: needs at least one setting and one image")
+
+    @property
+    def least(self) -> Setting:
+        return self.settings[0]
+
+    def at(self, level: int) -> Setting:
+        """The rung `level`, or the nearest that it accepts."""
+        return self.settings[min(max(level - self.first, 0), len(self.settings) - 1)]
+
+
+@dataclass
+class Running:
+    """A request in progress."""
+
+    request: Request
+    setting: Setting
+    steps_left: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    request: Request
+    reason: str
+    """"deadline" or "queue"."""
+    retry_after: float
+    """Seconds after which the same request, as urgent as it was, would be taken."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    starts: tuple[tuple[Request, Setting], ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """What the owner of a service decides."""
+
+    slots: int = 8
+    """Images in progress at a time."""
+    max_queue: int = 64
+    """Images that wait at most."""
+    safety: float = 1.1
+    """Predicted times are taken this many times longer."""
+    overhead_ms: float = 0.0
+    """Between the last step and the client."""
+    reserve: float = 0.5
+    """Share of the time to its deadline that a level leaves a request: room for those who come next."""
+    hold: float = 0.5
+    """Seconds for which a higher level must have been possible before it is taken."""
+    refuse: bool = True
+    """False: take all that the queue holds, and serve it late (what a plain server does)."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("slots", 1), ("max_queue", 1), ("safety", 1.0), ("overhead_ms", 0.0), ("hold", 0.0)):
+            value = getattr(self, name)
+            if not (value >= low and math.isfinite(value)):
+                raise ValueError(f"{name}={value}: give at least {low}")
+        if not 0 <= self.reserve < 1:
+            raise ValueError(f"reserve={self.reserve}: give a share in [0, 1)")
+
+
+@dataclass
+class Policy:
+    """The state of one replica: what waits, what runs, and the level."""
+
+    costs: Costs
+    levels: int
+    """Rungs of the service's ladder."""
+    settings: PolicySettings = field(default_factory=PolicySettings)
+    waiting: list[Request] = field(default_factory=list)
+    """By deadline, then arrival."""
+    running: list[Running] = field(default_factory=list)
+    slowdown: float = 1.0
+    """How much longer steps take than the costs say, by what was observed lately."""
+    loaded: int = 0
+    """The network that ran last."""
+    level: int = -1
+    _possible: int = -1
+    _limited: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.level = self._possible = self.levels - 1
+
+    # What happens
+
+    def arrive(self, request: Request, now: float) -> Refusal | None:
+        """A request comes: it waits, unless it is refused."""
+        if self._images(self.waiting) + request.images > self.settings.max_queue and self.waiting:
+            drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
+            return Refusal(request=request, reason="queue", retry_after=drained)
+        if self.settings.refuse and (late := self._made_late(now, request)) > 0:
+            return Refusal(request=request, reason="deadline", retry_after=late)
+        insort(self.waiting, request, key=by_deadline)
+        return None
+
+    def leave(self, id: str) -> bool:
+        """A client has gone, or its request has failed: its place is free. Whether it was here."""
+        before = len(self.waiting) + len(self.running)
+        self.waiting = [request for request in self.waiting if request.id != id]
+        self.running = [each for each in self.running if each.request.id != id]
+        return len(self.waiting) + len(self.running) < before
+
+    def decide(self, now: float) -> Decision:
+        """Between two steps: who starts, at what, and who can no longer be met (where steps took longer than thought).
+
+        Where anybody waits and nothing runs, somebody starts.
+        """
+        if not self.waiting or not self._free(self.running, self.waiting[0]):
+            return Decision()
+        refused = tuple(self._hopeless(now)) if self.settings.refuse else ()
+        if not self.waiting:
+            return Decision(refused=refused)
+        level = self._steady(self._highest(now), now)
+        starts = []
+        while self.waiting and self._free(self.running, self.waiting[0]):
+            request = self.waiting[0]
+            setting = request.at(level)
+            if any(each.setting.model != setting.model for each in self.running):
+                break
+            if self.running and self._harms(now, request, setting):
+                break
+            del self.waiting[0]
+            self.running.append(Running(request, setting, setting.steps))
+            starts.append((request, setting))
+        if starts:
+            self.loaded = starts[0][1].model
+        return Decision(tuple(starts), refused)
+
+    def stepped(self, ms: float | None = None) -> list[Running]:
+        """A step is over, which took `ms`; returns what is done."""
+        predicted = self.costs.step_ms((each.setting, each.request.images) for each in self.running)
+        if ms is not None and predicted > 0:
+            # A single step may be disturbed by anything: a tenth of what it says, and at most 4 times the old value.
+            ratio = min(ms / predicted, 4 * self.slowdown)
+            self.slowdown = max(0.25, 0.9 * self.slowdown + 0.1 * ratio)
+        for each in self.running:
+            each.steps_left -= 1
+        done = [each for each in self.running if each.steps_left <= 0]
+        self.running = [each for each in self.running if each.steps_left > 0]
+        return done
+
+    # What will happen
+
+    def finishes(self, now: float, waiting: Sequence[tuple[Request, Setting]]) -> Iterable[tuple[Request, float]]:
+        """When each would be done that runs, and that waits, in this order, at these settings; as they end."""
+        scale = self.settings.safety * self.slowdown / 1e3
+        running = [[each.request, each.setting, each.steps_left] for each in self.running]
+        loaded, place, at = self.loaded, 0, now
+        while running or place < len(waiting):
+            busy = sum(each[0].images for each in running)
+            while place < len(waiting):
+                request, setting = waiting[place]
+                fits = not running or (
+                    busy + request.images <= self.settings.slots and setting.model == running[0][1].model
+                )
+                if not fits:
+                    break
+                if setting.model != loaded:
+                    loaded, at = setting.model, at + self.costs.swap * scale
+                running.append([request, setting, setting.steps])
+                busy += request.images
+                place += 1
+            steps = min(each[2] for each in running)
+            at += steps * scale * self.costs.step_ms((each[1], each[0].images) for each in running)
+            for each in running:
+                each[2] -= steps
+            for request, _, left in running:
+                if left == 0:
+                    at += scale * request.images * self.costs.image
+                    yield request, at + self.settings.overhead_ms / 1e3
+            running = [each for each in running if each[2] > 0]
+
+    def _made_late(self, now: float, request: Request) -> float:
+        """By how many seconds, with everybody at the least, somebody misses a deadline because of `request`."""
+        late = self._late(now, sorted([*self.waiting, request], key=by_deadline))
+        if late and request.id not in late:
+            before = self._late(now, self.waiting)
+            late = {id: by for id, by in late.items() if id not in before}
+        return max(late.values(), default=0.0)
+
+    def _late(self, now: float, waiting: Sequence[Request]) -> dict[str, float]:
+        """Who misses a deadline with everybody at the least, and by how many seconds."""
+        ends = self.finishes(now, [(each, each.least) for each in waiting])
+        return {request.id: at - request.deadline for request, at in ends if at > request.deadline}
+
+    def _met(self, now: float, waiting: Sequence[tuple[Request, Setting]]) -> bool:
+        reserve = self.settings.reserve
+        ends = self.finishes(now, waiting)
+        return all(at <= each.deadline - reserve * (each.deadline - each.arrival) for each, at in ends)
+
+    def _harms(self, now: float, request: Request, setting: Setting) -> bool:
+        """Whether those in progress are met as things are, but not if this one starts beside them now."""
+        ids = {each.request.id for each in self.running}
+
+        def met(waiting: Sequence[tuple[Request, Setting]]) -> bool:
+            return all(at <= each.deadline for each, at in self.finishes(now, waiting) if each.id in ids)
+
+        return not met([(request, setting)]) and met([])
+
+    def _highest(self, now: float) -> int:
+        """The highest level at which all are met; the lowest where none is."""
+        low, high = 0, self.levels - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._met(now, [(each, each.at(middle)) for each in self.waiting]):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _steady(self, target: int, now: float) -> int:
+        """Down at once; up to what has been possible for all of the last `hold` seconds."""
+        if target <= self.level:
+            self.level, self._possible, self._limited = target, self.levels - 1, now
+            return target
+        self._possible = min(self._possible, target)
+        if now - self._limited >= self.settings.hold:
+            self.level, self._possible, self._limited = self._possible, self.levels - 1, now
+        return self.level
+
+    def _hopeless(self, now: float) -> Iterable[Refusal]:
+        """Takes those out who would be late at their least: it is better not to begin."""
+        while True:
+            late = self._late(now, self.waiting)
+            first = next((request for request in self.waiting if request.id in late), None)
+            if first is None:
+                return
+            self.waiting.remove(first)
+            yield Refusal(request=first, reason="deadline", retry_after=late[first.id])
+
+    def _free(self, running: Sequence[Running], request: Request) -> bool:
+        busy = sum(each.request.images for each in running)
+        return not running or busy + request.images <= self.settings.slots
+
+    def _images(self, requests: Sequence[Request]) -> int:
+        return sum(request.images for request in requests)
+
+
+def by_deadline(request: Request) -> tuple[float, float, str]:
+    return request.deadline, request.arrival, request.id

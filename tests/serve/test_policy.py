@@ -1,0 +1,218 @@
+"""What must hold whatever comes: never below the floor, nobody admitted is predicted late, order, work, bounds."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elit.serve.costs import Costs, Setting, ladder
+from elit.serve.policy import Policy, PolicySettings, Request, by_deadline
+
+RUNGS = ladder(range(1, 17), steps=8)
+COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
+FULL_MS, FLOOR_MS = COSTS.alone_ms(RUNGS[-1]), COSTS.alone_ms(RUNGS[0])
+
+
+def request(id, arrival, deadline, low=0, high=len(RUNGS) - 1, images=1):
+    return Request(
+        id=str(id), arrival=arrival, deadline=deadline, settings=RUNGS[low : high + 1], first=low, images=images
+    )
+
+
+@st.composite
+def traffic(draw):
+    """Requests in the order of arrival: gaps, deadlines, ranges of quality and numbers of images of all kinds."""
+    now, requests = 0.0, []
+    for number in range(draw(st.integers(1, 25))):
+        now += draw(st.floats(0, 0.2))
+        low = draw(st.integers(0, len(RUNGS) - 1))
+        high = draw(st.integers(low, len(RUNGS) - 1))
+        patience = draw(st.floats(0, 3))
+        requests.append(request(number, now, now + patience, low, high, draw(st.integers(1, 3))))
+    return requests
+
+
+@st.composite
+def policies(draw):
+    own = PolicySettings(
+        slots=draw(st.integers(1, 4)),
+        max_queue=draw(st.integers(3, 30)),
+        hold=draw(st.sampled_from([0.0, 0.5])),
+        reserve=draw(st.sampled_from([0.0, 0.25])),
+    )
+    return Policy(replace(COSTS, separate=draw(st.booleans())), len(RUNGS), own)
+
+
+def run(policy, requests, slower=1.0):
+    """Replays a replica step by step; what was started, refused and done, and when."""
+    now, todo = 0.0, list(requests)
+    starts, refused, ends = [], {}, {}
+    while todo or policy.waiting or policy.running:
+        while todo and (todo[0].arrival <= now or not (policy.waiting or policy.running)):
+            arriving = todo.pop(0)
+            now = max(now, arriving.arrival)
+            refusal = policy.arrive(arriving, now)
+            if refusal:
+                refused[arriving.id] = refusal
+            check(policy, now)
+        queue = list(policy.waiting)
+        decision = policy.decide(now)
+        for refusal in decision.refused:
+            refused[refusal.request.id] = refusal
+        left = [each for each in queue if each.id not in refused]
+        assert [each for each, _ in decision.starts] == left[: len(decision.starts)], "not by deadline"
+        starts += decision.starts
+        if left:
+            assert policy.running, "idle though somebody waits"
+        if policy.running:
+            ms = policy.costs.step_ms((each.setting, each.request.images) for each in policy.running)
+            now += slower * ms / 1e3
+            for done in policy.stepped(slower * ms):
+                now += done.request.images * policy.costs.image / 1e3
+                ends[done.request.id] = now
+        check(policy, now)
+    return starts, refused, ends
+
+
+def check(policy, now):
+    assert policy.waiting == sorted(policy.waiting, key=by_deadline)
+    one = max((each.images for each in policy.waiting), default=0)
+    assert sum(each.images for each in policy.waiting) <= max(policy.settings.max_queue, one)
+    busy = [each.request.images for each in policy.running]
+    assert sum(busy) <= policy.settings.slots or len(busy) == 1
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(policies(), traffic())
+def test_every_request_ends_once_and_never_below_what_it_accepts(policy, requests):
+    starts, refused, ends = run(policy, requests)
+    assert set(refused) | set(ends) == {each.id for each in requests}
+    assert not set(refused) & set(ends)
+    for started, setting in starts:
+        assert setting in started.settings
+    assert len(starts) == len({started.id for started, _ in starts}) == len(ends)
+    for refusal in refused.values():
+        assert refusal.retry_after > 0
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(policies(), traffic())
+def test_nobody_admitted_is_predicted_late(policy, requests):
+    """Right after admission, by a timeline of this test's own: everybody at the least, in order."""
+    for number, arriving in enumerate(requests):
+        due = arriving.deadline - arriving.arrival
+        if policy.arrive(replace(arriving, arrival=number * 1e-9, deadline=due), 0.0) is None:
+            assert policy.waiting
+            for waiting, at in timeline(policy, 0.0):
+                assert at <= waiting.deadline + 1e-9
+
+
+def timeline(policy, now):
+    """When each of the waiting would end, step after step (nothing runs here)."""
+    queue, active, at = list(policy.waiting), [], now
+    while queue or active:
+        while queue and (
+            not active or sum(r.images for r, _ in active) + queue[0].images <= policy.settings.slots
+        ):
+            active.append((queue[0], queue.pop(0).least.steps))
+        at += policy.settings.safety * policy.costs.step_ms((r.least, r.images) for r, _ in active) / 1e3
+        active = [(r, left - 1) for r, left in active]
+        for ended in [r for r, left in active if left == 0]:
+            at += policy.settings.safety * ended.images * policy.costs.image / 1e3
+            yield ended, at
+        active = [(r, left) for r, left in active if left]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 3), traffic())
+def test_where_steps_take_what_was_thought_nobody_is_served_late(slots, requests):
+    policy = Policy(replace(COSTS, separate=True), len(RUNGS), PolicySettings(slots=slots))
+    requests = [replace(each, images=1) for each in requests]
+    _, _, ends = run(policy, requests)
+    deadlines = {each.id: each.deadline for each in requests}
+    assert all(at <= deadlines[id] + 1e-9 for id, at in ends.items())
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(traffic())
+def test_a_slow_machine_loses_no_request(requests):
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=2))
+    _, refused, ends = run(policy, requests, slower=3.0)
+    assert len(refused) + len(ends) == len(requests)
+
+
+def test_the_level_is_the_highest_that_all_deadlines_allow():
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0, reserve=0.0, hold=0.0))
+    deadline = 3 * FULL_MS / 1e3
+    for number in range(5):
+        assert policy.arrive(request(number, 0.0, deadline), 0.0) is None
+    level = policy.decide(0.0).starts[0][1]
+    place = RUNGS.index(level)
+    assert 5 * COSTS.alone_ms(level) <= 3 * FULL_MS < 5 * COSTS.alone_ms(RUNGS[place + 1])
+
+
+def test_what_cannot_be_met_is_refused_at_once_and_told_when_to_come_back():
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0))
+    for number in range(4):
+        assert policy.arrive(request(number, 0.0, 4.01 * FLOOR_MS / 1e3), 0.0) is None
+    refusal = policy.arrive(request("late", 0.0, 4 * FLOOR_MS / 1e3), 0.0)
+    assert refusal.reason == "deadline"
+    assert refusal.retry_after == pytest.approx(FLOOR_MS / 1e3)
+
+
+def test_high_is_full_or_nothing():
+    top = len(RUNGS) - 1
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0))
+    assert policy.arrive(request("high", 0.0, 1.01 * FULL_MS / 1e3, top, top), 0.0) is None
+    assert policy.arrive(request("more", 0.0, 1.01 * FULL_MS / 1e3, top, top), 0.0).reason == "deadline"
+    assert policy.decide(0.0).starts[0][1] == RUNGS[top]
+
+
+def test_the_queue_is_bounded():
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, max_queue=3))
+    answers = [policy.arrive(request(number, 0.0, 1e6), 0.0) for number in range(5)]
+    assert [answer and answer.reason for answer in answers] == [None, None, None, "queue", "queue"]
+
+
+def test_a_request_that_leaves_frees_its_place():
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1))
+    policy.arrive(request("a", 0.0, 10.0), 0.0)
+    policy.arrive(request("b", 0.0, 11.0), 0.0)
+    policy.decide(0.0)
+    assert policy.leave("a")
+    assert not policy.leave("a")
+    assert policy.decide(0.0).starts[0][0].id == "b"
+
+
+def test_the_level_falls_at_once_and_rises_slowly():
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(hold=1.0))
+    top = len(RUNGS) - 1
+    seen = [policy._steady(target, now) for now, target in ((0.0, 2), (0.5, 5), (0.9, top), (1.1, 6), (1.5, top))]
+    assert seen == [2, 2, 2, 5, 5]
+    assert policy._steady(top, 2.2) == top
+    # A load that asks for 3 and 5 in turn leaves it at 3.
+    assert {policy._steady(3 + 2 * (step % 2), 3 + 0.1 * step) for step in range(40)} == {3}
+
+
+def test_steps_that_take_longer_lower_the_level():
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, hold=0.0))
+    assert policy.arrive(request("a", 0.0, 2 * FULL_MS / 1e3), 0.0) is None
+    before = policy.decide(0.0).starts[0][1]
+    for _ in range(before.steps):
+        policy.stepped(4 * COSTS.step_ms([(before, 1)]))
+    assert 2 < policy.slowdown < 4
+    assert policy.arrive(request("b", 10.0, 10 + 2 * FULL_MS / 1e3), 10.0) is None or policy.slowdown > 2
+    policy.waiting.clear()
+    policy.arrive(request("c", 20.0, 20 + 4 * FULL_MS / 1e3), 20.0)
+    assert policy.decide(20.0).starts[0][1].budget < before.budget
+
+
+def test_bad_settings_are_one_line():
+    with pytest.raises(ValueError, match="slots=0: give at least 1"):
+        PolicySettings(slots=0)
+    with pytest.raises(ValueError, match="reserve=1"):
+        PolicySettings(reserve=1.0)
+    with pytest.raises(ValueError, match="at least one setting"):
+        Request(id="a", arrival=0, deadline=1, settings=())
+    assert Request(id="a", arrival=0, deadline=1, settings=(Setting(steps=2),)).at(7).steps == 2

@@ -1,0 +1,99 @@
+"""Discrete events against closed forms and against a plain replay; traces; summaries."""
+
+import json
+
+import pytest
+
+from elit.serve.costs import efficient_batch
+from elit.serve.outcomes import Outcome, over_time, summarize
+from elit.serve.policy import PolicySettings
+from elit.serve.simulator import qualities, simulate
+from elit.serve.trace import Arrival, arrivals, bursty_rates, read_trace, steady_rates, write_trace
+
+
+def test_one_request_alone_takes_what_the_costs_say(costs, rungs):
+    (outcome,) = simulate([Arrival(at=1.0)], rungs, costs, PolicySettings(), deadline_ms=60_000, wait_ms=5)
+    assert outcome.finish - outcome.arrival == pytest.approx((costs.alone_ms(rungs[-1]) + 5) / 1e3)
+    assert (outcome.budget, outcome.steps, outcome.status, outcome.met) == (16, 8, 200, True)
+
+
+def test_first_come_first_served_is_the_single_server_queue(costs, rungs):
+    """Lindley's recursion: with one slot and no refusals a request starts when the one before it ends."""
+    trace = arrivals(steady_rates(30, 6.0), seed=1)
+    plain = PolicySettings(slots=1, refuse=False, max_queue=10_000)
+    outcomes = simulate(trace, rungs[-1:], costs, plain, deadline_ms=500)
+    service, free = costs.alone_ms(rungs[-1]) / 1e3, 0.0
+    for arrival, outcome in zip(trace, outcomes, strict=True):
+        free = max(free, arrival.at) + service
+        assert outcome.finish == pytest.approx(free)
+
+
+def test_elastic_meets_more_deadlines_than_full_and_gives_more_than_the_floor(costs, rungs):
+    slots = efficient_batch(costs, rungs[0], 8)
+    capacity = costs.rate(rungs[-1], slots)
+    trace = arrivals(bursty_rates(60, 1.6 * capacity, seed=3), seed=3)
+
+    def run(ladder, **options):
+        outcomes = simulate(trace, ladder, costs, PolicySettings(slots=slots, **options), deadline_ms=2000)
+        assert len(outcomes) == len(trace)
+        return summarize(outcomes)
+
+    elastic, full, low = run(rungs), run(rungs[-1:], refuse=False), run(rungs[:1])
+    assert 5 * elastic["violations"] < full["violations"]
+    assert elastic["violations"] < run(rungs[-1:])["violations"]
+    assert elastic["mean_budget"] > 2 * low["mean_budget"]
+    assert elastic["late"] == 0
+
+
+def test_replicas_share_the_load(costs, rungs):
+    trace = arrivals(steady_rates(20, 30.0), seed=2)
+    one, eight = (
+        summarize(simulate(trace, rungs, costs, PolicySettings(slots=2), deadline_ms=1500, replicas=count))
+        for count in (1, 8)
+    )
+    assert eight["violations"] < one["violations"]
+    assert eight["mean_budget"] > one["mean_budget"]
+    with pytest.raises(ValueError, match="replicas=0"):
+        simulate(trace, rungs, costs, PolicySettings(), deadline_ms=1, replicas=0)
+
+
+def test_qualities_are_parts_of_the_ladder(rungs):
+    accepted = qualities(rungs)
+    assert accepted["high"] == (rungs[-1:], len(rungs) - 1)
+    assert accepted["auto"] == (rungs, 0)
+    assert accepted["low"][0][-1] == accepted["medium"][0][0]
+
+
+def test_traces_are_a_function_of_their_seed_and_keep_their_mean(tmp_path):
+    rates = bursty_rates(200, 5.0, seed=1)
+    assert rates == bursty_rates(200, 5.0, seed=1) != bursty_rates(200, 5.0, seed=2)
+    assert sum(rates) / 200 == pytest.approx(5.0)
+    assert 1.5 < max(rates) / 5 < 3.5
+    trace = arrivals(rates, seed=1, deadline_ms=100.0)
+    assert len(trace) == pytest.approx(1000, abs=4 * 1000**0.5)
+    assert [each.at for each in trace] == sorted(each.at for each in trace)
+    write_trace(tmp_path / "trace.jsonl", trace)
+    assert read_trace(tmp_path / "trace.jsonl") == trace
+    for bad, why in (("{}", "expected at"), ('{"at": -1}', "0 or more"), ("[", "line 1"), ("", "no requests")):
+        (tmp_path / "bad.jsonl").write_text(bad)
+        with pytest.raises(ValueError, match=why):
+            read_trace(tmp_path / "bad.jsonl")
+    with pytest.raises(ValueError, match="give at most"):
+        arrivals([1e9])
+
+
+def test_summaries_count_refusals_as_violations():
+    outcomes = [
+        Outcome(arrival=0.0, deadline=1.0, finish=0.5, budget=4, steps=8),
+        Outcome(arrival=0.0, deadline=1.0, finish=1.5, budget=8, steps=8),
+        Outcome(arrival=1.0, deadline=2.0, status=429),
+        Outcome(arrival=1.0, deadline=2.0, finish=2.0, budget=12, steps=8),
+    ]
+    summary = summarize(outcomes, quality=lambda each: each.budget)
+    assert summary["violations"] == 0.5
+    assert (summary["refused"], summary["late"]) == (0.25, 0.25)
+    assert (summary["p50_ms"], summary["p99_ms"]) == (1000, 1500)
+    assert summary["mean_quality"] == summary["mean_budget"] == 8
+    assert summary["goodput"] == 1.0
+    assert json.dumps(over_time(outcomes, bins=2))
+    assert summarize([])["violations"] == 0.0
