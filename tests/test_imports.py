@@ -15,7 +15,7 @@ SOURCE = Path(elit.__file__).parent
 ROOMS = (
     *("files", "config", "budgets", "pretrained", "models", "flow", "costs", "data", "released", "sampling"),
     *("training", "elastic"),
-    *("evaluate", "report", "analysis", "planner", "quickstart", "cli"),
+    *("evaluate", "report", "analysis", "planner", "quickstart", "serve", "cli"),
 )
 FILES = sorted(SOURCE.rglob("*.py"))
 

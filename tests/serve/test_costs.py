@@ -6,29 +6,31 @@ import pytest
 
 from elit.serve.costs import Costs, Setting, costs_of_profile, efficient_batch, ladder, read_costs
 
+COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
 
-def test_a_step_is_the_sum_of_its_parts(costs):
+
+def test_a_step_is_the_sum_of_its_parts():
     full, guided = Setting(steps=4, budget=16), Setting(steps=4, budget=8, weak_budget=1, guided=True)
-    assert costs.step_ms([(full, 1)]) == 2 + 0.5 + 6 + 8
-    assert costs.step_ms([(full, 2)]) == 2 + 0.5 + 2 * 14
+    assert COSTS.step_ms([(full, 1)]) == 2 + 0.5 + 6 + 8
+    assert COSTS.step_ms([(full, 2)]) == 2 + 0.5 + 2 * 14
     # Budgets 16, 8 and 1 are three cores; guidance is a second branch.
-    assert costs.step_ms([(full, 1), (guided, 1)]) == 2 + 3 * 0.5 + 14 + (6 + 4) + (6 + 0.5)
-    assert costs.step_ms([]) == 0
-    assert costs.alone_ms(full, 2) == 4 * costs.step_ms([(full, 2)]) + 2 * 3
-    assert costs.rate(full, 1) == pytest.approx(1e3 / costs.alone_ms(full))
+    assert COSTS.step_ms([(full, 1), (guided, 1)]) == 2 + 3 * 0.5 + 14 + (6 + 4) + (6 + 0.5)
+    assert COSTS.step_ms([]) == 0
+    assert COSTS.alone_ms(full, 2) == 4 * COSTS.step_ms([(full, 2)]) + 2 * 3
+    assert COSTS.rate(full, 1) == pytest.approx(1e3 / COSTS.alone_ms(full))
 
 
-def test_separate_forwards_add_up_and_overlapping_ones_hide_calls(costs):
+def test_separate_forwards_add_up_and_overlapping_ones_hide_calls():
     full = Setting(steps=4, budget=16)
-    assert replace(costs, separate=True).step_ms([(full, 3)]) == 3 * costs.step_ms([(full, 1)])
-    assert replace(costs, overlapping=True, call=100.0).step_ms([(full, 1)]) == 100.5
-    assert costs.scaled(2).step_ms([(full, 1)]) == 2 * costs.step_ms([(full, 1)])
+    assert replace(COSTS, separate=True).step_ms([(full, 3)]) == 3 * COSTS.step_ms([(full, 1)])
+    assert replace(COSTS, overlapping=True, call=100.0).step_ms([(full, 1)]) == 100.5
+    assert COSTS.scaled(2).step_ms([(full, 1)]) == 2 * COSTS.step_ms([(full, 1)])
 
 
-def test_more_images_in_progress_only_where_they_pay(costs):
+def test_more_images_in_progress_only_where_they_pay():
     full = Setting(steps=4, budget=16)
-    assert efficient_batch(replace(costs, separate=True), full, 8) == 1
-    assert efficient_batch(replace(costs, call=1000.0), full, 8) == 8
+    assert efficient_batch(replace(COSTS, separate=True), full, 8) == 1
+    assert efficient_batch(replace(COSTS, call=1000.0), full, 8) == 8
 
 
 def test_ladder_rises_from_the_floor_to_all():

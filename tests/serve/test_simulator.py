@@ -4,63 +4,66 @@ import json
 
 import pytest
 
-from elit.serve.costs import efficient_batch
+from elit.serve.costs import Costs, efficient_batch, ladder
 from elit.serve.outcomes import Outcome, over_time, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.simulator import qualities, simulate
 from elit.serve.trace import Arrival, arrivals, bursty_rates, read_trace, steady_rates, write_trace
 
+COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
+RUNGS = ladder(range(1, 17), steps=8)
 
-def test_one_request_alone_takes_what_the_costs_say(costs, rungs):
-    (outcome,) = simulate([Arrival(at=1.0)], rungs, costs, PolicySettings(), deadline_ms=60_000, wait_ms=5)
-    assert outcome.finish - outcome.arrival == pytest.approx((costs.alone_ms(rungs[-1]) + 5) / 1e3)
+
+def test_one_request_alone_takes_what_the_costs_say():
+    (outcome,) = simulate([Arrival(at=1.0)], RUNGS, COSTS, PolicySettings(), deadline_ms=60_000, wait_ms=5)
+    assert outcome.finish - outcome.arrival == pytest.approx((COSTS.alone_ms(RUNGS[-1]) + 5) / 1e3)
     assert (outcome.budget, outcome.steps, outcome.status, outcome.met) == (16, 8, 200, True)
 
 
-def test_first_come_first_served_is_the_single_server_queue(costs, rungs):
+def test_first_come_first_served_is_the_single_server_queue():
     """Lindley's recursion: with one slot and no refusals a request starts when the one before it ends."""
     trace = arrivals(steady_rates(30, 6.0), seed=1)
     plain = PolicySettings(slots=1, refuse=False, max_queue=10_000)
-    outcomes = simulate(trace, rungs[-1:], costs, plain, deadline_ms=500)
-    service, free = costs.alone_ms(rungs[-1]) / 1e3, 0.0
+    outcomes = simulate(trace, RUNGS[-1:], COSTS, plain, deadline_ms=500)
+    service, free = COSTS.alone_ms(RUNGS[-1]) / 1e3, 0.0
     for arrival, outcome in zip(trace, outcomes, strict=True):
         free = max(free, arrival.at) + service
         assert outcome.finish == pytest.approx(free)
 
 
-def test_elastic_meets_more_deadlines_than_full_and_gives_more_than_the_floor(costs, rungs):
-    slots = efficient_batch(costs, rungs[0], 8)
-    capacity = costs.rate(rungs[-1], slots)
+def test_elastic_meets_more_deadlines_than_full_and_gives_more_than_the_floor():
+    slots = efficient_batch(COSTS, RUNGS[0], 8)
+    capacity = COSTS.rate(RUNGS[-1], slots)
     trace = arrivals(bursty_rates(60, 1.6 * capacity, seed=3), seed=3)
 
     def run(ladder, **options):
-        outcomes = simulate(trace, ladder, costs, PolicySettings(slots=slots, **options), deadline_ms=2000)
+        outcomes = simulate(trace, ladder, COSTS, PolicySettings(slots=slots, **options), deadline_ms=2000)
         assert len(outcomes) == len(trace)
         return summarize(outcomes)
 
-    elastic, full, low = run(rungs), run(rungs[-1:], refuse=False), run(rungs[:1])
+    elastic, full, low = run(RUNGS), run(RUNGS[-1:], refuse=False), run(RUNGS[:1])
     assert 5 * elastic["violations"] < full["violations"]
-    assert elastic["violations"] < run(rungs[-1:])["violations"]
+    assert elastic["violations"] < run(RUNGS[-1:])["violations"]
     assert elastic["mean_budget"] > 2 * low["mean_budget"]
     assert elastic["late"] == 0
 
 
-def test_replicas_share_the_load(costs, rungs):
+def test_replicas_share_the_load():
     trace = arrivals(steady_rates(20, 30.0), seed=2)
     one, eight = (
-        summarize(simulate(trace, rungs, costs, PolicySettings(slots=2), deadline_ms=1500, replicas=count))
+        summarize(simulate(trace, RUNGS, COSTS, PolicySettings(slots=2), deadline_ms=1500, replicas=count))
         for count in (1, 8)
     )
     assert eight["violations"] < one["violations"]
     assert eight["mean_budget"] > one["mean_budget"]
     with pytest.raises(ValueError, match="replicas=0"):
-        simulate(trace, rungs, costs, PolicySettings(), deadline_ms=1, replicas=0)
+        simulate(trace, RUNGS, COSTS, PolicySettings(), deadline_ms=1, replicas=0)
 
 
-def test_qualities_are_parts_of_the_ladder(rungs):
-    accepted = qualities(rungs)
-    assert accepted["high"] == (rungs[-1:], len(rungs) - 1)
-    assert accepted["auto"] == (rungs, 0)
+def test_qualities_are_parts_of_the_ladder():
+    accepted = qualities(RUNGS)
+    assert accepted["high"] == (RUNGS[-1:], len(RUNGS) - 1)
+    assert accepted["auto"] == (RUNGS, 0)
     assert accepted["low"][0][-1] == accepted["medium"][0][0]
 
 

@@ -64,6 +64,11 @@ class Anatomy:
         found = torch.linalg.solve(powers, torch.tensor(costs, dtype=torch.float64)).tolist()
         self.around, self.linear, self.square = [*found, 0.0, 0.0][:3]
 
+    def parts(self) -> dict[str, Any]:
+        """The polynomial's coefficients in GFLOPs, and the budgets it is for."""
+        parts = {"around": self.around, "linear": self.linear, "square": self.square, "shared": self.shared}
+        return parts | {"budgets": list(self.model.budgets)}
+
     def counts(
         self,
         *,

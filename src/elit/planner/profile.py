@@ -10,7 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Profile:
     rows: list[dict[str, Any]]
     """Every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit."""
     rounds: int
+    anatomy: dict[str, Any] = field(default_factory=dict)
+    """GFLOPs of a forward of one image by part (`Anatomy`), and the budgets: all that a cost needs beside prices."""
 
     def error(self, *, held_out: bool) -> float:
         """Mean relative error over the runs that were, or were not, held out of the fit."""
@@ -105,7 +107,7 @@ def measure_profile(
         {**asdict(case), "held_out": i >= len(known), "ms": ms, "predicted_ms": cost.ms(run)}
         for i, (case, run, ms) in enumerate(zip(cases, runs, taken, strict=True))
     ]
-    return Profile(profile_recipe(model, dtype, compile=compile), cost, rows, rounds)
+    return Profile(profile_recipe(model, dtype, compile=compile), cost, rows, rounds, anatomy.parts())
 
 
 def counts_of(anatomy: Anatomy, case: Case) -> Counts:
@@ -226,7 +228,8 @@ def read_profile(path: Path, recipe: dict[str, Any]) -> Profile:
     """The profile in a file. Raises ValueError where it is damaged, or of another machine, version or network."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        profile = Profile(content["recipe"], CostModel(**content["cost"]), content["rows"], content["rounds"])
+        cost, anatomy = CostModel(**content["cost"]), content.get("anatomy", {})
+        profile = Profile(content["recipe"], cost, content["rows"], content["rounds"], anatomy)
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"profile={str(path)!r}: damaged; make it again with elit profile") from None
     for name, value in recipe.items():

@@ -73,7 +73,7 @@ class Costs:
         """One step of all that runs: (setting, images) each."""
         if self.separate:
             return sum(images * self._forward(set(s.branches), self.work(s)) for s, images in running)
-        work, kept = 0.0, set()
+        work, kept = 0.0, set[int]()
         for setting, images in running:
             work += images * self.work(setting)
             kept.update(setting.branches)
@@ -120,7 +120,7 @@ def ladder(
     kept = spread(usable, rungs)
     low: int | None = kept[0] if kept else None
     fewer = [Setting(steps=count, budget=low) for count in spread(range(floor_steps, steps), max(1, rungs // 2))]
-    return (*fewer, *(Setting(steps=steps, budget=count) for count in kept or [None]))
+    return (*fewer, *(Setting(steps=steps, budget=count) for count in kept)) if kept else (*fewer, Setting(steps=steps))
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:

@@ -183,31 +183,25 @@ class Policy:
     def finishes(self, now: float, waiting: Sequence[tuple[Request, Setting]]) -> Iterable[tuple[Request, float]]:
         """When each would be done that runs, and that waits, in this order, at these settings; as they end."""
         scale = self.settings.safety * self.slowdown / 1e3
-        running = [[each.request, each.setting, each.steps_left] for each in self.running]
+        running = [Running(each.request, each.setting, each.steps_left) for each in self.running]
         loaded, place, at = self.loaded, 0, now
         while running or place < len(waiting):
-            busy = sum(each[0].images for each in running)
             while place < len(waiting):
                 request, setting = waiting[place]
-                fits = not running or (
-                    busy + request.images <= self.settings.slots and setting.model == running[0][1].model
-                )
-                if not fits:
+                if running and (setting.model != running[0].setting.model or not self._free(running, request)):
                     break
                 if setting.model != loaded:
                     loaded, at = setting.model, at + self.costs.swap * scale
-                running.append([request, setting, setting.steps])
-                busy += request.images
+                running.append(Running(request, setting, setting.steps))
                 place += 1
-            steps = min(each[2] for each in running)
-            at += steps * scale * self.costs.step_ms((each[1], each[0].images) for each in running)
+            steps = min(each.steps_left for each in running)
+            at += steps * scale * self.costs.step_ms((each.setting, each.request.images) for each in running)
             for each in running:
-                each[2] -= steps
-            for request, _, left in running:
-                if left == 0:
-                    at += scale * request.images * self.costs.image
-                    yield request, at + self.settings.overhead_ms / 1e3
-            running = [each for each in running if each[2] > 0]
+                each.steps_left -= steps
+                if each.steps_left == 0:
+                    at += scale * each.request.images * self.costs.image
+                    yield each.request, at + self.settings.overhead_ms / 1e3
+            running = [each for each in running if each.steps_left > 0]
 
     def _made_late(self, now: float, request: Request) -> float:
         """By how many seconds, with everybody at the least, somebody misses a deadline because of `request`."""

@@ -50,7 +50,7 @@ def bursty_rates(seconds: int, mean: float, seed: int = 0) -> list[float]:
 
 
 def arrivals(rates: Sequence[float], seed: int = 0, **request: Any) -> list[Arrival]:
-    """Poisson inside each second. request: deadline_ms and quality of all. Raises ValueError for a rate that is none."""
+    """Poisson inside each second. request: deadline_ms and quality of all. Raises ValueError for a negative rate."""
     if any(not (rate >= 0 and math.isfinite(rate)) for rate in rates):
         raise ValueError("rates: give requests a second, 0 or more")
     if sum(rates) > MOST_ARRIVALS:
@@ -67,7 +67,7 @@ def arrivals(rates: Sequence[float], seed: int = 0, **request: Any) -> list[Arri
 
 def write_trace(path: Path, trace: Sequence[Arrival]) -> None:
     """One JSON object a line."""
-    from elit.config import write_text
+    from elit.files import write_text
 
     lines = [json.dumps({name: value for name, value in vars(each).items() if value is not None}) for each in trace]
     write_text(path, "\n".join(lines) + "\n")
