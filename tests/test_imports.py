@@ -13,7 +13,7 @@ import elit
 SOURCE = Path(elit.__file__).parent
 # A module may import from its own room and from those before it.
 ROOMS = (
-    *("files", "config", "budgets", "pretrained", "models", "flow", "costs", "data", "released", "sampling"),
+    *("files", "compat", "config", "budgets", "pretrained", "models", "flow", "costs", "data", "released", "sampling"),
     *("training", "elastic"),
     *("evaluate", "report", "analysis", "planner", "quickstart", "serve", "cli"),
 )
@@ -43,7 +43,7 @@ def test_imports_run_one_way(path):
     if room(path) == "flow":
         assert "models" not in imported_rooms(path)
     if room(path) == "models":
-        assert imported_rooms(path) <= {"models", "budgets", "files", "pretrained"}
+        assert imported_rooms(path) <= {"models", "budgets", "files", "compat", "pretrained"}
 
 
 def test_few_modules_lie_loose():
@@ -55,6 +55,30 @@ def test_files_are_put_in_place_in_one_module():
     writes = re.compile(r"os\.(replace|rename)\(|\.(rename|replace)\((path|target|folder|out)\)|\.tmp\b")
     found = {str(path.relative_to(SOURCE)) for path in FILES if writes.search(path.read_text(encoding="utf-8"))}
     assert found <= {"files.py", "training/checkpoint.py", "training/loop.py"}
+
+
+def test_private_names_of_other_packages_are_in_compat_alone():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    own = {"_getframe", "_asdict"}  # Python's own
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    foreign = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                names = [] if node.attr in own else [node.attr]
+            elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+                parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                names = [part for part in parts if part.startswith("_")]
+            else:
+                continue
+            foreign += [f"{path.relative_to(SOURCE)}:{node.lineno}: {name}" for name in names]
+    assert [line for line in foreign if not line.startswith("compat.py")] == []
+    assert len(foreign) >= 8  # compat's own are seen, so others would be
 
 
 def test_no_file_outgrows_one_sitting_and_no_drawers():

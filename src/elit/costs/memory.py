@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from elit.budgets import training_budgets
+from elit.compat import fake_tensors, storage_number
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
 from elit.models.presets import create_model
@@ -91,16 +91,15 @@ def estimate(
 
 def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, checkpointing: bool) -> int:
     """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once."""
-    with FakeTensorMode():
+    with fake_tensors():
         model = create_model(**config.model.chosen())
-        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        weights = {storage_number(parameter) for parameter in model.parameters()}
         kept: dict[int, int] = {}
         alive: list[Tensor] = []  # a freed storage's number may come again
 
         def keep(value: Tensor) -> Tensor:
-            storage = value.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage.nbytes()
+            if (number := storage_number(value)) not in weights:
+                kept[number] = value.untyped_storage().nbytes()
                 alive.append(value)
             return value
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from elit.compat import is_dead_worker
 from elit.data.sampler import StepSampler
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Feed:
             try:
                 batch = next(self._batches)
             except (RuntimeError, OSError, EOFError) as error:
-                if not _is_death(error):
+                if not is_dead_worker(error):
                     raise
                 failures, self.died = failures + 1, self.died + 1
                 reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -82,16 +83,6 @@ class Feed:
             # torch's handler would raise in the middle of a step; without it, waiting for the next batch finds out.
             signal.signal(signal.SIGCHLD, before)
         return batches
-
-
-def _is_death(error: BaseException) -> bool:
-    """Whether a loader process is gone, by its silence or by a tensor that nobody hands over any more.
-
-    What went wrong inside one, which lives on, torch calls "Caught … in DataLoader worker process".
-    """
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker (pid")
-    return not str(error).startswith("Caught")
 
 
 def _as_is(batch: T) -> T:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elit.compat import write_count
 from elit.models.layers import Rope
 
 Grid = tuple[int, ...]
@@ -128,7 +129,7 @@ SD3 = Family(
 def _flux_grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
     """From the coordinates (N, 3) of the tokens; a pipeline hands in the same tensor each step, so it is read once."""
     ids = arguments["img_ids"]
-    version = None if ids.is_inference() else ids._version
+    version = None if ids.is_inference() else write_count(ids)
     known = transformer.__dict__.get("_elastic_grid")
     if known is None or known[0] is not ids or known[1] != version:
         known = (ids, version, _raster_grids(ids[0] if ids.ndim == 3 else ids))

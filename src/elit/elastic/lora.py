@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from elit.compat import LORA_WEIGHT
 from elit.elastic.runtime import original
 
 LAYERS = r"blocks\.\d+\.(attention\.(qkv|proj)|mlp\.fc[12])"
@@ -32,7 +33,7 @@ class Adapters:
         network.elastic.requires_grad_()  # peft has frozen all but its own
 
     def parameters(self) -> list[nn.Parameter]:
-        return [weight for name, weight in self.network.named_parameters() if "lora_" in name]
+        return [weight for name, weight in self.network.named_parameters() if LORA_WEIGHT in name]
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
 from elit.files import fingerprint, replacing, write_text
 
 RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
@@ -39,9 +40,9 @@ def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]
     """A few values of each of the original weights, by name, to tell later whether they were trained."""
     samples = {}
     for name, weight in transformer.named_parameters():
-        if not name.startswith("elastic.") and "lora_" not in name:
+        if not name.startswith("elastic.") and LORA_WEIGHT not in name:
             values = weight.detach().flatten()
-            samples[name.replace(".base_layer.", ".")] = values[:: max(1, len(values) // count)][:count].cpu().clone()
+            samples[name.replace(WRAPPED_LAYER, ".")] = values[:: max(1, len(values) // count)][:count].cpu().clone()
     return samples
 
 
@@ -50,7 +51,7 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
 
     The interface first: `save` may upload the folder. Raises ValueError where LoRAs hang on the weights.
     """
-    if any(".base_layer." in name for name, _ in transformer.named_parameters()):
+    if any(WRAPPED_LAYER in name for name, _ in transformer.named_parameters()):
         # diffusers would write them under names that from_pretrained does not find.
         raise ValueError(
             "transformer: has LoRA adapters; save those with save_lora_adapter, and delete or fuse them first"
@@ -71,8 +72,9 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
     content["note"] = "load this folder, or the pipeline it is in, with elit.load_elastic" + NOTE * changed
     write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
 
-    interface = transformer._modules.pop("elastic")
+    interface = transformer.elastic
+    del transformer.elastic
     try:
         save(folder, **({"variant": VARIANT} if changed else {}))
     finally:
-        transformer._modules["elastic"] = interface
+        transformer.elastic = interface

@@ -7,9 +7,8 @@ name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies
 happens in a forward is in `runtime.py`.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 from diffusers import FirstBlockCacheConfig
-from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor
 
 from elit.budgets import budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
 from elit.elastic.context import branch, kept_of_call
 from elit.elastic.families import Family, all_blocks, family_of
 from elit.elastic.interface import ElasticInterface
@@ -138,15 +137,6 @@ class Elastic:
         with active(Call(self.elastic, family, plan)):
             return super().forward(**arguments)  # type: ignore[misc]
 
-    @property
-    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
-        """What forward runs blocks through in training; Read and Write stay outside of what is run again."""
-        return functools.partial(checkpointed, self.__dict__.get("_gradient_checkpointing_func"))
-
-    @_gradient_checkpointing_func.setter
-    def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
-        self.__dict__["_gradient_checkpointing_func"] = function
-
     def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
 
@@ -194,11 +184,16 @@ def _elastic_class(kind: Any, mixin: Any) -> Any:
     def reduce(self: Any) -> Any:
         return _rebuild, (kind, mixin), self.__dict__
 
-    body = {"forward": forward, "__reduce__": reduce, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    body: dict[str, Any] = {
+        "forward": forward,
+        "__reduce__": reduce,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+    }
+    if issubclass(mixin, Elastic):  # Read and Write stay outside of what is run again in the backward pass
+        body[CHECKPOINT_FUNCTION] = checkpointing_through(checkpointed)
     made = type(kind.__name__, (mixin, kind), body)
-    TransformerBlockRegistry._register()
-    if (known := TransformerBlockRegistry._registry.get(kind)) is not None:  # caches look blocks up by their class
-        TransformerBlockRegistry.register(made, dataclasses.replace(known, _cls=None, _cached_parameter_indices=None))
+    register_block_like(made, kind)
     return made
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elit.compat import inception_network
 from elit.data.digits import digits
 from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
@@ -72,22 +73,20 @@ class InceptionDetector:
     default = ("fid", "sfid", "is", "precision", "recall")
 
     def __init__(self, weights: str | None, device: torch.device | str):
+        if weights is not None and not Path(weights).is_file():
+            raise ValueError(f"detector: {weights!r}: no such file")
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            self.network, layer = inception_network(weights)
         except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
             raise ValueError(
                 f"detector='inception': needs torch-fidelity and the torchvision built for this torch "
                 f"({' '.join(str(error).split())}); pip install 'elit-diffusion[eval]', or take dinov2"
             ) from None
-        if weights is not None and not Path(weights).is_file():
-            raise ValueError(f"detector: {weights!r}: no such file")
-        outputs = ["2048", "logits_unbiased"]
-        self.network = FeatureExtractorInceptionV3("inception", outputs, feature_extractor_weights_path=weights)
         self.network.to(device)
         self.device = torch.device(device)
         self.digest = weights_digest(self.network)
         self.spatial: Tensor | None = None
-        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        layer.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: Any, inputs: Any, output: Tensor) -> None:
         self.spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)

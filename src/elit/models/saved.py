@@ -1,9 +1,6 @@
 """Saved networks: written under a temporary name and renamed, checked when read; and where checkpoints of a run lie."""
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import torch.distributed.checkpoint as dcp
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
+from elit.compat import lone_process
 from elit.files import fingerprint, write_folder
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
@@ -51,7 +49,7 @@ def _load_average(folder: Path, torch_dtype: torch.dtype = torch.float32) -> Tra
     kind = _saved_class(folder, "model")
     network = NETWORKS[str(kind)].from_config(NETWORKS[str(kind)].load_config(folder))
     average = {name: torch.empty_like(weight) for name, weight in network.named_parameters()}
-    with quiet():
+    with lone_process():
         dcp.load({"average": average}, checkpoint_id=folder, no_dist=True)
     network.load_state_dict(average, strict=False)
     return torch.nn.Module.to(network, torch_dtype).eval()
@@ -131,11 +129,3 @@ def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
         if not (path / name).is_file() or fingerprint(path / name) != files[name]:
             return f"checkpoint={str(path)!r}: its {name} is missing or damaged; remove that folder to resume"
     return None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch warns that one process alone saves or loads, which is what is wanted."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield

@@ -13,6 +13,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from elit.budgets import Budget, budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.compat import checkpoint_block
 from elit.models.conditioning import Condition
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
 from elit.models.layers import (
@@ -154,7 +155,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def call(self, block: nn.Module, *inputs: Any) -> Any:
         """`block(*inputs)`, recomputed in the backward pass where gradient checkpointing is on."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *inputs)
+            return checkpoint_block(self, block, *inputs)
         return block(*inputs)
 
     @abstractmethod

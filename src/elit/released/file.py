@@ -1,13 +1,14 @@
 """Reading published files without running anything in them."""
 
 import argparse
-import re
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from elit.compat import refused_global
 
 Kind = Literal["elit", "sit", "dit"]
 ENTRIES = {"model", "ema", "opt", "args", "steps"}
@@ -24,8 +25,8 @@ def read_file(path: Path, name: str) -> Any:
         raise
     except Exception as error:
         # Bytes of any kind may come here, and torch's reader fails in as many ways; each is the file's fault.
-        if found := re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{name}: holds {found[1]}, which is no weight; not loaded, nothing was run") from None
+        if refused := refused_global(error):
+            raise ValueError(f"{name}: holds {refused}, which is no weight; not loaded, nothing was run") from None
         raise ValueError(f"{name}: truncated, damaged or no checkpoint of torch; download it again") from None
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from elit.budgets import Budget, Schedule, one_schedule
+from elit.compat import execution_device
 from elit.data.autoencoders import decode
 from elit.data.images import to_uint8
 from elit.data.text import embed_prompts
@@ -83,7 +84,7 @@ class ElitPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
-        model, device = self.transformer, self._execution_device
+        model, device = self.transformer, execution_device(self)
         y = self._conditions(class_labels, prompt, prompt_embeds)
         guidance: Guidance | None = (
             CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from elit.compat import write_count
 from elit.models.transformer import Transformer
 
 # By network: the state of its weights that the copies were made from, and the copies by dtype.
@@ -37,7 +38,7 @@ def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     """A copy in `dtype`, kept as long as `model` lives and its weights do not change."""
     if not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype}: give torch.float32, torch.bfloat16 or torch.float16")
-    state = model.device, [(id(p), p._version) for p in model.parameters()]
+    state = model.device, [(id(p), write_count(p)) for p in model.parameters()]
     if model not in _copies or _copies[model][0] != state:
         _copies[model] = state, {}
     made = _copies[model][1]

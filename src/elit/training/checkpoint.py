@@ -21,9 +21,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import elit
+from elit.compat import lone_process
 from elit.config import TrainConfig
 from elit.files import fingerprint, write_text
-from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage, quiet
+from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
 from elit.models.transformer import Transformer
 from elit.training.distributed import agreed, unsharded_class
 from elit.training.ema import AveragedWeights
@@ -88,7 +89,7 @@ def save_state(
     accelerator.wait_for_everyone()
     state = _run_state(network, optimizer, average)
     try:
-        with quiet():
+        with lone_process():
             dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         if accelerator.is_main_process:
@@ -123,7 +124,7 @@ def save_state(
 def load_state(path: Path, network: Transformer, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> None:
     """Puts back what `save_state` saved, however many processes did, sharded or not."""
     state = _run_state(network, optimizer, average)
-    with quiet():
+    with lone_process():
         dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(network, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     average.steps = state["averaged_steps"]

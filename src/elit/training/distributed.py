@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from elit.compat import forget_precision
 from elit.config import TrainConfig
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
@@ -26,7 +26,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         # accelerate shards on GPUs alone, with one precision for all parts; elit's own way runs on CPUs too.
         raise ValueError("ACCELERATE_USE_FSDP is set: launch with distributed_type MULTI_GPU and give --fsdp instead")
-    AcceleratorState._reset_state()  # a process may train twice, the second time in another precision
+    forget_precision()  # a process may train twice, the second time in another precision
     return Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other

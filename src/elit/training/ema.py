@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from elit.compat import copy_all, lerp_all
+
 
 class AveragedWeights:
     """Exponential moving average of a network's parameters, as diffusers' EMAModel has it.
@@ -35,9 +37,9 @@ class AveragedWeights:
         decay = min(self.decay, self.steps / (9 + self.steps)) if self.steps > 1 else 0.0
         now = [_own(weight.detach()) for weight in network.parameters()]
         if self._staged is None:
-            torch._foreach_lerp_(self._shards(), now, 1 - decay)
+            lerp_all(self._shards(), now, 1 - decay)
             return
-        torch._foreach_copy_(self._staged, now, non_blocking=True)
+        copy_all(self._staged, now, non_blocking=True)
         self._share = 1 - decay
         if now[0].device.type != "cpu":
             self._copied = torch.Event(now[0].device)
@@ -50,7 +52,7 @@ class AveragedWeights:
             return
         if self._copied is not None:
             self._copied.synchronize()
-        torch._foreach_lerp_(self._shards(), self._staged, self._share)
+        lerp_all(self._shards(), self._staged, self._share)
         self._share = 0.0
 
     @contextmanager
@@ -60,11 +62,11 @@ class AveragedWeights:
         self.settle()
         shards = [_own(weight.detach()) for weight in network.parameters()]
         kept = [shard.clone() for shard in shards]
-        torch._foreach_copy_(shards, self._shards())
+        copy_all(shards, self._shards())
         try:
             yield
         finally:
-            torch._foreach_copy_(shards, kept)
+            copy_all(shards, kept)
 
     def whole(self) -> dict[str, Tensor]:
         """The average on the CPU, no longer sharded; every process must call it."""

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from elit.budgets import draw_budget, resolve_budget, training_budgets
+from elit.compat import whole_graphs_under_ddp
 from elit.config import TrainConfig, load_config, save_config
 from elit.data.builtin import named_images
 from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
@@ -117,7 +118,7 @@ def run(
     numbers = torch.arange(8) % len(data.classes)
     shown = numbers if prompts is None else prompts[numbers]
     model.train()
-    with log.progress(), Termination(accelerator) as termination, torch._dynamo.config.patch(optimize_ddp=False):
+    with log.progress(), Termination(accelerator) as termination, whole_graphs_under_ddp():
         for step in range(sampler.start, config.steps):
             budget = draw_budget(config.seed, step, budgets)
             lr = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))

@@ -1,0 +1,145 @@
+"""Every private name of another package that the library uses is there in what is installed, asked for one by one."""
+
+import inspect
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, DiTPipeline, PixArtAlphaPipeline, StableDiffusion3Pipeline
+from torch import nn
+
+from elit import compat
+
+
+def test_torch_fake_tensors_and_storage_numbers():
+    with compat.fake_tensors():
+        one = torch.zeros(1 << 40)  # 4 TiB
+        assert compat.storage_number(one) == compat.storage_number(one.view(2, -1)) != compat.storage_number(one + 1)
+
+
+def test_torch_counts_writes():
+    value = torch.zeros(2)
+    before = compat.write_count(value)
+    value.add_(1)
+    assert compat.write_count(value) == before + 1
+
+
+def test_torch_foreach_lerp_and_copy():
+    targets = [torch.zeros(2), torch.ones(3)]
+    compat.lerp_all(targets, [torch.ones(2), torch.zeros(3)], 0.25)
+    assert [each[0].item() for each in targets] == [0.25, 0.75]
+    compat.copy_all(targets, [torch.full((2,), 5.0), torch.full((3,), 6.0)])
+    assert [each[0].item() for each in targets] == [5.0, 6.0]
+
+
+def test_torch_dynamo_knows_optimize_ddp():
+    with compat.whole_graphs_under_ddp():
+        assert torch._dynamo.config.optimize_ddp is False
+
+
+def test_torch_warns_of_a_lone_process_in_these_words(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    with pytest.warns(UserWarning, match=compat.LONE_PROCESS):
+        dcp.save({"a": torch.zeros(1)}, checkpoint_id=tmp_path / "a", no_dist=False)
+    with warnings.catch_warnings(), compat.lone_process():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", compat.LONE_PROCESS)
+        dcp.load({"a": torch.zeros(1)}, checkpoint_id=tmp_path / "a", no_dist=True)
+
+
+def test_torch_names_the_global_it_refuses(tmp_path):
+    torch.save({"a": inspect.Parameter}, tmp_path / "a.pt")
+    with pytest.raises(Exception, match="GLOBAL") as refused:
+        torch.load(tmp_path / "a.pt", weights_only=True)
+    assert compat.refused_global(refused.value) == "inspect.Parameter"
+    assert compat.refused_global(ValueError("anything else")) is None
+
+
+def test_torch_words_for_loader_processes():
+    from torch import _utils
+    from torch.utils.data import dataloader
+
+    assert compat.DEAD_WORKER in inspect.getsource(dataloader)
+    assert f'msg = f"{compat.CAUGHT} ' in inspect.getsource(_utils.ExceptionWrapper)
+    assert compat.is_dead_worker(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"))
+    assert not compat.is_dead_worker(ValueError("Caught ValueError in DataLoader worker process 0."))
+
+
+def test_diffusers_keeps_its_checkpoint_function_under_this_name():
+    import elit
+
+    calls = []
+
+    class Through(elit.DiT):
+        pass
+
+    def wrap(function, block, *inputs):
+        calls.append(block)
+        return function(block, *inputs)
+
+    setattr(Through, compat.CHECKPOINT_FUNCTION, compat.checkpointing_through(wrap))
+    sizes = {"hidden_size": 8, "num_heads": 2, "depth": 1, "sample_size": 4, "in_channels": 1, "num_classes": 2}
+    model = Through(**sizes)
+    model.enable_gradient_checkpointing()
+    assert vars(model)[compat.CHECKPOINT_FUNCTION] is not None
+    model(torch.zeros(1, 1, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.long)).sum().backward()
+    assert calls == list(model.blocks)
+
+
+def test_diffusers_registers_blocks_by_class():
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+    from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
+
+    made = type("FluxTransformerBlock", (FluxTransformerBlock,), {})
+    compat.register_block_like(made, FluxTransformerBlock)
+    known, like = TransformerBlockRegistry.get(made), TransformerBlockRegistry.get(FluxTransformerBlock)
+    assert known.return_hidden_states_index == like.return_hidden_states_index
+    compat.register_block_like(nn.Linear, nn.Linear)  # no block of diffusers: nothing to register
+
+
+def test_diffusers_pipelines_have_an_execution_device():
+    assert isinstance(inspect.getattr_static(DiffusionPipeline, "_execution_device"), property)
+
+
+def test_diffusers_pipelines_have_the_names_that_elastic_caller_reads():
+    """`elit.budget` asks the pipeline that calls a transformer; these are its own variables and properties."""
+    locals_of = {
+        kind: inspect.unwrap(kind.__call__).__code__.co_varnames for kind in (DiTPipeline, PixArtAlphaPipeline)
+    }
+    assert {"self", "guidance_scale", "t"} <= set(locals_of[DiTPipeline])
+    assert {"self", "do_classifier_free_guidance", "t"} <= set(locals_of[PixArtAlphaPipeline])
+    assert isinstance(inspect.getattr_static(StableDiffusion3Pipeline, "do_classifier_free_guidance"), property)
+    assert "t" in inspect.unwrap(StableDiffusion3Pipeline.__call__).__code__.co_varnames
+
+
+def test_accelerate_forgets_its_precision():
+    from accelerate import Accelerator
+
+    for precision in ("bf16", "no"):
+        compat.forget_precision()
+        assert Accelerator(mixed_precision=precision, cpu=True).mixed_precision == precision
+    compat.forget_precision()
+
+
+def test_peft_names_its_weights_so():
+    peft = pytest.importorskip("peft")
+    network = nn.Sequential(nn.Linear(2, 2))
+    peft.LoraModel(network, peft.LoraConfig(r=1, target_modules=["0"]), "default")
+    names = [name for name, _ in network.named_parameters()]
+    assert any(compat.LORA_WEIGHT in name for name in names)
+    assert any(compat.WRAPPED_LAYER in name for name in names)
+
+
+def test_torch_fidelity_has_its_inception():
+    pytest.importorskip("torch_fidelity", reason="the extra eval is not installed")
+    code = """
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as network
+        import inspect
+        source = inspect.getsource(network)
+        assert "Mixed_6d" in source and "feature_extractor_weights_path" in source and "logits_unbiased" in source
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
