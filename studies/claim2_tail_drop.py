@@ -6,48 +6,18 @@ every evaluation. The claim has to win against the better of the two.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from arms import FULL, matched, train_or_load
 from command import arguments
+from random_drop import RandomDropDiT
 from record import Record, Values
 from scoring import draw, held_out_loss, score
-from torch import Tensor
 
 from elit.models.dit import DiT
-from elit.models.interface import LatentInterface
-from elit.models.layers import Rope
 
 BUDGETS = (16, 4, 2, 1)
 LOW = (4, 2, 1)  # 25% of the latents and below
-
-
-class RandomDropInterface(LatentInterface):
-    """Keeps a random set of the latents, in their order, instead of the first ones."""
-
-    slots: Tensor
-
-    def read(self, tokens: Tensor, c: Tensor, kept: int, *equal_windows: Any, **only: Any) -> Tensor:
-        self.slots = torch.randperm(len(self.latents))[:kept].sort().values.to(tokens.device)
-        return self.reader(self.latents[self.slots], self._grouped(tokens) + self.position, c)
-
-
-class RandomDropDiT(DiT):
-    """ELIT-DiT with random drop; latents keep the positions they have at full budget."""
-
-    def build(self, **settings) -> None:  # type: ignore[no-untyped-def]
-        super().build(**settings)
-        assert self.latent_interface is not None
-        self.latent_interface.__class__ = RandomDropInterface
-
-    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
-        if kept is None:
-            return super().rope(grid, None, x)
-        interface = cast(RandomDropInterface, self.latent_interface)
-        every = len(interface.latents)
-        whole = super().rope(grid, every, x)  # of all latents, group by group
-        return Rope(*(table.unflatten(0, (-1, every))[:, interface.slots].flatten(0, 1) for table in whole))
 
 
 def main(line: Sequence[str] | None = None) -> None:

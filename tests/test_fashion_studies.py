@@ -1,0 +1,87 @@
+"""The studies on Fashion-MNIST: their verdict rule, their arms, and the network with its own budget in every window."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import elit
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "fashion"))
+
+import runs
+import study
+import windows
+
+
+@pytest.mark.parametrize(
+    ("advantages", "errors", "expected"),
+    [
+        ([5.0], [1.0], "holds"),
+        ([3.0], [1.0], "undecided"),
+        ([3.0, 2.5], [1.0, 1.0], "holds"),
+        ([3.0, 1.0], [1.0, 1.0], "undecided"),
+        ([3.0, -3.0], [1.0, 1.0], "undecided"),
+        ([-3.0, -2.5], [1.0, 1.0], "does not hold"),
+        ([-5.0], [1.0], "does not hold"),
+        ([], [], "undecided"),
+    ],
+)
+def test_a_verdict_needs_two_standard_errors_in_every_seed_or_four_in_one(advantages, errors, expected):
+    assert study.verdict(advantages, errors) == expected
+
+
+def test_every_arm_has_the_training_flops_of_the_reference(tmp_path):
+    step = runs.picture_flops("ELIT") * runs.BATCH_SIZE
+    for name in runs.ARMS:
+        config = runs.run_config(name, 0, out=tmp_path)
+        assert config.batch_size * runs.picture_flops(name) == pytest.approx(step, rel=0.01)
+        assert config.steps * config.batch_size >= 300_000
+        assert config.steps % runs.MILESTONE == 0
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = {"sample_size": 16, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "depth": 4, "num_heads": 2}
+    network = elit.create_model("ELIT-DiT-S/2", **sizes, split=(1, 2, 1), window=(4, 4))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@torch.no_grad()
+def test_the_same_number_in_every_window_is_the_networks_own_budget(model):
+    x, t, y = torch.randn(3, 1, 16, 16), torch.rand(3), torch.tensor([1, 5, 10])
+    for count in (16, 5, 1):
+        counts = torch.full((3, 4), count)
+        torch.testing.assert_close(windows.forward(model, x, t, y, counts), model(x, t, y, count))
+
+
+@torch.no_grad()
+def test_a_windows_dropped_latents_change_nothing(model):
+    """Of two windows with 3 and 7 latents, the network may not look at what was dropped."""
+    x, t, y = torch.randn(1, 1, 16, 16), torch.rand(1), torch.tensor([1])
+    counts = torch.tensor([[3, 7, 4, 6]])
+    before = windows.forward(model, x, t, y, counts)
+    latents = model.latent_interface.latents
+    saved = latents[7:].clone()
+    latents[7:] = 1e4
+    torch.testing.assert_close(windows.forward(model, x, t, y, counts), before)
+    latents[7:] = saved
+    saved = latents[6].clone()
+    latents[6] = 1e2
+    assert (windows.forward(model, x, t, y, counts) - before).abs().max() > 1e-3
+    latents[6] = saved
+
+
+def test_latents_are_dealt_out_by_need_and_all_of_them():
+    need = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 10.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    counts = windows.shares_to_counts(need, 4, 16)
+    assert counts.sum(1).tolist() == [16, 16, 16]
+    assert counts[0].tolist() == [4, 4, 4, 4]
+    assert counts.min() >= windows.LEAST
+    assert counts[1].tolist()[2] == counts[1].max()
+    assert counts[2].tolist() == sorted(counts[2].tolist())
