@@ -49,11 +49,10 @@ def main(line: Sequence[str] | None = None) -> None:
     network.to(torch.float16).save_pretrained(args.box)
     rows = [json.loads(row) for row in (args.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     log = {row["step"]: {key: row[key] for key in ("step", "loss", "budget")} for row in rows}
-    lines = [json.dumps(row) for n, row in sorted(log.items()) if n <= LOGGED or n % 100 == 0 and n <= step]
+    lines = [json.dumps(row) for n, row in sorted(log.items()) if n <= LOGGED or (n % 100 == 0 and n <= step)]
     write_text(args.box / "training-log.jsonl", "\n".join(lines) + "\n")
-    for name in ("sweep.jsonl",):
-        if (finished / name).is_file():
-            shutil.copyfile(finished / name, args.box / name)
+    if (finished / "sweep.jsonl").is_file():
+        shutil.copyfile(finished / "sweep.jsonl", args.box / "sweep.jsonl")
     card = finished / "README.md"
     if card.is_file():
         write_text(args.box / "README.md", card.read_text(encoding="utf-8") + training_section(args.run, step))
@@ -78,8 +77,9 @@ python studies/fashion/box.py runs/fashion-box
 ```
 
 {step:,} steps of {config.batch_size}, {pictures:,} pictures of the training split of Zalando's Fashion-MNIST (MIT
-licence), {each * pictures / 1e15:.2f} PFLOPs at {each / 1e9:.2f} GFLOPs a picture. The weights are the average with decay
-{config.ema_decay}, in half precision. `training-log.jsonl` has the loss of the first {LOGGED} steps, and of every hundredth.
+licence), {each * pictures / 1e15:.2f} PFLOPs at {each / 1e9:.2f} GFLOPs a picture. The weights are the average with
+decay {config.ema_decay}, in half precision. `training-log.jsonl` has the loss of the first {LOGGED} steps, and of every
+hundredth.
 """
 
 
