@@ -17,7 +17,11 @@ from typing import Any
 from elit.files import write_text
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "studies" / "fashion"))
+import report  # noqa: E402
+
 DOCUMENT, RESULTS = ROOT / "docs" / "reproduction.md", ROOT / "studies" / "results"
+FIGURES = ROOT / "docs" / "figures"
 VERDICTS = {"holds": "holds", "does not hold": "does not hold at this size", "undecided": "undecided"}
 DECIMALS = {"loss": 4, "FD": 1, "accuracy": 3, "GFLOPs": 3}  # of a metric; 3 otherwise
 Result = dict[str, Any]
@@ -81,10 +85,13 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the tables are not up to date")
     args = parser.parse_args()
     before = DOCUMENT.read_text(encoding="utf-8")
-    after = filled(before, load(RESULTS))
+    fashion = report.load(RESULTS / "fashion")
+    after = filled(before, load(RESULTS), fashion)
     if args.check:
         sys.exit(f"{DOCUMENT.relative_to(ROOT)}: not up to date; run python studies/summary.py" * (before != after))
     write_text(DOCUMENT, after)
+    for name, result in fashion.items():
+        report.plot_curves(result, FIGURES / f"fashion-{name}.png")
 
 
 def load(folder: Path) -> dict[int, Result]:
@@ -93,9 +100,11 @@ def load(folder: Path) -> dict[int, Result]:
     return {result["claim"]: result for result in found}
 
 
-def filled(document: str, results: dict[int, Result]) -> str:
-    """The document with its tables from `results`."""
+def filled(document: str, results: dict[int, Result], fashion: dict[str, Result]) -> str:
+    """The document with its tables from the results on digits and on Fashion-MNIST."""
     tables = {"summary": summary(results)} | {f"claim{n}": section(n, results.get(n)) for n in CLAIMS}
+    tables["fashion-summary"] = table(["study", "paper", "verdict", "in parts"], report.summary(fashion))
+    tables |= {f"fashion-{name}": fashion_section(name, fashion.get(name)) for name in report.ABOUT}
     for name, text in tables.items():
         found = re.fullmatch(rf"(.*<!-- {name} -->\n).*?(<!-- /{name} -->.*)", document, flags=re.DOTALL)
         if found is None:
@@ -141,6 +150,23 @@ def section(number: int, result: Result | None) -> str:
         measured(result["rows"]),
         table(["trained", "batch", "training TFLOPs in all"], arms),
     ]
+    return "\n\n".join(texts)
+
+
+def fashion_section(name: str, result: Result | None) -> str:
+    """The command of a study on Fashion-MNIST, its parts with their verdicts, its curves and last scores."""
+    if result is None:
+        return f"Not run yet: `python studies/fashion/{name}.py`."
+    versions = result["versions"]
+    notes = result["notes"][0].upper() + result["notes"][1:]
+    texts = [
+        f"`{result['command']}` → [{name}.json](../studies/results/fashion/{name}.json)",
+        f"{notes}. Seeds {', '.join(map(str, result['seeds']))}; elit {versions['elit']}, torch {versions['torch']}.",
+        table(["part", "advantage ± standard error, seed by seed", "verdict"], report.parts(result)),
+        table(*report.finals(result)),
+    ]
+    if any("pictures" in row for row in result["rows"]):
+        texts.append(f"![Fréchet distance over training](figures/fashion-{name}.png)")
     return "\n\n".join(texts)
 
 
