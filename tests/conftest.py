@@ -1,6 +1,8 @@
 """Shared by all tests: small networks of every kind whose every path is open."""
 
 import os
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -110,11 +112,27 @@ def elit_model(request: pytest.FixtureRequest) -> Transformer:
 
 # The longest files, first: a long one that is begun last keeps one worker busy while the other waits.
 LONGEST = (
-    *("test_processes", "test_quickstart_backbones", "test_compile", "test_docs", "test_quickstart", "test_guide"),
-    *("test_faults", "test_parallel", "test_studies", "test_runner", "test_train", "test_samples", "test_saving"),
+    *("test_quickstart", "test_quickstart_backbones", "test_processes", "test_faults", "test_compile", "test_docs"),
+    *("test_guide", "test_distributed", "test_studies", "test_precision", "test_loop", "test_samples", "test_saving"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Stable, so that a file's tests stay together and in their order."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def _fast_tests_start_no_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test-fast` is for the work at hand: a test that starts Python anew has the mark `slow`."""
+    if "not slow" not in request.config.option.markexpr:
+        return
+    start = subprocess.Popen.__init__
+
+    def refuse(self, args, *rest, **options):
+        first = args if isinstance(args, str) else str(next(iter(args)))
+        if first == sys.executable:
+            pytest.fail("starts a process: mark the test slow")
+        start(self, args, *rest, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)

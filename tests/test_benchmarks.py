@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -170,24 +169,27 @@ def test_an_unknown_word_is_one_line(line, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_train_step():
+@pytest.mark.slow
+def test_train_step(monkeypatch, capsys):
     line = ["--sample-size", "16", "--batch-size", "2", "--steps", "8", "--rounds", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "train_step.py", *line], capture_output=True, text=True, check=True
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *line])
+    import_module("train_step").main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["model"] for row in result["rows"]] == ["DiT-S/2", "ELIT-DiT-S/2"]
     assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] < 1 for row in result["rows"])
     assert 0.3 < result["elit_over_baseline"]["flops"] < 1.2
 
 
-def test_planner(tmp_path):
+@pytest.mark.slow
+def test_planner(tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
     model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
     save_model(model, tmp_path / "model")
     line = ["--quick", "--model", "model", "--work", "work", "--out", "result.json"]
-    subprocess.run([sys.executable, BENCHMARKS / "planner.py", *line], check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["planner.py", *line])
+    import_module("planner").main()
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert {"command", "versions", "hardware", "seconds"} <= set(result)
     assert (len(result["unseen"]), len(result["targets"])) == (4, 3)

@@ -86,6 +86,7 @@ def test_no_file_outgrows_one_sitting_and_no_drawers():
     assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
 
 
+@pytest.mark.slow
 def test_a_bare_import_is_light_and_every_public_name_is_there():
     code = (
         "import sys, elit; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'heavy import'; "

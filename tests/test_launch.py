@@ -43,6 +43,7 @@ case $1 in show) echo localhost ;; requeue) echo "$2" > "$REQUEUED" ;; esac
 """
 
 
+@pytest.mark.slow
 def test_slurm_stops_in_time_and_requeues(tmp_path):
     """With stand-ins for srun and scontrol: two tasks get SIGTERM, save, end with 0, and the job is queued again."""
     bin_ = tmp_path / "bin"

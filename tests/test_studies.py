@@ -13,6 +13,8 @@ from conftest import inputs, opened
 from elit.evaluate.features import DigitClassifier, ImageDetector
 from elit.sampling.sample import sample
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "studies").glob("claim*.py"))
 FIELDS = {

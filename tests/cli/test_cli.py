@@ -61,6 +61,7 @@ def run(capsys, *arguments):
     return code, out.out, out.err
 
 
+@pytest.mark.slow
 def test_help_is_fast_and_names_every_command():
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "elit", "--help"], capture_output=True, text=True, check=True)

@@ -1,13 +1,11 @@
 """elit sweep as a user types it: one table, resumed, shared by two processes; and its mistakes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from commands import run_two
 from transformers import Dinov2Config, Dinov2Model
 
 import elit
@@ -82,12 +80,10 @@ def test_a_sweep_and_the_same_again(capsys, workplace):
     assert (workplace / "again.parquet").is_file()
 
 
-def test_two_processes_and_one_make_the_same_table(capsys, workplace):
+@pytest.mark.slow
+def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
     line = ["model", *SCORED, "--budgets", "1.0", "4", "--steps", "2", "--guidance", "none", "--no-card"]
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d")
-    command = [sys.executable, *launcher, "--rdzv-endpoint=localhost:0", "-m", "elit", "sweep", *line, "--out", "two"]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_two(["sweep", *line, "--out", "two"], tmp_path)
     assert run(capsys, *line, "--out", "one")[0] == 0
     one, two = (
         [json.loads(row) | {"ms": None} for row in (workplace / out / "sweep.jsonl").read_text().splitlines()]

@@ -2,19 +2,16 @@
 
 import io
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from commands import Command, run_two
 from conftest import small_vae
 from PIL import Image
 
@@ -43,9 +40,9 @@ def place(tmp_path_factory):
     return root
 
 
-def command(place: Path, out: Path, *launcher: str) -> list[str]:
+def command(place: Path, out: Path) -> list[str]:
     options = ["--vae", str(place / "vae"), "--image-size", "16", "--batch-size", "2", "--shard-size", "2"]
-    return [sys.executable, *launcher, "-m", "elit", "encode", str(place / "photos"), str(out), *options]
+    return ["encode", str(place / "photos"), str(out), *options]
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -54,30 +51,28 @@ def content(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def encoded(place):
-    assert main(command(place, place / "latents")[3:]) == 0
+    assert main(command(place, place / "latents")) == 0
     return place / "latents"
 
 
+@pytest.mark.slow
 def test_killed_twice_and_rerun_is_byte_equal(place, encoded, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     out = tmp_path / "killed"
     for stop_at in (3, 9):
-        process = subprocess.Popen(command(place, out), env=environment, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("*.arrow"))) < stop_at:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        run = Command(command(place, out), tmp_path, threads=torch.get_num_threads())
+        run.wait_until(lambda at=stop_at: len(list(out.glob("*.arrow"))) >= at)
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
         assert not (out / "index.json").exists()
-    subprocess.run(command(place, out), check=True, env=environment, capture_output=True)
+    assert main(command(place, out)) == 0
     assert content(out) == content(encoded)
 
 
+@pytest.mark.slow
 def test_two_processes_are_byte_equal(place, encoded, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d")
-    line = command(place, tmp_path / "two", *launcher, "--rdzv-endpoint=localhost:0")
-    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("30 samples in 15 shards; counts and sums agree") == 1
+    runs = run_two(command(place, tmp_path / "two"), tmp_path)
+    said = "".join(run.out for run in runs)
+    assert said.count("30 samples in 15 shards; counts and sums agree") == 1
     assert content(tmp_path / "two") == content(encoded)
 
 
@@ -209,7 +204,7 @@ def test_damage_and_mixtures_are_named(place, encoded, tmp_path, capsys):
     shard.unlink()
     with pytest.raises(ValueError, match=r"shard-00003\.arrow' is damaged"):
         LatentSet(out)
-    assert main(command(place, out)[3:]) == 0  # makes it again
+    assert main(command(place, out)) == 0  # makes it again
     assert shard.read_bytes() == whole
     (out / "index.json").unlink()
     with pytest.raises(ValueError, match=r"no index\.json in it; run elit encode to its end"):

@@ -8,6 +8,8 @@ from torch._dynamo.utils import counters
 
 import elit
 
+pytestmark = pytest.mark.slow
+
 SPLIT = {"read_after": 1, "write_after": 2, "window": (4, 4)}
 
 

@@ -14,6 +14,8 @@ from elit.elastic.distill import distill
 from elit.elastic.lora import Adapters
 from elit.elastic.runtime import original
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 4}
 ADAPTED = r"blocks\.\d\.(attention\.(qkv|proj)|mlp\.fc[12])\.weight"
 SETTINGS = {"batch_size": 16, "learning_rate": 3e-3, "distillation": 1000.0, "say": str}

@@ -15,6 +15,8 @@ import elit
 from elit.cli.main import main
 from elit.elastic.families import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (Path(__file__).parents[2] / "docs/elastify.md").read_text(encoding="utf-8")
 
 

@@ -3,16 +3,13 @@
 import contextlib
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import Command, run_two
 from conftest import opened, small_vae
 from transformers import Dinov2Config, Dinov2Model
 
@@ -64,12 +61,6 @@ def command(model: Path, out: Path, *options: object) -> list[str]:
     return list(map(str, ("evaluate", model, "--out", out, "--json", *detector, *metrics, *second, *options)))
 
 
-def launch(line: list[str], *launcher: str, threads: int) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    line = [sys.executable, *launcher, "-m", "elit", *line]
-    return subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 def result(text: str) -> dict:
     return json.loads(text.splitlines()[-1])
 
@@ -97,28 +88,19 @@ def test_batches_of_7_and_of_64(model, batches_of_64, capsys, tmp_path):
     assert len(list(batches_of_64[1].glob("sets/*/pictures/*"))) == 2
 
 
+@pytest.mark.slow
 def test_two_processes(model, batches_of_64, tmp_path):
-    launcher = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-    )
-    process = launch(command(model, tmp_path, "--batch-size", 16), *launcher, threads=1)
-    said, wrong = process.communicate()
-    assert process.returncode == 0, wrong
-    same(result(said), batches_of_64[0])
-    assert said.count('"set_sha256"') == 1
+    runs = run_two(command(model, tmp_path / "out", "--batch-size", 16), tmp_path)
+    same(result(runs[0].out), batches_of_64[0])
+    assert sum(run.out.count('"set_sha256"') for run in runs) == 1
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(model, batches_of_64, capsys, tmp_path):
-    process = launch(command(model, tmp_path, "--batch-size", 4), threads=torch.get_num_threads())
-    while process.poll() is None and len(list(tmp_path.glob("sets/*/pictures/*.safetensors"))) < 3:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    run = Command(command(model, tmp_path, "--batch-size", 4), tmp_path / "said", threads=torch.get_num_threads())
+    run.wait_until(lambda: len(list(tmp_path.glob("sets/*/pictures/*.safetensors"))) >= 3)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("sets/*/pictures/[0-9]*.safetensors")}
     assert 3 <= len(kept) < 23
     assert main(command(model, tmp_path, "--batch-size", 64)) == 0  # other batches: what is there is kept all the same

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,20 @@ from conftest import links_of
 from PIL import Image
 
 from elit.cli.main import main
-from elit.quickstart.run import PRODUCTS
+from elit.quickstart.run import PRODUCTS, RECIPES
 
 README = Path(__file__).parents[2] / "README.md"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder in which `elit quickstart` has run."""
+    """A folder in which `elit quickstart` has run, with half of the samples."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=100))
         patch.chdir(folder)
         assert main(["quickstart"]) == 0
     return folder

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ from conftest import links_of
 from PIL import Image
 
 from elit.cli.main import main
+from elit.evaluate.features import train_digit_classifier
 from elit.quickstart.run import PRODUCTS, RECIPES, quickstart
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _a_classifier_of_one_epoch(monkeypatch):
+    """Quickstarts train one each; here nobody looks at what it says."""
+    monkeypatch.setattr("elit.quickstart.run.train_digit_classifier", partial(train_digit_classifier, epochs=1))
 
 
 @pytest.mark.parametrize("backbone", [name for name in RECIPES if name != "dit"])

@@ -8,6 +8,8 @@ from conftest import SETTINGS, fresh, inputs
 
 from elit.training.distributed import compile_blocks
 
+pytestmark = pytest.mark.slow
+
 # Kinds of block, each twice where its length changes with the budget; U-ViT's with a skip are another kind.
 GRAPHS = {
     "dit": 1,

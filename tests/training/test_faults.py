@@ -28,6 +28,8 @@ from elit.data.loader import Feed
 from elit.data.sampler import StepSampler
 from elit.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def poisoned(monkeypatch):
