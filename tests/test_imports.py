@@ -15,7 +15,7 @@ SOURCE = Path(elit.__file__).parent
 ROOMS = (
     *("files", "compat", "config", "budgets", "pretrained", "models", "flow", "costs", "data", "released", "sampling"),
     *("training", "elastic"),
-    *("evaluate", "report", "analysis", "planner", "quickstart", "serve", "cli"),
+    *("evaluate", "report", "analysis", "planner", "quickstart", "serve", "play", "cli"),
 )
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -95,7 +95,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("sample MODEL --guidance pcfg", "elit sample: "),
         ("sample MODEL --guidance ccfg --guidance-budget 99", "elit sample: budget=99"),
         ("sample MODEL --guidance-interval 0.5 1.5 --guidance cfg", "elit sample: guidance interval"),
-        ("sample MODEL --out x.gif", "elit sample: out='x.gif'"),
+        ("sample MODEL --out x.bmp", "elit sample: out='x.bmp'"),
         ("sample MODEL --count 0", "elit sample: count=0"),
         ("sample MODEL --vae nothing", "elit sample: vae='nothing': no such folder"),
         ("sample MODEL --device nowhere", "elit sample: device='nowhere'"),
@@ -116,7 +116,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ),
         (
             "sample CLIPS --out clips.mp4",
-            "elit sample: out='clips.mp4': give a .png for a grid, a .gif for moving clips",
+            "elit sample: out='clips.mp4': give a .png, .jpg, .jpeg for a grid, .gif or .webp",
         ),
         (
             "flops ELIT-HDiT-XL/2 --budgets 6",
@@ -154,9 +154,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, pixels, text, c
 
 def test_parse_errors_say_what_is_valid(capsys, pixels):
     assert "('none', 'cfg', 'ag', 'ccfg')" in run(capsys, "sample", pixels, "--guidance", "pcfg")[2]
-    assert (
-        "--labels: Could not find valid parse for arguments: ['a']" in run(capsys, "sample", pixels, "--labels", "a")[2]
-    )
+    assert "labels='a': this model has no class names" in run(capsys, "sample", pixels, "--labels", "a")[2]
     assert "--wrong" in run(capsys, "sample", pixels, "--wrong", "1")[2]
     assert "model" in run(capsys, "sample")[2].lower()
 

@@ -185,3 +185,70 @@ def test_the_pipeline_caches_and_casts_as_sample_does():
         made = pipe([0, 1], num_inference_steps=8, latents=noise, output_type="latent", **options).images
         by_hand = sample(pipe.transformer, [0, 1], steps=8, noise=noise, **options)
         torch.testing.assert_close(made, by_hand, rtol=0, atol=1e-4)
+
+
+def test_several_images_of_each_label():
+    pipe = pipeline()
+    noise = seeded_noise(range(4), (4, 16, 16))
+    call = {"num_inference_steps": 2, "latents": noise, "output_type": "latent"}
+    by_number = pipe([0, 3], num_images_per_prompt=2, **call).images
+    assert torch.equal(by_number, pipe([0, 0, 3, 3], **call).images)
+
+
+def test_height_and_width_are_pixels_of_the_picture():
+    pipe = pipeline(small_vae())  # two pixels a cell
+    images = pipe(0, num_inference_steps=1, height=48, width=64, output_type="pil").images
+    assert images[0].size == (64, 48)
+    start = {"num_inference_steps": 1, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    assert pipe(0, width=64, **start).images.shape == (1, 4, 16, 32)
+    expected = sample(pipe.transformer, 0, steps=1, sample_size=(16, 32))
+    start["generator"].manual_seed(0)
+    assert torch.allclose(pipe(0, height=32, width=64, **start).images, expected, atol=1e-5)
+
+
+def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
+    pipe = pipeline()
+    noise = seeded_noise([0], (4, 16, 16))
+    call = {"num_inference_steps": 5, "latents": noise, "output_type": "latent"}
+    seen = []
+
+    def watch(pipe, step, timestep, told):
+        seen.append((step, float(timestep), told["latents"]))
+        return {}
+
+    whole = pipe(0, callback_on_step_end=watch, **call).images
+    assert [step for step, *_ in seen] == [0, 1, 2, 3, 4]
+    assert pipe.num_timesteps == 5
+    assert seen[0][1] > seen[-1][1]
+    assert torch.equal(seen[-1][2], whole)
+    assert torch.equal(whole, pipe(0, **call).images)
+
+    def stop(pipe, step, timestep, told):
+        pipe._interrupt = step == 1
+        return told
+
+    stopped = pipe(0, callback_on_step_end=stop, **call).images
+    assert pipe.interrupt
+    assert torch.equal(stopped, seen[1][2])
+    zeroed = pipe(0, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 16, 16)}, **call).images
+    assert not zeroed.any()
+    assert not pipe.interrupt  # each call starts anew
+    nothing = pipe(0, callback_on_step_end=lambda *a: seen.append(a[3]), callback_on_step_end_tensor_inputs=[], **call)
+    assert seen[-1] == {}
+    assert torch.equal(nothing.images, whole)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0: give at least 1"),
+        ({"height": 31}, "height=31: give a multiple of 2"),
+        ({"width": 0}, "width=0: give a multiple of 2"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"callback_on_step_end_tensor_inputs=\['noise'\]"),
+        ({"generator": [torch.Generator()] * 3}, "generator: 3 generators for 1 samples"),
+        ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents: shape"),
+    ],
+)
+def test_what_diffusers_users_may_get_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(small_vae())(0, num_inference_steps=1, **call)

@@ -1,20 +1,23 @@
 """elit sample"""
 
+import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.sampling.settings import SampleRecord, SampleSettings, make_guidance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """Make images or clips with a trained model, at any budget and with any guidance.
+class Args(SampleSettings):
+    """Make images or clips with a trained model, at any budget and with any guidance. A picture holds the settings that
+    it was made with; --like makes it again.
 
     With a target the settings are planned: from elit profile's measurements, made first where there are none, and the
     table of elit sweep in the model's folder or beside it, if there is one.
@@ -23,57 +26,26 @@ class Args:
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline."""
+    """Folder of a saved model or pipeline; with --like by default the one that the picture names."""
     out: Path = Path("samples.png")
-    """A .png for one grid (of clips, their frames side by side), a .gif for moving clips, a folder for separate files,
-    or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if there is no autoencoder)."""
-    labels: tuple[str, ...] = ()
-    """Classes, by number or name, in turn; default: all of the model's."""
-    prompts: tuple[str, ...] = ()
-    """Texts, in turn, for a text-conditional model."""
-    text_encoder: str | None = None
-    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
-    count: int | None = None
-    """How many images; default: one a label or prompt, at most 64."""
-    budget: str = "full"
-    """Latents per group (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
-    (50%@0-0.5,100%@0.5-1)."""
-    step_budgets: tuple[str, ...] = ()
-    """Instead, one budget a step."""
-    sample_budgets: tuple[str, ...] = ()
-    """Instead, one budget an image; that many images are made."""
-    guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
-    """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
-    scale: float = 1.5
-    """Guidance scale; 1 is off."""
-    guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance acts; 0 = noise, 1 = data."""
-    steps: int = 40
-    """Solver steps."""
+    """A .png, .jpg or .webp for one grid (of clips, their frames side by side), a .gif or .webp for moving clips, a
+    folder for separate files, or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if
+    there is no autoencoder)."""
+    like: Path | None = None
+    """A picture that elit made: take its settings, bit for bit on the same machine and versions. Options that are given
+    beside it change those settings."""
+    row: int | None = None
+    """Make only this one of the images, counted from 0; of a picture from a folder of samples, its own."""
     target_ms: float | None = None
     """Plan steps, budget and guidance: milliseconds that one batch may take, without autoencoder and files."""
     target_images_per_s: float | None = None
     """The same as a rate."""
     target_gflops: float | None = None
     """The same for the FLOPs of an image."""
-    solver: Literal["euler", "heun"] = "euler"
-    """heun is second order and evaluates twice a step."""
-    shift: float = 1.0
-    """More of the steps near noise; 1 is even."""
-    cache: float = 0.0
-    """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
-    seed: int = 0
-    """Seed of the first image; the next ones count up."""
-    batch_size: int = 64
-    """Images at a time; changes no image."""
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network; the solver's state stays float32."""
     compile: bool = False
     """Compile the network first: worth its minutes for many images, or large ones."""
     json: bool = False
@@ -97,7 +69,13 @@ TARGETS = ("target_ms", "target_images_per_s", "target_gflops")
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "sample", arguments)
+    record = liked(arguments)
+    options: dict[str, Any] = {}
+    if record is not None:
+        compiled = "compile" in record.made_with
+        known: dict[str, Any] = {"model": Path(record.model), "row": record.row, "compile": compiled}
+        options = {"default": Args(**known, **vars(record.settings))}
+    args: Args = parse_arguments(Args, "sample", arguments, **options)
     given = [name for name in TARGETS if getattr(args, name) is not None]
     wrong = [name for name in PLANNED if getattr(args, name) != getattr(Args, name)]
     if given and wrong:
@@ -105,16 +83,36 @@ def parse(arguments: Sequence[str]) -> Args:
     return args
 
 
+def liked(arguments: Sequence[str]) -> SampleRecord | None:
+    """What the picture named by --like says; its settings are the defaults of all other options."""
+    given = [following for option, following in itertools.pairwise(arguments) if option == "--like"]
+    given += [option.removeprefix("--like=") for option in arguments if option.startswith("--like=")]
+    return read_record(Path(given[-1])) if given else None
+
+
+def read_record(path: Path) -> SampleRecord:
+    """Raises ValueError where there is no picture, or it does not say how it was made."""
+    from elit.data.picture_files import read_text
+
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        raise ValueError(f"like={error}") from None
+    if text is None:
+        raise ValueError(f"like={str(path)!r}: says nothing of how it was made; give a picture that elit wrote")
+    return SampleRecord.from_text(text, f"like={str(path)!r}")
+
+
 def run(args: Args) -> dict[str, Any]:
     import time
 
     import torch
 
-    from elit.data.autoencoders import decode, load_autoencoder
-    from elit.data.images import output_kind, write_samples
+    from elit.data.autoencoders import load_autoencoder
+    from elit.data.images import output_kind, save_animation, single_frames, write_samples
     from elit.models.saved import load_model
+    from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, number_of_images, weights_fingerprint
     from elit.sampling.evaluations import sampling_flops
-    from elit.sampling.sample import sample
 
     device = check_device(args.device)
     dtype = getattr(torch, args.dtype)
@@ -122,54 +120,74 @@ def run(args: Args) -> dict[str, Any]:
     vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None, torch_dtype=dtype)
     if vae is not None:
         vae.to(device)
+    weights, environment = weights_fingerprint(model), made_with(model.device, compile=args.compile)
+    if args.like is not None:
+        compare(read_record(args.like), args, weights, environment)
 
     clips = len(model.sample_size) == 3
     pictures = vae is not None or model.config.in_channels in (1, 3)
-    output_kind(args.out, pictures=pictures, clips=clips)  # before the work, not after it
-    conditions = chosen_conditions(args, model, device)
-    count = len(args.sample_budgets) or min(len(conditions), 64) if args.count is None else args.count
-    if count < 1:
-        raise ValueError(f"count={count}: give at least 1")
-    y = conditions[torch.arange(count) % len(conditions)]
+    kind = output_kind(args.out, pictures=pictures, clips=clips)  # before the work, not after it
+    conditions = conditions_of(model, args.labels, args.prompts, args.text_encoder)
+    count = number_of_images(args, conditions)
     plan = planned(args, model, min(count, args.batch_size))
-    settings: dict[str, Any] = {
-        "steps": plan.steps if plan else args.steps,
-        **({"budget": plan.budget} if plan else budget_arguments(args)),
-        "guidance": plan.guidance if plan else chosen_guidance(args),
-        "solver": args.solver,
-        "shift": args.shift,
-        "cache": plan.cache if plan else args.cache,
-    }
-    flops = sampling_flops(model, **settings)
+    settings = SampleSettings(**{each.name: getattr(args, each.name) for each in fields(SampleSettings)})
+    if plan:
+        settings = replace(settings, **planned_settings(plan))
+    flops = sampling_flops(model, **settings.arguments())
 
+    made = count if args.row is None else 1
     start = time.perf_counter()
     with show_progress("sampling", count) as progress:
-        x = sample(
-            model, y, seed=args.seed, batch_size=args.batch_size, progress=progress, compile=args.compile, **settings
-        )
+        x = draw(model, settings, conditions=conditions, row=args.row, compile=args.compile, progress=progress)
     seconds = time.perf_counter() - start
     if pictures:
-        with torch.no_grad():
-            x = torch.cat([decode(vae, part) for part in x.split(args.batch_size)])
-    write_samples(x, args.out, pictures=pictures)
+        x = as_pixels(x, vae, settings.batch_size)
+
+    def describe(row: int | None) -> str:
+        name = str(args.model)
+        return SampleRecord(model=name, weights=weights, settings=settings, row=row, made_with=environment).to_text()
+
+    if args.row is None or kind in ("array", "folder"):
+        write_samples(
+            x, args.out, pictures=pictures, describe=lambda row: describe(row if args.row is None else args.row)
+        )
+    else:
+        save_animation(single_frames(x[0], args.out.suffix), args.out, describe(args.row))
     result = {
         "out": str(args.out),
-        "count": count,
+        "count": made,
         "gflops_per_image": flops / 1e9,
-        "ms_per_image": 1e3 * seconds / count,
+        "ms_per_image": 1e3 * seconds / made,
         "plan": plan and {"words": plan.words, "ms": plan.ms, "metric": plan.metric, "quality": plan.quality},
     }
     if not args.json:
         what = "clips" if clips else "images"
-        print(f"{args.out}: {count} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
+        print(f"{args.out}: {made} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
     return result
 
 
-def budget_arguments(args: Args) -> dict[str, Any]:
-    """The options that set budgets, as arguments of `elit.sample`."""
-    given = {"budget": None if args.budget == "full" else args.budget}
-    lists = {name: getattr(args, name) or None for name in ("step_budgets", "sample_budgets")}
-    return given | lists
+def compare(record: SampleRecord, args: Args, weights: str, environment: dict[str, str]) -> None:
+    """Notes why the picture may come out otherwise. Raises ValueError for other weights under the same name."""
+    if record.weights != weights and Path(record.model) == args.model and record.settings.dtype == args.dtype:
+        raise ValueError(
+            f"like={str(args.like)!r}: was made by other weights than {record.model} has now; name the model that made "
+            "it, or leave --like out"
+        )
+    for name, value in environment.items():
+        if (before := record.made_with.get(name)) != value:
+            print(f"elit sample: note: {args.like} was made with {name} {before}, here it is {value}", file=sys.stderr)
+
+
+def planned_settings(plan: Any) -> dict[str, Any]:
+    """A plan as the options that it stands for."""
+    settings: dict[str, Any] = {"steps": plan.steps, "cache": plan.cache, "guidance": "none"}
+    settings["budget"] = "full" if plan.budget is None else str(plan.budget)
+    if plan.guidance is not None:
+        guide = plan.guidance
+        settings |= {"guidance": guide.kind, "scale": guide.scale, "guidance_interval": guide.interval}
+        if guide.budget is not None:
+            settings["guidance_budget"] = str(guide.budget)
+    return settings
 
 
 def planned(args: Args, model: Any, batch: int) -> Any:
@@ -197,28 +215,11 @@ def planned(args: Args, model: Any, batch: int) -> Any:
 
 def chosen_guidance(args: Any) -> Any:
     """elit.CFG, AG or CCFG from the options of that name, or None."""
-    from elit.budgets import parse_budget
-    from elit.flow.guidance import AG, CCFG, CFG
-
-    if args.guidance == "none":
-        return None
-    if args.guidance == "cfg":
-        return CFG(args.scale, interval=args.guidance_interval)
-    kind = AG if args.guidance == "ag" else CCFG
-    return kind(args.scale, parse_budget(args.guidance_budget), interval=args.guidance_interval)
+    return make_guidance(args.guidance, args.scale, args.guidance_budget, args.guidance_interval)
 
 
 def chosen_conditions(args: Any, model: Any, device: str) -> Any:
     """y of every label or prompt. Raises ValueError where the model takes the other kind."""
-    from elit.data.text import encode_prompts
+    from elit.sampling.draw import conditions_of
 
-    if "text_encoder" not in model.config:
-        if args.prompts:
-            raise ValueError(f"prompts={args.prompts[0]!r}: this model takes classes; give labels")
-        return model.conditions(args.labels or range(model.config.num_classes))
-    if args.labels:
-        raise ValueError(f"labels={args.labels[0]}: this model takes text; give prompts")
-    if not args.prompts:
-        raise ValueError("prompts: none given; this model takes text, such as --prompts 'a handwritten seven'")
-    encoder = args.text_encoder or model.config.text_encoder
-    return encode_prompts(args.prompts, encoder, length=model.config.text_length, device=device)
+    return conditions_of(model, args.labels, args.prompts, args.text_encoder)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from elit.data.picture_files import FORMATS, MOVING, encode_picture
 from elit.files import replacing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -196,55 +197,76 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Writes a PNG."""
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
+def save_image(image: Image.Image, path: Path, text: str = "") -> None:
+    """Writes a picture in the format of its suffix, with `text` inside."""
+    _write(path, encode_picture([image], path.suffix, text))
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path, *, frames_per_second: float = 4) -> None:
-    """Writes a looping GIF."""
-    first, *rest = frames
-    options = {"save_all": True, "append_images": rest, "loop": 0, "duration": 1000 / frames_per_second}
-    with replacing(path) as temporary:
-        first.save(temporary, format="GIF", **options)
+def save_animation(frames: Sequence[Image.Image], path: Path, text: str = "") -> None:
+    """Writes a looping GIF or WebP, with `text` inside."""
+    _write(path, encode_picture(frames, path.suffix, text))
 
 
 def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
-    """ "grid" for a .png, "animation" for a .gif, "array" for a .npz, "folder" for no suffix.
+    """ "grid" for a picture, "animation" for a .gif or .webp of clips, "array" for a .npz, "folder" for no suffix.
 
     pictures: the samples are pixels; otherwise only an array can hold them. clips: they have frames.
     Raises ValueError for what cannot be written.
     """
-    kinds = {".png": "grid", ".npz": "array", "": "folder"} | ({".gif": "animation"} if clips else {})
-    kind = kinds.get(out.suffix.lower())
-    if kind is None:
-        moving = ", a .gif for moving clips" if clips else ""
-        raise ValueError(f"out={str(out)!r}: give a .png for a grid{moving}, a .npz for an array, or a folder")
-    if kind != "array" and not pictures:
+    suffix = out.suffix.lower()
+    kinds = dict.fromkeys(FORMATS, "grid") | {".npz": "array", "": "folder"}
+    if clips:
+        kinds |= dict.fromkeys(MOVING, "animation")
+    if suffix not in kinds:
+        still = [name for name in FORMATS if not (clips and name in MOVING)]
+        moving = f", {' or '.join(MOVING)} for moving clips" if clips else ""
+        names = f"{', '.join(still)} for a grid{moving}"
+        raise ValueError(f"out={str(out)!r}: give a {names}, a .npz for an array, or a folder")
+    if kinds[suffix] != "array" and not pictures:
         raise ValueError(f"out={str(out)!r}: the samples are latents, no pictures; give their vae, or a .npz")
-    return kind
+    return kinds[suffix]
 
 
-def write_samples(samples: Tensor, out: Path, *, pictures: bool) -> None:
-    """Images (B, C, H, W) or clips (B, C, T, H, W) as a grid, an animation, an array or separate files."""
-    clips = samples.ndim == 5
-    kind = output_kind(out, pictures=pictures, clips=clips)
-    scale = max(1, 64 // samples.shape[-1])
-    columns = math.ceil(len(samples) ** 0.5)
-    if kind == "grid":
-        save_image(image_grid(as_pictures(samples), 1 if clips else columns, scale=scale), out)
-    elif kind == "animation":
-        save_animation([image_grid(frame, columns, scale=scale) for frame in samples.unbind(2)], out)
-    elif kind == "folder" and clips:
-        for i, clip in enumerate(samples):
-            save_animation([image_grid(frame[None], 1) for frame in clip.unbind(1)], out / f"{i:06d}.gif")
-    elif kind == "folder":
-        for i, image in enumerate(samples):
-            save_image(image_grid(image[None], 1), out / f"{i:06d}.png")
-    else:
+def write_samples(
+    samples: Tensor, out: Path, *, pictures: bool, describe: Callable[[int | None], str] = lambda row: ""
+) -> None:
+    """Images (B, C, H, W) or clips (B, C, T, H, W) as a grid, an animation, an array or separate files.
+
+    describe: the text inside a picture of all samples (None) or of one row of them; an array has none.
+    """
+    kind = output_kind(out, pictures=pictures, clips=samples.ndim == 5)
+    if kind == "folder":
+        for row, sample in enumerate(samples):
+            path = out / f"{row:06d}{'.gif' if samples.ndim == 5 else '.png'}"
+            _write(path, encode_picture(single_frames(sample, path.suffix), path.suffix, describe(row)))
+    elif kind == "array":
         array = samples.float().cpu().numpy()
         if pictures:
             array = to_uint8(samples).movedim(1, -1).expand(*[-1] * (samples.ndim - 1), 3).numpy()
         with replacing(out) as temporary, temporary.open("wb") as file:
             np.savez(file, array)
+    else:
+        _write(out, encode_picture(sheet_frames(samples, out.suffix), out.suffix, describe(None)))
+
+
+def sheet_frames(samples: Tensor, suffix: str) -> list[Image.Image]:
+    """All samples on one sheet, small ones enlarged; of clips a moving sheet, or for a still format their frames."""
+    scale = max(1, 64 // samples.shape[-1])
+    columns = math.ceil(len(samples) ** 0.5)
+    if samples.ndim == 4:
+        return [image_grid(samples, columns, scale=scale)]
+    if suffix.lower() in MOVING:
+        return [image_grid(frame, columns, scale=scale) for frame in samples.unbind(2)]
+    return [image_grid(as_pictures(samples), 1, scale=scale)]
+
+
+def single_frames(sample: Tensor, suffix: str) -> list[Image.Image]:
+    """One image (C, H, W), or one clip (C, T, H, W): its frames, in a still format side by side."""
+    if sample.ndim == 3 or suffix.lower() not in MOVING:
+        return [image_grid(as_pictures(sample[None]), 1)]
+    return [image_grid(frame[None], 1) for frame in sample.unbind(1)]
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,6 +1,6 @@
 """ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Optional
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elit.budgets import Budget, Schedule, one_schedule
 from elit.compat import execution_device
-from elit.data.autoencoders import decode
+from elit.data.autoencoders import decode, downsampling
 from elit.data.images import to_uint8
 from elit.data.text import embed_prompts
 from elit.flow.guidance import CCFG, CFG, Guidance
@@ -35,6 +35,7 @@ class ElitPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar = ["vae", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs: ClassVar = ["latents"]
 
     def __init__(
         self,
@@ -70,22 +71,37 @@ class ElitPipeline(DiffusionPipeline):
         plan: Plan | None = None,
         step_budgets: Sequence[Budget] | None = None,
         sample_budgets: Sequence[Budget] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        callback_on_step_end: Callable[["ElitPipeline", int, Any, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
         guidance_scale: 1 is off. budget, step_budgets, sample_budgets: as in `elit.sample`. guidance_budget: latents
         per group of the unconditional branch (CCFG); None = those of the main branch (CFG).
+        height, width: of the picture in pixels, default the network's own. num_images_per_prompt: so many of each
+        label or prompt, one after the other.
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
         in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
-        frames, or has its frames behind B. cache, dtype, compile: as in `elit.sample`.
-        plan: in the place of steps, budgets, guidance and cache.
+        frames, or has its frames behind B. return_dict: False gives a tuple. cache, dtype, compile: as in
+        `elit.sample`. plan: in the place of steps, budgets, guidance and cache.
+        callback_on_step_end: called after every step as callback(pipe, step, timestep, {"latents": latents}); latents
+        in the dict that it returns take the place of the state. Once it sets `pipe._interrupt = True` the remaining
+        steps are left out. callback_on_step_end_tensor_inputs: what the dict holds, "latents" is all there is.
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs={sorted(unknown)}: give some of ['latents']")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt={num_images_per_prompt}: give at least 1")
         model, device = self.transformer, execution_device(self)
         y = self._conditions(class_labels, prompt, prompt_embeds)
+        y = y[torch.arange(len(y)).repeat_interleave(num_images_per_prompt)]
         guidance: Guidance | None = (
             CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
         )
@@ -115,19 +131,66 @@ class ElitPipeline(DiffusionPipeline):
         network = runner(model, dtype, compile=compile)
         velocity = guided_network(model, y.to(device), evaluations, guidance, network, kept)
 
-        shape = (len(y), model.config.in_channels, *model.sample_size)
+        size = self._sample_size(height, width)
+        shape = (len(y), model.config.in_channels, *size)
         if latents is None:
+            if isinstance(generator, list) and len(generator) != len(y):
+                raise ValueError(
+                    f"generator: {len(generator)} generators for {len(y)} samples; give one a sample, or one"
+                )
             latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
-        elif latents.shape != shape and (latents.shape[:2] != shape[:2] or latents.ndim != len(shape)):
+        elif latents.shape != shape and (
+            latents.shape[:2] != shape[:2] or latents.ndim != len(shape) or (height, width) != (None, None)
+        ):
             raise ValueError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
         x = latents.to(device, torch.float32)
+        self._guidance_scale, self._num_timesteps = guidance.scale if guidance else 1.0, len(self.scheduler.timesteps)
+        self._interrupt = False
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            if self._interrupt:
+                continue  # as in diffusers' pipelines, the bar runs to its end
             # Scheduler convention: the derivative in the noise level, noise − data.
             x = self.scheduler.step(-velocity(x, times[step], step), timestep, x, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                told = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
+                x = (callback_on_step_end(self, step, timestep, told) or {}).get("latents", x)
 
         images = self._finish(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last call, or the one that runs; 1 is off."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call, or of the one that runs."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the remaining steps are left out; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    def _sample_size(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        """What the network works on for a picture of that many pixels. Raises ValueError, in pixels."""
+        factor, size = downsampling(self.vae), list(self.transformer.sample_size)
+        for axis, (name, pixels) in enumerate({"height": height, "width": width}.items()):
+            if pixels is None:
+                continue
+            if pixels < 1 or pixels % factor:
+                raise ValueError(f"{name}={pixels}: give a multiple of {factor}, the pixels of an autoencoder's cell")
+            size[axis - 2] = pixels // factor
+        if (height, width) != (None, None):
+            try:
+                self.transformer.token_grid(size)
+            except ValueError as error:
+                pictures = "×".join(str(length * factor) for length in size[-2:])
+                cells = f" ({factor} pixels an autoencoder's cell)" if factor > 1 else ""
+                raise ValueError(f"height, width: {pictures} pixels do not fit{cells}: {error}") from None
+        return tuple(size)
 
     def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
         given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}

@@ -14,6 +14,8 @@ from elit.sampling.evaluations import Evaluations, sampling_plan, shares_head
 from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
 
+OnStep = Callable[[int, float, Tensor], None]
+
 
 def sample(
     model: Transformer,
@@ -35,6 +37,7 @@ def sample(
     dtype: torch.dtype | None = None,
     compile: bool = False,
     plan: Plan | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Samples (B, C, H, W) or (B, C, T, H, W), float32 on the model's device; pixels in [-1, 1] or autoencoder cells.
 
@@ -53,6 +56,8 @@ def sample(
     dtype: of the network, default as it is; the solver's state stays float32. Another one makes a copy of the weights,
     which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA graph a budget.
     plan: of `elit.plan`, in the place of steps, budget, guidance, solver and cache.
+    on_step: called as on_step(step, t, x) before every step of every batch, with the state (B, C, ...) at time t; what
+    it raises ends the run.
 
     Raises ValueError for what does not fit the model, and for what is given twice.
     """
@@ -94,6 +99,8 @@ def sample(
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
         rows = wanted[part].to(model.device)
         velocity = guided_network(model, rows, evaluations, guidance, network, kept and kept[part])
+        if on_step:
+            velocity = watched(velocity, on_step)
         with torch.no_grad():
             samples.append(run(velocity, x.to(model.device, torch.float32), times))
         if progress:
@@ -156,6 +163,22 @@ def mixed_budgets(
     for each in dict.fromkeys(kept):
         weak_branch(model, guidance, each)
     return kept
+
+
+def watched(
+    velocity: Callable[[Tensor, float, int], Tensor], on_step: OnStep
+) -> Callable[[Tensor, float, int], Tensor]:
+    """The same velocity, telling `on_step` of the state before every step."""
+    told = -1
+
+    def watch(x: Tensor, t: float, step: int) -> Tensor:
+        nonlocal told
+        if step != told:  # Heun's looks at a step twice
+            told = step
+            on_step(step, t, x)
+        return velocity(x, t, step)
+
+    return watch
 
 
 def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
