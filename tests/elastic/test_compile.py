@@ -53,7 +53,7 @@ def graphs():
 
 def test_compiled_gives_the_same_at_every_budget():
     model, x = elastic("DiTTransformer2DModel")
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="eager")  # graphs are what this is about, not what becomes of them
     counters.clear()
     with torch.no_grad():
         for kept in (16, 8, 4, 7, 3, 2):
@@ -72,7 +72,7 @@ def test_compiled_blocks_give_the_same():
     with torch.no_grad():
         for compiling in (False, True):
             if compiling:
-                model.compile_repeated_blocks(backend="aot_eager")
+                model.compile_repeated_blocks(backend="eager")
             for kept in (16, 4):
                 with elit.budget(kept):
                     found = output(model(**x))

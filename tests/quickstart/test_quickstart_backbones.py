@@ -60,6 +60,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_ow
     monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=20))
     monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
 
+    for drawing in ("draw_pictures", "write_report"):
+        monkeypatch.setattr(f"elit.quickstart.run.{drawing}", lambda *_: None)
+
     def numbers(seed):
         result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None).results()
         return [{k: v for k, v in row.items() if k != "ms_per_image"} for row in result["rows"]]
