@@ -15,8 +15,8 @@ class RandomDropInterface(LatentInterface):
 
     slots: Tensor
 
-    def read(self, tokens: Tensor, c: Tensor, kept: int, *equal_windows: Any, **only: Any) -> Tensor:
-        self.slots = torch.randperm(len(self.latents))[:kept].sort().values.to(tokens.device)
+    def read(self, tokens: Tensor, c: Tensor, num_latents: int, *equal_windows: Any, **only: Any) -> Tensor:
+        self.slots = torch.randperm(len(self.latents))[:num_latents].sort().values.to(tokens.device)
         return self.reader(self.latents[self.slots], self._grouped(tokens) + self.position, c)
 
 

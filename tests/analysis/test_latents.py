@@ -43,16 +43,16 @@ def by_hand(model, x, t, y, slots):
     head_width = model.config.hidden_size // model.config.num_heads
     rope = rope_tables(grid_positions(model.token_grid(size), window, x.device), head_width)
     head, core, tail = model.stages()
-    c, beside = model.condition(t, y)
-    s, beside = model.run(head, model.patch_embed(patchify(x, model.patch_size, window)), c, rope, beside)
+    c, aux = model.condition(t, y)
+    s, aux = model.run_blocks(head, model.patch_embed(patchify(x, model.patch_size, window)), c, rope, aux)
     interface = model.latent_interface
     tokens = s.reshape(-1, len(interface.position), s.shape[2])
     latents = interface.reader(interface.latents[slots], tokens + interface.position, c)
     grid = model.token_grid(size)
     everywhere = latent_positions(grid, window, parts_of(grid, window, len(interface.latents)), x.device)
     kept = torch.isin(everywhere[:, 0], torch.tensor(slots, dtype=torch.float32))
-    latents, beside = model.run(core, latents, c, rope_tables(everywhere[kept], head_width), beside)
-    s, _ = model.run(tail, interface.write(s, latents), c, rope, beside)
+    latents, aux = model.run_blocks(core, latents, c, rope_tables(everywhere[kept], head_width), aux)
+    s, _ = model.run_blocks(tail, interface.write(s, latents), c, rope, aux)
     return unpatchify(model.final(s, c), size, model.patch_size, window)
 
 

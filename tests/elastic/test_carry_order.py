@@ -58,7 +58,7 @@ def test_a_plan_finds_its_way_there_and_back(kept):
         carried.append(windows[:, part.slots].flatten())
         for window in windows:
             share = asked[bool(window[0] < 56), part.shape] / 16
-            assert part.kept == max(1, round(share * part.tokens))
+            assert part.num_latents == max(1, round(share * part.tokens))
     assert torch.equal(torch.cat(carried), latents)
     assert plan.full == (kept == 16)
 

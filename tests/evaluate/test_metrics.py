@@ -221,7 +221,7 @@ def test_scores_of_prompts_and_of_clips(classifier):
     assert wrong.steady < 0.2
 
     text = untrained("ELIT-MM-DiT-S/1", 8, text_features=16, pooled_features=16, window=(4, 4))
-    prompts = text.conditions(CAPTIONS)
+    prompts = text.prepare_condition(CAPTIONS)
     scores = score_dial(text, ImageDetector(classifier), digits().images, **settings | {"conditions": prompts})
     assert scores[0].gflops_per_image == pytest.approx(elit.count_flops(text, budget=12) / 1e9)
 

@@ -355,12 +355,12 @@ def test_classes_go_by_name_where_the_network_knows_them(tmp_path):
     settings = {"sample_size": 8, "hidden_size": 24, "num_heads": 2, "depth": 3, "num_classes": 3}
     model = create_model("ELIT-DiT-S/2", class_names=names, **settings)
     for asked, numbers in (("Sneaker", [2]), (["T_Shirt", "ankle-boot", 2, "1"], [0, 1, 2, 1]), ([1, 2], [1, 2])):
-        assert model.conditions(asked).tolist() == numbers
+        assert model.prepare_condition(asked).tolist() == numbers
     with pytest.raises(ValueError, match="labels='sneeker': no such class; did you mean 'sneaker'"):
-        model.conditions(["sneeker"])
+        model.prepare_condition(["sneeker"])
     with pytest.raises(ValueError, match="labels are 0 to 2"):
-        model.conditions(["7"])
+        model.prepare_condition(["7"])
     model.save_pretrained(tmp_path)
-    assert load_model(tmp_path).conditions(["sneaker"]).tolist() == [2]
+    assert load_model(tmp_path).prepare_condition(["sneaker"]).tolist() == [2]
     with pytest.raises(ValueError, match="no class names; give numbers from 0 to 2"):
-        create_model("ELIT-DiT-S/2", **settings).conditions(["sneaker"])
+        create_model("ELIT-DiT-S/2", **settings).prepare_condition(["sneaker"])

@@ -104,7 +104,7 @@ def test_padding_is_never_looked_at(kind):
 def test_characters_do_not_see_their_padding():
     model = opened("elit-mmdit")
     x, t, _ = inputs(model, batch=2)
-    short, long = model.conditions(["a one", "a one"]), model.conditions(["a one", "a long one"])
+    short, long = model.prepare_condition(["a one", "a one"]), model.prepare_condition(["a one", "a long one"])
     assert torch.allclose(model(x, t, short)[0], model(x, t, long)[0], atol=1e-5)
     assert not torch.allclose(model(x, t, short)[1], model(x, t, long)[1], atol=1e-3)
 

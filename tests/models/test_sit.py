@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import elit
 from elit.analysis.attention import read_attention
 from elit.models.presets import create_model
-from elit.models.sit import ddpm_clock
+from elit.models.sit import ddpm_time
 from elit.sampling.sample import sample, seeded_noise
 
 ELIT = {"sample_size": 16, "hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
@@ -52,12 +52,12 @@ def test_the_clock_of_ddpm():
     """Steps at their own noise levels, halves between them, and the ends."""
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     level = kept.sqrt() / (kept.sqrt() + (1 - kept).sqrt())
-    steps, told = ddpm_clock(level)
+    steps, told = ddpm_time(level)
     assert torch.allclose(steps, torch.arange(1000.0), atol=0.05)
     assert torch.allclose(told, level.float())
-    between, _ = ddpm_clock((level[300:301] + level[301:302]) / 2)
+    between, _ = ddpm_time((level[300:301] + level[301:302]) / 2)
     assert between.item() == pytest.approx(300.5, abs=0.05)
-    ends, told = ddpm_clock(torch.tensor([0.0, 1.0]))
+    ends, told = ddpm_time(torch.tensor([0.0, 1.0]))
     assert ends.tolist() == [999, 0]
     assert told.tolist() == pytest.approx([level[-1].item(), 1.0])
 

@@ -73,7 +73,7 @@ def load_examples(
         help = " or the autoencoder that the model was trained in as vae" if vae is None and x.shape[1] == 3 else ""
         raise ValueError(f"data={data!r}: samples of {tuple(x.shape[1:])}, this model takes {wanted}; give such{help}")
     prompts = load_prompts(config, images, model.device)
-    y = model.conditions(labels if prompts is None else prompts[labels])
+    y = model.prepare_condition(labels if prompts is None else prompts[labels])
     names = images.classes if prompts is None else images.captions
     made = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
     return Examples(x, y, tuple(names[label] for label in labels.tolist()), made)

@@ -85,7 +85,7 @@ def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: S
         parts = parts_of(grid, spec.window, kept, step)
         n = math.prod(spec.window)
         total += sit_interface_flops(tokens, n, d) if network is SiT else interface_flops(parts, d)
-        latents = sum(part.windows * part.kept for part in parts)
+        latents = sum(part.windows * part.num_latents for part in parts)
         total += _stage_flops(network, config, spec, range(head, head + core), latents)
     else:
         resolve_budget(budget, ())

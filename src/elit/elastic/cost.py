@@ -54,7 +54,7 @@ def _windows(
         return [(tokens // full, full, full if kept is None else int(kept))]  # type: ignore[arg-type]
     counts = [full if kept is None else kept] * len(tokens) if isinstance(kept, int | None) else kept
     return [
-        (part.windows, part.tokens, part.kept)
+        (part.windows, part.tokens, part.num_latents)
         for grid, count in zip(tokens, counts, strict=True)
         for part in parts_of(tuple(grid), window, count)
     ]

@@ -32,7 +32,7 @@ class ElasticInterface(LatentInterface):
         """tokens (B, N, d), c (B, condition width) -> latents (B, K, d)."""
         latents, grouped = [], self._parts(tokens[:, plan.grouped], [part.tokens for part in plan.parts], plan)
         for part, of_part in zip(plan.parts, grouped, strict=True):
-            start = self.latents[: part.kept]  # (J̃, d)
+            start = self.latents[: part.num_latents]  # (J̃, d)
             if self.carry:
                 start = start + of_part[:, part.slots].unflatten(0, (len(tokens), -1))  # (B, G, J̃, d)
             latents.append(start)
@@ -46,11 +46,11 @@ class ElasticInterface(LatentInterface):
     def finish(self, tokens: Tensor, start: Tensor, latents: Tensor, plan: Plan) -> Tensor:
         """tokens (B, N, d) before Read; latents (B, K, d) before (`start`) and after the core -> tokens (B, N, d)."""
         grouped = self._parts(tokens[:, plan.grouped], [part.tokens for part in plan.parts], plan)
-        kept = [part.kept for part in plan.parts]
-        after = self._parts(latents[:, plan.from_core], kept, plan)
+        counts = [part.num_latents for part in plan.parts]
+        after = self._parts(latents[:, plan.from_core], counts, plan)
         if self.carry:
             # s + (l_out − l_in), in the order that gives back l_out to the bit where s = l_in.
-            before = self._parts(start[:, plan.from_core], kept, plan)
+            before = self._parts(start[:, plan.from_core], counts, plan)
             grouped = [
                 spread(l_out, part) + (s - spread(l_in, part))
                 for part, s, l_in, l_out in zip(plan.parts, grouped, before, after, strict=True)
@@ -68,6 +68,6 @@ class ElasticInterface(LatentInterface):
 
 def spread(latents: Tensor, part: Carried) -> Tensor:
     """(B·G, J̃, d) -> (B·G, n, d): each place takes the mean of the nearest carried ones."""
-    if part.kept == part.tokens:
+    if part.num_latents == part.tokens:
         return latents[:, part.spread]
     return part.spread.to(latents.dtype) @ latents

@@ -37,10 +37,10 @@ def coarse_to_fine(window: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def spread_to_window(window: tuple[int, ...], kept: int) -> Tensor:
+def spread_to_window(window: tuple[int, ...], num_latents: int) -> Tensor:
     """(n, J̃): what each place of a window takes from the carried: the mean of those nearest to it; rows sum to 1."""
     places = grid_positions(window, window, torch.device("cpu"))
-    distance = torch.cdist(places, places[list(coarse_to_fine(window)[:kept])])  # (n, J̃)
+    distance = torch.cdist(places, places[list(coarse_to_fine(window)[:num_latents])])  # (n, J̃)
     nearest = (distance < distance.amin(1, keepdim=True) + 1e-4).float()
     return nearest / nearest.sum(1, keepdim=True)
 
@@ -50,7 +50,7 @@ class Carried(NamedTuple):
 
     windows: int
     shape: tuple[int, ...]
-    kept: int
+    num_latents: int
     """J̃: of each of these windows."""
     slots: Tensor
     """(J̃,) the place in its window that a slot is carried from."""
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
     """Where tokens lie: in the model's own order, group by group, and among the carried ones."""
 
     window: tuple[int, ...]
-    kept: int
+    num_latents: int
     """J̃ of a full window."""
     full: bool
     """All are carried: the sequence is then the model's own, and nothing needs to move."""
@@ -88,13 +88,16 @@ class Plan(NamedTuple):
 @torch.compiler.disable
 @lru_cache(maxsize=256)
 def make_plan(
-    grids: tuple[tuple[int, ...], ...], window: tuple[int, ...], kept: int | tuple[int, ...], device: torch.device
+    grids: tuple[tuple[int, ...], ...],
+    window: tuple[int, ...],
+    num_latents: int | tuple[int, ...],
+    device: torch.device,
 ) -> Plan:
     """The plan for one or more token grids that follow each other in a sequence, cut into windows of at most `window`.
 
-    kept: of a full window, for all grids or one a grid. A smaller window keeps the same share, at least one.
+    num_latents: of a full window, for all grids or one a grid. A smaller window keeps the same share, at least one.
     """
-    counts = (kept,) * len(grids) if isinstance(kept, int) else kept
+    counts = (num_latents,) * len(grids) if isinstance(num_latents, int) else num_latents
     # Kept for later calls, of which some may train: a tensor of inference mode could not take part.
     with torch.inference_mode(False):
         pieces: dict[tuple[tuple[int, ...], int], list[Tensor]] = {}  # (G, n) places, by shape and J̃

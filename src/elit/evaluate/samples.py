@@ -124,7 +124,7 @@ class Sampler:
                 "autoencoder they were trained in"
             )
         if conditions is None:
-            conditions = model.conditions(range(model.config.num_classes))
+            conditions = model.prepare_condition(range(model.config.num_classes))
         self.model, self.out, self.vae, self.conditions, self.chunk = model, out, vae, conditions, chunk
         self.network = {
             "model": describe_network(model),

@@ -57,7 +57,7 @@ class DiT(Transformer):
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
         return [Block(*sizes) for _ in range(self.config.depth)]
 
-    def conditions(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
+    def prepare_condition(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
         """Labels or names of classes, one or several, as (B,) integers."""
         if isinstance(y, str):
             y = [y]

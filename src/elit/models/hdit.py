@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from elit.models.dit import DiT
 from elit.models.layers import Block, Rope
-from elit.models.transformer import Beside
+from elit.models.transformer import AuxStreams
 
 MERGED = 4  # tokens in one: 2×2 neighbours, or 4 latents of one group
 
@@ -41,16 +41,18 @@ class HDiT(DiT):
         kinds = [WideBlock if i in wide else Block for i in range(self.config.depth)]
         return [kind(width, num_heads, mlp_ratio) for kind in kinds]
 
-    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
+    def run_blocks(
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
+    ) -> tuple[Tensor, AuxStreams]:
         wide = [i for i, block in enumerate(blocks) if isinstance(block, WideBlock)]
         if not wide:
-            return super().run(blocks, x, c, rope, beside)
+            return super().run_blocks(blocks, x, c, rope, aux)
         first, end = wide[0], wide[-1] + 1
-        x, _ = super().run(blocks[:first], x, c, rope, ())  # (B, L, d)
+        x, _ = super().run_blocks(blocks[:first], x, c, rope, ())  # (B, L, d)
         merged = self.merge(x.unflatten(1, (-1, MERGED)).flatten(2))  # (B, L/4, 2d)
-        merged, _ = super().run(blocks[first:end], merged, c, rope.every(MERGED), ())
+        merged, _ = super().run_blocks(blocks[first:end], merged, c, rope.every(MERGED), ())
         fine = self.split(merged).unflatten(2, (MERGED, -1)).flatten(1, 2)  # (B, L, d)
-        return super().run(blocks[end:], fine + self.keep * (x - fine), c, rope, beside)
+        return super().run_blocks(blocks[end:], fine + self.keep * (x - fine), c, rope, aux)
 
     @classmethod
     def plain_window(cls, axes: int) -> tuple[int, ...]:

@@ -167,25 +167,27 @@ class LatentInterface(nn.Module):
         nn.init.zeros_(self.writer.attention.proj.weight)
         nn.init.zeros_(self.writer.mlp.fc2.weight)
 
-    def read(self, tokens: Tensor, c: Tensor, kept: int, parts: Sequence[Part] = (), window: Shape = ()) -> Tensor:
-        """tokens (B, N, d) -> the first `kept` latents of every group (B, K, d).
+    def read(
+        self, tokens: Tensor, c: Tensor, num_latents: int, parts: Sequence[Part] = (), window: Shape = ()
+    ) -> Tensor:
+        """tokens (B, N, d) -> the first `num_latents` of every group (B, K, d).
 
         parts: where windows of at most `window` have several shapes, what each of them keeps.
         """
         if not parts:
-            return self.reader(self.latents[:kept], self._grouped(tokens) + self.position, c)
+            return self.reader(self.latents[:num_latents], self._grouped(tokens) + self.position, c)
         positions = [corner(self.position, part.shape, window) for part in parts]
         grouped = _split(tokens, [(part.windows, part.tokens) for part in parts])
         seen = [of_part + position for of_part, position in zip(grouped, positions, strict=True)]
-        return self.reader([self.latents[: part.kept] for part in parts], seen, c)
+        return self.reader([self.latents[: part.num_latents] for part in parts], seen, c)
 
     def write(self, tokens: Tensor, latents: Tensor, parts: Sequence[Part] = (), window: Shape = ()) -> Tensor:
         """tokens (B, N, d), latents (B, K, d) -> (B, N, d); parts and window as in `read`."""
         if parts:
             positions = [corner(self.position, part.shape, window) for part in parts]
             grouped = _split(tokens, [(part.windows, part.tokens) for part in parts])
-            kept = _split(latents, [(part.windows, part.kept) for part in parts])
-            written = self.writer(grouped, positions, kept)
+            split = _split(latents, [(part.windows, part.num_latents) for part in parts])
+            written = self.writer(grouped, positions, split)
             return torch.cat([of_part.reshape(len(tokens), -1, tokens.shape[2]) for of_part in written], 1)
         of_group = self._grouped(tokens)
         return self.writer(of_group, self.position, latents.reshape(len(of_group), -1, latents.shape[2])).view_as(
@@ -211,6 +213,6 @@ def latent_positions(grid: Shape, window: Shape, parts: Sequence[Part], device: 
         groups = list(windows_of(grid, window, device).groups.float().split([part.windows for part in parts]))
     positions = []
     for group, part in zip(groups, parts, strict=True):
-        slot = torch.arange(part.kept, device=device, dtype=torch.float32)[:, None].expand(len(group), -1, 1)
-        positions.append(torch.cat((slot, group[:, None].expand(-1, part.kept, -1)), dim=-1).flatten(0, 1))
+        slot = torch.arange(part.num_latents, device=device, dtype=torch.float32)[:, None].expand(len(group), -1, 1)
+        positions.append(torch.cat((slot, group[:, None].expand(-1, part.num_latents, -1)), dim=-1).flatten(0, 1))
     return torch.cat(positions)

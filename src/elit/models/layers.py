@@ -144,12 +144,12 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, tanh-GELU, linear."""
+    """Linear, tanh-GELU, linear: (..., dim) -> (..., dim), `hidden_dim` wide between."""
 
-    def __init__(self, width: int, hidden: int, bias: bool = True):
+    def __init__(self, dim: int, hidden_dim: int, bias: bool = True):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden, bias)
-        self.fc2 = nn.Linear(hidden, width, bias)
+        self.fc1 = nn.Linear(dim, hidden_dim, bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

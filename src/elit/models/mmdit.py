@@ -23,7 +23,7 @@ from elit.models.conditioning import (
 )
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import Block, Modulation, QKNorm, Rope, attend, layer_norm, modulate
-from elit.models.transformer import Beside, Transformer, on_cpu
+from elit.models.transformer import AuxStreams, Transformer, on_cpu
 
 
 class JointBlock(nn.Module):
@@ -124,19 +124,21 @@ class MMDiT(Transformer):
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
         return [*(JointBlock(*sizes) for _ in range(self.config.depth - 1)), LastJointBlock(*sizes)]
 
-    def condition(self, t: Tensor, y: Condition) -> tuple[Tensor, Beside]:
-        """Beside the image tokens run the text tokens (B, M, d) and their mask (B, M)."""
-        c, *beside = self.conditioning(t, as_text(y))
-        return c, tuple(beside)
+    def condition(self, t: Tensor, y: Condition) -> tuple[Tensor, AuxStreams]:
+        """The auxiliary streams are the text tokens (B, M, d) and their mask (B, M)."""
+        c, *aux = self.conditioning(t, as_text(y))
+        return c, tuple(aux)
 
-    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
-        text, text_mask = beside
+    def run_blocks(
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
+    ) -> tuple[Tensor, AuxStreams]:
+        text, text_mask = aux
         mask = F.pad(text_mask, (0, x.shape[1]), value=True)[:, None, None]  # (B, 1, 1, M + L)
         for block in blocks:
-            x, text = self.call(block, x, text, c, rope, mask)
+            x, text = self.checkpointed_call(block, x, text, c, rope, mask)
         return x, (text, text_mask)
 
-    def conditions(self, y: Any) -> Condition:
+    def prepare_condition(self, y: Any) -> Condition:
         """Prompts (one or several, for characters), or what a forward takes as y, as a batch."""
         if isinstance(y, str):
             y = [y]

@@ -23,7 +23,7 @@ from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
 from elit.models.interface import CrossAttention, InterfaceSpec
 from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
-from elit.models.transformer import joined, together
+from elit.models.transformer import run_by_budget
 
 Convention = Literal["noise", "data", "ddpm"]
 CONVENTIONS = ("noise", "data", "ddpm")
@@ -36,7 +36,7 @@ class SiT(DiT):
     convention: what the weights mean by time and output. A forward means the same with all three.
         "noise"    sees the noise level 1 − t, says the velocity: ELIT's published networks, and those made here
         "data"     sees t, says the velocity: the original SiT
-        "ddpm"     sees one of DDPM's 1000 steps, says the noise: the original DiT; see `ddpm_clock`
+        "ddpm"     sees one of DDPM's 1000 steps, says the noise: the original DiT; see `ddpm_time`
 
     Raises ValueError where the sizes do not fit each other.
     """
@@ -85,54 +85,53 @@ class SiT(DiT):
     ) -> Tensor:
         """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`: t = 0 is noise, velocity = data − noise."""
         self._check_inputs(x, t, y)
-        kept = self._budgets(budget, branch_budgets, len(x), shared)
+        counts = self._budgets(budget, branch_budgets, len(x), shared)
         if self.config.convention == "ddpm":
-            step, level = ddpm_clock(t)
+            step, level = ddpm_time(t)
             level = level.view(-1, 1, 1, 1)
-            noise = self.network((x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype), step, y, kept, shared)
-            x, level = (torch.cat([each] * len(kept)) if shared else each for each in (x, level))
+            noise = self.network((x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype), step, y, counts, shared)
+            x, level = (torch.cat([each] * len(counts)) if shared else each for each in (x, level))
             return ((x - noise) / level).to(x.dtype)
-        return self.network(x, self.clock(t), y, kept, shared)
+        return self.network(x, self.model_time(t), y, counts, shared)
 
-    def clock(self, t: Tensor) -> Tensor:
+    def model_time(self, t: Tensor) -> Tensor:
         """t as the weights were taught it."""
         if self.config.convention == "ddpm":
-            return ddpm_clock(t)[0]
+            return ddpm_time(t)[0]
         return t if self.config.convention == "data" else 1 - t
 
     def time_embedding(self, t: Tensor) -> Tensor:
-        return super().time_embedding(self.clock(t))
+        return super().time_embedding(self.model_time(t))
 
-    def network(self, x: Tensor, clock: Tensor, y: Condition, kept: Sequence[int], shared: bool) -> Tensor:
+    def network(self, x: Tensor, model_time: Tensor, y: Condition, counts: Sequence[int], shared: bool) -> Tensor:
         """What the weights say of x (B, C, H, W) at a time as they were taught it (B,), one budget a part of B, or each
         for all of B."""
         size, window = x.shape[2:], self.window(x.shape[2:])
         position = sincos_positions(grid_positions(self.token_grid(size), window, x.device), self.config.hidden_size)
         head, core, tail = self.stages()
 
-        c = self.conditioning(clock, y)  # (B, d)
+        c = self.conditioning(model_time, y)  # (B, d)
         s = self.patch_embed(patchify(x, self.patch_size, window))  # (B, N, d)
         s = self.through(head, s + position.to(s.dtype), c)
         if self.latent_interface is None:
             s = self.through(core, s, c)
         else:
             s, latents = self.latent_interface.read(s, c, self.raster(size, x.device))  # (B, N, d), (B, G, J, d)
-            parts = [[each] * len(kept) if shared else each.chunk(len(kept)) for each in (latents, c)]
-            ends: list[Tensor] = [latents] * len(kept)
-            for count, places in together(kept):
-                l_i, c_i = (joined([part[i] for i in places]) for part in parts)
+
+            def elastic_core(count: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+                l_i, c_i = parts
                 kept_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
                 after = self.through(core, kept_i, c_i).unflatten(1, (l_i.shape[1], count))
-                written = torch.cat((after, l_i[:, :, count:]), 2)  # (B, G, J, d)
-                for i, end in zip(places, written.chunk(len(places)), strict=True):
-                    ends[i] = end
-            s, c = (torch.cat([each] * len(kept)) if shared else each for each in (s, c))
-            s = self.latent_interface.write(s, joined(ends))  # (B, N, d)
+                return (torch.cat((after, l_i[:, :, count:]), 2),)  # (B, G, J, d)
+
+            (latents,) = run_by_budget(elastic_core, counts, (latents, c), shared=shared)
+            s, c = (torch.cat([each] * len(counts)) if shared else each for each in (s, c))
+            s = self.latent_interface.write(s, latents)  # (B, N, d)
         s = self.through(tail, s, c)
         return unpatchify(self.final(s, c), size, self.patch_size, window)
 
     def through(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
-        return self.run(blocks, x, c, None, ())[0]  # type: ignore[arg-type]  # None = no rotation
+        return self.run_blocks(blocks, x, c, None, ())[0]  # type: ignore[arg-type]  # None = no rotation
 
     def raster(self, size: Sequence[int], device: torch.device) -> Tensor:
         """Each token's place in raster order over the whole image, (N,), for tokens in group-major order."""
@@ -288,7 +287,7 @@ def sincos_positions(positions: Tensor, width: int) -> Tensor:
     return torch.cat((column.sin(), column.cos(), row.sin(), row.cos()), -1)
 
 
-def ddpm_clock(t: Tensor) -> tuple[Tensor, Tensor]:
+def ddpm_time(t: Tensor) -> tuple[Tensor, Tensor]:
     """The step of DDPM that has the noise of t, and t as it can be told: (B,) -> (B,), (B,), float32.
 
     DDPM's x_s = α_s·data + σ_s·noise (linear betas, 1000 steps) is X_t up to a factor where α/σ = t / (1 − t):
@@ -296,8 +295,8 @@ def ddpm_clock(t: Tensor) -> tuple[Tensor, Tensor]:
     nothing to be told; t stays there. From velocity = (X_t − noise) / t, an Euler step is one of DDIM's.
     """
     betas = torch.linspace(1e-4, 0.02, 1000, device=t.device, dtype=torch.float32)
-    kept = (1 - betas).log().cumsum(0)  # log α²
-    alpha, sigma = (kept / 2).exp(), (-kept.expm1()).sqrt()
+    log_signal = (1 - betas).log().cumsum(0)  # log α²
+    alpha, sigma = (log_signal / 2).exp(), (-log_signal.expm1()).sqrt()
     times = (alpha / (alpha + sigma)).flip(0)  # of steps 999 to 0, ascending
     level = t.float().clamp(min=times[0])
     right = torch.searchsorted(times, level.contiguous()).clamp(1, 999)

@@ -4,7 +4,7 @@ B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, cast
 
@@ -28,14 +28,15 @@ from elit.models.layers import (
 )
 from elit.models.windows import Part, divides, parts_of
 
-Beside = tuple[Tensor, ...]  # tensors that travel beside the tokens, batch first: a text stream, long skips
+AuxStreams = tuple[Tensor, ...]
+"""What blocks hand on besides the tokens, batch first: a text stream, the outputs for long skips."""
 
 
 class Transformer(ModelMixin, ConfigMixin, ABC):
     """A diffusion transformer with a compute dial; with `interface=None`, the same one without.
 
-    A backbone says what its blocks are (`make_blocks`), how a stage of them runs (`run`) and how it is conditioned
-    (`condition` and what has it in its name). Everything else is here.
+    A backbone says what its blocks are (`make_blocks`), how a stage of them runs (`run_blocks`) and how it is
+    conditioned (`condition` and what has it in its name). Everything else is here.
     """
 
     _supports_gradient_checkpointing = True
@@ -110,49 +111,48 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         the CPU; on a device that would be a sync, so check them before they go there.
         """
         self._check_inputs(x, t, y)
-        kept = self._budgets(budget, branch_budgets, len(x), shared)
+        counts = self._budgets(budget, branch_budgets, len(x), shared)
         size, window = x.shape[2:], self.window(x.shape[2:])
         grid = self.token_grid(size)
         rope = self.rope(grid, None, x)
         head, core, tail = self.stages()
 
-        c, beside = self.condition(t, y)  # (B, d)
+        c, aux = self.condition(t, y)  # (B, d)
         s = self.patch_embed(patchify(x, self.patch_size, window))  # (B, N, d)
-        s, beside = self.run(head, s, c, rope, beside)
-        if self.latent_interface is None:
-            s, beside = self.run(core, s, c, rope, beside)
+        s, aux = self.run_blocks(head, s, c, rope, aux)
+        if (interface := self.latent_interface) is None:
+            s, aux = self.run_blocks(core, s, c, rope, aux)
         else:
-            parts = [[each] * len(kept) if shared else each.chunk(len(kept)) for each in (s, c, *beside)]
-            ends: list[Sequence[Tensor]] = [()] * len(kept)
-            for count, places in together(kept):
-                s_i, c_i, *beside_i = (joined([part[i] for i in places]) for part in parts)
+
+            def elastic_core(count: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+                s_i, c_i, *aux_i = parts
                 shapes = self.parts(grid, count), window
-                latents = self.latent_interface.read(s_i, c_i, count, *shapes)  # (B, K, d)
-                rope_l = self.rope(grid, count, x)
-                latents, after = self.run(core, latents, c_i, rope_l, tuple(beside_i))
-                written = (self.latent_interface.write(s_i, latents, *shapes), *after)  # (B, N, d)
-                for i, *end in zip(places, *(each.chunk(len(places)) for each in written), strict=True):
-                    ends[i] = end
-            s, *rest = (joined(end) for end in zip(*ends, strict=True))
-            c, beside = torch.cat([c] * len(kept)) if shared else c, tuple(rest)
-        s, _ = self.run(tail, s, c, rope, beside)
+                latents = interface.read(s_i, c_i, count, *shapes)  # (B, K, d)
+                latents, after = self.run_blocks(core, latents, c_i, self.rope(grid, count, x), tuple(aux_i))
+                return (interface.write(s_i, latents, *shapes), *after)  # (B, N, d)
+
+            s, *rest = run_by_budget(elastic_core, counts, (s, c, *aux), shared=shared)
+            c, aux = torch.cat([c] * len(counts)) if shared else c, tuple(rest)
+        s, _ = self.run_blocks(tail, s, c, rope, aux)
         return unpatchify(self.final(s, c), size, self.patch_size, window)
 
-    def condition(self, t: Tensor, y: Any) -> tuple[Tensor, Beside]:
-        """The conditioning (B, d) of a forward, and what starts out beside the tokens."""
+    def condition(self, t: Tensor, y: Any) -> tuple[Tensor, AuxStreams]:
+        """The conditioning (B, d) of a forward, and the auxiliary streams at the first block."""
         return self.conditioning(t, y), ()
 
     def time_embedding(self, t: Tensor) -> Tensor:
         """What the conditioning knows of times (B,), (B, d): how far it moves says how far the output may."""
         return self.conditioning.time(t)  # type: ignore[operator]
 
-    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
-        """One stage: x (B, L, d) through `blocks`, with what travels beside it."""
+    def run_blocks(
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
+    ) -> tuple[Tensor, AuxStreams]:
+        """One stage: x (B, L, d) through `blocks`, with its auxiliary streams."""
         for block in blocks:
-            x = self.call(block, x, c, rope)
-        return x, beside
+            x = self.checkpointed_call(block, x, c, rope)
+        return x, aux
 
-    def call(self, block: nn.Module, *inputs: Any) -> Any:
+    def checkpointed_call(self, block: nn.Module, *inputs: Any) -> Any:
         """`block(*inputs)`, recomputed in the backward pass where gradient checkpointing is on."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint_block(self, block, *inputs)
@@ -167,7 +167,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         return LatentInterface(width, num_heads, torch.Size(spec.window).numel(), spec.num_latents)
 
     @abstractmethod
-    def conditions(self, y: Any) -> Any:
+    def prepare_condition(self, y: Any) -> Any:
         """What a user hands in for a batch, as `y` of a forward on the CPU. Raises ValueError."""
 
     @abstractmethod
@@ -196,11 +196,11 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """The window that a grid must divide into; None = any grid will do, smaller windows make up the rest."""
         return None if spec else cls.plain_window(axes)
 
-    def parts(self, grid: tuple[int, ...], kept: int) -> list[Part]:
-        """The windows of a grid by shape, and what each keeps; none where all have the size they should."""
+    def parts(self, grid: tuple[int, ...], num_latents: int) -> list[Part]:
+        """The windows of a grid by shape, and the latents of each; none where all have the size they should."""
         if self.spec is None or divides(grid, self.spec.window):
             return []
-        return parts_of(grid, self.spec.window, kept, self.budget_step)
+        return parts_of(grid, self.spec.window, num_latents, self.budget_step)
 
     def window(self, size: Sequence[int]) -> tuple[int, ...]:
         """Tokens of a group along each axis."""
@@ -211,14 +211,14 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """The window in which a baseline sorts its tokens; None = the whole grid is one."""
         return None
 
-    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
-        """Rotary tables of the tokens of a grid or, with `kept`, of that many latents of each of its groups."""
+    def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
+        """Rotary tables of the tokens of a grid or, with `num_latents`, of that many latents of each of its groups."""
         size = [length * p for length, p in zip(grid, self.patch_size, strict=True)]
         # What is made in a trace, or in inference mode, is of no use to other forwards.
         keeps = type(x) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
         head_width = self.config.hidden_size // self.config.num_heads
-        make = kept_tables if keeps else make_tables
-        return make(grid, self.window(size), kept, self.budget_step, head_width, x.device)
+        make = cached_tables if keeps else make_tables
+        return make(grid, self.window(size), num_latents, self.budget_step, head_width, x.device)
 
     def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
         """Raises ValueError where width, heads, depth, window and split do not fit each other."""
@@ -255,20 +255,22 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if shared and branch_budgets is None:
             raise ValueError("shared=True: goes with branch_budgets")
         if branch_budgets is not None:
-            kept = [resolve_budget(part, self.budgets) for part in branch_budgets]
+            counts = [resolve_budget(part, self.budgets) for part in branch_budgets]
         elif is_list(budget):
-            kept = equal_parts(budgets_of_samples(cast(Sequence[Budget], budget), batch, self.budgets, "budget"))
+            counts = equal_parts(budgets_of_samples(cast(Sequence[Budget], budget), batch, self.budgets, "budget"))
         else:
-            kept = [resolve_budget(cast(Budget, budget), self.budgets)]
+            counts = [resolve_budget(cast(Budget, budget), self.budgets)]
         if shared:
             if not self.budgets:
                 raise ValueError("shared=True: this model has no latent interface, so nothing differs after its head")
-            return cast(list[int], kept)
-        if all(count == kept[0] for count in kept[1:]):  # a set would hash them: a compilation for each
-            kept = kept[:1]
-        if batch % len(kept):
-            raise ValueError(f"branch_budgets={branch_budgets!r}: {len(kept)} budgets do not divide a batch of {batch}")
-        return cast(list[int], kept)
+            return cast(list[int], counts)
+        if all(count == counts[0] for count in counts[1:]):  # a set would hash them: a compilation for each
+            counts = counts[:1]
+        if batch % len(counts):
+            raise ValueError(
+                f"branch_budgets={branch_budgets!r}: {len(counts)} budgets do not divide a batch of {batch}"
+            )
+        return cast(list[int], counts)
 
     def _check_inputs(self, x: Tensor, t: Tensor, y: Any) -> None:
         axes, channels = len(self.patch_size), self.config.in_channels
@@ -282,16 +284,37 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         self.check_condition(y, len(x))
 
 
-def together(kept: Sequence[int]) -> list[tuple[int, list[int]]]:
+def run_by_budget(
+    core: Callable[[int, Sequence[Tensor]], Sequence[Tensor]],
+    counts: Sequence[int],
+    inputs: Sequence[Tensor],
+    *,
+    shared: bool,
+) -> list[Tensor]:
+    """Runs `core` once for each of the different budgets; its outputs, batch first, in the order of the batch.
+
+    counts: latents of a group for each of equal parts of the batch or, shared, each for all of it. inputs: tensors,
+    batch first. core(count, inputs of the parts that have this count) -> tensors with as many rows.
+    """
+    parts = [[each] * len(counts) if shared else each.chunk(len(counts)) for each in inputs]
+    ends: list[Sequence[Tensor]] = [()] * len(counts)
+    for count, places in group_by_budget(counts):
+        outputs = core(count, [joined([part[i] for i in places]) for part in parts])
+        for i, *end in zip(places, *(each.chunk(len(places)) for each in outputs), strict=True):
+            ends[i] = end
+    return [joined(end) for end in zip(*ends, strict=True)]
+
+
+def group_by_budget(counts: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Each different budget with the places that have it. Compares and hashes nothing: a budget may be symbolic."""
-    found: list[tuple[int, list[int]]] = []
-    for place, count in enumerate(kept):
-        places = next((places for known, places in found if known == count), None)
+    groups: list[tuple[int, list[int]]] = []
+    for place, count in enumerate(counts):
+        places = next((places for known, places in groups if known == count), None)
         if places is None:
-            found.append((count, [place]))
+            groups.append((count, [place]))
         else:
             places.append(place)
-    return found
+    return groups
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -299,14 +322,19 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def make_tables(
-    grid: tuple[int, ...], window: tuple[int, ...], kept: int | None, step: int, head_width: int, device: torch.device
+    grid: tuple[int, ...],
+    window: tuple[int, ...],
+    num_latents: int | None,
+    step: int,
+    head_width: int,
+    device: torch.device,
 ) -> Rope:
-    if kept is None:
+    if num_latents is None:
         return rope_tables(grid_positions(grid, window, device), head_width)
-    return rope_tables(latent_positions(grid, window, parts_of(grid, window, kept, step), device), head_width)
+    return rope_tables(latent_positions(grid, window, parts_of(grid, window, num_latents, step), device), head_width)
 
 
-kept_tables = lru_cache(maxsize=128)(make_tables)
+cached_tables = lru_cache(maxsize=128)(make_tables)
 
 
 def on_cpu(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elit.models.dit import DiT
 from elit.models.layers import Block, Rope
-from elit.models.transformer import Beside
+from elit.models.transformer import AuxStreams
 
 
 class SkipBlock(Block):
@@ -42,16 +42,18 @@ class UViT(DiT):
         pairs = skip_pairs(depth, self.spec.split if self.spec else None)
         return [SkipBlock(*sizes, gives=i in pairs, takes=i in pairs.values()) for i in range(depth)]
 
-    def run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, beside: Beside) -> tuple[Tensor, Beside]:
-        """Beside the tokens lies a pile of outputs: a block puts its own on top, its mirror takes it off again."""
+    def run_blocks(
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
+    ) -> tuple[Tensor, AuxStreams]:
+        """The auxiliary stream is a stack of outputs: a block pushes its own, and its mirror pops it."""
         for block in blocks:
             if block.skip is None:
-                x = self.call(block, x, c, rope)
+                x = self.checkpointed_call(block, x, c, rope)
             else:
-                x, beside = self.call(block, x, c, rope, beside[-1]), beside[:-1]
+                x, aux = self.checkpointed_call(block, x, c, rope, aux[-1]), aux[:-1]
             if block.gives:
-                beside = (*beside, x)
-        return x, beside
+                aux = (*aux, x)
+        return x, aux
 
 
 def skip_pairs(depth: int, split: Sequence[int] | None) -> dict[int, int]:

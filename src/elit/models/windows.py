@@ -56,14 +56,14 @@ def count_windows(grid: Shape, window: Shape) -> dict[Shape, int]:
     return dict(sorted(counts.items(), key=lambda entry: (-prod(entry[0]), entry[0])))
 
 
-def share(kept: int, tokens: int, full: int, step: int = 1) -> int:
-    """Latents kept in a window of `tokens` where one of `full` tokens keeps `kept`: the same share, at least `step`.
+def share(num_latents: int, tokens: int, full: int, step: int = 1) -> int:
+    """Latents of a window of `tokens` where one of `full` tokens has `num_latents`: the same share, at least `step`.
 
-    Rounded to the nearest multiple of `step`; integers only, since under torch.compile `kept` is symbolic.
+    Rounded to the nearest multiple of `step`; integers only, since under torch.compile `num_latents` is symbolic.
     """
     if tokens == full:
-        return kept
-    return max(step, (2 * kept * tokens + full * step) // (2 * full * step) * step)
+        return num_latents
+    return max(step, (2 * num_latents * tokens + full * step) // (2 * full * step) * step)
 
 
 class Part(NamedTuple):
@@ -71,7 +71,7 @@ class Part(NamedTuple):
 
     windows: int
     shape: Shape
-    kept: int
+    num_latents: int
 
     @property
     def tokens(self) -> int:
@@ -79,10 +79,10 @@ class Part(NamedTuple):
         return prod(self.shape)
 
 
-def parts_of(grid: Shape, window: Shape, kept: int, step: int = 1) -> list[Part]:
-    """The windows of a grid by shape, in group-major order, where a full one keeps `kept` latents."""
+def parts_of(grid: Shape, window: Shape, num_latents: int, step: int = 1) -> list[Part]:
+    """The windows of a grid by shape, in group-major order, where a full one has `num_latents` latents."""
     counts = count_windows(grid, window).items()
-    return [Part(count, shape, share(kept, prod(shape), prod(window), step)) for shape, count in counts]
+    return [Part(count, shape, share(num_latents, prod(shape), prod(window), step)) for shape, count in counts]
 
 
 def make_windows(grid: Shape, window: Shape, device: torch.device) -> Windows:

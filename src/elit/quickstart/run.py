@@ -164,7 +164,7 @@ def quickstart(
 
 def class_conditions(model: Transformer) -> Condition:
     """y for each of the ten digits: its label, or its prompt."""
-    return model.conditions(CAPTIONS if "text_encoder" in model.config else list(range(10)))
+    return model.prepare_condition(CAPTIONS if "text_encoder" in model.config else list(range(10)))
 
 
 def noun(clips: bool) -> str:

@@ -39,7 +39,7 @@ def load_released(
     Write for S, B, L, XL. ema: the averaged weights; False = those of the last step. Bare weights are what they are.
 
     An ELIT-SiT answers `model(x, 1 - t, y, budget=B)` with minus what the authors' network says of (x, t). A DiT's
-    noise becomes the velocity of the same samples, DDIM's step an Euler step (`elit.models.sit.ddpm_clock`). The
+    noise becomes the velocity of the same samples, DDIM's step an Euler step (`elit.models.sit.ddpm_time`). The
     variances that the original SiT and DiT predict beside it, and a seventh modulation that no Read uses, are left out.
 
     Nothing in the file is run: tensors, plain values and argparse's Namespace are all that is read from it.

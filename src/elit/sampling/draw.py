@@ -73,7 +73,7 @@ def conditions_of(
     if "text_encoder" not in model.config:
         if prompts:
             raise ValueError(f"prompts={prompts[0]!r}: this model takes classes; give labels")
-        return model.conditions(list(labels) or range(model.config.num_classes))
+        return model.prepare_condition(list(labels) or range(model.config.num_classes))
     if labels:
         raise ValueError(f"labels={labels[0]}: this model takes text; give prompts")
     if not prompts:

@@ -201,8 +201,9 @@ class ElitPipeline(DiffusionPipeline):
         if prompt is not None and self.text_encoder is not None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             length = self.transformer.config.text_length
-            return self.transformer.conditions(embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length))
-        return self.transformer.conditions(given[chosen[0]])
+            text = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
+            return self.transformer.prepare_condition(text)
+        return self.transformer.prepare_condition(given[chosen[0]])
 
     def _finish(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":

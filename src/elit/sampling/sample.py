@@ -75,7 +75,7 @@ def sample(
     if noise is not None and (seed != 0 or sample_size is not None):
         name, value = ("seed", seed) if seed != 0 else ("sample_size", sample_size)
         raise ValueError(f"noise, {name}={value!r}: noise takes the place of seed and sample_size; give one of them")
-    wanted: Condition = model.conditions(y)
+    wanted: Condition = model.prepare_condition(y)
     count = len(wanted)
     size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
     model.token_grid(size)
