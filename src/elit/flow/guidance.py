@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from elit.arguments import real_number, shortened
 from elit.budgets import Budget, resolve_budget
 
 
@@ -29,11 +30,16 @@ class Guidance:
     """Guidance acts at times low <= t <= high; elsewhere only the main branch runs."""
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
-            raise ValueError(f"guidance scale={self.scale}: give a number >= 0; 1 is off")
-        low, high = self.interval
+        scale = real_number("guidance scale", self.scale, least=0)
+        if not isinstance(self.scale, int | float):  # a scalar of numpy or torch
+            object.__setattr__(self, "scale", scale)
+        try:
+            low, high = (real_number("guidance interval", each) for each in self.interval)
+        except (TypeError, ValueError):
+            low, high = 1.0, 0.0
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance interval={self.interval}: need 0 <= low <= high <= 1")
+            raise ValueError(f"guidance interval={shortened(self.interval)}: need 0 <= low <= high <= 1")
+        object.__setattr__(self, "interval", (low, high))
 
     def active(self, t: float) -> bool:
         # With a tolerance: 1 − 0.7, a time counted from the other end, must not miss 0.3 by a rounding error.

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from elit.arguments import real_number, shortened, whole_number
 from elit.flow.path import shift_time
 
 Velocity = Callable[[Tensor, float, int], Tensor]
@@ -16,10 +17,7 @@ Velocity = Callable[[Tensor, float, int], Tensor]
 
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     """steps + 1 times from 0 to 1, even before `shift_time`. Raises ValueError for steps < 1 or shift <= 0."""
-    if steps < 1:
-        raise ValueError(f"steps={steps}: give at least 1")
-    if not shift > 0:
-        raise ValueError(f"shift={shift}: give a number above 0; 1 keeps the steps even")
+    steps, shift = whole_number("steps", steps, 1), real_number("shift", shift, above=0)
     return [shift_time(i / steps, shift) for i in range(steps + 1)]
 
 
@@ -45,6 +43,6 @@ SOLVERS = {"euler": euler, "heun": heun}
 
 
 def get_solver(name: str) -> Callable[[Velocity, Tensor, Sequence[float]], Tensor]:
-    if name not in SOLVERS:
-        raise ValueError(f"solver={name!r}: give one of {', '.join(SOLVERS)}")
+    if not isinstance(name, str) or name not in SOLVERS:
+        raise ValueError(f"solver={shortened(name)}: give one of {', '.join(SOLVERS)}")
     return SOLVERS[name]

@@ -43,7 +43,7 @@ class ClassConditioning(nn.Module):
         self.label = nn.Embedding(num_classes + 1, width)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.time(t) + self.label(y)
+        return self.time(t) + self.label(y.long())
 
 
 @dataclass(frozen=True)

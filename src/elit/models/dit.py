@@ -71,10 +71,10 @@ class DiT(Transformer):
         if not len(y):
             raise ValueError("y: no labels; give at least one")
         self.check_condition(y, len(y))
-        return y
+        return y.long()
 
     def without_condition(self, y: Tensor, dropped: Tensor | None = None) -> Tensor:
-        null = torch.full_like(y, self.config.num_classes)
+        null = torch.full_like(y, self.config.num_classes, dtype=torch.int64)
         return null if dropped is None else torch.where(dropped, null, y)
 
     def example_condition(self, batch: int) -> Tensor:

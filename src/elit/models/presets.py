@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from elit.arguments import real_number, shortened, whole_number, whole_numbers
 from elit.models.dit import DiT
 from elit.models.hdit import HDiT, merged_blocks
 from elit.models.interface import InterfaceSpec
@@ -68,6 +69,11 @@ QWEN_IMAGE = Preset(
     },
 )
 PATCHES = (1, 2, 4)
+LEAST = {
+    **dict.fromkeys(("in_channels", "num_classes", "depth", "hidden_size", "num_heads"), 1),
+    **{"text_features": 1, "text_length": 1, "pooled_features": 0},
+}
+"""The whole numbers among a network's settings, and the least that each may be."""
 
 
 @cache
@@ -91,6 +97,13 @@ def list_models() -> list[str]:
     return [f"{kind}{name}" for kind in ("", "ELIT-") for name in presets()]
 
 
+def close_names(name: Any) -> list[str]:
+    """Up to three names that a mistyped one may mean, the closest first; letters of either case."""
+    plain = {known.lower().replace("-", ""): known for known in list_models()}
+    wanted = str(name).lower().replace("-", "").replace("_", "")
+    return [plain[found] for found in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.7)]
+
+
 def model_config(
     name: str,
     *,
@@ -104,8 +117,9 @@ def model_config(
 ) -> tuple[type[Transformer], dict[str, Any]]:
     """The class and the arguments of the network called `name`; see `create_model`."""
     if name not in list_models():
-        close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()[:3]
-        raise ValueError(f"unknown model {name!r}; close names: {', '.join(close)} (elit.list_models() has all)")
+        close = close_names(name)
+        hint = f"close names: {', '.join(close)} (elit.list_models() has all)" if close else "elit.list_models() has all"
+        raise ValueError(f"unknown model {shortened(name)}; {hint}")
     preset = presets()[name.removeprefix("ELIT-")]
     given = overrides | {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}
     given = {key: value for key, value in given.items() if value is not None}
@@ -116,9 +130,17 @@ def model_config(
         raise ValueError(f"{name}: unknown setting {unknown[0]!r}; valid ones: {valid}")
     sizes = {"depth": preset.depth, "hidden_size": preset.hidden_size, "num_heads": preset.num_heads}
     config = {key: parameters[key].default for key in known} | sizes | preset.settings | given
-    for key in ("in_channels", "num_classes", "depth", "hidden_size", "num_heads", "text_features", "text_length"):
-        if config.get(key, 1) < 1:
-            raise ValueError(f"{key}={config[key]}: give at least 1")
+    for key, least in LEAST.items():
+        if key in config:
+            config[key] = whole_number(key, config[key], least)
+    if "mlp_ratio" in config:
+        config["mlp_ratio"] = real_number("mlp_ratio", config["mlp_ratio"], above=0)
+    for key in ("text_encoder", "convention"):
+        if not isinstance(config.get(key, ""), str):
+            raise ValueError(f"{key}={shortened(config[key])}: give a name")
+    split = split if split is None else whole_numbers("split", split, "(4, 20, 4)", least=0)
+    window = window if window is None else whole_numbers("window", window, "(4, 4)")
+    num_latents = num_latents if num_latents is None else whole_number("num_latents", num_latents, 1)
     if not name.startswith("ELIT-"):
         if split or window or num_latents:
             raise ValueError(f"{name}: a baseline takes no split, window or num_latents; ELIT-{name} does")
@@ -128,7 +150,7 @@ def model_config(
     elif not split:
         split = preset.split if config["depth"] == preset.depth else default_split(config["depth"], preset.network)
     window = window or default_window(config["sample_size"], config["patch_size"], preset.groups_per_axis)
-    spec = InterfaceSpec(split=split, window=tuple(window), num_latents=num_latents or math.prod(window))
+    spec = InterfaceSpec(split=split, window=window, num_latents=num_latents or math.prod(window))
     config["interface"] = spec.to_config()
     return preset.network, config
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
+from elit.arguments import shortened, whole_number, whole_numbers
 from elit.budgets import Budget, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import checkpoint_block
 from elit.models.conditioning import Condition
@@ -274,9 +275,17 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def _check_inputs(self, x: Tensor, t: Tensor, y: Any) -> None:
         axes, channels = len(self.patch_size), self.config.in_channels
+        for name, value in (("x", x), ("t", t)):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name}={shortened(value)}: give a tensor, {'(B, C, ...)' if name == 'x' else '(B,)'}")
         if x.ndim != 2 + axes or x.shape[1] != channels:
             shape = ", ".join(["B", str(channels), *("T", "H", "W")[-axes:]])
             raise ValueError(f"x: shape {tuple(x.shape)}, expected ({shape})")
+        if not len(x):
+            raise ValueError("x: an empty batch; give at least one sample")
+        own = self.patch_embed.weight.dtype
+        if x.dtype != own and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"x: dtype {x.dtype}, and the network's is {own}; convert one of them with .to(...)")
         if t.shape != (len(x),):
             raise ValueError(f"t: shape {tuple(t.shape)}, expected ({len(x)},), one a sample")
         if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
@@ -343,16 +352,19 @@ def on_cpu(value: Tensor) -> bool:
 
 
 def as_size(sample_size: int | Sequence[int]) -> tuple[int, ...]:
-    """An int is a square image."""
-    return (sample_size,) * 2 if isinstance(sample_size, int) else tuple(sample_size)
+    """An int is a square image. Raises ValueError for what is no size."""
+    if isinstance(sample_size, Sequence) or getattr(sample_size, "ndim", 0):
+        return whole_numbers("sample_size", sample_size, "(32, 32)")
+    return (whole_number("sample_size", sample_size, 1),) * 2
 
 
 def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) -> tuple[int, ...]:
-    """An int is that many rows and columns, and one frame of a video."""
-    if not isinstance(patch_size, int):
-        return tuple(patch_size)
+    """An int is that many rows and columns, and one frame of a video. Raises ValueError for what is no size."""
+    if isinstance(patch_size, Sequence) or getattr(patch_size, "ndim", 0):
+        return whole_numbers("patch_size", patch_size, "(2, 2)")
+    patch_size = whole_number("patch_size", patch_size, 1)
     return (1,) * (len(as_size(sample_size)) - 2) + (patch_size, patch_size)
 
 
 def as_json(value: int | Sequence[int]) -> int | list[int]:
-    return value if isinstance(value, int) else list(value)
+    return list(map(int, value)) if isinstance(value, Sequence) or getattr(value, "ndim", 0) else int(value)  # type: ignore[arg-type]
