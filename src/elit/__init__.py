@@ -28,6 +28,9 @@ _HOME = {
     "sample": "elit.sampling.sample",
     "ElitPipeline": "elit.sampling.pipeline",
     "elastify": "elit.elastic.surgery",
+    "Family": "elit.elastic.families.family",
+    "register_family": "elit.elastic.families",
+    "check_family": "elit.elastic.check",
     "budget": "elit.elastic.context",
     "load_elastic": "elit.elastic.load",
     "plan": "elit.planner.choose",
@@ -38,7 +41,10 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from elit.costs.flops import count_flops as count_flops
     from elit.data.text import TextEncoder as TextEncoder
+    from elit.elastic.check import check_family as check_family
     from elit.elastic.context import budget as budget
+    from elit.elastic.families import register_family as register_family
+    from elit.elastic.families.family import Family as Family
     from elit.elastic.load import load_elastic as load_elastic
     from elit.elastic.surgery import elastify as elastify
     from elit.flow.guidance import AG as AG

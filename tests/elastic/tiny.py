@@ -37,9 +37,48 @@ def build(kind: str, **changes: Any) -> nn.Module:
         "WanTransformer3DModel": {
             "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_dim": 20, "freq_dim": 16, "ffn_dim": 48,
         },
+        "QwenImage21Transformer2DModel": {
+            "in_channels": 16, "out_channels": 16, "num_layers": 4, "context_in_dim": 20, "axes_dims_rope": (4, 4, 4),
+        },
+        "Flux2Transformer2DModel": {
+            "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
+            "timestep_guidance_channels": 16, "axes_dims_rope": (4, 4, 2, 2),
+        },
+        "ChromaTransformer2DModel": {
+            "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
+            "axes_dims_rope": (4, 4, 4), "approximator_num_channels": 8, "approximator_hidden_dim": 16,
+            "approximator_layers": 1,
+        },
+        "ZImageTransformer2DModel": {
+            "in_channels": 4, "dim": 24, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+            "cap_feat_dim": 20, "axes_dims": [4, 4, 4], "axes_lens": [128, 64, 64],
+        },
+        "Lumina2Transformer2DModel": {
+            "sample_size": 16, "in_channels": 4, "hidden_size": 24, "num_layers": 4, "num_refiner_layers": 1,
+            "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": (4, 4, 4),
+            "axes_lens": (64, 64, 64), "cap_feat_dim": 20,
+        },
+        "WanVACETransformer3DModel": {
+            "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_dim": 20, "freq_dim": 16, "ffn_dim": 48,
+            "vace_layers": [0, 1, 2], "vace_in_channels": 8,
+        },
+        "CogVideoXTransformer3DModel": {
+            "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_embed_dim": 20, "time_embed_dim": 16,
+            "use_rotary_positional_embeddings": True, "max_text_seq_length": TEXT,
+        },
+        "HunyuanVideo15Transformer3DModel": {
+            "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1, "text_embed_dim": 20,
+            "text_embed_2_dim": 10, "image_embed_dim": 8, "rope_axes_dim": (4, 4, 4),
+        },
+        "LTX2VideoTransformer3DModel": {
+            "in_channels": 4, "out_channels": 4, "num_layers": 4, "cross_attention_dim": 24, "caption_channels": 20,
+            "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
+            "audio_attention_head_dim": 6, "audio_cross_attention_dim": 12,
+        },
     }  # fmt: skip
     torch.manual_seed(0)
-    model = getattr(diffusers, kind)(**HEADS | settings[kind] | changes)
+    heads = {} if kind.startswith(("ZImage", "Lumina2")) else HEADS
+    model = getattr(diffusers, kind)(**heads | settings[kind] | changes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():
@@ -57,26 +96,43 @@ def picture(channels: int, size: tuple[int, ...], batch: int, seed: int) -> Tens
 
 def inputs(kind: str, batch: int = 2, seed: int = 0, grid: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Arguments of a forward on a token grid; the padding of the second text is masked where the class knows masks."""
-    grid = grid or ((2, 4, 8) if kind.startswith("Wan") else (8, 8))
+    grid = grid or ((2, 4, 8) if kind in VIDEOS else (8, 8))
     cells = (*grid[:-2], 2 * grid[-2], 2 * grid[-1])
     generator = torch.Generator().manual_seed(seed + 1)
     text = torch.randn(batch, TEXT, 20, generator=generator)
     mask = torch.arange(TEXT) < torch.tensor([TEXT] + [TEXT - 2] * (batch - 1))[:, None]
     pooled = torch.randn(batch, 10, generator=generator)
     level = torch.rand(batch, generator=generator)
-    if kind in ("QwenImageTransformer2DModel", "FluxTransformer2DModel"):
+    if kind in VIDEOS[1:]:
+        return video_inputs(kind, grid, text, mask, level, seed)
+    if kind.startswith(("Qwen", "Flux", "Chroma")):
         x = picture(4, cells, batch, seed)
         packed = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)  # (B, 64, 16)
         common = {"hidden_states": packed, "encoder_hidden_states": text, "timestep": level}
+        if kind.startswith("QwenImage21"):
+            slots = torch.arange(TEXT + grid[0] * grid[1] // 4) >= TEXT
+            shapes = {"img_shapes": [[(1, *grid)]] * batch, "img_mask": slots.expand(batch, -1)}
+            return common | shapes | {"encoder_hidden_states_mask": mask}
         if kind.startswith("Qwen"):
             return common | {"encoder_hidden_states_mask": mask, "img_shapes": [[(1, *grid)]] * batch}
         rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
         ids = torch.stack((torch.zeros(grid), rows, columns), -1).flatten(0, 1)
         guidance = torch.full((batch,), 3.5)
+        if kind.startswith("Flux2"):
+            ids = torch.cat((ids, torch.zeros(len(ids), 1)), 1).expand(batch, -1, -1)
+            return common | {"img_ids": ids, "txt_ids": torch.zeros(batch, TEXT, 4), "guidance": guidance}
+        if kind.startswith("Chroma"):
+            padded = torch.cat((mask, torch.ones(batch, len(ids), dtype=torch.bool)), 1)
+            return common | {"img_ids": ids, "txt_ids": torch.zeros(TEXT, 3), "attention_mask": padded}
         return common | {
             "pooled_projections": pooled, "img_ids": ids, "txt_ids": torch.zeros(TEXT, 3), "guidance": guidance,
         }  # fmt: skip
+    if kind.startswith("ZImage"):
+        image = list(picture(4, cells, batch, seed)[:, :, None].unbind())
+        return {"x": image, "t": 1 - level, "cap_feats": [row[valid] for row, valid in zip(text, mask, strict=True)]}
     common = {"hidden_states": picture(4, cells, batch, seed), "timestep": (level * 1000).long()}
+    if kind.startswith("Lumina2"):
+        return common | {"timestep": 1 - level, "encoder_hidden_states": text, "encoder_attention_mask": mask}
     if kind == "DiTTransformer2DModel":
         return common | {"class_labels": torch.randint(0, 1000, (batch,), generator=generator)}
     common["encoder_hidden_states"] = text
@@ -87,6 +143,38 @@ def inputs(kind: str, batch: int = 2, seed: int = 0, grid: tuple[int, ...] | Non
     return common
 
 
+def video_inputs(
+    kind: str, grid: tuple[int, ...], text: Tensor, mask: Tensor, level: Tensor, seed: int
+) -> dict[str, Any]:
+    batch, cells = len(text), (grid[0], 2 * grid[1], 2 * grid[2])
+    common = {"encoder_hidden_states": text, "timestep": (level * 1000).long()}
+    if kind.startswith("WanVACE"):
+        control = picture(8, cells, batch, seed + 1)
+        return common | {"hidden_states": picture(4, cells, batch, seed), "control_hidden_states": control}
+    if kind.startswith("CogVideoX"):
+        tables = torch.randn(2, grid[0] * grid[1] * grid[2], 12).cos()
+        sample = picture(4, cells, batch, seed).transpose(1, 2)
+        return common | {"hidden_states": sample, "image_rotary_emb": tuple(tables)}
+    if kind.startswith("Hunyuan"):
+        second, image = torch.randn(batch, 3, 10), torch.zeros(batch, 2, 8)
+        texts = {"encoder_hidden_states_2": second, "encoder_attention_mask_2": torch.ones(batch, 3)}
+        texts |= {"encoder_attention_mask": mask.float(), "image_embeds": image}
+        return common | texts | {"hidden_states": picture(4, grid, batch, seed), "timestep": level * 1000}
+    sample = picture(4, grid, batch, seed).flatten(2).transpose(1, 2)
+    sizes = dict(zip(("num_frames", "height", "width"), grid, strict=True))
+    audio = {"audio_hidden_states": torch.randn(batch, 3, 4), "audio_num_frames": 3}
+    audio |= {"audio_encoder_hidden_states": text, "encoder_attention_mask": mask.float()}
+    return common | sizes | audio | {"hidden_states": sample}
+
+
+VIDEOS = [
+    *("WanTransformer3DModel", "WanVACETransformer3DModel", "CogVideoXTransformer3DModel"),
+    *("HunyuanVideo15Transformer3DModel", "LTX2VideoTransformer3DModel"),
+]
+MORE = [
+    *("QwenImage21Transformer2DModel", "Flux2Transformer2DModel", "ChromaTransformer2DModel"),
+    *("ZImageTransformer2DModel", "Lumina2Transformer2DModel", *VIDEOS[1:]),
+]
 KINDS = [
     *("DiTTransformer2DModel", "QwenImageTransformer2DModel", "FluxTransformer2DModel"),
     *("SD3Transformer2DModel", "PixArtTransformer2DModel", "WanTransformer3DModel"),
@@ -94,7 +182,7 @@ KINDS = [
 
 
 def window(kind: str) -> tuple[int, ...]:
-    return (2, 2, 4) if kind.startswith("Wan") else (4, 4)
+    return (2, 2, 4) if kind in VIDEOS else (4, 4)
 
 
 def autoencoder(channels: int = 4) -> Any:

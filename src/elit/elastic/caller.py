@@ -35,6 +35,8 @@ def pipeline_guides(frame: FrameType) -> bool | None:
             f"guidance: {type(pipeline).__name__} perturbs attention in a branch of its own; leave `guidance` out, so "
             "that all of its branches run at one budget"
         )
+    if "apply_cfg" in names:  # Z-Image, which can stop guiding before the end
+        return bool(names["apply_cfg"])
     if "do_classifier_free_guidance" in names:  # PixArt
         return bool(names["do_classifier_free_guidance"])
     if hasattr(pipeline, "do_classifier_free_guidance"):  # Stable Diffusion 3

@@ -61,7 +61,7 @@ def _windows(
 
 
 def _block(family: Family, name: str, block: nn.Module, image: int, text: int, width: int) -> int:
-    runs_over = {"image": image, "text": text, "both": image + text, "sample": 1}
+    runs_over = {"image": image, "text": text, "both": image + text, "sample": 1, "other": 0}
     total = 4 * width * family.attention(block, image, text)
     for part, layer in block.named_modules():
         if isinstance(layer, nn.Linear):

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from safetensors.torch import load_file
 
-from elit.elastic.families import FAMILIES
+from elit.elastic.families import CLASSES, FAMILIES
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord
 from elit.elastic.surgery import elastify
 from elit.files import fingerprint
@@ -40,7 +40,7 @@ def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
 def _load_transformer(folder: Path, **kwargs: Any) -> Any:
     record = _read_record(folder)
     check_weights(folder, "folder")
-    kind = NETWORKS.get(record.kind) or getattr(diffusers, record.kind)
+    kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind)
     variant = {"variant": VARIANT} if record.changed else {}
     transformer, found = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
     if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):

@@ -10,7 +10,7 @@ would compute each plan anew and have graphs for every budget.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elit.elastic.families import Family
+from elit.elastic.families.family import Arguments, Family, Places
 from elit.elastic.interface import ElasticInterface
 from elit.elastic.token_order import Plan
 
@@ -28,6 +28,8 @@ class CoreBlock:
 
     writes: bool
     """The last of the core."""
+    joined: bool
+    """Its tokens are the whole sequence, text and image."""
 
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Any, **arguments: Any) -> Any:
@@ -39,29 +41,54 @@ class CoreBlock:
         return call.leave(self, super().forward(**call.enter(self, arguments)))  # type: ignore[misc]
 
 
-class Call:
-    """One forward of an elastified transformer."""
+class HintBlock:
+    """What a module beside the core has in front of its class, whose output is added to the tokens in the core."""
 
-    def __init__(self, interface: ElasticInterface, family: Family, plan: Plan):
-        self.interface, self.family, self.plan = interface, family, plan
-        self.tokens: Tensor | None = None  # (B, N, d) as they were before Read, (B, K, d) just after
-        self.start: Tensor | None = None
+    @torch.compiler.disable(recursive=False)
+    def elastic_forward(self: Any, **arguments: Any) -> Any:
+        return hinted(current_call.get(), super().forward(**arguments))  # type: ignore[misc]
+
+
+def hinted(call: Any, output: Any) -> Any:
+    """Its output for the carried tokens."""
+    if call is None or call is PLAIN or call.plan.full:
+        return output
+    return (output[0].index_select(1, call.plan.carried), *output[1:])
+
+
+class Call:
+    """One forward of an elastified transformer. arguments: of that forward."""
+
+    def __init__(self, interface: ElasticInterface, family: Family, plan: Plan, arguments: Arguments):
+        self.interface, self.family, self.plan, self.arguments = interface, family, plan, arguments
+        self.tokens: Tensor | None = None  # (B, N, d) as they were before Read
+        self.start: Tensor | None = None  # (B, K, d) just after
+        self.before: int | Sequence[int] = 0
+        self.others = 0  # tokens of a joined sequence that are not of the image
+        self.places: Places | None = None
         self.taken: dict[str, tuple[Any, Any]] = {}
 
     @torch.compiler.disable(recursive=False)
     def enter(self, block: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
         """A core block's arguments, for the carried tokens."""
-        arguments = dict(arguments)
+        arguments, name = dict(arguments), self.family.tokens
         if self.tokens is None:
-            self.tokens = arguments[self.family.tokens]
+            sequence, count = arguments[name], len(self.plan.grouped)
+            self.others = sequence.shape[1] - count if block.joined else 0
+            if self.others < 0 or (not block.joined and sequence.shape[1] != count):
+                raise ValueError(f"{name}: {sequence.shape[1]} tokens, and their grids say {count}")
+            self.before = self.family.before(self.arguments, self.others)
+            self.tokens = _image_of(sequence, self.before, count) if block.joined else sequence
             self.start = self.interface.start(self.tokens, self.family.condition(block, arguments), self.plan)
-            arguments[self.family.tokens] = self.start
+            arguments[name] = _with_image(sequence, self.before, count, self.start) if block.joined else self.start
         if not self.plan.full:
-            text = arguments.get("encoder_hidden_states")
+            if self.places is None:
+                sequence = _sequence_places(self.before, self.others, self.plan)
+                self.places = Places(self.plan.carried, sequence, len(self.plan.grouped))
             for name, take in self.family.per_token.items():
                 if (value := arguments.get(name)) is not None:
                     if name not in self.taken or self.taken[name][0] is not value:
-                        self.taken[name] = value, take(value, self.plan.carried, 0 if text is None else text.shape[1])
+                        self.taken[name] = value, take(value, self.places)
                     arguments[name] = self.taken[name][1]
         return arguments
 
@@ -70,12 +97,40 @@ class Call:
         """A core block's output; behind the last one, for all tokens again."""
         if not block.writes:
             return output
-        place = self.family.output
+        place = self.family.output if isinstance(output, tuple) else None
         assert self.tokens is not None
         assert self.start is not None
-        latents = output if place is None else output[place]
+        sequence = output if place is None else output[place]
+        kept = len(self.plan.carried)
+        latents = _image_of(sequence, self.before, kept) if block.joined else sequence
         tokens = self.interface.finish(self.tokens, self.start, latents, self.plan)
+        if block.joined:
+            tokens = _with_image(sequence, self.before, kept, tokens)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
+
+
+def _image_of(sequence: Tensor, before: int | Sequence[int], count: int) -> Tensor:
+    """The `count` image tokens (B, count, d) of a sequence (B, S, d), which begin behind `before` others."""
+    if isinstance(before, int):
+        return sequence[:, before : before + count]
+    return torch.stack([row[first : first + count] for row, first in zip(sequence, before, strict=True)])
+
+
+def _with_image(sequence: Tensor, before: int | Sequence[int], count: int, image: Tensor) -> Tensor:
+    """The sequence with other tokens in the place of its `count` image tokens."""
+    if isinstance(before, int):
+        return torch.cat((sequence[:, :before], image, sequence[:, before + count :]), 1)
+    rows = zip(sequence, before, image, strict=True)
+    return torch.stack([torch.cat((row[:first], new, row[first + count :])) for row, first, new in rows])
+
+
+def _sequence_places(before: int | Sequence[int], others: int, plan: Plan) -> Tensor:
+    """See `Places.sequence`; a text that is a stream of its own lies before the image."""
+    count, carried = len(plan.grouped), plan.carried
+    if not isinstance(before, int):
+        return torch.stack([_sequence_places(first, others, plan) for first in before])
+    end = torch.arange(before + count, max(others, before) + count, device=carried.device)
+    return torch.cat((torch.arange(before, device=carried.device), before + carried, end))
 
 
 PLAIN: Any = object()
@@ -114,9 +169,11 @@ class _Plain:
 
 
 def checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
+    call = current_call.get()
+    if isinstance(block, HintBlock):
+        return hinted(call, checkpoint(_Plain(block), *args))
     if not isinstance(block, CoreBlock):
         return checkpoint(block, *args)
-    call = current_call.get()
     if call is PLAIN:
         return checkpoint(_Plain(block), *args)
     kind: Any = type(block)

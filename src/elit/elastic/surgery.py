@@ -15,55 +15,102 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from torch import Tensor
 
 from elit.budgets import budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
-from elit.elastic.context import branch, kept_of_call
-from elit.elastic.families import Family, all_blocks, family_of
+from elit.elastic.context import branch, kept_of_call, kept_of_references
+from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.interface import ElasticInterface
-from elit.elastic.runtime import PLAIN, Call, CoreBlock, active, bypassed, checkpointed, signature_of
+from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, active, bypassed, checkpointed, signature_of
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
 from elit.elastic.token_order import make_plan
 
 
 def elastify(
-    transformer: Any,
+    model: Any,
     *,
-    read_after: int,
-    write_after: int,
-    window: Sequence[int],
+    read_after: int | None = None,
+    write_after: int | None = None,
+    window: Sequence[int] | None = None,
     mode: str = "carry",
     seed: int = 0,
 ) -> Any:
-    """Gives a diffusers transformer a latent interface, in place; returns it. `elit.budget` then sets its budget.
+    """Gives a diffusers transformer, or those of a pipeline, a latent interface, in place; returns what it was given.
+    `elit.budget` then sets its budget.
 
-    read_after, write_after: how many of its blocks lie before Read and before Write (Qwen-Image in the paper: 8, 52);
-    Flux counts on from its double to its single blocks. window: tokens of a group along each axis, (rows, columns) or
-    (frames, rows, columns); a group has as many latents, and `transformer.budgets` lists the counts. mode: "carry",
-    which equals the original at full budget before any training, or "learned", the paper's own. seed: of the new
-    weights.
+    read_after, write_after: how many of its blocks lie before Read and before Write; by default in the paper's
+    proportion, 8 and 52 of 60. Flux counts on from its double to its single blocks. window: tokens of a group along
+    each axis, (rows, columns) or (frames, rows, columns), at most: a grid that they do not divide gets smaller ones. A
+    group has as many latents, and `transformer.budgets` lists the counts. By default one that suits the class.
+    mode: "carry", which equals the original at full budget before any training, or "learned", the paper's own.
+    seed: of the new weights.
 
     Comes before caches, offloading and other hooks on forward, before or after LoRA.
-    Raises ValueError for a class that is not supported, blocks and windows that do not fit, and a second time.
+    Raises ValueError for a class that is not supported, blocks and windows that do not fit, a second time, and a
+    pipeline without a transformer.
     """
+    settings: dict[str, Any] = {
+        "read_after": read_after,
+        "write_after": write_after,
+        "window": window,
+        "mode": mode,
+        "seed": seed,
+    }
+    if isinstance(model, DiffusionPipeline):
+        for transformer in _transformers_of(model):
+            _elastify(transformer, **settings)
+    else:
+        _elastify(model, **settings)
+    return model
+
+
+def _transformers_of(pipe: Any) -> list[Any]:
+    """Wan 2.2 has two, and some of its versions the second one alone."""
+    parts = [pipe.components.get(name) for name in ("transformer", "transformer_2")]
+    if found := [part for part in parts if part is not None]:
+        for part in found:
+            if not isinstance(part, Elastic):
+                family_of(part)  # before the first of them is changed
+        return found
+    raise ValueError(f"model: a {type(pipe).__name__} without a transformer; give one that has it loaded")
+
+
+def default_blocks(depth: int) -> tuple[int, int]:
+    """Read and Write of `depth` blocks, in the paper's proportion for a pretrained model: after 8 and 52 of 60."""
+    outer = min(max(1, round(depth * 8 / 60)), (depth - 1) // 2)
+    return outer, depth - outer
+
+
+def _elastify(
+    transformer: Any,
+    *,
+    read_after: int | None,
+    write_after: int | None,
+    window: Sequence[int] | None,
+    mode: str,
+    seed: int,
+) -> None:
     if isinstance(transformer, Elastic):
         raise ValueError("transformer: is elastified already; load it anew for another interface")
-    family, blocks = family_of(transformer), all_blocks(transformer)
-    window = tuple(window)
+    family = family_of(transformer)
+    if getattr(transformer, "latent_interface", None) is not None:
+        raise ValueError("transformer: has a latent interface of its own; give a baseline")
+    blocks = all_blocks(transformer)
+    first, last = default_blocks(len(blocks))
+    read_after = first if read_after is None else read_after
+    write_after = last if write_after is None else write_after
+    window = tuple(family.window(transformer) if window is None else window)
     _check(family, len(blocks), read_after, write_after, window, mode)
     if any("forward" in vars(module) for module in (transformer, *blocks)):
         raise ValueError(
             "transformer: has hooks on its forward (a cache, offloading); elastify it first, then set those"
         )
-
-    if getattr(transformer, "latent_interface", None) is not None:
-        raise ValueError("transformer: has a latent interface of its own; give a baseline")
     width, heads = family.sizes(transformer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        condition_width = family.condition_chunks * width
+        condition_width = family.condition_width(transformer, blocks[read_after])
         interface = ElasticInterface(width, heads, prod(window), condition_width, carry=mode == "carry")
     device = next(blocks[read_after].parameters()).device
     record = InterfaceRecord(
@@ -74,10 +121,14 @@ def elastify(
     transformer.elastic = interface.to(device, transformer.dtype).train(transformer.training)
     branched = hasattr(transformer, "cache_context")
     _become(transformer, BranchedElastic if branched else Elastic)
+    joined = joined_blocks(transformer)
     for number, block in enumerate(blocks[read_after:write_after], read_after):
         _become(block, CoreBlock)
         vars(block)["writes"] = number == write_after - 1
-    return transformer
+        vars(block)["joined"] = block in joined
+    for number, module in family.hints(transformer).items():
+        if read_after <= number < write_after - 1:  # behind the last core block are all tokens again
+            _become(module, HintBlock)
 
 
 class Elastic:
@@ -113,28 +164,42 @@ class Elastic:
             # Stable Diffusion 3 guides by skipping layers in a forward of the conditional branch alone.
             one_branch = arguments.get("skip_layers") is not None
             noise = functools.partial(family.noise, arguments)
-            kept = kept_of_call(self.budgets, noise, family.unconditional_half, one_branch=one_branch)
+            unnamed = x if family.unnamed_branches else None
+            half = family.unconditional_half
+            kept = kept_of_call(self.budgets, noise, half, one_branch=one_branch, unnamed=unnamed)
         if arguments.pop("shared", False):
             return _joined([self._elastic_run(arguments, count) for count in kept])
         if len(set(kept)) == 1:
             return self._elastic_run(arguments, kept[0])
+        if isinstance(x, list):  # an argument that is a list of tensors then has one a sample
+            arguments = {
+                name: OfSamples(value) if isinstance(value, list) else value for name, value in arguments.items()
+            }
         parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))
         return _joined([self._elastic_run(part, count) for part, count in zip(parts, kept, strict=True)])
 
     @torch.compiler.disable(recursive=False)
     def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
         family = family_of(self)
-        if kept < self.budgets[-1]:
+        grids = family.grids(self, arguments)
+        looked_at = family.references(self, arguments)
+        own = kept_of_references(self.budgets, functools.partial(family.noise, arguments)) if looked_at else None
+        counts = (kept,) * (len(grids) - looked_at) + (kept if own is None else own,) * looked_at
+        if min(counts) < self.budgets[-1]:
             for name in family.residuals:
                 if arguments.get(name) is not None:
                     raise ValueError(f"{name}: are residuals for all tokens; run them at full budget")
+            for name, reason in family.full_only.items():
+                if arguments.get(name) is not None:
+                    raise ValueError(f"{name}: {reason}; run it at full budget")
         if self.elastic_record.write_after - 1 in (arguments.get("skip_layers") or ()):
             raise ValueError(
                 f"skip_layers={arguments['skip_layers']}: its last core block cannot be skipped, Write is there"
             )
-        grids = family.grids(self, arguments)
-        plan = make_plan(grids, self.elastic_record.window, kept, arguments[family.sample].device)
-        with active(Call(self.elastic, family, plan)):
+        sample = arguments[family.sample]
+        device = (sample[0] if isinstance(sample, list) else sample).device
+        plan = make_plan(grids, self.elastic_record.window, counts, device)
+        with active(Call(self.elastic, family, plan, arguments)):
             return super().forward(**arguments)  # type: ignore[misc]
 
     def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -202,10 +267,17 @@ def _rebuild(kind: Any, mixin: Any) -> Any:
     return made.__new__(made)
 
 
+class OfSamples(list[Any]):
+    """A list with an entry a sample."""
+
+
 def _part_of(value: Any, batch: int, part: int, parts: int) -> Any:
     """One of equal parts of everything with the batch in front."""
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value.chunk(parts)[part]
+    if isinstance(value, OfSamples):
+        size = batch // parts
+        return list(value[part * size : (part + 1) * size])
     if isinstance(value, Mapping):
         return {name: _part_of(each, batch, part, parts) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -214,11 +286,15 @@ def _part_of(value: Any, batch: int, part: int, parts: int) -> Any:
 
 
 def _joined(outputs: Sequence[Any]) -> Any:
-    if isinstance(outputs[0], Tensor):
+    """The outputs for the parts of a batch as that of the batch."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
         return torch.cat(list(outputs))
-    if isinstance(outputs[0], tuple):
-        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-    return type(outputs[0])(sample=torch.cat([output.sample for output in outputs]))
+    if isinstance(first, list):  # one tensor a sample
+        return [each for output in outputs for each in output]
+    if isinstance(first, tuple):
+        return tuple(_joined(parts) for parts in zip(*outputs, strict=True))
+    return type(first)(**{name: _joined([output[name] for output in outputs]) for name in first})
 
 
 def _check(family: Family, depth: int, read_after: int, write_after: int, window: tuple[int, ...], mode: str) -> None:

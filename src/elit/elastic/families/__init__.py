@@ -1,0 +1,101 @@
+"""The classes that `elit.elastify` knows, by name; `elit.register_family` adds to them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from elit.elastic.families.family import Family
+from elit.elastic.families.flux import CHROMA, FLUX, FLUX2
+from elit.elastic.families.images import DIT, OWN_DIT, PIXART, SD3
+from elit.elastic.families.qwen import QWEN, QWEN21
+from elit.elastic.families.single_stream import LUMINA2, Z_IMAGE
+from elit.elastic.families.video import COGVIDEOX, HUNYUAN15, LTX2, WAN_VACE, WAN_VIDEO
+
+FAMILIES: dict[str, Family] = {
+    "DiTTransformer2DModel": DIT,
+    "QwenImageTransformer2DModel": QWEN,
+    "QwenImage21Transformer2DModel": QWEN21,
+    "FluxTransformer2DModel": FLUX,
+    "Flux2Transformer2DModel": FLUX2,
+    "ChromaTransformer2DModel": CHROMA,
+    "SD3Transformer2DModel": SD3,
+    "PixArtTransformer2DModel": PIXART,
+    "ZImageTransformer2DModel": Z_IMAGE,
+    "Lumina2Transformer2DModel": LUMINA2,
+    "WanTransformer3DModel": WAN_VIDEO,
+    "WanVACETransformer3DModel": WAN_VACE,
+    "CogVideoXTransformer3DModel": COGVIDEOX,
+    "HunyuanVideo15Transformer3DModel": HUNYUAN15,
+    "LTX2VideoTransformer3DModel": LTX2,
+    "DiT": OWN_DIT,
+}
+
+_LINEAR = "its attention is linear, so fewer tokens save little, and its convolutions run over the whole grid"
+_ALTERNATING = "its blocks attend within a frame and within a place in turn, which needs all tokens of both"
+_NO_GRID = "its tokens are no picture's: there is no grid to cut into windows"
+UNSUITABLE: dict[str, str] = {
+    "SanaTransformer2DModel": _LINEAR,
+    "SanaVideoTransformer3DModel": _LINEAR,
+    "SanaControlNetModel": _LINEAR,
+    "LatteTransformer3DModel": _ALTERNATING,
+    "TransformerTemporalModel": _ALTERNATING,
+    "PriorTransformer": _NO_GRID,
+    "StableAudioDiTModel": _NO_GRID,
+    "T5FilmDecoder": _NO_GRID,
+}
+"""Classes of diffusers where a dial on tokens makes no sense, and why."""
+
+
+CLASSES: dict[str, type[nn.Module]] = {}
+"""Those that were registered, by name: `elit.load_elastic` makes transformers of them."""
+
+
+def register_family(kind: type[nn.Module], family: Family) -> None:
+    """Makes transformers of the class `kind` known to `elit.elastify` and `elit.load_elastic`, by the class's name.
+
+    family: an `elit.Family`; `elit.check_family` tests it. Raises ValueError for a name that is taken, and TypeError
+    for anything but a class and a Family.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"kind={kind!r}: give the transformer's class")
+    if not isinstance(family, Family):
+        raise TypeError(f"family: a {type(family).__name__}; give an elit.Family")
+    name = kind.__name__
+    if FAMILIES.get(name, family) is not family:
+        raise ValueError(f"kind: {name} has a family; a second one would change what it does")
+    FAMILIES[name], CLASSES[name] = family, kind
+
+
+@contextmanager
+def registered(name: str, family: Family) -> Iterator[None]:
+    """Inside the block the class called `name` has that family."""
+    before = FAMILIES[name]
+    FAMILIES[name] = family
+    try:
+        yield
+    finally:
+        FAMILIES[name] = before
+
+
+def family_of(transformer: object) -> Family:
+    """The entry for a transformer's class. Raises ValueError where there is none."""
+    name = type(transformer).__name__
+    if name in UNSUITABLE:
+        raise ValueError(f"transformer: a {name} cannot have a dial: {UNSUITABLE[name]}")
+    if name not in FAMILIES:
+        raise ValueError(
+            f"transformer: a {name} is not known; give its class to elit.register_family, or one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def all_blocks(transformer: nn.Module) -> list[nn.Module]:
+    """All blocks in the order in which forward runs them."""
+    return [block for name in family_of(transformer).blocks for block in getattr(transformer, name)]
+
+
+def joined_blocks(transformer: nn.Module) -> set[nn.Module]:
+    """Those whose tokens are the whole sequence, text and image."""
+    return {block for name in family_of(transformer).joined for block in getattr(transformer, name)}

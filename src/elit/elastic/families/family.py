@@ -1,0 +1,138 @@
+"""What differs between diffusers transformers: a `Family` says where a class has its tokens, and how its blocks run.
+
+B batch, N image tokens, K carried ones, L text tokens, S tokens of a whole sequence, d width, h rotary width.
+`arguments` are a call's arguments by name: those of the transformer's forward, or of a block's where that is said.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, ...]
+Arguments = Mapping[str, Any]
+
+
+class Places(NamedTuple):
+    """Where the carried tokens lie, for a block's arguments that have an entry for each token."""
+
+    image: Tensor
+    """(K,) among the image tokens."""
+    sequence: Tensor
+    """(S',) in the sequence that attention sees, where text and what else it holds stays whole; (B, S') where the
+    image begins elsewhere in each sample."""
+    tokens: int
+    """N."""
+
+
+Take = Callable[[Any, Places], Any]
+
+
+def text_length(arguments: Arguments) -> int:
+    text = arguments.get("encoder_hidden_states")
+    return 0 if text is None else text.shape[1]
+
+
+def widths(model: Any) -> tuple[int, int]:
+    heads = model.config.num_attention_heads
+    return heads * model.config.attention_head_dim, heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One class of transformers."""
+
+    blocks: tuple[str, ...]
+    """Attributes that hold its blocks, in the order in which forward runs them."""
+    grids: Callable[[Any, Arguments], tuple[Grid, ...]]
+    """Token grids that make up the image sequence, one behind the other, (rows, columns) or (frames, rows, columns)."""
+    references: Callable[[Any, Arguments], int] = lambda model, arguments: 0
+    """How many of those grids, the last ones, are pictures that are only looked at."""
+    axes: int = 2
+    """Of a grid."""
+    window: Callable[[Any], Grid] = lambda model: (8, 8)
+    """Where the user gives none."""
+    noise: Callable[[Arguments], Tensor]
+    """The timestep as a noise level, 1 = noise, 0 = data; any shape."""
+    condition: Callable[[nn.Module, Arguments], Tensor]
+    """Of a block and its arguments: the vector that conditions it (B, c)."""
+    condition_width: Callable[[Any, nn.Module], int] = lambda model, block: widths(model)[0]
+    """c, for a transformer and the block that Read comes before."""
+    sizes: Callable[[Any], tuple[int, int]] = widths
+    """Width d and number of heads."""
+    sample: str = "hidden_states"
+    """The transformer's argument that holds the noisy sample, batch first; or a list with one a sample."""
+    tokens: str = "hidden_states"
+    """The block's argument that holds the image tokens (B, N, d)."""
+    joined: tuple[str, ...] = ()
+    """Those of `blocks` where it holds the whole sequence instead (B, S, d)."""
+    before: Callable[[Arguments, int], int | Sequence[int]] = lambda arguments, others: text_length(arguments)
+    """Tokens ahead of the image in the sequence that attention sees, where `others` tokens are not of the image; one
+    number, or one a sample."""
+    output: int | None = None
+    """Where the image tokens are in the tuple that a block returns."""
+    per_token: Mapping[str, Take] = field(default_factory=dict)
+    """The block's arguments with an entry a token, and how to take the carried ones': `of_image`, `of_sequence`."""
+    hints: Callable[[Any], Mapping[int, nn.Module]] = lambda model: {}
+    """Modules whose (first) output is added to all image tokens behind the block of that number."""
+    residuals: tuple[str, ...] = ()
+    """Arguments of forward added to all image tokens behind blocks: not below full budget."""
+    full_only: Mapping[str, str] = field(default_factory=dict)
+    """Other arguments that do not go with a lower budget, and why."""
+    unconditional_half: int | None = None
+    """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
+    unnamed_branches: bool = False
+    """Pipelines run the branches apart and name neither: the second forward of one sample is the unconditional one."""
+    text: Callable[[Any, Arguments], int] = lambda model, arguments: text_length(arguments)
+    """For costs: tokens of a sample that are not of the image."""
+    streams: tuple[tuple[str, str], ...] = ()
+    """For costs: a pattern in a linear layer's name, and what it runs over: image (if none), text, both, sample, or
+    other for what no budget changes."""
+    attention: Callable[[nn.Module, int, int], int]
+    """For costs: pairs of query and key in a block's attentions, given image and text tokens."""
+
+
+def of_image(axis: int) -> Take:
+    """For a tensor, or tensors, with the image tokens along `axis`; one entry for all of them stays."""
+
+    def take(value: Any, places: Places) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(take(each, places) for each in value)
+        return value if value.shape[axis] == 1 else value.index_select(axis, places.image)
+
+    return take
+
+
+def of_sequence(axis: int) -> Take:
+    """For a tensor, or tensors, with the whole sequence along `axis`."""
+
+    def take(value: Any, places: Places) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(take(each, places) for each in value)
+        if places.sequence.ndim == 1:
+            return value.index_select(axis, places.sequence)
+        of_samples = zip(value, places.sequence, strict=True)  # batch first
+        return torch.stack([of_sample.index_select(axis - 1, order) for of_sample, order in of_samples])
+
+    return take
+
+
+def patch_grid(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
+    """Of an input (B, C, *size)."""
+    size = arguments["hidden_states"].shape[2:]
+    patch = transformer.config.patch_size
+    patches = patch if isinstance(patch, tuple | list) else (patch,) * len(size)
+    return (tuple(length // p for length, p in zip(size, patches, strict=True)),)
+
+
+def thousandths(arguments: Arguments) -> Tensor:
+    return arguments["timestep"] / 1000
+
+
+def quarter(model: Any) -> Grid:
+    """The paper's 4 groups an axis of the size that the model was made for, and no more than its 8×8 tokens."""
+    size = model.config.sample_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(min(8, max(1, side // model.config.patch_size // 4)) for side in sides)

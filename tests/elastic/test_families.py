@@ -1,0 +1,131 @@
+"""The families beyond the first six, by what `elit.check_family` tests; and that it finds what is wrong."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import MORE, VIDEOS, build, inputs, open_branches, window
+from torch import nn
+
+import elit
+from elit.elastic.families import CLASSES, FAMILIES, UNSUITABLE
+
+SPLIT = {"read_after": 1, "write_after": 3}
+
+
+def grid_of(kind):
+    """One that windows do not divide, where the class has no wishes of its own."""
+    if kind in VIDEOS:
+        return (3, 5, 6)
+    return {"QwenImage21Transformer2DModel": (6, 10), "ZImageTransformer2DModel": (9, 6)}.get(kind, (9, 7))
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_family_passes_its_checks(kind):
+    report = elit.check_family(build(kind), inputs(kind, batch=8), **SPLIT, window=window(kind))
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_uneven_grids_and_checkpointing(kind):
+    x = inputs(kind, grid=grid_of(kind)) | {"return_dict": False}
+    if kind.startswith("Chroma"):  # diffusers' own single blocks go without the mask under checkpointing
+        del x["attention_mask"]
+    original, model = build(kind), elit.elastify(build(kind), **SPLIT, window=window(kind))
+    run = lambda network: torch.stack(list(network(**x)[0]))  # noqa: E731
+    with torch.no_grad():
+        assert torch.equal(run(model), run(original))
+    open_branches(model)
+    grads = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model.zero_grad()
+        with elit.budget(0.3):
+            run(model).square().sum().backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        assert torch.allclose(grad, grads[1][name], rtol=1e-3, atol=1e-4 * float(grad.abs().max() + 1)), name
+
+
+WRONG = {
+    "equal at full budget": ({"output": 0}, "outputs differ by|raised"),
+    "runs at every budget": (
+        {"per_token": {}},
+        "an argument of the blocks that has an entry for each token is missing",
+    ),
+    "positions": (
+        {"per_token": {"image_rotary_emb": lambda tables, places: (tables[0][: len(places.image)], tables[1])}},
+        "may not be the carried tokens'",
+    ),
+    "FLOPs": ({"streams": ()}, r"`streams` and `attention` say .*more than 2% off"),
+}
+
+
+@pytest.mark.parametrize("test", WRONG)
+def test_the_check_says_what_is_wrong(test, monkeypatch):
+    kind = "QwenImageTransformer2DModel"
+    changes, words = WRONG[test]
+    monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(FAMILIES[kind], **changes))
+    report = elit.check_family(build(kind), inputs(kind, batch=8), **SPLIT, window=(4, 4))
+    assert not report.passed
+    problem = next(finding.problem for finding in report.findings if finding.test == test)
+    assert re.search(words, problem or ""), str(report)
+    assert f"{test}: {problem}" in str(report)
+
+
+@pytest.fixture
+def registry():
+    """What is registered is forgotten."""
+    families, classes = dict(FAMILIES), dict(CLASSES)
+    yield
+    for known, before in ((FAMILIES, families), (CLASSES, classes)):
+        known.clear()
+        known.update(before)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_family_is_registered_once():
+    mine = type("Mine", (nn.Module,), {})
+    elit.register_family(mine, FAMILIES["DiTTransformer2DModel"])
+    elit.register_family(mine, FAMILIES["DiTTransformer2DModel"])
+    with pytest.raises(ValueError, match="kind: Mine has a family"):
+        elit.register_family(mine, FAMILIES["FluxTransformer2DModel"])
+    with pytest.raises(TypeError, match=r"family: a dict; give an elit\.Family"):
+        elit.register_family(mine, {})
+    with pytest.raises(TypeError, match="kind='Mine': give the transformer's class"):
+        elit.register_family("Mine", FAMILIES["DiTTransformer2DModel"])
+
+
+def test_what_makes_no_sense_is_refused_by_name():
+    for name, reason in UNSUITABLE.items():
+        with pytest.raises(ValueError, match=re.escape(f"a {name} cannot have a dial: {reason}")):
+            elit.elastify(type(name, (nn.Module,), {})())
+
+
+def test_captions_of_several_lengths_keep_their_own_places():
+    kind = "Lumina2Transformer2DModel"
+    x, model = inputs(kind, batch=2), elit.elastify(build(kind), **SPLIT, window=(4, 4))
+    open_branches(model)
+    assert len(set(x["encoder_attention_mask"].sum(1).tolist())) == 2
+    with torch.no_grad(), elit.budget(3):
+        both = model(**x).sample
+        for i in (0, 1):
+            alone = {name: value[i : i + 1] for name, value in x.items()}
+            assert torch.allclose(model(**alone).sample, both[i : i + 1], atol=1e-5)
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_guides_own_class(capsys):
+    """docs/pipelines.md, as it is written there."""
+    guide = (Path(__file__).parents[2] / "docs/pipelines.md").read_text(encoding="utf-8")
+    (block,) = [
+        each for each in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "register_family" in each
+    ]
+    exec(block, {})
+    assert "positions: passed" in capsys.readouterr().out
+    named = set(re.findall(r"^\| .*?\|", guide, flags=re.MULTILINE))
+    assert all(any(f"`{name}`" in row for row in named) for name in FAMILIES if name not in CLASSES)
