@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -47,7 +48,7 @@ UNSUITABLE: dict[str, str] = {
 """Classes of diffusers where a dial on tokens makes no sense, and why."""
 
 
-CLASSES: dict[str, type[nn.Module]] = {}
+CLASSES: dict[str, Any] = {}
 """Those that were registered, by name: `elit.load_elastic` makes transformers of them."""
 
 
