@@ -46,9 +46,9 @@ def _stage(channels: int, width: int) -> tuple[nn.Module, ...]:
 
 
 def train_fashion_classifier(
-    data: ImageSet, *, epochs: int = 8, batch_size: int = 128, learning_rate: float = 3e-3, seed: int = 0
+    data: ImageSet, *, epochs: int = 10, batch_size: int = 128, learning_rate: float = 4e-3, seed: int = 0
 ) -> FashionClassifier:
-    """Trains on `data`, shifted by up to 2 pixels and with a little noise, under a one-cycle learning rate."""
+    """Trains on `data`, mirrored and shifted by a pixel at random, under a one-cycle learning rate, in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,10 +59,12 @@ def train_fashion_classifier(
     for _ in range(epochs):
         for rows in torch.randperm(len(data), generator=generator)[: steps * batch_size].view(steps, -1):
             images, labels = data.__getitems__(rows.tolist())
-            row, column = torch.randint(-2, 3, (2,), generator=generator).tolist()
+            row, column = torch.randint(-1, 2, (2,), generator=generator).tolist()
             images = images.roll((row, column), (2, 3))  # the border is padding
-            images = images + 0.1 * torch.randn(images.shape, generator=generator)
-            loss = F.cross_entropy(model(images)[1], labels, label_smoothing=0.05)
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(torch.where(mirrored, images.flip(3), images))[1]
+            loss = F.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -258,7 +258,8 @@ def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: Tra
             ),
             Section(
                 title="Go on from here",
-                text="Sample with this model from the command line, or train it longer with its own settings:",
+                text="Sample with this model from the command line, train it longer with its own settings, or look at "
+                "a larger one on real pictures of clothes, which comes trained with the package:",
                 code="\n".join(next_commands(out, recipe)),
             ),
         ],
@@ -287,4 +288,5 @@ def next_commands(out: Path, recipe: Recipe) -> list[str]:
     return [
         f"elit sample {out / 'model'}{prompt} --budget 50% {guidance} --out {end}",
         f"elit train --config {out / 'config.yaml'} --steps 5000 --out runs/longer",
+        "elit sample fashion --labels sneaker bag --count 12 --budget 25% --guidance ccfg --scale 2 --out clothes.png",
     ]

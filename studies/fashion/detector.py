@@ -1,6 +1,6 @@
-"""Trains the detector for Fashion-MNIST and writes it into the package: ten minutes on one core.
+"""Trains the detector for Fashion-MNIST and writes it into the package: some minutes on one core.
 
-    python studies/fashion_detector.py
+    python studies/fashion/detector.py
 
 Prints its accuracy on the 10,000 test pictures, half precision as saved.
 """
