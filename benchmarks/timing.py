@@ -5,12 +5,13 @@ machine for a moment slows all of them alike. Ratios of such times are what a be
 """
 
 import statistics
-import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from elit.costs.timing import timed
 
 Case = TypeVar("Case", bound=Hashable)
 Run = Callable[[], object]
@@ -29,24 +30,11 @@ def take_turns(cases: Mapping[Case, Run], rounds: int, device: torch.device) -> 
     seconds: dict[Case, list[float]] = {case: [] for case in cases}
     for round_ in range(rounds + 1):
         for case in list(cases)[:: -1 if round_ % 2 else 1]:
-            elapsed = seconds_of(cases[case], device)
+            _, elapsed = timed(cases[case], device)
             if round_:
                 seconds[case].append(elapsed)
     medians = {case: statistics.median(values) for case, values in seconds.items()}
     return {case: Timing(medians[case], (max(v) - min(v)) / medians[case]) for case, v in seconds.items()}
-
-
-def seconds_of(run: Run, device: torch.device) -> float:
-    wait_for(device)
-    start = time.perf_counter()
-    run()
-    wait_for(device)
-    return time.perf_counter() - start
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def matrix_product(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Run, int]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from elit.flow.guidance import AG, CCFG, CFG, Branch, branches, guided_velocity
+from elit.flow.guidance import AG, CCFG, CFG, Branch, branches, guided_velocity, make_guidance
 
 BUDGETS = tuple(range(1, 17))
 
@@ -55,3 +55,12 @@ def test_interval():
 def test_bad_guidance_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_guidance_by_name_is_that_of_the_function():
+    assert make_guidance("none", 2.0) is None
+    assert make_guidance("cfg", 2.0, 1, (0.2, 0.8)) == CFG(2.0, interval=(0.2, 0.8))
+    assert make_guidance("ag", 2.0, "4") == AG(2.0, 4)
+    assert make_guidance("ccfg", 2.0, "25%") == CCFG(2.0, 0.25)
+    with pytest.raises(ValueError, match="guidance='pag': give one of none, cfg, ag, ccfg"):
+        make_guidance("pag", 2.0)

@@ -196,15 +196,11 @@ def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
     """The model in `folder` with the autoencoder and the conditions of the options of that name."""
     import torch
 
-    from elit.data.autoencoders import load_autoencoder
+    from elit.data.autoencoders import load_network
     from elit.evaluate.samples import Sampler
-    from elit.models.saved import load_model
 
     dtype = getattr(torch, args.dtype)
-    model = load_model(folder, torch_dtype=dtype).to(device).eval()
-    vae = load_autoencoder(args.vae or folder / "vae", required=args.vae is not None, torch_dtype=dtype)
-    if vae is not None:
-        vae.to(device)
+    model, vae = load_network(folder, vae=args.vae, device=device, dtype=dtype)
     if args.prompts_file is not None:
         if not args.prompts_file.is_file():
             raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")

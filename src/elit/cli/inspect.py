@@ -71,18 +71,14 @@ def run(args: Args) -> dict[str, Any]:
     from elit.analysis.latents import Probe
     from elit.analysis.page import write_inside
     from elit.cli.sample import chosen_guidance
-    from elit.data.autoencoders import load_autoencoder
+    from elit.data.autoencoders import load_network
     from elit.evaluate.samples import Setting
-    from elit.models.saved import load_model
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"out={str(args.out)!r}: is a file; give a folder")
-    model = load_model(args.model, torch_dtype=dtype).to(device).eval()
+    model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     interface_of(model)
-    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None, torch_dtype=dtype)
-    if vae is not None:
-        vae.to(device)
     wanted: dict[str, Any] = {"vae": vae, "image_size": args.image_size, "seed": args.seed}
     examples = load_examples(model, args.data, args.count, **wanted)
     settings = {name: getattr(args, name) for name in ("times", "draws", "seed", "batch_size")}

@@ -11,7 +11,8 @@ import tyro
 
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
-from elit.sampling.settings import SampleRecord, SampleSettings, make_guidance
+from elit.flow.guidance import make_guidance
+from elit.sampling.settings import SampleRecord, SampleSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +109,14 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.data.autoencoders import load_autoencoder
+    from elit.data.autoencoders import load_network
     from elit.data.images import output_kind, save_animation, single_frames, write_samples
-    from elit.models.saved import load_model
     from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, number_of_images, weights_fingerprint
     from elit.sampling.evaluations import sampling_flops
 
     device = check_device(args.device)
     dtype = getattr(torch, args.dtype)
-    model = load_model(args.model, torch_dtype=dtype).to(device)
-    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None, torch_dtype=dtype)
-    if vae is not None:
-        vae.to(device)
+    model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     weights, environment = weights_fingerprint(model), made_with(model.device, compile=args.compile)
     if args.like is not None:
         compare(read_record(args.like), args, weights, environment)

@@ -63,18 +63,14 @@ def run(args: Args) -> dict[str, Any]:
     import torch
 
     from elit.analysis.examples import load_examples
-    from elit.data.autoencoders import load_autoencoder
+    from elit.data.autoencoders import load_network
     from elit.files import write_text
-    from elit.models.saved import load_model
     from elit.planner.tune import make_probe, tune_schedule
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     if args.out is not None and args.out.suffix != ".json":
         raise ValueError(f"out={str(args.out)!r}: give a name that ends in .json")
-    model = load_model(args.model, torch_dtype=dtype).to(device).eval()
-    vae = load_autoencoder(args.vae or args.model / "vae", required=args.vae is not None, torch_dtype=dtype)
-    if vae is not None:
-        vae.to(device)
+    model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     examples = load_examples(model, args.data, args.count, vae=vae, image_size=args.image_size, seed=args.seed)
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("bins", "draws", "seed", "batch_size")}
     total = make_probe(examples.x, examples.y, **sizes).forwards * len(model.budgets)

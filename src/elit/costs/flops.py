@@ -8,13 +8,13 @@ N spatial tokens, n of a group, J̃ latents of it kept, K in all, d width, L tok
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
 from elit.budgets import Budget, resolve_budget
+from elit.costs.timing import timed
 from elit.models.conditioning import CHARACTERS, CharacterEncoder, TimeEmbedding
 from elit.models.hdit import MERGED, HDiT, merged_blocks
 from elit.models.interface import InterfaceSpec
@@ -177,13 +177,6 @@ def measure_ms(
     t = torch.full((batch_size,), 0.5, device=model.device)
     y = model.example_condition(batch_size).to(model.device)
 
-    def forward() -> float:
-        start = time.perf_counter()
-        with torch.no_grad():
-            model(x, t, y, budget)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    forward()
-    return 1e3 * statistics.median(forward() for _ in range(repeats)) / batch_size
+    with torch.no_grad():
+        seconds = [timed(lambda: model(x, t, y, budget), model.device)[1] for _ in range(repeats + 1)]
+    return 1e3 * statistics.median(seconds[1:]) / batch_size  # the first one warms up

@@ -1,12 +1,14 @@
 """Scores of a model along its dial: quality and cost at every budget, with and without guidance."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from elit.costs.timing import timed
 from elit.evaluate.features import Detector
 from elit.evaluate.metrics import frechet_distance
 from elit.evaluate.statistics import Moments
@@ -70,13 +72,10 @@ def score_dial(
     batches = list(labels.split(batch_size))
     for done, part in enumerate(batches):
         for i, (kept, chosen) in enumerate(settings):
-            start = time.perf_counter()
-            images = sample(
-                model, conditions[part], steps=steps, budget=kept, guidance=chosen, seed=seed + done * batch_size
-            )
-            if images.is_cuda:
-                torch.cuda.synchronize()
-            fastest[i] = min(fastest[i], (time.perf_counter() - start) / len(part))
+            options: dict[str, Any] = {"steps": steps, "budget": kept, "guidance": chosen}
+            draw = partial(sample, model, conditions[part], seed=seed + done * batch_size, **options)
+            images, seconds = timed(draw, model.device)
+            fastest[i] = min(fastest[i], seconds / len(part))
             found = detector(images.clamp(-1, 1).cpu())
             moments[i].add(found.features)
             correct[i] += int((found.label == part).sum())

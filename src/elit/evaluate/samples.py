@@ -6,7 +6,6 @@
 More samples of the same recipe go on from those that are there.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.budgets import Schedule, resolve_budget, schedule_budgets
+from elit.costs.timing import timed
 from elit.data.autoencoders import decode
 from elit.data.images import to_uint8
 from elit.evaluate.chunks import Chunks, Progress, Share
@@ -204,12 +204,10 @@ class Sampler:
     def _chunk(self, setting: Setting, first: int) -> dict[str, Tensor]:
         """Samples first … first + chunk − 1, as a file has them: channels last."""
         numbers = torch.arange(first, first + self.chunk)
-        start = time.perf_counter()
         y = self.conditions[numbers % len(self.conditions)]
-        x = sample(self.model, y, seed=[setting.seed + i for i in numbers.tolist()], **setting.arguments())
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        ms = 1e3 * (time.perf_counter() - start) / self.chunk
+        seeds = [setting.seed + i for i in numbers.tolist()]
+        x, seconds = timed(lambda: sample(self.model, y, seed=seeds, **setting.arguments()), self.model.device)
+        ms = 1e3 * seconds / self.chunk
         with torch.no_grad():
             pictures = to_uint8(decode(self.vae, x))
         last = pictures.movedim(1, -1).contiguous()

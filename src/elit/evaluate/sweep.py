@@ -19,10 +19,8 @@ from elit.evaluate.recipe import recipe_digest
 from elit.evaluate.samples import CHUNK, Sampler, SampleSet, Setting
 from elit.evaluate.score import Judge, Result, possible_metrics, score, score_recipe, stored_score
 from elit.files import replacing, write_text
-from elit.flow.guidance import AG, CCFG, CFG, Guidance
+from elit.flow.guidance import KINDS, Guidance, make_guidance
 from elit.flow.solver import time_grid
-
-KINDS = ("none", "cfg", "ag", "ccfg")
 
 
 def make_settings(
@@ -53,7 +51,8 @@ def make_settings(
         raise ValueError("scales: give at least one for guidance other than none")
     chosen: list[Guidance | None] = []
     for kind in guidance:
-        chosen += [None] if kind == "none" else [_guide(kind, scale, guidance_budget, interval) for scale in scales]
+        many = [1.0] if kind == "none" else scales
+        chosen += [make_guidance(kind, scale, guidance_budget, interval) for scale in many]
     found: dict[str, Setting] = {}
     notes: list[str] = []
     for budget in budgets:
@@ -139,12 +138,6 @@ def write_table(points: Sequence[Point], path: Path) -> None:
 
     with replacing(path) as temporary:
         parquet.write_table(pa.Table.from_pylist(rows), temporary)
-
-
-def _guide(kind: str, scale: float, budget: Budget, interval: tuple[float, float]) -> Guidance:
-    if kind == "cfg":
-        return CFG(scale, interval=interval)
-    return {"ag": AG, "ccfg": CCFG}[kind](scale, budget, interval=interval)
 
 
 def _recipe(made: SampleSet, judge: Judge, chunk: int) -> dict[str, Any]:

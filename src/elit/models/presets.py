@@ -118,7 +118,9 @@ def model_config(
     """The class and the arguments of the network called `name`; see `create_model`."""
     if name not in list_models():
         close = close_names(name)
-        hint = f"close names: {', '.join(close)} (elit.list_models() has all)" if close else "elit.list_models() has all"
+        hint = (
+            f"close names: {', '.join(close)} (elit.list_models() has all)" if close else "elit.list_models() has all"
+        )
         raise ValueError(f"unknown model {shortened(name)}; {hint}")
     preset = presets()[name.removeprefix("ELIT-")]
     given = overrides | {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}

@@ -277,7 +277,9 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         axes, channels = len(self.patch_size), self.config.in_channels
         for name, value in (("x", x), ("t", t)):
             if not isinstance(value, Tensor):
-                raise ValueError(f"{name}={shortened(value)}: give a tensor, {'(B, C, ...)' if name == 'x' else '(B,)'}")
+                raise ValueError(
+                    f"{name}={shortened(value)}: give a tensor, {'(B, C, ...)' if name == 'x' else '(B,)'}"
+                )
         if x.ndim != 2 + axes or x.shape[1] != channels:
             shape = ", ".join(["B", str(channels), *("T", "H", "W")[-axes:]])
             raise ValueError(f"x: shape {tuple(x.shape)}, expected ({shape})")

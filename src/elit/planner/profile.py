@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 import elit
+from elit.costs.timing import timed
 from elit.evaluate.recipe import recipe_digest
 from elit.files import write_text
-from elit.flow.guidance import AG, CCFG, CFG, Guidance
+from elit.flow.guidance import make_guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import Anatomy, CostModel, Counts, fit
 from elit.pretrained import measurements_folder
@@ -45,14 +46,7 @@ class Case:
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `elit.sample`; the scale of guidance takes no time."""
-        return {"steps": self.steps, "budget": self.budget, "guidance": guide(self.kind, 1.5, self.weak)}
-
-
-def guide(kind: str, scale: float, weak: int | None, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance | None:
-    """elit.CFG, AG or CCFG by name, None for "none"."""
-    if kind in ("none", "cfg"):
-        return CFG(scale, interval=interval) if kind == "cfg" else None
-    return {"ag": AG, "ccfg": CCFG}[kind](scale, weak, interval=interval)
+        return {"steps": self.steps, "budget": self.budget, "guidance": make_guidance(self.kind, 1.5, self.weak)}
 
 
 @dataclass(frozen=True)
@@ -173,11 +167,10 @@ def time_runs(
     conditions = model.example_condition(max(case.batch for case in cases))
 
     def run(case: Case) -> float:
-        start = time.perf_counter()
-        x = sample(model, conditions[: case.batch], dtype=dtype, compile=compile, **case.settings)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return 1e3 * (time.perf_counter() - start)
+        _, seconds = timed(
+            lambda: sample(model, conditions[: case.batch], dtype=dtype, compile=compile, **case.settings), model.device
+        )
+        return 1e3 * seconds
 
     for case in cases:
         run(case)

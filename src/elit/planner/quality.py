@@ -11,8 +11,7 @@ import numpy as np
 from elit.budgets import Schedule, saved_schedule
 from elit.evaluate.plane import loss
 from elit.evaluate.score import METRICS
-from elit.flow.guidance import Guidance
-from elit.planner.profile import guide
+from elit.flow.guidance import Guidance, make_guidance
 
 NAMES = ("sweep.jsonl", "sweep.parquet")
 
@@ -112,4 +111,6 @@ def _curve(key: tuple[Any, ...], values: dict[int, float]) -> Curve:
     budget, kind, scale, weak, interval, cache = key
     kept: Schedule = None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
     steps = tuple(sorted(values))
-    return Curve(kept, guide(kind, scale, weak, interval), steps, tuple(values[count] for count in steps), cache)
+    return Curve(
+        kept, make_guidance(kind, scale, weak, interval), steps, tuple(values[count] for count in steps), cache
+    )

@@ -17,12 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
-from elit.data.autoencoders import load_autoencoder
+from elit.data.autoencoders import load_network
 from elit.data.images import sheet_frames
 from elit.data.picture_files import encode_picture
 from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
-from elit.models.saved import load_model
 from elit.models.transformer import Transformer
 from elit.planner.choose import find_profile, network_folder
 from elit.planner.cost import Anatomy
@@ -105,10 +104,7 @@ class NetworkEngine:
     def load(cls, name: str, *, vae: Path | None, device: str, dtype: str) -> "NetworkEngine":
         """A saved network or pipeline, with its sweep's table and its profile if they are beside it."""
         precision = getattr(torch, dtype)
-        model = load_model(name, torch_dtype=precision).to(device).eval()
-        autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=precision)
-        if autoencoder is not None:
-            autoencoder.to(device)
+        model, autoencoder = load_network(name, vae=vae, device=device, dtype=precision)
         folder = network_folder(name)
         where = folder and find_table(folder)
         return cls(

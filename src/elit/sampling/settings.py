@@ -3,12 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from elit.budgets import Schedule, parse_budget
-
-if TYPE_CHECKING:
-    from elit.flow.guidance import Guidance
+from elit.flow.guidance import Guidance, make_guidance
 
 GuidanceKind = Literal["none", "cfg", "ag", "ccfg"]
 Solver = Literal["euler", "heun"]
@@ -57,7 +55,7 @@ class SampleSettings:
     dtype: Precision = "float32"
     """Of the network; the solver's state stays float32."""
 
-    def guide(self) -> "Guidance | None":
+    def guide(self) -> Guidance | None:
         """elit.CFG, AG or CCFG, or None. Raises ValueError for a scale, budget or interval that cannot be."""
         return make_guidance(self.guidance, self.scale, self.guidance_budget, self.guidance_interval)
 
@@ -118,17 +116,6 @@ class SampleRecord:
         if not all(isinstance(each, str) for each in strings) or not row:
             raise ValueError(f"{where}: what it says of its settings is damaged")
         return record
-
-
-def make_guidance(kind: str, scale: float, budget: str, interval: tuple[float, float]) -> "Guidance | None":
-    """elit.CFG, AG or CCFG by name; None for "none"."""
-    from elit.flow.guidance import AG, CCFG, CFG  # torch, which reading settings does without
-
-    if kind == "none":
-        return None
-    if kind == "cfg":
-        return CFG(scale, interval=interval)
-    return {"ag": AG, "ccfg": CCFG}[kind](scale, parse_budget(budget), interval=interval)
 
 
 def as_schedule(budget: str) -> Schedule:
