@@ -22,7 +22,7 @@ from datasets.arrow_writer import ArrowWriter
 import elit
 from elit.config import ModelConfig, TrainConfig
 from elit.data.encode import FEATURES
-from elit.training.loop import train
+from elit.training.train import train
 
 SHARDS, ROWS = 4, 128
 WINDOW = 4  # steps between readings of the clock

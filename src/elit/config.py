@@ -6,12 +6,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from elit.files import write_text
 
+T = TypeVar("T", bound="RunConfig")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -56,29 +57,21 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run; the defaults are the paper's recipe (section 3) with the batch and length of a small run."""
+class RunConfig:
+    """What every training run has, whatever it trains."""
+
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed")
+    """What makes a run the run it is; the rest may change when it goes on."""
 
     out: str = "runs/train"
     """Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Which network."""
-    data: str = "digits"
-    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (its IDX files as Debian's
-    dataset-fashion-mnist has them, or the Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a
-    folder of images with one sub-folder a class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders'
-    names are the prompts."""
-    image_size: int = 64
-    """Images of a folder are resized and centre-cropped to this."""
-    skip_unreadable: bool = False
-    """Leave unreadable images of a folder out instead of stopping at the first."""
     workers: int = 0
     """Processes that load data."""
 
     steps: int = 10_000
     """Optimizer steps in all."""
     batch_size: int = 256
-    """Images a step, over all processes and accumulated micro-batches."""
+    """Samples a step, over all processes and accumulated micro-batches."""
     gradient_accumulation: int = 1
     """Micro-batches a step; they share one budget."""
     learning_rate: float = 1e-4
@@ -89,10 +82,6 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
-    class_dropout: float = 0.1
-    """Share of labels or prompts left out, for classifier-free guidance."""
-    time_shift: float = 1.0
-    """Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1)."""
     budget_min: int | None = None
     """J_min, fewest latents per group drawn in training; default 1. Set it to budget_max for a single budget."""
     budget_max: int | None = None
@@ -123,24 +112,25 @@ class TrainConfig:
     keep_every: int | None = None
     """Checkpoints at multiples of this step are kept for good."""
     preview_every: int = 1_000
-    """Steps between preview grids from the averaged weights; 0 for none."""
-    init: str | None = None
-    """Start from the weights of this saved model; what it lacks starts anew (a baseline's weights into ELIT)."""
+    """Steps between preview pictures from the averaged weights; 0 for none."""
     resume: bool = False
     """Go on from the newest checkpoint in `out`."""
 
+    def learning_rate_at(self, step: int) -> float:
+        """Of a step, counted from 0."""
+        return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "image_size"):
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
         for name in ("checkpoint_every", "keep_last"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
         _require(self.keep_every is None or self.keep_every >= 1, "keep_every", self.keep_every, "give at least 1")
         for name in ("warmup_steps", "preview_every", "workers", "seed", "max_skipped"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
-        for name in ("learning_rate", "max_grad_norm", "time_shift"):
+        for name in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
-        for name in ("ema_decay", "class_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number in [0, 1)")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "give a number in [0, 1)")
         _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "give fp32 or bf16")
         for tracker in self.trackers:
             _require(tracker in TRACKERS, "trackers", tracker, f"give any of {', '.join(TRACKERS)}")
@@ -148,21 +138,137 @@ class TrainConfig:
         _require(self.batch_size % parts == 0, "batch_size", self.batch_size, f"give a multiple of {parts}, the parts")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """One training run; the defaults are the paper's recipe (section 3) with the batch and length of a small run."""
+
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
+        *("model", "data", "image_size", "skip_unreadable"),
+        *RunConfig.FIXED_ON_RESUME,
+    )
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which network."""
+    data: str = "digits"
+    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (its IDX files as Debian's
+    dataset-fashion-mnist has them, or the Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a
+    folder of images with one sub-folder a class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders'
+    names are the prompts."""
+    image_size: int = 64
+    """Images of a folder are resized and centre-cropped to this."""
+    skip_unreadable: bool = False
+    """Leave unreadable images of a folder out instead of stopping at the first."""
+    class_dropout: float = 0.1
+    """Share of labels or prompts left out, for classifier-free guidance."""
+    time_shift: float = 1.0
+    """Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1)."""
+    init: str | None = None
+    """Start from the weights of this saved model; what it lacks starts anew (a baseline's weights into ELIT)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.image_size >= 1, "image_size", self.image_size, "give at least 1")
+        _require(self.time_shift > 0, "time_shift", self.time_shift, "give a number above 0")
+        _require(0 <= self.class_dropout < 1, "class_dropout", self.class_dropout, "give a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(RunConfig):
+    """One distillation: a pretrained diffusers pipeline's transformer learns to work at every budget."""
+
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
+        *("pipeline", "prompts", "data", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
+        *("read_after", "write_after", "window", "mode", "weights", "lora_rank", "base_precision"),
+        *RunConfig.FIXED_ON_RESUME,
+    )
+
+    out: str = "runs/distill"
+    """Folder for what is learned (elastic.json, elastic.safetensors), its card, and the run's files."""
+    pipeline: str = ""
+    """A diffusers pipeline, a folder or a hub name."""
+    prompts: str | None = None
+    """A text file with a prompt a line (a class a line for a pipeline of classes): data-free, the original draws the
+    trajectories to learn from."""
+    data: str | None = None
+    """A folder of pictures with captions (metadata.jsonl, or the sub-folders' names) to learn from instead."""
+    sizes: tuple[str, ...] = ()
+    """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928; default: the pipeline's own."""
+    call: tuple[str, ...] = ()
+    """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
+    trajectories: int | None = None
+    """Pictures that the original draws, over all prompts; default: one a prompt."""
+    teacher_steps: int = 20
+    """Steps of each, num_inference_steps; every second batch of them takes three quarters as many, for other times."""
+    teacher_batch: int = 8
+    """Prompts that the pipeline runs at a time while trajectories are recorded."""
+    read_after: int | None = None
+    """Blocks before Read; default: the paper's proportion for this class."""
+    write_after: int | None = None
+    """Blocks before Write; default: the paper's proportion for this class."""
+    window: tuple[int, ...] | None = None
+    """Tokens of a group along each axis; default: what divides the class's usual grids."""
+    mode: Literal["carry", "learned"] = "carry"
+    """carry: latents start as the group's own tokens; learned: the paper's own."""
+    weights: Literal["lora", "interface", "all"] = "lora"
+    """What is trained: the interface alone, it and low-rank changes of the blocks (lora), or all weights."""
+    lora_rank: int = 16
+    """Rank of those changes."""
+    base_precision: Literal["fp32", "bf16"] | None = None
+    """Of the pipeline's own weights; default: bf16 where precision is, but fp32 where all weights are trained."""
+    distillation: float = 20.0
+    """Weight of the distance to the original beside the flow-matching loss; there is only the distance without data."""
+    prompt_dropout: float = 0.1
+    """With data and a negative prompt in `call`: share of pictures that learn the unconditional branch."""
+    steps: int = 2_000
+    """Optimizer steps in all."""
+    batch_size: int = 32
+    """Samples a step, over all processes and accumulated micro-batches."""
+    warmup_steps: int = 50
+    """Steps over which the learning rate rises from 0; then it falls to 0 at the last step."""
+    ema_decay: float = 0.99
+    """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
+    preview_every: int = 500
+    """Steps between validation pictures; 0 for none."""
+    preview_prompts: int = 4
+    """Prompts in them, the first of the file."""
+
+    def learning_rate_at(self, step: int) -> float:
+        return super().learning_rate_at(step) * (1 - step / self.steps)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_steps", "teacher_batch", "lora_rank", "preview_prompts"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        _require(self.distillation > 0, "distillation", self.distillation, "give a number above 0")
+        _require(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "give a number in [0, 1)")
+        for name, valid in (
+            ("weights", ("lora", "interface", "all")),
+            ("mode", ("carry", "learned")),
+            ("base_precision", (None, "fp32", "bf16")),
+        ):
+            _require(getattr(self, name) in valid, name, getattr(self, name), f"give {', '.join(map(str, valid))}")
+        for size in self.sizes:
+            height, _, width = size.partition("x")
+            _require(height.isdigit() and width.isdigit(), "sizes", size, "give HEIGHTxWIDTH in pixels, 1024x1024")
+        for argument in self.call:
+            _require(argument.partition("=")[0].isidentifier() and "=" in argument, "call", argument, "give NAME=VALUE")
+
+
 def _require(holds: bool, name: str, value: Any, valid: str) -> None:
     if not holds:
         raise ValueError(f"{name}={value!r}: {valid}")
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
+def save_config(config: RunConfig, path: Path) -> None:
     """Writes YAML that `load_config` reads back equal."""
     plain = asdict(config)
-    for part in (plain, plain["model"]):
+    for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):
         part.update({key: list(value) for key, value in part.items() if isinstance(value, tuple)})
     write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
-def load_config(path: str | Path) -> TrainConfig:
-    """Reads YAML with any of TrainConfig's fields. Raises ValueError naming an unknown field or a bad value."""
+def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:  # type: ignore[assignment]
+    """Reads YAML with any of `kind`'s fields. Raises ValueError naming an unknown field or a bad value."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config={str(path)!r}: no such file")
@@ -170,13 +276,13 @@ def load_config(path: str | Path) -> TrainConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"config={str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
-    return _build(TrainConfig, content, str(path))
+    return _build(kind, content, str(path))
 
 
 def _build(kind: type, content: Any, where: str) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where}: expected `field: value` lines, found {type(content).__name__}")
-    hints = get_type_hints(kind)
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is not ClassVar}
     if unknown := sorted(set(map(str, content)) - set(hints)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; valid ones: {', '.join(hints)}")
     values = {}

@@ -32,7 +32,7 @@ def test_compiled_blocks_of_every_backbone(kind, monkeypatch):
     torch._dynamo.utils.counters.clear()
     assert kind in SETTINGS
     plain, compiled = fresh(kind), fresh(kind)
-    compile_blocks(compiled)
+    compile_blocks(compiled.blocks)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     x, t, y = inputs(plain)
     for budget in plain.budgets[::-1] or (None,):

@@ -26,7 +26,7 @@ from elit.data.encode import FEATURES
 from elit.data.images import ImageSet
 from elit.data.loader import Feed
 from elit.data.sampler import StepSampler
-from elit.training.loop import train
+from elit.training.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,8 @@ def poisoned(monkeypatch):
     """The digits with one image of NaNs; returns its number."""
     images = digits().images.clone()
     images[7] = torch.nan
-    monkeypatch.setattr("elit.training.loop.digits", lambda: ImageSet(images, digits().labels, digits().classes))
+    poisoned = ImageSet(images, digits().labels, digits().classes)
+    monkeypatch.setattr("elit.training.train.named_images", lambda name: poisoned)
     return 7
 
 
@@ -66,14 +67,18 @@ def test_a_step_left_out_changes_no_weight(tmp_path, monkeypatch):
     from elit.flow.path import flow_matching_loss
 
     calls = iter((1.0, torch.nan))
-    monkeypatch.setattr("elit.training.loop.flow_matching_loss", lambda *each: flow_matching_loss(*each) * next(calls))
+    monkeypatch.setattr(
+        "elit.training.objectives.flow_matching_loss", lambda *each: flow_matching_loss(*each) * next(calls)
+    )
     two = train(tiny(tmp_path / "two", steps=2, **settings)).state_dict()
     assert equal(one, two)
 
 
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch, capfd):
     train(tiny(tmp_path / "run", steps=3))
-    monkeypatch.setattr("elit.training.loop.flow_matching_loss", lambda v, x0, x1: v.flatten(1).mean(1) * torch.nan)
+    monkeypatch.setattr(
+        "elit.training.objectives.flow_matching_loss", lambda v, x0, x1: v.flatten(1).mean(1) * torch.nan
+    )
     with pytest.raises(
         FloatingPointError,
         match=r"not finite in 4 steps, the last of them 7 \(max_skipped=3\).*skipped\.jsonl.*last good.*step-00000003",

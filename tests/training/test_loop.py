@@ -24,7 +24,8 @@ from elit.data.sampler import StepSampler
 from elit.training.distributed import make_accelerator
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
-from elit.training.loop import draw_step, train
+from elit.training.objectives import draw_step
+from elit.training.train import train
 
 TINY = ModelConfig(name="ELIT-DiT-S/1", hidden_size=16, num_heads=1, depth=3, split=(1, 1, 1), window=(4, 4))
 
@@ -307,10 +308,8 @@ def test_losses_by_time_are_means_over_their_buckets(tmp_path):
     config = tiny(tmp_path / "run", batch_size=64)
     train(config)  # makes the folder
     accelerator = make_accelerator(config)
-    network = elit.create_model(**replace(TINY, sample_size=8, in_channels=1, num_classes=10).chosen())
-    log = RunLog(
-        config, accelerator, network, StepSampler(100, seed=0, batch_size=64, parts=1, rank=0, world=1, stop=6)
-    )
+    sampler = StepSampler(100, seed=0, batch_size=64, parts=1, rank=0, world=1, stop=6)
+    log = RunLog(config, accelerator, {4: 1}, sampler)
     t = torch.tensor([0.05, 0.05, 0.15, 0.999, 1.0])
     log.add_losses(t, torch.tensor([1.0, 3.0, 5.0, 7.0, torch.nan]))
     log.add(1, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), budget=4, lr=0.1)

@@ -18,7 +18,7 @@ from test_loop import COMPILER, command, equal, losses, steps_done, tiny, weight
 
 import elit
 from elit.config import TrainConfig
-from elit.training.loop import train
+from elit.training.train import train
 
 pytestmark = pytest.mark.slow
 

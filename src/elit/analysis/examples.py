@@ -14,7 +14,7 @@ from elit.data.latents import LatentSet, posterior_sample
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.sampling.sample import sample, seeded_noise
-from elit.training.loop import load_data, load_prompts
+from elit.training.train import load_data, load_prompts
 
 OWN_STEPS = 20
 

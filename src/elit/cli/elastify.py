@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
@@ -61,27 +62,23 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any]:
-    from elit.config import TrainConfig
-    from elit.elastic.distill import check_settings, distill
+    from elit.config import DistillConfig, TrainConfig
+    from elit.elastic.distill import prepare_student
+    from elit.elastic.distill_network import distill_network
     from elit.elastic.runtime import original
-    from elit.elastic.surgery import elastify
     from elit.models.saved import load_model, save_model
     from elit.report.tables import print_table
-    from elit.training.loop import load_data
+    from elit.training.train import load_data
 
     for name, value in (("model", args.model), ("out", args.out)):
         if value == Path():
             raise ValueError(f"{name}: not given; elit elastify MODEL OUT")
-    check_settings(args.weights, args.lora_rank)
+    names = ("read_after", "write_after", "window", "mode", "weights", "lora_rank", "batch_size", "learning_rate")
+    settings = {name: getattr(args, name) for name in (*names, "distillation", "seed")}
+    config = DistillConfig(steps=max(1, args.steps), trackers=(), preview_every=0, log_every=200, **settings)
     data = load_data(TrainConfig(data=args.data))
-    student = elastify(
-        load_model(args.model).to(check_device(args.device)),
-        read_after=args.read_after,
-        write_after=args.write_after,
-        window=args.window,
-        mode=args.mode,
-        seed=args.seed,
-    )
+    student = load_model(args.model).to(check_device(args.device))
+    prepare_student(student, config)
     quality = _judge(args, student, data)
     with original():
         reference = quality(student, None)
@@ -89,18 +86,9 @@ def run(args: Args) -> dict[str, Any]:
     before = {count: quality(student, count) for count in kept}
     start = time.perf_counter()
     if args.steps:
-        distill(
-            student,
-            data,
-            steps=args.steps,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            weights=args.weights,
-            lora_rank=args.lora_rank,
-            distillation=args.distillation,
-            seed=args.seed,
-            say=(lambda line: None) if args.json else print,
-        )
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as folder:
+            student = distill_network(student, data, replace(config, out=folder))
     seconds = time.perf_counter() - start
     after = {count: quality(student, count) for count in kept}
     save_model(student, args.out)

@@ -21,6 +21,7 @@ COMMANDS = {
     "encode": "turn images or clips into an autoencoder's latents, once",
     "train": "train a model on digits or a folder of images",
     "import": "turn a published checkpoint into a saved model",
+    "distill": "give a pretrained diffusers pipeline a dial: train it to work on fewer tokens",
     "elastify": "give a trained model a dial, and fit it to the original",
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",

@@ -52,7 +52,7 @@ def run(args: Args) -> dict[str, Any] | None:
         return _dry_run(args)
     from accelerate import PartialState
 
-    from elit.training.loop import train
+    from elit.training.train import train
 
     train(args.settings)
     if not PartialState().is_main_process:

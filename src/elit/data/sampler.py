@@ -1,7 +1,8 @@
 """Which samples make up a training step: epoch after epoch, each in an order of its own, none held in memory."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -45,10 +46,30 @@ class StepSampler(Sampler[list[int]]):
 
     def samples(self, step: int) -> list[int]:
         """The samples of a step's whole batch, over all processes."""
+        return self.positions(step, self.length).tolist()
+
+    def positions(self, step: int, length: int) -> np.ndarray:
+        """A step's places in the endless row of permutations of range(length)."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(positions, self.length)
-        parts = [shuffled(offsets[epochs == epoch], self.length, self.seed, int(epoch)) for epoch in np.unique(epochs)]
-        return np.concatenate(parts).tolist()
+        epochs, offsets = np.divmod(positions, length)
+        parts = [shuffled(offsets[epochs == epoch], length, self.seed, int(epoch)) for epoch in np.unique(epochs)]
+        return np.concatenate(parts)
+
+
+class BucketSampler(StepSampler):
+    """As `StepSampler`, where only samples of one bucket can be in a step: a step's bucket is a draw of (seed, step).
+
+    buckets: the samples of each. A bucket is drawn as often as it has samples.
+    """
+
+    def __init__(self, buckets: Sequence[np.ndarray], **settings: Any):
+        super().__init__(sum(map(len, buckets)), **settings)
+        self.buckets = buckets
+
+    def samples(self, step: int) -> list[int]:
+        lengths = [len(bucket) for bucket in self.buckets]
+        (number,) = random.Random(f"bucket/{self.seed}/{step}").choices(range(len(lengths)), lengths)
+        return self.buckets[number][self.positions(step, lengths[number])].tolist()
 
 
 def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:

@@ -99,6 +99,11 @@ def branch(name: str) -> Iterator[None]:
         _branch.reset(token)
 
 
+def current_branch() -> str | None:
+    """The branch of guidance that runs now; None where pipelines run both in one batch."""
+    return _branch.get()
+
+
 @torch.compiler.disable
 def kept_of_references(budgets: Sequence[int], noise: Callable[[], Tensor]) -> int | None:
     """J̃ of pictures that are only looked at, in one forward; None where they have no budget of their own."""

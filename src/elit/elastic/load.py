@@ -6,29 +6,37 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors.torch import load_file
 
-from elit.elastic.families import CLASSES, FAMILIES
-from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord
+from elit.elastic.add_on import load_weights, put_into
+from elit.elastic.families import CLASSES
+from elit.elastic.low_rank import add_low_rank
+from elit.elastic.storage import RECORD, VARIANT, read_record
 from elit.elastic.surgery import elastify
-from elit.files import fingerprint
 from elit.models.presets import NETWORKS
 from elit.models.saved import check_weights
 
 
-def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
-    """What `save_pretrained` wrote in `folder`: an elastified transformer, or the pipeline around it.
+def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: Any) -> Any:
+    """Gives a stock pipeline the add-on that `elit distill` wrote, or loads what `save_pretrained` wrote.
 
-    kwargs: as in diffusers' from_pretrained, `torch_dtype` for one. Raises ValueError where the folder holds no
-    elastified transformer, or one that is damaged.
+    load_elastic(pipe, name): puts the add-on in the folder or hub repository `name` into the pipeline's transformer, in
+    place, and returns the pipeline. Its own weights stay as they are, quantised ones too.
+    load_elastic(folder): an elastified transformer, or the pipeline around it; kwargs: as in diffusers'
+    from_pretrained, `torch_dtype` for one.
+
+    Raises ValueError where the folder holds nothing elastified, or what it holds is damaged or for another class.
     """
-    folder = Path(folder)
+    if name is not None:
+        return put_into(pipe_or_folder, str(name))
+    if not isinstance(pipe_or_folder, str | Path):
+        raise ValueError(f"name: not given; elit.load_elastic(pipe, name) for a {type(pipe_or_folder).__name__}")
+    folder = Path(pipe_or_folder)
     if not (folder / "model_index.json").is_file():
-        return _load_transformer(folder, **kwargs)
+        return load_transformer(folder, **kwargs)
     parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     of_models = {name: value for name, value in kwargs.items() if name not in parts}
     elastic = {
-        path.parent.name: _load_transformer(path.parent, **of_models) for path in sorted(folder.glob(f"*/{RECORD}"))
+        path.parent.name: load_transformer(path.parent, **of_models) for path in sorted(folder.glob(f"*/{RECORD}"))
     }
     if not elastic:
         raise ValueError(
@@ -37,8 +45,8 @@ def load_elastic(folder: str | Path, **kwargs: Any) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(folder, **elastic, **kwargs)
 
 
-def _load_transformer(folder: Path, **kwargs: Any) -> Any:
-    record = _read_record(folder)
+def load_transformer(folder: Path, **kwargs: Any) -> Any:
+    record = read_record(folder)
     check_weights(folder, "folder")
     kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind)
     variant = {"variant": VARIANT} if record.changed else {}
@@ -48,12 +56,10 @@ def _load_transformer(folder: Path, **kwargs: Any) -> Any:
     _align(transformer)
     settings = {name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")}
     elastify(transformer, **settings)
+    if record.lora_rank:
+        add_low_rank(transformer, record.lora_rank)
     transformer.elastic_record = record
-    weights = load_file(folder / WEIGHTS)
-    own = {name: tuple(value.shape) for name, value in transformer.elastic.state_dict().items()}
-    if own != {name: tuple(value.shape) for name, value in weights.items()}:
-        raise ValueError(f"folder={str(folder)!r}: its {WEIGHTS} does not fit its {RECORD}; save or copy it again")
-    transformer.elastic.load_state_dict(weights)  # into tensors of its own
+    load_weights(transformer, folder)
     return transformer.eval()
 
 
@@ -62,21 +68,3 @@ def _align(transformer: torch.nn.Module) -> None:
     for weight in transformer.parameters():
         if weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()
-
-
-def _read_record(folder: Path) -> InterfaceRecord:
-    if not (folder / RECORD).is_file():
-        raise ValueError(
-            f"folder={str(folder)!r}: no {RECORD} in it; give a folder that an elastified model was saved in"
-        )
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        size_and_sum, _ = content.pop("weights"), content.pop("note")
-        record = InterfaceRecord(**content | {"window": tuple(content["window"])})
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"folder={str(folder)!r}: its {RECORD} is damaged; save or copy it again") from None
-    if record.kind not in FAMILIES:
-        raise ValueError(f"folder={str(folder)!r}: holds an elastified {record.kind!r}; known: {', '.join(FAMILIES)}")
-    if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:
-        raise ValueError(f"folder={str(folder)!r}: its {WEIGHTS} is missing or damaged; save or copy it again")
-    return record

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
+from elit.elastic.families import FAMILIES
 from elit.files import fingerprint, replacing, write_text
 
 RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
@@ -34,6 +35,12 @@ class InterfaceRecord:
     mode: str
     changed: bool = False
     """The original weights have been trained along, and are no model without the interface."""
+    lora_rank: int = 0
+    """Of the low-rank changes of the blocks beside the interface; 0 for none."""
+    original_at_full: bool = False
+    """At full budget the original runs, without interface and changes: it was trained for the budgets below."""
+    base: str | None = None
+    """The pipeline that the interface was trained for."""
 
 
 def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]:
@@ -78,3 +85,22 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
         save(folder, **({"variant": VARIANT} if changed else {}))
     finally:
         transformer.elastic = interface
+
+
+def read_record(folder: Path) -> InterfaceRecord:
+    """What a folder's elastic.json says. Raises ValueError where it or the weights beside it are missing or damaged."""
+    if not (folder / RECORD).is_file():
+        raise ValueError(
+            f"folder={str(folder)!r}: no {RECORD} in it; give a folder that an elastified model was saved in"
+        )
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        size_and_sum, _ = content.pop("weights"), content.pop("note")
+        record = InterfaceRecord(**content | {"window": tuple(content["window"])})
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"folder={str(folder)!r}: its {RECORD} is damaged; save or copy it again") from None
+    if record.kind not in FAMILIES:
+        raise ValueError(f"folder={str(folder)!r}: holds an elastified {record.kind!r}; known: {', '.join(FAMILIES)}")
+    if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:
+        raise ValueError(f"folder={str(folder)!r}: its {WEIGHTS} is missing or damaged; save or copy it again")
+    return record

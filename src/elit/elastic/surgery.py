@@ -23,7 +23,17 @@ from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_blo
 from elit.elastic.context import branch, kept_of_call, kept_of_references
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.interface import ElasticInterface
-from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, active, bypassed, checkpointed, signature_of
+from elit.elastic.runtime import (
+    PLAIN,
+    Call,
+    CoreBlock,
+    HintBlock,
+    active,
+    bypassed,
+    checkpointed,
+    original,
+    signature_of,
+)
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
 from elit.elastic.token_order import make_plan
 
@@ -185,6 +195,9 @@ class Elastic:
         looked_at = family.references(self, arguments)
         own = kept_of_references(self.budgets, functools.partial(family.noise, arguments)) if looked_at else None
         counts = (kept,) * (len(grids) - looked_at) + (kept if own is None else own,) * looked_at
+        if self.elastic_record.original_at_full and min(counts) == self.budgets[-1]:
+            with original(), active(PLAIN):
+                return super().forward(**arguments)  # type: ignore[misc]
         if min(counts) < self.budgets[-1]:
             for name in family.residuals:
                 if arguments.get(name) is not None:

@@ -25,7 +25,7 @@ from elit.report import plots
 from elit.report.html import Section, write_page
 from elit.report.tables import headings, score_cells
 from elit.sampling.sample import sample, seeded_noise
-from elit.training.loop import train
+from elit.training.train import train
 
 SAMPLING_STEPS = 16
 STRIPS = (2, 5, 7)  # the digits whose clips are shown frame by frame

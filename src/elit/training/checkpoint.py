@@ -18,22 +18,22 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import elit
 from elit.compat import lone_process
-from elit.config import TrainConfig
+from elit.config import RunConfig
 from elit.files import fingerprint, write_text
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
-from elit.models.transformer import Transformer
 from elit.training.distributed import agreed, unsharded_class
 from elit.training.ema import AveragedWeights
 
+TRAINED = StateDictOptions(ignore_frozen_params=True)
 BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
 
 
 @contextmanager
-def claimed_folder(config: TrainConfig, accelerator: Accelerator, parameters: int) -> Iterator[None]:
+def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int) -> Iterator[None]:
     """The folder of a run, held by it alone: a lock that ends with the process, however that ends.
 
     Raises ValueError where it cannot be written, has no room for what the run will keep, or another run is at work.
@@ -46,7 +46,7 @@ def claimed_folder(config: TrainConfig, accelerator: Accelerator, parameters: in
         lock.release()
 
 
-def _claim(lock: FileLock, config: TrainConfig, parameters: int) -> None:
+def _claim(lock: FileLock, config: RunConfig, parameters: int) -> None:
     out = Path(config.out)
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,10 @@ def _claim(lock: FileLock, config: TrainConfig, parameters: int) -> None:
 
 def save_state(
     accelerator: Accelerator,
-    network: Transformer,
+    network: Any,
     optimizer: torch.optim.Optimizer,
     average: AveragedWeights,
-    config: TrainConfig,
+    config: RunConfig,
     step: int,
 ) -> None:
     """Everything needed to resume after `step` steps; drops old checkpoints as config says.
@@ -121,12 +121,14 @@ def save_state(
     accelerator.wait_for_everyone()
 
 
-def load_state(path: Path, network: Transformer, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> None:
+def load_state(path: Path, network: Any, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> None:
     """Puts back what `save_state` saved, however many processes did, sharded or not."""
     state = _run_state(network, optimizer, average)
     with lone_process():
         dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-    set_state_dict(network, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        network, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=TRAINED
+    )
     average.steps = state["averaged_steps"]
 
 
@@ -140,9 +142,9 @@ def fault_of(path: Path, accelerator: Accelerator) -> str | None:
     return next(filter(None, gather_object([damage(path, accelerator.process_index, accelerator.num_processes)])), None)
 
 
-def _run_state(network: Transformer, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> dict[str, Any]:
+def _run_state(network: Any, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> dict[str, Any]:
     """Tensors as they lie in memory: what is saved, and what is loaded into."""
-    weights, moments = get_state_dict(network, optimizer)
+    weights, moments = get_state_dict(network, optimizer, options=TRAINED)
     average.settle()
     return {"model": weights, "optimizer": moments, "average": average.weights, "averaged_steps": average.steps}
 

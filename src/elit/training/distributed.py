@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from elit.compat import forget_precision
-from elit.config import TrainConfig
-from elit.models.presets import NETWORKS
+from elit.config import RunConfig
 from elit.models.transformer import Transformer
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
     """The engine of a run. Raises ValueError where the launcher and the config do not agree."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         # accelerate shards on GPUs alone, with one precision for all parts; elit's own way runs on CPUs too.
@@ -35,19 +34,24 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
 
 
-def prepare(accelerator: Accelerator, network: Transformer, config: TrainConfig) -> nn.Module:
+def trained_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Those that require a gradient."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
+def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
     """What a step calls: the network on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says."""
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.compile:
-        compile_blocks(network)
+        compile_blocks(blocks)
     if not (config.fsdp and dist.is_initialized()):
         return accelerator.prepare_model(network)
-    shard(network, accelerator)
+    shard(network, blocks, accelerator)
     return network
 
 
-def shard(network: Transformer, accelerator: Accelerator) -> None:
+def shard(network: Any, blocks: Iterable[nn.Module], accelerator: Accelerator) -> None:
     """FSDP2: weights, gradients and moments split over all processes; blocks, Read and Write are gathered in turn.
 
     In bf16 the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms)
@@ -56,17 +60,17 @@ def shard(network: Transformer, accelerator: Accelerator) -> None:
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in network.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=low if accelerator.mixed_precision == "bf16" else plain)
-    if network.latent_interface:
-        for part in (network.latent_interface.reader, network.latent_interface.writer):
+    if interface := getattr(network, "elastic", None) or network.latent_interface:
+        for part in (interface.reader, interface.writer):
             fully_shard(part, mesh=mesh, mp_policy=plain)
     fully_shard(network, mesh=mesh, mp_policy=plain)
 
 
 def unsharded_class(network: Transformer) -> type[Transformer]:
     """The network's own class: sharding puts one of torch's in front of it."""
-    return next(kind for kind in type(network).__mro__ if kind.__name__ in NETWORKS)
+    return next(kind for kind in type(network).__mro__ if not kind.__name__.startswith("FSDP"))
 
 
 def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer:
@@ -79,12 +83,12 @@ def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer
     return network
 
 
-def compile_blocks(network: Transformer) -> None:
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """torch.compile on each block; all of one class share their graphs, one for N tokens and one for any number.
 
     A block sees G·J̃ latents, never J̃ itself, so not even J̃ = 1 is a case of its own.
     """
-    for block in network.blocks:
+    for block in blocks:
         # The method and not the module: hooks of FSDP stay outside, names of weights as they are.
         block.forward = torch.compile(block.forward, fullgraph=True)
 

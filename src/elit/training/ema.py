@@ -11,7 +11,7 @@ from elit.compat import copy_all, lerp_all
 
 
 class AveragedWeights:
-    """Exponential moving average of a network's parameters, as diffusers' EMAModel has it.
+    """Exponential moving average of a network's trained parameters, as diffusers' EMAModel has it.
 
     Its decay at step n is min(decay, n / (9 + n)), 0 at the first. Unlike there, each process averages its own shard
     and nothing else, and with `on_cpu` the copies travel while the next step computes.
@@ -19,7 +19,9 @@ class AveragedWeights:
 
     def __init__(self, network: nn.Module, decay: float, *, on_cpu: bool = False):
         self.decay, self.steps = decay, 0
-        self.weights = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+        self.weights = {
+            name: weight.detach().clone() for name, weight in network.named_parameters() if weight.requires_grad
+        }
         """By name, DTensors where the network is sharded."""
         self._staged: list[Tensor] | None = None
         self._copied: torch.Event | None = None
@@ -35,7 +37,7 @@ class AveragedWeights:
         self.settle()
         self.steps += 1
         decay = min(self.decay, self.steps / (9 + self.steps)) if self.steps > 1 else 0.0
-        now = [_own(weight.detach()) for weight in network.parameters()]
+        now = [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
         if self._staged is None:
             lerp_all(self._shards(), now, 1 - decay)
             return
@@ -60,7 +62,7 @@ class AveragedWeights:
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
         """Lends the average to the network, for a preview."""
         self.settle()
-        shards = [_own(weight.detach()) for weight in network.parameters()]
+        shards = [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
         kept = [shard.clone() for shard in shards]
         copy_all(shards, self._shards())
         try:

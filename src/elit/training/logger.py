@@ -20,12 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from elit.config import TrainConfig
-from elit.costs.flops import count_flops
+from elit.config import RunConfig
 from elit.data.sampler import StepSampler
 from elit.files import write_text
 from elit.models.saved import checkpoints
-from elit.models.transformer import Transformer
 
 BUCKETS = 10  # of t, equally wide
 SKIPPED = "skipped.jsonl"
@@ -34,11 +32,11 @@ SKIPPED = "skipped.jsonl"
 class RunLog:
     """Collects every step's figures on the device and reads them back once in `log_every` steps."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, network: Transformer, sampler: StepSampler):
+    def __init__(self, config: RunConfig, accelerator: Accelerator, flops: dict[int | None, int], sampler: StepSampler):
         self.config, self.accelerator, self.sampler = config, accelerator, sampler
         self.start = start = sampler.start
         self.out = Path(config.out)
-        self.cost = {budget: 3 * config.batch_size * count_flops(network, budget=budget) for budget in _all(network)}
+        self.cost = {budget: config.batch_size * count for budget, count in flops.items()}
         self.pending: list[dict[str, Any]] = []
         self.by_time = torch.zeros(2, BUCKETS, device=accelerator.device)  # sums of losses, and how many
         self.skipped = 0
@@ -184,10 +182,6 @@ class RunLog:
         return round(total / seconds / 1e12, 4)
 
 
-def _all(network: Transformer) -> tuple[int | None, ...]:
-    return network.budgets or (None,)
-
-
 def _by_budget(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Mean loss of the steps at each budget; JSON's keys are text."""
     found: dict[str, list[float]] = defaultdict(list)
@@ -221,7 +215,7 @@ def _peak_memory(device: torch.device) -> int:
     return torch.get_device_module(device).max_memory_allocated(device)
 
 
-def check_trackers(config: TrainConfig) -> None:
+def check_trackers(config: RunConfig) -> None:
     """Raises ValueError where a tracker is asked for that is not installed; accelerate would go on without it."""
     for tracker in config.trackers:
         if find_spec(tracker) is None:

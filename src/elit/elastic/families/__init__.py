@@ -81,7 +81,9 @@ def registered(name: str, family: Family) -> Iterator[None]:
 
 def family_of(transformer: object) -> Family:
     """The entry for a transformer's class. Raises ValueError where there is none."""
-    name = type(transformer).__name__
+    # Sharding puts a class of torch's in front.
+    names = [kind.__name__ for kind in type(transformer).__mro__]
+    name = next((name for name in names if name in FAMILIES), names[0])
     if name in UNSUITABLE:
         raise ValueError(f"transformer: a {name} cannot have a dial: {UNSUITABLE[name]}")
     if name not in FAMILIES:

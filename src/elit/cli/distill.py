@@ -1,0 +1,56 @@
+"""elit distill"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from elit.cli.main import parse as parse_arguments
+from elit.config import DistillConfig, load_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Give a pretrained diffusers pipeline a compute dial: its transformer learns to work on fewer tokens. What it
+    learns is a small file, OUT/elastic.safetensors; the pipeline stays as it is. PIPELINE and OUT may come first,
+    without their option names. Run it again with --resume after a kill.
+
+    Example: elit distill runs/tiny-flux runs/dial --prompts runs/tiny-flux/prompts.txt --steps 500
+    """
+
+    config: Path | None = None
+    """YAML with any of the settings below, such as an earlier run's config.yaml."""
+    push_to_hub: str | None = None
+    """Upload the add-on and its card to this hub repository at the end, USER/NAME."""
+    json: bool = False
+    """Print a result as JSON last on stdout."""
+    settings: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    words, named = list(arguments), []
+    for option in ("--pipeline", "--out"):
+        if words and not words[0].startswith("-"):
+            named += [option, words.pop(0)]
+    settings = DistillConfig()
+    for i, argument in enumerate(words):
+        if argument == "--config" and i + 1 < len(words):
+            settings = load_config(words[i + 1], DistillConfig)
+        elif argument.startswith("--config="):
+            settings = load_config(argument.removeprefix("--config="), DistillConfig)
+    return parse_arguments(Args, "distill", [*named, *words], default=Args(settings=settings))
+
+
+def run(args: Args) -> dict[str, Any] | None:
+    from accelerate import PartialState
+
+    from elit.elastic.distill import distill
+
+    result = distill(args.settings)
+    if not PartialState().is_main_process:
+        return None
+    if not args.json:
+        print(f"{args.settings.out}: saved; elit.load_elastic(pipe, {args.settings.out!r}) puts it into a pipeline")
+    return result

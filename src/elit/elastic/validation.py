@@ -1,0 +1,104 @@
+"""What a distilled pipeline is worth at each budget: pictures beside the original's, and distances to it."""
+
+from math import prod
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elit.data.images import image_grid
+from elit.elastic.call_files import RecordedCalls
+from elit.elastic.context import budget
+from elit.elastic.cost import count_block_flops
+from elit.elastic.families import family_of
+from elit.elastic.pipelines import Requests
+from elit.elastic.recording import output_tensor
+from elit.elastic.runtime import original
+
+SHARES = (1.0, 0.5, 0.25, 0.125)
+ROWS, TIMES = 32, 5
+
+
+class Validation:
+    """Fixed prompts and seeds, and fixed recorded calls: the same each time it measures."""
+
+    def __init__(self, pipe: Any, requests: Requests, examples: RecordedCalls):
+        self.pipe, self.requests, self.examples = pipe, requests, examples
+        self.reference: Tensor | None = None
+        bucket = max(examples.buckets, key=len)
+        self.rows = [bucket[i * len(bucket) // ROWS] for i in range(min(ROWS, len(bucket)))]
+
+    def budgets(self) -> list[int]:
+        """All, a half, a quarter and an eighth of a window's tokens."""
+        full = self.pipe.transformer.budgets[-1]
+        return list(dict.fromkeys(max(1, round(full * share)) for share in SHARES))
+
+    def measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
+        """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
+        training = self.pipe.transformer.training
+        self.pipe.transformer.eval()
+        try:
+            with torch.no_grad():
+                return self._measure()
+        finally:
+            self.pipe.transformer.train(training)
+
+    def _measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
+        if self.reference is None:
+            with original():
+                self.reference = self.samples()
+        rows, table = [self.reference], []
+        guided = self.requests.guided
+        for kept in self.budgets():
+            row: dict[str, Any] = {"tokens": kept, "share": kept / self.pipe.transformer.budgets[-1]}
+            row |= self.distances(kept)
+            for name, guidance in (("", None), ("_ccfg", 1))[: 1 + guided]:
+                with budget(kept) if guidance is None else budget(kept, guidance=guidance):
+                    samples = self.samples()
+                row[f"picture_distance{name}"] = _distance(samples, self.reference)
+                rows.append(samples)
+            table.append(row)
+        pictures = torch.cat(rows)
+        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+            return None, table
+        scale = max(1, 64 // pictures.shape[-2])
+        return image_grid(pictures.float().cpu() * 2 - 1, len(self.reference), scale=scale), table
+
+    def samples(self) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] by the pipeline; of a clip its first frame."""
+        output = self.pipe(**self.requests.validation(output_type="pt"))
+        samples = torch.as_tensor(getattr(output, "images", None) if hasattr(output, "images") else output.frames)
+        return samples[:, 0] if samples.ndim == 5 else samples
+
+    def distances(self, kept: int) -> dict[str, Any]:
+        """Root mean squared distance of the prediction to the original's, over all calls and by t."""
+        teacher, call = self.examples.__getitems__(self.rows)
+        device = self.pipe.transformer.device
+        teacher, call = teacher.to(device), call.to(device)
+        with budget(kept, doubled=False):
+            predicted = output_tensor(self.pipe.transformer(**call.nested()))
+        squared = (predicted.float() - teacher.float()).square().flatten(1).mean(1)
+        t = (1 - family_of(self.pipe.transformer).noise(call.arguments).float()).expand(len(squared)).clamp(0, 1)
+        bucket = (t * TIMES).long().clamp(max=TIMES - 1)
+        by_time = [squared[bucket == i] for i in range(TIMES)]
+        return {
+            "distance": squared.mean().sqrt().item(),
+            "distance_by_t": [part.mean().sqrt().item() if len(part) else None for part in by_time],
+        }
+
+    def flops(self, passes: int) -> dict[int | None, int]:
+        """Of a sample's training step at each budget, embedders and output layers left out."""
+        transformer = self.pipe.transformer
+        _, call = self.examples.__getitems__(self.rows[:1])
+        grids = family_of(transformer).grids(transformer, call.nested())
+        text = call.arguments.get("encoder_hidden_states")
+        length = 0 if text is None else text.shape[1]
+        return {
+            kept: passes * count_block_flops(transformer, tokens=sum(map(prod, grids)), text_tokens=length, kept=kept)
+            for kept in transformer.budgets
+        }
+
+
+def _distance(samples: Tensor, reference: Tensor) -> float:
+    return (samples.float() - reference.float()).square().mean().sqrt().item()

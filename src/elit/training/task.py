@@ -1,0 +1,48 @@
+"""What a run trains: the seam between the loop and those who have something to train."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from torch import nn
+
+from elit.config import RunConfig
+from elit.data.sampler import StepSampler
+from elit.training.ema import AveragedWeights
+from elit.training.logger import RunLog
+from elit.training.objectives import Objective
+
+
+class Task(Protocol):
+    """What a run trains, on what, and what it leaves: all that `training/loop.py` does not know."""
+
+    config: RunConfig
+    """Complete: what the data decides is filled in."""
+    network: nn.Module
+    """Holds what is trained, the parameters that require a gradient."""
+    blocks: Iterable[nn.Module]
+    """Its blocks, which are compiled, sharded and checkpointed one by one."""
+    budgets: Sequence[int]
+    """What a step's budget is drawn from; none for a baseline."""
+    flops: dict[int | None, int]
+    """Of a sample's training step, by budget."""
+    examples: Any
+    """A data set whose `__getitems__` gives (samples, conditions), both with `.to`."""
+    sampler: StepSampler
+
+    def initialize(self, *, resumed: bool) -> list[str]:
+        """The rest of what a run needs, once its folder is claimed, and the weights that a new one starts from.
+
+        `flops`, `examples` and `sampler` may be set here. Returns lines to print.
+        """
+        ...
+
+    def objective(self, accelerator: Accelerator) -> Objective: ...
+
+    def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
+        """Writes a picture of what the averaged weights do."""
+        ...
+
+    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Any:
+        """Saves what the run leaves, and returns what it gives back."""
+        ...

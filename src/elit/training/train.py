@@ -1,0 +1,159 @@
+"""Training of this library's networks from pictures, latents or captions: what `elit train` hands to the loop."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from elit.budgets import resolve_budget, training_budgets
+from elit.config import TrainConfig
+from elit.costs.flops import count_flops
+from elit.data.builtin import named_images
+from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
+from elit.data.latents import LatentSet
+from elit.data.sampler import StepSampler
+from elit.data.text import CACHE, PromptedImages, encode_prompts
+from elit.models.conditioning import Condition, Text
+from elit.models.mmdit import MMDiT
+from elit.models.presets import create_model, model_config
+from elit.models.saved import load_shared_weights, save_model
+from elit.models.transformer import Transformer
+from elit.sampling.sample import sample
+from elit.training.distributed import plain_network
+from elit.training.ema import AveragedWeights
+from elit.training.logger import RunLog
+from elit.training.loop import train_task
+from elit.training.objectives import FlowMatching
+from elit.training.task import Task
+
+
+def train(config: TrainConfig) -> Transformer:
+    """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU.
+
+    Resumes, stops and raises as `train_task` does.
+    """
+    return train_task(config, lambda accelerator: TrainNetwork(config, accelerator))
+
+
+class TrainNetwork(Task):
+    """A network of this library, from random weights or those of `config.init`, by flow matching."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator):
+        self.data = load_data(config)
+        with accelerator.main_process_first():
+            self.prompts = load_prompts(config, self.data, accelerator.device)
+        self.config = config = resolve(config, self.data, self.prompts)
+        self.sampler = StepSampler(
+            len(self.data),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            parts=config.gradient_accumulation,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            stop=config.steps,
+        )
+        set_seed(config.seed)
+        names: dict[str, Any] = {"class_names": tuple(self.data.classes)} if self.prompts is None else {}
+        self.network = network = create_model(**config.model.chosen(), **names)
+        self.blocks = network.blocks
+        self.budgets = training_budgets(network.budgets, config.budget_min, config.budget_max)
+        self.flops = {budget: 3 * count_flops(network, budget=budget) for budget in network.budgets or (None,)}
+        self.examples = self.data if self.prompts is None else PromptedImages(self.data, self.prompts)
+
+    def initialize(self, *, resumed: bool) -> list[str]:
+        said = []
+        if self.config.init and not resumed:
+            new, left_out = load_shared_weights(self.network, self.config.init)
+            names = f"{len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
+            said.append(f"init: {names}")
+        if skipped := getattr(self.data, "skipped", None):
+            said.append(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
+        return said
+
+    def objective(self, accelerator: Accelerator) -> FlowMatching:
+        return FlowMatching(
+            config=self.config,
+            shape=self.data.shape,
+            device=accelerator.device,
+            moments=isinstance(self.data, LatentSet),
+            drop_condition=self.network.without_condition,
+            autocast=accelerator.autocast,
+        )
+
+    def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
+        """Samples from the averaged weights, a row a budget (all, half, a quarter, the least), of the same noise."""
+        network, config = self.network, self.config
+        if not (accelerator.is_main_process or config.fsdp):  # a sharded network needs all processes
+            return
+        numbers = torch.arange(8) % len(self.data.classes)
+        y: Condition = numbers if self.prompts is None else self.prompts[numbers]
+        least = network.budgets[0] if network.budgets else None
+        shown = dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
+        with average.in_place_of(network), torch.compiler.set_stance("force_eager"), accelerator.autocast():
+            rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in shown]
+        if accelerator.is_main_process:
+            preview = image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
+            save_image(preview, Path(config.out) / "samples" / f"step-{step:08d}.png")
+            log.image(preview, step)
+
+    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Transformer:
+        averaged = plain_network(accelerator, self.network).cpu().eval()
+        averaged.load_state_dict(average.whole())
+        if accelerator.is_main_process:
+            save_model(averaged, Path(self.config.out) / "model")
+        return averaged
+
+
+def load_data(config: TrainConfig) -> ImageData:
+    """The data set a run trains on."""
+    if (images := named_images(config.data)) is not None:
+        return images
+    if (Path(config.data) / "encode.json").is_file():
+        return LatentSet(config.data)
+    return ImageFolder(
+        config.data, config.image_size, skip_unreadable=config.skip_unreadable, captions=_takes_text(config)
+    )
+
+
+def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> Condition | None:
+    """A row of `y` for each of the data's captions, kept beside a folder's images; None where classes are used."""
+    if not _takes_text(config):
+        return None
+    model = config.model
+    plain = model.name.removeprefix("ELIT-")
+    _, settings = model_config(plain, text_encoder=model.text_encoder, text_length=model.text_length)
+    encoder, root = settings["text_encoder"], getattr(data, "root", None)
+    cache = root and root / CACHE
+    return encode_prompts(data.captions, encoder, length=settings["text_length"], cache=cache, device=device)
+
+
+def _takes_text(config: TrainConfig) -> bool:
+    return issubclass(model_config(config.model.name)[0], MMDiT)
+
+
+def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> TrainConfig:
+    """Fills in what the data decides: channels, size, classes or text. Raises ValueError where they clash."""
+    channels, *size = data.shape
+    model = config.model
+    found: dict[str, Any] = {"in_channels": channels, "sample_size": size[0] if len(size) == 2 else tuple(size)}
+    if isinstance(prompts, Text):
+        pooled = 0 if prompts.pooled is None else prompts.pooled.shape[1]
+        found |= {"text_features": prompts.embeddings.shape[2], "pooled_features": pooled}
+    for name, value in found.items():
+        if getattr(model, name) not in (None, value):
+            raise ValueError(f"model.{name}={getattr(model, name)}: the data has {value}; leave it out")
+    if prompts is None:
+        classes = len(data.classes)
+        if model.num_classes is not None and model.num_classes < classes:
+            raise ValueError(f"model.num_classes={model.num_classes}: the data has {classes} classes")
+        found["num_classes"] = model.num_classes or classes
+    return replace(config, model=replace(model, **found))
+
+
+def _names(names: Sequence[str]) -> str:
+    """What modules a list of weights belongs to, each once."""
+    return ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names)) or "none"
