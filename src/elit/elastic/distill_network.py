@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ class DistillNetwork(Task):
         self.teacher = copy.deepcopy(network).eval().to(accelerator.device) if config.weights == "all" else network
         self.blocks = all_blocks(network)
         self.budgets = student_budgets(network, config)
-        tokens = prod(network.token_grid(network.sample_size))
+        tokens = (network.token_grid(network.sample_size),)
         # The original's forward too, and no gradients of weights that stay.
         passes = 3 if config.weights == "all" else 2
         self.flops = {

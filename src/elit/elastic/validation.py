@@ -1,6 +1,5 @@
 """What a distilled pipeline is worth at each budget: pictures beside the original's, and distances to it."""
 
-from math import prod
 from typing import Any
 
 import torch
@@ -95,7 +94,7 @@ class Validation:
         text = call.arguments.get("encoder_hidden_states")
         length = 0 if text is None else text.shape[1]
         return {
-            kept: passes * count_block_flops(transformer, tokens=sum(map(prod, grids)), text_tokens=length, kept=kept)
+            kept: passes * count_block_flops(transformer, tokens=grids, text_tokens=length, kept=kept)
             for kept in transformer.budgets
         }
 
