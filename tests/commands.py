@@ -47,7 +47,7 @@ class Command:
     def err(self) -> str:
         return self._files[1].read_text()
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """The exit code; minus the signal's number if one ended it."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"still running after {timeout} s: {self.err}"

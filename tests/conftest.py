@@ -1,19 +1,22 @@
 """Shared by all tests: small networks of every kind whose every path is open."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from diffusers import AutoencoderKL
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from elit.models.conditioning import Text
-from elit.models.presets import create_model
-from elit.models.transformer import Transformer
+# Imported where they are used: the process that only deals tests out to workers needs none of it.
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from elit.models.transformer import Transformer
 
 # Small networks; ELIT has 4 groups of 4×4 tokens, or 8 of 1×2×2 for video.
 SIZES = {"sample_size": 16, "in_channels": 4, "hidden_size": 48, "num_heads": 4, "depth": 4}
@@ -43,6 +46,10 @@ ELIT = [kind for kind in SETTINGS if kind.startswith("elit-")]
 
 def fresh(kind: str) -> Transformer:
     """A small network as a training run starts it."""
+    import torch
+
+    from elit.models.presets import create_model
+
     name, settings = SETTINGS[kind]
     torch.manual_seed(0)
     return create_model(name, **settings)
@@ -50,6 +57,8 @@ def fresh(kind: str) -> Transformer:
 
 def opened(kind: str) -> Transformer:
     """A small network with random values everywhere: nothing starts at zero, so nothing hides."""
+    import torch
+
     model = fresh(kind)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -59,6 +68,9 @@ def opened(kind: str) -> Transformer:
 
 def small_vae(**settings) -> AutoencoderKL:
     """An autoencoder of random weights, 4 channels, f2."""
+    import torch
+    from diffusers import AutoencoderKL
+
     torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(8, 16),
@@ -72,6 +84,10 @@ def small_vae(**settings) -> AutoencoderKL:
 
 def conditions(model: Transformer, batch: int):
     """y for a network, on the CPU: labels, characters or embeddings with padding, every sample another."""
+    import torch
+
+    from elit.models.conditioning import Text
+
     torch.manual_seed(2)
     y = model.example_condition(batch)
     if isinstance(y, Text):
@@ -82,6 +98,8 @@ def conditions(model: Transformer, batch: int):
 
 def inputs(model: Transformer, batch: int = 3, size: tuple[int, ...] | None = None) -> tuple:
     """x, t, y for a network; the last sample has no condition."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, model.config.in_channels, *(size or model.sample_size), generator=generator)
     t = torch.rand(batch, generator=generator)
