@@ -15,7 +15,7 @@ def test_integers_of_every_kind(value):
 
 @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), 4.0, "4", None, torch.tensor(4.0), [4], 1j])
 def test_what_is_no_integer(value):
-    with pytest.raises(ValueError, match="^steps=.*: give a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^steps=.*: give a whole number of at least 1$"):
         whole_number("steps", value, 1)
 
 
@@ -26,16 +26,16 @@ def test_numbers_of_every_kind(value):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), "2", True, None, -1, 1j, [2.0], 10**400])
 def test_what_is_no_number(value):
-    with pytest.raises(ValueError, match="^scale=.*: give a number of at least 0$"):
+    with pytest.raises(ValueError, match=r"^scale=.*: give a number of at least 0$"):
         real_number("scale", value, least=0)
 
 
 def test_bounds_are_said():
-    with pytest.raises(ValueError, match="^a=3: give a whole number from 1 to 2$"):
+    with pytest.raises(ValueError, match=r"^a=3: give a whole number from 1 to 2$"):
         whole_number("a", 3, 1, 2)
-    with pytest.raises(ValueError, match="^a=0: give a number above 0$"):
+    with pytest.raises(ValueError, match=r"^a=0: give a number above 0$"):
         real_number("a", 0, above=0)
-    with pytest.raises(ValueError, match="^a=2: give a number above 0 and at most 1$"):
+    with pytest.raises(ValueError, match=r"^a=2: give a number above 0 and at most 1$"):
         real_number("a", 2, above=0, most=1)
 
 
