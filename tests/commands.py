@@ -14,12 +14,8 @@ from pathlib import Path
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
-        "torch.distributed.checkpoint",
-        "diffusers",
-        "transformers",
-        "elit.training.loop",
-        "elit.cli.encode",
-        "elit.cli.sweep",
+        *("torch.distributed.checkpoint", "torch.utils.tensorboard", "diffusers", "transformers"),
+        *("elit.training.train", "elit.data.encode", "elit.evaluate.sweep"),
     ]
 )
 
