@@ -24,6 +24,8 @@ from typing import Any
 Budget = int | float | None
 TYPED = "give latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
+ANY_COUNT = range(1, 1 << 31)
+"""Valid counts for a check of what is written, where no network is there to say its own."""
 
 
 def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:

@@ -94,7 +94,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("sample MODEL --steps many", "elit sample: "),
         ("sample MODEL --guidance pcfg", "elit sample: "),
         ("sample MODEL --guidance ccfg --guidance-budget 99", "elit sample: budget=99"),
-        ("sample MODEL --guidance-interval 0.5 1.5 --guidance cfg", "elit sample: guidance interval"),
+        ("sample MODEL --guidance-interval 0.5 1.5 --guidance cfg", "elit sample: guidance_interval=0.5 1.5: need"),
         ("sample MODEL --out x.bmp", "elit sample: out='x.bmp'"),
         ("sample MODEL --count 0", "elit sample: count=0"),
         ("sample MODEL --vae nothing", "elit sample: vae='nothing': no such folder"),
@@ -116,7 +116,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ),
         (
             "sample CLIPS --out clips.mp4",
-            "elit sample: out='clips.mp4': give a .png, .jpg, .jpeg for a grid, .gif or .webp",
+            "elit sample: out='clips.mp4': give a .png, .jpg, .jpeg, .webp, .gif for pictures, a .npz",
         ),
         (
             "flops ELIT-HDiT-XL/2 --budgets 6",

@@ -13,9 +13,9 @@ from elit.analysis.attention import as_grid
 from elit.analysis.examples import Examples, as_shown
 from elit.analysis.latents import Look, Probe, look, losses, losses_without, rank_correlation, single_drops
 from elit.costs.flops import count_flops
-from elit.data.encode import weights_digest
 from elit.evaluate.recipe import describe_autoencoder, device_name, versions
 from elit.evaluate.samples import Setting
+from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.sample import sample

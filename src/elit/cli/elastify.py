@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
 
@@ -58,7 +59,10 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "elastify", arguments)
+    args: Args = parse_arguments(Args, "elastify", arguments)
+    check_arguments(args, steps=0)
+    check_output(args.out)
+    return args
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
 
@@ -48,7 +49,10 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "encode", arguments)
+    args: Args = parse_arguments(Args, "encode", arguments)
+    check_arguments(args)
+    _check(args)
+    return args
 
 
 def run(args: Args) -> dict[str, Any] | None:
@@ -59,11 +63,6 @@ def run(args: Args) -> dict[str, Any] | None:
     from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
     from elit.data.source import open_source
 
-    for name, value in (("src", args.src), ("out", args.out)):
-        if value == Path():
-            raise ValueError(f"{name}: not given; elit encode SRC OUT --vae NAME")
-    if not args.vae:
-        raise ValueError("vae: not given; give a diffusers autoencoder by hub name or folder")
     shared = vars(args).keys() & Encoding.__dataclass_fields__.keys()
     encoding = Encoding(**{name: getattr(args, name) for name in shared})
     state = PartialState(cpu=check_device(args.device) == "cpu")
@@ -82,6 +81,20 @@ def run(args: Args) -> dict[str, Any] | None:
         left_out = f", {result['skipped']} unreadable left out" if result["skipped"] else ""
         print(f"{args.out}: {index['count']} samples in {len(index['shards'])} shards{left_out}; counts and sums agree")
     return result
+
+
+def _check(args: Args) -> None:
+    """What can be said before anything is loaded. Raises ValueError."""
+    if args.inspect is not None:
+        return
+    for name, value in (("src", args.src), ("out", args.out)):
+        if value == Path():
+            raise ValueError(f"{name}: not given; elit encode SRC OUT --vae NAME")
+    if not args.vae:
+        raise ValueError("vae: not given; give a diffusers autoencoder by hub name or folder")
+    if not args.src.exists():
+        raise ValueError(f"src={str(args.src)!r}: no such file or folder")
+    check_output(args.out)
 
 
 def _inspect(args: Args, folder: Path) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
 from elit.cli.sample import chosen_conditions, chosen_guidance
+from elit.pretrained import model_folder
 
 FIELD_COUNT = 50_000  # samples behind published figures
 
@@ -84,7 +86,11 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "evaluate", arguments)
+    args: Args = parse_arguments(Args, "evaluate", arguments)
+    check_arguments(args, count=2)
+    _check(args)
+    check_output(args.out)
+    return args
 
 
 def run(args: Args) -> dict[str, Any] | None:
@@ -98,7 +104,6 @@ def _run(args: Args) -> dict[str, Any] | None:
     from elit.evaluate.chunks import Share
     from elit.evaluate.score import score
 
-    _check(args)
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
@@ -128,11 +133,8 @@ def _run(args: Args) -> dict[str, Any] | None:
 
 def _check(args: Args) -> None:
     """What can be said before anything is loaded. Raises ValueError."""
-    for name in ("chunk", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name}={getattr(args, name)}: give at least 1")
-    if args.count is not None and args.count < 2:
-        raise ValueError(f"count={args.count}: give at least 2")
+    if not model_folder(args.pictures).exists():
+        raise ValueError(f"pictures={str(args.pictures)!r}: no such file or folder")
     if args.prompts_file is not None and not args.prompts_file.is_file():
         raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
     if args.save_reference is not None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.checks import check_arguments
 from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
 
@@ -37,7 +38,9 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "flops", arguments)
+    args: Args = parse_arguments(Args, "flops", arguments)
+    check_arguments(args)
+    return args
 
 
 def run(args: Args) -> list[dict[str, Any]]:

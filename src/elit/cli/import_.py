@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import parse as parse_arguments
 
 
@@ -35,7 +36,10 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "import", arguments)
+    args: Args = parse_arguments(Args, "import", arguments)
+    check_arguments(args)
+    check_output(args.out)
+    return args
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
 
@@ -59,7 +60,10 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "inspect", arguments)
+    args: Args = parse_arguments(Args, "inspect", arguments)
+    check_arguments(args, count=2)
+    check_output(args.out)
+    return args
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = import_module(f"elit.cli.{module}")
     try:
         result = command.run(command.parse(arguments[1:]))
-    except (ValueError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        where = f"{str(error.filename)!r}: " if error.filename else ""
+        return _fail(f"elit {name}: {where}cannot be used ({error.strerror or error}); give another place", 2)
+    except ValueError as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
     except (OSError, FloatingPointError) as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import parse as parse_arguments
 
 
@@ -29,7 +30,10 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "quickstart", arguments)
+    args: Args = parse_arguments(Args, "quickstart", arguments)
+    check_arguments(args)
+    check_output(args.out)
+    return args
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output, check_sample_files
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
 from elit.flow.guidance import make_guidance
@@ -81,6 +82,9 @@ def parse(arguments: Sequence[str]) -> Args:
     wrong = [name for name in PLANNED if getattr(args, name) != getattr(Args, name)]
     if given and wrong:
         raise ValueError(f"{given[0]}, {wrong[0]}: a target plans {', '.join(PLANNED)}; leave {wrong[0]} out")
+    check_arguments(args)
+    check_sample_files(args.out)
+    check_output(args.out)
     return args
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.cli.checks import check_arguments, check_output
 from elit.cli.evaluate import FIELD_COUNT, open_judges, open_sampler
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
@@ -94,7 +95,11 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "sweep", arguments)
+    args: Args = parse_arguments(Args, "sweep", arguments)
+    check_arguments(args, count=2)
+    _check(args)
+    check_output(args.out)
+    return args
 
 
 def run(args: Args) -> dict[str, Any] | None:
@@ -109,7 +114,6 @@ def _run(args: Args) -> dict[str, Any] | None:
     from elit.evaluate.chunks import Share
     from elit.evaluate.sweep import make_settings, sweep, write_table
 
-    _check(args)
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
@@ -148,9 +152,6 @@ def _run(args: Args) -> dict[str, Any] | None:
 
 def _check(args: Args) -> None:
     """What can be said before anything is loaded. Raises ValueError."""
-    for name, least in (("chunk", 1), ("batch_size", 1), ("count", 2)):
-        if getattr(args, name) < least:
-            raise ValueError(f"{name}={getattr(args, name)}: give at least {least}")
     if args.table is not None and args.table.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"table={str(args.table)!r}: give a name that ends in .jsonl or .parquet")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.cli.checks import check_arguments
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
 
@@ -53,7 +54,9 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    return parse_arguments(Args, "tune-schedule", arguments)
+    args: Args = parse_arguments(Args, "tune-schedule", arguments)
+    check_arguments(args, count=2)
+    return args
 
 
 def run(args: Args) -> dict[str, Any]:

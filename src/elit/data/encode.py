@@ -21,12 +21,13 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 from diffusers import AutoModel, ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from elit.data.autoencoders import encode_moments, latent_normalization
 from elit.data.images import centre_crop
 from elit.data.source import Source
 from elit.files import replacing, write_text
+from elit.models.saved import weights_digest
 
 FEATURES = Features({"row": Value("int64"), "label": Value("int64"), "mean": Value("binary"), "std": Value("binary")})
 DTYPE = torch.float16
@@ -195,14 +196,6 @@ def shard_rows(source: Source, encoding: Encoding, shard: int) -> range:
 def _pixel_shape(encoding: Encoding) -> tuple[int, ...]:
     size = (encoding.image_size, encoding.image_size)
     return (3, *size) if encoding.frames == 1 else (3, encoding.frames, *size)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of all weights and buffers, by name, as float32."""
-    total = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        total.update(name.encode() + value.float().cpu().numpy().tobytes())
-    return total.hexdigest()
 
 
 def _digest(content: bytes) -> str:

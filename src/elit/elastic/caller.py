@@ -6,7 +6,7 @@ pipeline itself is asked: it is the innermost one on the call stack, and its `__
 diffusers' pipelines have.
 """
 
-import sys
+import inspect
 from types import FrameType
 from typing import Any
 
@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 def calling_pipeline() -> FrameType | None:
     """The frame of the `__call__` of the innermost pipeline that is running in this thread, if there is one."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
             return frame

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.budgets import Schedule, resolve_budget, schedule_budgets
+from elit.budgets import ANY_COUNT, Schedule, resolve_budget, schedule_budgets
 from elit.elastic.caller import calling_pipeline, pipeline_guides, pipeline_timestep
-
-ANY = range(1, 1 << 31)
 
 
 @dataclass
@@ -186,6 +184,6 @@ def _check(schedule: Schedule) -> None:
         return
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         for value in schedule:
-            resolve_budget(value, ANY)
+            resolve_budget(value, ANY_COUNT)
     else:
-        schedule_budgets(schedule, [0.0], ANY)
+        schedule_budgets(schedule, [0.0], ANY_COUNT)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from elit.compat import inception_network
 from elit.data.digits import digits
-from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
 from elit.evaluate.fashion_mnist import FashionDetector
 from elit.evaluate.features import (
@@ -33,6 +32,7 @@ from elit.evaluate.features import (
     centred,
     train_digit_classifier,
 )
+from elit.models.saved import weights_digest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = "facebook/dinov2-large"

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
 from elit.evaluate.features import Detection
 from elit.files import replacing
+from elit.models.saved import weights_digest
 from elit.pretrained import HERE
 
 WEIGHTS = HERE / "fashion" / "detector" / "classifier.safetensors"

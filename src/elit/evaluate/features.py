@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.data.encode import weights_digest
 from elit.data.images import ImageSet
+from elit.models.saved import weights_digest
 
 
 class Detection(NamedTuple):

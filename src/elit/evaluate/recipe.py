@@ -13,9 +13,9 @@ from torch import Tensor
 
 import elit
 from elit.data.autoencoders import latent_normalization
-from elit.data.encode import weights_digest
 from elit.files import write_text
 from elit.models.conditioning import Condition
+from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 
 PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")

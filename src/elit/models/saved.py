@@ -1,11 +1,11 @@
 """Saved networks: written under a temporary name and renamed, checked when read; and where checkpoints of a run lie."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
@@ -46,6 +46,8 @@ def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
 def _load_average(folder: Path, torch_dtype: torch.dtype = torch.float32) -> Transformer:
     if fault := damage(folder):
         raise ValueError(fault)
+    import torch.distributed.checkpoint as dcp  # of checkpoints alone
+
     kind = _saved_class(folder, "model")
     network = NETWORKS[str(kind)].from_config(NETWORKS[str(kind)].load_config(folder))
     average = {name: torch.empty_like(weight) for name, weight in network.named_parameters()}
@@ -103,6 +105,14 @@ def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[st
         raise ValueError(f"init={str(folder)!r}: shares no weights with the network to be trained")
     model.load_state_dict(shared, strict=False)
     return sorted(set(own) - set(shared)), sorted(set(saved) - set(shared))
+
+
+def weights_digest(network: torch.nn.Module) -> str:
+    """SHA-256 of all weights and buffers, by name, as float32."""
+    total = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        total.update(name.encode() + value.float().cpu().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save_model(model: ModelMixin, folder: str | Path) -> None:

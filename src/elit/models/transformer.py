@@ -3,10 +3,11 @@
 B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L tokens of any sequence, d width.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -82,6 +83,16 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         initialize(self)
         if self.latent_interface:
             self.latent_interface.initialize()
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights, or that to which diffusers' offloading will bring them."""
+        return super().device if _hooks_are_in_use() else next(self.parameters()).device
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As torch's own, and diffusers' where it has hooks in use or has quantized the weights."""
+        diffusers_own = _hooks_are_in_use() or getattr(self, "is_quantized", False)
+        return super().to(*args, **kwargs) if diffusers_own else nn.Module.to(self, *args, **kwargs)
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -293,6 +304,15 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"t={t[~((t >= 0) & (t <= 1))][0].item():g}: times lie in [0, 1], 0 = noise, 1 = data")
         self.check_condition(y, len(x))
+
+
+def _hooks_are_in_use() -> bool:
+    """Whether any of diffusers' hooks can be on a network.
+
+    To ask that itself, diffusers imports them all, with peft and transformers: seconds, in which a small network has
+    drawn its pictures.
+    """
+    return "diffusers.hooks" in sys.modules
 
 
 def run_by_budget(

@@ -1,21 +1,23 @@
 """Tables for the terminal and for pages."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from elit.evaluate.run import Score
+if TYPE_CHECKING:  # prices and lists are tables too, and load no detector
+    from elit.evaluate.run import Score
 
 
-def headings(scores: Sequence[Score]) -> tuple[str, ...]:
+def headings(scores: Sequence["Score"]) -> tuple[str, ...]:
     """What the columns of `score_cells` are."""
     kind = "image" if scores[0].steady is None else "clip"
     columns = ("budget", "latents", "guidance", f"GFLOPs/{kind}", f"ms/{kind}", "FD", "accuracy")
     return columns if kind == "image" else (*columns, "steady")
 
 
-def score_cells(score: Score) -> tuple[str, ...]:
+def score_cells(score: "Score") -> tuple[str, ...]:
     """The columns of `headings` as text."""
     return (
         f"{score.budget:.4g}",

@@ -1,0 +1,110 @@
+"""What can be told from a command's arguments alone: said before torch is imported, in a tenth of a second.
+
+Each function looks at the options of one kind, by name, and passes over those that a command does not have. Commands
+call `check_arguments` in their `parse`; what only the model or the data can say comes later. Imports nothing heavy:
+tests/cli/test_startup.py asks.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elit.budgets import ANY_COUNT, schedule_budgets
+from elit.pretrained import model_folder
+
+LEAST = {
+    "steps": 1,
+    "count": 1,
+    "batch_size": 1,
+    "chunk": 1,
+    "frames": 1,
+    "shard_size": 1,
+    "image_size": 1,
+    "draws": 1,
+    "bins": 1,
+    "devices": 1,
+}
+"""Whole numbers that have a least value; options that take several have it for each."""
+ABOVE_ZERO = ("shift", "target_ms", "target_images_per_s", "target_gflops", "device_tflops", "mean_gflops")
+BUDGETS = ("budget", "budgets", "schedules", "guidance_budget", "step_budgets", "sample_budgets")
+DATA = ("digits", "moving-digits")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Of `elit.data.picture_files.FORMATS`, which loads pillow."""
+
+
+def check_arguments(args: Any, **least: int) -> None:
+    """Looks at every option of `args` that it knows. least: of numbers, where it is another than `LEAST`.
+
+    Raises ValueError, one line that names the option, its value and what would be valid.
+    """
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    check_numbers(given, LEAST | least)
+    for name in BUDGETS:
+        for text in _each(given.get(name, ())):
+            schedule_budgets(text, [0.0], ANY_COUNT)
+    check_guidance(given)
+    for name in ("model", "vae"):
+        if isinstance(folder := given.get(name), Path) and folder != Path():
+            check_saved_folder(model_folder(folder) if name == "model" else folder, name)
+    if isinstance(data := given.get("data"), str) and data not in DATA and not Path(data).exists():
+        raise ValueError(f"data={data!r}: no such folder; give one, or {' or '.join(DATA)}")
+
+
+def check_numbers(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
+    """Numbers that have bounds."""
+    for name, value in given.items():
+        for number in _each(value):
+            if name in least and number < least[name]:
+                raise ValueError(f"{name}={number}: give at least {least[name]}")
+            if name in ABOVE_ZERO and not number > 0:
+                raise ValueError(f"{name}={number:g}: give a number above 0")
+            if name in ("cache", "caches") and not number >= 0:
+                raise ValueError(f"{name}={number:g}: give a threshold >= 0; 0 is off")
+            if name == "mean_share" and not 0 < number <= 1:
+                raise ValueError(f"mean_share={number:g}: give a share of the latents, above 0 and at most 1")
+            if name == "times" and not 0 <= number <= 1:
+                raise ValueError(f"times={number:g}: times lie in [0, 1]; 0 = noise, 1 = data")
+
+
+def check_guidance(given: Mapping[str, Any]) -> None:
+    """The scale of guidance and the times between which it acts."""
+    for name in ("scale", "scales"):
+        for scale in _each(given.get(name, ())):
+            if not scale >= 0:
+                raise ValueError(f"{name}={scale:g}: give a number >= 0; 1 is off")
+    if "guidance_interval" in given:
+        low, high = given["guidance_interval"]
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval={low:g} {high:g}: need 0 <= low <= high <= 1")
+
+
+def check_saved_folder(folder: Path, name: str) -> None:
+    """Whether `folder` may be a saved model, pipeline or autoencoder; its files are looked at when it is loaded."""
+    if not folder.is_dir():
+        raise ValueError(f"{name}={str(folder)!r}: no such folder")
+    if not any((folder / file).is_file() for file in ("config.json", "model_index.json")):
+        raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
+
+
+def check_output(out: Path, name: str = "out") -> None:
+    """Whether something can be written at `out`, or in the nearest folder above it that is there."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if above != out and not above.is_dir():
+        raise ValueError(f"{name}={str(out)!r}: cannot write there, {str(above)!r} is a file; give another place")
+    if not os.access(above, os.W_OK):
+        raise ValueError(
+            f"{name}={str(out)!r}: cannot write there, no permission in {str(above)!r}; give another place"
+        )
+
+
+def check_sample_files(out: Path) -> None:
+    """Whether samples can be written as `out` is named; which of them the model's can is known when it is loaded."""
+    if out.suffix.lower() not in (*PICTURES, ".npz", ""):
+        raise ValueError(
+            f"out={str(out)!r}: give a {', '.join(PICTURES)} for pictures, a .npz for an array, or a folder"
+        )
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
