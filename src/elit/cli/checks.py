@@ -29,6 +29,7 @@ LEAST = {
 ABOVE_ZERO = ("shift", "target_ms", "target_images_per_s", "target_gflops", "device_tflops", "mean_gflops")
 BUDGETS = ("budget", "budgets", "schedules", "guidance_budget", "step_budgets", "sample_budgets")
 DATA = ("digits", "moving-digits")
+OWN_SAMPLES = "samples"  # of the model itself: elit inspect
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Of `elit.data.picture_files.FORMATS`, which loads pillow."""
 
@@ -47,7 +48,7 @@ def check_arguments(args: Any, **least: int) -> None:
     for name in ("model", "vae"):
         if isinstance(folder := given.get(name), Path) and folder != Path():
             check_saved_folder(model_folder(folder) if name == "model" else folder, name)
-    if isinstance(data := given.get("data"), str) and data not in DATA and not Path(data).exists():
+    if isinstance(data := given.get("data"), str) and data not in (*DATA, OWN_SAMPLES) and not Path(data).exists():
         raise ValueError(f"data={data!r}: no such folder; give one, or {' or '.join(DATA)}")
 
 
@@ -64,7 +65,7 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
             if name == "mean_share" and not 0 < number <= 1:
                 raise ValueError(f"mean_share={number:g}: give a share of the latents, above 0 and at most 1")
             if name == "times" and not 0 <= number <= 1:
-                raise ValueError(f"times={number:g}: times lie in [0, 1]; 0 = noise, 1 = data")
+                raise ValueError(f"times={value}: give at least one in [0, 1]; 0 = noise, 1 = data")
 
 
 def check_guidance(given: Mapping[str, Any]) -> None:
