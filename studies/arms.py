@@ -25,7 +25,7 @@ from elit.data.digits import digits
 from elit.data.images import ImageSet
 from elit.models.dit import DiT
 from elit.models.presets import model_config
-from elit.training import loop
+from elit.training import train as training
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_heads": 2, "depth": 6}
 TRAINING: dict[str, Any] = {"learning_rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99, "preview_every": 0}
@@ -53,12 +53,12 @@ def train_or_load(args: argparse.Namespace, config: TrainConfig, network: type[D
     folder = args.cache / hashlib.sha256(words.encode()).hexdigest()[:12]
     if not (folder / "model").is_dir():
         start = time.perf_counter()
-        make = patch.object(loop, "create_model", lambda name, **kw: network(**model_config(name, **kw)[1]))
-        load = patch.object(loop, "load_data", lambda _: data()[0])
+        make = patch.object(training, "create_model", lambda name, **kw: network(**model_config(name, **kw)[1]))
+        load = patch.object(training, "load_data", lambda _: data()[0])
         every = config.steps
         run = replace(config, out=str(folder), log_every=every, checkpoint_every=every, resume=True)
         with make, load:
-            loop.train(run)
+            training.train(run)
         seconds = time.perf_counter() - start
         print(f"trained {network.__name__} {config.model.chosen()}, seed {config.seed}: {seconds:.0f} s", flush=True)
     return network.from_pretrained(folder / "model").eval().to(args.device)

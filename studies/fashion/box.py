@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from elit.config import load_config
+from elit.config import TrainConfig, load_config
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
 from elit.evaluate.chunks import Share
@@ -39,7 +39,7 @@ def main(line: Sequence[str] | None = None) -> None:
     args = parser.parse_args(line)
     finished = args.run / "model"
     source = finished if finished.is_dir() else checkpoints(args.run / "checkpoints")[-1]
-    config = load_config(args.run / "config.yaml")
+    config: TrainConfig = load_config(args.run / "config.yaml")
     step = config.steps if source == finished else checkpoint_step(source)
 
     network = load_model(source)
@@ -64,7 +64,7 @@ def main(line: Sequence[str] | None = None) -> None:
 
 def training_section(run: Path, step: int) -> str:
     """How the model was trained, for its card."""
-    config = load_config(run / "config.yaml")
+    config: TrainConfig = load_config(run / "config.yaml")
     network = load_model(run / "model" if (run / "model").is_dir() else checkpoints(run / "checkpoints")[-1])
     each = 3 * sum(count_flops(network, budget=budget) for budget in network.budgets) / len(network.budgets)
     pictures = step * config.batch_size

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import elit.training.loop
 from elit.budgets import training_budgets
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.models.dit import DiT
 from elit.models.presets import model_config
 from elit.models.saved import checkpoint_step, checkpoints, load_model
+from elit.training import train as training
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "studies"))
@@ -102,15 +102,13 @@ def picture_flops(arm: str) -> float:
 def train(arm: str, config: TrainConfig) -> None:
     """Trains an arm, or goes on with it."""
     with random_drop() if ARMS[arm].random_drop else patch.dict({}):
-        elit.training.loop.train(config)
+        training.train(config)
 
 
 @contextmanager
 def random_drop() -> Iterator[None]:
     """Inside the block, what training makes is `RandomDropDiT`."""
-    make = patch.object(
-        elit.training.loop, "create_model", lambda name, **kw: RandomDropDiT(**model_config(name, **kw)[1])
-    )
+    make = patch.object(training, "create_model", lambda name, **kw: RandomDropDiT(**model_config(name, **kw)[1]))
     with make:
         yield
 

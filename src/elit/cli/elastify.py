@@ -98,8 +98,8 @@ def run(args: Args) -> dict[str, Any]:
     save_model(student, args.out)
     if not args.json:
         rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in kept]
-        names = [f"{name} {when}" for when in ("before", "after") for name in reference]
-        print_table(["latents a window", *names], rows)
+        columns = [f"{name} {when}" for when in ("before", "after") for name in reference]
+        print_table(["latents a window", *columns], rows)
         scores = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
         print(f"original: {scores}. Trained for {seconds:.0f} s. {args.out}: saved")
     return {

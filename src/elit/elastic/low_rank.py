@@ -65,7 +65,7 @@ def linear_layers(transformer: Any) -> dict[str, nn.Module]:
     """The linear layers of a transformer's blocks by name, those left out that a sample passes once (modulations)."""
     blocks, family = set(all_blocks(transformer)), family_of(transformer)
     modulation = [pattern for pattern, stream in family.streams if stream == "sample"]
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for block_name, block in transformer.named_modules():
         if block not in blocks:
             continue

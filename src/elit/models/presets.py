@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from elit.arguments import real_number, shortened, whole_number, whole_numbers
 from elit.models.dit import DiT
@@ -140,7 +140,8 @@ def model_config(
     for key in ("text_encoder", "convention"):
         if not isinstance(config.get(key, ""), str):
             raise ValueError(f"{key}={shortened(config[key])}: give a name")
-    split = split if split is None else whole_numbers("split", split, "(4, 20, 4)", least=0)
+    if split is not None:
+        split = cast(tuple[int, int, int], whole_numbers("split", split, "(4, 20, 4)", least=0))
     window = window if window is None else whole_numbers("window", window, "(4, 4)")
     num_latents = num_latents if num_latents is None else whole_number("num_latents", num_latents, 1)
     if not name.startswith("ELIT-"):

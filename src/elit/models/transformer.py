@@ -375,14 +375,14 @@ def on_cpu(value: Tensor) -> bool:
 
 def as_size(sample_size: int | Sequence[int]) -> tuple[int, ...]:
     """An int is a square image. Raises ValueError for what is no size."""
-    if isinstance(sample_size, Sequence) or getattr(sample_size, "ndim", 0):
+    if isinstance(sample_size, Sequence) or getattr(sample_size, "ndim", False):
         return whole_numbers("sample_size", sample_size, "(32, 32)")
     return (whole_number("sample_size", sample_size, 1),) * 2
 
 
 def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) -> tuple[int, ...]:
     """An int is that many rows and columns, and one frame of a video. Raises ValueError for what is no size."""
-    if isinstance(patch_size, Sequence) or getattr(patch_size, "ndim", 0):
+    if isinstance(patch_size, Sequence) or getattr(patch_size, "ndim", False):
         return whole_numbers("patch_size", patch_size, "(2, 2)")
     patch_size = whole_number("patch_size", patch_size, 1)
     return (1,) * (len(as_size(sample_size)) - 2) + (patch_size, patch_size)

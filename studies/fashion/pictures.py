@@ -1,0 +1,52 @@
+"""Draws the pictures of README: the model in the box at five budgets, and its quality against its cost.
+
+    python studies/fashion/pictures.py      # docs/figures/fashion-strip.png, docs/figures/fashion-curve.png
+
+The curve is of the sweep's table beside the model.
+"""
+
+import json
+
+import torch
+from runs import ROOT
+
+import elit
+from elit.evaluate.plane import Point
+from elit.pretrained import HERE
+from elit.report import plots, sweep_plots
+
+FIGURES = ROOT / "docs" / "figures"
+TABLE = HERE / "fashion" / "sweep.jsonl"
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+STEPS, SCALE, SEED = 24, 2.0, 11
+
+
+def draw_strip() -> None:
+    """A row a budget, a column a class, the same noise in every row."""
+    model = elit.load_model("fashion")
+    names = model.config.class_names
+    full, rows = elit.count_flops(model), []
+    for share in SHARES:
+        guidance = elit.CCFG(SCALE, 1)
+        images = elit.sample(model, names, steps=STEPS, budget=share, guidance=guidance, seed=SEED)
+        cost = elit.count_flops(model, budget=share) / full
+        rows.append((f"{100 * share:.4g}%\n{cost:.2f}× FLOPs", images))
+    plots.samples_by_budget(rows, names, FIGURES / "fashion-strip.png")
+
+
+def draw_curve() -> None:
+    """The Fréchet distance of every point of the sweep against the GFLOPs of a sample, with the front."""
+    fields = Point.__dataclass_fields__
+    points = []
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        known = {name: row.pop(name) for name in list(row) if name in fields}
+        points.append(Point(**known, scores=row))
+    sweep_plots.compute_quality(points, "fd", FIGURES / "fashion-curve.png")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    draw_strip()
+    if TABLE.is_file():
+        draw_curve()
