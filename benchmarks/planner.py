@@ -29,7 +29,7 @@ import elit
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler, Setting
-from elit.evaluate.score import Judge, score
+from elit.evaluate.score import MetricGroup, score
 from elit.evaluate.sweep import make_settings, sweep, write_table
 from elit.files import write_text
 from elit.flow.guidance import Guidance
@@ -89,10 +89,10 @@ def check_predictions(model: Any, profile: Profile, count: int, seconds: float) 
         cases += held_out(model.budgets, (1, 8), [*seen, *cases])
     cases = cases[:count]
     taken, rounds = time_runs(model, cases, seconds=seconds)
-    anatomy = Pricing(model, 1, 0.0, None).anatomy
+    polynomial = Pricing(model, 1, 0.0, None).polynomial
     found = []
     for case, ms in zip(cases, taken, strict=True):
-        predicted = profile.cost.ms(counts_of(anatomy, case))
+        predicted = profile.cost.ms(counts_of(polynomial, case))
         error = predicted / ms - 1
         found.append({**vars(case), "ms": ms, "predicted_ms": predicted, "error": error, "rounds": rounds})
     return found
@@ -111,12 +111,12 @@ class Study:
         detector = open_detector("digits")
         args.work.mkdir(parents=True, exist_ok=True)
         reference = open_reference(Path("digits"), detector, out=args.work, chunk=32)
-        self.judge = Judge("digits", detector, reference, ("fd",))
+        self.metrics = MetricGroup("digits", detector, reference, ("fd",))
         self.sampler = Sampler(model, args.work)
         guidance: dict[str, Any] = {"guidance": ("none", "ccfg"), "scales": scales, "guidance_budget": model.budgets[0]}
         schedules = [f"{model.budgets[0]}@0-0.5,{model.budgets[-1]}@0.5-1"]
         settings, _ = make_settings(self.sampler, budgets=[*budgets, *schedules], steps=steps, **guidance)
-        points, _ = sweep(self.sampler, settings, [self.judge], count=args.count, out=args.work)
+        points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count, out=args.work)
         write_table(points, args.work / "sweep.jsonl")
         self.quality: Quality = read_quality(args.work / "sweep.jsonl")
         self.price = Pricing(model, args.batch, 0.0, profile.cost)
@@ -134,7 +134,7 @@ class Study:
         seed = other * 1_000_000
         setting = Setting(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
         drawn = self.sampler.draw(setting, self.args.count)
-        found = score(drawn, self.judge.detector, self.judge.reference, out=self.args.work, metrics=("fd",))
+        found = score(drawn, self.metrics.detector, self.metrics.reference, out=self.args.work, metrics=("fd",))
         assert found is not None
         return found.scores["fd"]
 

@@ -16,6 +16,7 @@ from study import Study, verdict
 from torch import Tensor
 
 from elit.analysis.attention import read_attention
+from elit.analysis.latents import rank_correlation
 from elit.flow.path import interpolate
 from elit.models.dit import DiT
 from elit.models.layers import patchify
@@ -45,17 +46,6 @@ def by_window(maps: Tensor, window: tuple[int, ...]) -> Tensor:
     """(B, K, H, W) of tokens -> (B, G, n, K)."""
     tokens = torch.Size(window).numel()
     return patchify(maps, (1, 1), window).unflatten(1, (-1, tokens))
-
-
-def ranks(values: Tensor) -> Tensor:
-    order = values.argsort(-1).argsort(-1).double()
-    return order - order.mean(-1, keepdim=True)
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's, over the last axis; floats without ties."""
-    x, y = ranks(a), ranks(b)
-    return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
 
 
 def main(line: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from elit.evaluate.plane import Point, best, degradation, degradations, front_of
 from elit.evaluate.recipe import recipe_digest
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler, Setting
-from elit.evaluate.score import Judge, load_results, score
+from elit.evaluate.score import MetricGroup, load_results, score
 from elit.evaluate.sweep import make_settings, part_ends, sweep, write_table
 
 
@@ -147,26 +147,26 @@ def test_parts_double():
     assert part_ends(2, 32) == [2]
 
 
-def judges(out: Path) -> list[Judge]:
+def groups(out: Path) -> list[MetricGroup]:
     torch.manual_seed(0)
     small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
     Dinov2Model(Dinov2Config(**small)).save_pretrained(out / "dino")
     np.savez(out / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     detector = open_detector(f"dinov2:{out / 'dino'}")
     reference = open_reference(out / "real.npz", detector, out=out, chunk=64)
-    return [Judge("dinov2", detector, reference, ("fdd", "precision"))]
+    return [MetricGroup("dinov2", detector, reference, ("fdd", "precision"))]
 
 
 def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch):
-    sampler, judged = Sampler(network, tmp_path, chunk=8), judges(tmp_path)
+    sampler, wanted = Sampler(network, tmp_path, chunk=8), groups(tmp_path)
     evaluated = score(
-        sampler.draw(Setting(steps=2, budget=4), 20), judged[0].detector, judged[0].reference, out=tmp_path, chunk=8,
+        sampler.draw(Setting(steps=2, budget=4), 20), wanted[0].detector, wanted[0].reference, out=tmp_path, chunk=8,
         metrics=["fdd", "precision"],
     )  # fmt: skip
     settings, _ = make_settings(sampler, budgets=(16, 4), steps=(1, 2), guidance=("none", "ccfg"), scales=(2.0,))
     told: list[tuple[int, int]] = []
     options = {"count": 20, "out": tmp_path, "chunk": 8}
-    points, known = sweep(sampler, settings, judged, progress=lambda *now: told.append(now), **options)
+    points, known = sweep(sampler, settings, wanted, progress=lambda *now: told.append(now), **options)
     assert (len(points), known) == (8, 1)
     assert told[-1] == (140, 140)
     assert [p.budget for p in points] == ["16"] * 4 + ["4"] * 4
@@ -186,15 +186,15 @@ def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch
         raise AssertionError("sampled again")
 
     monkeypatch.setattr(Sampler, "_chunk", forbidden)
-    assert sweep(sampler, settings, judged, **options) == (points, 8)
+    assert sweep(sampler, settings, wanted, **options) == (points, 8)
 
     broken = tmp_path / points[3].file
     broken.write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
-        sweep(sampler, settings, judged, **options)
+        sweep(sampler, settings, wanted, **options)
     broken.unlink()  # its samples are there; only the score is made anew
     monkeypatch.setattr(Sampler, "warm_up", lambda self: None)
-    assert sweep(sampler, settings, judged, **options) == (points, 7)
+    assert sweep(sampler, settings, wanted, **options) == (points, 7)
 
 
 def test_tables_as_json_lines_and_parquet(tmp_path):

@@ -193,14 +193,10 @@ def losses_without(model: Transformer, probe: Probe, dropped: Sequence[int], tic
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's rank correlation along the last dimension, ties at their mean rank; (..., N) twice -> (...), float64.
 
-    NaN where one of the two is constant.
+    NaN where one of the two is constant. scipy's own spearmanr takes no pairs of rows.
     """
-    rank_a, rank_b = (_ranks(part) for part in (a, b))
-    rank_a, rank_b = (rank - rank.mean(-1, keepdim=True) for rank in (rank_a, rank_b))
+    from scipy.stats import rankdata
+
+    ranks = (torch.from_numpy(rankdata(part.detach().cpu().double().numpy(), axis=-1)) for part in (a, b))
+    rank_a, rank_b = (rank - rank.mean(-1, keepdim=True) for rank in ranks)
     return (rank_a * rank_b).sum(-1) / (rank_a.square().sum(-1) * rank_b.square().sum(-1)).sqrt()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    values = values.double().contiguous()
-    ordered = values.sort(-1).values
-    return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True) + 1).double() / 2

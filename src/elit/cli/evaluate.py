@@ -110,17 +110,17 @@ def _run(args: Args) -> dict[str, Any] | None:
     work = args.out.with_suffix("") if args.out.suffix == ".npz" else args.out
     options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
 
-    judges = open_judges(args, device, work, share)  # before sampling, which takes longer
+    groups = open_metrics(args, device, work, share)  # before sampling, which takes longer
     pictures = _pictures(args, device, work, share)
     if args.save_reference is not None:
-        return _save_reference(args, pictures, judges[0].detector, work, options)
+        return _save_reference(args, pictures, groups[0].detector, work, options)
 
     results: dict[str, Any] = {}
-    for judge in judges:
-        with show_progress(judge.detector.name, len(pictures)) as progress:
-            chosen: dict[str, Any] = {"metrics": judge.metrics, "progress": progress}
-            results[judge.specification] = score(
-                pictures, judge.detector, judge.reference, out=work, **chosen, **options
+    for group in groups:
+        with show_progress(group.detector.name, len(pictures)) as progress:
+            chosen: dict[str, Any] = {"metrics": group.metrics, "progress": progress}
+            results[group.specification] = score(
+                pictures, group.detector, group.reference, out=work, **chosen, **options
             )
     if not share.main:
         return None
@@ -144,27 +144,27 @@ def _check(args: Args) -> None:
             raise ValueError("save_reference: a reference is of one detector; give one")
 
 
-def open_judges(args: Any, device: str, work: Path, share: Any) -> list[Any]:
+def open_metrics(args: Any, device: str, work: Path, share: Any) -> list[Any]:
     """The detectors of the options of that name, with their references and the metrics asked of each.
 
     Raises ValueError for what cannot be had.
     """
     from elit.evaluate.detectors import open_detector
     from elit.evaluate.reference import open_reference
-    from elit.evaluate.score import Judge
+    from elit.evaluate.score import MetricGroup
 
     detectors = [open_detector(specification, device=device) for specification in args.detector]
     wanted = _metrics_of(detectors, args.metrics)
     options: dict[str, Any] = {"out": work, "image_size": args.image_size, "share": share}
     options |= {"chunk": args.chunk, "batch_size": args.batch_size}
-    judges = []
+    groups = []
     for specification, detector in zip(args.detector, detectors, strict=True):
         reference = None
         if args.reference is not None:
             with show_progress("reference", 1) as progress:
                 reference = open_reference(args.reference, detector, progress=progress, **options)
-        judges.append(Judge(specification, detector, reference, wanted[detector.name]))
-    return judges
+        groups.append(MetricGroup(specification, detector, reference, wanted[detector.name]))
+    return groups
 
 
 def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from elit.cli.checks import check_arguments, check_output
-from elit.cli.evaluate import FIELD_COUNT, open_judges, open_sampler
+from elit.cli.evaluate import FIELD_COUNT, open_metrics, open_sampler
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
 from elit.pretrained import measurements_folder
@@ -131,12 +131,12 @@ def _run(args: Args) -> dict[str, Any] | None:
         shift=args.shift,
         seed=args.seed,
     )
-    judges = open_judges(args, device, args.out, share)
+    groups = open_metrics(args, device, args.out, share)
     if share.main:
-        detector, quality = _quality(args, judges, sampler.planned(settings[0], args.count))
+        detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
     made: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
     with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
-        points, known = sweep(sampler, settings, judges, count=args.count, out=args.out, progress=progress, **made)
+        points, known = sweep(sampler, settings, groups, count=args.count, out=args.out, progress=progress, **made)
     if not share.main:
         return None
     table = args.table or args.out / "sweep.jsonl"
@@ -156,13 +156,13 @@ def _check(args: Args) -> None:
         raise ValueError(f"table={str(args.table)!r}: give a name that ends in .jsonl or .parquet")
 
 
-def _quality(args: Args, judges: Sequence[Any], example: Any) -> tuple[str, str]:
+def _quality(args: Args, groups: Sequence[Any], example: Any) -> tuple[str, str]:
     """Specification of the detector and the metric that plots are of. Raises ValueError."""
     from elit.evaluate.score import possible_metrics
 
     scored = {
-        judge.specification: possible_metrics(example, judge.detector, judge.reference, judge.metrics)
-        for judge in judges
+        group.specification: possible_metrics(example, group.detector, group.reference, group.metrics)
+        for group in groups
     }
     for specification, metrics in scored.items():
         if args.quality is None or args.quality in metrics:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from elit.data.picture_files import FORMATS, MOVING, encode_picture
@@ -104,26 +104,31 @@ class ImageFolder:
         return torch.stack(images), torch.tensor([self.files[index][1] for index in indices])
 
 
-def list_files(root: Path, *, captions: bool) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+def list_files(root: Path, *, captions: bool, loose: bool = False) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
     """(file, label) of every image of a folder, in an order that does not change, and what the labels stand for.
 
-    That is sub-folders, or with `captions`, where there is a metadata.jsonl, its texts. Raises ValueError.
+    That is sub-folders, or with `captions`, where there is a metadata.jsonl, its texts. loose: images may lie beside
+    the sub-folders; then there are no classes, and all labels are 0. Hidden files and folders are passed over.
+    Raises ValueError where there is no image.
     """
-    return _captioned_files(root) if captions and (root / METADATA).is_file() else _files_by_class(root)
-
-
-def _files_by_class(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
-    """(file, label) of every image in a sub-folder, and the sub-folders' names. Raises ValueError."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [
-        (path, label)
-        for label, folder in enumerate(folders)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
+    if captions and (root / METADATA).is_file():
+        return _captioned_files(root)
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    files = [(path, label) for label, folder in enumerate(folders) for path in _images_below(folder)]
+    if loose and (beside := [path for path in sorted(root.iterdir()) if path.is_file() and _is_image(path)]):
+        return [(path, 0) for path in sorted([*beside, *(path for path, _ in files)])], ()
     if not files:
-        raise ValueError(f"data={str(root)!r}: no images in its sub-folders; expected CLASS/IMAGE.png and the like")
+        where = "in it" if loose else "in its sub-folders; expected CLASS/IMAGE.png and the like"
+        raise ValueError(f"{'pictures' if loose else 'data'}={str(root)!r}: no images {where}")
     return files, tuple(folder.name for folder in folders)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if _is_image(path)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "."
 
 
 def _captioned_files(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
@@ -148,6 +153,12 @@ def read_image(path: Path, size: int) -> Tensor:
     """An image as RGB, cut by `centre_crop`: (3, size, size) float32 in [-1, 1]."""
     with Image.open(path) as image:
         return centre_crop(image, size)
+
+
+def read_frames(path: Path) -> list[Image.Image]:
+    """An image, or the frames of an animated one, decoded."""
+    with Image.open(path) as image:
+        return [frame.copy() for frame in ImageSequence.Iterator(image)]
 
 
 def centre_crop(image: Image.Image, size: int) -> Tensor:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from elit.data.images import list_files
+from elit.data.images import list_files, read_frames
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,22 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """Images of a folder, one sub-folder a class, or with a metadata.jsonl of captions; opened when asked for."""
+    """Images of a folder as `list_files` lists them, opened when asked for."""
 
-    def __init__(self, root: Path, *, captions: bool):
+    def __init__(self, root: Path, *, captions: bool, loose: bool = False):
         self.root = root
-        self.files, self.classes = list_files(root, captions=captions)
+        files, self.classes = list_files(root, captions=captions, loose=loose)
+        self.files, self.labels = [path for path, _ in files], [label for _, label in files]
         self.captions = tuple(name.replace("_", " ") for name in self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        path, label = self.files[index]
-        with Image.open(path) as image:
-            return Example([frame.copy() for frame in ImageSequence.Iterator(image)], label)
+        return Example(read_frames(self.files[index]), self.labels[index])
 
     def describe(self) -> dict[str, Any]:
-        return {"folder": str(self.root), "files": [str(path.relative_to(self.root)) for path, _ in self.files]}
+        return {"folder": str(self.root), "files": [str(path.relative_to(self.root)) for path in self.files]}
 
 
 class TableSource:

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import elit
 from elit.data.builtin import named_images
-from elit.data.images import SUFFIXES, ImageSet, centre_crop, to_uint8
-from elit.data.source import Example, TableSource, is_table
+from elit.data.images import ImageSet, centre_crop, to_uint8
+from elit.data.source import Example, FolderSource, TableSource, is_table
 from elit.evaluate import EvaluationWarning
 from elit.files import replacing
 
@@ -115,7 +115,10 @@ class FilePictures:
 
     def __init__(self, path: Path, image_size: int | None = None):
         self.path, self.image_size = path, image_size
-        self.source = TableSource(path, captions=False) if path.exists() and is_table(path) else Folder(path)
+        if not path.exists():
+            raise ValueError(f"pictures={str(path)!r}: no such file or folder")
+        table = is_table(path)
+        self.source = TableSource(path, captions=False) if table else FolderSource(path, captions=False, loose=True)
         self.size: tuple[int, ...] | None = None
         self.warned = False
 
@@ -170,7 +173,7 @@ class FilePictures:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
     def _name(self, index: int) -> str:
-        name = self.source.files[index] if isinstance(self.source, Folder) else f"{self.path}, row {index}"
+        name = self.source.files[index] if isinstance(self.source, FolderSource) else f"{self.path}, row {index}"
         return f"picture {str(name)!r}"
 
 
@@ -190,30 +193,6 @@ class First:
 
     def __len__(self) -> int:
         return self.count
-
-
-class Folder:
-    """All images below a folder by name; its sub-folders, if every image lies in one, are the classes.
-
-    Raises ValueError where there are none.
-    """
-
-    def __init__(self, root: Path):
-        if not root.is_dir():
-            raise ValueError(f"pictures={str(root)!r}: no such file or folder")
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-        if not paths:
-            raise ValueError(f"pictures={str(root)!r}: no images in it")
-        tops = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
-        self.classes = () if "" in tops else tuple(sorted(set(tops)))
-        self.files, self.labels = paths, [self.classes.index(top) if self.classes else 0 for top in tops]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        with Image.open(self.files[index]) as image:
-            return Example([frame.copy() for frame in ImageSequence.Iterator(image)], self.labels[index])
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:

@@ -34,7 +34,7 @@ NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
-class Judge:
+class MetricGroup:
     """A detector, what it compares with, and which of its metrics are wanted; none given: its own choice."""
 
     specification: str

@@ -17,7 +17,7 @@ from elit.evaluate.chunks import Progress, Share
 from elit.evaluate.plane import Point
 from elit.evaluate.recipe import recipe_digest
 from elit.evaluate.samples import CHUNK, Sampler, SampleSet, Setting
-from elit.evaluate.score import Judge, Result, possible_metrics, score, score_recipe, stored_score
+from elit.evaluate.score import MetricGroup, Result, possible_metrics, score, score_recipe, stored_score
 from elit.files import replacing, write_text
 from elit.flow.guidance import KINDS, Guidance, make_guidance
 from elit.flow.solver import time_grid
@@ -73,7 +73,7 @@ def make_settings(
 def sweep(
     sampler: Sampler,
     settings: Sequence[Setting],
-    judges: Sequence[Judge],
+    groups: Sequence[MetricGroup],
     *,
     count: int,
     out: Path,
@@ -82,26 +82,26 @@ def sweep(
     share: Share = Share(),  # noqa: B008
     progress: Progress | None = None,
 ) -> tuple[list[Point], int]:
-    """Scores `count` samples of every setting under every judge; (points, how many were there). Empty but in main.
+    """Scores `count` samples of every setting under every group; (points, how many were there). Empty but in main.
 
     A score that OUT has already, from this or from `elit evaluate`, is taken from there. All settings are sampled a
     part at a time in turn, each part as long as all before it: what else the machine does then hits them alike, and
     a setting's milliseconds, of its fastest chunk, compare. progress: (samples done, samples to make).
     """
     sets = [sampler.planned(setting, count) for setting in settings]
-    missing = _missing(sets, judges, out, chunk, share)
+    missing = _missing(sets, groups, out, chunk, share)
     total, done = count * sum(map(bool, missing)), 0
     if total:
         sampler.warm_up()
     ends = part_ends(count, sampler.chunk * share.world)
     for begin, end in zip([0, *ends], ends, strict=False):
-        for setting, made, judged in zip(settings, sets, missing, strict=True):
-            if not judged:
+        for setting, made, wanted in zip(settings, sets, missing, strict=True):
+            if not wanted:
                 continue
             sampler.draw(setting, end, batch_size=batch_size, share=share)
-            for judge in (judges[j] for j in judged) if end == count else ():
-                chosen: dict[str, Any] = {"metrics": judge.metrics, "chunk": chunk, "batch_size": batch_size}
-                score(made, judge.detector, judge.reference, out=out, share=share, **chosen)
+            for group in (groups[j] for j in wanted) if end == count else ():
+                chosen: dict[str, Any] = {"metrics": group.metrics, "chunk": chunk, "batch_size": batch_size}
+                score(made, group.detector, group.reference, out=out, share=share, **chosen)
             done += end - begin
             if progress:
                 progress(done, total)
@@ -109,10 +109,10 @@ def sweep(
         return [], 0
     points = []
     for setting, made in zip(settings, sets, strict=True):
-        for judge in judges:
-            result = stored_score(_recipe(made, judge, chunk), out)
+        for group in groups:
+            result = stored_score(_recipe(made, group, chunk), out)
             assert result is not None
-            points.append(_point(setting, made, judge, result, sampler, out))
+            points.append(_point(setting, made, group, result, sampler, out))
     return points, len(points) - sum(map(len, missing))
 
 
@@ -140,27 +140,27 @@ def write_table(points: Sequence[Point], path: Path) -> None:
         parquet.write_table(pa.Table.from_pylist(rows), temporary)
 
 
-def _recipe(made: SampleSet, judge: Judge, chunk: int) -> dict[str, Any]:
-    metrics = possible_metrics(made, judge.detector, judge.reference, judge.metrics)
-    return score_recipe(made.recipe, made.count, judge.detector, judge.reference, metrics, chunk)
+def _recipe(made: SampleSet, group: MetricGroup, chunk: int) -> dict[str, Any]:
+    metrics = possible_metrics(made, group.detector, group.reference, group.metrics)
+    return score_recipe(made.recipe, made.count, group.detector, group.reference, metrics, chunk)
 
 
 def _missing(
-    sets: Sequence[SampleSet], judges: Sequence[Judge], out: Path, chunk: int, share: Share
+    sets: Sequence[SampleSet], groups: Sequence[MetricGroup], out: Path, chunk: int, share: Share
 ) -> list[list[int]]:
-    """For every set, the judges whose score is not there yet. The main process looks, since it alone has references."""
+    """For every set, the groups whose score is not there yet. The main process looks, since it alone has references."""
     looked: list[list[list[int]]] = [[]]
     if share.main:
         looked = [
             [
-                [j for j, judge in enumerate(judges) if stored_score(_recipe(made, judge, chunk), out) is None]
+                [j for j, group in enumerate(groups) if stored_score(_recipe(made, group, chunk), out) is None]
                 for made in sets
             ]
         ]
     return broadcast_object_list(looked)[0] if share.world > 1 else looked[0]
 
 
-def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, sampler: Sampler, out: Path) -> Point:
+def _point(setting: Setting, made: SampleSet, group: MetricGroup, result: Result, sampler: Sampler, out: Path) -> Point:
     recipe, budgets = made.recipe, sampler.model.budgets
     kept = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
     guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None, "interval": [0.0, 1.0]}
@@ -179,7 +179,7 @@ def _point(setting: Setting, made: SampleSet, judge: Judge, result: Result, samp
         saturation=result.saturation,
         cache=recipe["cache"],
         calls=sampler.calls(setting),
-        detector=judge.specification,
+        detector=group.specification,
         recipe_sha256=recipe_digest(result.recipe),
         file=str(result.path.relative_to(out)),
         solver=recipe["solver"],

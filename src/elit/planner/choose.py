@@ -12,7 +12,7 @@ from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.saved import load_model
 from elit.models.transformer import Transformer
-from elit.planner.cost import Anatomy, CostModel
+from elit.planner.cost import CostModel, CostPolynomial
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.planner.say import explain, setting_words
@@ -101,12 +101,12 @@ class Pricing:
     def __init__(self, model: Transformer, batch: int, cache: float | None, cost: CostModel | None):
         if batch < 1:
             raise ValueError(f"batch={batch}: give at least 1")
-        self.anatomy, self.batch, self.cache, self.cost = Anatomy(model), batch, cache, cost
+        self.polynomial, self.batch, self.cache, self.cost = CostPolynomial(model), batch, cache, cost
 
     def plan(self, steps: int, budget: Schedule, guidance: Guidance | None, **more: Any) -> Plan:
         cache = more.pop("cache", self.cache or 0.0)
         settings: dict[str, Any] = {"steps": steps, "budget": budget, "guidance": guidance, "cache": cache}
-        counts = self.anatomy.counts(batch=self.batch, **settings)
+        counts = self.polynomial.counts(batch=self.batch, **settings)
         ms = self.cost.ms(counts) if self.cost else None
         return Plan(**settings, batch=self.batch, ms=ms, gflops=counts.gflops, **more)
 
@@ -117,7 +117,7 @@ def measured_plans(found: Quality, price: Pricing, guidance: Wanted) -> list[Pla
     """
     plans = []
     for curve in found.curves:
-        wanted = guidance == "any" or same_guidance(curve, guidance, price.anatomy.model.budgets)
+        wanted = guidance == "any" or same_guidance(curve, guidance, price.polynomial.model.budgets)
         if not wanted or price.cache not in (None, curve.cache):
             continue
         for steps in curve.steps if curve.cache else range(curve.steps[0], curve.steps[-1] + 1):

@@ -22,7 +22,7 @@ from elit.evaluate.recipe import recipe_digest
 from elit.files import write_text
 from elit.flow.guidance import make_guidance
 from elit.models.transformer import Transformer
-from elit.planner.cost import Anatomy, CostModel, Counts, fit
+from elit.planner.cost import CostModel, CostPolynomial, Counts, fit
 from elit.pretrained import measurements_folder
 from elit.sampling.sample import sample
 
@@ -60,7 +60,7 @@ class Profile:
     """Every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit."""
     rounds: int
     anatomy: dict[str, Any] = field(default_factory=dict)
-    """GFLOPs of a forward of one image by part (`Anatomy`), and the budgets: all that a cost needs beside prices."""
+    """GFLOPs of a forward of one image by part (`CostPolynomial`), and the budgets: what a cost needs beside prices."""
 
     def error(self, *, held_out: bool) -> float:
         """Mean relative error over the runs that were, or were not, held out of the fit."""
@@ -94,18 +94,18 @@ def measure_profile(
     unknown = held_out(model.budgets, batch_sizes, known)
     cases = [*known, *unknown]
     taken, rounds = time_runs(model, cases, dtype=dtype, compile=compile, seconds=seconds, progress=progress)
-    anatomy = Anatomy(model)
-    runs = [counts_of(anatomy, case) for case in cases]
+    polynomial = CostPolynomial(model)
+    runs = [counts_of(polynomial, case) for case in cases]
     cost = fit(runs[: len(known)], taken[: len(known)])
     rows = [
         {**asdict(case), "held_out": i >= len(known), "ms": ms, "predicted_ms": cost.ms(run)}
         for i, (case, run, ms) in enumerate(zip(cases, runs, taken, strict=True))
     ]
-    return Profile(profile_recipe(model, dtype, compile=compile), cost, rows, rounds, anatomy.parts())
+    return Profile(profile_recipe(model, dtype, compile=compile), cost, rows, rounds, polynomial.parts())
 
 
-def counts_of(anatomy: Anatomy, case: Case) -> Counts:
-    return anatomy.counts(batch=case.batch, **case.settings)
+def counts_of(polynomial: CostPolynomial, case: Case) -> Counts:
+    return polynomial.counts(batch=case.batch, **case.settings)
 
 
 def grid(budgets: Sequence[int], batch_sizes: Sequence[int]) -> list[Case]:

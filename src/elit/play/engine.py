@@ -24,7 +24,7 @@ from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
 from elit.planner.choose import find_profile, network_folder
-from elit.planner.cost import Anatomy
+from elit.planner.cost import CostPolynomial
 from elit.planner.profile import Profile
 from elit.planner.quality import Quality, find_table, read_quality
 from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, weights_fingerprint
@@ -151,7 +151,7 @@ class NetworkEngine:
         predicted = None
         if self.profile is not None and settings.solver == "euler":
             arguments = {name: settings.arguments()[name] for name in ("steps", "budget", "guidance", "cache")}
-            predicted = self.profile.cost.ms(Anatomy(self.model).counts(batch=1, **arguments))
+            predicted = self.profile.cost.ms(CostPolynomial(self.model).counts(batch=1, **arguments))
         quality = self.quality(settings)
         return Cost(
             gflops=gflops,

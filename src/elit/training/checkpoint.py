@@ -25,7 +25,7 @@ from elit.compat import lone_process
 from elit.config import RunConfig
 from elit.files import fingerprint, write_text
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
-from elit.training.distributed import agreed, unsharded_class
+from elit.training.distributed import broadcast_from_main, unsharded_class
 from elit.training.ema import AveragedWeights
 
 TRAINED = StateDictOptions(ignore_frozen_params=True)
@@ -40,7 +40,7 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
     """
     lock = FileLock(Path(config.out) / "logs" / ".lock")
     try:
-        agreed(accelerator, lambda: _claim(lock, config, parameters))
+        broadcast_from_main(accelerator, lambda: _claim(lock, config, parameters))
         yield
     finally:
         lock.release()
@@ -137,7 +137,7 @@ def saved_by(path: Path) -> int:
     return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["processes"]
 
 
-def fault_of(path: Path, accelerator: Accelerator) -> str | None:
+def verify_checkpoint(path: Path, accelerator: Accelerator) -> str | None:
     """What is wrong with a checkpoint, None if nothing; the processes share the reading of its files."""
     return next(filter(None, gather_object([damage(path, accelerator.process_index, accelerator.num_processes)])), None)
 

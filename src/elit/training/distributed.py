@@ -99,7 +99,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def agreed(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
+def broadcast_from_main(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
     """What the main process finds with `check`, on all of them; a ValueError it meets is raised by all."""
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -132,7 +132,7 @@ class Termination:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.before)
 
-    def asked(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether to stop, once a step; of several processes, what any of them knew a step ago."""
         if self.group is None:
             return self.seen

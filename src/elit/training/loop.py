@@ -16,8 +16,15 @@ from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
 from elit.data.sampler import batch_slice
 from elit.models.saved import checkpoint_step, checkpoints
-from elit.training.checkpoint import claimed_folder, fault_of, load_state, save_state, saved_by
-from elit.training.distributed import Termination, agreed, clip_gradients, make_accelerator, prepare, trained_weights
+from elit.training.checkpoint import claimed_folder, load_state, save_state, saved_by, verify_checkpoint
+from elit.training.distributed import (
+    Termination,
+    broadcast_from_main,
+    clip_gradients,
+    make_accelerator,
+    prepare,
+    trained_weights,
+)
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog, check_trackers
 from elit.training.task import Task
@@ -92,7 +99,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             optimizer.zero_grad()
             average.step(network)
 
-            done, end, stop = step + 1, step + 1 == config.steps, termination.asked()
+            done, end, stop = step + 1, step + 1 == config.steps, termination.should_stop()
             save = done % config.checkpoint_every == 0 or end or stop
             log.add(done, loss=loss, gradient_norm=gradient_norm, budget=budget, lr=lr)
             if save or done % config.log_every == 0:
@@ -114,9 +121,9 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator) -> tuple[Path |
 
     Raises ValueError where the folder and `resume` do not agree, or none of its checkpoints is whole.
     """
-    found, said = agreed(accelerator, lambda: look_back(config))
+    found, said = broadcast_from_main(accelerator, lambda: inspect_run_dir(config))
     for path in reversed(found):
-        if not (fault := fault_of(path, accelerator)):
+        if not (fault := verify_checkpoint(path, accelerator)):
             was, now = saved_by(path), accelerator.num_processes
             if was != now:
                 said.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
@@ -127,7 +134,7 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator) -> tuple[Path |
     return None, said
 
 
-def look_back(config: RunConfig) -> tuple[list[Path], list[str]]:
+def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
     out = Path(config.out)
     found = checkpoints(out / "checkpoints")
