@@ -8,7 +8,7 @@ DOCS_READY := .venv/.ready-docs
 unexport PYTHONDONTWRITEBYTECODE
 
 quickstart: $(READY)
-	$(BIN)/elit quickstart
+	$(BIN)/elit quickstart $(ARGS)
 
 # Side by side: checking types keeps one core busy, and the tests fill what is left.
 test: $(READY)

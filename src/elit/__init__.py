@@ -23,7 +23,7 @@ _HOME = {
     "CFG": "elit.flow.guidance",
     "AG": "elit.flow.guidance",
     "CCFG": "elit.flow.guidance",
-    "load_model": "elit.models.saved",
+    "load_model": "elit.elastic.load_model",
     "load_released": "elit.released.load",
     "sample": "elit.sampling.sample",
     "ElitPipeline": "elit.sampling.pipeline",
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from elit.elastic.families import register_family as register_family
     from elit.elastic.families.family import Family as Family
     from elit.elastic.load import load_elastic as load_elastic
+    from elit.elastic.load_model import load_model as load_model
     from elit.elastic.surgery import elastify as elastify
     from elit.flow.guidance import AG as AG
     from elit.flow.guidance import CCFG as CCFG
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from elit.models.mmdit import MMDiT as MMDiT
     from elit.models.presets import create_model as create_model
     from elit.models.presets import list_models as list_models
-    from elit.models.saved import load_model as load_model
     from elit.models.sit import SiT as SiT
     from elit.models.uvit import UViT as UViT
     from elit.planner.choose import plan as plan

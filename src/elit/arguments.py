@@ -26,10 +26,12 @@ def whole_numbers(name: str, value: Any, example: str, least: int = 1) -> tuple[
     value = value.tolist() if getattr(value, "ndim", None) == 1 else value
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError(f"{name}={shortened(value)}: give several whole numbers, such as {example}")
-    for each in value:
-        if _is_flag(each) or not hasattr(each, "__index__"):
-            raise ValueError(f"{name}={shortened(value)}: give whole numbers, such as {example}")
-    return tuple(whole_number(name, each, least) for each in value)
+    try:
+        return tuple(whole_number(name, each, least) for each in value)
+    except ValueError:
+        raise ValueError(
+            f"{name}={shortened(value)}: give whole numbers of at least {least}, such as {example}"
+        ) from None
 
 
 def real_number(

@@ -18,6 +18,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,6 +27,9 @@ TYPED = "give latents per group (8), a share of them (50%), all (100%), or a sch
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
 ANY_COUNT = range(1, 1 << 31)
 """Valid counts for a check of what is written, where no network is there to say its own."""
+
+budget_block: ContextVar[Any] = ContextVar("elit_budget", default=None)
+"""What a `with elit.budget(...)` block sets for elastified transformers; None outside of one."""
 
 
 def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:

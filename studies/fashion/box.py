@@ -17,13 +17,14 @@ import torch
 from elit.config import TrainConfig, load_config
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
+from elit.elastic.load_model import load_model
 from elit.evaluate.chunks import Share
 from elit.evaluate.detection import detect
 from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
 from elit.evaluate.pictures import open_pictures
 from elit.evaluate.reference import reference_from, save_reference
 from elit.files import write_text
-from elit.models.saved import checkpoint_step, checkpoints, load_model
+from elit.models.saved import checkpoint_step, checkpoints
 from elit.pretrained import HERE
 
 LOGGED = 200  # steps whose every loss is in the log that is kept; behind them every hundredth

@@ -17,9 +17,10 @@ from unittest.mock import patch
 from elit.budgets import training_budgets
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
+from elit.elastic.load_model import load_model
 from elit.models.dit import DiT
 from elit.models.presets import model_config
-from elit.models.saved import checkpoint_step, checkpoints, load_model
+from elit.models.saved import checkpoint_step, checkpoints
 from elit.training import train as training
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ from conftest import ELIT, SETTINGS, conditions, fresh, inputs, opened
 from torch._dynamo.testing import CompileCounter
 
 import elit
+from elit.elastic.load_model import load_model
 from elit.models.conditioning import concatenate
 from elit.models.presets import create_model
-from elit.models.saved import load_model
 from elit.models.transformer import Transformer
 from elit.sampling.sample import sample, seeded_noise
 

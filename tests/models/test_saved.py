@@ -8,7 +8,8 @@ from conftest import inputs, opened
 from diffusers import UNet2DModel
 
 from elit.data.autoencoders import load_autoencoder
-from elit.models.saved import checkpoints, load_model, save_model
+from elit.elastic.load_model import load_model
+from elit.models.saved import checkpoints, save_model
 
 
 @pytest.fixture

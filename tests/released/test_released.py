@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import elit
 from elit.cli.main import main
-from elit.models.saved import load_model
+from elit.elastic.load_model import load_model
 from elit.sampling.sample import sample, seeded_noise
 
 SIZES = {"num_heads": 2, "tail_blocks": 1}

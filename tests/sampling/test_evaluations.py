@@ -112,8 +112,8 @@ def test_calls_are_counted():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cache": -0.1}, r"cache=-0.1: give a threshold >= 0"),
-        ({"cache": float("nan")}, r"cache=nan: give a threshold >= 0"),
+        ({"cache": -0.1}, r"cache=-0.1: give a number of at least 0"),
+        ({"cache": float("nan")}, r"cache=nan: give a number of at least 0"),
         (
             {"cache": 0.1, "solver": "heun"},
             r"cache=0.1: goes with solver='euler' alone, 'heun' looks at every step twice",

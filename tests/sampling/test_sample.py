@@ -1,5 +1,6 @@
 """Sampling with one network: schedules, resolutions, costs, refusals. What holds for all is in test_backbones.py."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import inputs, opened
@@ -20,7 +21,7 @@ def test_a_constant_schedule_is_bit_equal_to_that_budget(constant):
     assert torch.equal(sample(model, [0, 1], steps=STEPS, **constant), plain)
 
 
-@pytest.mark.parametrize("guidance", [None, elit.CFG(2.0), elit.CCFG(2.0, 1), elit.AG(2.0, 2), elit.AG(2.0, 0.25)])
+@pytest.mark.parametrize("guidance", [None, elit.CFG(2.0), elit.CCFG(2.0, 1), elit.AG(2.0, 2), elit.AG(2.0, 3)])
 @pytest.mark.parametrize("kind", ["elit-dit", "elit-mmdit", "elit-sit"])
 def test_a_budget_a_sample_is_that_sample_alone(kind, guidance):
     model = opened(kind)
@@ -82,7 +83,7 @@ def test_a_schedule_changes_the_budget_on_the_way():
     model = opened("elit-dit")
     seen = []
     read = model.latent_interface.read
-    model.latent_interface.read = lambda s, c, kept: seen.append(kept) or read(s, c, kept)
+    model.latent_interface.read = lambda s, c, kept, *shapes: seen.append(kept) or read(s, c, kept, *shapes)
     sample(model, [0], steps=STEPS, budget="50%@0-0.5,100%@0.5-1")
     assert seen == [8, 8, 16, 16]
 
@@ -131,3 +132,117 @@ def test_bad_settings_are_named(settings, message):
     settings = {"y": [0, 1], "steps": 2} | settings
     with pytest.raises(ValueError, match=message):
         sample(opened("elit-dit"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": True}, "steps=True: give a whole number of at least 1"),
+        ({"steps": 2.5}, r"steps=2\.5: give a whole"),
+        ({"steps": "4"}, "steps='4': give a whole"),
+        ({"seed": "x"}, "seed='x': give a whole number from -"),
+        ({"seed": 1.5}, r"seed=1\.5: give a whole"),
+        ({"seed": 1 << 64}, "seed=18446744073709551616: give a whole"),
+        ({"seed": [1, 2]}, "seed: 2 seeds for 1 samples"),
+        ({"dtype": "int8"}, "dtype='int8': give torch.float32, torch.bfloat16"),
+        ({"dtype": "nothing"}, "dtype='nothing': give"),
+        ({"dtype": torch.int64}, r"dtype=torch\.int64: give"),
+        ({"guidance": "cfg"}, r"guidance='cfg': give elit\.CFG\(scale\)"),
+        ({"shift": float("inf")}, "shift=inf: give a number above 0"),
+        ({"cache": float("nan")}, "cache=nan: give a number of at least 0"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number of at least 1"),
+        ({"sample_size": 0}, "sample_size=0: give"),
+        ({"sample_size": 16.0}, r"sample_size=16\.0: give"),
+        ({"noise": 3}, "noise=3: give a tensor"),
+        ({"progress": 3}, "progress=3: give a function"),
+        ({"solver": ["euler"]}, "solver=.*: give one of euler, heun"),
+        ({"guidance": elit.AG(2.0, 8), "budget": 8}, "guidance ag: its budget 8 is the main branch's"),
+        ({"guidance": elit.AG(2.0, 1.0)}, "guidance ag: its budget 16 is the main branch's"),
+        (
+            {"guidance": elit.CFG(2.0, interval=(0.1, 0.2)), "steps": 4},
+            "no step falls into it; steps begin at t = 0, 0.25",
+        ),
+    ],
+)
+def test_what_cannot_be_is_named(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        sample(opened("elit-dit"), [1], **({"steps": 1} | settings))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: elit.CFG(float("inf")), "guidance scale=inf: give a number"),
+        (lambda: elit.CFG("x"), "guidance scale='x': give a number"),
+        (lambda: elit.CFG(2.0, interval=0.5), r"guidance interval=0\.5: need"),
+        (lambda: elit.create_model("DiT-S/2", hidden_size=48.0), r"hidden_size=48\.0: give a whole"),
+        (
+            lambda: elit.create_model("ELIT-DiT-S/2", window=4),
+            r"window=4: give several whole numbers, such as \(4, 4\)",
+        ),
+        (lambda: elit.create_model("ELIT-DiT-S/2", split=(1, 2.5, 1)), "split=.*: give whole numbers"),
+        (lambda: elit.create_model(5), "unknown model 5; elit.list_models"),
+        (lambda: elit.create_model("resnet"), "unknown model 'resnet'; elit.list_models"),
+        (lambda: elit.create_model("elit-dit-xl2"), "unknown model 'elit-dit-xl2'; close names: ELIT-DiT-XL/2"),
+        (
+            lambda: elit.elastify(opened("dit"), read_after=1.5, write_after=3, window=(4, 4)),
+            r"read_after=1\.5: give a whole",
+        ),
+        (lambda: elit.elastify(opened("dit"), read_after=1, write_after=3, window=4), "window=4: give several"),
+    ],
+)
+def test_what_cannot_be_is_named_elsewhere(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t": 0.5}, r"t=0\.5: give a tensor, \(B,\)"),
+        ({"x": [1.0]}, r"x=\[1\.0\]: give a tensor"),
+        (
+            {"x": torch.zeros(3, 4, 16, 16, dtype=torch.int64)},
+            r"x: dtype torch\.int64, and the network's is torch\.float32",
+        ),
+        ({"x": torch.zeros(3, 4, 16, 16, dtype=torch.bfloat16)}, r"x: dtype torch\.bfloat16"),
+        ({"x": torch.zeros(0, 4, 16, 16), "t": torch.zeros(0)}, "x: an empty batch"),
+    ],
+)
+def test_a_forward_names_what_it_cannot_take(change, message):
+    model = opened("elit-dit")
+    given = dict(zip(("x", "t", "y"), inputs(model), strict=True)) | change
+    with pytest.raises(ValueError, match=message):
+        model(**given)
+
+
+def test_numbers_of_numpy_and_torch_are_taken():
+    model = opened("elit-dit")
+    plain = sample(model, [1, 4], steps=2, seed=7, budget=8, guidance=elit.CFG(2.0))
+    kinds = {"steps": np.int64(2), "seed": torch.tensor(7), "budget": torch.tensor(8), "batch_size": np.int32(5)}
+    labels = torch.tensor([1, 4], dtype=torch.uint8)
+    same = sample(model, labels, guidance=elit.CFG(torch.tensor(2.0)), **kinds)
+    assert torch.equal(same, plain)
+    x, t, _ = inputs(model, 2)
+    assert torch.equal(model(x, t, labels), model(x, t, labels.long()))
+    assert torch.equal(
+        sample(model, [1, 4], steps=1, seed=[np.int64(3), 5]), sample(model, [1, 4], steps=1, seed=[3, 5])
+    )
+    assert torch.equal(sample(model, [1], steps=1, dtype="bfloat16"), sample(model, [1], steps=1, dtype=torch.bfloat16))
+
+
+def test_generators_as_seeds():
+    model = opened("elit-dit")
+
+    def seeded(seed):
+        return torch.Generator().manual_seed(seed)
+
+    plain = sample(model, [1, 2], steps=1, seed=[3, 9])
+    assert torch.equal(sample(model, [1, 2], steps=1, seed=[seeded(3), seeded(9)]), plain)
+    source = seeded(3)
+    both = sample(model, [1, 2], steps=1, seed=source)
+    torch.testing.assert_close(both[0], plain[0], rtol=0, atol=1e-5)
+    assert not torch.equal(sample(model, [1], steps=1, seed=source), plain[:1])  # it goes on
+    with pytest.raises(ValueError, match="model='runs': give a network of this library"):
+        sample("runs", [1])

@@ -21,6 +21,11 @@ CORRELATION = ("t", "loss", "correlation", "std", "inside windows", "std", "of t
 WITHOUT = ("dropped", "loss", "increase", "standard error")
 
 
+def is_inspection(name: str) -> bool:
+    """Whether a file of that name is one of those that `write_inside` writes."""
+    return name in (*PICTURES, "inspect.json", "report.html")
+
+
 def write_inside(found: Inspection, out: Path, title: str) -> Path:
     """Writes the pictures, inspect.json and report.html into `out`; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ call `check_arguments` in their `parse`; what only the model or the data can say
 tests/cli/test_startup.py asks.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ def check_arguments(args: Any, **least: int) -> None:
         for text in _each(given.get(name, ())):
             schedule_budgets(text, [0.0], ANY_COUNT)
     check_guidance(given)
+    check_guidance_is_used(args)
     for name in ("model", "vae"):
         if isinstance(folder := given.get(name), Path) and folder != Path():
             check_saved_folder(model_folder(folder) if name == "model" else folder, name)
@@ -56,6 +58,8 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
     """Numbers that have bounds."""
     for name, value in given.items():
         for number in _each(value):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name}={number}: give a finite number")
             if name in least and number < least[name]:
                 raise ValueError(f"{name}={number}: give at least {least[name]}")
             if name in ABOVE_ZERO and not number > 0:
@@ -78,6 +82,23 @@ def check_guidance(given: Mapping[str, Any]) -> None:
         low, high = given["guidance_interval"]
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval={low:g} {high:g}: need 0 <= low <= high <= 1")
+
+
+def check_guidance_is_used(args: Any) -> None:
+    """No option of guidance that would do nothing beside `args.guidance`, one kind or several."""
+    if not hasattr(args, "guidance"):
+        return
+    kinds = {args.guidance} if isinstance(args.guidance, str) else set(args.guidance)
+    names = ("scale", "scales", "guidance_budget", "guidance_interval")
+    given = [name for name in names if hasattr(args, name) and getattr(args, name) != getattr(type(args), name)]
+    if given and kinds <= {"none"}:
+        raise ValueError(
+            f"{given[0]}={getattr(args, given[0])!r}: goes with a guidance; add --guidance cfg, ag or ccfg"
+        )
+    if "guidance_budget" in given and kinds <= {"none", "cfg"}:
+        raise ValueError(
+            f"guidance_budget={args.guidance_budget!r}: cfg keeps the first branch's; use --guidance ag or ccfg"
+        )
 
 
 def check_saved_folder(folder: Path, name: str) -> None:

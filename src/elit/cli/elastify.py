@@ -26,6 +26,8 @@ class Args:
     """A saved DiT without an interface, or a checkpoint of its run."""
     out: Annotated[Path, tyro.conf.Positional] = Path()
     """Folder for the elastified network; elit.load_elastic reads it."""
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
     data: str = "digits"
     """What it was trained on: digits, a folder of images, or what elit encode wrote."""
     read_after: int = 1
@@ -69,14 +71,17 @@ def run(args: Args) -> dict[str, Any]:
     from elit.config import DistillConfig, TrainConfig
     from elit.elastic.distill import prepare_student
     from elit.elastic.distill_network import distill_network
+    from elit.elastic.load_model import load_model
     from elit.elastic.runtime import original
-    from elit.models.saved import load_model, save_model
+    from elit.files import check_new_output
+    from elit.models.saved import save_model
     from elit.report.tables import print_table
     from elit.training.train import load_data
 
     for name, value in (("model", args.model), ("out", args.out)):
         if value == Path():
             raise ValueError(f"{name}: not given; elit elastify MODEL OUT")
+    check_new_output(args.out, overwrite=args.overwrite, folder=True)
     names = ("read_after", "write_after", "window", "mode", "weights", "lora_rank", "batch_size", "learning_rate")
     settings = {name: getattr(args, name) for name in (*names, "distillation", "seed")}
     config = DistillConfig(steps=max(1, args.steps), trackers=(), preview_every=0, log_every=200, **settings)

@@ -84,8 +84,8 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
 
     from elit.budgets import resolve_budget
     from elit.costs.flops import count_flops, measure_ms
+    from elit.elastic.load_model import load_model
     from elit.models.presets import create_model
-    from elit.models.saved import load_model
     from elit.pretrained import model_folder
 
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size

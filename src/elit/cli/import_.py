@@ -22,7 +22,9 @@ class Args:
     file: Annotated[Path, tyro.conf.Positional]
     """The published .pt file."""
     out: Annotated[Path, tyro.conf.Positional]
-    """Folder for config.json and safetensors; a saved model there is replaced."""
+    """Folder for config.json and safetensors; it is the model's alone."""
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
     kind: Literal["elit", "sit", "dit"] | None = None
     """Whose format: ELIT's authors', the original SiT's or the original DiT's; needed for bare weights alone."""
     num_heads: int | None = None
@@ -43,10 +45,12 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any]:
+    from elit.files import check_new_output
     from elit.models.saved import save_model
     from elit.released import LICENCE
     from elit.released.load import load_released
 
+    check_new_output(args.out, overwrite=args.overwrite, folder=True)
     if args.out.exists() and not (args.out / "config.json").is_file() and not _empty(args.out):
         raise ValueError(f"out={str(args.out)!r}: is there, and no saved model; give a new folder")
     sizes = {"num_heads": args.num_heads, "tail_blocks": args.tail_blocks}

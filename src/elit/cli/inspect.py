@@ -10,6 +10,7 @@ import tyro
 from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.cli.sample import chosen_guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Args:
     folder of images (one sub-folder a class, or with a metadata.jsonl of captions), or one that elit encode wrote."""
     out: Path = Path("runs/inspect")
     """Folder for report.html, inspect.json and the pictures."""
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
     count: int = 32
     """Samples to look at, evenly spaced over the data."""
     vae: Path | None = None
@@ -73,14 +76,13 @@ def run(args: Args) -> dict[str, Any]:
     from elit.analysis.examples import load_examples
     from elit.analysis.inspection import inspect_model
     from elit.analysis.latents import Probe
-    from elit.analysis.page import write_inside
-    from elit.cli.sample import chosen_guidance
-    from elit.data.autoencoders import load_network
+    from elit.analysis.page import is_inspection, write_inside
+    from elit.elastic.load_model import load_network
     from elit.evaluate.samples import Setting
+    from elit.files import check_new_output, write_folder
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"out={str(args.out)!r}: is a file; give a folder")
+    check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=is_inspection)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     interface_of(model)
     wanted: dict[str, Any] = {"vae": vae, "image_size": args.image_size, "seed": args.seed}
@@ -90,7 +92,8 @@ def run(args: Args) -> dict[str, Any]:
     setting = Setting(steps=args.steps, guidance=chosen_guidance(args), seed=args.seed)
     with show_progress("looking", 1) as progress:
         found = inspect_model(model, examples, probe, setting, vae=vae, progress=progress)
-    report = write_inside(found, args.out, str(args.model))
+    write_folder(args.out, lambda folder: write_inside(found, folder, str(args.model)))
+    report = args.out / "report.html"
     if not args.json:
         _print(found.numbers)
         print(f"Report: {report}")

@@ -48,7 +48,7 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.models.saved import load_model
+    from elit.elastic.load_model import load_model
     from elit.planner.choose import network_folder
 
     model = load_model(args.model, torch_dtype=getattr(torch, args.dtype)).to(check_device(args.device)).eval()

@@ -20,7 +20,9 @@ class Args:
     backbone: Literal["dit", "uvit", "hdit", "mmdit", "video"] = "dit"
     """Kind of network: mmdit draws digits from captions ("a handwritten seven"), video moves them over a canvas."""
     out: Path = Path("runs/quickstart")
-    """Folder for model/, config.yaml, results.json, the pictures and report.html; an earlier quickstart there goes."""
+    """Folder for model/, config.yaml, results.json, the pictures and report.html."""
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
     steps: int | None = None
     """Training steps; default: as many as the backbone needs."""
     seed: int = 0
@@ -44,6 +46,7 @@ def run(args: Args) -> dict[str, Any]:
 
     result = quickstart(
         args.out,
+        overwrite=args.overwrite,
         backbone=args.backbone,
         steps=args.steps,
         seed=args.seed,

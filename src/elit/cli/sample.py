@@ -33,6 +33,8 @@ class Args(SampleSettings):
     """A .png, .jpg or .webp for one grid (of clips, their frames side by side), a .gif or .webp for moving clips, a
     folder for separate files, or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if
     there is no autoencoder)."""
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
     like: Path | None = None
     """A picture that elit made: take its settings, bit for bit on the same machine and versions. Options that are given
     beside it change those settings."""
@@ -113,8 +115,9 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.data.autoencoders import load_network
-    from elit.data.images import output_kind, save_animation, single_frames, write_samples
+    from elit.data.images import is_sample, output_kind, save_animation, single_frames, write_samples
+    from elit.elastic.load_model import load_network
+    from elit.files import check_new_output
     from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, number_of_images, weights_fingerprint
     from elit.sampling.evaluations import sampling_flops
 
@@ -128,6 +131,7 @@ def run(args: Args) -> dict[str, Any]:
     clips = len(model.sample_size) == 3
     pictures = vae is not None or model.config.in_channels in (1, 3)
     kind = output_kind(args.out, pictures=pictures, clips=clips)  # before the work, not after it
+    check_new_output(args.out, overwrite=args.overwrite, folder=kind == "folder", mine=is_sample)
     conditions = conditions_of(model, args.labels, args.prompts, args.text_encoder)
     count = number_of_images(args, conditions)
     plan = planned(args, model, min(count, args.batch_size))

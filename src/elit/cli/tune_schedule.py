@@ -41,6 +41,8 @@ class Args:
     """A folder's images are cut to this; default: what the model takes."""
     out: Path | None = None
     """A .json file for everything that was found; default: none."""
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
     seed: int = 0
     """Seed of all noise."""
     batch_size: int = 64
@@ -66,13 +68,15 @@ def run(args: Args) -> dict[str, Any]:
     import torch
 
     from elit.analysis.examples import load_examples
-    from elit.data.autoencoders import load_network
-    from elit.files import write_text
+    from elit.elastic.load_model import load_network
+    from elit.files import check_new_output, write_text
     from elit.planner.tune import make_probe, tune_schedule
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     if args.out is not None and args.out.suffix != ".json":
         raise ValueError(f"out={str(args.out)!r}: give a name that ends in .json")
+    if args.out is not None:
+        check_new_output(args.out, overwrite=args.overwrite, folder=False)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     examples = load_examples(model, args.data, args.count, vae=vae, image_size=args.image_size, seed=args.seed)
     sizes: dict[str, Any] = {name: getattr(args, name) for name in ("bins", "draws", "seed", "batch_size")}

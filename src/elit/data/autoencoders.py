@@ -20,8 +20,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from elit.models.saved import check_saved, load_model
-from elit.models.transformer import Transformer
+from elit.models.saved import check_saved
 
 NORMALIZES_ITSELF = ("AutoencoderRAE",)
 """Classes whose encode and decode apply the statistics of their config."""
@@ -118,23 +117,6 @@ def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMix
     vae = loader.from_pretrained(folder, **kwargs)
     latent_normalization(vae)  # refuses what does not say how its latents are normalized
     return vae
-
-
-def load_network(
-    name: str | Path,
-    *,
-    vae: Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Transformer, ModelMixin | None]:
-    """What `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
-
-    vae: its folder; by default the pipeline's that `name` is, and None where there is none.
-    Raises ValueError as `elit.load_model` and `load_autoencoder` do.
-    """
-    model = load_model(name, torch_dtype=dtype).to(device).eval()
-    autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=dtype)
-    return model, autoencoder if autoencoder is None else autoencoder.to(device)
 
 
 @torch.no_grad()

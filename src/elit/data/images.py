@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from elit.data.picture_files import FORMATS, MOVING, encode_picture
-from elit.files import replacing
+from elit.files import replacing, write_folder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = "metadata.jsonl"
@@ -238,6 +239,11 @@ def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
     return kinds[suffix]
 
 
+def is_sample(name: str) -> bool:
+    """Whether a file of that name is one of the separate files that `write_samples` writes."""
+    return re.fullmatch(r"\d{6,}\.(png|gif)", name) is not None
+
+
 def write_samples(
     samples: Tensor, out: Path, *, pictures: bool, describe: Callable[[int | None], str] = lambda row: ""
 ) -> None:
@@ -247,9 +253,13 @@ def write_samples(
     """
     kind = output_kind(out, pictures=pictures, clips=samples.ndim == 5)
     if kind == "folder":
-        for row, sample in enumerate(samples):
-            path = out / f"{row:06d}{'.gif' if samples.ndim == 5 else '.png'}"
-            _write(path, encode_picture(single_frames(sample, path.suffix), path.suffix, describe(row)))
+
+        def write(folder: Path) -> None:
+            for row, sample in enumerate(samples):
+                path = folder / f"{row:06d}{'.gif' if samples.ndim == 5 else '.png'}"
+                _write(path, encode_picture(single_frames(sample, path.suffix), path.suffix, describe(row)))
+
+        write_folder(out, write)  # in the place of what is there: no stale picture is left
     elif kind == "array":
         array = samples.float().cpu().numpy()
         if pictures:

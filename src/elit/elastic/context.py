@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.budgets import ANY_COUNT, Schedule, resolve_budget, schedule_budgets
+from elit.budgets import ANY_COUNT, Schedule, budget_block, resolve_budget, schedule_budgets
 from elit.elastic.caller import calling_pipeline, pipeline_guides, pipeline_timestep
 
 
@@ -47,7 +47,7 @@ class Setting:
         return self.step
 
 
-_setting: ContextVar[Setting | None] = ContextVar("elit_budget", default=None)
+_setting: ContextVar[Setting | None] = budget_block
 _branch: ContextVar[str | None] = ContextVar("elit_branch", default=None)
 _MAIN: Any = object()
 

@@ -13,7 +13,7 @@ from elit.elastic.low_rank import add_low_rank
 from elit.elastic.storage import RECORD, VARIANT, read_record
 from elit.elastic.surgery import elastify
 from elit.models.presets import NETWORKS
-from elit.models.saved import check_weights
+from elit.models.saved import check_weights, saved_dtype
 
 
 def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: Any) -> Any:
@@ -46,9 +46,11 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
 
 
 def load_transformer(folder: Path, **kwargs: Any) -> Any:
+    """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
     check_weights(folder, "folder")
     kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind)
+    kwargs = {"torch_dtype": saved_dtype(folder)} | {name: value for name, value in kwargs.items() if value is not None}
     variant = {"variant": VARIANT} if record.changed else {}
     transformer, found = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
     if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
 from elit.elastic.families import FAMILIES
 from elit.files import fingerprint, replacing, write_text
+from elit.models.saved import ELASTIC
 
-RECORD, WEIGHTS = "elastic.json", "elastic.safetensors"
+RECORD, WEIGHTS = ELASTIC, "elastic.safetensors"
 VARIANT = "elastic"
 NOTE = "; its weights were trained together with the interface and are no model without it"
 

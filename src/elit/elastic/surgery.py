@@ -18,7 +18,8 @@ import torch
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from torch import Tensor
 
-from elit.budgets import budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.arguments import whole_number, whole_numbers
+from elit.budgets import budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
 from elit.elastic.context import branch, kept_of_call, kept_of_references
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
@@ -109,9 +110,9 @@ def _elastify(
         raise ValueError("transformer: has a latent interface of its own; give a baseline")
     blocks = all_blocks(transformer)
     first, last = default_blocks(len(blocks))
-    read_after = first if read_after is None else read_after
-    write_after = last if write_after is None else write_after
-    window = tuple(family.window(transformer) if window is None else window)
+    read_after = first if read_after is None else whole_number("read_after", read_after)
+    write_after = last if write_after is None else whole_number("write_after", write_after)
+    window = whole_numbers("window", family.window(transformer) if window is None else window, "(4, 4)")
     _check(family, len(blocks), read_after, write_after, window, mode)
     if any("forward" in vars(module) for module in (transformer, *blocks)):
         raise ValueError(
@@ -164,6 +165,10 @@ class Elastic:
         kept: Sequence[int | None]
         given, branches = arguments.pop("budget", None), arguments.pop("branch_budgets", None)
         # This library's networks are handed theirs.
+        if not (given is None and branches is None) and budget_block.get() is not None:
+            raise ValueError(
+                "elit.budget: this network is handed its budget, as elit.sample does; leave out one of the two"
+            )
         if branches is not None:
             kept = [resolve_budget(part, self.budgets) for part in branches]
         elif is_list(given):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,12 @@ from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
 
 MANIFEST = "checkpoint.json"
+ELASTIC = "elastic.json"  # beside the weights of an elastified network
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
-def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
-    """The network saved in `folder` (config.json and safetensors), whichever class it is; or a saved pipeline's.
-
-    "fashion" is the model that comes with the package, unless there is a folder of that name here.
-
-    A checkpoint of a training run gives its averaged weights, however many processes it was sharded over.
-    kwargs: as in diffusers' from_pretrained, `torch_dtype` for one. Raises ValueError where the folder is missing,
-    half-written or of another library.
-    """
+def load_own(folder: str | Path, **kwargs: Any) -> Transformer:
+    """The network of this library saved in `folder`, of any class; `elit.load_model` without elastified ones."""
     folder = model_folder(folder)
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
@@ -35,6 +31,11 @@ def load_model(folder: str | Path, **kwargs: Any) -> Transformer:
     kind = check_saved(folder, "model")
     if kind not in NETWORKS:
         raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
+    if (folder / ELASTIC).is_file():
+        raise ValueError(
+            f"model={str(folder)!r}: holds an elastified network; only elit.load_model takes it, with its dial"
+        )
+    kwargs = {"torch_dtype": saved_dtype(folder)} | {name: value for name, value in kwargs.items() if value is not None}
     model, found = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
     # diffusers would start missing weights at random, with a warning.
     wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])])
@@ -92,13 +93,22 @@ def check_weights(folder: Path, name: str) -> None:
             ) from None
 
 
+def saved_dtype(folder: Path) -> torch.dtype:
+    """The dtype in which most of a folder's weights were saved; diffusers alone would make float32 of all."""
+    counts: Counter[str] = Counter()
+    for part in folder.glob("*.safetensors"):
+        with safe_open(part, "pt") as weights:
+            counts.update(weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
+    return next((DTYPES[name] for name, _ in counts.most_common() if name in DTYPES), torch.float32)
+
+
 def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[str], list[str]]:
     """Copies what a saved model has of `model`'s weights, by name and shape; see `TrainConfig.init`.
 
     Returns the names that start anew in `model`, and those of the saved one that found no place. Raises ValueError
     where not one matrix is shared.
     """
-    saved = load_model(folder).state_dict()
+    saved = load_own(folder).state_dict()
     own = model.state_dict()
     shared = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in shared.values()):

@@ -14,7 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from elit.arguments import shortened, whole_number, whole_numbers
-from elit.budgets import Budget, budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import checkpoint_block
 from elit.models.conditioning import Condition
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
@@ -262,6 +262,11 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         shared: bool,
     ) -> list[int]:
         """One budget for each of equal parts of the batch or, shared, for all of it. Raises ValueError."""
+        if not torch.compiler.is_compiling() and budget_block.get() is not None and not hasattr(self, "elastic_record"):
+            raise ValueError(
+                "elit.budget: is for elastified transformers; give this network its budget as model(x, t, y, budget), "
+                "elit.sample(..., budget=...) or pipe(..., budget=...)"
+            )
         if branch_budgets is not None and budget is not None:
             raise ValueError("budget, branch_budgets: give one of them")
         if shared and branch_budgets is None:
@@ -375,18 +380,18 @@ def on_cpu(value: Tensor) -> bool:
 
 def as_size(sample_size: int | Sequence[int]) -> tuple[int, ...]:
     """An int is a square image. Raises ValueError for what is no size."""
-    if isinstance(sample_size, Sequence) or getattr(sample_size, "ndim", False):
+    if is_list(sample_size) or isinstance(sample_size, str):
         return whole_numbers("sample_size", sample_size, "(32, 32)")
     return (whole_number("sample_size", sample_size, 1),) * 2
 
 
 def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) -> tuple[int, ...]:
     """An int is that many rows and columns, and one frame of a video. Raises ValueError for what is no size."""
-    if isinstance(patch_size, Sequence) or getattr(patch_size, "ndim", False):
+    if is_list(patch_size) or isinstance(patch_size, str):
         return whole_numbers("patch_size", patch_size, "(2, 2)")
     patch_size = whole_number("patch_size", patch_size, 1)
     return (1,) * (len(as_size(sample_size)) - 2) + (patch_size, patch_size)
 
 
-def as_json(value: int | Sequence[int]) -> int | list[int]:
-    return list(map(int, value)) if isinstance(value, Sequence) or getattr(value, "ndim", 0) else int(value)  # type: ignore[arg-type]
+def as_json(value: Any) -> int | list[int]:
+    return list(map(int, value)) if is_list(value) else int(value)

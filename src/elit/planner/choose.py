@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import torch
 
+from elit.arguments import shortened, whole_number
 from elit.budgets import Schedule, resolve_budget
+from elit.elastic.load_model import load_model
 from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.flow.guidance import CCFG, CFG, Guidance
-from elit.models.saved import load_model
 from elit.models.transformer import Transformer
 from elit.planner.cost import CostModel, CostPolynomial
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
@@ -19,6 +20,7 @@ from elit.planner.say import explain, setting_words
 from elit.planner.target import make_target
 from elit.pretrained import model_folder
 from elit.sampling.plan import Plan
+from elit.sampling.precision import as_dtype
 
 MOST_STEPS = 64
 PAPER_STEPS, PAPER_SCALE = 40, 1.25
@@ -34,7 +36,7 @@ def plan(
     batch: int = 1,
     guidance: Wanted = "any",
     cache: float | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     compile: bool = False,
     table: str | Path | None = None,
     quality: str | None = None,
@@ -56,6 +58,9 @@ def plan(
     target. Without one, or below all it has measured, it is the first that does on `ladder`.
     Raises ValueError for a target that nothing keeps to, naming the least possible, and where a profile is missing.
     """
+    if not (guidance is None or guidance == "any" or isinstance(guidance, Guidance)):
+        raise ValueError(f"guidance={shortened(guidance)}: give elit.CFG(scale) or the like, None, or 'any'")
+    dtype, batch = as_dtype(dtype), whole_number("batch", batch, 1)
     network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
@@ -99,8 +104,6 @@ class Pricing:
     """What settings cost: GFLOPs of an image always, milliseconds where there is a profile."""
 
     def __init__(self, model: Transformer, batch: int, cache: float | None, cost: CostModel | None):
-        if batch < 1:
-            raise ValueError(f"batch={batch}: give at least 1")
         self.polynomial, self.batch, self.cache, self.cost = CostPolynomial(model), batch, cache, cost
 
     def plan(self, steps: int, budget: Schedule, guidance: Guidance | None, **more: Any) -> Plan:
@@ -149,9 +152,9 @@ def ladder(model: Transformer, price: Pricing, guidance: Wanted) -> list[Plan]:
     chosen = guidance
     if chosen == "any":
         chosen = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
-    constant = chosen is not None and chosen.kind == "ag"  # whose main branch keeps at least what the weak one does
+    constant = chosen is not None and chosen.kind == "ag"  # whose main branch keeps more than the weak one does
     least = resolve_budget(chosen.budget, budgets) if chosen and constant else None
-    mains = [kept for kept in reversed(budgets) if kept >= (least or 0)]
+    mains = [kept for kept in reversed(budgets) if kept > (least or 0)]
     tokens: list[Schedule] = [kept if constant else halved(kept, budgets) for kept in mains] or [None]
     quarter = max(1, sum(4 * kept >= budgets[-1] for kept in mains))
     high, low = tokens[:quarter], tokens[quarter:]

@@ -146,7 +146,7 @@ def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence
         kept = draw.choice(budgets) if budgets else None
         kind, weak = draw.choice(branch_kinds(budgets, kept))
         if weak is not None:
-            weak = draw.choice([count for count in budgets if kind == "ccfg" or kept is None or count <= kept])
+            weak = draw.choice([count for count in budgets if kind == "ccfg" or kept is None or count < kept])
         batch = draw.randint(min(batch_sizes), max(batch_sizes))
         case = Case(batch=batch, steps=draw.randint(2, 8), budget=kept, kind=kind, weak=weak)
         if case not in known and case not in found:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from elit.arguments import real_number
 from elit.sampling.plan import Plan
 
 
@@ -34,7 +35,6 @@ def make_target(
     if len(given) != 1:
         raise ValueError(f"{', '.join(given) or 'no target'} given; give one of {', '.join(names)}")
     ((name, value),) = given.items()
-    if not value > 0:
-        raise ValueError(f"{name}={value:g}: give a number above 0")
+    value = real_number(name, value, above=0)
     ms = target_ms if target_images_per_s is None else 1e3 * batch / target_images_per_s
     return Target(ms=ms, gflops=target_gflops, asked=f"{name}={value:g}")

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
-from elit.data.autoencoders import load_network
 from elit.data.images import sheet_frames
 from elit.data.picture_files import encode_picture
+from elit.elastic.load_model import load_network
 from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer

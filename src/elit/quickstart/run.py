@@ -1,7 +1,6 @@
 """From nothing to a report in a few minutes: train a small ELIT network, turn its dial, score what comes out."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 
 from elit.analysis.attention import read_attention
-from elit.config import ModelConfig, TrainConfig
+from elit.config import ModelConfig, TrainConfig, save_config
 from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.features import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.run import Score, score_dial
-from elit.files import write_text
+from elit.files import check_new_output, write_folder, write_text
 from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
 from elit.models.conditioning import Condition
@@ -29,7 +28,7 @@ from elit.training.train import train
 
 SAMPLING_STEPS = 16
 STRIPS = (2, 5, 7)  # the digits whose clips are shown frame by frame
-# What a run leaves in its folder; only this is cleared for a new one.
+# What a run leaves in its folder; a folder that holds anything else is not replaced.
 PRODUCTS = (
     *("model", "checkpoints", "samples", "logs", "config.yaml", "metrics.jsonl", "results.json"),
     *("samples.png", "samples.gif", "compute_quality.png", "read_attention.png", "report.html"),
@@ -118,6 +117,7 @@ def run_config(recipe: Recipe, out: Path, steps: int | None, seed: int) -> Train
 def quickstart(
     out: str | Path,
     *,
+    overwrite: bool = False,
     backbone: str = "dit",
     steps: int | None = None,
     seed: int = 0,
@@ -125,14 +125,24 @@ def quickstart(
 ) -> Quickstart:
     """Trains, samples, scores and writes everything into `out`; see the README for what is there afterwards.
 
-    backbone: one of RECIPES. steps: of training, default the recipe's.
+    overwrite: replace an earlier quickstart in `out`, once this one is done. backbone: one of RECIPES. steps: of
+    training, default the recipe's. Raises ValueError where `out` is there already, or holds anything else.
     """
-    start, out = time.perf_counter(), Path(out)
+    out = Path(out)
     if backbone not in RECIPES:
         raise ValueError(f"backbone={backbone!r}: give one of {', '.join(RECIPES)}")
-    recipe = RECIPES[backbone]
-    config = run_config(recipe, out, steps, seed)
-    clear(out)
+    config = run_config(RECIPES[backbone], out, steps, seed)
+    check_new_output(out, overwrite=overwrite, folder=True, mine=PRODUCTS.__contains__)
+    results: list[Quickstart] = []
+    write_folder(out, lambda folder: results.append(run_into(folder, config, backbone, seed, say)))
+    return replace(results[0], report=out / "report.html")
+
+
+def run_into(folder: Path, config: TrainConfig, backbone: str, seed: int, say: Callable[[str], None]) -> Quickstart:
+    """All of a quickstart, in a folder that gets its name `config.out` in the end."""
+    start, out = time.perf_counter(), folder
+    recipe, named = RECIPES[backbone], Path(config.out)
+    config = replace(config, out=str(folder))
     still = digits()
     clips = recipe.data == "moving-digits"
     data = moving_digits() if clips else still
@@ -156,7 +166,8 @@ def quickstart(
         progress=lambda done, total: say(f"sampled batch {done} of {total} at every setting"),
     )
     draw_pictures(out, model, data, recipe, scores, seed)
-    write_report(out, recipe, scores, classifier, config.steps)
+    write_report(out, recipe, scores, classifier, config.steps, named)
+    save_config(replace(config, out=str(named)), out / "config.yaml")
     result = Quickstart(backbone, time.perf_counter() - start, scores, classifier, out / "report.html")
     write_text(out / "results.json", json.dumps(result.results(), indent=2) + "\n")
     return result
@@ -169,16 +180,6 @@ def class_conditions(model: Transformer) -> Condition:
 
 def noun(clips: bool) -> str:
     return "clips of moving digits" if clips else "digits"
-
-
-def clear(out: Path) -> None:
-    """Removes an earlier quickstart from its folder, and nothing else."""
-    for name in PRODUCTS:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def draw_pictures(
@@ -211,8 +212,10 @@ def draw_pictures(
     plots.read_attention(x, maps, shown, out / "read_attention.png")
 
 
-def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: TrainedClassifier, steps: int) -> None:
-    """report.html: the pictures, the table, and what to read in them."""
+def write_report(
+    out: Path, recipe: Recipe, scores: list[Score], classifier: TrainedClassifier, steps: int, named: Path
+) -> None:
+    """report.html: the pictures, the table, and what to read in them; `named` is where they will be in the end."""
     full, full_guided = scores[0], scores[1]
     part = next(score for score in scores if score.tokens_per_group <= recipe.budgets[0] / 2)
     saved = 1 - part.gflops_per_image / full.gflops_per_image
@@ -260,7 +263,7 @@ def write_report(out: Path, recipe: Recipe, scores: list[Score], classifier: Tra
                 title="Go on from here",
                 text="Sample with this model from the command line, train it longer with its own settings, or look at "
                 "a larger one on real pictures of clothes, which comes trained with the package:",
-                code="\n".join(next_commands(out, recipe)),
+                code="\n".join(next_commands(named, recipe)),
             ),
         ],
     )

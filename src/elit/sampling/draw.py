@@ -73,6 +73,8 @@ def conditions_of(
     if "text_encoder" not in model.config:
         if prompts:
             raise ValueError(f"prompts={prompts[0]!r}: this model takes classes; give labels")
+        if text_encoder is not None:
+            raise ValueError(f"text_encoder={text_encoder!r}: this model takes classes, and no text")
         return model.prepare_condition(list(labels) or range(model.config.num_classes))
     if labels:
         raise ValueError(f"labels={labels[0]}: this model takes text; give prompts")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from elit.arguments import real_number, shortened
 from elit.budgets import Budget, Schedule, one_schedule, schedule_budgets
 from elit.costs.flops import count_flops, shared_flops
 from elit.flow.guidance import Branch, Guidance, branches
@@ -29,8 +30,11 @@ def sampling_plan(
 
     Raises ValueError for an invalid budget, and for a cache with another solver than Euler's.
     """
-    if not cache >= 0:
-        raise ValueError(f"cache={cache}: give a threshold >= 0; 0 is off")
+    cache = real_number("cache", cache, least=0)
+    if guidance is not None and not isinstance(guidance, Guidance):
+        raise ValueError(
+            f"guidance={shortened(guidance)}: give elit.CFG(scale), elit.AG(scale, budget) or elit.CCFG(...)"
+        )
     if cache and solver != "euler":
         raise ValueError(f"cache={cache}: goes with solver='euler' alone, {solver!r} looks at every step twice")
     plan: Evaluations = []
@@ -38,12 +42,29 @@ def sampling_plan(
         corrected = solver == "heun" and step < len(times) - 2
         at = times[step : step + 2] if corrected else times[step : step + 1]
         plan.append({t: branches(guidance, t, kept, model.budgets) for t in at})
+    _check_guidance(guidance, plan)
     if cache:
         counts = [len(chosen) for step in plan for chosen in step.values()]
         for step, again in enumerate(reused_steps(time_changes(model, times[:-1]), counts, cache)):
             if again:
                 plan[step] = {times[step]: []}
     return plan
+
+
+def _check_guidance(guidance: Guidance | None, plan: Evaluations) -> None:
+    """Raises ValueError for a guidance that changes nothing, because of its interval or its budget."""
+    if guidance is None or guidance.scale == 1:
+        return
+    evaluated = [(t, chosen) for step in plan for t, chosen in step.items()]
+    guided = [chosen for _, chosen in evaluated if len(chosen) > 1]
+    if not guided:
+        times = ", ".join(f"{t:.3g}" for t, _ in evaluated[:4]) + (", ..." if len(evaluated) > 4 else "")
+        raise ValueError(f"guidance interval={guidance.interval}: no step falls into it; steps begin at t = {times}")
+    if all(main == weak for main, weak in guided):
+        raise ValueError(
+            f"guidance {guidance.kind}: its budget {guided[0][1].budget} is the main branch's, so that both are the "
+            "same; give fewer latents"
+        )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
+from elit.arguments import whole_number
 from elit.budgets import Budget, Schedule, one_schedule
 from elit.compat import execution_device
 from elit.data.autoencoders import decode, downsampling
@@ -66,7 +67,7 @@ class ElitPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: Condition | None = None,
         cache: float = 0.0,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         compile: bool = False,
         plan: Plan | None = None,
         step_budgets: Sequence[Budget] | None = None,
@@ -118,8 +119,7 @@ class ElitPipeline(DiffusionPipeline):
             num_inference_steps, budget, guidance, cache = plan.steps, plan.budget, plan.guidance, plan.cache
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps}: give at least 1")
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1)
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps, endpoint=False), device=device)
         times = [1 - sigma for sigma in self.scheduler.sigmas.tolist()]
         exact = time_grid(num_inference_steps, self.scheduler.config.shift)

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from elit.arguments import shortened
 from elit.compat import write_count
 from elit.models.transformer import Transformer
 
@@ -16,13 +17,26 @@ _copies: WeakKeyDictionary[Transformer, tuple[Any, dict[torch.dtype, Transformer
 _compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 
 
-def runner(model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False) -> Callable[..., Tensor]:
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype from its name, such as "bfloat16"; others as they are. Raises ValueError for none of floating point."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise ValueError(f"dtype={shortened(dtype)}: give torch.float32, torch.bfloat16 or torch.float16")
+    return found
+
+
+def runner(
+    model: Transformer, dtype: torch.dtype | str | None = None, *, compile: bool = False
+) -> Callable[..., Tensor]:
     """A callable with the arguments of `model`'s forward, whose x may be float32 and whose output is the dtype's.
 
     Norms, softmax and rotation compute in float32 whatever the dtype. Raises ValueError for a dtype that is none of
     floating point.
     """
-    network = model if dtype in (None, model.dtype) else in_dtype(model, dtype)
+    wanted = as_dtype(dtype)
+    network = model if wanted is None or wanted == model.dtype else in_dtype(model, wanted)
     if not compile:
         return lambda x, *rest, **options: network(x.to(network.dtype), *rest, **options)
     compiled = as_compiled(network)
@@ -36,8 +50,6 @@ def runner(model: Transformer, dtype: torch.dtype | None = None, *, compile: boo
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     """A copy in `dtype`, kept as long as `model` lives and its weights do not change."""
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: give torch.float32, torch.bfloat16 or torch.float16")
     state = model.device, [(id(p), write_count(p)) for p in model.parameters()]
     if model not in _copies or _copies[model][0] != state:
         _copies[model] = state, {}

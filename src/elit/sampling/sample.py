@@ -1,10 +1,12 @@
 """From a network and labels to samples: the solver, the guidance and the budgets of every step, put together."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from elit.arguments import shortened, whole_number
 from elit.budgets import Budget, Schedule, budgets_of_samples, one_schedule
 from elit.flow.guidance import Branch, Guidance, guided_velocity
 from elit.flow.solver import get_solver, time_grid
@@ -15,6 +17,7 @@ from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
 
 OnStep = Callable[[int, float, Tensor], None]
+Seed = int | torch.Generator
 
 
 def sample(
@@ -27,14 +30,14 @@ def sample(
     sample_budgets: Sequence[Budget] | None = None,
     guidance: Guidance | None = None,
     solver: str = "euler",
-    seed: int | Sequence[int] = 0,
+    seed: Seed | Sequence[Seed] = 0,
     shift: float = 1.0,
     sample_size: int | Sequence[int] | None = None,
     noise: Tensor | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     cache: float = 0.0,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     compile: bool = False,
     plan: Plan | None = None,
     on_step: OnStep | None = None,
@@ -48,13 +51,15 @@ def sample(
     the network run for the whole batch together.
     guidance: elit.CFG, elit.AG or elit.CCFG. shift: more of the steps near noise, 1 is even.
     seed: of the first sample, the next ones count up; or one seed a sample. A sample depends on its own seed alone,
-    not on the batch it is in. noise: (B, C, ...) in the place of seed and sample_size.
+    not on the batch it is in. A torch.Generator, for all or one a sample, goes on from where it is.
+    noise: (B, C, ...) in the place of seed and sample_size.
     sample_size: default the model's own. batch_size: samples at a time, default all.
     progress: called with (samples done, samples in all) after every batch.
     cache: threshold of TeaCache's rule: while the time embedding has moved by less, relatively, since the last
     evaluation, a step reuses its velocity. 0 is off.
-    dtype: of the network, default as it is; the solver's state stays float32. Another one makes a copy of the weights,
-    which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA graph a budget.
+    dtype: of the network, such as "bfloat16", default as it is; the solver's state stays float32. Another one makes a
+    copy of the weights, which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA
+    graph a budget.
     plan: of `elit.plan`, in the place of steps, budget, guidance, solver and cache.
     on_step: called as on_step(step, t, x) before every step of every batch, with the state (B, C, ...) at time t; what
     it raises ends the run.
@@ -72,12 +77,24 @@ def sample(
             cache=(cache, 0.0),
         )
         steps, budget, guidance, solver, cache = plan.steps, plan.budget, plan.guidance, "euler", plan.cache
-    if noise is not None and (seed != 0 or sample_size is not None):
-        name, value = ("seed", seed) if seed != 0 else ("sample_size", sample_size)
-        raise ValueError(f"noise, {name}={value!r}: noise takes the place of seed and sample_size; give one of them")
+    if noise is not None and (not _is_default(seed) or sample_size is not None):
+        name, value = ("sample_size", sample_size) if _is_default(seed) else ("seed", seed)
+        raise ValueError(
+            f"noise, {name}={shortened(value)}: noise takes the place of seed and sample_size; give one of them"
+        )
+    if not isinstance(model, Transformer):
+        raise ValueError(f"model={shortened(model)}: give a network of this library; elit.load_model(FOLDER) loads one")
     wanted: Condition = model.prepare_condition(y)
     count = len(wanted)
-    size = tuple(noise.shape[2:]) if noise is not None else as_size(sample_size or model.config.sample_size)
+    if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
+        raise ValueError(f"noise={shortened(noise)}: give a tensor of floating point, (B, C, ...)")
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress={shortened(progress)}: give a function of (samples done, samples in all)")
+    size = (
+        tuple(noise.shape[2:])
+        if noise is not None
+        else as_size(model.config.sample_size if sample_size is None else sample_size)
+    )
     model.token_grid(size)
     times, run = time_grid(steps, shift), get_solver(solver)
     schedule = one_schedule(budget, step_budgets, sample_budgets)
@@ -89,13 +106,12 @@ def sample(
     shape = (model.config.in_channels, *size)
     if noise is not None and noise.shape != (count, *shape):
         raise ValueError(f"noise: shape {tuple(noise.shape)}, expected {(count, *shape)}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    batch_size = count if batch_size is None else whole_number("batch_size", batch_size, 1)
     seeds = sample_seeds(seed, count)
 
     samples = []
-    for first in range(0, count, batch_size or count):
-        part = slice(first, first + (batch_size or count))
+    for first in range(0, count, batch_size):
+        part = slice(first, first + batch_size)
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
         rows = wanted[part].to(model.device)
         velocity = guided_network(model, rows, evaluations, guidance, network, kept and kept[part])
@@ -181,15 +197,34 @@ def watched(
     return watch
 
 
-def sample_seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed a sample: counting up from `seed`, or those given."""
-    if isinstance(seed, int):
-        return list(range(seed, seed + count))
-    if len(seed) != count:
-        raise ValueError(f"seed: {len(seed)} seeds for {count} samples; give one a sample, or one number")
-    return list(seed)
+def sample_seeds(seed: Seed | Sequence[Seed], count: int) -> list[Seed]:
+    """One seed a sample: counting up from `seed`, or those given. Raises ValueError."""
+    if isinstance(seed, torch.Generator):
+        return [seed] * count
+    several = seed.tolist() if getattr(seed, "ndim", None) == 1 else seed  # type: ignore[union-attr]
+    if isinstance(several, Sequence) and not isinstance(several, str | bytes):
+        if len(several) != count:
+            raise ValueError(f"seed: {len(several)} seeds for {count} samples; give one a sample, or one number")
+        return [each if isinstance(each, torch.Generator) else _seed(each) for each in several]
+    first = _seed(seed)
+    return [_seed(first + i) for i in range(count)]
 
 
-def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """(B, *shape) standard normal, each sample from its own seed; drawn on the CPU, so equal on every device."""
-    return torch.stack([torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def _is_default(seed: Any) -> bool:
+    return isinstance(seed, int) and seed == 0
+
+
+def _seed(value: Any) -> int:
+    return whole_number("seed", value, -(1 << 63), (1 << 64) - 1)
+
+
+def seeded_noise(seeds: Sequence[Seed], shape: Sequence[int]) -> Tensor:
+    """(B, *shape) standard normal on the CPU, each sample from its own seed, so equal on every device.
+
+    A generator is drawn from on its own device, once for each sample that names it.
+    """
+    draws = []
+    for seed in seeds:
+        source = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        draws.append(torch.randn(*shape, generator=source, device=source.device).cpu())
+    return torch.stack(draws)

@@ -1,0 +1,44 @@
+"""`elit.load_model`: one loader for networks of this library and elastified ones; importing it loads little."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elit.data.autoencoders import load_autoencoder
+from elit.models.saved import ELASTIC, load_own
+from elit.pretrained import model_folder
+
+
+def load_model(folder: str | Path, **kwargs: Any) -> Any:
+    """The network saved in `folder`: one of this library, or an elastified transformer; of a saved pipeline its own.
+
+    "fashion" is the model that comes with the package, unless there is a folder of that name here.
+    A checkpoint of a training run gives its averaged weights, however many processes it was sharded over.
+    kwargs: as in diffusers' from_pretrained; `torch_dtype` is by default the dtype that was saved. Raises ValueError
+    where the folder is missing, half-written or of another library.
+    """
+    folder = model_folder(folder)
+    inner = folder / "transformer" if (folder / "model_index.json").is_file() else folder
+    if (inner / ELASTIC).is_file():
+        from elit.elastic.load import load_transformer  # and with it diffusers' hooks, which take a second
+
+        return load_transformer(inner, **kwargs)
+    return load_own(folder, **kwargs)
+
+
+def load_network(
+    name: str | Path,
+    *,
+    vae: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, Any]:
+    """What `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
+
+    vae: its folder; by default the pipeline's that `name` is, and None where there is none.
+    Raises ValueError as `elit.load_model` and `load_autoencoder` do.
+    """
+    model = load_model(name, torch_dtype=dtype).to(device).eval()
+    autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=dtype)
+    return model, autoencoder if autoencoder is None else autoencoder.to(device)

@@ -1,0 +1,174 @@
+"""What commands write: nothing is replaced unasked, nothing stale is left, an option that would do nothing is told."""
+
+import pytest
+import torch
+from PIL import Image
+
+import elit
+from elit.cli.main import main
+from elit.files import write_folder
+from elit.models.saved import save_model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a model of 8×8 grey images with an interface, and one without."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("outputs")
+    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 16, "num_heads": 1, "depth": 3}
+    save_model(elit.create_model("ELIT-DiT-S/1", **sizes, split=(1, 1, 1), window=(4, 4)), folder / "model")
+    save_model(elit.create_model("DiT-S/1", **sizes), folder / "plain")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize("out", ["grid.png", "array.npz", "folder"])
+def test_a_sample_is_replaced_when_asked_to(capsys, tmp_path, saved, out):
+    line = ("sample", saved / "model", "--steps", 1, "--labels", 3, "--out", out)
+    assert run(capsys, *line, "--count", 3)[0] == 0
+    code, said, error = run(capsys, *line)
+    assert (code, said) == (2, "")
+    assert error == f"elit sample: out='{out}': is there already; give another name, or --overwrite to replace it\n"
+    assert run(capsys, *line, "--overwrite")[0] == 0
+    if out == "folder":  # no stale picture is left
+        assert [path.name for path in (tmp_path / "folder").iterdir()] == ["000000.png"]
+    assert [path.name for path in tmp_path.iterdir()] == [out]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "out='.': is the folder you are in, or above it; give a name"),
+        ("..", "out='..': is the folder you are in, or above it"),
+        ("dir.png", "out='dir.png': is a folder; give the name of a file"),
+        ("file", "out='file': is a file; give the name of a folder"),
+        ("file/x.png", "out='file/x.png': "),
+        ("mine", "out='mine': holds 'notes.txt', which this command has not written; give another folder"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, saved, monkeypatch, out, message):
+    (tmp_path / "dir.png").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("elit.sampling.sample.seeded_noise", lambda *_: pytest.fail("it has begun"))
+    before = sorted(tmp_path.rglob("*"))
+    code, _, error = run(capsys, "sample", saved / "model", "--steps", 1, "--out", out, "--overwrite")
+    assert code == 2
+    assert error.startswith(f"elit sample: {message}")
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_finished_quickstart_is_not_touched(capsys, tmp_path):
+    out = tmp_path / "quickstart"
+    (out / "model").mkdir(parents=True)
+    (out / "results.json").write_text("{}")
+    code, _, error = run(capsys, "quickstart", "--out", out)
+    assert code == 2
+    assert error.endswith("is there already; give another name, or --overwrite to replace it\n")
+    assert (out / "results.json").read_text() == "{}"
+    (out / "thesis.tex").write_text("")
+    code, _, error = run(capsys, "quickstart", "--out", out, "--overwrite")
+    assert code == 2
+    assert "holds 'thesis.tex', which this command has not written" in error
+
+
+def test_a_quickstart_that_fails_leaves_the_one_before(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "quickstart"
+    out.mkdir()
+    (out / "results.json").write_text("{}")
+
+    def fail(config):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("elit.quickstart.run.train", fail)
+    monkeypatch.setattr(
+        "elit.quickstart.run.train_digit_classifier", lambda *_, **__: type("C", (), {"accuracy": 1, "held_out": 1})()
+    )
+    assert run(capsys, "quickstart", "--out", out, "--overwrite")[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart"]
+    assert (out / "results.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("command", ["elastify", "import", "inspect", "tune-schedule"])
+def test_every_command_asks(capsys, tmp_path, saved, command):
+    out = tmp_path / ("tuned.json" if command == "tune-schedule" else "out")
+    if command == "tune-schedule":
+        out.write_text("{}")
+    else:
+        write_folder(out, lambda f: (f / "config.json").write_text("{}"))
+    lines = {
+        "elastify": ("elastify", saved / "plain", out),
+        "import": ("import", "x.pt", out),
+        "inspect": ("inspect", saved / "model", "--data", "digits", "--out", out),
+        "tune-schedule": ("tune-schedule", saved / "model", "--data", "digits", "--mean-share", 0.5, "--out", out),
+    }
+    code, _, error = run(capsys, *lines[command])
+    assert code == 2
+    assert error == f"elit {command}: out='{out}': is there already; give another name, or --overwrite to replace it\n"
+
+
+def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    def fail(folder):
+        (folder / "half").write_text("")
+        raise OSError("full")
+
+    for name in ("there", "new"):
+        with pytest.raises(OSError, match="full"):
+            write_folder(tmp_path / name, fail)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sample MODEL --scale 2", "sample: scale=2.0: goes with a guidance; add --guidance cfg, ag or ccfg"),
+        (
+            "sample MODEL --guidance cfg --guidance-budget 4",
+            "sample: guidance_budget='4': cfg keeps the first branch's",
+        ),
+        ("sample MODEL --guidance-interval 0 0.5", "sample: guidance_interval=(0.0, 0.5): goes with a guidance"),
+        ("sample MODEL --text-encoder t5", "sample: text_encoder='t5': this model takes classes, and no text"),
+        ("sample MODEL --guidance ag --guidance-budget 16", "sample: guidance ag: its budget 16 is the main branch's"),
+        (
+            "sample MODEL --guidance cfg --guidance-interval 0.1 0.2 --steps 4",
+            "sample: guidance interval=(0.1, 0.2): no step falls into it; steps begin at t = 0, 0.25, 0.5, 0.75",
+        ),
+        ("evaluate MODEL --detector digits --scale 2", "evaluate: scale=2.0: goes with a guidance"),
+        ("sweep MODEL --guidance none --scales 2", "sweep: scales=(2.0,): goes with a guidance"),
+        ("sweep MODEL --guidance none cfg --guidance-budget 2", "sweep: guidance_budget='2': cfg keeps the first"),
+        ("inspect MODEL --data digits --scale 2", "inspect: scale=2.0: goes with a guidance"),
+        ("sample MODEL --guidance cfg --scale inf", "sample: guidance scale=inf: give a number of at least 0"),
+        ("sample MODEL --device meta", "sample: device='meta': not usable here"),
+        ("sample MODEL --sample-budgets 8 4 --count 3", "sample: sample_budgets: a list of 2 budgets for 3 samples"),
+        ("sample MODEL --step-budgets 8 4 --budget 8", "sample: budget, step_budgets: give one of them"),
+    ],
+)
+def test_an_option_that_does_nothing_is_told(capsys, tmp_path, saved, line, message):
+    code, _, error = run(capsys, *line.replace("MODEL", str(saved / "model")).split())
+    assert code == 2
+    assert error.startswith(f"elit {message}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_an_image(capsys, saved):
+    line = ("sample", saved / "model", "--steps", 2, "--guidance", "ccfg")
+    assert run(capsys, *line, "--sample-budgets", "100%", 4, 1, "--out", "three.png")[1].startswith(
+        "three.png: 3 images"
+    )
+    assert run(capsys, *line, "--step-budgets", "50%", 16, "--out", "steps.png")[0] == 0
+    assert Image.open("three.png").size == (2 * 66 - 2, 2 * 66 - 2)

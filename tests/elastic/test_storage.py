@@ -1,0 +1,59 @@
+"""One loader for networks with and without an elastified core, and one budget for each."""
+
+import pytest
+import torch
+from conftest import inputs, opened
+
+import elit
+from elit.models.saved import load_shared_weights, save_model
+
+
+def elastified(dtype: torch.dtype = torch.float32):
+    model = opened("dit").to(dtype)
+    return elit.elastify(model, read_after=1, write_after=3, window=(4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_load_model_keeps_the_dial_and_the_dtype(tmp_path, dtype):
+    model = elastified(dtype)
+    model.save_pretrained(tmp_path / "elastic")
+    save_model(opened("elit-dit").to(dtype), tmp_path / "own")
+    loaded, own = elit.load_model(tmp_path / "elastic"), elit.load_model(tmp_path / "own")
+    assert loaded.budgets == model.budgets
+    assert {weight.dtype for weight in loaded.parameters()} == {weight.dtype for weight in own.parameters()} == {dtype}
+    x, t, y = inputs(model)
+    with torch.no_grad():
+        for budget in (16, 3):
+            assert torch.equal(loaded(x.to(dtype), t, y, budget), model(x.to(dtype), t, y, budget))
+    assert elit.load_model(tmp_path / "elastic", torch_dtype=torch.float16).dtype == torch.float16
+    assert elit.load_model(tmp_path / "own", torch_dtype=None).dtype == dtype
+
+
+def test_where_weights_alone_are_wanted_an_elastified_folder_is_refused(tmp_path):
+    elastified().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds an elastified network; only elit\.load_model takes it"):
+        load_shared_weights(opened("dit"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["elit-dit", "elit-sit", "elit-mmdit", "dit"])
+def test_the_block_of_elastified_networks_is_refused_by_others(kind):
+    model = opened(kind)
+    x, t, y = inputs(model)
+    with (
+        pytest.raises(ValueError, match=r"elit\.budget: is for elastified transformers; give this network its"),
+        elit.budget(1),
+    ):
+        model(x, t, y)
+    with pytest.raises(ValueError, match=r"elit\.budget: is for elastified"), elit.budget(1):
+        elit.sample(model, y, steps=1)
+    model(x, t, y)
+
+
+def test_an_elastified_network_is_not_told_twice():
+    model = elastified()
+    x, t, y = inputs(model)
+    with torch.no_grad(), elit.budget(1):
+        assert model(x, t, y).shape == x.shape
+        for call in (lambda: model(x, t, y, 4), lambda: elit.sample(model, y, steps=1)):
+            with pytest.raises(ValueError, match=r"elit\.budget: this network is handed its budget"):
+                call()
