@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
         ("sweep MODEL --guidance none --scales 2", "sweep: scales=(2.0,): goes with a guidance"),
         ("sweep MODEL --guidance none cfg --guidance-budget 2", "sweep: guidance_budget='2': cfg keeps the first"),
         ("inspect MODEL --data digits --scale 2", "inspect: scale=2.0: goes with a guidance"),
-        ("sample MODEL --guidance cfg --scale inf", "sample: guidance scale=inf: give a number of at least 0"),
+        ("sample MODEL --guidance cfg --scale inf", "sample: scale=inf: give a finite number"),
         ("sample MODEL --device meta", "sample: device='meta': not usable here"),
         ("sample MODEL --sample-budgets 8 4 --count 3", "sample: sample_budgets: a list of 2 budgets for 3 samples"),
         ("sample MODEL --step-budgets 8 4 --budget 8", "sample: budget, step_budgets: give one of them"),
