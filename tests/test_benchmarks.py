@@ -13,6 +13,8 @@ from conftest import inputs, opened
 import elit
 from elit.models.saved import save_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -169,7 +171,6 @@ def test_an_unknown_word_is_one_line(line, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_train_step(monkeypatch, capsys):
     line = ["--sample-size", "16", "--batch-size", "2", "--steps", "8", "--rounds", "1", "--json"]
     monkeypatch.setattr(sys, "argv", ["train_step.py", *line])
@@ -180,7 +181,6 @@ def test_train_step(monkeypatch, capsys):
     assert 0.3 < result["elit_over_baseline"]["flops"] < 1.2
 
 
-@pytest.mark.slow
 def test_planner(tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}

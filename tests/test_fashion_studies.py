@@ -14,6 +14,8 @@ import runs
 import study
 import windows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("advantages", "errors", "expected"),

@@ -20,6 +20,8 @@ from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
 from elit.sampling.sample import sample, seeded_noise
 
+pytestmark = pytest.mark.slow
+
 SETTING = Setting(steps=2, seed=5)
 
 

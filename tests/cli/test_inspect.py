@@ -10,6 +10,8 @@ import elit
 from elit.cli.main import main
 from elit.models.saved import save_model
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden_size": 16, "num_heads": 1, "depth": 3}
 ELIT = {"split": (1, 1, 1), "window": (4, 4), "num_latents": 4}
 NETWORKS = {

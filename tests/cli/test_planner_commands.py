@@ -10,6 +10,8 @@ from elit.budgets import schedule_budgets
 from elit.cli.main import main
 from elit.models.saved import save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):

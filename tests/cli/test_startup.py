@@ -12,6 +12,8 @@ from elit.cli.checks import PICTURES
 from elit.cli.main import COMMANDS, main
 from elit.data.picture_files import FORMATS
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     *("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "pandas", "pyarrow", "numpy", "scipy"),
     *("sklearn", "matplotlib", "PIL", "safetensors", "huggingface_hub", "ray", "fastapi", "gradio"),

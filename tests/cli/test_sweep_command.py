@@ -12,6 +12,8 @@ import elit
 from elit.cli.main import main
 from elit.models.saved import save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -80,7 +82,6 @@ def test_a_sweep_and_the_same_again(capsys, workplace):
     assert (workplace / "again.parquet").is_file()
 
 
-@pytest.mark.slow
 def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
     line = ["model", *SCORED, "--budgets", "1.0", "4", "--steps", "2", "--guidance", "none", "--no-card"]
     run_two(["sweep", *line, "--out", "two"], tmp_path)

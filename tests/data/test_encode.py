@@ -22,6 +22,8 @@ from elit.data.images import centre_crop
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
 
+pytestmark = pytest.mark.slow
+
 
 def picture(i: int) -> Image.Image:
     pixels = np.random.default_rng(i).integers(0, 256, (20 + i % 3, 22, 3), dtype=np.uint8)
@@ -55,7 +57,6 @@ def encoded(place):
     return place / "latents"
 
 
-@pytest.mark.slow
 def test_killed_twice_and_rerun_is_byte_equal(place, encoded, tmp_path):
     out = tmp_path / "killed"
     for stop_at in (3, 9):
@@ -68,7 +69,6 @@ def test_killed_twice_and_rerun_is_byte_equal(place, encoded, tmp_path):
     assert content(out) == content(encoded)
 
 
-@pytest.mark.slow
 def test_two_processes_are_byte_equal(place, encoded, tmp_path):
     runs = run_two(command(place, tmp_path / "two"), tmp_path)
     said = "".join(run.out for run in runs)

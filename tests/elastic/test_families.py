@@ -12,6 +12,8 @@ from torch import nn
 import elit
 from elit.elastic.families import CLASSES, FAMILIES, UNSUITABLE
 
+pytestmark = pytest.mark.slow
+
 SPLIT = {"read_after": 1, "write_after": 3}
 
 

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import elit
 from elit.elastic.cost import count_block_flops
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = (16, 12, 8, 6, 4, 2, 1)
 
 

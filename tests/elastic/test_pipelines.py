@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import elit
 from elit.elastic.cost import count_block_flops
 
+pytestmark = pytest.mark.slow
+
 SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 

@@ -9,6 +9,8 @@ from tiny import KINDS, build, inputs, open_branches, window
 
 import elit
 
+pytestmark = pytest.mark.slow
+
 # A process that cannot import elit: what each saved transformer gives, or what diffusers says of it.
 STRANGER = """
 import sys
@@ -49,7 +51,6 @@ def test_comes_back_bit_for_bit(kind, mode, trained, tmp_path):
                 assert torch.equal(again(**x, return_dict=False)[0], model(**x, return_dict=False)[0])
 
 
-@pytest.mark.slow
 def test_without_elit_it_is_the_original_or_a_message(tmp_path):
     for kind in KINDS:
         model, kept = elastic(kind), tmp_path / kind / "kept"

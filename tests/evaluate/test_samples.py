@@ -25,6 +25,8 @@ from elit.evaluate.score import load_results, score
 from elit.evaluate.statistics import Moments
 from elit.models.saved import save_model
 
+pytestmark = pytest.mark.slow
+
 COUNT = 90
 
 
@@ -88,14 +90,12 @@ def test_batches_of_7_and_of_64(model, batches_of_64, capsys, tmp_path):
     assert len(list(batches_of_64[1].glob("sets/*/pictures/*"))) == 2
 
 
-@pytest.mark.slow
 def test_two_processes(model, batches_of_64, tmp_path):
     runs = run_two(command(model, tmp_path / "out", "--batch-size", 16), tmp_path)
     same(result(runs[0].out), batches_of_64[0])
     assert sum(run.out.count('"set_sha256"') for run in runs) == 1
 
 
-@pytest.mark.slow
 def test_killed_and_run_again(model, batches_of_64, capsys, tmp_path):
     run = Command(command(model, tmp_path, "--batch-size", 4), tmp_path / "said", threads=torch.get_num_threads())
     run.wait_until(lambda: len(list(tmp_path.glob("sets/*/pictures/*.safetensors"))) >= 3)

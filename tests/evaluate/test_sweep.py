@@ -19,6 +19,8 @@ from elit.evaluate.samples import Sampler, Setting
 from elit.evaluate.score import MetricGroup, load_results, score
 from elit.evaluate.sweep import make_settings, part_ends, sweep, write_table
 
+pytestmark = pytest.mark.slow
+
 
 def point(budget: str = "8", **values) -> Point:
     base = {

@@ -17,6 +17,8 @@ from elit.cli.main import main
 from elit.elastic.load_model import load_model
 from elit.sampling.sample import sample, seeded_noise
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"num_heads": 2, "tail_blocks": 1}
 STEPS = 3
 BUDGETS = (1.0, 0.5, 0.0625)

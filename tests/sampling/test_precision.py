@@ -10,6 +10,8 @@ from elit.models.presets import create_model
 from elit.sampling.precision import as_compiled, in_dtype, runner
 from elit.sampling.sample import sample
 
+pytestmark = pytest.mark.slow
+
 
 def shallow():
     """One block a stage: tracing sizes that are all dynamic takes seconds a block."""

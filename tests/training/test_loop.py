@@ -27,6 +27,8 @@ from elit.training.logger import RunLog
 from elit.training.objectives import draw_step
 from elit.training.train import train
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelConfig(name="ELIT-DiT-S/1", hidden_size=16, num_heads=1, depth=3, split=(1, 1, 1), window=(4, 4))
 
 
@@ -75,7 +77,6 @@ def whole(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_killed_twice_and_resumed_is_bit_equal(tmp_path, whole):
     """SIGKILL in the middle of steps, as early as it comes and again later."""
     out = tmp_path / "killed"
@@ -92,7 +93,6 @@ def test_killed_twice_and_resumed_is_bit_equal(tmp_path, whole):
     assert equal(weights(out), weights(whole))
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_exits_0(tmp_path, whole):
     """Resumable at the step it was at: what follows is bit-equal to a run that never stopped."""
     out = tmp_path / "stopped"
@@ -266,7 +266,6 @@ def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
 COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=COMPILER)])
 def test_compiled_blocks_share_two_graphs_over_all_budgets(tmp_path, monkeypatch, backend):
     """All 16 budgets, J̃ = 1 among them: two compilations, no graph break."""
