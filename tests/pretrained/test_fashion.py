@@ -1,0 +1,101 @@
+"""The model in the box: there at once, by name, with its classes, its detector and its statistics."""
+
+import json
+
+import pytest
+import torch
+
+import elit
+from elit.cli.main import main
+from elit.config import load_config
+from elit.data.idx import FASHION_CLASSES, FASHION_MNIST, fashion_mnist
+from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
+from elit.evaluate.reference import load_reference
+from elit.pretrained import HERE, measurements_folder, model_folder
+
+BOX = HERE / "fashion"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_it_is_small_and_has_the_papers_topology():
+    model = elit.load_model("fashion")
+    assert sum(file.stat().st_size for file in BOX.glob("*.safetensors")) <= 12 * 2**20
+    assert sum(file.stat().st_size for file in BOX.rglob("*") if file.is_file()) <= 15 * 2**20
+    assert model.token_grid(model.sample_size) == (16, 16)
+    assert model.window(model.sample_size) == (4, 4)
+    assert model.budgets == tuple(range(1, 17))
+    assert tuple(model.config.class_names) == FASHION_CLASSES
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path):
+    assert model_folder("fashion") == BOX
+    (tmp_path / "fashion").mkdir()
+    assert str(model_folder("fashion")) == "fashion"
+    with pytest.raises(ValueError, match=r"no config\.json in it"):
+        elit.load_model("fashion")
+
+
+def test_what_is_measured_of_it_does_not_go_into_the_package(tmp_path):
+    assert measurements_folder(BOX) == tmp_path / "cache" / "elit" / "fashion"
+    assert measurements_folder(tmp_path / "run") == tmp_path / "run"
+
+
+def test_classes_go_by_name_at_any_budget(tmp_path, capsys):
+    line = "sample fashion --labels Sneaker ankle-boot 8 --budget 25% --steps 2 --out out.npz --json"
+    assert main(line.split()) == 0
+    by_name = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert by_name["count"] == 3
+    again = "sample fashion --labels 7 9 bag --budget 4 --steps 2 --out again.npz"
+    assert main(again.split()) == 0
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+
+
+def test_an_unknown_class_names_the_nearest(capsys):
+    line = "sample fashion --labels sneeker --out out.png"
+    assert main(line.split()) == 2
+    message = capsys.readouterr().err
+    assert "labels='sneeker': no such class; did you mean 'sneaker'?" in message
+    assert message.count("\n") == 1
+
+
+def test_its_samples_at_a_quarter_of_the_latents_are_recognised():
+    """Twenty samples are few: the card has the figure for thousands. This is that the weights are trained ones."""
+    model, detector = elit.load_model("fashion"), FashionDetector()
+    labels = torch.arange(20) % 10
+    images = elit.sample(model, labels, steps=8, budget=0.25, guidance=elit.CCFG(2.0, 1))
+    assert (detector(images.clamp(-1, 1)).label == labels).float().mean() >= 0.6
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_the_detector_is_right_on_92_percent_of_the_test_pictures():
+    """Of all 10,000 by their features, as kept in the statistics; of some the features are computed anew."""
+    detector, data = FashionDetector(), fashion_mnist("test")
+    reference = load_reference(REFERENCE, detector)
+    features = reference.tensors["features"]
+    assert len(features) == reference.count == len(data) == 10_000
+    assert (detector.classifier.head(features).argmax(1) == data.labels).float().mean() >= 0.92
+    some = list(range(0, 10_000, 100))
+    torch.testing.assert_close(features[some], detector(data.__getitems__(some)[0]).features, rtol=1e-3, atol=1e-3)
+
+
+def test_a_sweep_of_it_needs_no_data_and_writes_nothing_into_the_package(tmp_path, capsys):
+    before = sorted((path, path.stat().st_mtime_ns) for path in BOX.rglob("*"))
+    line = "sweep fashion --reference fashion-mnist --detector fashion-mnist --budgets 25% --steps 1 --guidance none"
+    assert main(f"{line} --count 4 --chunk 4 --out out --json".split()) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["quality"] == "fd"
+    assert sorted((path, path.stat().st_mtime_ns) for path in BOX.rglob("*")) == before
+    assert (tmp_path / "cache" / "elit" / "fashion" / "README.md").is_file()
+
+
+def test_the_log_is_of_the_recipe():
+    log = [json.loads(line) for line in (BOX / "training-log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log[:200]] == list(range(1, 201))
+    recipe = load_config(BOX.parents[3] / "recipes" / "fashion-mnist" / "elit-dit.yaml")
+    assert (recipe.budget_min, recipe.budget_max) == (1, 16)
+    assert {row["budget"] for row in log} <= set(range(1, 17))
