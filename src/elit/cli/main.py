@@ -26,6 +26,8 @@ COMMANDS = {
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
     "sweep": "score a model over budgets, steps and guidances: table, Pareto front, plots, report, model card",
+    "serve": "serve images over OpenAI's API with a budget that follows the load",
+    "loadtest": "send a service requests as they would come, and say what became of them",
     "profile": "measure what a model takes on this machine, for plans that meet a time",
     "tune-schedule": "find the best budgets over t for a mean cost, by the model's own loss",
     "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",

@@ -1,0 +1,220 @@
+"""elit serve"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from elit.cli.main import check_device
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Serve images over OpenAI's API with a budget that follows the load: every request gets the most compute that all
+    deadlines allow. Ray Serve, on this machine or on a cluster. Needs pip install 'elit-diffusion[serve]'.
+
+    Example: elit serve runs/quickstart/model --steps 20 --deadline-ms 2000
+    """
+
+    model: Annotated[str, tyro.conf.Positional] = ""
+    """Folder of a saved model or ElitPipeline, or fashion, the model in the box."""
+    host: str = "127.0.0.1"
+    """Address to listen at; any but this machine's own needs a key."""
+    port: int = 8000
+    """0 = any free one."""
+    api_key: str | None = None
+    """That clients must send as Authorization: Bearer KEY; default: ELIT_API_KEY of the environment, where ps does not
+    show it."""
+    name: str = ""
+    """Of the model, for clients; default: the folder's."""
+    steps: int = 20
+    """Solver steps at full quality."""
+    least_steps: int | None = None
+    """Where even the least budget is too slow, down to so many steps; default: half."""
+    least_budget: str = ""
+    """The floor: 8 latents per group, or a share such as 25%; default: the model's least."""
+    guidance_scale: float = 1.0
+    """Of requests that name none; 1 is off."""
+    guidance_budget: str = ""
+    """Of the second branch (CCFG); default: as the first (CFG)."""
+    deadline_ms: float = 5000.0
+    """Of requests that name none."""
+    max_batch: int = 0
+    """Images in progress at a time in a replica; default: as many as pay, at most 8."""
+    max_queue: int = 64
+    """Images waiting at a replica at most; more are refused."""
+    most_images: int = 4
+    """Images of one request."""
+    most_steps: int = 100
+    """Steps of one request."""
+    replicas: int = 1
+    """Copies of the model."""
+    min_replicas: int = 0
+    """Autoscaling, with --max-replicas."""
+    max_replicas: int = 0
+    """Autoscaling between --min-replicas and so many; 0 = off."""
+    cpus: float = 1.0
+    """Cores that Ray books for a replica."""
+    gpus: float | None = None
+    """GPUs of a replica; default: 1 on a GPU, else 0. 0.5 puts two on one."""
+    threads: int | None = None
+    """Of a replica on a CPU; default: as elit sample has here, divided by --replicas."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network."""
+    compile: bool = False
+    """Compile the network first."""
+    exact: bool | None = None
+    """Every image alone in its forward, so that its bytes do not depend on the load; default: on a CPU."""
+    profile: Path | None = None
+    """Of elit profile; default: the one beside the model, or measured at the start. With --simulate: whose costs."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, for requests that are here."""
+    address: str | None = None
+    """Of a Ray cluster, such as auto or ray://head:10001; default: this machine alone."""
+    build: Path | None = None
+    """Write the Serve config that serve deploy takes, and serve nothing."""
+    simulate: Path | None = None
+    """A trace (one JSON object a line, {"at": seconds}): say what would become of its requests, and serve nothing."""
+    json: bool = False
+    """Print what happened as JSON last on stdout."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    args: Args = parse_arguments(Args, "serve", arguments)
+    if args.simulate and args.build:
+        raise ValueError("simulate, build: give one of them")
+    if args.simulate and not args.profile:
+        raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
+    if not args.simulate and not args.model:
+        raise ValueError("model: none given; name a folder, or fashion")
+    return args
+
+
+def run(args: Args) -> dict[str, Any]:
+    if args.simulate:
+        return simulated(args)
+    for package in ("ray", "fastapi", "prometheus_client"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'") from None
+
+    from elit.serve.server import Placement, check_key, free_port, start, stop, wait_for_signal, write_config
+    from elit.serve.settings import KEY_VARIABLE
+
+    key = args.api_key or os.environ.get(KEY_VARIABLE) or None
+    check_key(args.host, key)
+    service, device = settings(args, needs_key=key is not None)
+    port = args.port if args.build or args.address else free_port(args.host, args.port)
+    placement = Placement(
+        host=args.host,
+        port=port,
+        address=args.address,
+        replicas=args.replicas,
+        min_replicas=args.min_replicas,
+        max_replicas=args.max_replicas,
+        cpus=args.cpus,
+        gpus=args.gpus if args.gpus is not None else float(device.startswith("cuda")),
+        drain_seconds=args.drain_seconds,
+    )
+    if args.build:
+        write_config(args.build, service, placement)
+        if not args.json:
+            print(f"{args.build}: serve deploy {args.build}")
+        return {"config": str(args.build)}
+    wait = wait_for_signal()
+    try:
+        url = start(service, placement, key)
+        print(f"elit serve: {service.name} at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
+        wait()
+        print("elit serve: stopping; finishing what is here", file=sys.stderr, flush=True)
+    finally:
+        left = stop(args.drain_seconds)
+    return {"url": url, "unfinished": left}
+
+
+def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
+    """The service's settings, and the device. Raises ValueError for a model or budget that cannot be."""
+    import torch
+
+    from elit.models.saved import load_model
+    from elit.pretrained import model_folder
+    from elit.serve.settings import ServiceSettings
+
+    device = check_device(args.device)
+    folder = model_folder(args.model)
+    budgets = load_model(folder).budgets  # before Ray is started for it
+    threads = args.threads or (max(1, torch.get_num_threads() // args.replicas) if device == "cpu" else None)
+    inside = str(folder) != args.model
+    service = ServiceSettings(
+        model=args.model if inside else str(folder.absolute()),
+        name=args.name or folder.absolute().name,
+        steps=args.steps,
+        least_steps=args.least_steps,
+        least_budget=args.least_budget,
+        guidance_scale=args.guidance_scale,
+        guidance_budget=args.guidance_budget,
+        deadline_ms=args.deadline_ms,
+        device=device,
+        dtype=args.dtype,
+        compile=args.compile,
+        exact=args.exact,
+        threads=threads,
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        profile=str(args.profile.absolute()) if args.profile else "",
+        most_images=args.most_images,
+        most_steps=args.most_steps,
+        needs_key=needs_key,
+    )
+    service.ladder(budgets)
+    return service, device
+
+
+def simulated(args: Args) -> dict[str, Any]:
+    """What would become of a trace, at this service's settings and a profile's costs."""
+    from dataclasses import replace
+
+    from elit.report.tables import print_table
+    from elit.serve.costs import efficient_batch, read_costs
+    from elit.serve.outcomes import over_time, summarize
+    from elit.serve.policy import PolicySettings
+    from elit.serve.settings import ServiceSettings
+    from elit.serve.simulator import simulate
+    from elit.serve.trace import read_trace
+
+    assert args.simulate is not None
+    assert args.profile is not None
+    costs, budgets = read_costs(args.profile)
+    costs = replace(costs, separate=bool(args.exact if args.exact is not None else not costs.overlapping))
+    service = ServiceSettings(
+        model="",
+        steps=args.steps,
+        least_steps=args.least_steps,
+        least_budget=args.least_budget,
+        guidance_scale=args.guidance_scale,
+        guidance_budget=args.guidance_budget,
+        deadline_ms=args.deadline_ms,
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+    )
+    ladder = service.ladder(budgets)
+    slots = args.max_batch or efficient_batch(costs, ladder[0], 8)
+    own = PolicySettings(slots=slots, max_queue=args.max_queue)
+    outcomes = simulate(
+        read_trace(args.simulate), ladder, costs, own, deadline_ms=args.deadline_ms, replicas=args.replicas
+    )
+    summary = summarize(outcomes)
+    if not args.json:
+        full = costs.rate(ladder[-1], slots) * args.replicas
+        title = f"{args.replicas} replicas, {slots} images in progress each; {full:.1f} images/s at full quality"
+        rows = [(name, "" if value is None else f"{value:.4g}") for name, value in summary.items()]
+        print_table(("", "simulated"), rows, title=title)
+    return {"summary": summary, "over_time": over_time(outcomes)}

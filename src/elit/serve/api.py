@@ -1,0 +1,252 @@
+"""HTTP: OpenAI's images API, and beside it health, readiness and metrics. It knows neither Ray nor torch.
+
+POST /v1/images/generations    GET /v1/models, /v1/models/NAME    GET /health, /ready    GET /metrics
+"""
+
+import asyncio
+import base64
+import hmac
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from elit.serve.metrics import Metrics
+from elit.serve.requests import ApiError, ImageRequest, Job, make_job, read_json, read_request
+from elit.serve.settings import ServiceSettings
+
+log = logging.getLogger("elit.serve")
+OPEN = ("/health", "/ready")
+"""What needs no key."""
+
+
+class Backend(Protocol):
+    """Where jobs go."""
+
+    async def describe(self) -> dict[str, Any]:
+        """`Engine.describe()` of the model. Raises ApiError where there is none yet."""
+        ...
+
+    async def generate(self, job: Job) -> dict[str, Any]:
+        """A replica's answer: images and how they were made, or why not. Raises ApiError."""
+        ...
+
+    def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        """Previews ({"preview": bytes}), then the answer. Raises ApiError."""
+        ...
+
+
+def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = None) -> FastAPI:
+    """The app. Its `state` has `metrics`, and `draining`, which turns new requests away."""
+    app = FastAPI(title="elit serve", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.metrics, app.state.draining = Metrics(), False
+    metrics: Metrics = app.state.metrics
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return as_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        known = "POST /v1/images/generations, GET /v1/models, /health, /ready and /metrics"
+        message = {404: f"no such path; there are {known}", 405: f"method not allowed; there are {known}"}
+        return as_response(ApiError(error.status_code, message.get(error.status_code, str(error.detail))))
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Any) -> Response:
+        if key and request.url.path not in OPEN and not has_key(request, key):
+            response: Response = as_response(ApiError(401, "no valid API key: send Authorization: Bearer KEY"))
+        else:
+            try:
+                response = await call_next(request)
+            except Exception:  # a client sees no trace
+                log.exception("request failed")
+                response = as_response(ApiError(500, "internal error"))
+        metrics.requests.labels(str(response.status_code)).inc()
+        return response
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        if app.state.draining:
+            raise ApiError(503, "the service is stopping", retry=1)
+        await backend.describe()
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [await about_model()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != service.name:
+            raise ApiError(404, f"model: {name[:64]!r} is not served here; give {service.name!r}", param="model")
+        return await about_model()
+
+    async def about_model() -> dict[str, Any]:
+        about = await backend.describe()
+        return {"id": service.name, "object": "model", "created": 0, "owned_by": "elit", "elit": about}
+
+    @app.post("/v1/images/generations")
+    async def generate(request: Request) -> Response:
+        arrival = time.time()
+        wanted = read_request(read_json(await read_body(request, service)))
+        if app.state.draining:
+            raise ApiError(503, "the service is stopping; try another", retry=1)
+        job = make_job(wanted, service, await backend.describe(), arrival)
+        if wanted.stream:
+            return StreamingResponse(events(wanted, job), media_type="text/event-stream")
+        with metrics.in_flight.track_inprogress():
+            try:
+                answer = await backend.generate(job)
+                check_served(answer)
+            except ApiError as error:
+                count_failure(error)
+                raise
+        count(answer, job)
+        return JSONResponse(as_images(answer, wanted, job, service))
+
+    async def events(wanted: ImageRequest, job: Job) -> AsyncIterator[str]:
+        number = 0
+        with metrics.in_flight.track_inprogress():
+            try:
+                async with aclosing(backend.stream(job)) as answers:  # type: ignore[type-var]
+                    async for answer in answers:
+                        if "preview" in answer:
+                            event = {"partial_image_index": number, "b64_json": base64_of(answer["preview"])}
+                            yield as_event("image_generation.partial_image", event | common(wanted, job, answer))
+                            number += 1
+                            continue
+                        check_served(answer)
+                        count(answer, job)
+                        for image in answer["images"]:
+                            event = {"b64_json": base64_of(image), "usage": no_usage(), "elit": report(answer, job)}
+                            yield as_event("image_generation.completed", event | common(wanted, job, answer))
+            except ApiError as error:
+                count_failure(error)
+                yield as_event("error", error.body())
+
+    def count(answer: dict[str, Any], job: Job) -> None:
+        now = time.time()
+        metrics.served(answer, now - job.arrival, now <= job.deadline)
+
+    def count_failure(error: ApiError) -> None:
+        if error.status == 429:
+            metrics.rejected(error.code or "deadline")
+        elif error.status >= 500:
+            metrics.rejected("unavailable")
+
+    return app
+
+
+def as_response(error: ApiError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry)} if error.retry else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+def has_key(request: Request, key: str) -> bool:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode(), key.encode())
+    return same and scheme.lower() == "bearer"
+
+
+async def read_body(request: Request, service: ServiceSettings) -> bytes:
+    """The body, of at most `most_body` bytes within `body_seconds`. Raises ApiError."""
+    too_large = ApiError(413, f"body: give at most {service.most_body} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > service.most_body:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(service.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > service.most_body:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, f"body: did not come within {service.body_seconds:g} s") from None
+    except ClientDisconnect:
+        raise ApiError(400, "body: the connection was closed") from None
+    return b"".join(parts)
+
+
+def check_served(answer: dict[str, Any]) -> None:
+    """Raises ApiError for an answer that is none."""
+    if "refused" in answer:
+        seconds = max(1, math.ceil(answer["retry_after"]))
+        why = {
+            "deadline": "the deadline cannot be met at the least quality that the request accepts",
+            "queue": "the queue is full",
+        }[answer["refused"]]
+        raise ApiError(429, f"{why}; try again in {seconds} s", code=answer["refused"], retry=seconds)
+    if "invalid" in answer:
+        raise ApiError(400, answer["invalid"])
+
+
+def as_images(answer: dict[str, Any], wanted: ImageRequest, job: Job, service: ServiceSettings) -> dict[str, Any]:
+    """OpenAI's ImagesResponse, and under "elit" what was served."""
+    if wanted.response_format == "url":
+        start = f"data:image/{job.output_format};base64,"
+        data = [{"url": start + base64_of(image)} for image in answer["images"]]
+    else:
+        data = [{"b64_json": base64_of(image)} for image in answer["images"]]
+    width, height = answer["size"]
+    return {
+        "created": int(time.time()),
+        "data": data,
+        "output_format": job.output_format,
+        "size": f"{width}x{height}",
+        "model": service.name,
+        "elit": report(answer, job),
+    }
+
+
+def report(answer: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What was served."""
+    names = ("budget", "steps", "guidance", "gflops", "queue_ms", "compute_ms", "batch", "replica")
+    more = {"seeds": list(job.seeds), "deadline_met": time.time() <= job.deadline}
+    return {name: answer[name] for name in names} | more
+
+
+def common(wanted: ImageRequest, job: Job, answer: dict[str, Any]) -> dict[str, Any]:
+    """What all events of a stream say."""
+    width, height = answer["size"]
+    quality = wanted.quality or "auto"
+    return {
+        "created_at": int(time.time()),
+        "output_format": job.output_format,
+        "size": f"{width}x{height}",
+        "quality": quality,
+        "background": "opaque",
+    }
+
+
+def no_usage() -> dict[str, Any]:
+    details = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details}
+
+
+def as_event(kind: str, content: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | content)}\n\n"
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()

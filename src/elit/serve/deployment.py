@@ -1,0 +1,220 @@
+"""Ray Serve around it: a deployment of replicas, each with a model, and one that speaks HTTP and sends jobs to them.
+
+    client -> Serve's proxy -> Gateway (api.py) -> Engines, one of two with the shorter queue -> policy, engine
+
+A job whose replica dies is sent to another while its deadline allows; it has its own seed, so it makes the same images.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from elit.serve.api import make_app
+from elit.serve.requests import ApiError, Job
+from elit.serve.settings import KEY_VARIABLE, ServiceSettings
+
+log = logging.getLogger("elit.serve")
+TRIES = 4
+GRACE = 5.0
+"""Seconds after a deadline in which an answer may still come."""
+
+
+class Engines:
+    """A replica with the model."""
+
+    def __init__(self, service: dict[str, Any]):
+        from elit.serve.replica import load_replica
+
+        name = serve.get_replica_context().replica_id.unique_id
+        self.replica = load_replica(ServiceSettings.from_dict(service), name)
+        self.started = False
+
+    def _start(self) -> None:
+        if not self.started:
+            self.started = True
+            self.replica.start()
+
+    async def describe(self) -> dict[str, Any]:
+        self._start()
+        policy = self.replica.policy
+        own = {"slots": policy.settings.slots, "costs": vars(policy.costs)}
+        return self.replica.engine.describe() | own | {"process": os.getpid(), "replica": self.replica.name}
+
+    async def generate(self, job: Job) -> dict[str, Any]:
+        self._start()
+        return await self.replica.generate(job)
+
+    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        self._start()
+        async for answer in self.replica.stream(job):
+            yield answer
+
+    async def check_health(self) -> None:
+        self.replica.check()
+
+
+class Router:
+    """Sends jobs to replicas: the app's backend."""
+
+    def __init__(self, engines: DeploymentHandle, retried: Callable[[], None]):
+        self.engines, self.retried = engines, retried
+        self.about: dict[str, Any] | None = None
+
+    async def describe(self) -> dict[str, Any]:
+        if self.about is None:
+            self.about = await self._guarded(self._describe, 10.0)
+        return self.about
+
+    async def _describe(self) -> dict[str, Any]:
+        return await self.engines.describe.remote()
+
+    async def generate(self, job: Job) -> dict[str, Any]:
+        for attempt in range(TRIES):
+            patience = job.deadline - time.time() + GRACE
+            try:
+                return await self._guarded(lambda: self._ask(job), max(patience, GRACE))
+            except RayActorError:
+                self._count_retry(attempt, job)
+        raise unavailable("the replicas that had this request died")
+
+    async def _ask(self, job: Job) -> dict[str, Any]:
+        return await self.engines.generate.remote(job)
+
+    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        for attempt in range(TRIES):
+            try:
+                answers: Any = self.engines.options(stream=True).stream.remote(job)
+                async for answer in answers:
+                    yield answer
+                return
+            except RayActorError:
+                self._count_retry(attempt, job)
+            except BackPressureError:
+                raise unavailable("the queue is full") from None
+            except (RayError, RayServeException):
+                log.exception("a stream failed")
+                raise unavailable("the replica failed") from None
+        raise unavailable("the replicas that had this request died")
+
+    def _count_retry(self, attempt: int, job: Job) -> None:
+        self.retried()
+        if time.time() >= job.deadline:
+            raise unavailable("a replica died, and the deadline has passed") from None
+        log.warning("replica died; job %s is sent again (%d)", job.id, attempt + 1)
+
+    async def _guarded(self, ask: Callable[[], Coroutine[Any, Any, Any]], seconds: float) -> Any:
+        """What a replica answers, within `seconds`. Raises ApiError, and RayActorError where the replica died."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await ask()
+        except RayActorError:
+            raise
+        except TimeoutError:
+            raise unavailable("no replica answered in time") from None
+        except BackPressureError:
+            raise unavailable("the queue is full") from None
+        except (RayError, RayServeException) as error:
+            if isinstance(error, TaskCancelledError):
+                raise asyncio.CancelledError from None
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, RayActorError):
+                raise cause from None
+            log.exception("a replica failed")
+            raise unavailable("the replica failed") from None
+
+
+def unavailable(why: str) -> ApiError:
+    return ApiError(503, f"{why}; try again", code="unavailable", retry=1)
+
+
+class Gateway:
+    """HTTP in, jobs out; `serve.ingress` gives it its app, which `make_ingress` builds."""
+
+    def __init__(self, engines: DeploymentHandle, service: dict[str, Any]):
+        from elit.serve import deployment
+
+        deployment._process.gateway = self
+        self.engines, self.service = engines, ServiceSettings.from_dict(service)
+        self.http_app: Any = None
+
+    def build(self) -> Any:
+        key = os.environ.get(KEY_VARIABLE) or None
+        if self.service.needs_key and not key:
+            raise RuntimeError(f"the environment variable {KEY_VARIABLE} is empty; this service needs a key")
+        router = Router(self.engines, lambda: self.http_app.state.metrics.retries.inc())
+        self.http_app = make_app(self.service, router, key=key)
+        return self.http_app
+
+    async def drain(self, seconds: float) -> int:
+        """Turns new requests away, and waits for those here; returns how many are left after `seconds`."""
+        self.http_app.state.draining = True
+        in_flight = self.http_app.state.metrics.in_flight._value
+        end = time.monotonic() + seconds
+        while in_flight.get() > 0 and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        return int(in_flight.get())
+
+
+class _Process:
+    """The gateway of this process: Serve builds the app apart from the object it belongs to."""
+
+    gateway: Gateway | None = None
+
+
+_process = _Process()
+
+
+def build_app() -> Any:
+    """The app of this process's gateway; Serve calls it after the gateway's constructor."""
+    from elit.serve import deployment  # the module's own state, not that of a pickled copy
+
+    if deployment._process.gateway is None:
+        raise RuntimeError("no gateway in this process")
+    return deployment._process.gateway.build()
+
+
+def application(options: dict[str, Any]) -> Any:
+    """Serve's application, as a config's import_path names it.
+
+    options: `ServiceSettings` by name, and beside them replicas, min_replicas and max_replicas, cpus and gpus of a
+    replica, drain_seconds. Raises ValueError for others.
+    """
+    options = dict(options)
+    replicas, low, high = options.pop("replicas", 1), options.pop("min_replicas", 0), options.pop("max_replicas", 0)
+    cpus, gpus = options.pop("cpus", 1.0), options.pop("gpus", 0.0)
+    drain = options.pop("drain_seconds", 30.0)
+    service = ServiceSettings.from_dict(options)
+    # Everything that a replica's policy may hold; it refuses what is beyond.
+    ongoing = service.max_queue + 64
+    scale: dict[str, Any] = {"num_replicas": replicas}
+    if high:
+        autoscaling = {"min_replicas": max(1, low), "max_replicas": high, "target_ongoing_requests": 4}
+        scale = {"autoscaling_config": autoscaling}
+    engines: Any = serve.deployment(
+        Engines,
+        name="Engines",
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        max_ongoing_requests=ongoing,
+        max_queued_requests=service.max_queue,
+        graceful_shutdown_timeout_s=drain,
+        health_check_period_s=2.0,
+        health_check_timeout_s=20.0,
+        **scale,
+    )
+    gateway: Any = serve.deployment(
+        serve.ingress(build_app)(Gateway),
+        name="Gateway",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=10_000,
+        graceful_shutdown_timeout_s=drain,
+    )
+    return gateway.bind(engines.bind(service.to_dict()), service.to_dict())

@@ -1,0 +1,223 @@
+"""A network step by step: what waits between two steps is a few tensors, so requests join and leave at any step.
+
+The velocity is `elit.sample`'s. On a CPU every image has a forward of its own, since the rounding of a matrix product
+depends on its number of rows: then an image is that of `elit sample --batch-size 1` to the byte, whatever is beside it.
+Elsewhere, or with `exact=False`, all images of a step are one forward, whose budgets are mixed.
+"""
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elit.data.autoencoders import decode, downsampling, load_autoencoder
+from elit.data.images import image_grid
+from elit.data.text import encode_prompts
+from elit.flow.guidance import CCFG, CFG, Guidance
+from elit.flow.solver import time_grid
+from elit.models.conditioning import Condition, concatenate
+from elit.models.saved import load_model
+from elit.models.transformer import Transformer
+from elit.planner.cost import non_negative_least_squares
+from elit.pretrained import model_folder
+from elit.sampling.evaluations import sampling_flops, sampling_plan
+from elit.sampling.precision import runner
+from elit.sampling.sample import guided_network, seeded_noise
+from elit.serve.costs import Costs, Setting
+
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+Forward = Callable[..., Tensor]
+
+
+@dataclass
+class Images:
+    """The images of one request in progress."""
+
+    x: Tensor
+    """(images, C, H, W) float32."""
+    y: Condition
+    setting: Setting
+    guidance: Guidance | None
+    times: list[float]
+    step: int = 0
+    last: Tensor | None = None
+    """The velocity of the last step."""
+    velocities: list[Callable[[Tensor, float, int], Tensor]] = field(default_factory=list)
+    """Of each image, where each has a forward of its own."""
+
+
+class Engine:
+    """A saved network or `ElitPipeline`, with what makes pictures of its samples."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+        exact: bool | None = None,
+    ):
+        """exact: None = on a CPU. Raises ValueError for a model that cannot be loaded, or makes no pictures."""
+        folder = model_folder(model)
+        self.model: Transformer = load_model(folder, torch_dtype=dtype).to(device).eval()
+        self.vae = load_autoencoder(folder / "vae", required=False, torch_dtype=dtype)
+        if self.vae is not None:
+            self.vae.to(device)
+        if len(self.model.sample_size) != 2 or (self.vae is None and self.model.config.in_channels not in (1, 3)):
+            raise ValueError(f"model={str(model)!r}: makes no pictures; elit serve serves images")
+        self.exact = self.model.device.type == "cpu" if exact is None else exact
+        self.network: Forward = runner(self.model, None, compile=compile)
+        self._flops: dict[tuple[Setting, Guidance | None], float] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """What a client may ask for: size (width, height) in pixels, budgets, classes or text."""
+        height, width = (length * downsampling(self.vae) for length in self.model.sample_size)
+        text = "text_encoder" in self.model.config
+        return {
+            "size": [width, height],
+            "budgets": list(self.model.budgets),
+            "text": text,
+            "classes": 0 if text else self.model.config.num_classes,
+            "class_names": list(self.model.config.get("class_names") or ()),
+        }
+
+    def begin(self, prompt: str, seeds: Sequence[int], setting: Setting, scale: float) -> Images:
+        """Noise and conditions of a request; its guidance has `scale`. Raises ValueError for an unknown class."""
+        y = self.condition(prompt, len(seeds))
+        guidance = guidance_of(setting, scale)
+        shape = (self.model.config.in_channels, *self.model.sample_size)
+        x = seeded_noise(seeds, shape).to(self.model.device, torch.float32)
+        images = Images(x, y.to(self.model.device), setting, guidance, time_grid(setting.steps))
+        if self.exact:
+            plan = sampling_plan(self.model, images.times, setting.budget, guidance)
+            rows = [images.y[i : i + 1] for i in range(len(seeds))]
+            images.velocities = [guided_network(self.model, row, plan, guidance, self.network) for row in rows]
+        return images
+
+    def condition(self, prompt: str, count: int) -> Condition:
+        """y of `count` images of one class or prompt, on the CPU. Raises ValueError for an unknown class."""
+        if "text_encoder" in self.model.config:
+            config = self.model.config
+            one = encode_prompts([prompt], config.text_encoder, length=config.text_length, device=self.model.device)
+        else:
+            one = self.model.conditions([prompt])
+        return concatenate([one] * count)
+
+    @torch.no_grad()
+    def step(self, running: Sequence[Images]) -> None:
+        """One step of all."""
+        if self.exact:
+            for each in running:
+                at = each.times[each.step]
+                rows = [v(each.x[i : i + 1], at, each.step) for i, v in enumerate(each.velocities)]
+                each.last = torch.cat(rows)
+        elif running:
+            self._together(running)
+        for each in running:
+            assert each.last is not None
+            t, t_next = each.times[each.step : each.step + 2]
+            each.x = each.x + (t_next - t) * each.last
+            each.step += 1
+
+    def _together(self, running: Sequence[Images]) -> None:
+        """The velocities of all in one forward: first the main branches, then the weak ones of those guided."""
+        guided = [each for each in running if each.setting.guided]
+        rows = [*running, *guided]
+        x = torch.cat([each.x for each in rows])
+        t = torch.cat([torch.full((len(each.x),), each.times[each.step]) for each in rows]).to(x.device)
+        conditions = [each.y for each in running] + [self.model.without_condition(each.y) for each in guided]
+        kept = [each.setting.budget for each in running for _ in each.x]
+        kept += [each.setting.branches[1] or None for each in guided for _ in each.x]
+        v = self.network(x, t, concatenate(conditions), kept).to(x.dtype)
+        parts = v.split([len(each.x) for each in rows])
+        for each, main in zip(running, parts, strict=False):
+            each.last = main
+        for each, weak in zip(guided, parts[len(running) :], strict=True):
+            assert each.last is not None
+            assert each.guidance is not None
+            each.last = each.last + (each.guidance.scale - 1) * (each.last - weak)
+
+    @torch.no_grad()
+    def finish(self, images: Images, kind: str = "png") -> list[bytes]:
+        """The pictures, each a file's content."""
+        parts = images.x.split(1) if self.exact else [images.x]
+        pixels = torch.cat([decode(self.vae, part) for part in parts])
+        return [encode(image, kind) for image in pixels]
+
+    @torch.no_grad()
+    def preview(self, images: Images, kind: str = "png") -> bytes:
+        """What the first picture would be if the velocity stayed as it is."""
+        x = images.x[:1] if images.last is None else images.x[:1] + (1 - images.times[images.step]) * images.last[:1]
+        return encode(decode(self.vae, x)[0], kind)
+
+    def gflops(self, setting: Setting, scale: float) -> float:
+        """Of one image, all steps and guidance."""
+        key = (setting, guidance_of(setting, scale))
+        if key not in self._flops:
+            self._flops[key] = (
+                sampling_flops(self.model, steps=setting.steps, budget=setting.budget, guidance=key[1]) / 1e9
+            )
+        return self._flops[key]
+
+    def measure(self, *, seconds: float = 4.0) -> Costs:
+        """What steps take here: forwards at the least, the middle and the full budget, of one image, of two, guided."""
+        budgets = self.model.budgets
+        kept = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [None]
+        cases = [[each] for each in kept] + [[each, each] for each in kept]
+        if len(kept) > 1:
+            cases.append([kept[0], kept[-1]])
+        y = self.model.example_condition(2).to(self.model.device)
+        x = torch.zeros(2, self.model.config.in_channels, *self.model.sample_size, device=self.model.device)
+        taken: list[list[float]] = [[] for _ in cases]
+        start = time.perf_counter()
+        with torch.no_grad():
+            while len(taken[-1]) < 3 or time.perf_counter() - start < seconds:  # the first round warms up
+                for case, times in zip(cases, taken, strict=True):
+                    n = len(case)
+                    times.append(self._timed(partial(self.network, x[:n], x.new_full((n,), 0.5), y[:n], case)))
+                if time.perf_counter() - start > 3 * seconds and len(taken[-1]) > 1:
+                    break
+        ms = [statistics.median(times[1:]) for times in taken]
+        rows = [
+            (1, len(set(case)), len(case), sum(b or 0 for b in case), sum((b or 0) ** 2 for b in case))
+            for case in cases
+        ]
+        relative = torch.tensor(rows, dtype=torch.float64) / torch.tensor(ms, dtype=torch.float64)[:, None]
+        call, core, around, linear, square = non_negative_least_squares(relative)
+        image = self.begin(self.example(), [0], Setting(steps=1, budget=budgets[-1] if budgets else None), 1.0)
+        finish = statistics.median(self._timed(lambda: self.finish(image)) for _ in range(3))
+        return Costs(
+            call=call, core=core, around=around, linear=linear, square=square, image=finish, separate=self.exact
+        )
+
+    def example(self) -> str:
+        return "a picture" if "text_encoder" in self.model.config else "0"
+
+    def _timed(self, run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return 1e3 * (time.perf_counter() - start)
+
+
+def guidance_of(setting: Setting, scale: float) -> Guidance | None:
+    """elit.CFG or elit.CCFG of a guided setting."""
+    if not setting.guided:
+        return None
+    return CFG(scale) if setting.weak_budget is None else CCFG(scale, setting.weak_budget)
+
+
+def encode(pixels: Tensor, kind: str) -> bytes:
+    """(1 or 3, H, W) in [-1, 1] as a file's content, as `elit sample --out FOLDER` writes it."""
+    buffer = io.BytesIO()
+    image_grid(pixels[None], 1).save(buffer, format=FORMATS[kind])
+    return buffer.getvalue()

@@ -1,0 +1,61 @@
+"""What a service tells Prometheus: counted where requests come in, from what the replicas answer."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """One registry, so that several services of a process do not meet."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._make(Counter, "requests", "Answers by HTTP status", ["status"])
+        self.rejections = self._make(Counter, "rejections", "Refused requests by reason", ["reason"])
+        self.images = self._make(Counter, "images", "Images served by latents per group and steps", ["budget", "steps"])
+        self.latency = self._make(
+            Histogram, "latency_seconds", "From arrival to answer, of what was served", [], SECONDS
+        )
+        self.wait = self._make(Histogram, "queue_wait_seconds", "Before the first step", [], SECONDS)
+        self.batch = self._make(
+            Histogram, "batch_images", "Images in progress, mean over a request's steps", [], (1, 2, 4, 8, 16, 32, 64)
+        )
+        self.deadlines = self._make(Counter, "deadlines", "Requests by whether their deadline was met", ["met"])
+        self.attainment = self._make(Gauge, "slo_attainment", "Share of all requests answered with images in time", [])
+        self.queue = self._make(
+            Gauge, "queue_length", "Requests waiting at a replica when it answered last", ["replica"]
+        )
+        self.in_flight = self._make(Gauge, "in_flight", "Requests without an answer", [])
+        self.retries = self._make(Counter, "retries", "Requests sent again since a replica died", [])
+        self.attained = self.judged = 0
+        self.attainment.set(1)
+
+    def _make(self, kind: Any, name: str, about: str, labels: list[str], buckets: Any = None) -> Any:
+        more = {"buckets": buckets} if buckets else {}
+        return kind(f"elit_{name}", about, labels, registry=self.registry, **more)
+
+    def served(self, answer: dict[str, Any], seconds: float, met: bool) -> None:
+        """An answer with images. answer: a replica's."""
+        self.images.labels(str(answer["budget"]), str(answer["steps"])).inc(len(answer["images"]))
+        self.latency.observe(seconds)
+        self.wait.observe(answer["queue_ms"] / 1e3)
+        self.batch.observe(answer["batch"])
+        self.queue.labels(answer["replica"]).set(answer["queue_length"])
+        self.judge(met)
+
+    def rejected(self, reason: str) -> None:
+        self.rejections.labels(reason).inc()
+        self.judge(False)
+
+    def judge(self, met: bool) -> None:
+        self.deadlines.labels("yes" if met else "no").inc()
+        self.judged, self.attained = self.judged + 1, self.attained + met
+        self.attainment.set(self.attained / self.judged)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,211 @@
+"""One replica: its queue, its policy, and the loop that steps the engine. asyncio and torch, no Ray.
+
+The queue is the replica's own. Ray Serve's `@serve.batch` knows neither deadlines nor priorities, sends what does not
+fit to the back of its queue, asks for a request's size before its budget is known, and lets none join a running batch.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from elit.serve.costs import Costs, efficient_batch
+from elit.serve.engine import Engine, Images
+from elit.serve.policy import Policy, PolicySettings, Refusal, Request
+from elit.serve.requests import Job
+from elit.serve.settings import ServiceSettings
+
+log = logging.getLogger("elit.serve")
+MOST_SLOTS = 8
+
+
+@dataclass
+class Progress:
+    """A job here, and how it gets on."""
+
+    job: Job
+    answers: asyncio.Queue[dict[str, Any] | Exception] = field(default_factory=asyncio.Queue)
+    images: Images | None = None
+    started: float = 0.0
+    batches: list[int] = field(default_factory=list)
+    """Images in progress in each of its steps."""
+
+    def wants_preview(self) -> bool:
+        assert self.images is not None
+        steps, step, previews = self.images.setting.steps, self.images.step, self.job.previews
+        return step < steps and any(step == max(1, steps * (i + 1) // (previews + 1)) for i in range(previews))
+
+
+class Replica:
+    """Jobs in, pictures out. `start` its loop inside a running event loop."""
+
+    def __init__(self, engine: Engine, costs: Costs, service: ServiceSettings, name: str = "0"):
+        self.engine, self.service, self.name = engine, service, name
+        ladder = service.ladder(engine.model.budgets)
+        slots = service.max_batch or efficient_batch(costs, ladder[0], MOST_SLOTS)
+        own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
+        self.policy = Policy(costs, len(ladder), own)
+        self.here: dict[str, Progress] = {}
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._loop_task = asyncio.get_running_loop().create_task(self._run())
+
+    def check(self) -> None:
+        """Raises RuntimeError where the loop has ended: this replica must be replaced."""
+        if self._loop_task is not None and self._loop_task.done():
+            raise RuntimeError("the engine's loop has ended")
+
+    async def generate(self, job: Job) -> dict[str, Any]:
+        """Pictures and how they were made, or {"refused", "retry_after"}, or {"invalid"}."""
+        answer: dict[str, Any] = {}
+        async for answer in self.stream(job):  # noqa: B007
+            pass
+        return answer
+
+    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        """Previews, then the answer. Whoever stops listening frees the job's place."""
+        now = time.time()
+        request = Request(
+            id=job.id,
+            arrival=job.arrival,
+            deadline=job.deadline,
+            settings=job.settings,
+            first=job.first,
+            images=len(job.seeds),
+        )
+        if refusal := self.policy.arrive(request, now):
+            yield refused(refusal)
+            return
+        progress = self.here[job.id] = Progress(job)
+        self._wake.set()
+        try:
+            while True:
+                answer = await progress.answers.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+                if "preview" not in answer:
+                    return
+        finally:
+            self.here.pop(job.id, None)
+            self.policy.leave(job.id)
+
+    async def _run(self) -> None:
+        """Decide, step, answer, for ever."""
+        while True:
+            decision = self.policy.decide(time.time())
+            for refusal in decision.refused:
+                self._answer(refusal.request.id, refused(refusal))
+            for request, setting in decision.starts:
+                progress = self.here[request.id]
+                progress.started = time.time()
+                job = progress.job
+                try:
+                    begin = self.engine.begin, job.prompt, job.seeds, setting, job.guidance_scale
+                    progress.images = await self._in_thread(*begin)
+                except ValueError as error:
+                    self.policy.leave(request.id)
+                    self._answer(request.id, {"invalid": " ".join(str(error).split())})
+            if not self.policy.running:
+                self._wake.clear()
+                if not self.policy.waiting:
+                    await self._wake.wait()
+                continue
+            await self._step()
+
+    async def _step(self) -> None:
+        """One step of all in progress; those at their end are answered."""
+        running = [self.here[each.request.id] for each in self.policy.running]
+        images = [each.images for each in running if each.images is not None]
+        busy = sum(len(each.x) for each in images)
+        start = time.perf_counter()
+        try:
+            await self._in_thread(self.engine.step, images)
+        except Exception:
+            log.exception("a step failed")
+            for each in running:
+                self.policy.leave(each.job.id)
+                self._answer(each.job.id, RuntimeError("the engine failed"))
+            return
+        done = {each.request.id for each in self.policy.stepped(1e3 * (time.perf_counter() - start))}
+        for each in running:
+            each.batches.append(busy)
+            if each.images is None or each.job.id not in self.here:
+                continue
+            if each.job.id in done:
+                await self._finish(each)
+            elif each.job.previews and each.wants_preview():
+                picture = await self._in_thread(self.engine.preview, each.images, each.job.output_format)
+                each.answers.put_nowait({"preview": picture, "size": self.engine.describe()["size"]})
+
+    async def _finish(self, progress: Progress) -> None:
+        images, job = progress.images, progress.job
+        assert images is not None
+        pictures = await self._in_thread(self.engine.finish, images, job.output_format)
+        setting, now = images.setting, time.time()
+        guidance = {"scale": job.guidance_scale, "budget": setting.weak_budget} if setting.guided else None
+        self._answer(
+            job.id,
+            {
+                "images": pictures,
+                "size": self.engine.describe()["size"],
+                "budget": setting.budget,
+                "steps": setting.steps,
+                "guidance": guidance,
+                "gflops": self.engine.gflops(setting, job.guidance_scale),
+                "queue_ms": 1e3 * (progress.started - job.arrival),
+                "compute_ms": 1e3 * (now - progress.started),
+                "batch": sum(progress.batches) / max(1, len(progress.batches)),
+                "queue_length": len(self.policy.waiting),
+                "level": self.policy.level,
+                "slowdown": self.policy.slowdown,
+                "replica": self.name,
+            },
+        )
+
+    def _answer(self, id: str, answer: dict[str, Any] | Exception) -> None:
+        if id in self.here:  # else the client has gone
+            self.here[id].answers.put_nowait(answer)
+
+    async def _in_thread(self, run: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run, *arguments)
+
+
+def refused(refusal: Refusal) -> dict[str, Any]:
+    return {"refused": refusal.reason, "retry_after": refusal.retry_after}
+
+
+def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
+    """The engine on this machine, its costs from a profile or measured now. Raises ValueError."""
+    import torch
+
+    from elit.planner.choose import find_profile, network_folder
+    from elit.pretrained import measurements_folder, model_folder
+    from elit.serve.costs import costs_of_profile, read_costs
+
+    if service.threads:
+        torch.set_num_threads(service.threads)
+    engine = Engine(
+        service.model,
+        device=service.device,
+        dtype=getattr(torch, service.dtype),
+        compile=service.compile,
+        exact=service.exact,
+    )
+    if service.profile:
+        costs, _ = read_costs(Path(service.profile))
+    else:
+        folder = network_folder(model_folder(service.model))
+        profile = find_profile(engine.model, folder and measurements_folder(folder), compile=service.compile)
+        if profile is not None and profile.anatomy:
+            costs = costs_of_profile({"cost": vars(profile.cost), "anatomy": profile.anatomy})
+        else:
+            costs = engine.measure()
+    return Replica(engine, replace(costs, separate=engine.exact), service, name)

@@ -1,0 +1,187 @@
+"""A service on this machine or a cluster: Ray up, Serve up, and down again when told to stop."""
+
+import ipaddress
+import math
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elit.files import write_text
+from elit.serve.settings import KEY_VARIABLE, ServiceSettings
+
+APP = "elit"
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray's own patience is for idle machines; on a busy one its processes take longer than 15 s to start.
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_gcs_server_request_timeout_seconds": "120",
+    "RAY_worker_register_timeout_seconds": "120",
+}
+OBJECT_STORE = 150 * 2**20
+"""Bytes; answers are small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a service runs, and on what."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    address: str | None = None
+    """Of a Ray cluster; None = this machine alone."""
+    replicas: int = 1
+    min_replicas: int = 0
+    max_replicas: int = 0
+    """Autoscaling between them where max_replicas is not 0."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    drain_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port={self.port}: give 0 to 65535; 0 = any free one")
+        if self.replicas < 1:
+            raise ValueError(f"replicas={self.replicas}: give at least 1")
+        if self.max_replicas and not 0 <= self.min_replicas <= self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas}: give 0 to max_replicas={self.max_replicas}")
+        if not self.drain_seconds >= 0:
+            raise ValueError(f"drain_seconds={self.drain_seconds}: give seconds, 0 or more")
+
+    def options(self, service: ServiceSettings) -> dict[str, Any]:
+        """Arguments of `deployment.application`: what is not a default."""
+        own = {name: getattr(self, name) for name in OPTIONS}
+        values = service.to_dict() | own
+        default = {name: getattr(ServiceSettings, name, None) for name in service.to_dict()}
+        default |= {name: getattr(Placement, name) for name in OPTIONS}
+        return {name: value for name, value in values.items() if value != default[name]}
+
+    def http(self) -> dict[str, Any]:
+        """Serve's HTTP options."""
+        return {"host": self.host, "port": self.port, "request_timeout_s": 3700, "keep_alive_timeout_s": 30}
+
+
+OPTIONS = ("replicas", "min_replicas", "max_replicas", "cpus", "gpus", "drain_seconds")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_key(host: str, key: str | None) -> None:
+    """Raises ValueError where others could use the service without a key."""
+    if not is_loopback(host) and not key:
+        raise ValueError(f"host={host!r}: others can reach it; give --api-key, or {KEY_VARIABLE} in the environment")
+    if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):
+        raise ValueError("api_key: give at least 8 printable characters without a space")
+
+
+def write_config(path: Path, service: ServiceSettings, placement: Placement) -> None:
+    """The file that `serve deploy` takes. A key is not in it: its replicas read it from the environment."""
+    config = {
+        "proxy_location": "EveryNode",
+        "http_options": placement.http(),
+        "applications": [
+            {
+                "name": APP,
+                "route_prefix": "/",
+                "import_path": "elit.serve.deployment:application",
+                "args": placement.options(service),
+            }
+        ],
+    }
+    text = "# made by elit serve --build; serve deploy FILE, or serve run FILE\n"
+    write_text(path, text + yaml.safe_dump(config, sort_keys=False))
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises ValueError where it is taken."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"host={host!r}, port={port}: {error.strerror or error}; give others") from None
+        return int(probe.getsockname()[1])
+
+
+def start(service: ServiceSettings, placement: Placement, key: str | None = None) -> str:
+    """Ray and the service; returns its URL when images can be asked for. Raises ValueError."""
+    import ray
+    from ray import serve
+
+    from elit.serve.deployment import application
+
+    check_key(placement.host, key)
+    environment = {KEY_VARIABLE: key} if key else {}
+    os.environ.update(environment)  # what Ray starts here inherits it
+    if not key:
+        os.environ.pop(KEY_VARIABLE, None)
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if placement.address:
+        ray.init(address=placement.address, runtime_env={"env_vars": environment}, **quiet)
+    else:
+        # Where this is off, as on other systems, Ray's own processes listen on the loopback address alone.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        copies = max(placement.replicas, placement.max_replicas)
+        if placement.gpus:
+            quiet["num_gpus"] = math.ceil(copies * placement.gpus)
+        ray.init(
+            num_cpus=max(1, math.ceil(copies * placement.cpus)),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            _node_ip_address="127.0.0.1",
+            _redis_password=secrets.token_hex(16),
+            **quiet,
+        )
+    where = "EveryNode" if placement.address else "HeadOnly"
+    serve.start(proxy_location=where, http_options=placement.http(), logging_config={"log_level": "WARNING"})
+    serve.run(application(placement.options(service)), name=APP, route_prefix="/", blocking=False)
+    host = f"[{placement.host}]" if ":" in placement.host else placement.host
+    return f"http://{host}:{placement.port}"
+
+
+def stop(drain_seconds: float) -> int:
+    """Takes no more, finishes what is here within the limit, and ends; returns how many were left."""
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():  # else Serve would start a Ray to stop it
+        return 0
+    left = 0
+    try:
+        gateway: Any = serve.get_deployment_handle("Gateway", APP)
+        left = gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    return left
+
+
+def wait_for_signal() -> Callable[[], None]:
+    """SIGTERM and SIGINT from now on are a request to stop; returns what waits for one."""
+    told = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: told.set())
+
+    def wait() -> None:
+        while not told.wait(1.0):
+            pass
+
+    return wait
