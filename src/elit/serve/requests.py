@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from elit.budgets import resolve_budget
 from elit.serve.costs import Setting
@@ -16,7 +16,7 @@ from elit.serve.simulator import qualities
 
 # Of OpenAI's API, what says nothing to a model like this; taken and left alone.
 IGNORED = ("background", "moderation", "style", "output_compression", "safety_identifier")
-Number = StrictInt | float
+Number = StrictInt | StrictFloat
 
 
 class ApiError(Exception):
@@ -48,12 +48,12 @@ class ImageRequest(BaseModel):
     stream: StrictBool | None = None
     partial_images: StrictInt | None = Field(None, ge=0, le=3)
 
-    budget: StrictStr | StrictInt | float | None = None
+    budget: StrictStr | StrictInt | StrictFloat | None = None
     deadline_ms: Number | None = Field(None, gt=0, le=3_600_000, allow_inf_nan=False)
     seed: StrictInt | None = Field(None, ge=0, lt=2**63)
     num_inference_steps: StrictInt | None = Field(None, ge=1)
     guidance_scale: Number | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    guidance_budget: StrictStr | StrictInt | float | None = None
+    guidance_budget: StrictStr | StrictInt | StrictFloat | None = None
     negative_prompt: StrictStr | None = None
 
 

@@ -3,7 +3,6 @@
 import ipaddress
 import math
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -28,6 +27,7 @@ RAY_ENVIRONMENT = {
     "RAY_gcs_server_request_timeout_seconds": "120",
     "RAY_worker_register_timeout_seconds": "120",
 }
+RAY_TRIES = 3
 OBJECT_STORE = 150 * 2**20
 """Bytes; answers are small."""
 
@@ -121,40 +121,54 @@ def free_port(host: str, port: int) -> int:
 
 def start(service: ServiceSettings, placement: Placement, key: str | None = None) -> str:
     """Ray and the service; returns its URL when images can be asked for. Raises ValueError."""
-    import ray
-    from ray import serve
-
-    from elit.serve.deployment import application
-
     check_key(placement.host, key)
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not placement.address:
+        # Where this is off, as on other systems, Ray's own processes listen on the loopback address alone.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     environment = {KEY_VARIABLE: key} if key else {}
     os.environ.update(environment)  # what Ray starts here inherits it
     if not key:
         os.environ.pop(KEY_VARIABLE, None)
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if placement.address:
-        ray.init(address=placement.address, runtime_env={"env_vars": environment}, **quiet)
-    else:
-        # Where this is off, as on other systems, Ray's own processes listen on the loopback address alone.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        copies = max(placement.replicas, placement.max_replicas)
-        if placement.gpus:
-            quiet["num_gpus"] = math.ceil(copies * placement.gpus)
-        ray.init(
-            num_cpus=max(1, math.ceil(copies * placement.cpus)),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            _node_ip_address="127.0.0.1",
-            _redis_password=secrets.token_hex(16),
-            **quiet,
-        )
+
+    from ray import serve
+
+    from elit.serve.deployment import application
+
+    start_ray(placement, environment)
     where = "EveryNode" if placement.address else "HeadOnly"
     serve.start(proxy_location=where, http_options=placement.http(), logging_config={"log_level": "WARNING"})
     serve.run(application(placement.options(service)), name=APP, route_prefix="/", blocking=False)
     host = f"[{placement.host}]" if ":" in placement.host else placement.host
     return f"http://{host}:{placement.port}"
+
+
+def start_ray(placement: Placement, environment: dict[str, str]) -> None:
+    """Joins a cluster, or starts Ray on this machine; on a busy one its processes may take more than one try."""
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if placement.address:
+        ray.init(address=placement.address, runtime_env={"env_vars": environment}, **quiet)
+        return
+    copies = max(placement.replicas, placement.max_replicas)
+    if placement.gpus:
+        quiet["num_gpus"] = math.ceil(copies * placement.gpus)
+    for attempt in range(RAY_TRIES):
+        try:
+            ray.init(
+                num_cpus=max(1, math.ceil(copies * placement.cpus)),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception where its processes are slow
+            if attempt + 1 == RAY_TRIES or "timed out" not in str(error):
+                raise OSError(f"Ray did not start: {error}") from None
+            ray.shutdown()
 
 
 def stop(drain_seconds: float) -> int:

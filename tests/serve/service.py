@@ -1,0 +1,87 @@
+"""A service in this process, without Ray: the app, and a replica behind it, on a real port of 127.0.0.1."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+
+import elit
+from elit.serve.api import make_app
+from elit.serve.replica import Replica, load_replica
+from elit.serve.requests import Job
+from elit.serve.settings import ServiceSettings
+
+
+def saved_model(folder: Path) -> Path:
+    """A tiny network of random weights, 8×8 pixels, 4 latents a group, 10 classes with names."""
+    torch.manual_seed(0)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "ankle boot"]
+    model = elit.create_model(
+        "ELIT-DiT-S/2",
+        sample_size=8,
+        in_channels=1,
+        num_classes=10,
+        class_names=names,
+        hidden_size=48,
+        num_heads=4,
+        depth=4,
+        split=(1, 2, 1),
+        window=(2, 2),
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+class LocalBackend:
+    """One replica, in the event loop of the server."""
+
+    def __init__(self, replica: Replica):
+        self.replica, self.started = replica, False
+
+    def _start(self) -> None:
+        if not self.started:
+            self.started = True
+            self.replica.start()
+
+    async def describe(self) -> dict[str, Any]:
+        self._start()
+        return self.replica.engine.describe()
+
+    async def generate(self, job: Job) -> dict[str, Any]:
+        self._start()
+        return await self.replica.generate(job)
+
+    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        self._start()
+        async for answer in self.replica.stream(job):
+            yield answer
+
+
+@contextmanager
+def served(service: ServiceSettings, key: str | None = None) -> Iterator[tuple[str, Replica, Any]]:
+    """URL, replica and app of a running service."""
+    backend = LocalBackend(load_replica(service))
+    app = make_app(service, backend, key=key)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}", backend.replica, app
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,263 @@
+"""The API over real HTTP: OpenAI's client, bytes equal to elit sample's, limits, errors, streams, metrics, leaving."""
+
+import base64
+import http.client
+import json
+import random
+import resource
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from service import saved_model, served
+
+from elit.cli.main import main
+from elit.serve.settings import ServiceSettings
+
+KEY = "a-key-of-tests"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved_model(tmp_path_factory.mktemp("serve") / "digits")
+
+
+@pytest.fixture(scope="module")
+def service(folder):
+    settings = ServiceSettings(
+        model=str(folder), name="digits", steps=6, max_batch=4, deadline_ms=60_000, body_seconds=1.0, threads=1
+    )
+    with served(settings, KEY) as (url, replica, app):
+        yield url, replica, app
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    return openai.OpenAI(base_url=f"{service[0]}/v1", api_key=KEY, max_retries=0)
+
+
+def ask(url, body, key=KEY, path="/v1/images/generations", method="POST"):
+    """(status, headers, content) of one raw request; body: bytes, or what becomes JSON."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        connection.request(method, path, content if method == "POST" else None, headers)
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+    finally:
+        connection.close()
+
+
+def sampled(folder, out, label, seed, served):
+    """What elit sample writes at the setting that an answer names."""
+    guidance = served["guidance"]
+    more = []
+    if guidance:
+        kind = "cfg" if guidance["budget"] is None else "ccfg"
+        more = ["--guidance", kind, "--scale", str(guidance["scale"])]
+        more += ["--guidance-budget", str(guidance["budget"])] if guidance["budget"] else []
+    line = ["sample", str(folder), "--labels", str(label), "--count", "1", "--seed", str(seed), "--out", str(out)]
+    assert main([*line, "--steps", str(served["steps"]), "--budget", str(served["budget"]), *more]) == 0
+    return (out / "000000.png").read_bytes()
+
+
+def test_openai_client_gets_the_bytes_of_elit_sample_alone_and_in_a_mixed_batch(client, folder, tmp_path):
+    wanted = [
+        {"seed": 1, "budget": 1},
+        {"seed": 2, "budget": 4},
+        {"seed": 3, "budget": "50%", "guidance_scale": 2.0, "guidance_budget": 1},
+        {"seed": 4, "budget": 4, "guidance_scale": 1.5, "num_inference_steps": 4},
+        {"seed": 5},
+    ]
+
+    def generate(extra):
+        return client.images.generate(prompt="three", model="digits", extra_body=extra)
+
+    with ThreadPoolExecutor(5) as pool:
+        together = list(pool.map(generate, wanted))
+    for extra, answer in zip(wanted, together, strict=True):
+        report = answer.model_extra["elit"]
+        image = base64.b64decode(answer.data[0].b64_json)
+        assert image == sampled(folder, tmp_path / str(extra["seed"]), 3, extra["seed"], report)
+        assert report["gflops"] > 0 and report["compute_ms"] > 0 and report["queue_ms"] >= 0  # noqa: PT018
+    assert [answer.model_extra["elit"]["budget"] for answer in together[:4]] == [1, 4, 2, 4]
+    alone = generate(wanted[0])
+    assert alone.data[0].b64_json == together[0].data[0].b64_json
+    assert alone.size == "8x8"
+
+
+def test_n_images_urls_formats_and_names(client):
+    answer = client.images.generate(prompt="Ankle Boot", n=3, response_format="url", output_format="webp", size="8x8")
+    assert len({image.url for image in answer.data}) == 3
+    assert all(image.url.startswith("data:image/webp;base64,") for image in answer.data)
+    high = client.images.generate(prompt="9", quality="high").model_extra["elit"]
+    assert (high["budget"], high["steps"]) == (4, 6)
+    assert client.images.generate(prompt="9", quality="low").model_extra["elit"]["budget"] < 4
+    assert [model.id for model in client.models.list()] == ["digits"]
+    assert client.models.retrieve("digits").model_extra["elit"]["budgets"] == [1, 2, 3, 4]
+
+
+def test_previews_stream(client):
+    events = list(client.images.generate(prompt="3", stream=True, partial_images=2, extra_body={"seed": 1}))
+    kinds = [event.type.removeprefix("image_generation.") for event in events]
+    assert kinds == ["partial_image", "partial_image", "completed"]
+    whole = client.images.generate(prompt="3", extra_body={"seed": 1, "budget": events[-1].elit["budget"]})
+    assert (
+        events[-1].b64_json == whole.data[0].b64_json or events[-1].elit["steps"] != whole.model_extra["elit"]["steps"]
+    )
+    assert events[0].b64_json != events[1].b64_json
+
+
+def test_what_cannot_be_met_is_refused_at_once(client, service):
+    start = time.perf_counter()
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.images.generate(prompt="3", extra_body={"deadline_ms": 0.5})
+    assert time.perf_counter() - start < 5
+    assert int(refused.value.response.headers["Retry-After"]) >= 1
+    assert refused.value.code == "deadline"
+
+
+def test_without_the_key_there_is_nothing(service):
+    url = service[0]
+    for key in (None, "", "wrong", KEY + "x"):
+        for path in ("/v1/models", "/metrics", "/nothing"):
+            assert ask(url, b"", key, path, "GET")[0] == 401
+        assert ask(url, {"prompt": "3"}, key)[0] == 401
+    assert ask(url, b"", None, "/health", "GET")[0] == 200
+    assert ask(url, b"", None, "/ready", "GET")[0] == 200
+
+
+BAD = [
+    *({}, [], 3, "text", None, {"prompt": None}, {"prompt": ""}, {"prompt": {}}, {"prompt": True}, {"prompt": 3.5}),
+    *({"prompt": "3" * 100_000}, {"prompt": "no such class"}, {"prompt": "10"}, {"prompt": "-1"}, {"prompt": 10**40}),
+    *({"prompt": "3", "n": n} for n in (0, -1, 5, 10**9, "2", 1.5, True, [])),
+    *({"prompt": "3", "size": size} for size in ("9x9", "0x0", "99999x99999", "x", 8, "../../etc/passwd")),
+    *({"prompt": "3", "num_inference_steps": steps} for steps in (0, -5, 101, 10**12, "6", 2.5)),
+    *({"prompt": "3", "budget": budget} for budget in (0, -1, 5, 0.0, 1.5, "x", [], {}, True, "1" * 5000)),
+    *({"prompt": "3", "deadline_ms": ms} for ms in (0, -1, "5", 1e300, [])),
+    *({"prompt": "3", "seed": seed} for seed in (-1, 2**63, 1.5, "1", 10**30)),
+    *({"prompt": "3", "guidance_scale": scale} for scale in (-1, 1e9, "2", [])),
+    *({"prompt": "3", "guidance_scale": 2, "guidance_budget": weak} for weak in (0, 9, "x")),
+    *({"prompt": "3", "quality": quality} for quality in ("best", 1, "hd")),
+    *({"prompt": "3", "response_format": "file"}, {"prompt": "3", "output_format": "svg"}, {"prompt": "3", "x": 1}),
+    *({"prompt": "3", "model": "../../model"}, {"prompt": "3", "negative_prompt": "4"}, {"prompt": "3", "user": 4}),
+    *({"prompt": "3", "partial_images": 4}, {"prompt": "3", "stream": "yes"}, {"prompt": "file:///etc/passwd"}),
+    *({"prompt": "3", "budget": 4, "quality": "low"}, {"prompt": "3", "guidance_budget": 1}),
+    *(b"", b"{", b"\xff\xfe", b"[" * 50_000, b'{"prompt": NaN}', b'{"prompt": 1' + b"0" * 6000 + b"}", b"\x80\x04K."),
+]
+
+
+def test_a_thousand_malformed_requests_are_4xx_with_one_json_error_each(service):
+    url, replica, _ = service
+    draw = random.Random(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    requests = [draw.choice(BAD) if i >= len(BAD) else BAD[i] for i in range(1000)]
+
+    def send(body):
+        status, _, content = ask(url, body)
+        return body, status, content
+
+    with ThreadPoolExecutor(4) as pool:
+        for body, status, content in pool.map(send, requests):
+            assert 400 <= status < 500, (str(body)[:80], status, content[:200])
+            error = json.loads(content)["error"]
+            assert error["message"].strip()
+            assert "\n" not in error["message"]
+            assert len(error["message"]) < 500
+            assert "Traceback" not in error["message"]
+    assert not replica.here
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+    assert ask(url, {"prompt": "3"})[0] == 200
+
+
+def test_half_open_connections_and_bodies_that_never_come_hold_nothing_up(service):
+    url = service[0]
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    silent = [socket.create_connection((host, int(port))) for _ in range(50)]
+    for number, each in enumerate(silent):
+        each.sendall((head if number % 2 else "POST /v1/im").encode())
+    slow = socket.create_connection((host, int(port)))
+    slow.settimeout(20)
+    slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    assert ask(url, {"prompt": "3"})[0] == 200
+    assert b" 408 " in slow.recv(4096)
+    huge = http.client.HTTPConnection(host, int(port), timeout=20)
+    huge.request("POST", "/v1/images/generations", b"x" * 70_000, {"Authorization": f"Bearer {KEY}"})
+    assert huge.getresponse().status == 413
+    for each in (*silent, slow):
+        each.close()
+    huge.close()
+
+
+def test_a_client_that_leaves_frees_its_place(service):
+    url, replica, _ = service
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "3", "n": 4, "num_inference_steps": 100, "stream": True, "partial_images": 3})
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    leaving = socket.create_connection((host, int(port)))
+    leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    wait_until(lambda: replica.policy.running)
+    leaving.close()
+    wait_until(lambda: not replica.here and not replica.policy.running)
+
+
+def wait_until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_metrics_parse_and_count(client, service):
+    client.images.generate(prompt="3", extra_body={"budget": 2})
+    text = ask(service[0], b"", KEY, "/metrics", "GET")[2].decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    wanted = {
+        "requests",
+        "rejections",
+        "images",
+        "latency_seconds",
+        "queue_wait_seconds",
+        "batch_images",
+        "queue_length",
+    }
+    assert {f"elit_{name}" for name in wanted | {"slo_attainment", "in_flight", "deadlines"}} <= set(families)
+    images = {
+        (s.labels["budget"], s.labels["steps"]): s.value
+        for s in families["elit_images"].samples
+        if "budget" in s.labels
+    }
+    assert images[("2", "6")] >= 1
+    assert 0 < families["elit_slo_attainment"].samples[0].value <= 1
+    assert families["elit_in_flight"].samples[0].value == 0
+
+
+def test_a_draining_service_takes_no_more(service):
+    url, _, app = service
+    app.state.draining = True
+    try:
+        status, headers, content = ask(url, {"prompt": "3"})
+        assert (status, json.loads(content)["error"]["type"]) == (503, "server_error")
+        assert "retry-after" in {name.lower() for name in headers}
+        assert ask(url, b"", KEY, "/ready", "GET")[0] == 503
+    finally:
+        app.state.draining = False
+
+
+def test_a_failing_engine_is_an_error_without_a_trace(service, monkeypatch):
+    url, replica, _ = service
+
+    def fail(running):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(replica.engine, "step", fail)
+    status, _, content = ask(url, {"prompt": "3"})
+    assert status == 500
+    assert b"secret" not in content
+    monkeypatch.undo()
+    assert ask(url, {"prompt": "3"})[0] == 200

@@ -1,0 +1,125 @@
+"""Ray Serve itself, in a process of its own as a user starts it: one Ray for this file, on the loopback address."""
+
+import base64
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from service import saved_model
+
+from elit.serve.loadtest import run_loadtest
+from elit.serve.server import free_port
+from elit.serve.trace import arrivals, steady_rates
+
+START = 240.0
+"""Seconds for Ray and the service: many times what an idle machine takes."""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    folder = saved_model(tmp_path_factory.mktemp("ray") / "digits")
+    port = free_port("127.0.0.1", 0)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "elit", "serve", str(folder), "--port", str(port), "--steps", "4", "--json"]
+    process = subprocess.Popen(
+        [*line, "--deadline-ms", "60000", "--drain-seconds", "20", "--threads", "1"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = []
+    reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
+    reader.start()
+    end = time.monotonic() + START
+    try:
+        while not any("at http" in line for line in said):
+            if time.monotonic() > end or process.poll() is not None:
+                pytest.fail(f"elit serve did not start: {''.join(said)[-2000:]}")
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def models(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_openai_client_gets_an_image(service):
+    answer = models(service[0]).images.generate(prompt="three", extra_body={"seed": 3, "budget": 2})
+    assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
+    events = models(service[0]).images.generate(prompt="three", stream=True, partial_images=1, extra_body={"seed": 3})
+    assert [event.type for event in events][-1] == "image_generation.completed"
+
+
+def test_metrics_and_bad_requests_through_the_proxy(service):
+    host = service[0].removeprefix("http://")
+    for body, status in ((b"{", 400), (b'{"prompt": "x"}', 400), (b"x" * 70_000, 413)):
+        connection = http.client.HTTPConnection(host, timeout=60)
+        connection.request("POST", "/v1/images/generations", body)
+        answer = connection.getresponse()
+        assert (answer.status, list(json.loads(answer.read()))) == (status, ["error"])
+    connection = http.client.HTTPConnection(host, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    assert "elit_requests" in {family.name for family in text_string_to_metric_families(text)}
+
+
+def test_a_replica_killed_in_a_burst_loses_no_request_and_comes_back(service):
+    url = service[0]
+    process = models(url).models.retrieve("digits").model_extra["elit"]["process"]
+    trace = arrivals(steady_rates(4, 8.0), seed=1)
+    killer = threading.Timer(1.5, os.kill, (process, signal.SIGKILL))
+    killer.start()
+    outcomes = run_loadtest(url, trace, prompts=["3"], deadline_ms=60_000)
+    killer.join()
+    assert {each.status for each in outcomes} <= {200, 429, 503}
+    assert sum(each.status == 200 for each in outcomes) > len(trace) / 2
+    end = time.monotonic() + 120
+    while (status := asked(url)) != 200:
+        assert status in (429, 503)
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
+def asked(url):
+    """The status of one request."""
+    try:
+        models(url).images.generate(prompt="3")
+    except openai.APIStatusError as error:
+        return error.status_code
+    return 200
+
+
+def test_sigterm_drains_within_the_limit(service):
+    url, process = service
+    answers = []
+
+    def ask():
+        answers.append(models(url).images.generate(prompt="3", n=4, extra_body={"num_inference_steps": 60}))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(90)
+    asking.join(10)
+    assert process.returncode == 0
+    assert time.monotonic() - start < 80
+    assert len(answers[0].data) == 4
+    assert json.loads(process.stdout.read().splitlines()[-1])["unfinished"] == 0
