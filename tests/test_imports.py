@@ -62,7 +62,7 @@ def test_private_names_of_other_packages_are_in_compat_alone():
     own = {"_getframe", "_asdict"}  # Python's own
     for tree in trees.values():
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 own.add(node.name)
             elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
                 own.add(node.attr if isinstance(node, ast.Attribute) else node.id)

@@ -156,11 +156,11 @@ class Gateway:
     async def drain(self, seconds: float) -> int:
         """Turns new requests away, and waits for those here; returns how many are left after `seconds`."""
         self.http_app.state.draining = True
-        in_flight = self.http_app.state.metrics.in_flight._value
+        metrics = self.http_app.state.metrics
         end = time.monotonic() + seconds
-        while in_flight.get() > 0 and time.monotonic() < end:
+        while metrics.unanswered and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        return int(in_flight.get())
+        return int(metrics.unanswered)
 
 
 class _Process:

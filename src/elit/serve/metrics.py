@@ -1,5 +1,7 @@
 """What a service tells Prometheus: counted where requests come in, from what the replicas answer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -32,12 +34,23 @@ class Metrics:
         )
         self.in_flight = self._make(Gauge, "in_flight", "Requests without an answer", [])
         self.retries = self._make(Counter, "retries", "Requests sent again since a replica died", [])
-        self.attained = self.judged = 0
+        self.attained = self.judged = self.unanswered = 0
         self.attainment.set(1)
 
     def _make(self, kind: Any, name: str, about: str, labels: list[str], buckets: Any = None) -> Any:
         more = {"buckets": buckets} if buckets else {}
         return kind(f"elit_{name}", about, labels, registry=self.registry, **more)
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """While a request has no answer."""
+        self.unanswered += 1
+        self.in_flight.set(self.unanswered)
+        try:
+            yield
+        finally:
+            self.unanswered -= 1
+            self.in_flight.set(self.unanswered)
 
     def served(self, answer: dict[str, Any], seconds: float, met: bool) -> None:
         """An answer with images. answer: a replica's."""
