@@ -144,7 +144,7 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
     """The service's settings, and the device. Raises ValueError for a model or budget that cannot be."""
     import torch
 
-    from elit.models.saved import load_model
+    from elit.elastic.load_model import load_model
     from elit.pretrained import model_folder
     from elit.serve.settings import ServiceSettings
 

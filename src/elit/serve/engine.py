@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +24,9 @@ from elit.data.text import encode_prompts
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition, concatenate
-from elit.models.saved import load_model
+from elit.elastic.load_model import load_model
 from elit.models.transformer import Transformer
-from elit.planner.cost import non_negative_least_squares
+from elit.planner.cost import non_negative_prices
 from elit.pretrained import model_folder
 from elit.sampling.evaluations import sampling_flops, sampling_plan
 from elit.sampling.precision import runner
@@ -190,8 +191,8 @@ class Engine:
             (1, len(set(case)), len(case), sum(b or 0 for b in case), sum((b or 0) ** 2 for b in case))
             for case in cases
         ]
-        relative = torch.tensor(rows, dtype=torch.float64) / torch.tensor(ms, dtype=torch.float64)[:, None]
-        call, core, around, linear, square = non_negative_least_squares(relative)
+        relative = np.array(rows, dtype=np.float64) / np.array(ms)[:, None]
+        call, core, around, linear, square = non_negative_prices(relative)
         image = self.begin(self.example(), [0], Setting(steps=1, budget=budgets[-1] if budgets else None), 1.0)
         finish = statistics.median(self._timed(lambda: self.finish(image)) for _ in range(3))
         return Costs(

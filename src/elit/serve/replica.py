@@ -7,13 +7,13 @@ fit to the back of its queue, asks for a request's size before its budget is kno
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from elit.serve.costs import Costs, efficient_batch
+from elit.serve.costs import Costs, Setting, efficient_batch
 from elit.serve.engine import Engine, Images
 from elit.serve.policy import Policy, PolicySettings, Refusal, Request
 from elit.serve.requests import Job
@@ -43,9 +43,18 @@ class Progress:
 class Replica:
     """Jobs in, pictures out. `start` its loop inside a running event loop."""
 
-    def __init__(self, engine: Engine, costs: Costs, service: ServiceSettings, name: str = "0"):
+    def __init__(
+        self,
+        engine: Engine,
+        costs: Costs,
+        service: ServiceSettings,
+        name: str = "0",
+        *,
+        ladder: Sequence[Setting] | None = None,
+    ):
+        """ladder: default the service's own."""
         self.engine, self.service, self.name = engine, service, name
-        ladder = service.ladder(engine.model.budgets)
+        ladder = ladder or service.ladder(engine.model.budgets)
         slots = service.max_batch or efficient_batch(costs, ladder[0], MOST_SLOTS)
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
         self.policy = Policy(costs, len(ladder), own)

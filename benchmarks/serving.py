@@ -1,0 +1,233 @@
+"""An elastic service against others, on one trace: measured on this machine, and simulated for it and for 8 of it.
+
+    python benchmarks/serving.py --model fashion                       # measured and simulated, a table, a plot
+    python benchmarks/serving.py --seconds 60 --load 2 --out benchmarks/results/serving.json
+    python benchmarks/serving.py --model fashion --simulate-only
+
+What is measured is the replica itself (queue, policy, engine) under an open loop of requests in this process, without
+HTTP and Ray; `elit loadtest` measures those too. The trace is bursty, `--load` times what full quality sustains.
+
+    elastic        budgets, then steps, by the policy
+    full           full quality, first come first served, nothing refused before the queue is full
+    low            the least budget always
+    fewer steps    the same policy, full budget, steps in the place of latents
+    shedding       full quality or refused at once
+    two models     the least and the full as two networks, with a swap between them (simulated only)
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import elit
+from elit.files import write_text
+from elit.report.tables import print_table
+from elit.serve.costs import Costs, Setting, spread
+from elit.serve.engine import Engine
+from elit.serve.outcomes import Outcome, over_time, summarize
+from elit.serve.policy import PolicySettings
+from elit.serve.replica import Replica
+from elit.serve.requests import Job
+from elit.serve.settings import ServiceSettings
+from elit.serve.simulator import qualities, simulate
+from elit.serve.trace import Arrival, arrivals, bursty_rates
+
+SWAP_MS = 500.0
+
+
+def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple[tuple[Setting, ...], bool]]:
+    """Each system's ladder, and whether it refuses what would be late."""
+    elastic = service.ladder(budgets)
+    full, low = elastic[-1], replace(elastic[-1], budget=budgets[0] if budgets else None)
+    cheapest = max(1, service.steps // 4)
+    steps = tuple(replace(full, steps=count) for count in spread(range(cheapest, service.steps + 1), len(elastic)))
+    return {
+        "elastic": (elastic, True),
+        "full": ((full,), False),
+        "low": ((low,), True),
+        "fewer steps": (steps, True),
+        "shedding": ((full,), True),
+        "two models": ((replace(low, model=1), full), True),
+    }
+
+
+async def measure(
+    engine: Engine, costs: Costs, service: ServiceSettings, ladder: Sequence[Setting], trace: Sequence[Arrival]
+) -> list[Outcome]:
+    """What becomes of a trace's requests at a replica in this process."""
+    replica = Replica(engine, costs, service, ladder=ladder)
+    replica.start()
+    accepted = qualities(ladder)
+    start = time.time()
+
+    async def send(place: int, arrival: Arrival) -> Outcome:
+        await asyncio.sleep(max(0.0, start + arrival.at - time.time()))
+        now = time.time()
+        due = now + (service.deadline_ms if arrival.deadline_ms is None else arrival.deadline_ms) / 1e3
+        settings, first = accepted[arrival.quality]
+        job = Job(
+            id=str(place),
+            prompt=str(place % 10),
+            arrival=now,
+            deadline=due,
+            settings=settings,
+            first=first,
+            seeds=(place,),
+            guidance_scale=service.guidance_scale,
+        )
+        answer = await replica.generate(job)
+        if "images" not in answer:
+            return Outcome(arrival=now - start, deadline=due - start, status=429)
+        return Outcome(
+            arrival=now - start,
+            deadline=due - start,
+            finish=time.time() - start,
+            budget=answer["budget"],
+            steps=answer["steps"],
+            queue_ms=answer["queue_ms"],
+            compute_ms=answer["compute_ms"],
+        )
+
+    return list(await asyncio.gather(*(send(place, arrival) for place, arrival in enumerate(trace))))
+
+
+def quality_of(path: Path | None) -> Any:
+    """The metric of a sweep at an outcome's budget and steps; None without a sweep's table."""
+    if path is None:
+        return None
+    from elit.planner.quality import read_quality
+
+    found = read_quality(path)
+    curves = {curve.budget: curve for curve in found.curves if curve.guidance is None and not curve.cache}
+
+    def quality(outcome: Outcome) -> float:
+        nearest = min(
+            (kept for kept in curves if isinstance(kept, int)), key=lambda kept: abs(kept - (outcome.budget or 0))
+        )
+        curve = curves[nearest]
+        steps = min(max(outcome.steps or 0, curve.steps[0]), curve.steps[-1])
+        return float(curve.at(steps) or 0.0)
+
+    return quality
+
+
+def plot(runs: dict[str, list[Outcome]], path: Path) -> None:
+    """Load, budget, latency and violations over time, a line a system."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from elit.report.plots import STYLE, save_figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 9), dpi=110, layout="constrained")
+        axes = figure.subplots(4, 1, sharex=True)
+        for number, (name, outcomes) in enumerate(runs.items()):
+            rows = over_time(outcomes, bins=40)
+            at = [row["at"] for row in rows]
+            for ax, key in zip(axes[1:], ("budget", "p50_ms", "violations"), strict=True):
+                ax.plot(at, [float("nan") if row[key] is None else row[key] for row in rows], label=name)
+            if number == 0:
+                axes[0].plot(at, [row["rate"] for row in rows], color="#667085")
+        labels = ("requests a second", "latents per group", "median latency, ms", "violations")
+        for ax, label in zip(axes, labels, strict=True):
+            ax.set_ylabel(label)
+            ax.grid(alpha=0.25)
+            ax.set_ylim(bottom=0)
+        axes[2].set_yscale("log")
+        axes[-1].set_xlabel("seconds")
+        axes[1].legend(frameon=False, ncols=3)
+        save_figure(figure, path)
+
+
+def parse(line: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="fashion")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="of the trace, which every measured system runs through"
+    )
+    parser.add_argument("--load", type=float, default=2.0, help="times what full quality sustains, in the mean")
+    parser.add_argument("--patience", type=float, default=10.0, help="deadline, times a lone image at full quality")
+    parser.add_argument("--max-batch", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--sweep", type=Path, help="table of elit sweep: mean quality of what was served")
+    parser.add_argument("--systems", nargs="+", default=["elastic", "full", "low", "fewer steps", "shedding"])
+    parser.add_argument("--simulate-only", action="store_true")
+    parser.add_argument("--out", type=Path, help="results as JSON, and plots beside it")
+    return parser.parse_args(line)
+
+
+def main(line: Sequence[str] | None = None) -> int:
+    args = parse(line)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    engine = Engine(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    load_before = os.getloadavg()[0]
+    costs = engine.measure(seconds=6.0)
+    service = ServiceSettings(model=args.model, steps=args.steps, max_batch=args.max_batch, max_queue=64)
+    ladder = service.ladder(engine.model.budgets)
+    slots = Replica(engine, costs, service).policy.settings.slots
+    capacity = costs.rate(ladder[-1], slots)
+    deadline_ms = args.patience * costs.alone_ms(ladder[-1])
+    service = replace(service, max_batch=slots, deadline_ms=deadline_ms)
+    quality = quality_of(args.sweep)
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"load {load_before:.1f} before; full quality {costs.alone_ms(ladder[-1]):.0f} ms, {capacity:.2f} images/s; "
+        f"floor {costs.rate(ladder[0], slots):.2f} images/s; deadline {deadline_ms:.0f} ms; {slots} in progress"
+    )
+    trace = arrivals(bursty_rates(args.seconds, args.load * capacity, args.seed), args.seed)
+    rows: list[dict[str, Any]] = []
+    measured: dict[str, list[Outcome]] = {}
+    simulated: dict[str, list[Outcome]] = {}
+
+    def record(kind: str, name: str, outcomes: list[Outcome]) -> None:
+        rows.append({"run": kind, "system": name, **summarize(outcomes, quality)})
+
+    for name, (rungs, refuse) in systems(service, engine.model.budgets).items():
+        own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
+        priced = replace(costs, swap=SWAP_MS if name == "two models" else 0.0)
+        simulated[name] = simulate(trace, rungs, priced, own, deadline_ms=deadline_ms)
+        record("simulated", name, simulated[name])
+        if name in args.systems and name != "two models" and not args.simulate_only:
+            measured[name] = asyncio.run(measure(engine, costs, replace(service, refuse=refuse), rungs, trace))
+            record("measured", name, measured[name])
+    eight = arrivals(bursty_rates(args.seconds, 8 * args.load * capacity, args.seed), args.seed)
+    for name, (rungs, refuse) in systems(service, engine.model.budgets).items():
+        own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
+        priced = replace(costs, swap=SWAP_MS if name == "two models" else 0.0)
+        outcomes = simulate(eight, rungs, priced, own, deadline_ms=deadline_ms, replicas=8)
+        record("simulated × 8", name, outcomes)
+    columns = list(rows[0])
+    cells = [[f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]
+    print_table(columns, cells)
+    if args.out:
+        summary = {
+            "command": " ".join(["python", "benchmarks/serving.py", *(line or sys.argv[1:])]),
+            "versions": {"elit": elit.__version__, "torch": torch.__version__},
+            "load_before": load_before,
+            "load_after": os.getloadavg()[0],
+            "costs": vars(costs),
+            "deadline_ms": deadline_ms,
+            "capacity": capacity,
+        }
+        write_text(args.out, json.dumps(summary | {"rows": rows}, indent=1) + "\n")
+        for kind, runs in (("measured", measured), ("simulated", simulated)):
+            if runs:
+                plot(runs, args.out.with_name(f"{args.out.stem}-{kind}.png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
