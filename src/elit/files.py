@@ -64,8 +64,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary folder, then puts it in the place of `folder`."""
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    """Lets `write` fill a temporary folder, then puts it in the place of `folder`.
+
+    That takes two renames. A kill between them leaves the one before as `.NAME.old`, and nothing at `folder`.
+    `whole_folder` finds it there, and the next call puts it back before it writes.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), _set_aside(folder)
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -78,6 +84,16 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
         os.replace(folder, old)
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def whole_folder(folder: Path) -> Path:
+    """Where to read what `write_folder` wrote: `folder`, or where a kill has left the one before."""
+    old = _set_aside(folder)
+    return old if old.is_dir() and not folder.exists() else folder
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def fingerprint(path: Path) -> list[int]:

@@ -104,6 +104,17 @@ def test_resumed_by_another_number_of_processes(tmp_path, before, whole, alone, 
     assert [row[1] for row in losses(out)] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_preview_changes_nothing_of_a_sharded_run(tmp_path):
+    """Its forward has the averaged weights; the next training forward has the run's own again, the root's too."""
+    settings = SETTINGS | {"fsdp": True, "steps": 9, "checkpoint_every": 9}
+    for every in (0, 7):
+        together(tiny(tmp_path / f"every-{every}", preview_every=every, **settings), tmp_path)
+    without, with_preview = tmp_path / "every-0", tmp_path / "every-7"
+    assert (with_preview / "samples" / "step-00000007.png").is_file()
+    assert losses(with_preview) == losses(without)
+    assert equal(weights(with_preview), weights(without))
+
+
 def test_sharded_matches_replicated(tmp_path, whole, alone, capfd):
     """FSDP2 against DDP: losses within 1e-4 over 20 steps; its state loads into one plain network, which goes on."""
     out = tmp_path / "sharded"

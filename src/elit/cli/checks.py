@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elit.budgets import ANY_COUNT, schedule_budgets
+from elit.files import whole_folder
 from elit.pretrained import model_folder
 
 LEAST = {
@@ -29,7 +30,7 @@ LEAST = {
 """Whole numbers that have a least value; options that take several have it for each."""
 ABOVE_ZERO = ("shift", "target_ms", "target_images_per_s", "target_gflops", "device_tflops", "mean_gflops")
 BUDGETS = ("budget", "budgets", "schedules", "guidance_budget", "step_budgets", "sample_budgets")
-DATA = ("digits", "moving-digits")
+DATA = ("digits", "moving-digits", "fashion-mnist")
 OWN_SAMPLES = "samples"  # of the model itself: elit inspect
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Of `elit.data.picture_files.FORMATS`, which loads pillow."""
@@ -50,8 +51,10 @@ def check_arguments(args: Any, **least: int) -> None:
     for name in ("model", "vae"):
         if isinstance(folder := given.get(name), Path) and folder != Path():
             check_saved_folder(model_folder(folder) if name == "model" else folder, name)
-    if isinstance(data := given.get("data"), str) and data not in (*DATA, OWN_SAMPLES) and not Path(data).exists():
-        raise ValueError(f"data={data!r}: no such folder; give one, or {' or '.join(DATA)}")
+    data = given.get("data")
+    named = data in (*DATA, OWN_SAMPLES) or str(data).startswith("idx:")
+    if isinstance(data, str) and not named and not Path(data).exists():
+        raise ValueError(f"data={data!r}: no such folder; give one, or any of {', '.join(DATA)}")
 
 
 def check_numbers(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
@@ -103,9 +106,10 @@ def check_guidance_is_used(args: Any) -> None:
 
 def check_saved_folder(folder: Path, name: str) -> None:
     """Whether `folder` may be a saved model, pipeline or autoencoder; its files are looked at when it is loaded."""
-    if not folder.is_dir():
+    where = whole_folder(folder)
+    if not where.is_dir():
         raise ValueError(f"{name}={str(folder)!r}: no such folder")
-    if not any((folder / file).is_file() for file in ("config.json", "model_index.json")):
+    if not any((where / file).is_file() for file in ("config.json", "model_index.json")):
         raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
 
 

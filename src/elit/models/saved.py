@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 
 from elit.compat import lone_process
-from elit.files import fingerprint, write_folder
+from elit.files import fingerprint, whole_folder, write_folder
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
@@ -23,7 +23,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 
 def load_own(folder: str | Path, **kwargs: Any) -> Transformer:
     """The network of this library saved in `folder`, of any class; `elit.load_model` without elastified ones."""
-    folder = model_folder(folder)
+    folder = whole_folder(model_folder(folder))
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
     if (folder / MANIFEST).is_file():

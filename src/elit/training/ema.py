@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from elit.compat import copy_all, lerp_all
@@ -60,14 +61,20 @@ class AveragedWeights:
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
-        """Lends the average to the network, for a preview."""
+        """Lends the average to the network, for a preview.
+
+        FSDP2 keeps what the root holds gathered after a forward that has no backward: the next one would go on with
+        that copy, of the average. So it is given up behind the preview, and before it, where it would hide the average.
+        """
         self.settle()
+        _reshard(network)
         shards = [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
         kept = [shard.clone() for shard in shards]
         copy_all(shards, self._shards())
         try:
             yield
         finally:
+            _reshard(network)
             copy_all(shards, kept)
 
     def whole(self) -> dict[str, Tensor]:
@@ -85,3 +92,10 @@ class AveragedWeights:
 def _own(weight: Tensor) -> Tensor:
     """This process's part."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def _reshard(network: nn.Module) -> None:
+    """Drops all gathered copies of sharded weights."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
