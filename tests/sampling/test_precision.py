@@ -1,8 +1,12 @@
 """The network as a sampler runs it: dtype copies and compiled twins leave the network itself alone."""
 
+import copy
+
+import peft
 import pytest
 import torch
 from conftest import ELIT, IMAGE, conditions, fresh, opened
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch._dynamo.testing import CompileCounter
 
 from elit.flow.guidance import AG
@@ -97,3 +101,49 @@ def test_the_runner_casts_what_goes_in():
     x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
     with torch.no_grad():
         assert runner(model, torch.bfloat16)(x, t, y).dtype == torch.bfloat16
+
+
+def with_adapters(model):
+    """Two LoRAs of random weights on its MLPs, of which the first is active."""
+    settings = {"r": 2, "target_modules": ["fc1"], "init_lora_weights": False}
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) + (name == "two"))
+        peft.inject_adapter_in_model(peft.LoraConfig(**settings), model, name)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.set_adapter("one")
+    return layers
+
+
+@pytest.mark.parametrize("change", ["data", "switch", "off", "merge", "scale"])
+def test_a_copy_follows_what_leaves_no_trace_on_the_weights(change):
+    """Writes through .data, and adapters switched, merged and scaled: as a network copied on the spot."""
+    model = opened("elit-dit")
+    layers = with_adapters(model)
+    x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
+    with torch.inference_mode():
+        before = runner(model, torch.bfloat16)(x, t, y)
+    if change == "data":
+        model.patch_embed.weight.data.mul_(2)
+    for layer in layers:
+        {
+            "data": lambda layer: None,
+            "switch": lambda layer: layer.set_adapter("two"),
+            "off": lambda layer: layer.enable_adapters(False),
+            "merge": lambda layer: layer.merge(),
+            "scale": lambda layer: layer.scale_layer(3.0),
+        }[change](layer)
+    with torch.no_grad():
+        after = runner(model, torch.bfloat16)(x, t, y)
+        right = copy.deepcopy(model).to(torch.bfloat16).eval()(x.bfloat16(), t, y)
+    assert torch.equal(after, right)
+    assert change == "merge" or not torch.equal(after, before)  # merging changes where the sum is, in bfloat16
+
+
+def test_a_copy_is_made_once():
+    model = opened("elit-dit")
+    first = in_dtype(model, torch.bfloat16)
+    assert in_dtype(model, torch.bfloat16) is first
+    model.train()
+    assert in_dtype(model, torch.bfloat16) is first
+    assert not first.training

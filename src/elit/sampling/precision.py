@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from elit.arguments import shortened
-from elit.compat import write_count
+from elit.compat import copy_all
 from elit.models.transformer import Transformer
 
-# By network: the state of its weights that the copies were made from, and the copies by dtype.
+# By network: how it was built when the copies were made, and the copies by dtype.
 _copies: WeakKeyDictionary[Transformer, tuple[Any, dict[torch.dtype, Transformer]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 
@@ -49,14 +49,47 @@ def runner(
 
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy in `dtype`, kept as long as `model` lives and its weights do not change."""
-    state = model.device, [(id(p), write_count(p)) for p in model.parameters()]
-    if model not in _copies or _copies[model][0] != state:
-        _copies[model] = state, {}
-    made = _copies[model][1]
-    if dtype not in made:
-        made[dtype] = copy.deepcopy(model).to(dtype).eval()
-    return made[dtype]
+    """A copy in `dtype`, kept as long as `model` lives and is built as it was; its weights are those of now.
+
+    They are copied anew each time: a write through `.data`, as when peft merges an adapter, leaves no trace to look
+    for, and one pass over the weights is little beside a sampling run.
+    """
+    built = model.device, _structure(model)
+    if model not in _copies or _copies[model][0] != built:
+        _copies[model] = built, {}
+    copies = _copies[model][1]
+    with torch.inference_mode(False), torch.no_grad():  # a copy made in inference mode could not be written to later
+        if dtype not in copies:
+            copies[dtype] = copy.deepcopy(model).to(dtype).eval()
+        else:
+            copy_all(_tensors(copies[dtype]), _tensors(model))
+    return copies[dtype]
+
+
+def _tensors(model: Transformer) -> list[Tensor]:
+    return [value.detach() for value in (*model.parameters(), *model.buffers())]
+
+
+def _structure(model: Transformer) -> list[tuple[Any, ...]]:
+    """What a copy has beside weights: of every module its class, and all of its settings that are plain data.
+
+    The adapters of peft that are active, merged or switched off are such settings of its layers.
+    """
+    return [(name, type(module), repr(_plain(vars(module)))) for name, module in model.named_modules()]
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a module's attributes that are numbers, text, or lists and tables of such; hooks and tensors are not."""
+    others = ("_modules", "_parameters", "_buffers", "training")
+    return {name: value for name, value in settings.items() if name not in others and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def as_compiled(model: Transformer) -> Transformer:
