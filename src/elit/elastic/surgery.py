@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FirstBlockCacheConfig
+from diffusers import ContextParallelConfig, DiffusionPipeline, FirstBlockCacheConfig
 from torch import Tensor
 
 from elit.arguments import whole_number, whole_numbers
@@ -219,6 +219,15 @@ class Elastic:
         plan = make_plan(grids, self.elastic_record.window, counts, device)
         with active(Call(self.elastic, family, plan, arguments)):
             return super().forward(**arguments)  # type: ignore[misc]
+
+    def enable_parallelism(self: Any, *, config: Any, **kwargs: Any) -> None:
+        """diffusers' own. Raises ValueError for context parallel: it deals a window's tokens out over devices."""
+        if isinstance(config, ContextParallelConfig) or getattr(config, "context_parallel_config", None) is not None:
+            raise ValueError(
+                "config: context parallel deals the tokens out over devices, and Read needs those of a window on one; "
+                "run it without the dial, or the branches of guidance on a device each"
+            )
+        super().enable_parallelism(config=config, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
