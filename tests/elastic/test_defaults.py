@@ -1,0 +1,96 @@
+"""elit.elastify alone: a pipeline, its defaults, a budget for references; and real grids by their cost."""
+
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from tiny import KINDS, MORE, build, draw, inputs, pipeline
+
+import elit
+from elit.elastic.families import FAMILIES
+from elit.elastic.surgery import default_blocks
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
+
+
+def test_read_and_write_lie_in_the_papers_proportion():
+    assert default_blocks(60) == (8, 52)
+    assert default_blocks(57) == (8, 49)  # Flux
+    assert [default_blocks(depth) for depth in (1, 2, 3, 4)] == [(0, 1), (0, 2), (1, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("kind", KINDS + MORE)
+def test_every_class_has_a_window_that_suits_it(kind):
+    model = elit.elastify(build(kind))
+    window = model.elastic_record.window
+    assert len(window) == FAMILIES[kind].axes
+    assert model.elastic_record.read_after == 1
+    assert model.elastic_record.write_after == 3
+
+
+def test_a_pipeline_is_elastified_in_place_and_is_what_it_was():
+    right = draw(pipeline("FluxPipeline"))
+    pipe = pipeline("FluxPipeline")
+    assert elit.elastify(pipe) is pipe
+    assert torch.equal(draw(pipe), right)
+    with elit.budget(0.25):
+        assert not torch.equal(draw(pipe), right)
+    with pytest.raises(ValueError, match="elastified already"):
+        elit.elastify(pipe)
+    pipe.transformer = None
+    with pytest.raises(ValueError, match="model: a FluxPipeline without a transformer"):
+        elit.elastify(pipe)
+
+
+def test_both_transformers_of_a_pipeline():
+    parts = {name: build("WanTransformer3DModel") for name in ("transformer", "transformer_2")}
+    pipe = diffusers.WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **parts
+    )
+    elit.elastify(pipe, window=(2, 2, 4))
+    assert pipe.transformer.budgets == pipe.transformer_2.budgets == tuple(range(1, 17))
+
+
+@pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "FluxTransformer2DModel"])
+def test_references_have_a_budget_of_their_own(kind, monkeypatch):
+    x, model = inputs(kind), elit.elastify(build(kind), window=(4, 4))
+    x["hidden_states"] = torch.cat((x["hidden_states"],) * 2, 1)
+    if kind.startswith("Qwen"):
+        x["img_shapes"] = [[(1, 8, 8), (1, 8, 8)]] * 2
+    else:
+        x["img_ids"] = torch.cat((x["img_ids"], x["img_ids"] + torch.tensor([1.0, 0, 0])))
+    kept, finish = [], model.elastic.finish
+
+    def noted(tokens, start, latents, plan):
+        kept.append([(part.windows, part.num_latents) for part in plan.parts])
+        return finish(tokens, start, latents, plan)
+
+    monkeypatch.setattr(model.elastic, "finish", noted)
+    with torch.no_grad():
+        with elit.budget(0.5, reference=0.25):
+            assert model(**x).sample.isfinite().all()
+        with elit.budget(0.5):
+            model(**x)
+        with elit.budget(1.0, reference=1):
+            low = model(**x).sample
+        assert not torch.equal(low, model(**x).sample)
+    assert kept[:3] == [[(4, 8), (4, 4)], [(8, 8)], [(4, 16), (4, 1)]]
+    with pytest.raises(ValueError, match="budget=0"), elit.budget(0.5, reference=0):
+        pass
+
+
+def test_context_parallel_is_refused_with_a_reason():
+    model = elit.elastify(build("FluxTransformer2DModel"))
+    with pytest.raises(ValueError, match="config: context parallel deals the tokens out over devices"):
+        model.enable_parallelism(config=diffusers.ContextParallelConfig(ring_degree=2))
+
+
+@pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "WanTransformer3DModel"])
+def test_real_grids_cost_what_the_closed_form_says(kind):
+    """83×83 and 21×30×52 tokens; studies/pipelines/sizes.py has the others, and their errors."""
+    from sizes import GRIDS, flops
+
+    seen, said = flops(kind, GRIDS[kind][0], 0.25)
+    assert seen == pytest.approx(said, rel=0.02)
