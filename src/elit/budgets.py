@@ -140,8 +140,8 @@ def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequen
     if isinstance(schedule, str) and "@" in schedule:
         pieces = _parse_pieces(schedule)
         # The piece is found with a tolerance: a step at t = 0.3 must not miss "…@0.3-1" by a rounding error.
-        chosen = [next(budget for budget, _, high in pieces if t < high - 1e-9 or high == 1) for t in times]
-        return [resolve_budget(budget, budgets) for budget in chosen]
+        of_steps = [next(budget for budget, _, high in pieces if t < high - 1e-9 or high == 1) for t in times]
+        return [resolve_budget(budget, budgets) for budget in of_steps]
     if callable(schedule):
         return [resolve_budget(schedule(t), budgets) for t in times]
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):

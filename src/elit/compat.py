@@ -77,8 +77,8 @@ def refused_global(error: BaseException) -> str | None:
 
     torch 2.4 ("Unsupported global: GLOBAL x") and 2.6; its UnpicklingError has no field for it.
     """
-    found = re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
-    return found[1] if found else None
+    match = re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
+    return match[1] if match else None
 
 
 DEAD_WORKER = "DataLoader worker (pid"
@@ -120,8 +120,8 @@ def checkpointing_through(wrap: Callable[..., Any]) -> property:
     return property(get, put)
 
 
-def register_block_like(made: type, kind: type) -> None:
-    """Has diffusers' caches treat blocks of class `made` as those of `kind`, which they look up by class.
+def register_block_like(subclass: type, kind: type) -> None:
+    """Has diffusers' caches treat blocks of class `subclass` as those of `kind`, which they look up by class.
 
     diffusers 0.35; its register functions are for a package's own blocks, and the registry fills on first use.
     """
@@ -130,7 +130,7 @@ def register_block_like(made: type, kind: type) -> None:
     TransformerBlockRegistry._register()
     if (known := TransformerBlockRegistry._registry.get(kind)) is not None:
         fresh = dataclasses.replace(known, _cls=None, _cached_parameter_indices=None)
-        TransformerBlockRegistry.register(made, fresh)
+        TransformerBlockRegistry.register(subclass, fresh)
 
 
 def execution_device(pipeline: Any) -> torch.device:

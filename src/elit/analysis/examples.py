@@ -66,8 +66,8 @@ def load_examples(
     if count > len(images):
         raise ValueError(f"count={count}: {data!r} has {len(images)}; give at most so many")
     rows = [i * len(images) // count for i in range(count)]
-    found, labels = images.__getitems__(rows)
-    x = _as_latents(found, images, vae, seed)
+    batch, labels = images.__getitems__(rows)
+    x = _as_latents(batch, images, vae, seed)
     wanted = (model.config.in_channels, *model.sample_size)
     if x.shape[1:] != wanted:
         help = " or the autoencoder that the model was trained in as vae" if vae is None and x.shape[1] == 3 else ""
@@ -100,21 +100,21 @@ def as_shown(samples: Tensor, vae: ModelMixin | None) -> Tensor:
         parts = (
             [decode(vae, part.to(vae.device if vae else part.device)) for part in samples.split(8)] if pixels else []
         )
-    shown = torch.cat(parts).float().cpu() if pixels else samples.float().cpu().mean(1, keepdim=True)
-    if shown.ndim == 5:
-        shown = shown[:, :, 0]
+    pictures = torch.cat(parts).float().cpu() if pixels else samples.float().cpu().mean(1, keepdim=True)
+    if pictures.ndim == 5:
+        pictures = pictures[:, :, 0]
     if not pixels:
-        low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
-        shown = 2 * (shown - low) / (high - low).clamp(min=1e-6) - 1
-    return shown.clamp(-1, 1)
+        low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
+        pictures = 2 * (pictures - low) / (high - low).clamp(min=1e-6) - 1
+    return pictures.clamp(-1, 1)
 
 
-def _as_latents(found: Tensor, images: ImageData, vae: ModelMixin | None, seed: int) -> Tensor:
+def _as_latents(batch: Tensor, images: ImageData, vae: ModelMixin | None, seed: int) -> Tensor:
     """What a data set gives, as the network takes it: drawn from posteriors, or encoded (their means)."""
     if isinstance(images, LatentSet):
-        return posterior_sample(found, seeded_noise(range(seed, seed + len(found)), images.shape))
+        return posterior_sample(batch, seeded_noise(range(seed, seed + len(batch)), images.shape))
     if vae is None:
-        return found
-    if found.shape[1] != 3:
-        raise ValueError(f"vae: given, but the data has {found.shape[1]} channels and an autoencoder takes RGB")
-    return torch.cat([encode_mean(vae, part).cpu() for part in found.split(8)])
+        return batch
+    if batch.shape[1] != 3:
+        raise ValueError(f"vae: given, but the data has {batch.shape[1]} channels and an autoencoder takes RGB")
+    return torch.cat([encode_mean(vae, part).cpu() for part in batch.split(8)])

@@ -75,8 +75,8 @@ def inspect_model(
     setting: its budget is not used; the same seeds at every budget. vae: to show pictures. progress: called with
     (forwards and sampled budgets done, in all). Raises ValueError for a baseline.
     """
-    drops, shown = single_drops(model), budgets_shown(model.budgets)
-    done, total = 0, probe.forwards * (1 + len(model.budgets) + len(drops)) + len(shown)
+    drops, budgets = single_drops(model), budgets_shown(model.budgets)
+    done, total = 0, probe.forwards * (1 + len(model.budgets) + len(drops)) + len(budgets)
 
     def tick() -> None:
         nonlocal done
@@ -85,14 +85,14 @@ def inspect_model(
             progress(done, total)
 
     # Before the work: some guidance fits no small budget.
-    costs = {budget: sampling_flops(model, **(setting.arguments() | {"budget": budget})) for budget in shown}
+    costs = {budget: sampling_flops(model, **(setting.arguments() | {"budget": budget})) for budget in budgets}
     seen = look(model, probe, tick=tick)
     by_budget = {budget: losses(model, probe, budget, tick) for budget in model.budgets}
     without = [(slots, losses_without(model, probe, slots, tick)) for slots in drops]
     rows = [examples.names.index(name) for name in sorted(set(examples.names))][:MOST_SAMPLES]
     y = probe.y[torch.tensor(rows)]
     drawn = {}
-    for budget in shown:
+    for budget in budgets:
         arguments = setting.arguments() | {"budget": budget, "seed": setting.seed}
         drawn[budget] = sample(model, y, batch_size=probe.batch_size, **arguments).cpu()
         tick()

@@ -122,9 +122,9 @@ def look(model: Transformer, probe: Probe, budget: Budget = None, tick: Tick | N
         for i, samples, loss in probe.run(model, budget, tick):
             weights = maps.pop().mean(1).double().cpu().unflatten(0, (len(samples), -1))  # (b, G, J̃, n)
             entropy = -torch.xlogy(weights, weights).sum(-1).mean(1)  # (b, J̃)
-            found = {"attention": weights.sum(2).flatten(1), "loss": loss.double(), "entropy": entropy}
+            measured = {"attention": weights.sum(2).flatten(1), "loss": loss.double(), "entropy": entropy}
             latents = weights.transpose(2, 3).flatten(1, 2) / len(probe.times)  # (b, N, J̃)
-            for name, value in found.items():
+            for name, value in measured.items():
                 total = seen.setdefault(name, torch.zeros(*shape, *value.shape[1:], dtype=torch.float64))
                 total[i].index_add_(0, samples, share * value)
             total = seen.setdefault("latents", torch.zeros(shape[1], *latents.shape[1:], dtype=torch.float64))
@@ -150,23 +150,23 @@ def only_latents(model: Transformer, slots: Sequence[int]) -> Iterator[int]:
     after the block, so that a network that nobody looks at knows nothing of this.
     Raises ValueError for a baseline, slots that are not there, not ascending, or no valid budget together.
     """
-    interface, kept = interface_of(model), torch.as_tensor(slots)
+    interface, indices = interface_of(model), torch.as_tensor(slots)
     if not isinstance(interface, LatentInterface):  # the published SiT reads all its latents at every budget
         raise ValueError(f"model: {type(model).__name__} uses its dropped latents too; give another ELIT model")
     valid, step = len(interface.latents), model.budget_step
     ascending = all(a < b for a, b in pairwise(slots))
     if not len(slots) or not ascending or not 0 <= slots[0] <= slots[-1] < valid or len(slots) not in model.budgets:
         raise ValueError(f"slots={list(slots)}: give some of 0 to {valid - 1}, ascending, a multiple of {step} of them")
-    kept = kept.to(interface.latents.device)
+    indices = indices.to(interface.latents.device)
     of_class = model.rope
 
     def rope(grid: tuple[int, ...], count: int | None, x: Tensor) -> Rope:
         if count is None:
             return of_class(grid, None, x)
         whole = of_class(grid, valid, x)  # of all latents of every group, slot by slot
-        return Rope(*(table.unflatten(0, (-1, valid))[:, kept].flatten(0, 1) for table in whole))
+        return Rope(*(table.unflatten(0, (-1, valid))[:, indices].flatten(0, 1) for table in whole))
 
-    hook = interface.reader.register_forward_pre_hook(lambda _, inputs: (interface.latents[kept], *inputs[1:]))
+    hook = interface.reader.register_forward_pre_hook(lambda _, inputs: (interface.latents[indices], *inputs[1:]))
     model.rope = rope  # type: ignore[method-assign,assignment]
     try:
         yield len(slots)

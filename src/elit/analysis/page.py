@@ -26,32 +26,36 @@ def is_inspection(name: str) -> bool:
     return name in (*PICTURES, "inspect.json", "report.html")
 
 
-def write_inside(found: Inspection, out: Path, title: str) -> Path:
+def write_inside(inspection: Inspection, out: Path, title: str) -> Path:
     """Writes the pictures, inspect.json and report.html into `out`; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():
-        draw(found, out / name)
-    write_text(out / "inspect.json", json.dumps(found.numbers, indent=1, allow_nan=False) + "\n")
-    write_page(out / "report.html", f"Inside {title}", lead(found), sections(found, out))
+        draw(inspection, out / name)
+    write_text(out / "inspect.json", json.dumps(inspection.numbers, indent=1, allow_nan=False) + "\n")
+    write_page(out / "report.html", f"Inside {title}", lead(inspection), sections(inspection, out))
     return out / "report.html"
 
 
-def lead(found: Inspection) -> str:
+def lead(inspection: Inspection) -> str:
     """How the numbers were made, in a few sentences."""
-    how = found.numbers["made"]
+    how = inspection.numbers["made"]
     times = ", ".join(f"{time:g}" for time in how["times"])
-    clips = " Of clips the first frame is shown." if found.look.loss.shape[2] > found.maps["loss"][0, 0].numel() else ""
+    clips = (
+        " Of clips the first frame is shown."
+        if inspection.look.loss.shape[2] > inspection.maps["loss"][0, 0].numel()
+        else ""
+    )
     return (
-        f"{len(found.names)} samples of {how['examples']['data']}, each seen through {how['draws']} draws of noise "
-        f"at t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers, and how they "
+        f"{len(inspection.names)} samples of {how['examples']['data']}, each seen through {how['draws']} draws of "
+        f"noise at t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers, and how they "
         f"were made, are in inspect.json.{clips}"
     )
 
 
-def sections(found: Inspection, out: Path) -> list[Section]:
+def sections(inspection: Inspection, out: Path) -> list[Section]:
     """A section a picture, with its numbers."""
-    rows, without, budgets = (found.numbers[name] for name in ("attention_and_loss", "without", "budgets"))
-    latents = found.numbers["latents"]
+    rows, without, budgets = (inspection.numbers[name] for name in ("attention_and_loss", "without", "budgets"))
+    latents = inspection.numbers["latents"]
     first, last = latents[0]["entropy"], latents[-1]["entropy"]
     return [
         Section(
@@ -78,7 +82,7 @@ def sections(found: Inspection, out: Path) -> list[Section]:
         ),
         Section(
             title="How widely each latent reads",
-            text=f"Entropy of the attention of a latent over its window of {found.look.tokens_per_group} tokens: "
+            text=f"Entropy of the attention of a latent over its window of {inspection.look.tokens_per_group} tokens: "
             f"{first:.2f} nats for the first latent, {last:.2f} for the last, {latents[0]['most']:.2f} at most.",
             image=out / "entropy.png",
             alt="Entropy of the attention of each latent",
@@ -100,8 +104,12 @@ def sections(found: Inspection, out: Path) -> list[Section]:
         ),
         Section(
             title="The same noise at every budget",
-            text=f"{_sampling(found.numbers['made'])} Only the number of latents changes from row to row."
-            + ("" if found.numbers["made"]["pictures"] else " Not pictures: the mean over the channels of latents."),
+            text=f"{_sampling(inspection.numbers['made'])} Only the number of latents changes from row to row."
+            + (
+                ""
+                if inspection.numbers["made"]["pictures"]
+                else " Not pictures: the mean over the channels of latents."
+            ),
             image=out / "budgets.png",
             alt="Samples, one row a budget",
         ),

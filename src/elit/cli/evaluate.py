@@ -118,9 +118,9 @@ def _run(args: Args) -> dict[str, Any] | None:
     results: dict[str, Any] = {}
     for group in groups:
         with show_progress(group.detector.name, len(pictures)) as progress:
-            chosen: dict[str, Any] = {"metrics": group.metrics, "progress": progress}
+            options_of_group: dict[str, Any] = {"metrics": group.metrics, "progress": progress}
             results[group.specification] = score(
-                pictures, group.detector, group.reference, out=work, **chosen, **options
+                pictures, group.detector, group.reference, out=work, **options_of_group, **options
             )
     if not share.main:
         return None
@@ -173,10 +173,10 @@ def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, t
         if not any(name in detector.offers for detector in detectors):
             here = "; ".join(f"{detector.name} offers {', '.join(detector.offers)}" for detector in detectors)
             raise ValueError(f"metrics={name!r}: {here}")
-    found = {detector.name: tuple(name for name in metrics if name in detector.offers) for detector in detectors}
-    if metrics and (idle := [name for name, chosen in found.items() if not chosen]):
+    by_detector = {detector.name: tuple(name for name in metrics if name in detector.offers) for detector in detectors}
+    if metrics and (idle := [name for name, names in by_detector.items() if not names]):
         raise ValueError(f"detector={idle[0]!r}: offers none of the metrics {', '.join(metrics)}")
-    return found
+    return by_detector
 
 
 def _pictures(args: Args, device: str, work: Path, share: Any) -> Any:
@@ -217,15 +217,15 @@ def _save_reference(
     from elit.evaluate.reference import reference_from, save_reference
 
     with show_progress(detector.name, len(pictures)) as progress:
-        found = detect(pictures, detector, work, progress=progress, **options)
+        detections = detect(pictures, detector, work, progress=progress, **options)
     if not options["share"].main:
         return None
-    reference = reference_from(found, pictures, detector)
+    reference = reference_from(detections, pictures, detector)
     assert args.save_reference is not None
     save_reference(reference, args.save_reference)
     if not args.json:
-        print(f"{args.save_reference}: {detector.name}'s statistics of {found.count} pictures")
-    return {"reference": str(args.save_reference), "count": found.count, "made": reference.made}
+        print(f"{args.save_reference}: {detector.name}'s statistics of {detections.count} pictures")
+    return {"reference": str(args.save_reference), "count": detections.count, "made": reference.made}
 
 
 def _report(args: Args, pictures: Any, results: dict[str, Any]) -> dict[str, Any]:

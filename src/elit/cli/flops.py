@@ -95,11 +95,13 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
     else:
         with torch.device(device):
             model = create_model(name, sample_size=size)
-    kept = dict.fromkeys(resolve_budget(budget, model.budgets) for budget in args.budgets) if model.budgets else [None]
+    counts = (
+        dict.fromkeys(resolve_budget(budget, model.budgets) for budget in args.budgets) if model.budgets else [None]
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     full = count_flops(model, sample_size=size)
     rows = []
-    for count in kept:
+    for count in counts:
         flops = count_flops(model, sample_size=size, budget=count)
         row: dict[str, Any] = {
             "model": name,

@@ -91,13 +91,13 @@ def run(args: Args) -> dict[str, Any]:
     probe = Probe(x=examples.x, y=examples.y, **settings)
     setting = Setting(steps=args.steps, guidance=chosen_guidance(args), seed=args.seed)
     with show_progress("looking", 1) as progress:
-        found = inspect_model(model, examples, probe, setting, vae=vae, progress=progress)
-    write_folder(args.out, lambda folder: write_inside(found, folder, str(args.model)))
+        inspection = inspect_model(model, examples, probe, setting, vae=vae, progress=progress)
+    write_folder(args.out, lambda folder: write_inside(inspection, folder, str(args.model)))
     report = args.out / "report.html"
     if not args.json:
-        _print(found.numbers)
+        _print(inspection.numbers)
         print(f"Report: {report}")
-    return found.numbers
+    return inspection.numbers
 
 
 def _print(numbers: dict[str, Any]) -> None:

@@ -76,14 +76,14 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
     """
     import tyro
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             args = tyro.cli(kind, prog=f"elit {name}", args=list(arguments), **options)
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        raise ValueError(_one_line(said.getvalue(), name)) from None
+        raise ValueError(_one_line(output.getvalue(), name)) from None
     # What is a model's folder may be the name of one in the box.
     boxed = {field: model_folder(getattr(args, field)) for field in ("model", "pictures") if hasattr(args, field)}
     return replace(args, **boxed) if boxed else args
@@ -123,13 +123,13 @@ def show_notes(name: str) -> Iterator[None]:
     """Prints what to know before believing a score as a line on stderr, each once."""
     from elit.evaluate import EvaluationWarning
 
-    said: set[str] = set()
+    printed: set[str] = set()
 
     def say(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if not issubclass(category, EvaluationWarning):
             others(message, category, *rest, **more)
-        elif str(message) not in said:
-            said.add(str(message))
+        elif str(message) not in printed:
+            printed.add(str(message))
             print(f"elit {name}: note: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():

@@ -134,19 +134,19 @@ def _run(args: Args) -> dict[str, Any] | None:
     groups = open_metrics(args, device, args.out, share)
     if share.main:
         detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
-    made: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
+    options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
     with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
-        points, known = sweep(sampler, settings, groups, count=args.count, out=args.out, progress=progress, **made)
+        points, known = sweep(sampler, settings, groups, count=args.count, out=args.out, progress=progress, **options)
     if not share.main:
         return None
     table = args.table or args.out / "sweep.jsonl"
     write_table(points, table)
     if args.card:
         write_table(points, measurements_folder(args.model) / "sweep.jsonl")
-    shown = [point for point in points if point.detector == detector]
-    result = _report(args, sampler, shown, quality, table)
+    of_detector = [point for point in points if point.detector == detector]
+    result = _report(args, sampler, of_detector, quality, table)
     if not args.json:
-        _print(shown, quality, known, notes, result)
+        _print(of_detector, quality, known, notes, result)
     return {"points": len(points), "known": known, "notes": notes, **result}
 
 

@@ -67,34 +67,32 @@ def _dry_run(args: Args) -> dict[str, Any]:
     from elit.costs.memory import estimate
     from elit.report.tables import print_table
 
-    found = estimate(
-        args.settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation
-    )
-    gib = {name: getattr(found, name) / 2**30 for name in PARTS}
-    gib |= {"gradients": gib["weights"], "activations_checkpointed": found.activations_checkpointed / 2**30}
+    cost = estimate(args.settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)
+    gib = {name: getattr(cost, name) / 2**30 for name in PARTS}
+    gib |= {"gradients": gib["weights"], "activations_checkpointed": cost.activations_checkpointed / 2**30}
     if not args.json:
-        print(f"{args.settings.model.name}: {found.parameters / 1e6:.1f}M parameters")
+        print(f"{args.settings.model.name}: {cost.parameters / 1e6:.1f}M parameters")
         rows = [
             ["weights, float32", gib["weights"]],
             ["gradients", gib["gradients"]],
             ["Adam's moments", gib["optimizer"]],
             ["averaged weights", gib["average"]],
-            *([["weights gathered from all devices", gib["gathered"]]] if found.gathered else []),
+            *([["weights gathered from all devices", gib["gathered"]]] if cost.gathered else []),
             ["activations", gib["activations"]],
             ["activations, with gradient checkpointing", gib["activations_checkpointed"]],
-            [f"peak, {'with' if found.gradient_checkpointing else 'without'} checkpointing", gib["peak"]],
+            [f"peak, {'with' if cost.gradient_checkpointing else 'without'} checkpointing", gib["peak"]],
         ]
         print_table(["memory of one device", "GiB"], [[name, f"{value:.2f}"] for name, value in rows])
-        days = found.device_days / args.devices
-        print(f"{found.tflops:.1f} TFLOPs an iteration (3 × forward × batch {args.settings.batch_size})")
+        days = cost.device_days / args.devices
+        print(f"{cost.tflops:.1f} TFLOPs an iteration (3 × forward × batch {args.settings.batch_size})")
         print(
-            f"{found.device_days:.1f} GPU-days for {args.settings.steps:,} steps at {args.utilisation:.0%} of "
+            f"{cost.device_days:.1f} GPU-days for {args.settings.steps:,} steps at {args.utilisation:.0%} of "
             f"{args.device_tflops:g} TFLOP/s: {days:.1f} days on {args.devices}"
         )
     return {
-        "parameters": found.parameters,
+        "parameters": cost.parameters,
         "gib": gib,
-        "tflops": found.tflops,
-        "gpu_days": found.device_days,
+        "tflops": cost.tflops,
+        "gpu_days": cost.device_days,
         "devices": args.devices,
     }

@@ -91,24 +91,24 @@ def run(args: Args) -> dict[str, Any]:
                 progress(done, total)
 
         sizes |= {"mean_share": args.mean_share, "mean_gflops": args.mean_gflops}
-        found = tune_schedule(model, examples.x, examples.y, tick=tick, **sizes)
-    result = {**asdict(found), "gain": found.gain, "model": str(args.model), "data": args.data, "count": args.count}
+        tuned = tune_schedule(model, examples.x, examples.y, tick=tick, **sizes)
+    result = {**asdict(tuned), "gain": tuned.gain, "model": str(args.model), "data": args.data, "count": args.count}
     if args.out is not None:
         write_text(args.out, json.dumps(result, indent=1) + "\n")
     if not args.json:
-        _print(found, len(model.budgets) and model.budgets[-1])
+        _print(tuned, len(model.budgets) and model.budgets[-1])
         if args.out is not None:
             print(f"Result: {args.out}")
     return result
 
 
-def _print(found: Any, most: int) -> None:
-    print(f"schedule: {found.schedule}")
-    print(f"  {found.share:.1%} of the latents on average, {found.gflops:.4g} GFLOPs an evaluation")
-    print(f"  loss {found.loss:.6f}; all {most} latents {found.full_loss:.6f}")
-    print(f"  constant budgets: {found.interpolated_loss:.6f} at the same cost, between two counts;")
-    print(f"  {found.constant_loss:.6f} with {found.constant}, the most that keep to the bound")
-    above = found.interpolated_loss - found.full_loss
-    share = f", {found.gain / above:.0%} of what they lose against all latents" if above > 0 else ""
-    print(f"  gain over constant budgets of the same cost: {found.gain:.6f}{share}")
-    print(f'use it: elit sample MODEL --budget "{found.schedule}"')
+def _print(tuned: Any, most: int) -> None:
+    print(f"schedule: {tuned.schedule}")
+    print(f"  {tuned.share:.1%} of the latents on average, {tuned.gflops:.4g} GFLOPs an evaluation")
+    print(f"  loss {tuned.loss:.6f}; all {most} latents {tuned.full_loss:.6f}")
+    print(f"  constant budgets: {tuned.interpolated_loss:.6f} at the same cost, between two counts;")
+    print(f"  {tuned.constant_loss:.6f} with {tuned.constant}, the most that keep to the bound")
+    above = tuned.interpolated_loss - tuned.full_loss
+    share = f", {tuned.gain / above:.0%} of what they lose against all latents" if above > 0 else ""
+    print(f"  gain over constant budgets of the same cost: {tuned.gain:.6f}{share}")
+    print(f'use it: elit sample MODEL --budget "{tuned.schedule}"')

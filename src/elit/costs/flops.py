@@ -81,8 +81,8 @@ def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: S
     total += _stage_flops(network, config, spec, range(head), tokens)
     if spec:
         step = network.budget_step
-        kept = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
-        parts = parts_of(grid, spec.window, kept, step)
+        num_latents = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
+        parts = parts_of(grid, spec.window, num_latents, step)
         n = math.prod(spec.window)
         total += sit_interface_flops(tokens, n, d) if network is SiT else interface_flops(parts, d)
         latents = sum(part.windows * part.num_latents for part in parts)
@@ -144,10 +144,14 @@ def _conditioning_flops(network: type[Transformer], config: Mapping[str, Any]) -
 def interface_flops(parts: Sequence[Part], d: int) -> int:
     """Read and Write of the windows of a grid, by shape, width d."""
     total = 12 * d**2  # Read's modulation
-    for windows, shape, kept in parts:
-        tokens, latents, pairs = windows * math.prod(shape), windows * kept, windows * math.prod(shape) * kept
+    for windows, shape, num_latents in parts:
+        tokens, latents, pairs = (
+            windows * math.prod(shape),
+            windows * num_latents,
+            windows * math.prod(shape) * num_latents,
+        )
         # Read: queries once a sample, keys and values, attention inside groups, output, MLP.
-        total += 2 * kept * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
+        total += 2 * num_latents * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
         # Write: queries, keys and values, attention inside groups, output, MLP.
         total += 2 * tokens * d**2 + 4 * latents * d**2 + 4 * pairs * d + 6 * tokens * d**2
     return total

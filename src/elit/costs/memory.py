@@ -64,10 +64,10 @@ def estimate(
     with torch.device("meta"):
         model = create_model(**config.model.chosen())
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
-    flops = 3 * config.batch_size * sum(count_flops(model, budget=kept) for kept in drawn) / len(drawn)
+    flops = 3 * config.batch_size * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     batch = config.batch_size // devices // config.gradient_accumulation
-    largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
+    largest = None if drawn == (None,) else max(num_latents for num_latents in drawn if num_latents is not None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
     shard, gathered = parameters, 0
     if config.fsdp and devices > 1:
@@ -94,12 +94,12 @@ def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, che
     with fake_tensors():
         model = create_model(**config.model.chosen())
         weights = {storage_number(parameter) for parameter in model.parameters()}
-        kept: dict[int, int] = {}
+        sizes: dict[int, int] = {}
         alive: list[Tensor] = []  # a freed storage's number may come again
 
         def keep(value: Tensor) -> Tensor:
             if (number := storage_number(value)) not in weights:
-                kept[number] = value.untyped_storage().nbytes()
+                sizes[number] = value.untyped_storage().nbytes()
                 alive.append(value)
             return value
 
@@ -113,4 +113,4 @@ def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, che
         ):
             velocity = model(x, t, y, budget)
             torch.nn.functional.mse_loss(velocity.float(), x)
-    return sum(kept.values())
+    return sum(sizes.values())

@@ -78,7 +78,7 @@ def training_tflops(name: str, pixels: int, budget: Budget = None) -> float:
         return 3 * 256 * count_flops(name, sample_size=size, budget=budget) / 1e12
     model = _meta(name.removesuffix(" MB"), sample_size=size)
     drawn = training_budgets(model.budgets, FEWEST[pixels], None)
-    return 3 * 384 * sum(count_flops(model, budget=kept) for kept in drawn) / len(drawn) / 1e12
+    return 3 * 384 * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn) / 1e12
 
 
 def _meta(name: str, **settings: int) -> Transformer:

@@ -132,10 +132,10 @@ def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = posterior.mean.float(), posterior.std.float()
     else:
         named = (getattr(output, key, None) for key in ("latent", "latents"))
-        found = next((value for value in named if isinstance(value, Tensor)), None)
-        if found is None:
+        latents = next((value for value in named if isinstance(value, Tensor)), None)
+        if latents is None:
             raise ValueError(f"vae: what {type(vae).__name__} encodes to has no latent_dist, latent or latents")
-        mean, std = found.float(), torch.zeros_like(found, dtype=torch.float32)
+        mean, std = latents.float(), torch.zeros_like(latents, dtype=torch.float32)
     return (_without_frame(mean, vae), _without_frame(std, vae)) if frame else (mean, std)
 
 

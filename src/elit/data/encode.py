@@ -131,7 +131,7 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
     """Encodes `rows` of the source into one Arrow file."""
     with replacing(path) as temporary, ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
         for first in range(rows.start, rows.stop, encoding.batch_size):
-            pixels, labels, kept = [], [], []
+            pixels, labels, rows_read = [], [], []
             for row in range(first, min(first + encoding.batch_size, rows.stop)):
                 try:
                     example = source[row]
@@ -143,10 +143,10 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
                         f"src: sample {row} cannot be read ({error}); mend it, or set skip_unreadable"
                     ) from None
                 labels.append(example.label)
-                kept.append(row)
-            if not kept:
+                rows_read.append(row)
+            if not rows_read:
                 continue
-            for row, label, mean, std in zip(kept, labels, *encode_moments(vae, torch.stack(pixels)), strict=True):
+            for row, label, mean, std in zip(rows_read, labels, *encode_moments(vae, torch.stack(pixels)), strict=True):
                 parts = {
                     name: value.to(DTYPE).cpu().numpy().tobytes() for name, value in (("mean", mean), ("std", std))
                 }
@@ -171,12 +171,12 @@ def finish(source: Source, out: Path, encoding: Encoding) -> dict[str, Any]:
         path, wanted = shard_path(out, shard), shard_rows(source, encoding, shard)
         if not path.is_file():
             raise ValueError(f"out={str(out)!r}: {path.name} is missing; run the command again")
-        found = list(Dataset.from_file(str(path))["row"])
-        missing = sorted(set(wanted) - set(found))
-        if len(found) != len(set(found)) or set(found) - set(wanted) or (missing and not encoding.skip_unreadable):
+        rows = list(Dataset.from_file(str(path))["row"])
+        missing = sorted(set(wanted) - set(rows))
+        if len(rows) != len(set(rows)) or set(rows) - set(wanted) or (missing and not encoding.skip_unreadable):
             raise ValueError(f"out={str(out)!r}: {path.name} does not hold its samples; remove it and run again")
         skipped += missing
-        shards.append({"file": path.name, "rows": len(found), "sha256": _digest(path.read_bytes())})
+        shards.append({"file": path.name, "rows": len(rows), "sha256": _digest(path.read_bytes())})
     index = {"count": sum(shard["rows"] for shard in shards), "skipped": skipped, "shards": shards}
     if index["count"] + len(skipped) != len(source):
         raise ValueError(f"out={str(out)!r}: {index['count']} samples of {len(source)}, {len(skipped)} left out")

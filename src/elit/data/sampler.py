@@ -82,15 +82,15 @@ def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.nd
     mask = np.uint64((1 << int(half)) - 1)
     source = random.Random(f"order/{seed}/{epoch}")
     keys = [np.uint64(source.getrandbits(64)) for _ in range(ROUNDS)]
-    found = positions.astype(np.uint64)
-    outside = np.ones(len(found), dtype=bool)
+    codes = positions.astype(np.uint64)
+    outside = np.ones(len(codes), dtype=bool)
     while outside.any():
-        left, right = found[outside] >> half, found[outside] & mask
+        left, right = codes[outside] >> half, codes[outside] & mask
         for key in keys:
             left, right = right, left ^ (_mixed(right ^ key) & mask)
-        found[outside] = (left << half) | right
-        outside = found >= length
-    return found.astype(np.int64)
+        codes[outside] = (left << half) | right
+        outside = codes >= length
+    return codes.astype(np.int64)
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

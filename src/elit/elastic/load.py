@@ -52,8 +52,8 @@ def load_transformer(folder: Path, **kwargs: Any) -> Any:
     kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind)
     kwargs = {"torch_dtype": saved_dtype(folder)} | {name: value for name, value in kwargs.items() if value is not None}
     variant = {"variant": VARIANT} if record.changed else {}
-    transformer, found = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
-    if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
+    transformer, loading = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
+    if wrong := sorted([*loading["missing_keys"], *loading["unexpected_keys"]]):
         raise ValueError(f"folder={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     _align(transformer)
     settings = {name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")}

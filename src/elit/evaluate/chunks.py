@@ -63,17 +63,17 @@ class Chunks:
         present = self._files()
         done, total = 0, sum(map(len, batches)) * self.size
         for batch in batches:
-            made: list[tuple[int, dict[str, Tensor]]] = []
+            chunks: list[tuple[int, dict[str, Tensor]]] = []
             for first in batch:
                 if first in present:
-                    self._write(made)
-                    made = []
+                    self._write(chunks)
+                    chunks = []
                 else:
-                    made.append((first, make(first)))
+                    chunks.append((first, make(first)))
                 done += self.size
                 if progress:
                     progress(done, total)
-            self._write(made)
+            self._write(chunks)
         share.wait()
 
     def read(self, first: int, stop: int, name: str) -> Tensor:
@@ -104,16 +104,16 @@ class Chunks:
 
     def _files(self) -> dict[int, tuple[Path, int]]:
         """Where each chunk is, by its first row: the file, and the file's first row."""
-        found = {}
+        files = {}
         for path in sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors")):
             start, stop = map(int, path.stem.split("-"))
-            found.update(dict.fromkeys(range(start, stop, self.size), (path, start)))
-        return found
+            files.update(dict.fromkeys(range(start, stop, self.size), (path, start)))
+        return files
 
-    def _write(self, made: list[tuple[int, dict[str, Tensor]]]) -> None:
-        if not made:
+    def _write(self, chunks: list[tuple[int, dict[str, Tensor]]]) -> None:
+        if not chunks:
             return
-        start, stop = made[0][0], made[-1][0] + self.size
-        rows = {name: torch.cat([part[name] for _, part in made]) for name in made[0][1]}
+        start, stop = chunks[0][0], chunks[-1][0] + self.size
+        rows = {name: torch.cat([part[name] for _, part in chunks]) for name in chunks[0][1]}
         with replacing(self.folder / f"{start:08d}-{stop:08d}.safetensors") as temporary:
             save_file(rows, temporary)

@@ -102,8 +102,8 @@ def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
-        chosen = training[torch.randint(len(training), (batch_size,), generator=generator)]
-        images, labels = data.__getitems__(chosen.tolist())
+        batch = training[torch.randint(len(training), (batch_size,), generator=generator)]
+        images, labels = data.__getitems__(batch.tolist())
         images = images + 0.1 * torch.randn(images.shape, generator=generator)
         loss = F.cross_entropy(model(images)[1], labels)
         optimizer.zero_grad()

@@ -23,20 +23,22 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 
 def kernel_distance(
-    real: Tensor, made: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    real: Tensor, generated: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """KID: the unbiased squared MMD under the kernel (a·b/F + 1)³, as (mean, standard deviation) over random subsets.
 
     real (N, F), made (M, F). A subset has `subset_size` of each, or all of them where there are fewer; they are drawn
     from `seed` alone. Bińkowski et al. 2018, "Demystifying MMD GANs". Raises ValueError below two samples.
     """
-    size = min(subset_size, len(real), len(made))
+    size = min(subset_size, len(real), len(generated))
     if size < 2:
         raise ValueError(f"{size} samples have no kernel distance; give at least 2")
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(subsets):
-        x, y = (values[torch.randperm(len(values), generator=generator)[:size]].double() for values in (real, made))
+        x, y = (
+            values[torch.randperm(len(values), generator=generator)[:size]].double() for values in (real, generated)
+        )
         xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         distances.append(within - 2 * xy.mean())
@@ -62,19 +64,19 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
     return float(values.mean()), float(values.std(correction=0))
 
 
-def precision_recall(real: Tensor, made: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, generated: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
     """Share of made samples on the manifold of the real ones, and of real samples on that of the made ones.
 
     real (N, F), made (M, F). A manifold is the union of balls around its samples that reach to their k-th nearest
     neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
     """
-    if min(len(real), len(made)) <= neighbours:
-        raise ValueError(f"{min(len(real), len(made))} samples have no {neighbours} neighbours; give more")
+    if min(len(real), len(generated)) <= neighbours:
+        raise ValueError(f"{min(len(real), len(generated))} samples have no {neighbours} neighbours; give more")
     centre = real.double().mean(0)  # close to the origin, squares lose fewer digits
-    real, made = real.double() - centre, made.double() - centre
-    real_radius, made_radius = (_squared_radii(values, neighbours) for values in (real, made))
-    precision = torch.cat([(_squared(part, real) <= real_radius).any(1) for part in made.split(BLOCK)])
-    recall = torch.cat([(_squared(part, made) <= made_radius).any(1) for part in real.split(BLOCK)])
+    real, generated = real.double() - centre, generated.double() - centre
+    real_radius, made_radius = (_squared_radii(values, neighbours) for values in (real, generated))
+    precision = torch.cat([(_squared(part, real) <= real_radius).any(1) for part in generated.split(BLOCK)])
+    recall = torch.cat([(_squared(part, generated) <= made_radius).any(1) for part in real.split(BLOCK)])
     return float(precision.double().mean()), float(recall.double().mean())
 
 

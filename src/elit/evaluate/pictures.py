@@ -275,8 +275,8 @@ def array_in(path: Path, key: str) -> np.ndarray:
 
 def stamp_of(paths: Sequence[Path]) -> str:
     """Of the names, sizes and times of change of files."""
-    found = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
 def _size(shape: Sequence[int]) -> str:

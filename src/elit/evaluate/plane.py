@@ -110,13 +110,13 @@ def degradation(metric: str, at_budget: float, at_full: float) -> float | None:
 def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, float]]:
     """(point, ρ) for every point whose full budget (share 1) is among `points` with all else equal, and ρ exists."""
     full = {_all_but_budget(point): point.scores[metric] for point in points if point.share == 1}
-    found = []
+    ratios = []
     for point in points:
         whole = full.get(_all_but_budget(point))
         rho = None if whole is None else degradation(metric, point.scores[metric], whole)
         if rho is not None:
-            found.append((point, rho))
-    return found
+            ratios.append((point, rho))
+    return ratios
 
 
 def _all_but_budget(point: Point) -> tuple[Any, ...]:

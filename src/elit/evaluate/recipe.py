@@ -37,13 +37,13 @@ def claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What numbers may depend on, of what is installed."""
-    found = {"elit": elit.__version__, "python": platform.python_version()}
+    numbers = {"elit": elit.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # an extra that this score did without
             continue
-    return found
+    return numbers
 
 
 def device_name(device: torch.device) -> str:

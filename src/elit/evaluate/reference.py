@@ -69,18 +69,18 @@ def open_reference(
     if path.suffix == ".safetensors":
         return load_reference(path, detector) if share.main else None
     if path.suffix == ".npz" and not {"arr_0", "mu"} & set(keys_of(path)):
-        found = ", ".join(keys_of(path))
+        names = ", ".join(keys_of(path))
         raise ValueError(
-            f"reference={str(path)!r}: has keys {found}; expected arr_0 (pictures) or mu, sigma (statistics)"
+            f"reference={str(path)!r}: has keys {names}; expected arr_0 (pictures) or mu, sigma (statistics)"
         )
     statistics = _adm_statistics(path, detector) if path.suffix == ".npz" and "mu" in keys_of(path) else None
     if statistics is not None and "arr_0" not in keys_of(path):
         return _adm_reference(path, detector, statistics)
     pictures = open_pictures(path, image_size)
     recipe = {"pictures": pictures.describe(), "stamp": pictures.stamp(), "detector": detector.describe()}
-    kept = out / "references" / f"{recipe_digest(recipe | {'chunk': chunk})[:16]}.safetensors"
-    if kept.is_file():
-        return load_reference(kept, detector) if share.main else None
+    stored = out / "references" / f"{recipe_digest(recipe | {'chunk': chunk})[:16]}.safetensors"
+    if stored.is_file():
+        return load_reference(stored, detector) if share.main else None
     options: dict[str, Any] = {"chunk": chunk, "batch_size": batch_size, "share": share, "progress": progress}
     found_in = detect(pictures, detector, out, **options)
     if not share.main:
@@ -91,27 +91,27 @@ def open_reference(
         reference = Reference(
             reference.tensors | statistics, _adm_made(path, detector) | {"pictures": reference.made["pictures"]}
         )
-    save_reference(reference, kept)
+    save_reference(reference, stored)
     shutil.rmtree(found_in.chunks.folder)  # for ImageNet's training set 20 GB
     return reference
 
 
-def reference_from(found: Found, pictures: Pictures, detector: Detector) -> Reference:
+def reference_from(detections: Found, pictures: Pictures, detector: Detector) -> Reference:
     """The statistics of pictures that a detector has been over."""
-    tensors = {"features": found.rows("features", FEATURES_KEPT)}
+    tensors = {"features": detections.rows("features", FEATURES_KEPT)}
     for prefix, name in (("", "features"), ("spatial_", "spatial")):
-        if found.has(name):
-            moments = found.moments(name)
+        if detections.has(name):
+            moments = detections.moments(name)
             tensors |= {f"{prefix}mean": moments.mean, f"{prefix}covariance": moments.covariance}
-    made = {
-        "pictures": {**pictures.describe(), "sha256": found.digest},
-        "count": found.count,
+    recipe = {
+        "pictures": {**pictures.describe(), "sha256": detections.digest},
+        "count": detections.count,
         "size": list(pictures.read(0, 1).shape[1:]),
         "detector": detector.describe(),
-        "chunk": found.chunks.size,
+        "chunk": detections.chunks.size,
         "versions": versions(),
     }
-    return Reference(tensors, made)
+    return Reference(tensors, recipe)
 
 
 def save_reference(reference: Reference, path: Path) -> None:
@@ -129,13 +129,13 @@ def load_reference(path: Path, detector: Detector) -> Reference:
         raise ValueError(f"reference={str(path)!r}: no such file")
     try:
         with safe_open(path, "pt") as file:
-            made = (file.metadata() or {}).get("made")
+            recipe = (file.metadata() or {}).get("made")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"reference={str(path)!r}: damaged ({error}); make it again") from None
-    if made is None:
+    if recipe is None:
         raise ValueError(f"reference={str(path)!r}: does not say what made it; give one that elit evaluate saved")
-    reference = Reference(tensors, json.loads(made))
+    reference = Reference(tensors, json.loads(recipe))
     theirs, ours = reference.made["detector"], detector.describe()
     if theirs != ours:
         raise ValueError(

@@ -64,34 +64,34 @@ def score_dial(
     """
     reference = Moments(detector.width).add(detector(real).features)
     labels = torch.arange(count) % len(conditions)
-    settings = [(kept, chosen) for kept in budgets for chosen in guidance]
+    settings = [(budget, guide) for budget in budgets for guide in guidance]
     moments = [Moments(detector.width) for _ in settings]
     correct, steady, fastest = ([start] * len(settings) for start in (0, 0, float("inf")))
     sample(model, conditions[labels[:batch_size]], steps=1)  # the first call on a machine is slower
 
     batches = list(labels.split(batch_size))
     for done, part in enumerate(batches):
-        for i, (kept, chosen) in enumerate(settings):
-            options: dict[str, Any] = {"steps": steps, "budget": kept, "guidance": chosen}
+        for i, (budget, guide) in enumerate(settings):
+            options: dict[str, Any] = {"steps": steps, "budget": budget, "guidance": guide}
             draw = partial(sample, model, conditions[part], seed=seed + done * batch_size, **options)
             images, seconds = timed(draw, model.device)
             fastest[i] = min(fastest[i], seconds / len(part))
-            found = detector(images.clamp(-1, 1).cpu())
-            moments[i].add(found.features)
-            correct[i] += int((found.label == part).sum())
-            steady[i] += 0 if found.steady is None else int(found.steady.sum())
+            detection = detector(images.clamp(-1, 1).cpu())
+            moments[i].add(detection.features)
+            correct[i] += int((detection.label == part).sum())
+            steady[i] += 0 if detection.steady is None else int(detection.steady.sum())
         if progress:
             progress(done + 1, len(batches))
     return [
         Score(
-            budget=kept / model.budgets[-1],
-            tokens_per_group=kept,
-            guidance=chosen.kind if chosen else "none",
-            gflops_per_image=sampling_flops(model, steps=steps, budget=kept, guidance=chosen) / 1e9,
+            budget=budget / model.budgets[-1],
+            tokens_per_group=budget,
+            guidance=guide.kind if guide else "none",
+            gflops_per_image=sampling_flops(model, steps=steps, budget=budget, guidance=guide) / 1e9,
             ms_per_image=1e3 * fastest[i],
             fd=frechet_distance(reference.mean, reference.covariance, moments[i].mean, moments[i].covariance),
             accuracy=correct[i] / count,
-            steady=steady[i] / count if found.steady is not None else None,
+            steady=steady[i] / count if detection.steady is not None else None,
         )
-        for i, (kept, chosen) in enumerate(settings)
+        for i, (budget, guide) in enumerate(settings)
     ]

@@ -139,7 +139,7 @@ class Sampler:
         """Everything that decides a sample. Raises ValueError for a setting that does not fit the network."""
         times, budgets, guidance = time_grid(setting.steps, setting.shift), self.model.budgets, setting.guidance
         sampling_plan(self.model, times, setting.budget, guidance, setting.solver, setting.cache)
-        kept = schedule_budgets(setting.budget, times[:-1], budgets)
+        of_steps = schedule_budgets(setting.budget, times[:-1], budgets)
         second = None
         if guidance is not None and guidance.scale != 1:
             weak = None if guidance.kind == "cfg" else resolve_budget(guidance.budget, budgets)
@@ -151,7 +151,7 @@ class Sampler:
             "solver": setting.solver,
             "steps": setting.steps,
             "shift": setting.shift,
-            "budget": kept[0] if len(set(kept)) == 1 else kept,  # the same however it was written
+            "budget": of_steps[0] if len(set(of_steps)) == 1 else of_steps,  # the same however it was written
             "guidance": second,
             "cache": float(setting.cache),
             "seed": setting.seed,
@@ -193,13 +193,13 @@ class Sampler:
         batch_size: samples between two files, in whole chunks; changes none. progress: (samples done, samples of this
         process). Raises ValueError for what does not fit.
         """
-        made = self.planned(setting, count)
+        samples = self.planned(setting, count)
         if share.main:
-            claim_folder(made.folder, made.recipe)
+            claim_folder(samples.folder, samples.recipe)
         share.wait()
         options: dict[str, Any] = {"batch_size": batch_size, "share": share, "progress": progress}
-        made.chunks.fill(count, lambda first: self._chunk(setting, first), **options)
-        return made
+        samples.chunks.fill(count, lambda first: self._chunk(setting, first), **options)
+        return samples
 
     def _chunk(self, setting: Setting, first: int) -> dict[str, Tensor]:
         """Samples first … first + chunk − 1, as a file has them: channels last."""

@@ -86,20 +86,20 @@ def score(
     if share.main:
         metrics = possible_metrics(pictures, detector, reference, metrics)
     options: dict[str, Any] = {"chunk": chunk, "batch_size": batch_size, "share": share, "progress": progress}
-    found = detect(pictures, detector, out, **options)
+    detections = detect(pictures, detector, out, **options)
     if not share.main:
         return None
     # A name does not say what the pictures are, as a network's recipe does.
-    given = {} if isinstance(pictures, SampleSet) else {"sha256": found.digest}
-    recipe = score_recipe(pictures.describe() | given, found.count, detector, reference, metrics, chunk)
-    notes = _notes(found, detector, reference) if COMPARED & set(metrics) else ()
+    given = {} if isinstance(pictures, SampleSet) else {"sha256": detections.digest}
+    recipe = score_recipe(pictures.describe() | given, detections.count, detector, reference, metrics, chunk)
+    notes = _notes(detections, detector, reference) if COMPARED & set(metrics) else ()
     for note in notes:
         warnings.warn(note, EvaluationWarning, stacklevel=2)
     drawn = pictures if isinstance(pictures, SampleSet) else None
     result = Result(
-        scores=_measure(metrics, found, pictures, reference),
+        scores=_measure(metrics, detections, pictures, reference),
         recipe=recipe,
-        set_sha256=found.digest,
+        set_sha256=detections.digest,
         notes=notes,
         path=_file(out, recipe),
         gflops=drawn.gflops if drawn else None,
@@ -166,37 +166,39 @@ def possible_metrics(
             lacks[name] = "the classes of the pictures are not known; give sub-folders, labels in arr_1, or a model"
     if missing := [name for name in wanted if name in lacks]:
         raise ValueError(f"metrics={missing[0]!r}: {lacks[missing[0]]}")
-    chosen = tuple(wanted) or tuple(name for name in detector.default if name not in lacks)
-    if not chosen:
+    names = tuple(wanted) or tuple(name for name in detector.default if name not in lacks)
+    if not names:
         raise ValueError(f"metrics: detector {detector.name} has none to give here; {next(iter(lacks.values()))}")
-    return tuple(name for name in METRICS if name in chosen)
+    return tuple(name for name in METRICS if name in names)
 
 
-def _measure(metrics: Sequence[str], found: Found, pictures: Pictures, reference: Reference | None) -> dict[str, float]:
+def _measure(
+    metrics: Sequence[str], detections: Found, pictures: Pictures, reference: Reference | None
+) -> dict[str, float]:
     scores: dict[str, float] = {}
     real = reference.tensors if reference else {}
     for name in metrics:
         if name in FRECHET:
-            moments = found.moments("features")
+            moments = detections.moments("features")
             scores[name] = frechet_distance(real["mean"], real["covariance"], moments.mean, moments.covariance)
         elif name == "sfid":
-            moments = found.moments("spatial")
+            moments = detections.moments("spatial")
             scores[name] = frechet_distance(
                 real["spatial_mean"], real["spatial_covariance"], moments.mean, moments.covariance
             )
         elif name == "is":
-            scores["is"], scores["is_std"] = inception_score(found.rows("logits"), **IS)
+            scores["is"], scores["is_std"] = inception_score(detections.rows("logits"), **IS)
         elif name == "kid":
-            made = found.rows("features", FEATURES_KEPT)
-            scores["kid"], scores["kid_std"] = kernel_distance(real["features"], made, **KID)
+            features = detections.rows("features", FEATURES_KEPT)
+            scores["kid"], scores["kid_std"] = kernel_distance(real["features"], features, **KID)
         elif name == "accuracy":
-            right = torch.eq(found.rows("label"), cast(Tensor, pictures.labels(0, found.count)))
+            right = torch.eq(detections.rows("label"), cast(Tensor, pictures.labels(0, detections.count)))
             scores[name] = right.double().mean().item()
         elif name == "steady":
-            scores[name] = found.rows("steady").double().mean().item()
+            scores[name] = detections.rows("steady").double().mean().item()
     if neighbours := {"precision", "recall"} & set(metrics):
-        made = found.rows("features", FEATURES_KEPT)
-        both = precision_recall(real["features"], made, neighbours=NEIGHBOURS)
+        features = detections.rows("features", FEATURES_KEPT)
+        both = precision_recall(real["features"], features, neighbours=NEIGHBOURS)
         scores |= {name: value for name, value in zip(("precision", "recall"), both, strict=True) if name in neighbours}
     return scores
 
@@ -208,8 +210,8 @@ def _options(metric: str) -> dict[str, int]:
     return {"kid": KID | features, "is": IS, "precision": neighbours, "recall": neighbours}.get(metric, {})
 
 
-def _notes(found: Found, detector: Detector, reference: Reference | None) -> tuple[str, ...]:
-    counts = [("samples", found.count), ("reference pictures", reference.count if reference else None)]
+def _notes(detections: Found, detector: Detector, reference: Reference | None) -> tuple[str, ...]:
+    counts = [("samples", detections.count), ("reference pictures", reference.count if reference else None)]
     return tuple(
         f"{count} {what} for {detector.width} features: their covariance is singular and distances come out too "
         f"large; give more than {detector.width}"

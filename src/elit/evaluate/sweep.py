@@ -49,25 +49,25 @@ def make_settings(
         raise ValueError(f"guidance={wrong[0]!r}: give some of {', '.join(KINDS)}")
     if not scales and set(guidance) - {"none"}:
         raise ValueError("scales: give at least one for guidance other than none")
-    chosen: list[Guidance | None] = []
+    guides: list[Guidance | None] = []
     for kind in guidance:
         many = [1.0] if kind == "none" else scales
-        chosen += [make_guidance(kind, scale, guidance_budget, interval) for scale in many]
-    found: dict[str, Setting] = {}
+        guides += [make_guidance(kind, scale, guidance_budget, interval) for scale in many]
+    by_recipe: dict[str, Setting] = {}
     notes: list[str] = []
     for budget in budgets:
         for count in steps:
-            kept = schedule_budgets(budget, time_grid(count, same.get("shift", 1.0))[:-1], sampler.model.budgets)
-            for guide in chosen:
+            of_steps = schedule_budgets(budget, time_grid(count, same.get("shift", 1.0))[:-1], sampler.model.budgets)
+            for guide in guides:
                 if guide is not None and guide.kind == "ag" and sampler.model.budgets and guide.scale != 1:
                     weak = resolve_budget(guide.budget, sampler.model.budgets)
-                    if any(weak > main for main in kept) or all(weak == main for main in kept):  # type: ignore[operator]
+                    if any(weak > main for main in of_steps) or all(weak == main for main in of_steps):  # type: ignore[operator]
                         notes.append(f"AG at budget {budget} is left out: its second branch keeps {weak} latents")
                         continue
                 for cache in (0.0, *caches):
                     setting = Setting(steps=count, budget=budget, guidance=guide, cache=cache, **same)
-                    found.setdefault(recipe_digest(sampler.recipe(setting)), setting)
-    return list(found.values()), list(dict.fromkeys(notes))
+                    by_recipe.setdefault(recipe_digest(sampler.recipe(setting)), setting)
+    return list(by_recipe.values()), list(dict.fromkeys(notes))
 
 
 def sweep(
@@ -95,24 +95,24 @@ def sweep(
         sampler.warm_up()
     ends = part_ends(count, sampler.chunk * share.world)
     for begin, end in zip([0, *ends], ends, strict=False):
-        for setting, made, wanted in zip(settings, sets, missing, strict=True):
+        for setting, samples, wanted in zip(settings, sets, missing, strict=True):
             if not wanted:
                 continue
             sampler.draw(setting, end, batch_size=batch_size, share=share)
             for group in (groups[j] for j in wanted) if end == count else ():
-                chosen: dict[str, Any] = {"metrics": group.metrics, "chunk": chunk, "batch_size": batch_size}
-                score(made, group.detector, group.reference, out=out, share=share, **chosen)
+                options: dict[str, Any] = {"metrics": group.metrics, "chunk": chunk, "batch_size": batch_size}
+                score(samples, group.detector, group.reference, out=out, share=share, **options)
             done += end - begin
             if progress:
                 progress(done, total)
     if not share.main:
         return [], 0
     points = []
-    for setting, made in zip(settings, sets, strict=True):
+    for setting, samples in zip(settings, sets, strict=True):
         for group in groups:
-            result = stored_score(_recipe(made, group, chunk), out)
+            result = stored_score(_recipe(samples, group, chunk), out)
             assert result is not None
-            points.append(_point(setting, made, group, result, sampler, out))
+            points.append(_point(setting, samples, group, result, sampler, out))
     return points, len(points) - sum(map(len, missing))
 
 
@@ -140,9 +140,9 @@ def write_table(points: Sequence[Point], path: Path) -> None:
         parquet.write_table(pa.Table.from_pylist(rows), temporary)
 
 
-def _recipe(made: SampleSet, group: MetricGroup, chunk: int) -> dict[str, Any]:
-    metrics = possible_metrics(made, group.detector, group.reference, group.metrics)
-    return score_recipe(made.recipe, made.count, group.detector, group.reference, metrics, chunk)
+def _recipe(samples: SampleSet, group: MetricGroup, chunk: int) -> dict[str, Any]:
+    metrics = possible_metrics(samples, group.detector, group.reference, group.metrics)
+    return score_recipe(samples.recipe, samples.count, group.detector, group.reference, metrics, chunk)
 
 
 def _missing(
@@ -153,28 +153,30 @@ def _missing(
     if share.main:
         looked = [
             [
-                [j for j, group in enumerate(groups) if stored_score(_recipe(made, group, chunk), out) is None]
-                for made in sets
+                [j for j, group in enumerate(groups) if stored_score(_recipe(samples, group, chunk), out) is None]
+                for samples in sets
             ]
         ]
     return broadcast_object_list(looked)[0] if share.world > 1 else looked[0]
 
 
-def _point(setting: Setting, made: SampleSet, group: MetricGroup, result: Result, sampler: Sampler, out: Path) -> Point:
-    recipe, budgets = made.recipe, sampler.model.budgets
-    kept = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
+def _point(
+    setting: Setting, samples: SampleSet, group: MetricGroup, result: Result, sampler: Sampler, out: Path
+) -> Point:
+    recipe, budgets = samples.recipe, sampler.model.budgets
+    of_steps = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
     guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None, "interval": [0.0, 1.0]}
     assert result.ms is not None
     assert result.saturation is not None
     return Point(
-        budget=_name(setting.budget, kept) if budgets else "all",
-        share=sum(kept) / len(kept) / budgets[-1] if budgets else 1.0,
+        budget=_name(setting.budget, of_steps) if budgets else "all",
+        share=sum(of_steps) / len(of_steps) / budgets[-1] if budgets else 1.0,
         steps=recipe["steps"],
         guidance=guided["kind"],
         scale=float(guided["scale"]),
         guidance_budget=guided["budget"],
-        count=made.count,
-        gflops=made.gflops,
+        count=samples.count,
+        gflops=samples.gflops,
         ms=result.ms,
         saturation=result.saturation,
         cache=recipe["cache"],
@@ -191,11 +193,11 @@ def _point(setting: Setting, made: SampleSet, group: MetricGroup, result: Result
     )
 
 
-def _name(budget: Schedule, kept: Sequence[int]) -> str:
+def _name(budget: Schedule, of_steps: Sequence[int]) -> str:
     """Latents per group; of a schedule the text, or if it was no text "8×4, 16×4", for four steps each."""
-    runs = [(latents, len(list(group))) for latents, group in groupby(kept)]
+    runs = [(latents, len(list(group))) for latents, group in groupby(of_steps)]
     if len(runs) == 1:
-        return str(kept[0])
+        return str(of_steps[0])
     if isinstance(budget, str):
         return format_schedule(budget)
     return ", ".join(f"{latents}×{count}" for latents, count in runs)

@@ -143,8 +143,8 @@ class CharacterEncoder(nn.Module):
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the tokens of a text: (B, M, F), (B, M) -> (B, F); zero where there are none."""
-    kept = mask[..., None].to(x.dtype)
-    return (x * kept).sum(1) / kept.sum(1).clamp(min=1)
+    weights = mask[..., None].to(x.dtype)
+    return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def encode_characters(prompts: Sequence[str], length: int) -> Tensor:

@@ -82,8 +82,8 @@ class DiT(Transformer):
 
     def check_condition(self, y: Tensor, batch: int) -> None:
         if not isinstance(y, Tensor) or y.shape != (batch,):
-            found = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"y: {found}, expected ({batch},), one label a sample")
+            given = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"y: {given}, expected ({batch},), one label a sample")
         if y.is_floating_point() or y.dtype == torch.bool:
             raise ValueError(f"y: dtype {y.dtype}, expected integer labels")
         classes = self.config.num_classes

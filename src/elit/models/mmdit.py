@@ -184,8 +184,8 @@ class MMDiT(Transformer):
             raise ValueError(f"y: embeddings of shape {tuple(embeddings.shape)}, expected ({batch}, M, {features})")
         mask, pooled = (None, None) if isinstance(y, Tensor) else (y.mask, y.pooled)
         if mask is not None and (mask.shape != embeddings.shape[:2] or mask.dtype != torch.bool):
-            found = f"{mask.dtype} {tuple(mask.shape)}"
-            raise ValueError(f"y: mask is {found}, expected torch.bool {tuple(embeddings.shape[:2])}")
+            given = f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"y: mask is {given}, expected torch.bool {tuple(embeddings.shape[:2])}")
         width = self.config.pooled_features
         if width and pooled is None and width != features:
             raise ValueError(f"y: no pooled text; this model takes ({batch}, {width})")

@@ -70,25 +70,25 @@ def plan(
     elif profile is None:
         profile = find_profile(network, folder, dtype, compile=compile)
     if profile is None and target.ms is not None:
-        shown = folder or "MODEL"
-        raise ValueError(f"{target.asked}: no profile of this machine in {shown}; run elit profile {shown} first")
+        name = folder or "MODEL"
+        raise ValueError(f"{target.asked}: no profile of this machine in {name}; run elit profile {name} first")
     where = Path(table) if table is not None else folder and find_table(folder)
-    found = read_quality(where, quality) if where else None
-    if found is None and quality is not None:
+    quality_table = read_quality(where, quality) if where else None
+    if quality_table is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
     price = Pricing(network, batch, cache, profile.cost if profile else None)
-    measured = measured_plans(found, price, guidance) if found else []
+    measured = measured_plans(quality_table, price, guidance) if quality_table else []
     guessed = ladder(network, price, guidance)
     fitting = [each for each in measured if target.met(each)]
-    note = _note(found, network)
-    if found and fitting:
+    note = _note(quality_table, network)
+    if quality_table and fitting:
         assert all(each.quality is not None for each in fitting)
-        best = min(fitting, key=lambda each: (found.loss(each.quality or 0.0), target.cost(each)))
-        return replace(best, words=explain(best, target, fitting, found, network, note))
+        best = min(fitting, key=lambda each: (quality_table.loss(each.quality or 0.0), target.cost(each)))
+        return replace(best, words=explain(best, target, fitting, quality_table, network, note))
     for each in guessed:
         if target.met(each):
-            return replace(each, words=explain(each, target, [], found, network, note))
+            return replace(each, words=explain(each, target, [], quality_table, network, note))
     least = min([*measured, *guessed], key=target.cost)
     unit = "GFLOPs an image" if target.ms is None else f"ms for {batch} image{'s' if batch > 1 else ''}"
     raise ValueError(
@@ -114,17 +114,17 @@ class Pricing:
         return Plan(**settings, batch=self.batch, ms=ms, gflops=counts.gflops, **more)
 
 
-def measured_plans(found: Quality, price: Pricing, guidance: Wanted) -> list[Plan]:
+def measured_plans(quality: Quality, price: Pricing, guidance: Wanted) -> list[Plan]:
     """Every curve at all steps from its first to its last measured one; of a cached one at the measured ones alone,
     since how many calls a threshold saves jumps between them.
     """
     plans = []
-    for curve in found.curves:
+    for curve in quality.curves:
         wanted = guidance == "any" or same_guidance(curve, guidance, price.polynomial.model.budgets)
         if not wanted or price.cache not in (None, curve.cache):
             continue
         for steps in curve.steps if curve.cache else range(curve.steps[0], curve.steps[-1] + 1):
-            value = {"metric": found.metric, "quality": curve.at(steps), "cache": curve.cache}
+            value = {"metric": quality.metric, "quality": curve.at(steps), "cache": curve.cache}
             plans.append(price.plan(steps, curve.budget, curve.guidance, **value))
     return plans
 
@@ -149,31 +149,33 @@ def ladder(model: Transformer, price: Pricing, guidance: Wanted) -> list[Plan]:
     4. Fewer tokens again, down to the least; then no guidance; then fewer steps, down to 1.
     """
     budgets = model.budgets
-    chosen = guidance
-    if chosen == "any":
-        chosen = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
-    constant = chosen is not None and chosen.kind == "ag"  # whose main branch keeps more than the weak one does
-    least = resolve_budget(chosen.budget, budgets) if chosen and constant else None
-    mains = [kept for kept in reversed(budgets) if kept > (least or 0)]
-    tokens: list[Schedule] = [kept if constant else halved(kept, budgets) for kept in mains] or [None]
-    quarter = max(1, sum(4 * kept >= budgets[-1] for kept in mains))
+    guide = guidance
+    if guide == "any":
+        guide = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
+    constant = guide is not None and guide.kind == "ag"  # whose main branch keeps more than the weak one does
+    least = resolve_budget(guide.budget, budgets) if guide and constant else None
+    mains = [num_latents for num_latents in reversed(budgets) if num_latents > (least or 0)]
+    tokens: list[Schedule] = [num_latents if constant else halved(num_latents, budgets) for num_latents in mains] or [
+        None
+    ]
+    quarter = max(1, sum(4 * num_latents >= budgets[-1] for num_latents in mains))
     high, low = tokens[:quarter], tokens[quarter:]
     top = budgets[-1] if budgets else None
-    plans = [price.plan(steps, top, chosen) for steps in range(MOST_STEPS, PAPER_STEPS - 1, -1)]
-    plans += [price.plan(PAPER_STEPS, kept, chosen) for kept in high]
-    plans += [price.plan(steps, high[-1], chosen) for steps in range(PAPER_STEPS - 1, 9, -1)]
-    plans += [price.plan(10, kept, chosen) for kept in low]
+    plans = [price.plan(steps, top, guide) for steps in range(MOST_STEPS, PAPER_STEPS - 1, -1)]
+    plans += [price.plan(PAPER_STEPS, num_latents, guide) for num_latents in high]
+    plans += [price.plan(steps, high[-1], guide) for steps in range(PAPER_STEPS - 1, 9, -1)]
+    plans += [price.plan(10, num_latents, guide) for num_latents in low]
     last = tokens[-1]
     if guidance == "any":
         plans.append(price.plan(10, last, None))
-        chosen = None
-    return plans + [price.plan(steps, last, chosen) for steps in range(9, 0, -1)]
+        guide = None
+    return plans + [price.plan(steps, last, guide) for steps in range(9, 0, -1)]
 
 
-def halved(kept: int, budgets: Sequence[int]) -> Schedule:
-    """Half of `kept` latents for t < 0.5, all of them after; the least budget is constant."""
-    half = max((count for count in budgets if count <= kept / 2), default=kept)
-    return kept if half == kept else f"{half}@0-0.5,{kept}@0.5-1"
+def halved(num_latents: int, budgets: Sequence[int]) -> Schedule:
+    """Half of `num_latents` latents for t < 0.5, all of them after; the least budget is constant."""
+    half = max((count for count in budgets if count <= num_latents / 2), default=num_latents)
+    return num_latents if half == num_latents else f"{half}@0-0.5,{num_latents}@0.5-1"
 
 
 def network_folder(model: Transformer | str | Path) -> Path | None:
@@ -194,7 +196,7 @@ def find_profile(
     return read_profile(path, recipe) if path and path.is_file() else None
 
 
-def _note(found: Quality | None, model: Transformer) -> str:
-    if found and found.model_sha256 and found.model_sha256 != recipe_digest(describe_network(model)):
-        return f" {found.path} was made with other weights, or these in another dtype: make it again with elit sweep."
+def _note(quality: Quality | None, model: Transformer) -> str:
+    if quality and quality.model_sha256 and quality.model_sha256 != recipe_digest(describe_network(model)):
+        return f" {quality.path} was made with other weights, or these in another dtype: make it again with elit sweep."
     return ""

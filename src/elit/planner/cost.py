@@ -44,8 +44,8 @@ class Counts:
         """Counts of all `TERMS`; launch_bound: leave out the work, or the calls if False."""
         total = [1.0, float(self.batch), *[0.0] * (len(CALL_TERMS) + len(WORK_TERMS))]
         for times, calls, work in self.evaluations:
-            kept = ((calls, launch_bound is not False), (work, launch_bound is not True))
-            counts = [count * used for part, used in kept for count in part]
+            parts = ((calls, launch_bound is not False), (work, launch_bound is not True))
+            counts = [count * used for part, used in parts for count in part]
             total[2:] = [before + times * count for before, count in zip(total[2:], counts, strict=True)]
         return total
 
@@ -58,7 +58,7 @@ class CostPolynomial:
         self.shared = shared_flops(model) / 1e9
         budgets = model.budgets
         known = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [0]
-        costs = [count_flops(model, budget=kept or None) / 1e9 for kept in known]
+        costs = [count_flops(model, budget=num_latents or None) / 1e9 for num_latents in known]
         coefficients = np.linalg.solve(np.vander(np.array(known, dtype=np.float64), increasing=True), costs).tolist()
         self.around, self.linear, self.square = [*coefficients, 0.0, 0.0][:3]
 
@@ -78,14 +78,14 @@ class CostPolynomial:
     ) -> Counts:
         """What `elit.sample` does at these settings. Raises ValueError for those that do not fit the network."""
         plan = sampling_plan(self.model, time_grid(steps), budget, guidance, cache=cache)
-        seen = Counter(tuple(chosen) for step in plan for chosen in step.values() if chosen)
-        return Counts(batch, tuple((times, *self._evaluation(batch, chosen)) for chosen, times in seen.items()))
+        seen = Counter(tuple(branches) for step in plan for branches in step.values() if branches)
+        return Counts(batch, tuple((times, *self._evaluation(batch, branches)) for branches, times in seen.items()))
 
-    def _evaluation(self, batch: int, chosen: Sequence[Branch]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        kept = [branch.budget or 0 for branch in chosen]
-        around = len(chosen) * self.around - (self.shared if shares_head(chosen) else 0.0)
-        work = (around, self.linear * sum(kept), self.square * sum(count**2 for count in kept))
-        return (1.0, float(len(set(kept)))), tuple(batch * part for part in work)
+    def _evaluation(self, batch: int, branches: Sequence[Branch]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        counts = [branch.budget or 0 for branch in branches]
+        around = len(branches) * self.around - (self.shared if shares_head(branches) else 0.0)
+        work = (around, self.linear * sum(counts), self.square * sum(count**2 for count in counts))
+        return (1.0, float(len(set(counts)))), tuple(batch * part for part in work)
 
 
 @dataclass(frozen=True)

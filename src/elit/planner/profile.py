@@ -112,22 +112,22 @@ def grid(budgets: Sequence[int], batch_sizes: Sequence[int]) -> list[Case]:
     """The runs the cost model is fitted to: five budgets, every batch size, four kinds of branches, 1 step or 3."""
     cases = []
     for batch in sorted(set(batch_sizes)):
-        for kept in spread(budgets, 5):
-            for kind, weak in branch_kinds(budgets, kept):
-                cases += [(batch, kept, kind, weak)]
+        for num_latents in spread(budgets, 5):
+            for kind, weak in branch_kinds(budgets, num_latents):
+                cases += [(batch, num_latents, kind, weak)]
     return [
-        Case(batch=batch, steps=(1, 3)[i % 2], budget=kept, kind=kind, weak=weak)
-        for i, (batch, kept, kind, weak) in enumerate(cases)
+        Case(batch=batch, steps=(1, 3)[i % 2], budget=num_latents, kind=kind, weak=weak)
+        for i, (batch, num_latents, kind, weak) in enumerate(cases)
     ]
 
 
-def branch_kinds(budgets: Sequence[int], kept: int | None) -> list[tuple[str, int | None]]:
-    """Guidances beside a main branch of `kept` latents, with the second branch at its least and at half."""
-    if not budgets or kept is None:
+def branch_kinds(budgets: Sequence[int], num_latents: int | None) -> list[tuple[str, int | None]]:
+    """Guidances beside a main branch of `num_latents` latents, with the second branch at its least and at half."""
+    if not budgets or num_latents is None:
         return [("none", None), ("cfg", None)]
     least, half = budgets[0], budgets[(len(budgets) - 1) // 2]
     kinds: list[tuple[str, int | None]] = [("none", None), ("cfg", None), ("ccfg", least), ("ccfg", half)]
-    return kinds + ([("ag", least)] if least < kept else [])
+    return kinds + ([("ag", least)] if least < num_latents else [])
 
 
 def spread(budgets: Sequence[int], count: int) -> list[int | None]:
@@ -141,17 +141,19 @@ def spread(budgets: Sequence[int], count: int) -> list[int | None]:
 def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence[Case]) -> list[Case]:
     """Runs at budgets, batch sizes and steps between those of the grid, drawn with a fixed seed."""
     draw = random.Random("held out")
-    found: list[Case] = []
-    while len(found) < HELD_OUT:
-        kept = draw.choice(budgets) if budgets else None
-        kind, weak = draw.choice(branch_kinds(budgets, kept))
+    drawn: list[Case] = []
+    while len(drawn) < HELD_OUT:
+        num_latents = draw.choice(budgets) if budgets else None
+        kind, weak = draw.choice(branch_kinds(budgets, num_latents))
         if weak is not None:
-            weak = draw.choice([count for count in budgets if kind == "ccfg" or kept is None or count < kept])
+            weak = draw.choice(
+                [count for count in budgets if kind == "ccfg" or num_latents is None or count < num_latents]
+            )
         batch = draw.randint(min(batch_sizes), max(batch_sizes))
-        case = Case(batch=batch, steps=draw.randint(2, 8), budget=kept, kind=kind, weak=weak)
-        if case not in known and case not in found:
-            found.append(case)
-    return found
+        case = Case(batch=batch, steps=draw.randint(2, 8), budget=num_latents, kind=kind, weak=weak)
+        if case not in known and case not in drawn:
+            drawn.append(case)
+    return drawn
 
 
 def time_runs(

@@ -81,12 +81,12 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
     usable = [row for row in usable if row["count"] == max(other["count"] for other in usable)]
     if metric is None or not usable:
         raise ValueError(f"table={str(path)!r}: has no scores of Euler steps; make one with elit sweep")
-    found: dict[tuple[Any, ...], dict[int, float]] = {}
+    by_setting: dict[tuple[Any, ...], dict[int, float]] = {}
     for row in usable:
         interval = (row.get("guidance_low", 0.0), row.get("guidance_high", 1.0))
         key = (row["budget"], row["guidance"], row["scale"], row["guidance_budget"], interval, row.get("cache", 0.0))
-        found.setdefault(key, {})[row["steps"]] = row[metric]
-    curves = tuple(_curve(key, values) for key, values in found.items())
+        by_setting.setdefault(key, {})[row["steps"]] = row[metric]
+    curves = tuple(_curve(key, values) for key, values in by_setting.items())
     return Quality(path, metric, curves, usable[0].get("model_sha256"))
 
 
@@ -109,8 +109,8 @@ def _comparable(row: dict[str, Any]) -> bool:
 
 def _curve(key: tuple[Any, ...], values: dict[int, float]) -> Curve:
     budget, kind, scale, weak, interval, cache = key
-    kept: Schedule = None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
+    schedule: Schedule = None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
     steps = tuple(sorted(values))
     return Curve(
-        kept, make_guidance(kind, scale, weak, interval), steps, tuple(values[count] for count in steps), cache
+        schedule, make_guidance(kind, scale, weak, interval), steps, tuple(values[count] for count in steps), cache
     )

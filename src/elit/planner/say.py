@@ -9,23 +9,23 @@ from elit.sampling.plan import Plan
 
 
 def explain(
-    plan: Plan, target: Target, fitting: Sequence[Plan], found: Quality | None, model: Transformer, note: str
+    plan: Plan, target: Target, fitting: Sequence[Plan], quality: Quality | None, model: Transformer, note: str
 ) -> str:
     """What the plan is, what it costs, how good it is and how that is known, and what the same cost gives otherwise.
 
     fitting: all measured plans that keep to the target; empty where the plan is not from a table.
     """
-    said = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.asked})."
-    if found is None or plan.quality is None:
-        return said + _unknown(plan, found)
+    text = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.asked})."
+    if quality is None or plan.quality is None:
+        return text + _unknown(plan, quality)
     settings = plan.budget, plan.guidance, plan.cache
-    curve = next(each for each in found.curves if (each.budget, each.guidance, each.cache) == settings)
-    said += f" {found.metric} {plan.quality:.4g}, {curve.neighbours(plan.steps)}, by {found.path}."
+    curve = next(each for each in quality.curves if (each.budget, each.guidance, each.cache) == settings)
+    text += f" {quality.metric} {plan.quality:.4g}, {curve.neighbours(plan.steps)}, by {quality.path}."
     full = [each for each in fitting if each.budget in (None, *model.budgets[-1:])]
     if full and plan not in full:
-        best = min(full, key=lambda each: (found.loss(each.quality or 0.0), target.cost(each)))
-        said += f" All latents reach {found.metric} {best.quality:.4g} at that cost, with {best.steps} steps."
-    return said + note
+        best = min(full, key=lambda each: (quality.loss(each.quality or 0.0), target.cost(each)))
+        text += f" All latents reach {quality.metric} {best.quality:.4g} at that cost, with {best.steps} steps."
+    return text + note
 
 
 def setting_words(plan: Plan, model: Transformer | None = None) -> str:
@@ -53,11 +53,11 @@ def _costs(plan: Plan) -> str:
     return f"{time}{plan.gflops:.4g} GFLOPs each"
 
 
-def _unknown(plan: Plan, found: Quality | None) -> str:
+def _unknown(plan: Plan, quality: Quality | None) -> str:
     if plan.cache:
         return " Its quality under caching is not known; the settings follow the paper's findings."
-    if found is not None:
-        return f" Its quality is not known: {found.path} has nothing so cheap; it follows the paper's findings."
+    if quality is not None:
+        return f" Its quality is not known: {quality.path} has nothing so cheap; it follows the paper's findings."
     return (
         " Its quality is not known: the settings follow the paper's findings, fewer tokens before fewer steps. "
         "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it, and plans are then chosen by it."

@@ -21,9 +21,9 @@ class Target:
         return self.cost(plan) <= (self.gflops if self.ms is None else self.ms)  # type: ignore[operator]
 
     def cost(self, plan: Plan) -> float:
-        found = plan.gflops if self.ms is None else plan.ms
-        assert found is not None
-        return found
+        cost = plan.gflops if self.ms is None else plan.ms
+        assert cost is not None
+        return cost
 
 
 def make_target(

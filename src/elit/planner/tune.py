@@ -83,7 +83,7 @@ def tune_schedule(
         raise ValueError("mean_share, mean_gflops: give one of them")
     if bins < 1:
         raise ValueError(f"bins={bins}: give at least 1")
-    flops = [count_flops(model, budget=kept) for kept in budgets]
+    flops = [count_flops(model, budget=num_latents) for num_latents in budgets]
     bound = mean_share if mean_share is not None else mean_gflops
     assert bound is not None
     costs, most = (budgets, bound * budgets[-1]) if mean_gflops is None else (flops, bound * 1e9)
@@ -92,27 +92,27 @@ def tune_schedule(
         name = "mean_share" if mean_gflops is None else "mean_gflops"
         raise ValueError(f"{name}={bound:g}: the least is {least:.4g}, with {budgets[0]} latents all the way")
 
-    found = measure_losses(model, make_probe(x, y, bins, draws, seed, batch_size), tick)  # (bins, budgets, B)
-    searched, seen = found[..., 0::2].mean(-1).tolist(), found[..., 1::2].mean(-1)
-    chosen = best_schedule(searched, costs, most * bins)
+    measured = measure_losses(model, make_probe(x, y, bins, draws, seed, batch_size), tick)  # (bins, budgets, B)
+    searched, seen = measured[..., 0::2].mean(-1).tolist(), measured[..., 1::2].mean(-1)
+    indices = best_schedule(searched, costs, most * bins)
     constant = bisect_right(costs, most) - 1
-    mean_cost = sum(costs[k] for k in chosen) / bins
+    mean_cost = sum(costs[k] for k in indices) / bins
     by_budget = seen.mean(0).tolist()
     return TunedSchedule(
-        schedule=schedule_text([budgets[k] for k in chosen]),
-        budgets=tuple(budgets[k] for k in chosen),
-        share=sum(budgets[k] for k in chosen) / bins / budgets[-1],
-        gflops=sum(flops[k] for k in chosen) / bins / 1e9,
+        schedule=schedule_text([budgets[k] for k in indices]),
+        budgets=tuple(budgets[k] for k in indices),
+        share=sum(budgets[k] for k in indices) / bins / budgets[-1],
+        gflops=sum(flops[k] for k in indices) / bins / 1e9,
         bound=bound,
-        loss=sum(float(seen[i, k]) for i, k in enumerate(chosen)) / bins,
+        loss=sum(float(seen[i, k]) for i, k in enumerate(indices)) / bins,
         constant=budgets[constant],
         constant_loss=by_budget[constant],
         interpolated_loss=interpolate_linearly(mean_cost, costs, by_budget),
         full_loss=by_budget[-1],
         table=[
-            {"t": (i + 0.5) / bins, "budget": kept, "loss": searched[i][k]}
+            {"t": (i + 0.5) / bins, "budget": num_latents, "loss": searched[i][k]}
             for i in range(bins)
-            for k, kept in enumerate(budgets)
+            for k, num_latents in enumerate(budgets)
         ],
     )
 
@@ -127,7 +127,7 @@ def make_probe(x: Tensor, y: Condition, bins: int, draws: int, seed: int, batch_
 
 def measure_losses(model: Transformer, probe: Probe, tick: Tick | None = None) -> Tensor:
     """(T, budgets, B): the flow-matching loss of every time, budget and sample, with the same noise for all budgets."""
-    return torch.stack([losses(model, probe, kept, tick) for kept in model.budgets], 1)
+    return torch.stack([losses(model, probe, num_latents, tick) for num_latents in model.budgets], 1)
 
 
 def best_schedule(losses: Sequence[Sequence[float]], costs: Sequence[int], most: float) -> list[int]:
@@ -137,7 +137,7 @@ def best_schedule(losses: Sequence[Sequence[float]], costs: Sequence[int], most:
     """
     rising = _best_rising(losses, costs, most)
     falling = _best_rising(losses[::-1], costs, most)
-    return list(min(rising, (*falling[:2], falling[2][::-1]), key=lambda found: found[:2])[2])
+    return list(min(rising, (*falling[:2], falling[2][::-1]), key=lambda path: path[:2])[2])
 
 
 def _best_rising(losses: Sequence[Sequence[float]], costs: Sequence[int], most: float) -> tuple[float, int, Any]:
@@ -156,15 +156,15 @@ def _best_rising(losses: Sequence[Sequence[float]], costs: Sequence[int], most: 
             steps = [(spent + cost, lost + part[k], (*path, k)) for spent, lost, path in before]
             grown.append([step for step in steps if step[0] + left * cost <= most])  # the rest costs no less
         ends = grown
-    return min((lost, spent, path) for found in ends for spent, lost, path in found)
+    return min((lost, spent, path) for paths in ends for spent, lost, path in paths)
 
 
-def _unbeaten(found: list[Found]) -> list[Found]:
-    kept: list[Found] = []
-    for each in sorted(found):
-        if not kept or each[1] < kept[-1][1]:
-            kept.append(each)
-    return kept
+def _unbeaten(paths: list[Found]) -> list[Found]:
+    unbeaten: list[Found] = []
+    for each in sorted(paths):
+        if not unbeaten or each[1] < unbeaten[-1][1]:
+            unbeaten.append(each)
+    return unbeaten
 
 
 def interpolate_linearly(at: float, xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -175,7 +175,7 @@ def interpolate_linearly(at: float, xs: Sequence[float], ys: Sequence[float]) ->
 def schedule_text(budgets: Sequence[int]) -> str:
     """Equal parts of [0, 1] as `budget` takes them: "4@0-0.25,16@0.25-1"; a single budget as its number."""
     runs, end = [], 0
-    for kept, same in groupby(budgets):
+    for num_latents, same in groupby(budgets):
         start, end = end, end + len(list(same))
-        runs.append(f"{kept}@{start / len(budgets):g}-{end / len(budgets):g}")
+        runs.append(f"{num_latents}@{start / len(budgets):g}-{end / len(budgets):g}")
     return str(budgets[0]) if len(runs) == 1 else ",".join(runs)

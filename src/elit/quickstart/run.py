@@ -189,10 +189,10 @@ def draw_pictures(
     conditions, most = class_conditions(model), recipe.budgets[0]
     rows = [
         (
-            f"{100 * kept / most:.3g}%\n{kept} latent{'s' if kept > 1 else ''}",
-            sample(model, conditions, steps=SAMPLING_STEPS, budget=kept, guidance=recipe.guidance, seed=seed),
+            f"{100 * num_latents / most:.3g}%\n{num_latents} latent{'s' if num_latents > 1 else ''}",
+            sample(model, conditions, steps=SAMPLING_STEPS, budget=num_latents, guidance=recipe.guidance, seed=seed),
         )
-        for kept in recipe.budgets
+        for num_latents in recipe.budgets
     ]
     if data.images.ndim == 5:
         plots.animate(rows, CLASSES, out / "samples.gif")
@@ -206,10 +206,10 @@ def draw_pictures(
     images, y, t = data.images[first], conditions[data.labels[first]], torch.full((len(first),), 0.7)
     x = interpolate(seeded_noise([seed] * len(first), data.shape), images, t)
     maps = read_attention(model, x, t, y)
-    shown = (0, 1, 2, most - 3, most - 2, most - 1)
+    slots = (0, 1, 2, most - 3, most - 2, most - 1)
     if x.ndim == 5:  # the first frame of each clip
         x, maps = x[:, :, 0], maps[:, :, 0]
-    plots.read_attention(x, maps, shown, out / "read_attention.png")
+    plots.read_attention(x, maps, slots, out / "read_attention.png")
 
 
 def write_report(

@@ -61,13 +61,13 @@ def names(depth: int, elit: bool) -> dict[str, str]:
 def translated(weights: dict[str, Tensor], model: SiT, name: str) -> dict[str, Tensor]:
     """Their weights by our names, float32, in memory of their own. Raises ValueError where a shape does not fit."""
     own, changed = model.state_dict(), _changed(weights, model)
-    found = {}
+    renamed = {}
     for theirs, ours in names(len(model.blocks), model.spec is not None).items():
         shape, change = changed.get(theirs, (tuple(own[ours].shape), _same))
         _check_shape(weights[theirs], shape, theirs, name)
-        found[ours] = change(weights[theirs].detach().float()).clone(memory_format=torch.contiguous_format)
+        renamed[ours] = change(weights[theirs].detach().float()).clone(memory_format=torch.contiguous_format)
     _check_positions(weights["pos_embed"], model, name)
-    return found
+    return renamed
 
 
 def _changed(weights: dict[str, Tensor], model: SiT) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]]:
@@ -76,10 +76,10 @@ def _changed(weights: dict[str, Tensor], model: SiT) -> dict[str, tuple[tuple[in
     sign = -1 if model.config.convention == "noise" else 1  # theirs is noise − data
     # SiT and DiT may have said a variance beside every channel.
     double = model.config.convention != "noise" and len(weights["final_layer.linear.bias"]) == 2 * p * p * channels
-    said = (2 if double else 1) * channels
+    outputs = (2 if double else 1) * channels
 
     def first(value: Tensor) -> Tensor:
-        return sign * value.unflatten(0, (p * p, said))[:, :channels].flatten(0, 1)
+        return sign * value.unflatten(0, (p * p, outputs))[:, :channels].flatten(0, 1)
 
     def first_six(value: Tensor) -> Tensor:
         return value[: 6 * d]
@@ -87,8 +87,8 @@ def _changed(weights: dict[str, Tensor], model: SiT) -> dict[str, tuple[tuple[in
     return {
         # A strided convolution is a linear layer over (patch row, patch column, channel).
         "x_embedder.proj.weight": ((d, channels, p, p), lambda value: value.permute(0, 2, 3, 1).flatten(1)),
-        "final_layer.linear.weight": ((p * p * said, d), first),
-        "final_layer.linear.bias": ((p * p * said,), first),
+        "final_layer.linear.weight": ((p * p * outputs, d), first),
+        "final_layer.linear.bias": ((p * p * outputs,), first),
         f"{READ_MODULATION}.weight": ((7 * d, d), first_six),
         f"{READ_MODULATION}.bias": ((7 * d,), first_six),
     }

@@ -82,17 +82,17 @@ def compute_quality(scores: Sequence[Score], path: Path) -> None:
 
 
 def read_attention(
-    images: Tensor, maps: Tensor, shown: Sequence[int], path: Path, *, images_are: str = "input"
+    images: Tensor, maps: Tensor, slots: Sequence[int], path: Path, *, images_are: str = "input"
 ) -> None:
-    """What the latents `shown`, and all of them, read in each image (B, 1 or 3, H, W): maps (B, J, rows, columns)."""
-    titles = [images_are, *(f"latent {j + 1}" for j in shown), "mean of all"]
+    """What the latents `slots`, and all of them, read in each image (B, 1 or 3, H, W): maps (B, J, rows, columns)."""
+    titles = [images_are, *(f"latent {j + 1}" for j in slots), "mean of all"]
     with mpl.rc_context(STYLE):
         size = (1.05 * len(titles), 0.4 + 1.05 * len(images) * images.shape[-2] / images.shape[-1])
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         axes = figure.subplots(len(images), len(titles), squeeze=False)
         for row, image, attention in zip(axes, images, maps, strict=True):
             show_picture(row[0], to_uint8(image).numpy())
-            panels = [attention[j] for j in shown] + [attention.mean(0)]
+            panels = [attention[j] for j in slots] + [attention.mean(0)]
             for ax, panel in zip(row[1:], panels, strict=True):
                 ax.imshow(panel.cpu().numpy(), cmap="magma", vmin=0)
                 bare(ax)

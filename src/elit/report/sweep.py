@@ -36,10 +36,10 @@ def write_sweep_report(
 
 def describe(point: Point) -> str:
     """A setting in words: "8 latents per group, 16 steps, CCFG at scale 2"."""
-    kept = "all tokens" if point.budget == "all" else f"{latents(point)} per group"
+    tokens = "all tokens" if point.budget == "all" else f"{latents(point)} per group"
     guided = "no guidance" if point.guidance == "none" else f"{LOOK[point.guidance][0]} at scale {point.scale:g}"
     cached = f", cache {point.cache:g}" if point.cache else ""
-    return f"{kept}, {point.steps} steps, {guided}{cached}"
+    return f"{tokens}, {point.steps} steps, {guided}{cached}"
 
 
 def cells(point: Point, metrics: Sequence[str]) -> tuple[str, ...]:

@@ -74,9 +74,11 @@ def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure, axes = _panels(len(kinds), 3.4)
         for ax, kind in zip(axes, kinds, strict=True):
-            shown = at_best_scale(points, metric, kind)
+            points_of_kind = at_best_scale(points, metric, kind)
             for i, count in enumerate(steps):
-                line = sorted((point for point in shown if point.steps == count), key=lambda point: point.gflops)
+                line = sorted(
+                    (point for point in points_of_kind if point.steps == count), key=lambda point: point.gflops
+                )
                 at = [(point.gflops, point.scores[metric]) for point in line if not point.scheduled]
                 stars = [(point.gflops, point.scores[metric]) for point in line if point.scheduled]
                 look: dict[str, Any] = {"color": colours(0.85 * i / max(1, len(steps) - 1))}
@@ -103,7 +105,7 @@ def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
                         )
             _log(ax.xaxis, ax.set_xscale, [point.gflops for point in points])
             _quality_axis(ax, metric, [point.scores[metric] for point in points])
-            ax.set(xlabel=COSTS[0][1], title=_titled(kind, shown))
+            ax.set(xlabel=COSTS[0][1], title=_titled(kind, points_of_kind))
             ax.grid(alpha=0.25)
         figure.supylabel(quality_label(metric), fontsize=11)
         axes[0].legend(frameon=False, fontsize=9)
@@ -124,16 +126,16 @@ def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure, axes = _panels(len(panels), 3.4, share=False)  # guided scores may be far from the others
         for ax, (kind, count) in zip(axes, panels, strict=True):
-            shown = [point for point in at_best_scale(points, metric, kind) if point.steps == count]
+            same_steps = [point for point in at_best_scale(points, metric, kind) if point.steps == count]
             for i, budget in enumerate(budgets):
-                line = sorted((p for p in shown if p.budget == budget), key=lambda point: point.cache)
+                line = sorted((p for p in same_steps if p.budget == budget), key=lambda point: point.cache)
                 at = [(100 * (1 - (p.calls or p.steps) / p.steps), p.scores[metric]) for p in line]
                 if at:
                     colour = colours(0.85 * i / max(1, len(budgets) - 1))
                     ax.plot(*zip(*at, strict=True), color=colour, marker="o", markersize=4.5, label=latents(line[0]))
-            if metric in DISTANCES and shown:  # from 0, so that a change is seen beside the score itself
-                ax.set_ylim(0, 1.1 * max(point.scores[metric] for point in shown))
-            ax.set(xlabel="% of calls saved", title=f"{_titled(kind, shown)}, {count} steps" if shown else "")
+            if metric in DISTANCES and same_steps:  # from 0, so that a change is seen beside the score itself
+                ax.set_ylim(0, 1.1 * max(point.scores[metric] for point in same_steps))
+            ax.set(xlabel="% of calls saved", title=f"{_titled(kind, same_steps)}, {count} steps" if same_steps else "")
             ax.grid(alpha=0.25)
         figure.supylabel(quality_label(metric), fontsize=11)
         axes[0].legend(frameon=False, fontsize=9)
@@ -148,22 +150,22 @@ def saturation_curves(points: Sequence[Point], path: Path, *, grey: bool) -> Non
 def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None:
     """ρ against the share of the latents, a line a kind at its best scale, a panel a step count (paper Table 5)."""
     steps = sorted({point.steps for point in points})[-MOST_PANELS:]
-    found = degradations(points, metric)
-    shares = sorted({point.share for point, _ in found if not point.scheduled})
+    ratios = degradations(points, metric)
+    shares = sorted({point.share for point, _ in ratios if not point.scheduled})
     with mpl.rc_context(STYLE):
         figure, axes = _panels(len(steps), 3.4)
         for ax, count in zip(axes, steps, strict=True):
             ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
             for kind, (name, colour, marker) in LOOK.items():
-                shown = at_best_scale(points, metric, kind)
-                here = [(point, rho) for point, rho in found if point in shown and point.steps == count]
+                points_of_kind = at_best_scale(points, metric, kind)
+                here = [(point, rho) for point, rho in ratios if point in points_of_kind and point.steps == count]
                 line = sorted((point.share, rho) for point, rho in here if not point.scheduled)
                 stars = [(point.share, rho) for point, rho in here if point.scheduled]
                 if line:
                     ax.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=name)
                 if stars:
                     ax.plot(*zip(*stars, strict=True), "*", color=colour, markersize=10)
-            _log(ax.yaxis, ax.set_yscale, [rho for _, rho in found])
+            _log(ax.yaxis, ax.set_yscale, [rho for _, rho in ratios])
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_locator(FixedLocator(shares))
             ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
@@ -273,8 +275,8 @@ def _log(axis: mpl.axis.Axis, set_scale: Callable[[str], None], values: Sequence
     axis.set_minor_formatter(NullFormatter())
 
 
-def _titled(kind: str, shown: Sequence[Point]) -> str:
-    return LOOK[kind][0] + (f", scale {shown[0].scale:g}" if kind != "none" else "")
+def _titled(kind: str, points: Sequence[Point]) -> str:
+    return LOOK[kind][0] + (f", scale {points[0].scale:g}" if kind != "none" else "")
 
 
 def _spread(values: Sequence[str]) -> list[str]:

@@ -38,13 +38,13 @@ def sampling_plan(
     if cache and solver != "euler":
         raise ValueError(f"cache={cache}: goes with solver='euler' alone, {solver!r} looks at every step twice")
     plan: Evaluations = []
-    for step, kept in enumerate(schedule_budgets(budget, times[:-1], model.budgets)):
+    for step, num_latents in enumerate(schedule_budgets(budget, times[:-1], model.budgets)):
         corrected = solver == "heun" and step < len(times) - 2
         at = times[step : step + 2] if corrected else times[step : step + 1]
-        plan.append({t: branches(guidance, t, kept, model.budgets) for t in at})
+        plan.append({t: branches(guidance, t, num_latents, model.budgets) for t in at})
     _check_guidance(guidance, plan)
     if cache:
-        counts = [len(chosen) for step in plan for chosen in step.values()]
+        counts = [len(branches_at) for step in plan for branches_at in step.values()]
         for step, again in enumerate(reused_steps(time_changes(model, times[:-1]), counts, cache)):
             if again:
                 plan[step] = {times[step]: []}
@@ -90,9 +90,9 @@ def reused_steps(changes: Sequence[float], counts: Sequence[int], threshold: flo
     return reused
 
 
-def shares_head(chosen: Sequence[Branch]) -> bool:
+def shares_head(branches: Sequence[Branch]) -> bool:
     """Whether branches differ in nothing before Read: those of autoguidance."""
-    return len(chosen) == 2 and chosen[0].drop_class == chosen[1].drop_class
+    return len(branches) == 2 and branches[0].drop_class == branches[1].drop_class
 
 
 def sampling_flops(
@@ -116,12 +116,17 @@ def sampling_flops(
     settings: dict[str, Any] = {"solver": solver, "shift": shift, "cache": cache, "sample_size": sample_size}
     if sample_budgets is not None:
         settings |= {"steps": steps, "guidance": guidance and replace(guidance, drop_class=True)}  # no shared head
-        return round(statistics.mean(sampling_flops(model, budget=kept, **settings) for kept in sample_budgets))
+        return round(
+            statistics.mean(sampling_flops(model, budget=num_latents, **settings) for num_latents in sample_budgets)
+        )
     plan = sampling_plan(model, time_grid(steps, shift), schedule, guidance, solver, cache)
-    cost = {kept: count_flops(model, sample_size=sample_size, budget=kept) for kept in model.budgets or (None,)}
-    every = [chosen for step in plan for chosen in step.values()]
+    cost = {
+        num_latents: count_flops(model, sample_size=sample_size, budget=num_latents)
+        for num_latents in model.budgets or (None,)
+    }
+    every = [branches_at for step in plan for branches_at in step.values()]
     twice = sum(map(shares_head, every)) * shared_flops(model, sample_size=sample_size)
-    return sum(cost[branch.budget] for chosen in every for branch in chosen) - twice
+    return sum(cost[branch.budget] for branches_at in every for branch in branches_at) - twice
 
 
 def evaluated_steps(plan: Evaluations) -> int:

@@ -127,9 +127,9 @@ class ElitPipeline(DiffusionPipeline):
             times = exact
         schedule = one_schedule(budget, step_budgets, sample_budgets)
         evaluations = sampling_plan(model, times, schedule, guidance, cache=cache)
-        kept = None if sample_budgets is None else mixed_budgets(model, sample_budgets, len(y), guidance)
+        counts = None if sample_budgets is None else mixed_budgets(model, sample_budgets, len(y), guidance)
         network = runner(model, dtype, compile=compile)
-        velocity = guided_network(model, y.to(device), evaluations, guidance, network, kept)
+        velocity = guided_network(model, y.to(device), evaluations, guidance, network, counts)
 
         size = self._sample_size(height, width)
         shape = (len(y), model.config.in_channels, *size)
@@ -194,16 +194,16 @@ class ElitPipeline(DiffusionPipeline):
 
     def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
         given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
-        chosen = [name for name, value in given.items() if value is not None]
+        names = [name for name, value in given.items() if value is not None]
         takes = ["prompt", "prompt_embeds"] if "text_encoder" in self.transformer.config else ["class_labels"]
-        if len(chosen) != 1 or chosen[0] not in takes:
-            raise ValueError(f"{' and '.join(chosen) or 'no condition'} given; this network takes {' or '.join(takes)}")
+        if len(names) != 1 or names[0] not in takes:
+            raise ValueError(f"{' and '.join(names) or 'no condition'} given; this network takes {' or '.join(takes)}")
         if prompt is not None and self.text_encoder is not None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             length = self.transformer.config.text_length
             text = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
             return self.transformer.prepare_condition(text)
-        return self.transformer.prepare_condition(given[chosen[0]])
+        return self.transformer.prepare_condition(given[names[0]])
 
     def _finish(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":

@@ -99,9 +99,9 @@ def sample(
     times, run = time_grid(steps, shift), get_solver(solver)
     schedule = one_schedule(budget, step_budgets, sample_budgets)
     evaluations = sampling_plan(model, times, schedule, guidance, solver, cache)
-    kept = None
+    counts = None
     if sample_budgets is not None:
-        kept = mixed_budgets(model, sample_budgets, count, guidance)
+        counts = mixed_budgets(model, sample_budgets, count, guidance)
     network = runner(model, dtype, compile=compile)
     shape = (model.config.in_channels, *size)
     if noise is not None and noise.shape != (count, *shape):
@@ -114,7 +114,7 @@ def sample(
         part = slice(first, first + batch_size)
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
         rows = wanted[part].to(model.device)
-        velocity = guided_network(model, rows, evaluations, guidance, network, kept and kept[part])
+        velocity = guided_network(model, rows, evaluations, guidance, network, counts and counts[part])
         if on_step:
             velocity = watched(velocity, on_step)
         with torch.no_grad():
@@ -142,43 +142,43 @@ def guided_network(
     last: Tensor
 
     def velocity(x: Tensor, t: float, step: int) -> Tensor:
-        def evaluate(chosen: Sequence[Branch]) -> Sequence[Tensor]:
-            shared = shares_head(chosen) and sample_budgets is None
-            rows = tuple(branch.drop_class for branch in (chosen[:1] if shared else chosen))
+        def evaluate(branches: Sequence[Branch]) -> Sequence[Tensor]:
+            shared = shares_head(branches) and sample_budgets is None
+            rows = tuple(branch.drop_class for branch in (branches[:1] if shared else branches))
             if rows not in asked:
                 asked[rows] = concatenate([null if dropped else y for dropped in rows])
             # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
             time = torch.full((len(rows) * len(x),), t, device=x.device, dtype=torch.float32)
             repeated = x.repeat(len(rows), *[1] * (x.ndim - 1))
             if sample_budgets is None:
-                each = [branch.budget for branch in chosen]
+                each = [branch.budget for branch in branches]
                 v = run(repeated, time, asked[rows], branch_budgets=each, shared=shared)
             else:
-                weak = [weak_branch(model, guidance, kept) for kept in sample_budgets] if len(chosen) > 1 else []
+                weak = [weak_branch(model, guidance, kept) for kept in sample_budgets] if len(branches) > 1 else []
                 v = run(repeated, time, asked[rows], [*sample_budgets, *weak])
-            return v.to(x.dtype).chunk(len(chosen))
+            return v.to(x.dtype).chunk(len(branches))
 
         nonlocal last
-        if chosen := plan[step][t]:
-            last = guided_velocity(evaluate, chosen, guidance.scale if guidance else 1.0)
+        if branches := plan[step][t]:
+            last = guided_velocity(evaluate, branches, guidance.scale if guidance else 1.0)
         return last
 
     return velocity
 
 
-def weak_branch(model: Transformer, guidance: Guidance | None, kept: int | None) -> int | None:
-    """The weak branch's budget beside a main branch of `kept` latents."""
-    return None if guidance is None else guidance.weak_budget(kept, model.budgets)
+def weak_branch(model: Transformer, guidance: Guidance | None, num_latents: int | None) -> int | None:
+    """The weak branch's budget beside a main branch of `num_latents` latents."""
+    return None if guidance is None else guidance.weak_budget(num_latents, model.budgets)
 
 
 def mixed_budgets(
     model: Transformer, sample_budgets: Sequence[Budget], count: int, guidance: Guidance | None
 ) -> list[int | None]:
     """One valid budget a sample, each of which goes with the guidance. Raises ValueError."""
-    kept = budgets_of_samples(sample_budgets, count, model.budgets, "sample_budgets")
-    for each in dict.fromkeys(kept):
+    counts = budgets_of_samples(sample_budgets, count, model.budgets, "sample_budgets")
+    for each in dict.fromkeys(counts):
         weak_branch(model, guidance, each)
-    return kept
+    return counts
 
 
 def watched(

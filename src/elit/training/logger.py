@@ -51,9 +51,9 @@ class RunLog:
             for name in ("metrics.jsonl", SKIPPED):
                 path = self.out / name
                 lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
-                kept = [line for line in lines if json.loads(line)["step"] <= start]
-                if kept or path.is_file() or name != SKIPPED:
-                    write_text(path, "".join(f"{line}\n" for line in kept))
+                before_start = [line for line in lines if json.loads(line)["step"] <= start]
+                if before_start or path.is_file() or name != SKIPPED:
+                    write_text(path, "".join(f"{line}\n" for line in before_start))
 
     def progress(self) -> AbstractContextManager[Any]:
         """Shows the bar while training; without a terminal each flush prints a line instead."""
@@ -149,11 +149,11 @@ class RunLog:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(_line(row) for row in rows)
             if bad:
-                kept = ("step", "loss", "gradient_norm", "budget")
+                columns = ("step", "loss", "gradient_norm", "budget")
                 with (self.out / SKIPPED).open("a", encoding="utf-8") as file:
                     for row in bad:
                         samples = self.sampler.samples(row["step"] - 1)
-                        file.write(_line({key: row[key] for key in kept} | {"samples": samples}))
+                        file.write(_line({key: row[key] for key in columns} | {"samples": samples}))
         for row in rows:
             self.accelerator.log(_scalars(row), step=row["step"])
 
@@ -184,11 +184,11 @@ class RunLog:
 
 def _by_budget(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Mean loss of the steps at each budget; JSON's keys are text."""
-    found: dict[str, list[float]] = defaultdict(list)
+    losses: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["budget"] is not None and math.isfinite(row["loss"]):
-            found[str(row["budget"])].append(row["loss"])
-    return {budget: round(sum(found[budget]) / len(found[budget]), 6) for budget in sorted(found, key=int)}
+            losses[str(row["budget"])].append(row["loss"])
+    return {budget: round(sum(losses[budget]) / len(losses[budget]), 6) for budget in sorted(losses, key=int)}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -201,11 +201,11 @@ def _line(row: dict[str, Any]) -> str:
 
 def _scalars(row: dict[str, Any]) -> dict[str, Any]:
     """A row as trackers take it: one number a name."""
-    found = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    scalars = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
     for i, loss in enumerate(row.get("loss_by_t", [])):
         if loss is not None:
-            found[f"loss_by_t/{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"] = loss
-    return found | {f"loss_by_budget/{budget}": loss for budget, loss in row.get("loss_by_budget", {}).items()}
+            scalars[f"loss_by_t/{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"] = loss
+    return scalars | {f"loss_by_budget/{budget}": loss for budget, loss in row.get("loss_by_budget", {}).items()}
 
 
 def _peak_memory(device: torch.device) -> int:

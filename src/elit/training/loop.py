@@ -58,8 +58,8 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     """The loop, in a folder that is this run's alone."""
     config, network = task.config, task.network
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    resumed, said = find_checkpoint(config, accelerator)
-    said += task.initialize(resumed=resumed is not None)
+    resumed, notes = find_checkpoint(config, accelerator)
+    notes += task.initialize(resumed=resumed is not None)
     sampler, parts = task.sampler, config.gradient_accumulation
     model = prepare(accelerator, network, task.blocks, config)
     optimizer = torch.optim.Adam(trained_weights(network), lr=config.learning_rate, fused=True)
@@ -70,7 +70,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     if accelerator.is_main_process:
         save_config(replace(config, resume=False), Path(config.out) / "config.yaml")
     log = RunLog(config, accelerator, task.flops, sampler)
-    for line in said:
+    for line in notes:
         log.say(line)
 
     feed = Feed(task.examples, sampler, workers=config.workers, device=device, say=log.say)
@@ -121,34 +121,34 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator) -> tuple[Path |
 
     Raises ValueError where the folder and `resume` do not agree, or none of its checkpoints is whole.
     """
-    found, said = broadcast_from_main(accelerator, lambda: inspect_run_dir(config))
-    for path in reversed(found):
+    paths, notes = broadcast_from_main(accelerator, lambda: inspect_run_dir(config))
+    for path in reversed(paths):
         if not (fault := verify_checkpoint(path, accelerator)):
             was, now = saved_by(path), accelerator.num_processes
             if was != now:
-                said.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
-            return path, said
-        said.insert(0, f"ignored: {fault}")
-    if found:
-        raise ValueError(said[0].removeprefix("ignored: "))
-    return None, said
+                notes.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
+            return path, notes
+        notes.insert(0, f"ignored: {fault}")
+    if paths:
+        raise ValueError(notes[0].removeprefix("ignored: "))
+    return None, notes
 
 
 def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
     out = Path(config.out)
-    found = checkpoints(out / "checkpoints")
-    said = []
+    paths = checkpoints(out / "checkpoints")
+    notes = []
     for half in (out / "checkpoints").glob(".step-*.tmp"):
-        said.append(f"ignored and removed: {str(half)!r}, a checkpoint that was only half written")
+        notes.append(f"ignored and removed: {str(half)!r}, a checkpoint that was only half written")
         shutil.rmtree(half)
-    if not config.resume and found:
+    if not config.resume and paths:
         raise ValueError(
-            f"out={config.out!r}: holds a run at step {checkpoint_step(found[-1])}; set resume to go on, or give "
+            f"out={config.out!r}: holds a run at step {checkpoint_step(paths[-1])}; set resume to go on, or give "
             "another folder"
         )
-    if not found:
-        return [], said
+    if not paths:
+        return [], notes
     before = load_config(out / "config.yaml", type(config))
     changed = {
         name: f"{getattr(before, name)!r} → {value!r}"
@@ -157,8 +157,8 @@ def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     }
     if fixed := [f"{name} ({changed[name]})" for name in config.FIXED_ON_RESUME if name in changed]:
         raise ValueError(f"resume: {', '.join(fixed)} cannot change within a run; give another folder")
-    if checkpoint_step(found[-1]) > config.steps:
-        raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(found[-1])}")
+    if checkpoint_step(paths[-1]) > config.steps:
+        raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(paths[-1])}")
     if changed:
-        said.append("changed: " + ", ".join(f"{name} {change}" for name, change in changed.items()))
-    return found, said
+        notes.append("changed: " + ", ".join(f"{name} {change}" for name, change in changed.items()))
+    return paths, notes

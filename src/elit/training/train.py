@@ -65,14 +65,14 @@ class TrainNetwork(Task):
         self.examples = self.data if self.prompts is None else PromptedImages(self.data, self.prompts)
 
     def initialize(self, *, resumed: bool) -> list[str]:
-        said = []
+        notes = []
         if self.config.init and not resumed:
             new, left_out = load_shared_weights(self.network, self.config.init)
             names = f"{len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
-            said.append(f"init: {names}")
+            notes.append(f"init: {names}")
         if skipped := getattr(self.data, "skipped", None):
-            said.append(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
-        return said
+            notes.append(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
+        return notes
 
     def objective(self, accelerator: Accelerator) -> FlowMatching:
         return FlowMatching(
@@ -92,9 +92,11 @@ class TrainNetwork(Task):
         numbers = torch.arange(8) % len(self.data.classes)
         y: Condition = numbers if self.prompts is None else self.prompts[numbers]
         least = network.budgets[0] if network.budgets else None
-        shown = dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
+        budgets = (
+            dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
+        )
         with average.in_place_of(network), torch.compiler.set_stance("force_eager"), accelerator.autocast():
-            rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in shown]
+            rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in budgets]
         if accelerator.is_main_process:
             preview = image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
             save_image(preview, Path(config.out) / "samples" / f"step-{step:08d}.png")
@@ -139,19 +141,19 @@ def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> 
     """Fills in what the data decides: channels, size, classes or text. Raises ValueError where they clash."""
     channels, *size = data.shape
     model = config.model
-    found: dict[str, Any] = {"in_channels": channels, "sample_size": size[0] if len(size) == 2 else tuple(size)}
+    from_data: dict[str, Any] = {"in_channels": channels, "sample_size": size[0] if len(size) == 2 else tuple(size)}
     if isinstance(prompts, Text):
         pooled = 0 if prompts.pooled is None else prompts.pooled.shape[1]
-        found |= {"text_features": prompts.embeddings.shape[2], "pooled_features": pooled}
-    for name, value in found.items():
+        from_data |= {"text_features": prompts.embeddings.shape[2], "pooled_features": pooled}
+    for name, value in from_data.items():
         if getattr(model, name) not in (None, value):
             raise ValueError(f"model.{name}={getattr(model, name)}: the data has {value}; leave it out")
     if prompts is None:
         classes = len(data.classes)
         if model.num_classes is not None and model.num_classes < classes:
             raise ValueError(f"model.num_classes={model.num_classes}: the data has {classes} classes")
-        found["num_classes"] = model.num_classes or classes
-    return replace(config, model=replace(model, **found))
+        from_data["num_classes"] = model.num_classes or classes
+    return replace(config, model=replace(model, **from_data))
 
 
 def _names(names: Sequence[str]) -> str:
