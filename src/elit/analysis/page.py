@@ -47,8 +47,8 @@ def lead(inspection: Inspection) -> str:
     )
     return (
         f"{len(inspection.names)} samples of {how['examples']['data']}, each seen through {how['draws']} draws of "
-        f"noise at t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers, and how they "
-        f"were made, are in inspect.json.{clips}"
+        f"noise at t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers, and "
+        f"how they were made, are in inspect.json.{clips}"
     )
 
 
