@@ -69,13 +69,13 @@ class AveragedWeights:
         self.settle()
         _reshard(network)
         shards = [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
-        kept = [shard.clone() for shard in shards]
+        own_weights = [shard.clone() for shard in shards]
         copy_all(shards, self._shards())
         try:
             yield
         finally:
             _reshard(network)
-            copy_all(shards, kept)
+            copy_all(shards, own_weights)
 
     def whole(self) -> dict[str, Tensor]:
         """The average on the CPU, no longer sharded; every process must call it."""
