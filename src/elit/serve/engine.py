@@ -21,10 +21,10 @@ from torch import Tensor
 from elit.data.autoencoders import decode, downsampling, load_autoencoder
 from elit.data.images import image_grid
 from elit.data.text import encode_prompts
+from elit.elastic.load_model import load_model
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition, concatenate
-from elit.elastic.load_model import load_model
 from elit.models.transformer import Transformer
 from elit.planner.cost import non_negative_prices
 from elit.pretrained import model_folder
