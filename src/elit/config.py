@@ -1,6 +1,7 @@
 """Settings of a training run: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -267,13 +268,53 @@ def save_config(config: RunConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes in the package, by name: "imagenet-256/elit-dit-xl" and its file."""
+    return {str(path.relative_to(RECIPES).with_suffix("")): path for path in sorted(RECIPES.glob("*/*.yaml"))}
+
+
+def config_file(name: str) -> Path:
+    """A settings file, or the one that "recipe:NAME" names. Raises ValueError for a recipe that is not there."""
+    if not name.startswith("recipe:"):
+        return Path(name)
+    known, wanted = recipes(), name.removeprefix("recipe:").removesuffix(".yaml")
+    if wanted not in known:
+        close = difflib.get_close_matches(wanted, known, n=3)
+        hint = f"close ones: {', '.join(close)} (elit recipes lists all)" if close else "elit recipes lists all"
+        raise ValueError(f"config={name!r}: no such recipe; {hint}")
+    return known[wanted]
+
+
+class DuplicateField(yaml.YAMLError):
+    """A field that stands twice."""
+
+
+class UniqueLoader(yaml.SafeLoader):
+    """Refuses a field that stands twice, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, name in enumerate(names):
+            if isinstance(name, str) and name in names[:place]:
+                line = node.value[place][0].start_mark.line + 1
+                raise DuplicateField(f"{name!r} stands twice, the second time in line {line}")
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:  # type: ignore[assignment]
     """Reads YAML with any of `kind`'s fields. Raises ValueError naming an unknown field or a bad value."""
-    path = Path(path)
+    path = config_file(str(path))
     if not path.is_file():
         raise ValueError(f"config={str(path)!r}: no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader) or {}
+    except UnicodeDecodeError:
+        raise ValueError(f"config={str(path)!r}: is no text file; give YAML") from None
+    except DuplicateField as error:
+        raise ValueError(f"config={str(path)!r}: {error}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"config={str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
     return _build(kind, content, str(path))

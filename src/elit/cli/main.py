@@ -19,6 +19,7 @@ from elit.pretrained import model_folder
 COMMANDS = {
     "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
     "encode": "turn images or clips into an autoencoder's latents, once",
+    "recipes": "the training runs that come with the package, for elit train --config recipe:NAME",
     "train": "train a model on digits or a folder of images",
     "import": "turn a published checkpoint into a saved model",
     "distill": "give a pretrained diffusers pipeline a dial: train it to work on fewer tokens",

@@ -23,7 +23,7 @@ class Args:
     """
 
     config: Path | None = None
-    """YAML with any of the settings below, such as an earlier run's config.yaml."""
+    """YAML with any of the settings below, such as an earlier run's config.yaml; or recipe:NAME, of elit recipes."""
     dry_run: bool = False
     """Print what the run takes instead: parameters, memory of a device by part, TFLOPs, GPU-days. Reads no data."""
     devices: int = 1
