@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import elit
-from elit.data.text import PromptedImages, TextEncoder, encode_prompts
+from elit.data.text import PromptedImages, TextEncoder, embed_prompts, encode_prompts
 from elit.models.conditioning import Text
 
 WORDS = ("<pad>", "<eos>", "<unk>", "a", "red", "blue", "boat", "on", "the", "sea")
@@ -61,6 +61,21 @@ def test_any_kind_of_encoder(kind, tmp_path):
     assert torch.equal(encoder(PROMPTS, batch_size=2).mask, text.mask)
     assert encoder(["a red boat on the blue blue blue blue blue sea"]).embeddings.shape[1] == 8  # cut
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+
+
+def test_a_pipelines_tokenizer_that_pads_on_the_left_gives_the_same(tmp_path):
+    """The columns of the tokens, not of the padding; the tokenizer itself stays as it is."""
+    encoder = TextEncoder(save_encoder("llama", tmp_path / "llama"), length=8)
+    encoder.tokenizer.padding_side = "left"
+    text = embed_prompts(PROMPTS, encoder.tokenizer, encoder.model, length=8)
+    assert encoder.tokenizer.padding_side == "left"
+    assert text.mask.sum(1).tolist() == [3, 6, 2]
+    alone = embed_prompts(PROMPTS[2:], encoder.tokenizer, encoder.model, length=8)
+    encoder.tokenizer.padding_side = "right"
+    right = encoder(PROMPTS)
+    assert torch.equal(text.mask, right.mask)
+    assert torch.allclose(text.embeddings, right.embeddings, atol=1e-6)
+    assert torch.allclose(alone.embeddings, right.embeddings[2:, :2], atol=1e-5)
 
 
 def test_clip_is_its_text_half_alone(tmp_path):

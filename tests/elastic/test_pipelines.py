@@ -41,7 +41,7 @@ class Spy:
         finish = transformer.elastic.finish
 
         def noted(tokens, start, latents, plan):
-            self.seen.append((plan.kept, len(tokens)))
+            self.seen.append((plan.num_latents, len(tokens)))
             return finish(tokens, start, latents, plan)
 
         monkeypatch.setattr(transformer.elastic, "finish", noted)

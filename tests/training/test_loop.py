@@ -1,14 +1,18 @@
 """Training: bit-equal after kills, equal over processes, refusals before anything is written."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,9 +25,9 @@ import elit
 from elit.cli.main import main
 from elit.config import ModelConfig, TrainConfig, load_config, save_config
 from elit.data.sampler import StepSampler
-from elit.training.distributed import make_accelerator
+from elit.training.distributed import clip_gradients, make_accelerator
 from elit.training.ema import AveragedWeights
-from elit.training.logger import RunLog
+from elit.training.logger import RunLog, _peak_of_process
 from elit.training.objectives import draw_step
 from elit.training.train import train
 
@@ -112,6 +116,41 @@ def test_sigterm_saves_and_exits_0(tmp_path, whole):
     assert main(resumed) == 0
     assert losses(out) == losses(whole)
     assert equal(weights(out), weights(whole))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_saves_a_checkpoint_and_a_second_one_leaves_at_once(tmp_path, monkeypatch, capfd, times):
+    """Resumable at the step it was at; the handler of before is back in its place afterwards."""
+    before, steps = signal.getsignal(signal.SIGINT), itertools.count(1)
+
+    def interrupted(*arguments):
+        if next(steps) == 3:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return clip_gradients(*arguments)
+
+    monkeypatch.setattr("elit.training.loop.clip_gradients", interrupted)
+    with pytest.raises(SystemExit if times == 1 else KeyboardInterrupt) as stopped:
+        train(tiny(tmp_path / "run", steps=9, checkpoint_every=1000))
+    saved = list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    if times == 1:
+        assert stopped.value.code == 0
+        assert [path.name for path in saved] == ["step-00000003"]
+        assert "stopped by Ctrl-C after step 3, checkpoint saved" in capfd.readouterr().err
+    else:
+        assert not saved
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_peak_memory_on_every_system(monkeypatch):
+    """In bytes: KiB are counted on Linux, bytes on macOS, and Windows has no `resource`."""
+    here = _peak_of_process()
+    assert 0.5 * psutil.Process().memory_info().rss < here < psutil.virtual_memory().total
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert _peak_of_process() == pytest.approx(here / 1024, rel=0.1)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=5)))
+    assert _peak_of_process() == 5
 
 
 def test_a_run_repeats_from_its_config(tmp_path):

@@ -77,12 +77,18 @@ class Feed:
             num_workers=self.workers,
             collate_fn=_as_is,
             pin_memory=self.device.type != "cpu",
+            worker_init_fn=_ignore_ctrl_c,
         )
         batches = iter(loader)
         if main and before is not None:
             # torch's handler would raise in the middle of a step; without it, waiting for the next batch finds out.
             signal.signal(signal.SIGCHLD, before)
         return batches
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends it to workers too; the run finishes its step with them and saves a checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(batch: T) -> T:

@@ -70,7 +70,9 @@ def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length:
     parts = []
     for first in range(0, len(prompts), batch_size):
         part = list(prompts[first : first + batch_size])
-        options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+        # Said for each call: a pipeline's tokenizer may pad on the left, and is not ours to change.
+        options |= {"padding_side": "right", "return_tensors": "pt"}
         tokens = tokenizer(part, **options).to(model.device)
         out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         pooled = getattr(out, "pooler_output", None)

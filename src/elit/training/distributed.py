@@ -114,23 +114,29 @@ def broadcast_from_main(accelerator: Accelerator, check: Callable[[], Any]) -> A
 
 
 class Termination:
-    """Notices SIGTERM, and has all processes notice it at the same step, without making a device wait."""
+    """Notices SIGTERM and Ctrl-C, and has all processes notice at the same step, without making a device wait.
+
+    A second Ctrl-C leaves at once.
+    """
 
     def __init__(self, accelerator: Accelerator):
         self.seen = False
-        self.before: Any = signal.SIG_DFL
+        self.signal = "SIGTERM"
+        """Which one it was, of this process."""
+        self.before: dict[int, Any] = {}
         # A group of its own: its questions must not queue behind gradients.
         self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         self.question: tuple[Tensor, dist.Work] | None = None
 
     def __enter__(self) -> "Termination":
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._notice)
+            self.before = {number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.before)
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
 
     def should_stop(self) -> bool:
         """Whether to stop, once a step; of several processes, what any of them knew a step ago."""
@@ -144,5 +150,8 @@ class Termination:
         earlier[1].wait()
         return bool(earlier[0])
 
-    def _notice(self, *_: object) -> None:
+    def _notice(self, number: int, *_: object) -> None:
         self.seen = True
+        if number == signal.SIGINT:
+            self.signal = "Ctrl-C"
+            signal.signal(number, self.before[number])

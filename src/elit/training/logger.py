@@ -2,7 +2,7 @@
 
 import json
 import math
-import resource
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -211,8 +212,18 @@ def _scalars(row: dict[str, Any]) -> dict[str, Any]:
 def _peak_memory(device: torch.device) -> int:
     """Bytes at most so far, of the device or, on a CPU, of this process."""
     if device.type == "cpu":
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return _peak_of_process()
     return torch.get_device_module(device).max_memory_allocated(device)
+
+
+def _peak_of_process() -> int:
+    """Bytes of memory that this process has had at most. psutil knows the peak on Windows alone."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_trackers(config: RunConfig) -> None:
