@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -309,3 +310,18 @@ def _answer(model: elit.SiT, key: str, stored: dict, about: dict) -> torch.Tenso
         return sample(model, stored["labels"], **settings, **guided)
     guide = {"cfg": elit.CFG(scale), "ag": elit.AG(scale, low), "ccfg": elit.CCFG(scale, low)}
     return sample(model, stored["labels"], **settings, guidance=guide[key.removeprefix("sample_")])
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_bare_pickle_that_calls_something_is_named_and_not_run(tmp_path, protocol):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "file.pt"
+    path.write_bytes(pickle.dumps({"ema": Hostile()}, protocol=protocol))
+    with pytest.raises(
+        ValueError, match=r"file\.pt': (is a pickle that would call|holds) posix\.mkdir.*nothing was run$"
+    ):
+        elit.load_released(path)
+    assert not (tmp_path / "ran").exists()

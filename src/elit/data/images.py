@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -81,7 +81,8 @@ class ImageFolder:
         self.captions = tuple(name.replace("_", " ") for name in self.classes)
         self.image_size = image_size
         with ThreadPoolExecutor() as pool:
-            faults = list(pool.map(lambda file: _fault(file[0], image_size), files))
+            looks = list(pool.map(lambda file: look_at(file[0], image_size), files))
+        faults = [look.fault for look in looks]
         self.skipped = [path for (path, _), fault in zip(files, faults, strict=True) if fault]
         if self.skipped and not skip_unreadable:
             first = next(fault for fault in faults if fault)
@@ -90,6 +91,7 @@ class ImageFolder:
                 "unreadable; mend or remove them, or set skip_unreadable"
             )
         self.files = [file for file, fault in zip(files, faults, strict=True) if not fault]
+        self.looks = [look for look in looks if not look.fault]
         if not self.files:
             raise ValueError(f"data={str(root)!r}: none of its {len(files)} images is readable")
 
@@ -114,14 +116,18 @@ def list_files(root: Path, *, captions: bool, loose: bool = False) -> tuple[list
     """
     if captions and (root / METADATA).is_file():
         return _captioned_files(root)
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    files = [(path, label) for label, folder in enumerate(folders) for path in _images_below(folder)]
+    # A link may lead out of the data, or back into it in circles.
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and not path.is_symlink())
+    below = {folder: images for folder in folders if (images := _images_below(folder))}  # without images it is no class
+    files = [(path, label) for label, images in enumerate(below.values()) for path in images]
     if loose and (beside := [path for path in sorted(root.iterdir()) if path.is_file() and _is_image(path)]):
         return [(path, 0) for path in sorted([*beside, *(path for path, _ in files)])], ()
     if not files:
-        where = "in it" if loose else "in its sub-folders; expected CLASS/IMAGE.png and the like"
+        where = (
+            "in it" if loose else "in its sub-folders; expected CLASS/IMAGE.png and the like, links are not followed"
+        )
         raise ValueError(f"{'pictures' if loose else 'data'}={str(root)!r}: no images {where}")
-    return files, tuple(folder.name for folder in folders)
+    return files, tuple(folder.name for folder in below)
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -177,12 +183,24 @@ def centre_crop(image: Image.Image, size: int) -> Tensor:
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
 
 
-def _fault(path: Path, size: int) -> str | None:
+class Look(NamedTuple):
+    """What is seen of an image that is read once."""
+
+    fault: str | None
+    width: int
+    height: int
+    transparent: bool
+
+
+def look_at(path: Path, size: int) -> Look:
+    """Reads an image as training will, to find out whether it can be read, and what it is like."""
     try:
-        read_image(path, size)
+        with Image.open(path) as image:
+            seen = Look(None, *image.size, image.has_transparency_data)
+            centre_crop(image, size)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split())
-    return None
+        return Look(" ".join(str(error).split()), 0, 0, False)
+    return seen
 
 
 def as_pictures(samples: Tensor) -> Tensor:

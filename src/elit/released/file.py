@@ -1,7 +1,9 @@
 """Reading published files without running anything in them."""
 
 import argparse
+import pickletools
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,23 @@ def read_file(path: Path, name: str) -> Any:
         # Bytes of any kind may come here, and torch's reader fails in as many ways; each is the file's fault.
         if refused := refused_global(error):
             raise ValueError(f"{name}: holds {refused}, which is no weight; not loaded, nothing was run") from None
+        if called := called_by_pickle(path):
+            raise ValueError(f"{name}: is a pickle that would call {called}; not loaded, nothing was run") from None
         raise ValueError(f"{name}: truncated, damaged or no checkpoint of torch; download it again") from None
+
+
+def called_by_pickle(path: Path) -> str | None:
+    """The first function or class that a bare pickle names, read and not run; None where it names none."""
+    strings: list[str] = []
+    with path.open("rb") as file, suppress(Exception):  # bytes of any kind, which pickletools refuses in many ways
+        for opcode, value, _ in pickletools.genops(file.read(1 << 20)):
+            if opcode.name == "GLOBAL":
+                return str(value).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(value, str):
+                strings.append(value)
+    return None
 
 
 def weights_and_settings(content: Any, name: str, wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -29,7 +29,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     return Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other
-        log_with=list(config.trackers),
+        log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(logging_dir=str(Path(config.out) / "logs")),
     )
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,14 @@ def find_checkpoint(config: RunConfig, accelerator: Accelerator) -> tuple[Path |
     return None, notes
 
 
+def _difference(before: Any, now: Any) -> str:
+    """What has changed; of settings within settings, those alone that have."""
+    if not is_dataclass(now) or type(before) is not type(now):
+        return f"{before!r} → {now!r}"
+    names = [each.name for each in fields(now) if getattr(before, each.name) != getattr(now, each.name)]
+    return ", ".join(f"{name} {getattr(before, name)!r} → {getattr(now, name)!r}" for name in names)
+
+
 def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
     out = Path(config.out)
@@ -151,7 +159,7 @@ def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
         return [], notes
     before = load_config(out / "config.yaml", type(config))
     changed = {
-        name: f"{getattr(before, name)!r} → {value!r}"
+        name: _difference(getattr(before, name), value)
         for name, value in vars(config).items()
         if name not in ("resume", "out", "init") and value != getattr(before, name)
     }

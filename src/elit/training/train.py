@@ -16,6 +16,7 @@ from elit.data.builtin import named_images
 from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
 from elit.data.latents import LatentSet
 from elit.data.sampler import StepSampler
+from elit.data.summary import summary
 from elit.data.text import CACHE, PromptedImages, encode_prompts
 from elit.models.conditioning import Condition, Text
 from elit.models.mmdit import MMDiT
@@ -66,6 +67,8 @@ class TrainNetwork(Task):
 
     def initialize(self, *, resumed: bool) -> list[str]:
         notes = []
+        if isinstance(self.data, ImageFolder) and not resumed:
+            notes += summary(self.data, self.config.batch_size)
         if self.config.init and not resumed:
             new, left_out = load_shared_weights(self.network, self.config.init)
             names = f"{len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
