@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import elit
-from elit.elastic.token_order import coarse_to_fine, make_plan, spread_to_window
+from elit.elastic.token_order import coarse_to_fine, make_token_order, spread_to_window
 from elit.models.layers import grid_positions
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_dropped_places_take_the_mean_of_their_nearest():
 @pytest.mark.parametrize("kept", [1, 5, 16, (16, 4)])
 def test_a_plan_finds_its_way_there_and_back(kept):
     grids = ((8, 7), (4, 4))  # two pictures, one behind the other; the first has windows of 4×4 and 4×3
-    plan = make_plan(grids, (4, 4), kept, CPU)
+    plan = make_token_order(grids, (4, 4), kept, CPU)
     tokens = torch.arange(72)
     grouped = tokens[plan.grouped]
     assert torch.equal(grouped[plan.ungrouped], tokens)

@@ -1,7 +1,7 @@
 """The interface of an elastified transformer: Read into latents that carry the group's own tokens, Write their change.
 
 B batch, G groups, n tokens of a group, J̃ latents of a group kept, d width; N tokens and K latents in all. Sequences
-(B, N, d) and (B, K, d) are in the model's own raster order; the plan says how to group them.
+(B, N, d) and (B, K, d) are in the model's own raster order; a `TokenOrder` says how to group them.
 
 Two modes. *learned* is the paper's (section 3): latents are learned vectors, Write adds what cross-attention finds.
 *carry* keeps a pretrained core alive: latent j of a group starts as the token at the window's j-th place, coarse to
@@ -11,7 +11,7 @@ fine, plus the learned vector, which starts at zero; Write hands each token the 
 import torch
 from torch import Tensor, nn
 
-from elit.elastic.token_order import Carried, Plan
+from elit.elastic.token_order import Carried, TokenOrder
 from elit.models.interface import LatentInterface
 from elit.models.layers import initialize
 from elit.models.windows import corner
@@ -28,41 +28,41 @@ class ElasticInterface(LatentInterface):
         if carry:
             nn.init.zeros_(self.latents)
 
-    def start(self, tokens: Tensor, c: Tensor, plan: Plan) -> Tensor:
+    def start(self, tokens: Tensor, c: Tensor, order: TokenOrder) -> Tensor:
         """tokens (B, N, d), c (B, condition width) -> latents (B, K, d)."""
-        latents, grouped = [], self._parts(tokens[:, plan.grouped], [part.tokens for part in plan.parts], plan)
-        for part, of_part in zip(plan.parts, grouped, strict=True):
+        latents, grouped = [], self._parts(tokens[:, order.grouped], [part.tokens for part in order.parts], order)
+        for part, of_part in zip(order.parts, grouped, strict=True):
             start = self.latents[: part.num_latents]  # (J̃, d)
             if self.carry:
                 start = start + of_part[:, part.slots].unflatten(0, (len(tokens), -1))  # (B, G, J̃, d)
             latents.append(start)
         seen = [
-            of_part + corner(self.position, part.shape, plan.window)
-            for part, of_part in zip(plan.parts, grouped, strict=True)
+            of_part + corner(self.position, part.shape, order.window)
+            for part, of_part in zip(order.parts, grouped, strict=True)
         ]
         read = self.reader(latents, seen, c.to(self.latents.dtype))
-        return read[:, plan.to_core].to(tokens.dtype)
+        return read[:, order.to_core].to(tokens.dtype)
 
-    def finish(self, tokens: Tensor, start: Tensor, latents: Tensor, plan: Plan) -> Tensor:
+    def finish(self, tokens: Tensor, start: Tensor, latents: Tensor, order: TokenOrder) -> Tensor:
         """tokens (B, N, d) before Read; latents (B, K, d) before (`start`) and after the core -> tokens (B, N, d)."""
-        grouped = self._parts(tokens[:, plan.grouped], [part.tokens for part in plan.parts], plan)
-        counts = [part.num_latents for part in plan.parts]
-        after = self._parts(latents[:, plan.from_core], counts, plan)
+        grouped = self._parts(tokens[:, order.grouped], [part.tokens for part in order.parts], order)
+        counts = [part.num_latents for part in order.parts]
+        after = self._parts(latents[:, order.from_core], counts, order)
         if self.carry:
             # s + (l_out − l_in), in the order that gives back l_out to the bit where s = l_in.
-            before = self._parts(start[:, plan.from_core], counts, plan)
+            before = self._parts(start[:, order.from_core], counts, order)
             grouped = [
                 spread(l_out, part) + (s - spread(l_in, part))
-                for part, s, l_in, l_out in zip(plan.parts, grouped, before, after, strict=True)
+                for part, s, l_in, l_out in zip(order.parts, grouped, before, after, strict=True)
             ]
-        positions = [corner(self.position, part.shape, plan.window) for part in plan.parts]
+        positions = [corner(self.position, part.shape, order.window) for part in order.parts]
         written = self.writer(grouped, positions, after)
         of_sample = [part.reshape(len(tokens), -1, tokens.shape[2]) for part in written]
-        return torch.cat(of_sample, 1)[:, plan.ungrouped].to(tokens.dtype)
+        return torch.cat(of_sample, 1)[:, order.ungrouped].to(tokens.dtype)
 
-    def _parts(self, sequence: Tensor, lengths: list[int], plan: Plan) -> list[Tensor]:
+    def _parts(self, sequence: Tensor, lengths: list[int], order: TokenOrder) -> list[Tensor]:
         """(B, L, d), window by window, each part's windows of so many entries -> each part's (B·G, entries, d)."""
-        split = sequence.split([part.windows * length for part, length in zip(plan.parts, lengths, strict=True)], 1)
+        split = sequence.split([part.windows * length for part, length in zip(order.parts, lengths, strict=True)], 1)
         return [part.reshape(-1, length, sequence.shape[2]) for part, length in zip(split, lengths, strict=True)]
 
 

@@ -4,7 +4,7 @@ B batch, N image tokens, K latents, d width. A forward opens a `Call`; the first
 on with latents, all core blocks take the positions of the carried tokens, and the last one gives all tokens back.
 
 Under torch.compile what is here runs as it is, between graphs of diffusers' own forwards, Read and Write: traced, it
-would compute each plan anew and have graphs for every budget.
+would compute each token order anew and have graphs for every budget.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from elit.elastic.families.family import Arguments, Family, Places
 from elit.elastic.interface import ElasticInterface
-from elit.elastic.token_order import Plan
+from elit.elastic.token_order import TokenOrder
 
 
 class CoreBlock:
@@ -51,16 +51,16 @@ class HintBlock:
 
 def hinted(call: Any, output: Any) -> Any:
     """Its output for the carried tokens."""
-    if call is None or call is PLAIN or call.plan.full:
+    if call is None or call is PLAIN or call.order.full:
         return output
-    return (output[0].index_select(1, call.plan.carried), *output[1:])
+    return (output[0].index_select(1, call.order.carried), *output[1:])
 
 
 class Call:
     """One forward of an elastified transformer. arguments: of that forward."""
 
-    def __init__(self, interface: ElasticInterface, family: Family, plan: Plan, arguments: Arguments):
-        self.interface, self.family, self.plan, self.arguments = interface, family, plan, arguments
+    def __init__(self, interface: ElasticInterface, family: Family, order: TokenOrder, arguments: Arguments):
+        self.interface, self.family, self.order, self.arguments = interface, family, order, arguments
         self.tokens: Tensor | None = None  # (B, N, d) as they were before Read
         self.start: Tensor | None = None  # (B, K, d) just after
         self.before: int | Sequence[int] = 0
@@ -73,18 +73,18 @@ class Call:
         """A core block's arguments, for the carried tokens."""
         arguments, name = dict(arguments), self.family.tokens
         if self.tokens is None:
-            sequence, count = arguments[name], len(self.plan.grouped)
+            sequence, count = arguments[name], len(self.order.grouped)
             self.others = sequence.shape[1] - count if block.joined else 0
             if self.others < 0 or (not block.joined and sequence.shape[1] != count):
                 raise ValueError(f"{name}: {sequence.shape[1]} tokens, and their grids say {count}")
             self.before = self.family.before(self.arguments, self.others)
             self.tokens = _image_of(sequence, self.before, count) if block.joined else sequence
-            self.start = self.interface.start(self.tokens, self.family.condition(block, arguments), self.plan)
+            self.start = self.interface.start(self.tokens, self.family.condition(block, arguments), self.order)
             arguments[name] = _with_image(sequence, self.before, count, self.start) if block.joined else self.start
-        if not self.plan.full:
+        if not self.order.full:
             if self.places is None:
-                sequence = _sequence_places(self.before, self.others, self.plan)
-                self.places = Places(self.plan.carried, sequence, len(self.plan.grouped))
+                sequence = _sequence_places(self.before, self.others, self.order)
+                self.places = Places(self.order.carried, sequence, len(self.order.grouped))
             for name, take in self.family.per_token.items():
                 if (value := arguments.get(name)) is not None:
                     if name not in self.taken or self.taken[name][0] is not value:
@@ -101,9 +101,9 @@ class Call:
         assert self.tokens is not None
         assert self.start is not None
         sequence = output if place is None else output[place]
-        kept = len(self.plan.carried)
+        kept = len(self.order.carried)
         latents = _image_of(sequence, self.before, kept) if block.joined else sequence
-        tokens = self.interface.finish(self.tokens, self.start, latents, self.plan)
+        tokens = self.interface.finish(self.tokens, self.start, latents, self.order)
         if block.joined:
             tokens = _with_image(sequence, self.before, kept, tokens)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
@@ -124,11 +124,11 @@ def _with_image(sequence: Tensor, before: int | Sequence[int], count: int, image
     return torch.stack([torch.cat((row[:first], new, row[first + count :])) for row, first, new in rows])
 
 
-def _sequence_places(before: int | Sequence[int], others: int, plan: Plan) -> Tensor:
+def _sequence_places(before: int | Sequence[int], others: int, order: TokenOrder) -> Tensor:
     """See `Places.sequence`; a text that is a stream of its own lies before the image."""
-    count, carried = len(plan.grouped), plan.carried
+    count, carried = len(order.grouped), order.carried
     if not isinstance(before, int):
-        return torch.stack([_sequence_places(first, others, plan) for first in before])
+        return torch.stack([_sequence_places(first, others, order) for first in before])
     end = torch.arange(before + count, max(others, before) + count, device=carried.device)
     return torch.cat((torch.arange(before, device=carried.device), before + carried, end))
 

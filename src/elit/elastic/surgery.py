@@ -36,7 +36,7 @@ from elit.elastic.runtime import (
     signature_of,
 )
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
-from elit.elastic.token_order import make_plan
+from elit.elastic.token_order import make_token_order
 
 
 def elastify(
@@ -216,8 +216,8 @@ class Elastic:
             )
         sample = arguments[family.sample]
         device = (sample[0] if isinstance(sample, list) else sample).device
-        plan = make_plan(grids, self.elastic_record.window, counts, device)
-        with active(Call(self.elastic, family, plan, arguments)):
+        order = make_token_order(grids, self.elastic_record.window, counts, device)
+        with active(Call(self.elastic, family, order, arguments)):
             return super().forward(**arguments)  # type: ignore[misc]
 
     def enable_parallelism(self: Any, *, config: Any, **kwargs: Any) -> None:

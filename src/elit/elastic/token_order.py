@@ -63,7 +63,7 @@ class Carried(NamedTuple):
         return prod(self.shape)
 
 
-class Plan(NamedTuple):
+class TokenOrder(NamedTuple):
     """Where tokens lie: in the model's own order, group by group, and among the carried ones."""
 
     window: tuple[int, ...]
@@ -87,13 +87,13 @@ class Plan(NamedTuple):
 
 @torch.compiler.disable
 @lru_cache(maxsize=256)
-def make_plan(
+def make_token_order(
     grids: tuple[tuple[int, ...], ...],
     window: tuple[int, ...],
     num_latents: int | tuple[int, ...],
     device: torch.device,
-) -> Plan:
-    """The plan for one or more token grids that follow each other in a sequence, cut into windows of at most `window`.
+) -> TokenOrder:
+    """The order for one or more token grids that follow each other in a sequence, cut into windows of at most `window`.
 
     num_latents: of a full window, for all grids or one a grid. A smaller window keeps the same share, at least one.
     """
@@ -119,4 +119,4 @@ def make_plan(
         sequence, to_core = torch.cat(carried).sort()  # each (K,)
         moves = (tokens, tokens.argsort(), sequence, to_core, to_core.argsort())
         full = len(sequence) == len(tokens)
-        return Plan(window, counts[0], full, tuple(parts), *(tensor.to(device) for tensor in moves))
+        return TokenOrder(window, counts[0], full, tuple(parts), *(tensor.to(device) for tensor in moves))
