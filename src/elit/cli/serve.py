@@ -150,7 +150,9 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
 
     device = check_device(args.device)
     folder = model_folder(args.model)
-    budgets = load_model(folder).budgets  # before Ray is started for it
+    budgets = getattr(load_model(folder), "budgets", None)  # before Ray is started for it
+    if budgets is None:
+        raise ValueError(f"model={args.model!r}: an elastified transformer; give a network of elit's own")
     threads = args.threads or (max(1, torch.get_num_threads() // args.replicas) if device == "cpu" else None)
     inside = str(folder) != args.model
     service = ServiceSettings(

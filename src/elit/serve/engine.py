@@ -68,7 +68,12 @@ class Engine:
     ):
         """exact: None = on a CPU. Raises ValueError for a model that cannot be loaded, or makes no pictures."""
         folder = model_folder(model)
-        self.model: Transformer = load_model(folder, torch_dtype=dtype).to(device).eval()
+        loaded = load_model(folder, torch_dtype=dtype)
+        if not isinstance(loaded, Transformer):
+            raise ValueError(
+                f"model={str(model)!r}: an elastified {type(loaded).__name__}; give a network of elit's own"
+            )
+        self.model: Transformer = loaded.to(device).eval()
         self.vae = load_autoencoder(folder / "vae", required=False, torch_dtype=dtype)
         if self.vae is not None:
             self.vae.to(device)
@@ -109,7 +114,7 @@ class Engine:
             config = self.model.config
             one = encode_prompts([prompt], config.text_encoder, length=config.text_length, device=self.model.device)
         else:
-            one = self.model.conditions([prompt])
+            one = self.model.prepare_condition([prompt])
         return concatenate([one] * count)
 
     @torch.no_grad()
