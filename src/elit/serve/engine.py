@@ -1,7 +1,8 @@
 """A network step by step: what waits between two steps is a few tensors, so requests join and leave at any step.
 
 The velocity is `elit.sample`'s. On a CPU every image has a forward of its own, since the rounding of a matrix product
-depends on its number of rows: then an image is that of `elit sample --batch-size 1` to the byte, whatever is beside it.
+depends on its number of rows: then an image has the pixels of
+`elit sample --batch-size 1` to the byte, whatever is beside it.
 Elsewhere, or with `exact=False`, all images of a step are one forward, whose budgets are mixed.
 """
 
