@@ -44,10 +44,13 @@ def test_every_backbone_goes_all_the_way(backbone, tmp_path, monkeypatch):
         with Image.open("run/samples.gif") as animation:
             assert animation.n_frames == 4
     code = html.unescape(re.search(r"<pre><code>(.*?)</code>", page, flags=re.DOTALL)[1])
-    sampling, training = code.splitlines()
+    sampling, training, clothes = code.splitlines()
     assert main(shlex.split(sampling)[1:]) == 0
     assert Path("clips.gif" if clips else "digits.png").is_file()
     assert main([*shlex.split(training)[1:], "--steps", "1"]) == 0
+    if backbone == "uvit":  # the same line in all reports
+        assert main([*shlex.split(clothes)[1:], "--steps", "1"]) == 0
+        assert Path("clothes.png").is_file()
 
 
 def test_an_unknown_backbone_is_named(tmp_path):
