@@ -59,19 +59,22 @@ def test_an_unknown_backbone_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_run_clears_only_its_own(tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_numbers_and_only_a_quickstart_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=20))
     monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
-
     for drawing in ("draw_pictures", "write_report"):
         monkeypatch.setattr(f"elit.quickstart.run.{drawing}", lambda *_: None)
 
-    def numbers(seed):
-        result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None).results()
+    def numbers(seed, **settings):
+        result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None, **settings).results()
         return [{k: v for k, v in row.items() if k != "ms_per_image"} for row in result["rows"]]
 
     first = numbers(0)
+    with pytest.raises(ValueError, match="is there already; give another name, or --overwrite to replace it"):
+        numbers(0)
+    assert numbers(0, overwrite=True) == first
+    assert numbers(1, overwrite=True) != first
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert numbers(0) == first
-    assert numbers(1) != first
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt', which this command has not written"):
+        numbers(0, overwrite=True)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
