@@ -19,14 +19,15 @@ from torch import Tensor, nn
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def fake_tensors() -> AbstractContextManager[Any]:
-    """Inside the block tensors have shapes and no content, so that memory is counted and none is taken.
+def fake_tensors(*, mixed: bool = False) -> AbstractContextManager[Any]:
+    """Inside the block tensors have shapes and no content, so that memory is counted and none is taken;
+    mixed: real ones may take part.
 
     torch 2.0; the public way to them, torch.export, wants a whole graph.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode()
+    return FakeTensorMode(allow_non_fake_inputs=mixed)
 
 
 def storage_number(value: Tensor) -> int:

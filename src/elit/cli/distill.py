@@ -22,6 +22,17 @@ class Args:
 
     config: Path | None = None
     """YAML with any of the settings below, such as an earlier run's config.yaml."""
+    dry_run: bool = False
+    """Print what the run takes instead, from the transformer's config alone: memory of a device by part, TFLOPs,
+    GPU-days."""
+    devices: int = 1
+    """Devices of a dry run."""
+    device_memory: float = 80.0
+    """GB of one device, for a dry run to say what fits."""
+    device_tflops: float = 989.0
+    """Peak of one device in TFLOP/s; default an H100's in bf16."""
+    utilisation: float = 0.4
+    """Share of that peak which the run is assumed to reach."""
     push_to_hub: str | None = None
     """Upload the add-on and its card to this hub repository at the end, USER/NAME."""
     json: bool = False
@@ -44,13 +55,61 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any] | None:
+    if args.dry_run:
+        return _dry_run(args)
     from accelerate import PartialState
 
     from elit.elastic.distill import distill
+    from elit.report.add_on_card import push, write_card
 
+    if args.push_to_hub is not None and args.push_to_hub.count("/") != 1:
+        raise ValueError(f"push_to_hub={args.push_to_hub!r}: give USER/NAME")
     result = distill(args.settings)
     if not PartialState().is_main_process:
         return None
+    write_card(args.settings, result["validation"])
+    if args.push_to_hub:
+        result["url"] = push(args.settings.out, args.push_to_hub)
     if not args.json:
         print(f"{args.settings.out}: saved; elit.load_elastic(pipe, {args.settings.out!r}) puts it into a pipeline")
     return result
+
+
+def _dry_run(args: Args) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from elit.elastic.estimate import estimate
+    from elit.report.tables import print_table
+
+    config = args.settings
+    result = estimate(config, devices=args.devices)
+    rows, parts = [], []
+    for part in result.parts:
+        fits = part.peak < args.device_memory * 1e9
+        spread = "sharded" if part.sharded else "copied" if args.devices > 1 else "one device"
+        sizes = [
+            part.base,
+            part.trained,
+            part.gradients,
+            part.optimizer,
+            part.activations,
+            part.activations_checkpointed,
+        ]
+        cells = [f"{size / 1e9:.1f}" for size in (*sizes, part.peak)]
+        rows.append([f"{part.weights}, {spread}", *cells, "yes" if fits else "no"])
+        parts.append(asdict(part) | {"peak": part.peak, "fits": fits})
+    seconds = (result.tflops * config.steps + result.recording_tflops) / (args.device_tflops * args.utilisation)
+    days = seconds / 86_400
+    if not args.json:
+        print(
+            f"{result.kind}: {result.parameters / 1e9:.2f}B parameters, {result.blocks} blocks, {result.tokens} image "
+            f"and {result.text_tokens} text tokens, batch {config.batch_size} on {args.devices}"
+        )
+        names = ["base", "trained", "gradients", "Adam", "activations", "checkpointed", "peak"]
+        print_table(["GB of one device", *names, f"fits {args.device_memory:g}"], rows)
+        print("peak: with --gradient-checkpointing; base: the original's weights, in bf16")
+        print(f"{result.tflops:.0f} TFLOPs a step with lora; {result.recording_tflops:.0f} to record the trajectories")
+        print(
+            f"{days:.2f} GPU-days for {config.steps:,} steps at {args.utilisation:.0%} of {args.device_tflops:g} TFLOP/s"
+        )
+    return asdict(result) | {"parts": parts, "gpu_days": days, "devices": args.devices}

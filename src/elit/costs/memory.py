@@ -4,10 +4,11 @@ Nothing is computed and no data is read: the network runs on fake tensors, which
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.budgets import training_budgets
 from elit.compat import fake_tensors, storage_number
@@ -64,10 +65,10 @@ def estimate(
     with torch.device("meta"):
         model = create_model(**config.model.chosen())
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
-    flops = 3 * config.batch_size * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn)
+    flops = 3 * config.batch_size * sum(count_flops(model, budget=kept) for kept in drawn) / len(drawn)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     batch = config.batch_size // devices // config.gradient_accumulation
-    largest = None if drawn == (None,) else max(num_latents for num_latents in drawn if num_latents is not None)
+    largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
     shard, gathered = parameters, 0
     if config.fsdp and devices > 1:
@@ -93,24 +94,31 @@ def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, che
     """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once."""
     with fake_tensors():
         model = create_model(**config.model.chosen())
-        weights = {storage_number(parameter) for parameter in model.parameters()}
-        sizes: dict[int, int] = {}
-        alive: list[Tensor] = []  # a freed storage's number may come again
-
-        def keep(value: Tensor) -> Tensor:
-            if (number := storage_number(value)) not in weights:
-                sizes[number] = value.untyped_storage().nbytes()
-                alive.append(value)
-            return value
-
         if checkpointing:
             model.enable_gradient_checkpointing()
         x = torch.zeros(batch, model.config.in_channels, *model.sample_size)
         t, y = torch.zeros(batch), model.example_condition(batch)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
-            torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"),
-        ):
-            velocity = model(x, t, y, budget)
-            torch.nn.functional.mse_loss(velocity.float(), x)
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                velocity = model(x, t, y, budget)
+                return torch.nn.functional.mse_loss(velocity.float(), x)
+
+        return saved_bytes(model, forward)
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps of `forward`, the model's weights not counted, each storage once."""
+    weights = {storage_number(parameter) for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+    alive: list[Tensor] = []  # a freed storage's number may come again
+
+    def keep(value: Tensor) -> Tensor:
+        if (number := storage_number(value)) not in weights:
+            sizes[number] = value.untyped_storage().nbytes()
+            alive.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        alive.append(forward())
     return sum(sizes.values())

@@ -77,6 +77,7 @@ class DistillPipeline(Task):
         self.family, self.blocks = family_of(network), all_blocks(network)
         set_seed(config.seed)
         prepare_student(network, config)
+        network.elastic.float()  # whatever the precision of the rest
         self.budgets = student_budgets(network, config)
 
     @property
@@ -187,7 +188,6 @@ def prepare_student(network: Any, config: DistillConfig) -> None:
     )
     if config.weights == "lora":
         add_low_rank(network, config.lora_rank, seed=config.seed)
-    network.elastic.float()
     network.requires_grad_(config.weights == "all")
     network.elastic.requires_grad_()
     network.elastic_record = replace(

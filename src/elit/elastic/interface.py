@@ -8,6 +8,8 @@ Two modes. *learned* is the paper's (section 3): latents are learned vectors, Wr
 fine, plus the learned vector, which starts at zero; Write hands each token the change that its latent went through.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -71,3 +73,9 @@ def spread(latents: Tensor, part: Carried) -> Tensor:
     if part.num_latents == part.tokens:
         return latents[:, part.spread]
     return part.spread.to(latents.dtype) @ latents
+
+
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
+    """`module` on a device and in a dtype; fake tensors, with which memory is counted, stay as they were made."""
+    some = next(module.parameters())
+    return module if (some.device, some.dtype) == (device, dtype) else module.to(device, dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
 from elit.elastic.families import all_blocks, family_of
+from elit.elastic.interface import placed
 from elit.elastic.runtime import bypassed
 
 
@@ -58,7 +59,7 @@ def add_low_rank(transformer: Any, rank: int, *, seed: int = 0) -> None:
         }
     for change, layer in zip(changes.values(), layers.values(), strict=True):
         layer.register_forward_hook(AddLowRank(change))
-    transformer.elastic.low_rank = nn.ModuleDict(changes).to(some.device, some.dtype)
+    transformer.elastic.low_rank = placed(nn.ModuleDict(changes), some.device, some.dtype)
 
 
 def linear_layers(transformer: Any) -> dict[str, nn.Module]:

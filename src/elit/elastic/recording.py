@@ -130,11 +130,14 @@ def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
             device = execution_device(pipe)
             return tuple(file.get_tensor(str(i)).to(device) if str(i) in names else None for i in range(count))
 
+    own = vars(pipe).get("encode_prompt")
     pipe.encode_prompt = cached
     try:
         yield
     finally:
         del pipe.encode_prompt
+        if own is not None:
+            pipe.encode_prompt = own
 
 
 def free_text_encoders(pipe: Any) -> None:

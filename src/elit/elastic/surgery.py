@@ -23,7 +23,7 @@ from elit.budgets import budget_block, budgets_of_samples, equal_parts, is_list,
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
 from elit.elastic.context import branch, kept_of_call, kept_of_references
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
-from elit.elastic.interface import ElasticInterface
+from elit.elastic.interface import ElasticInterface, placed
 from elit.elastic.runtime import (
     PLAIN,
     Call,
@@ -129,7 +129,7 @@ def _elastify(
     )
     transformer.elastic_record = record
     transformer.elastic_samples = sample_weights(transformer)
-    transformer.elastic = interface.to(device, transformer.dtype).train(transformer.training)
+    transformer.elastic = placed(interface, device, transformer.dtype).train(transformer.training)
     branched = hasattr(transformer, "cache_context")
     _become(transformer, BranchedElastic if branched else Elastic)
     joined = joined_blocks(transformer)

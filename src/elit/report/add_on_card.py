@@ -1,0 +1,84 @@
+"""The model card of an add-on, and its way to the hub."""
+
+from pathlib import Path
+from typing import Any
+
+from elit.config import DistillConfig
+from elit.files import write_text
+
+FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*")
+"""What of a run's folder goes to the hub."""
+
+
+def write_card(config: DistillConfig, table: list[dict[str, Any]] | None) -> None:
+    """Writes README.md into the run's folder: how to use the add-on, and what validation measured last."""
+    out = Path(config.out)
+    pictures = sorted((out / "samples").glob("step-*.png"))
+    if pictures:
+        with (out / "samples.png").open("wb") as file:
+            file.write(pictures[-1].read_bytes())
+    size = sum(path.stat().st_size for path in out.glob("elastic.safetensors")) / 1e6
+    trained = {
+        "lora": f"the interface and low-rank changes (rank {config.lora_rank})",
+        "interface": "the interface",
+        "all": "all weights",
+    }[config.weights]
+    source = "on trajectories that it drew itself" if config.data is None else "on captioned pictures"
+    picture = "![The original's samples, then a row for each budget](samples.png)\n\n" if pictures else ""
+    text = f"""---
+library_name: elit
+base_model: {config.pipeline}
+tags: [elit, diffusers]
+---
+
+# A compute dial for {Path(config.pipeline).name}
+
+With this add-on the pipeline works on fewer tokens between two of its blocks when asked to, and takes less time.
+
+```python
+from diffusers import DiffusionPipeline
+
+import elit
+
+pipe = DiffusionPipeline.from_pretrained("{config.pipeline}")
+elit.load_elastic(pipe, "{config.out}")
+with elit.budget(0.5):  # half of the tokens
+    pipe(...)
+```
+
+Trained: {trained}, for {config.steps:,} steps of {config.batch_size}, {source}. The file has {size:.1f} MB.
+{"Outside of `elit.budget`, and at full budget, the original runs, to the bit." if config.weights != "all" else ""}
+
+{picture}{_table(table)}
+"""
+    write_text(out / "README.md", text)
+
+
+def _table(table: list[dict[str, Any]] | None) -> str:
+    if not table:
+        return "No validation was run (preview_every = 0)."
+    ccfg = "picture_distance_ccfg" in table[0]
+    head = ["tokens of a window", "share", "distance of the prediction", "distance of the picture"]
+    head += ["the same with CCFG"] * ccfg
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in table:
+        cells = [str(row["tokens"]), f"{row['share']:.1%}", f"{row['distance']:.4f}", f"{row['picture_distance']:.4f}"]
+        cells += [f"{row['picture_distance_ccfg']:.4f}"] * ccfg
+        lines.append("| " + " | ".join(cells) + " |")
+    note = "\n\nRoot mean squared distances to the original: of the prediction, and of pixels in [0, 1]."
+    return "\n".join(lines) + note
+
+
+def push(folder: str, repository: str) -> str:
+    """Uploads the add-on and its card; returns the repository's address. Raises ValueError where the hub refuses."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        commit = api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=list(FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"push_to_hub={repository!r}: the hub refused ({reason}); {folder} is saved") from None
+    return str(commit.repo_url)

@@ -1,0 +1,185 @@
+"""elit distill on stock pipelines of tiny random parts: train, validate, save, resume, load into a fresh pipeline."""
+
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from tiny import PIPELINES, TEXT, pipeline
+
+import elit
+from elit.cli.main import main
+from elit.config import DistillConfig
+from elit.elastic.distill import DistillPipeline, distill
+from elit.elastic.pipelines import Requests
+
+CALLS = {
+    "QwenImagePipeline": ("true_cfg_scale=3.0", "negative_prompt=none"),
+    "FluxPipeline": ("max_sequence_length=5",),
+    "StableDiffusion3Pipeline": ("guidance_scale=3.0", "negative_prompt=none"),
+    "DiTPipeline": ("guidance_scale=3.0",),
+}
+
+
+def with_text(name):
+    """A tiny pipeline whose prompts are random vectors, a function of their words."""
+    pipe = pipeline(name)
+
+    def embed(prompts, *shape):
+        generators = [torch.Generator().manual_seed(sum(map(ord, prompt))) for prompt in prompts]
+        return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+
+    def encode(prompt=None, negative_prompt=None, prompt_embeds=None, prompt_embeds_mask=None, **rest):
+        if name == "QwenImagePipeline":
+            return embed(prompt, TEXT, 20), torch.ones(len(prompt), TEXT, dtype=torch.long)
+        if name == "FluxPipeline":
+            return embed(prompt, TEXT, 20), embed(prompt, 10), torch.zeros(TEXT, 3)
+        texts = (prompt, negative_prompt)
+        return *(embed(text, TEXT, 20) for text in texts), *(embed(text, 10) for text in texts)
+
+    if hasattr(pipe, "encode_prompt"):
+        pipe.encode_prompt = encode
+    return pipe
+
+
+def settings(out, name, prompts, **changes):
+    sizes = () if name == "DiTPipeline" else ("32x32",)
+    given = {"pipeline": name, "prompts": str(prompts), "sizes": sizes, "call": CALLS[name], "window": (2, 2)}
+    given |= {"steps": 2, "batch_size": 2, "teacher_steps": 2, "teacher_batch": 2, "preview_every": 2, "lora_rank": 2}
+    given |= {"read_after": 1, "write_after": 2, "preview_prompts": 1, "trackers": (), "learning_rate": 1e-2}
+    return DistillConfig(out=str(out), **given | {"warmup_steps": 1} | changes)
+
+
+@pytest.fixture
+def prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr("elit.elastic.distill.load_pipeline", lambda config, device: with_text(config.pipeline))
+    path = tmp_path / "prompts.txt"
+    path.write_text("a boat\n\na tree\na cat\n")
+    return path
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_two_steps_a_picture_and_three_budgets_in_a_fresh_pipeline(tmp_path, prompts, name):
+    if name == "DiTPipeline":
+        prompts.write_text("7\n8\n9\n")
+    config = settings(tmp_path / "out", name, prompts)
+    result = distill(config)
+    assert [row["tokens"] for row in result["validation"]] == [4, 2, 1]
+    distances = [row["distance"] for row in result["validation"]]
+    assert distances[0] < 1e-4 < distances[2]  # at full budget the original runs
+    assert ("picture_distance_ccfg" in result["validation"][0]) == any("negative" in each for each in config.call)
+    Image.open(tmp_path / "out" / "samples" / "step-00000002.png").verify()
+
+    pipe = with_text(name)
+    request = Requests(pipe, config, prompts.read_text().split("\n")[:1]).validation(output_type="pt")
+    seeded = lambda: request | {"generator": torch.Generator().manual_seed(0)}  # noqa: E731
+    right = pipe(**seeded()).images
+    assert elit.load_elastic(pipe, tmp_path / "out") is pipe
+    assert torch.equal(pipe(**seeded()).images, right)
+    for budget in (None, 0.5, 0.25):
+        with elit.budget(budget):
+            images = pipe(**seeded()).images
+        assert images.isfinite().all()
+        assert torch.equal(images, right) == (budget is None)
+
+
+def test_a_resumed_run_is_bit_equal_and_records_nothing_anew(tmp_path, prompts, monkeypatch):
+    name, more = "QwenImagePipeline", {"steps": 6, "checkpoint_every": 2, "preview_every": 0, "log_every": 1}
+    distill(settings(tmp_path / "whole", name, prompts, **more))
+    calls = sorted((tmp_path / "whole" / "cache").rglob("*.safetensors"))
+    assert {path.name.split(".")[1] for path in calls if path.parent.name == "calls"} == {"cond", "uncond"}
+
+    def stop(self, accelerator, average, log, step):
+        raise SystemExit(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillPipeline, "preview", stop)
+        with pytest.raises(SystemExit):
+            distill(settings(tmp_path / "cut", name, prompts, **more | {"preview_every": 3}))
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.setattr("elit.elastic.distill.record_calls", None)  # all is on disk
+    distill(settings(tmp_path / "cut", name, prompts, **more | {"resume": True}))
+    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
+    losses = [[json.loads(line)["loss"] for line in of_run] for of_run in lines]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    files = [(tmp_path / run / "elastic.safetensors").read_bytes() for run in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+def test_all_weights_are_a_transformer_of_their_own(tmp_path, prompts):
+    distill(settings(tmp_path / "out", "FluxPipeline", prompts, weights="all", preview_every=0))
+    pipe = with_text("FluxPipeline")
+    before = pipe.transformer
+    elit.load_elastic(pipe, tmp_path / "out")
+    assert pipe.transformer is not before
+    assert pipe.transformer.budgets == (1, 2, 3, 4)
+    assert not torch.equal(pipe.transformer.proj_out.weight, before.proj_out.weight)
+
+
+def test_wrong_calls_are_one_line(tmp_path, capsys):
+    """Those that the pipeline's folder, the prompts and the settings tell apart."""
+    pipe, prompts, out = tmp_path / "flux", tmp_path / "prompts.txt", str(tmp_path / "out")
+    pipeline("FluxPipeline").save_pretrained(pipe)
+    prompts.write_text("a boat\n")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "unet").mkdir()
+    shutil.copy(pipe / "model_index.json", tmp_path / "unet")
+    (tmp_path / "addon").mkdir()
+    good = ["--prompts", str(prompts)]
+    for words, message in (
+        ([], "pipeline: not given"),
+        ([str(pipe), out], "prompts: not given"),
+        ([str(pipe), out, "--prompts", "nowhere.txt"], "prompts='nowhere.txt': no such file"),
+        ([str(pipe), out, "--prompts", str(tmp_path / "empty.txt")], "has no prompts"),
+        ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "is no UTF-8 text"),
+        ([str(tmp_path / "folder"), out, *good], "no model_index.json"),
+        ([str(tmp_path / "unet"), out, *good], "cannot be loaded"),
+        ([str(pipe), out, *good, "--sizes", "big"], "sizes='big': give HEIGHTxWIDTH"),
+        ([str(pipe), out, *good, "--call", "scale"], "call='scale': give NAME=VALUE"),
+        ([str(pipe), out, *good, "--call", "prompt=x"], "prompt is set by elit distill"),
+        ([str(pipe), out, *good, "--call", "speed=2"], "FluxPipeline takes no speed"),
+        ([str(pipe), out, *good, "--weights", "some"], "some"),
+        ([str(pipe), out, *good, "--mode", "other"], "other"),
+        ([str(pipe), out, *good, "--lora-rank", "0"], "lora_rank=0: give at least 1"),
+        ([str(pipe), out, *good, "--read-after", "9", "--write-after", "2"], "read_after=9"),
+        ([str(pipe), out, *good, "--window", "4"], "window=(4,): give 2 sides"),
+        (
+            [str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"],
+            "budget_max=4: at full budget the original",
+        ),
+        ([str(pipe), out, *good, "--window", "2", "2", "--budget-min", "9"], "budget_min=9"),
+        ([str(pipe), out, *good, "--batch-size", "3", "--gradient-accumulation", "2"], "batch_size=3"),
+        ([str(pipe), out, *good, "--trackers", "none"], "trackers"),
+        ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub='name': give USER/NAME"),
+        (["nowhere", out, "--dry-run"], "pipeline='nowhere': no such folder"),
+        ([str(pipe), out, "--dry-run", "--devices", "5"], "devices=5"),
+    ):
+        assert main(["distill", *words]) == 2, words
+        error = capsys.readouterr().err.strip().splitlines()
+        assert message in error[-1], error
+        assert error[-1].startswith("elit distill: ")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"no elastic\.json in it"):
+        elit.load_elastic(pipeline("FluxPipeline"), tmp_path / "addon")
+
+
+def test_a_dry_run_needs_a_config_alone(tmp_path, capsys):
+    folder = tmp_path / "pipe" / "transformer"
+    with torch.device("meta"):
+        small = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 24, "num_attention_heads": 4}
+        made = diffusers.FluxTransformer2DModel(**small, axes_dims_rope=(4, 10, 10), in_channels=16)
+    made.save_config(folder)
+    words = ["distill", str(tmp_path / "pipe"), "out", "--dry-run", "--devices", "2", "--sizes", "256x256", "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["parameters"] == sum(weight.numel() for weight in made.parameters())
+    assert told["tokens"] == 256
+    by_way = {(part["weights"], part["sharded"]): part for part in told["parts"]}
+    assert by_way["all", True]["optimizer"] < by_way["all", False]["optimizer"]
+    assert by_way["lora", False]["optimizer"] < by_way["all", False]["optimizer"]
+    assert all(part["activations_checkpointed"] < part["activations"] for part in told["parts"])
