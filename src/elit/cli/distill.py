@@ -109,7 +109,6 @@ def _dry_run(args: Args) -> dict[str, Any]:
         print_table(["GB of one device", *names, f"fits {args.device_memory:g}"], rows)
         print("peak: with --gradient-checkpointing; base: the original's weights, in bf16")
         print(f"{result.tflops:.0f} TFLOPs a step with lora; {result.recording_tflops:.0f} to record the trajectories")
-        print(
-            f"{days:.2f} GPU-days for {config.steps:,} steps at {args.utilisation:.0%} of {args.device_tflops:g} TFLOP/s"
-        )
+        speed = f"{args.utilisation:.0%} of {args.device_tflops:g} TFLOP/s"
+        print(f"{days:.2f} GPU-days for {config.steps:,} steps at {speed}")
     return asdict(result) | {"parts": parts, "gpu_days": days, "devices": args.devices}
