@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -178,7 +178,7 @@ class DistillConfig(RunConfig):
     """One distillation: a pretrained diffusers pipeline's transformer learns to work at every budget."""
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("pipeline", "prompts", "data", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
+        *("pipeline", "prompts", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
         *("read_after", "write_after", "window", "mode", "weights", "lora_rank", "base_precision"),
         *RunConfig.FIXED_ON_RESUME,
     )
@@ -190,8 +190,6 @@ class DistillConfig(RunConfig):
     prompts: str | None = None
     """A text file with a prompt a line (a class a line for a pipeline of classes): data-free, the original draws the
     trajectories to learn from."""
-    data: str | None = None
-    """A folder of pictures with captions (metadata.jsonl, or the sub-folders' names) to learn from instead."""
     sizes: tuple[str, ...] = ()
     """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928; default: the pipeline's own."""
     call: tuple[str, ...] = ()
@@ -217,9 +215,9 @@ class DistillConfig(RunConfig):
     base_precision: Literal["fp32", "bf16"] | None = None
     """Of the pipeline's own weights; default: bf16 where precision is, but fp32 where all weights are trained."""
     distillation: float = 20.0
-    """Weight of the distance to the original beside the flow-matching loss; there is only the distance without data."""
+    """With data, as `elit elastify` has it: weight of the distance to the original beside the flow-matching loss."""
     prompt_dropout: float = 0.1
-    """With data and a negative prompt in `call`: share of pictures that learn the unconditional branch."""
+    """With data: share of labels left out, so that the unconditional branch learns too."""
     steps: int = 2_000
     """Optimizer steps in all."""
     batch_size: int = 32
@@ -339,7 +337,7 @@ def _build(kind: type, content: Any, where: str) -> Any:
 def _checked(hint: Any, value: Any, where: str) -> Any:
     """The value as its field's type; YAML knows no tuples, and reads 1e-4 as text. Raises ValueError."""
     value = tuple(value) if isinstance(value, list) else value
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
         if get_origin(kind) is Literal:
             return value  # TrainConfig says which are valid

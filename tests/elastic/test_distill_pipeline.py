@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from tiny import PIPELINES, TEXT, pipeline
+from tiny import PIPELINES, pipeline, with_text
 
 import elit
 from elit.cli.main import main
@@ -21,27 +21,6 @@ CALLS = {
     "StableDiffusion3Pipeline": ("guidance_scale=3.0", "negative_prompt=none"),
     "DiTPipeline": ("guidance_scale=3.0",),
 }
-
-
-def with_text(name):
-    """A tiny pipeline whose prompts are random vectors, a function of their words."""
-    pipe = pipeline(name)
-
-    def embed(prompts, *shape):
-        generators = [torch.Generator().manual_seed(sum(map(ord, prompt))) for prompt in prompts]
-        return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
-
-    def encode(prompt=None, negative_prompt=None, prompt_embeds=None, prompt_embeds_mask=None, **rest):
-        if name == "QwenImagePipeline":
-            return embed(prompt, TEXT, 20), torch.ones(len(prompt), TEXT, dtype=torch.long)
-        if name == "FluxPipeline":
-            return embed(prompt, TEXT, 20), embed(prompt, 10), torch.zeros(TEXT, 3)
-        texts = (prompt, negative_prompt)
-        return *(embed(text, TEXT, 20) for text in texts), *(embed(text, 10) for text in texts)
-
-    if hasattr(pipe, "encode_prompt"):
-        pipe.encode_prompt = encode
-    return pipe
 
 
 def settings(out, name, prompts, **changes):
@@ -119,10 +98,19 @@ def test_all_weights_are_a_transformer_of_their_own(tmp_path, prompts):
     assert not torch.equal(pipe.transformer.proj_out.weight, before.proj_out.weight)
 
 
-def test_wrong_calls_are_one_line(tmp_path, capsys):
+def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
     """Those that the pipeline's folder, the prompts and the settings tell apart."""
     pipe, prompts, out = tmp_path / "flux", tmp_path / "prompts.txt", str(tmp_path / "out")
     pipeline("FluxPipeline").save_pretrained(pipe)
+
+    def load(name, **kwargs):
+        if name == str(pipe):
+            return with_text("FluxPipeline")
+        if name == str(tmp_path / "other"):
+            return diffusers.DDPMPipeline(diffusers.UNet2DModel(8, 3, 3, block_out_channels=(32,) * 4), None)
+        raise OSError("no file named model.safetensors")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", load)
     prompts.write_text("a boat\n")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
@@ -139,6 +127,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys):
         ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "is no UTF-8 text"),
         ([str(tmp_path / "folder"), out, *good], "no model_index.json"),
         ([str(tmp_path / "unet"), out, *good], "cannot be loaded"),
+        ([str(tmp_path / "other"), out, *good], "a DDPMPipeline has no transformer"),
         ([str(pipe), out, *good, "--sizes", "big"], "sizes='big': give HEIGHTxWIDTH"),
         ([str(pipe), out, *good, "--call", "scale"], "call='scale': give NAME=VALUE"),
         ([str(pipe), out, *good, "--call", "prompt=x"], "prompt is set by elit distill"),
@@ -157,7 +146,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys):
         ([str(pipe), out, *good, "--trackers", "none"], "trackers"),
         ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub='name': give USER/NAME"),
         (["nowhere", out, "--dry-run"], "pipeline='nowhere': no such folder"),
-        ([str(pipe), out, "--dry-run", "--devices", "5"], "devices=5"),
+        (["Qwen/Qwen-Image", out, "--dry-run", "--devices", "5"], "devices=5"),
     ):
         assert main(["distill", *words]) == 2, words
         error = capsys.readouterr().err.strip().splitlines()

@@ -7,12 +7,13 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from tiny import pipeline
+from tiny import pipeline, with_text
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import elit
 from elit.cli.main import main
+from elit.elastic import estimate
 
 pytestmark = pytest.mark.slow
 
@@ -33,30 +34,50 @@ def tiny_qwen_image(*_, **__):
     torch.manual_seed(0)
     encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
     tiny = pipeline("QwenImagePipeline")
-    made = diffusers.QwenImagePipeline(tiny.scheduler, tiny.vae, encoder, tokenizer, deeper(tiny.transformer))
+    made = diffusers.QwenImagePipeline(tiny.scheduler, tiny.vae, encoder, tokenizer, tiny.transformer)
     made.default_sample_size = 16
     made.set_progress_bar_config(disable=True)
     return made
 
 
-def deeper(transformer):
-    """60 blocks, as many as the guide's: the same few over and over would not do, each has its role."""
-    return type(transformer).from_config({**transformer.config, "num_layers": 60}).eval()
+TINY = "--steps 1 --batch-size 2 --teacher-steps 1 --preview-every 0 --lora-rank 1"
 
 
-def test_the_guides_python_runs_as_written(tmp_path, monkeypatch):
+def commands():
+    return [
+        shlex.split(line)[1:]
+        for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def test_the_guides_commands_and_python_run_as_written(tmp_path, monkeypatch, capsys):
+    """With tiny pipelines in the place of Flux and Qwen-Image, at 32 pixels, for one step."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    flux, qwen, dry, _ = commands()
+    Path("prompts.txt").write_text("red boat\nboat\n")
+    made = {flux[1]: lambda: with_text("FluxPipeline"), qwen[1]: tiny_qwen_image}
+    monkeypatch.setattr("elit.elastic.distill.load_pipeline", lambda config, device: made[config.pipeline]())
+    for words in (flux, qwen):
+        sizes = [word for word in words if re.fullmatch(r"\d+x\d+", word)]
+        words = ["32x32" if word == sizes[0] else word for word in words if word not in sizes[1:]]
+        assert main([*words, *shlex.split(TINY), "--precision", "fp32"]) == 0
+        assert "elit.load_elastic" in (Path(words[2]) / "README.md").read_text()
+    kind, _ = estimate.DEFAULTS[dry[1]]
+    monkeypatch.setattr(estimate, "DEFAULTS", {dry[1]: (kind, {"num_layers": 3})})
+    capsys.readouterr()
+    assert main(dry) == 0
+    assert "QwenImageTransformer2DModel" in capsys.readouterr().out
+
     monkeypatch.setattr(diffusers.QwenImagePipeline, "from_pretrained", tiny_qwen_image)
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
-    assert len(blocks) == 2
     told: dict = {}
-    for block in blocks[:1]:
-        exec(block.replace('"num_inference_steps": 50', '"num_inference_steps": 1'), told)
+    used, saved = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+    exec(used.replace('"num_inference_steps": 50', '"num_inference_steps": 1'), told)
     assert told["image"].size == (64, 64)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    for block in blocks[1:]:
-        exec(block, told)
+    exec(saved, told)
     assert told["again"].transformer.budgets == tuple(range(1, 65))
 
 
@@ -65,8 +86,8 @@ def test_the_command_trains_and_saves(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 6}
     elit.create_model("DiT-S/1", **sizes).save_pretrained("runs/digits/model")
-    (line,) = re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)
-    words = [*shlex.split(line.replace("--steps 100", "--steps 3"))[1:], "--samples", "10"]
+    line = " ".join(commands()[-1])
+    words = [*line.replace("--steps 100", "--steps 3").split(), "--samples", "10"]
     assert main(words) == 0
     assert "latents a window" in capsys.readouterr().out
     model = elit.load_elastic("runs/elastic")

@@ -243,6 +243,27 @@ def draw(pipe: Any, steps: int = 2, batch: int = 1, output_type: str = "pt") -> 
     return pipe(**given, **size).images
 
 
+def with_text(name: str) -> Any:
+    """A tiny pipeline whose prompts are random vectors, a function of their words."""
+    pipe = pipeline(name)
+
+    def embed(prompts: list[str], *shape: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(sum(map(ord, prompt))) for prompt in prompts]
+        return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+
+    def encode(prompt: Any = None, negative_prompt: Any = None, **rest: Any) -> tuple[Tensor, ...]:
+        if name == "QwenImagePipeline":
+            return embed(prompt, TEXT, 20), torch.ones(len(prompt), TEXT, dtype=torch.long)
+        if name == "FluxPipeline":
+            return embed(prompt, TEXT, 20), embed(prompt, 10), torch.zeros(TEXT, 3)
+        texts = (prompt, negative_prompt)
+        return *(embed(text, TEXT, 20) for text in texts), *(embed(text, 10) for text in texts)
+
+    if hasattr(pipe, "encode_prompt"):
+        pipe.encode_prompt = encode
+    return pipe
+
+
 def open_branches(model: nn.Module) -> nn.Module:
     """As after training: every branch of the interface does something."""
     torch.manual_seed(3)

@@ -26,7 +26,7 @@ from elit.elastic.call_files import RecordedCalls, save_calls
 from elit.elastic.context import budget
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.low_rank import add_low_rank
-from elit.elastic.pipelines import Requests, load_pipeline, read_prompts
+from elit.elastic.pipelines import Requests, check_pipeline, load_pipeline, read_prompts
 from elit.elastic.recording import arguments_by_row, encoded_prompts, first_call, free_text_encoders, output_tensor
 from elit.elastic.recording import record as record_calls
 from elit.elastic.surgery import elastify
@@ -70,6 +70,7 @@ class DistillPipeline(Task):
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
+        check_pipeline(config.pipeline)
         prompts = read_prompts(config.prompts)
         self.pipe = load_pipeline(config, accelerator.device)
         self.requests = Requests(self.pipe, config, prompts)

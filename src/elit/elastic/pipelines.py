@@ -21,11 +21,6 @@ OURS = ("prompt", "class_labels", "height", "width", "num_inference_steps", "gen
 def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
     """The pipeline on `device`. Raises ValueError where there is none, or it has no transformer to train."""
     name = config.pipeline
-    if not name:
-        raise ValueError("pipeline: not given; elit distill PIPELINE OUT --prompts FILE")
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"pipeline={name!r}: no model_index.json in it; give a folder that a pipeline was saved in")
     precision = config.base_precision or ("fp32" if config.weights == "all" else config.precision)
     try:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -42,10 +37,18 @@ def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
     return pipe.to(device)
 
 
+def check_pipeline(name: str) -> None:
+    """Raises ValueError for what can be no pipeline."""
+    if not name:
+        raise ValueError("pipeline: not given; elit distill PIPELINE OUT --prompts FILE")
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise ValueError(f"pipeline={name!r}: no model_index.json in it; give a folder that a pipeline was saved in")
+
+
 def read_prompts(path: str | None) -> list[str]:
     """The lines of a prompt file, empty ones left out. Raises ValueError."""
     if path is None:
-        raise ValueError("prompts: not given; give a text file with a prompt a line, or pictures with --data")
+        raise ValueError("prompts: not given; give a text file with a prompt a line")
     if not Path(path).is_file():
         raise ValueError(f"prompts={path!r}: no such file")
     try:

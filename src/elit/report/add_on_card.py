@@ -23,7 +23,6 @@ def write_card(config: DistillConfig, table: list[dict[str, Any]] | None) -> Non
         "interface": "the interface",
         "all": "all weights",
     }[config.weights]
-    source = "on trajectories that it drew itself" if config.data is None else "on captioned pictures"
     picture = "![The original's samples, then a row for each budget](samples.png)\n\n" if pictures else ""
     text = f"""---
 library_name: elit
@@ -46,7 +45,8 @@ with elit.budget(0.5):  # half of the tokens
     pipe(...)
 ```
 
-Trained: {trained}, for {config.steps:,} steps of {config.batch_size}, {source}. The file has {size:.1f} MB.
+Trained: {trained}, for {config.steps:,} steps of {config.batch_size}, on trajectories that the original
+drew itself. The file has {size:.1f} MB.
 {"Outside of `elit.budget`, and at full budget, the original runs, to the bit." if config.weights != "all" else ""}
 
 {picture}{_table(table)}
@@ -63,7 +63,8 @@ def _table(table: list[dict[str, Any]] | None) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in table:
         cells = [str(row["tokens"]), f"{row['share']:.1%}", f"{row['distance']:.4f}", f"{row['picture_distance']:.4f}"]
-        cells += [f"{row['picture_distance_ccfg']:.4f}"] * ccfg
+        if ccfg:
+            cells.append(f"{row['picture_distance_ccfg']:.4f}")
         lines.append("| " + " | ".join(cells) + " |")
     note = "\n\nRoot mean squared distances to the original: of the prediction, and of pixels in [0, 1]."
     return "\n".join(lines) + note

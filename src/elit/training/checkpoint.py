@@ -28,7 +28,7 @@ from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
 from elit.training.distributed import broadcast_from_main, unsharded_class
 from elit.training.ema import AveragedWeights
 
-TRAINED = StateDictOptions(ignore_frozen_params=True)
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # reading has checked that all are there
 BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
 
 

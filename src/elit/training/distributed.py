@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from elit.compat import forget_precision
-from elit.config import RunConfig
+from elit.config import DistillConfig, RunConfig
 from elit.models.transformer import Transformer
 
 
@@ -26,7 +26,10 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         # accelerate shards on GPUs alone, with one precision for all parts; elit's own way runs on CPUs too.
         raise ValueError("ACCELERATE_USE_FSDP is set: launch with distributed_type MULTI_GPU and give --fsdp instead")
     forget_precision()  # a process may train twice, the second time in another precision
+    # The text stream of a pretrained transformer's last block may go nowhere.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, DistillConfig))
     return Accelerator(
+        kwargs_handlers=[unused],
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other
         log_with=list(config.trackers) or None,
@@ -91,6 +94,16 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     for block in blocks:
         # The method and not the module: hooks of FSDP stay outside, names of weights as they are.
         block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def fill_gradients(network: nn.Module) -> None:
+    """Zeros for trained weights that nothing depended on, so that Adam has moments for each and checkpoints are whole.
+
+    The last block's text stream is such a one: its output is dropped.
+    """
+    for weight in trained_weights(network):
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
 
 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:

@@ -21,6 +21,7 @@ from elit.training.distributed import (
     Termination,
     broadcast_from_main,
     clip_gradients,
+    fill_gradients,
     make_accelerator,
     prepare,
     trained_weights,
@@ -90,6 +91,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
                 log.add_losses(t, losses)
+            fill_gradients(network)
             gradient_norm = clip_gradients(network, config.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = lr
