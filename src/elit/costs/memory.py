@@ -65,10 +65,10 @@ def estimate(
     with torch.device("meta"):
         model = create_model(**config.model.chosen())
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
-    flops = 3 * config.batch_size * sum(count_flops(model, budget=kept) for kept in drawn) / len(drawn)
+    flops = 3 * config.batch_size * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     batch = config.batch_size // devices // config.gradient_accumulation
-    largest = None if drawn == (None,) else max(kept for kept in drawn if kept is not None)
+    largest = None if drawn == (None,) else max(num_latents for num_latents in drawn if num_latents is not None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
     shard, gathered = parameters, 0
     if config.fsdp and devices > 1:

@@ -23,7 +23,7 @@ from elit.elastic.cost import count_block_flops
 from elit.elastic.distill import prepare_student, student_budgets
 from elit.elastic.families import FAMILIES, all_blocks, family_of, registered
 from elit.elastic.recording import output_tensor
-from elit.elastic.token_order import make_plan
+from elit.elastic.token_order import make_token_order
 
 DEFAULTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Qwen/Qwen-Image": ("QwenImageTransformer2DModel", {}),
@@ -166,7 +166,7 @@ def activations(
     kind, family = type(student).__name__, family_of(student)
     known = replace(family, grids=lambda model, call: (grid,), references=lambda model, call: 0)
     # Real, and from then on remembered: which tokens are carried cannot be told from fake ones.
-    make_plan((grid,), student.elastic_record.window, (kept,), torch.device("cpu"))
+    make_token_order((grid,), student.elastic_record.window, (kept,), torch.device("cpu"))
     with mode, in_bfloat16(), registered(kind, known):
         call = CALLS[kind](student, grid, batch, text_tokens)
 
