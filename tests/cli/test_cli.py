@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
+from elit.cli.doctor import EXTRAS
 from elit.cli.main import COMMANDS, main
 from elit.models.saved import save_model
 from elit.sampling.pipeline import ElitPipeline
@@ -274,3 +278,11 @@ def test_doctor_names_a_broken_torchvision_and_its_cure(capsys, tmp_path, monkey
     assert code == 0
     assert "operator nms does not exist" in out
     assert "Cure: pip uninstall torchvision" in out
+
+
+def test_doctor_names_the_extras_of_the_package_and_no_other():
+    content = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = content["project"]["optional-dependencies"]
+    assert {name.split()[0] for name in EXTRAS} == set(extras) - {"dev"}
+    requirements = [re.split("[<>=]", line)[0] for line in content["project"]["dependencies"]]
+    assert len(requirements) == len(set(requirements))

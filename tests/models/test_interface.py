@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import inputs, opened
+from torch.utils.flop_counter import FlopCounterMode
 
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
 from elit.models.windows import parts_of
@@ -98,3 +99,17 @@ def test_interface_starts_closed():
 def test_spec_names_what_is_wrong(wrong, message):
     with pytest.raises(ValueError, match=message):
         InterfaceSpec(**{"split": (1, 2, 1), "window": (4, 4), "num_latents": 4} | wrong)
+
+
+@pytest.mark.parametrize("size", [None, (20, 16)])
+def test_flops_are_counted_without_gradients_too(elit_model, size):
+    """torch's counter tracks modules, and asks arguments that need a gradient for their function."""
+    if size and not (len(elit_model.sample_size) == 2 and elit_model.whole_windows(elit_model.spec, 2) is None):
+        size = None
+    x, t, y = inputs(elit_model, 1, size)
+    counted = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
+            elit_model(x, t, y, elit_model.budgets[0])
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0

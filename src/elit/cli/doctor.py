@@ -10,7 +10,14 @@ from typing import Any
 from elit.cli.main import parse as parse_arguments
 
 PACKAGES = ("torch", "diffusers", "accelerate", "safetensors", "scikit-learn", "tyro", "rich", "matplotlib")
-EXTRAS = {"text (transformers)": "transformers", "eval (torch-fidelity)": "torch_fidelity", "ui (gradio)": "gradio"}
+EXTRAS = {  # of pyproject.toml, with a package of each that nothing else here brings along
+    "eval (torch-fidelity)": "torch_fidelity",
+    "text (transformers)": "transformers",
+    "lora (peft)": "peft",
+    "serve (ray)": "ray",
+    "ui (gradio)": "gradio",
+    "docs (mkdocs)": "mkdocs",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

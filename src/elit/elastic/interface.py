@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elit.elastic.token_order import Carried, TokenOrder
-from elit.models.interface import LatentInterface
+from elit.models.interface import LatentInterface, sliceable
 from elit.models.layers import initialize
 from elit.models.windows import corner
 
@@ -34,12 +34,12 @@ class ElasticInterface(LatentInterface):
         """tokens (B, N, d), c (B, condition width) -> latents (B, K, d)."""
         latents, grouped = [], self._parts(tokens[:, order.grouped], [part.tokens for part in order.parts], order)
         for part, of_part in zip(order.parts, grouped, strict=True):
-            start = self.latents[: part.num_latents]  # (J̃, d)
+            start = sliceable(self.latents)[: part.num_latents]  # (J̃, d)
             if self.carry:
                 start = start + of_part[:, part.slots].unflatten(0, (len(tokens), -1))  # (B, G, J̃, d)
             latents.append(start)
         seen = [
-            of_part + corner(self.position, part.shape, order.window)
+            of_part + corner(sliceable(self.position), part.shape, order.window)
             for part, of_part in zip(order.parts, grouped, strict=True)
         ]
         read = self.reader(latents, seen, c.to(self.latents.dtype))
@@ -57,7 +57,7 @@ class ElasticInterface(LatentInterface):
                 spread(l_out, part) + (s - spread(l_in, part))
                 for part, s, l_in, l_out in zip(order.parts, grouped, before, after, strict=True)
             ]
-        positions = [corner(self.position, part.shape, order.window) for part in order.parts]
+        positions = [corner(sliceable(self.position), part.shape, order.window) for part in order.parts]
         written = self.writer(grouped, positions, after)
         of_sample = [part.reshape(len(tokens), -1, tokens.shape[2]) for part in written]
         return torch.cat(of_sample, 1)[:, order.ungrouped].to(tokens.dtype)

@@ -49,6 +49,13 @@ class InterfaceSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+def sliceable(weight: Tensor) -> Tensor:
+    """A parameter to slice. Without gradients a slice of a parameter itself still claims to need one, and has no
+    function to give it, over which torch's module tracker (of FlopCounterMode, for one) stumbles in the next module.
+    """
+    return weight if torch.is_grad_enabled() else weight.detach()
+
+
 class CrossAttention(nn.Module):
     """Attention from queries to keys and values of the same group, with QK normalisation."""
 
@@ -177,16 +184,16 @@ class LatentInterface(nn.Module):
         parts: where windows of at most `window` have several shapes, what each of them keeps.
         """
         if not parts:
-            return self.reader(self.latents[:num_latents], self._grouped(tokens) + self.position, c)
-        positions = [corner(self.position, part.shape, window) for part in parts]
+            return self.reader(sliceable(self.latents)[:num_latents], self._grouped(tokens) + self.position, c)
+        positions = [corner(sliceable(self.position), part.shape, window) for part in parts]
         grouped = _split(tokens, [(part.windows, part.tokens) for part in parts])
         seen = [of_part + position for of_part, position in zip(grouped, positions, strict=True)]
-        return self.reader([self.latents[: part.num_latents] for part in parts], seen, c)
+        return self.reader([sliceable(self.latents)[: part.num_latents] for part in parts], seen, c)
 
     def write(self, tokens: Tensor, latents: Tensor, parts: Sequence[Part] = (), window: Shape = ()) -> Tensor:
         """tokens (B, N, d), latents (B, K, d) -> (B, N, d); parts and window as in `read`."""
         if parts:
-            positions = [corner(self.position, part.shape, window) for part in parts]
+            positions = [corner(sliceable(self.position), part.shape, window) for part in parts]
             grouped = _split(tokens, [(part.windows, part.tokens) for part in parts])
             split = _split(latents, [(part.windows, part.num_latents) for part in parts])
             written = self.writer(grouped, positions, split)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from elit.budgets import Budget
 from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
-from elit.models.interface import CrossAttention, InterfaceSpec
+from elit.models.interface import CrossAttention, InterfaceSpec, sliceable
 from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
 from elit.models.transformer import run_by_budget
 
@@ -218,7 +218,7 @@ class SiTRead(nn.Module):
     def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
         """latents (J, d), tokens (B, N, d), c (B, d) -> (B, G·J, d)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        read = self.attention(latents[None], self.context(latents, tokens, shift1, scale1))  # (B·G, J, d)
+        read = self.attention(sliceable(latents)[None], self.context(latents, tokens, shift1, scale1))  # (B·G, J, d)
         x = latents + gate1[:, None] * read.unflatten(0, (len(c), -1))  # (B, G, J, d)
         x = x.flatten(1, 2)  # (B, G·J, d)
         return x + gate2 * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
@@ -229,7 +229,7 @@ class SiTRead(nn.Module):
     def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
         """(B·G, H, J, n)."""
         shift, scale, *_ = self.modulation(c)
-        return self.attention.weights(latents[None], self.context(latents, tokens, shift, scale))
+        return self.attention.weights(sliceable(latents)[None], self.context(latents, tokens, shift, scale))
 
 
 class SiTWrite(nn.Module):
