@@ -35,7 +35,7 @@ def loaded_by(*lines: str) -> list[str]:
 # Per command: arguments that cannot be right, and what is said.
 REFUSALS = {
     "quickstart": (["--steps", "0"], "steps=0: give at least 1"),
-    "encode": (["nowhere", "out", "--vae", "v"], "src='nowhere': no such file or folder"),
+    "encode": (["nowhere", "out", "--vae", "a/v"], "src='nowhere': no such file or folder"),
     "train": (["--batch-size", "0"], "batch_size=0: give at least 1"),
     "elastify": (["nowhere", "out"], "model='nowhere': no such folder"),
     "sample": (["nowhere"], "model='nowhere': no such folder"),
@@ -96,6 +96,22 @@ def test_bad_options_of_sample_are_one_line(saved, arguments, message, capsys):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_what_was_taken_or_refused_without_a_name(saved, tmp_path, capsys):
+    """A share above 1, a configuration that is no text, an autoencoder that is nowhere, a place that is a file."""
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    (tmp_path / "file").write_text("")
+    for line, message in {
+        f"tune-schedule {saved} --data digits --mean-share 2": "mean_share=2: give a share of the latents, above 0",
+        f"train --config {tmp_path}/binary.yaml": f"config='{tmp_path}/binary.yaml': is no text file",
+        f"encode {tmp_path} {tmp_path}/out --vae nowhere": "vae='nowhere': no such folder, and no name on the hub",
+        f"sample {saved} --out {tmp_path}/file/x.png": f"out='{tmp_path}/file/x.png': cannot write there, ",
+    }.items():
+        assert main(line.split()) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
 
 
 def test_the_names_of_pictures_are_those_that_are_written():

@@ -92,6 +92,8 @@ def _check(args: Args) -> None:
             raise ValueError(f"{name}: not given; elit encode SRC OUT --vae NAME")
     if not args.vae:
         raise ValueError("vae: not given; give a diffusers autoencoder by hub name or folder")
+    if "/" not in args.vae and not Path(args.vae).is_dir():
+        raise ValueError(f"vae={args.vae!r}: no such folder, and no name on the hub, which is OWNER/NAME")
     if not args.src.exists():
         raise ValueError(f"src={str(args.src)!r}: no such file or folder")
     check_output(args.out)
