@@ -33,6 +33,7 @@ COMMANDS = {
     "tune-schedule": "find the best budgets over t for a mean cost, by the model's own loss",
     "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
     "flops": "what a model costs at each budget",
+    "play": "open a page: turn the budget, compare, plan, look inside",
     "doctor": "what is installed here, what works and what is fast",
 }
 

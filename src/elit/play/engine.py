@@ -19,6 +19,7 @@ from torch import Tensor
 from elit.budgets import resolve_budget, schedule_budgets
 from elit.data.images import sheet_frames
 from elit.data.picture_files import encode_picture
+from elit.data.text import CHARACTERS
 from elit.elastic.load_model import load_network
 from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
@@ -26,7 +27,7 @@ from elit.models.transformer import Transformer
 from elit.planner.choose import find_profile, network_folder
 from elit.planner.cost import CostPolynomial
 from elit.planner.profile import Profile
-from elit.planner.quality import Quality, find_table, read_quality
+from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.settings import SampleRecord, SampleSettings
@@ -90,7 +91,8 @@ class NetworkEngine:
     profile: Profile | None = None
     can_look_inside: bool = True
     _measured: dict[Any, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the network runs."""
 
     def __post_init__(self) -> None:
         self.weights = weights_fingerprint(self.model)
@@ -137,9 +139,9 @@ class NetworkEngine:
         return len(self.model.sample_size) == 3
 
     def check(self, settings: SampleSettings) -> None:
-        """Raises ValueError, in one line, for settings that this network does not take; computes nothing large."""
-        conditions_of(self.model, settings.labels, settings.prompts, settings.text_encoder)
-        self.gflops(settings)
+        """Raises ValueError, in one line, for a class or prompt that this network does not take."""
+        if not self.takes_text or self.model.config.text_encoder == CHARACTERS:  # others would load their encoder
+            conditions_of(self.model, settings.labels, settings.prompts, settings.text_encoder)
 
     def gflops(self, settings: SampleSettings) -> float:
         return sampling_flops(self.model, **settings.arguments()) / 1e9
@@ -173,6 +175,11 @@ class NetworkEngine:
                 return curve.at(settings.steps)
         return None
 
+    def curve_gflops(self, curve: Curve, steps: int) -> float:
+        """Of a measured setting of a sweep."""
+        options: dict[str, Any] = {"budget": curve.budget, "guidance": curve.guidance, "cache": curve.cache}
+        return sampling_flops(self.model, steps=steps, **options) / 1e9
+
     def generate(
         self, settings: SampleSettings, tick: Tick | None = None, stop: threading.Event | None = None
     ) -> Picture:
@@ -188,7 +195,7 @@ class NetworkEngine:
             if tick:
                 tick(step, settings.steps)
 
-        with self._lock:
+        with self.lock:
             start = time.perf_counter()
             x = draw(self.model, settings, conditions=conditions, on_step=on_step)
             if x.is_cuda:
@@ -204,7 +211,7 @@ class NetworkEngine:
 
     def thumbnails(self, settings: SampleSettings) -> list[Image.Image]:
         """A picture of every class in one run, which also warms the network up."""
-        with self._lock:
+        with self.lock:
             x = draw(self.model, replace(settings, labels=self.classes, count=len(self.classes)))
             pixels = as_pixels(x, self.vae, len(x)).float().cpu()
         return [sheet_frames(image[None], ".png")[0] for image in (pixels[:, :, 0] if self.clips else pixels)]

@@ -17,7 +17,12 @@ CSS = """
 .facts .quiet { color: var(--body-text-color-subdued); }
 .facts .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 .facts table { border-collapse: collapse; width: 100%; }
-.facts td, .facts th { padding: .2rem .6rem .2rem 0; text-align: left; border: 0; }
+.facts td, .facts th { padding: .2rem .6rem .2rem 0 !important; text-align: left; border: 0 !important; }
+.thumbnails, .frames { height: auto !important; min-height: 0 !important; }
+.thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none; }
+.thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
+.frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+.thumbnails .caption-label, .frames .caption-label { font-size: .7rem; padding: 0 .25rem; }
 .meter { height: .45rem; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--color-accent); }
 .chart { width: 100%; height: auto; display: block; }
@@ -36,6 +41,8 @@ CSS = """
 .chart text.series-0 { fill: var(--color-accent); stroke: none; }
 @media (max-width: 767px) {
   .sides { flex-direction: column-reverse !important; }
+  .sides > .column { min-width: 0 !important; width: 100%; }
+  .frames .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .chart text { font-size: 17px; }
 }
 """

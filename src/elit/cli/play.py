@@ -1,0 +1,85 @@
+"""elit play"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from elit.cli.main import check_device
+from elit.cli.main import parse as parse_arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Open a page on which a model's budget is turned and its pictures are looked at: one picture, two budgets side by
+    side, the compute-quality plane, what Read reads. Needs the extra ui.
+
+    It is for this machine alone: it listens on 127.0.0.1, has no password, and is not shared.
+
+    Example: elit play fashion
+    """
+
+    model: Annotated[Path, tyro.conf.Positional] = Path("fashion")
+    """Folder of a saved model or pipeline, or a model in the box."""
+    vae: Path | None = None
+    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
+    port: int = 7860
+    """Of the page; 0 takes a free one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; another than this machine's own needs --expose."""
+    expose: bool = False
+    """Let other machines open the page. It has no password: whoever reaches it can use this machine."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network."""
+    browser: bool = True
+    """Open a browser, where there is a terminal."""
+    json: bool = False
+    """Print the page's address as JSON once it is up."""
+
+
+def parse(arguments: Sequence[str]) -> Args:
+    args: Args = parse_arguments(Args, "play", arguments)
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"port={args.port}: give 0 to 65535")
+    if args.host not in ("127.0.0.1", "localhost", "::1") and not args.expose:
+        raise ValueError(
+            f"host={args.host!r}: the page has no password, so it listens on 127.0.0.1 alone; --expose lets other "
+            "machines open it"
+        )
+    return args
+
+
+def run(args: Args) -> None:
+    import importlib.util
+    import json
+    import webbrowser
+
+    from elit.play.server import free_port, quiet_gradio, serve
+
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("gradio is not installed; pip install 'elit-diffusion[ui]'")
+    quiet_gradio()
+    device = check_device(args.device)
+
+    from elit.play.engine import NetworkEngine
+    from elit.play.page import build_page
+
+    engine = NetworkEngine.load(str(args.model), vae=args.vae, device=device, dtype=args.dtype)
+    port = args.port or free_port(args.host)
+    address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/"
+
+    def ready() -> None:
+        if args.json:
+            print(json.dumps({"url": address}), flush=True)
+        else:
+            who = "whoever reaches this machine" if args.expose else "this machine alone; sharing is off"
+            print(f"{address} shows {args.model}, for {who}. Ctrl-C ends it.", flush=True)
+        if args.browser and sys.stdout.isatty():
+            webbrowser.open(address)
+
+    serve(build_page(engine), args.host, port, ready)

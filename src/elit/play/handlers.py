@@ -1,0 +1,100 @@
+"""What the handlers of all tabs share: the engine, the runs of each visitor, errors as messages."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from elit.play.dial import Dial
+from elit.play.engine import Cancelled, NetworkEngine, Picture, Tick
+from elit.sampling.settings import SampleSettings
+
+HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of events that compute next to nothing."""
+RUN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+"""Of events that run the network: they share a queue, one at a time."""
+
+
+PROGRESS = gr.Progress()
+"""The default of a handler's argument, by which Gradio knows to hand it its progress."""
+
+
+class Runs:
+    """The run that each visitor waits for, so that it can be stopped."""
+
+    def __init__(self) -> None:
+        self._stops: dict[str, threading.Event] = {}
+
+    def begin(self, visitor: str | None) -> threading.Event:
+        event = self._stops[visitor or ""] = threading.Event()
+        return event
+
+    def end(self, visitor: str | None) -> None:
+        self._stops.pop(visitor or "", None)
+
+    def stop(self, visitor: str | None) -> bool:
+        """Whether something ran."""
+        event = self._stops.get(visitor or "")
+        if event is not None:
+            event.set()
+        return event is not None
+
+
+@dataclass
+class Playground:
+    """One page's engine and visitors."""
+
+    engine: NetworkEngine
+    runs: Runs = field(default_factory=Runs)
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="elit-play-")))
+    """Where the files lie that the page downloads; their names are made here."""
+
+    def dial(self, values: Sequence[Any]) -> Dial:
+        """Raises gr.Error, in one line, for controls that stand where they cannot."""
+        return told(lambda: Dial.from_controls(values))
+
+    def settings(self, dial: Dial) -> SampleSettings:
+        return dial.settings(takes_text=self.engine.takes_text, dtype=self.engine.dtype)
+
+    def draw(self, dial: Dial, tick: Tick, visitor: str | None) -> Picture:
+        """One picture. Raises gr.Error for settings that do not fit, and when the visitor cancels."""
+        return self.run(visitor, lambda stop: self.engine.generate(self.settings(dial), tick, stop))
+
+    def run(self, visitor: str | None, work: Callable[[threading.Event], Any]) -> Any:
+        """`work`, handed an event that is set when the visitor cancels or leaves."""
+        stop = self.runs.begin(visitor)
+        try:
+            return told(lambda: work(stop))
+        finally:
+            self.runs.end(visitor)
+
+    def left(self, request: gr.Request) -> None:
+        """A visitor closed the page: nobody waits for the run."""
+        self.runs.stop(request.session_hash)
+
+    def save(self, picture: Picture) -> str:
+        """The picture as a file to show and to download."""
+        settings = picture.settings
+        of = (settings.labels or settings.prompts)[0]
+        name = "".join(each if each.isascii() and each.isalnum() else "-" for each in of)[:40]
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / f"elit-{name or 'picture'}-{settings.seed}{picture.suffix}"
+        path.write_bytes(picture.file)
+        return str(path)
+
+
+def told(work: Callable[[], Any]) -> Any:
+    """What `work` gives; its ValueError as a message on the page, without a traceback."""
+    try:
+        return work()
+    except Cancelled:
+        raise gr.Error("The run was cancelled.", title="Stopped", duration=4, print_exception=False) from None
+    except ValueError as error:
+        raise gr.Error(" ".join(str(error).split()), title="That does not work", print_exception=False) from None
+
+
+def ticker(progress: gr.Progress, what: str) -> Tick:
+    return lambda done, total: progress((done, total), desc=what)

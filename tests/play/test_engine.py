@@ -1,0 +1,148 @@
+"""The page's engine: the pictures of `elit sample`, their cost, and what is inside."""
+
+import io
+import json
+import threading
+
+import pytest
+import torch
+from conftest import SIZES, opened
+from PIL import Image
+
+import elit
+from elit.analysis.attention import read_attention
+from elit.cli.main import main
+from elit.models.presets import create_model
+from elit.play.dial import Dial
+from elit.play.engine import Cancelled, NetworkEngine
+from elit.play.inside import attention_maps, latents_that_matter, trajectory
+from elit.play.pictures import difference, evenly, overlay
+from elit.play.planning import dial_of_plan, plan_for
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    torch.manual_seed(0)
+    sizes = SIZES | {"in_channels": 3, "num_classes": 5, "split": (1, 2, 1), "window": (4, 4)}
+    model = create_model("ELIT-DiT-S/2", **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("play") / "model"
+    model.save_pretrained(folder)
+    return NetworkEngine.load(str(folder), vae=None, device="cpu", dtype="float32")
+
+
+def settings(**changes):
+    return Dial(**{"condition": "3", "budgets": (4, 16, 16), "steps": 3} | changes).settings(takes_text=False)
+
+
+@pytest.fixture(scope="module")
+def picture(engine):
+    return engine.generate(settings(seed=5, guidance="ccfg", scale=2))
+
+
+def test_a_downloaded_picture_is_made_again_byte_for_byte(picture, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture.file)
+    assert main(["sample", "--like", str(tmp_path / "a.png"), "--out", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_picture_is_that_of_sample(engine, picture):
+    expected = elit.sample(engine.model, [3], steps=3, budget=4, guidance=elit.CCFG(2, 1), seed=5)
+    assert torch.equal(picture.pixels, expected[0])
+    assert torch.equal(picture.states[-1][1], expected)
+    assert [t for t, _ in picture.states] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert Image.open(io.BytesIO(picture.file)).size == (64, 64)
+
+
+def test_costs_are_the_closed_forms_and_times_are_measured(engine, picture):
+    cost = engine.cost(picture.settings)
+    assert cost.gflops == picture.gflops < cost.full_gflops
+    assert cost.measured_ms == picture.ms
+    assert engine.cost(settings(steps=9)).measured_ms is None
+    assert (cost.metric, cost.quality, cost.predicted_ms) == (None, None, None)
+
+
+def test_a_sweep_beside_the_model_gives_the_expected_quality(engine, tmp_path):
+    from elit.planner.quality import read_quality
+
+    row = {"budget": "4", "guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 96, "detector": "digits"}
+    rows = [row | {"steps": steps, "fd": value} for steps, value in ((2, 8.0), (8, 4.0))]
+    (tmp_path / "sweep.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    engine = NetworkEngine(name="x", model=engine.model, table=read_quality(tmp_path / "sweep.jsonl"))
+    assert engine.quality(settings(steps=2)) == 8
+    assert engine.quality(settings(steps=4)) == pytest.approx(6)
+    assert engine.quality(settings(steps=16)) is None
+    assert engine.quality(settings(steps=2, budgets=(8,) * 3)) is None
+    assert engine.quality(settings(steps=2, guidance="cfg")) is None
+
+
+def test_what_does_not_fit_is_one_line_and_a_run_can_be_stopped(engine):
+    for wrong, message in ((settings(condition="boot"), "boot"), (settings(condition="7"), "7")):
+        with pytest.raises(ValueError, match=message):
+            engine.check(wrong)
+    with pytest.raises(ValueError, match="guidance ag: its budget 8 is above"):
+        engine.cost(settings(guidance="ag", guidance_budget=8))
+    stop, ticks = threading.Event(), []
+
+    def tick(done, total):
+        ticks.append((done, total))
+        stop.set()
+
+    with pytest.raises(Cancelled):
+        engine.generate(settings(steps=9), tick, stop)
+    assert ticks == [(0, 9)]
+    assert engine.generate(settings(steps=1)).ms > 0  # the lock is free again
+
+
+def test_inside_is_what_the_network_read(engine, picture):
+    times, maps = attention_maps(engine, picture)
+    assert maps.shape == (3, 4, 8, 8)
+    t, x = picture.states[1]
+    assert times[1] == t
+    torch.testing.assert_close(maps[1], read_attention(engine.model, x, torch.tensor([t]), torch.tensor([3]), 4)[0])
+    shares = latents_that_matter(engine, picture)
+    assert [name for name, _ in shares] == ["1", "2", "3", "4"]
+    assert all(share > 0 for _, share in shares)
+    frames = trajectory(engine, picture)
+    assert [words for _, words in frames] == ["t = 0.00", "t = 0.33", "t = 0.67", "t = 1.00"]
+    assert overlay(picture.image(), maps[0, 0]).size == (384, 384)
+    with pytest.raises(ValueError, match="nothing to leave out"):
+        latents_that_matter(engine, engine.generate(settings(steps=1, budgets=(1,) * 3)))
+
+
+def test_a_plan_moves_the_dial(engine):
+    found = plan_for(engine, "target_gflops", engine.gflops(settings(steps=6)))
+    dial = dial_of_plan(Dial(condition="2", budgets=(16,) * 3), found, engine.budgets)
+    assert engine.gflops(dial.settings(takes_text=False)) == pytest.approx(found.gflops)
+    with pytest.raises(ValueError, match="the least possible here"):
+        plan_for(engine, "target_gflops", 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["elit-dit-video", "elit-mmdit", "dit"])
+def test_clips_texts_and_baselines(kind):
+    model = opened(kind)
+    if model.config.in_channels == 4:
+        with pytest.raises(ValueError, match="its samples are no pictures"):
+            NetworkEngine(name="x", model=model)
+    from conftest import SETTINGS
+
+    name, sizes = SETTINGS[kind]
+    engine = NetworkEngine(name="x", model=create_model(name, **sizes | {"in_channels": 3}).eval())
+    dial = Dial(condition="a one" if engine.takes_text else "1", budgets=engine.budgets[-1:] * 3, steps=1)
+    picture = engine.generate(dial.settings(takes_text=engine.takes_text))
+    assert picture.suffix == (".gif" if engine.clips else ".png")
+    assert engine.can_look_inside == (kind != "dit")
+    if engine.can_look_inside:
+        assert attention_maps(engine, picture)[1].ndim == 4
+    assert len(trajectory(engine, picture)) == 2
+    assert len(engine.classes) == (0 if engine.takes_text else 5)
+
+
+def test_differences_and_even_choices():
+    image, largest = difference(torch.zeros(1, 4, 4), torch.full((1, 4, 4), 0.5))
+    assert largest == pytest.approx(0.25)
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert evenly(10, 4) == [0, 3, 6, 9]
+    assert evenly(3, 4) == [0, 1, 2]
