@@ -32,8 +32,12 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
     link = gr.Textbox(visible="hidden", elem_id="link")
 
     def draw(request: gr.Request, progress: gr.Progress = PROGRESS, *given: Any) -> Any:
-        dial = play.dial(given)
-        picture = play.draw(dial, ticker(progress, "step"), request.session_hash)
+        try:
+            dial = play.dial(given)
+            picture = play.draw(dial, ticker(progress, "step"), request.session_hash)
+        except gr.Error as error:  # beside the picture, which stays
+            gr.Warning(error.message, title=error.title, duration=6)
+            return gr.skip(), wrong(error.message), gr.skip(), gr.skip(), gr.skip()
         path = play.save(picture)
         file = gr.DownloadButton(value=path, interactive=True)
         return path, picture_words(picture), file, picture, dial.query()
