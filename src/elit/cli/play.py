@@ -68,8 +68,10 @@ def run(args: Args) -> None:
 
     from elit.play.engine import NetworkEngine
     from elit.play.page import build_page
+    from elit.pretrained import model_name
 
-    engine = NetworkEngine.load(str(args.model), vae=args.vae, device=device, dtype=args.dtype)
+    name = model_name(args.model)
+    engine = NetworkEngine.load(name, vae=args.vae, device=device, dtype=args.dtype)
     port = args.port or free_port(args.host)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/"
 
@@ -78,7 +80,7 @@ def run(args: Args) -> None:
             print(json.dumps({"url": address}), flush=True)
         else:
             who = "whoever reaches this machine" if args.expose else "this machine alone; sharing is off"
-            print(f"{address} shows {args.model}, for {who}. Ctrl-C ends it.", flush=True)
+            print(f"{address} shows {name}, for {who}. Ctrl-C ends it.", flush=True)
         if args.browser and sys.stdout.isatty():
             webbrowser.open(address)
 

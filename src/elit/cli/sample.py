@@ -118,6 +118,7 @@ def run(args: Args) -> dict[str, Any]:
     from elit.data.images import is_sample, output_kind, save_animation, single_frames, write_samples
     from elit.elastic.load_model import load_network
     from elit.files import check_new_output
+    from elit.pretrained import model_name
     from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, number_of_images, weights_fingerprint
     from elit.sampling.evaluations import sampling_flops
 
@@ -149,7 +150,7 @@ def run(args: Args) -> dict[str, Any]:
         x = as_pixels(x, vae, settings.batch_size)
 
     def describe(row: int | None) -> str:
-        name = str(args.model)
+        name = model_name(args.model)
         return SampleRecord(model=name, weights=weights, settings=settings, row=row, made_with=environment).to_text()
 
     if args.row is None or kind in ("array", "folder"):
@@ -173,7 +174,9 @@ def run(args: Args) -> dict[str, Any]:
 
 def compare(record: SampleRecord, args: Args, weights: str, environment: dict[str, str]) -> None:
     """Notes why the picture may come out otherwise. Raises ValueError for other weights under the same name."""
-    if record.weights != weights and Path(record.model) == args.model and record.settings.dtype == args.dtype:
+    from elit.pretrained import model_name
+
+    if record.weights != weights and record.model == model_name(args.model) and record.settings.dtype == args.dtype:
         raise ValueError(
             f"like={str(args.like)!r}: was made by other weights than {record.model} has now; name the model that made "
             "it, or leave --like out"

@@ -107,6 +107,9 @@ class NetworkEngine:
         """A saved network or pipeline, with its sweep's table and its profile if they are beside it."""
         precision = getattr(torch, dtype)
         model, autoencoder = load_network(name, vae=vae, device=device, dtype=precision)
+        if not isinstance(model, Transformer):
+            kind = type(model).__name__
+            raise ValueError(f"model={name!r}: a {kind} of diffusers; the page draws with this library's networks")
         folder = network_folder(name)
         where = folder and find_table(folder)
         return cls(

@@ -13,6 +13,12 @@ def model_folder(model: str | Path) -> Path:
     return HERE / path if str(model) in NAMES and not path.exists() else path
 
 
+def model_name(folder: str | Path) -> str:
+    """What `model_folder` gave that folder for: a name for one of this package, else the folder as it is."""
+    path = Path(folder)
+    return path.name if path.parent == HERE and path.name in NAMES else str(folder)
+
+
 def measurements_folder(folder: Path) -> Path:
     """Where what is measured of a saved model is kept: its own folder, or the user's cache for one of this package."""
     if HERE not in folder.absolute().parents:
