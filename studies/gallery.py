@@ -33,8 +33,9 @@ STEPS = 16
 INTRO = """# Gallery
 
 Pictures of the model in the box, `elit.load_model("{model}")`. `python studies/gallery.py` makes this page.
-Each column has one class, each row of a block one seed; only the settings change from block to block. {steps} Euler steps. The cost is of
-one picture. Every picture holds its settings: `elit sample --like docs/gallery/FILE.png` makes it again.
+Each column has one class, each row of a block one seed; only the settings change from block to block. {steps} Euler
+steps. The cost is of one picture. Every picture holds its settings: `elit sample --like docs/gallery/FILE.png` repeats
+the run.
 """
 
 

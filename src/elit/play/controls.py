@@ -35,7 +35,8 @@ def build_controls(engine: NetworkEngine, start: Dial) -> Controls:
     thumbnails = None
     if 0 < len(engine.classes) <= THUMBNAILS:
         thumbnails = gr.Gallery(
-            label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain", interactive=False, buttons=[],
+            label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain",
+            interactive=False, buttons=[],
             elem_classes="thumbnails", elem_id="thumbnails",
         )  # fmt: skip
     has = bool(counts)
