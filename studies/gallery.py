@@ -13,8 +13,8 @@ import torch
 
 from elit.data.images import image_grid
 from elit.data.picture_files import encode_picture
+from elit.elastic.load_model import load_model
 from elit.files import replacing
-from elit.models.saved import load_model
 from elit.sampling.draw import draw, made_with, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.settings import SampleRecord, SampleSettings

@@ -57,7 +57,7 @@ def build_compare(play: Playground, controls: Controls) -> None:
         return shown
 
     inputs, outputs = [first, second, *controls.values], [slider, apart, facts]
-    events = [
+    events: list[Any] = [
         compare.click(compared, inputs, outputs, show_progress_on=[facts], **RUN),
         strip.click(all_budgets, controls.values, every, **RUN),
     ]

@@ -74,7 +74,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
     condition, seed, budget = values[:3]
     submits = [condition.submit] if engine.takes_text else [condition.input]
     rolled = controls.dice.click(roll, outputs=seed, **HIDDEN)
-    events = [
+    events: list[Any] = [
         gr.on([controls.run.click, budget.input, seed.submit, *submits], draw, **drawing),
         rolled.then(draw, **drawing),
     ]
@@ -95,8 +95,8 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
     link.change(None, inputs=link, js=REMEMBER, api_visibility="private")
 
     def cancel(request: gr.Request) -> None:
-        if not play.runs.stop(request.session_hash):
-            gr.Info("Nothing is running.", duration=3)
+        stopped = play.runs.stop(request.session_hash)
+        gr.Info("The run was cancelled." if stopped else "Nothing is running.", duration=4)
 
     controls.cancel.click(cancel, cancels=events, **HIDDEN)
 

@@ -43,31 +43,33 @@ def build_inside(play: Playground, controls: Controls, present: gr.State) -> Non
         return overlay(base, weights[i, j]), f'<div class="facts">{said}</div>'
 
     def looked(picture: Picture | None) -> Any:
-        drawn(picture)
+        current = drawn(picture)
         with engine.lock:
-            times, weights = told(lambda: attention_maps(engine, picture))
-            shown = trajectory(engine, picture)
-        held = (times, weights, picture.image())
+            times, weights = told(lambda: attention_maps(engine, current))
+            shown = trajectory(engine, current)
+        held = (times, weights, current.image())
         middle = (len(times) + 1) // 2
         sliders = gr.Slider(maximum=weights.shape[1], value=1), gr.Slider(maximum=max(2, len(times)), value=middle)
         return held, *sliders, *seen(held, 1, middle), shown
 
     def left_out(request: gr.Request, picture: Picture | None, progress: gr.Progress = PROGRESS) -> str:
-        drawn(picture)
+        current = drawn(picture)
         with engine.lock:
             found = play.run(
                 request.session_hash,
-                lambda stop: latents_that_matter(engine, picture, ticker(progress, "latent"), stop),
+                lambda stop: latents_that_matter(engine, current, ticker(progress, "latent"), stop),
             )
         title = "How far the velocity moves when a latent is left out of every group"
         return bar_chart(found, "share of the velocity", title) + f'<div class="facts quiet">{title}.</div>'
 
     outputs = [maps, latent, step, image, words, frames]
-    events = [look.click(looked, present, outputs, **RUN), matter.click(left_out, present, bars, **RUN)]
+    events: list[Any] = [look.click(looked, present, outputs, **RUN), matter.click(left_out, present, bars, **RUN)]
     gr.on([latent.input, step.input], seen, [maps, latent, step], [image, words], trigger_mode="always_last", **HIDDEN)
     controls.cancel.click(None, cancels=events, api_visibility="private")
 
 
-def drawn(picture: Picture | None) -> None:
+def drawn(picture: Picture | None) -> Picture:
+    """The picture to look into. Raises gr.Error where none was drawn."""
     if picture is None:
         raise gr.Error("Draw a picture first.", title="Inside", print_exception=False)
+    return picture

@@ -29,10 +29,10 @@ def plan_for(
     if name == "target_ms" and engine.profile is None:
         with engine.lock:
             engine.profile = measure_profile(engine.model, batch_sizes=(1,), seconds=SECONDS, progress=measured)
-    options: dict[str, Any] = {"profile": engine.profile} if engine.profile else {}
+    options: dict[str, Any] = {name: value} | ({"profile": engine.profile} if engine.profile else {})
     if engine.table is not None:
         options["table"] = engine.table.path
-    return plan(engine.model, cache=0.0, **{name: value}, **options)
+    return plan(engine.model, cache=0.0, **options)
 
 
 def dial_of_plan(dial: Dial, found: Plan, counts: Sequence[int]) -> Dial:
