@@ -39,7 +39,8 @@ def model_offload(pipe: Any) -> None:
 
 def sequential_offload(pipe: Any) -> None:
     """The hooks of enable_sequential_cpu_offload, with the CPU in the place of an accelerator."""
-    accelerate.cpu_offload(pipe.transformer, CPU)
+    for part in (pipe.transformer, pipe.vae):
+        accelerate.cpu_offload(part, CPU, offload_buffers=len(part._parameters) > 0)  # as diffusers does
 
 
 def group_offload(kind: str) -> Callable[[Any], None]:
@@ -63,9 +64,9 @@ def cache(make: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 
 def at_timestep(pipe: Any) -> dict[str, Any]:
-    """Cached from the second half of the steps on."""
+    """Cached from the second step on."""
     return {
-        "spatial_attention_timestep_skip_range": (-1, 1001),
+        "spatial_attention_timestep_skip_range": (-1, 990),
         "current_timestep_callback": lambda: int(pipe._current_timestep),
     }
 
@@ -95,13 +96,18 @@ CACHES: dict[str, Callable[[Any], Any]] = {
     "PyramidAttentionBroadcast": lambda pipe: diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, **at_timestep(pipe)
     ),
-    "FasterCache": lambda pipe: diffusers.FasterCacheConfig(**at_timestep(pipe)),
+    "FasterCache": lambda pipe: diffusers.FasterCacheConfig(
+        tensor_format="BFCHW", unconditional_batch_timestep_skip_range=(-1, 990), **at_timestep(pipe)
+    ),
     "FasterCache, is_guidance_distilled": lambda pipe: diffusers.FasterCacheConfig(
         is_guidance_distilled=True, **at_timestep(pipe)
     ),
     "SeaCache": lambda pipe: diffusers.SeaCacheConfig(),
     "TextKVCache": lambda pipe: diffusers.TextKVCacheConfig(),
 }
+
+ONLY = {"SeaCache": (WAN,), "FasterCache": (FLUX, QWEN, WAN, "CogVideoXPipeline")}
+"""Where a cache is for other pipelines than those three."""
 
 MECHANISMS: dict[str, Mechanism] = {
     "LoRA, then the dial": Mechanism(FLUX, lora, before=True),
@@ -114,10 +120,13 @@ MECHANISMS: dict[str, Mechanism] = {
     **{
         f"{name} on {pipeline}": Mechanism(pipeline, cache(make))
         for name, make in CACHES.items()
-        for pipeline in ((WAN,) if name == "SeaCache" else (FLUX, QWEN, WAN))
+        for pipeline in ONLY.get(name, (FLUX, QWEN, WAN))
     },
     "a cache, then the dial": Mechanism(FLUX, cache(CACHES["FirstBlockCache"]), before=True),
-    "FlowMatchHeunDiscreteScheduler": Mechanism(FLUX, scheduler("FlowMatchHeunDiscreteScheduler")),
+    "FlowMatchHeunDiscreteScheduler": Mechanism(
+        "StableDiffusion3Pipeline", scheduler("FlowMatchHeunDiscreteScheduler")
+    ),
+    "FlowMatchHeunDiscreteScheduler on Flux": Mechanism(FLUX, scheduler("FlowMatchHeunDiscreteScheduler")),
     "UniPCMultistepScheduler": Mechanism(
         WAN, scheduler("UniPCMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True)
     ),

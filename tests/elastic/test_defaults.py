@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import accelerate
 import diffusers
 import pytest
 import torch
@@ -79,6 +80,16 @@ def test_references_have_a_budget_of_their_own(kind, monkeypatch):
     assert kept[:3] == [[(4, 8), (4, 4)], [(8, 8)], [(4, 16), (4, 1)]]
     with pytest.raises(ValueError, match="budget=0"), elit.budget(0.5, reference=0):
         pass
+
+
+def test_sequential_offloading_brings_what_the_interface_has_learned_along():
+    """accelerate's hooks of enable_sequential_cpu_offload load a module's own weights when its forward is called."""
+    model, x = elit.elastify(build("QwenImageTransformer2DModel"), window=(4, 4)), inputs("QwenImageTransformer2DModel")
+    with torch.no_grad(), elit.budget(4):
+        right = model(**x).sample
+        accelerate.cpu_offload(model, torch.device("cpu"))
+        assert model.elastic.latents.is_meta
+        assert torch.equal(model(**x).sample, right)
 
 
 def test_context_parallel_is_refused_with_a_reason():

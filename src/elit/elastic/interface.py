@@ -30,6 +30,11 @@ class ElasticInterface(LatentInterface):
         if carry:
             nn.init.zeros_(self.latents)
 
+    def forward(self, stage: str, *inputs: Any) -> Tensor:
+        """`start` or `finish` by name: what offloads weights watches a module's forward, and brings its own along."""
+        output: Tensor = getattr(self, stage)(*inputs)
+        return output
+
     def start(self, tokens: Tensor, c: Tensor, order: TokenOrder) -> Tensor:
         """tokens (B, N, d), c (B, condition width) -> latents (B, K, d)."""
         latents, grouped = [], self._parts(tokens[:, order.grouped], [part.tokens for part in order.parts], order)

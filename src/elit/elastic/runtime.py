@@ -79,7 +79,7 @@ class Call:
                 raise ValueError(f"{name}: {sequence.shape[1]} tokens, and their grids say {count}")
             self.before = self.family.before(self.arguments, self.others)
             self.tokens = _image_of(sequence, self.before, count) if block.joined else sequence
-            self.start = self.interface.start(self.tokens, self.family.condition(block, arguments), self.order)
+            self.start = self.interface("start", self.tokens, self.family.condition(block, arguments), self.order)
             arguments[name] = _with_image(sequence, self.before, count, self.start) if block.joined else self.start
         if not self.order.full:
             if self.places is None:
@@ -103,7 +103,7 @@ class Call:
         sequence = output if place is None else output[place]
         kept = len(self.order.carried)
         latents = _image_of(sequence, self.before, kept) if block.joined else sequence
-        tokens = self.interface.finish(self.tokens, self.start, latents, self.order)
+        tokens = self.interface("finish", self.tokens, self.start, latents, self.order)
         if block.joined:
             tokens = _with_image(sequence, self.before, kept, tokens)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
