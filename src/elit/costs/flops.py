@@ -51,13 +51,15 @@ def count_flops(
         network, config = model_config(model_or_name, sample_size=sample_size)
     else:
         network, config = type(model_or_name), model_or_name.config
-    return _config_flops(network, config, as_size(sample_size or config["sample_size"]), budget)
+    return _config_flops(
+        network, config, as_size(config["sample_size"] if sample_size is None else sample_size), budget
+    )
 
 
 def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:
     """What branches that differ in the budget alone share: all before Read, and of a SiT Read too."""
     network, config = type(model), model.config
-    size = as_size(sample_size or config["sample_size"])
+    size = as_size(config["sample_size"] if sample_size is None else sample_size)
     if model.spec is None:
         return 0
     d, tokens = config["hidden_size"], math.prod(model.token_grid(size))
@@ -176,7 +178,7 @@ def measure_ms(
     repeats: int = 5,
 ) -> float:
     """Milliseconds of a forward of one sample: the median of `repeats` batches, over `batch_size`."""
-    size = as_size(sample_size or model.config.sample_size)
+    size = as_size(model.config.sample_size if sample_size is None else sample_size)
     x = torch.randn(batch_size, model.config.in_channels, *size, device=model.device, dtype=model.dtype)
     t = torch.full((batch_size,), 0.5, device=model.device)
     y = model.example_condition(batch_size).to(model.device)
