@@ -22,6 +22,8 @@ from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any
 
+from elit.arguments import shortened
+
 Budget = int | float | None
 TYPED = "give latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
@@ -42,7 +44,9 @@ def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
     budget = _plain(budget)
     if not budgets:
         if budget is not None:
-            raise ValueError(f"budget={budget!r}: this model has no latent interface, only budget=None is valid")
+            raise ValueError(
+                f"budget={shortened(budget)}: this model has no latent interface, only budget=None is valid"
+            )
         return None
     if budget is None:
         return budgets[-1]
@@ -54,7 +58,7 @@ def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
     elif isinstance(budget, Real) and not isinstance(budget, bool) and 0 < budget <= 1:
         step = _step(budgets)
         return max(1, math.floor(float(budget) * budgets[-1] / step + 0.5)) * step
-    raise ValueError(f"budget={budget!r}: {_valid(budgets)}")
+    raise ValueError(f"budget={shortened(budget)}: {_valid(budgets)}")
 
 
 def parse_budget(text: str) -> Budget:
@@ -160,7 +164,8 @@ def one_schedule(
     """
     if is_list(budget):
         raise ValueError(
-            f"budget={budget!r}: a list; give step_budgets= for one budget a step, or sample_budgets= for one a sample"
+            f"budget={shortened(budget)}: a list; give step_budgets= for one budget a step, or sample_budgets= for one "
+            "a sample"
         )
     named = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
     given = [name for name, value in named.items() if value is not None]
@@ -168,7 +173,7 @@ def one_schedule(
         raise ValueError(f"{', '.join(given)}: give one of them")
     for name in ("step_budgets", "sample_budgets"):
         if named[name] is not None and not is_list(named[name]):
-            raise ValueError(f"{name}={named[name]!r}: give a list of budgets; budget= takes one for all")
+            raise ValueError(f"{name}={shortened(named[name])}: give a list of budgets; budget= takes one for all")
     return budget if step_budgets is None else list(step_budgets)
 
 
@@ -213,7 +218,9 @@ def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
 
 def _plain(budget: Any) -> Budget:
     """A tensor or an array of one number as that number. torch.compile traces an int through here."""
-    return budget if budget is None or isinstance(budget, int | float) or not hasattr(budget, "item") else budget.item()
+    if budget is None or isinstance(budget, int | float):
+        return budget
+    return budget.item() if getattr(budget, "ndim", None) == 0 and hasattr(budget, "item") else budget
 
 
 def _step(budgets: Sequence[int]) -> int:

@@ -57,6 +57,16 @@ def check_new_output(path: Path, *, overwrite: bool, folder: bool, mine: Callabl
         raise NotADirectoryError(f"{shown}: {str(parent)!r} is no folder")
 
 
+def existing(value: str | Path, name: str) -> Path:
+    """`value` as a path that can be asked whether it is there. Raises ValueError for one that is too long for that."""
+    path = Path(value)
+    try:
+        path.exists()
+    except OSError as error:
+        raise ValueError(f"{name}={str(value)[:60]!r}...: {error.strerror}") from None
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

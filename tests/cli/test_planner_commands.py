@@ -50,7 +50,7 @@ def test_a_profile_then_a_plan(capsys, workplace):
     assert "ms for 2 images" in said
     assert "elit sweep MODEL" in said
     assert (workplace / "planned.png").is_file()
-    code, said, _ = run(capsys, *line[:4], "--target-gflops", 0.01, "--out", "planned.png", "--json")
+    code, said, _ = run(capsys, *line[:5], "--target-gflops", 0.01, "--out", "again.png", "--json")
     result = json.loads(said.splitlines()[-1])
     assert result["gflops_per_image"] <= 0.01
     assert result["plan"]["words"]
@@ -63,7 +63,7 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
     monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | {"seconds": 0}))
     for path in (workplace / "plain").glob("profile-*"):
         path.unlink()
-    line = ("sample", "plain", "--labels", 3, "--target-images-per-s", 4, "--out", "plain.png")
+    line = ("sample", "plain", "--labels", 3, "--overwrite", "--target-images-per-s", 4, "--out", "plain.png")
     code, said, noted = run(capsys, *line)
     assert code == 0
     assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
@@ -107,4 +107,14 @@ def test_mistakes_are_one_line(capsys, workplace, line, message):
     code, _, error = run(capsys, *line.split())
     assert code == 2
     assert error.startswith(f"elit {line.split()[0]}: {message}")
+    assert error.count("\n") == 1
+
+
+def test_an_impossible_target_is_refused_before_anything_is_measured(capsys, workplace, monkeypatch):
+    monkeypatch.setattr("elit.cli.profile.measured", lambda *_, **__: pytest.fail("it is measured"))
+    for path in (workplace / "plain").glob("profile-*"):
+        path.unlink()
+    code, _, error = run(capsys, "sample", "plain", "--labels", 3, "--target-ms", 0.001, "--out", "none.png")
+    assert code == 2
+    assert error.startswith("elit sample: target_ms=0.001: the least possible here is ")
     assert error.count("\n") == 1

@@ -212,3 +212,17 @@ def test_a_cached_curve_is_planned_with_its_threshold_where_it_was_measured(mode
     assert "cache threshold 100" in cached.words
     assert cached.ms == Pricing(model, 1, 100.0, profile.cost).plan(40, 16, None).ms
     assert plan(model, target_ms=full.ms / 4, profile=profile, table=table, cache=0.0).cache == 0
+
+
+def test_a_plan_leaves_room_for_the_profiles_error():
+    model = opened("elit-dit")
+    row = {"held_out": True, "ms": 100.0, "predicted_ms": 80.0}
+    exact = Profile(profile_recipe(model), CostModel(PRICES, False), [], 3)
+    loose = Profile(profile_recipe(model), CostModel(PRICES, False), [row], 3)
+    assert (exact.margin, loose.margin) == (0.0, pytest.approx(0.2))
+    for ms in (20.0, 60.0, 200.0):
+        sure, bold = (elit.plan(model, target_ms=ms, profile=profile) for profile in (loose, exact))
+        assert 1.2 * sure.ms <= ms
+        assert bold.ms <= ms
+        assert "less 20%, the profile's error" in sure.words
+        assert "error" not in bold.words

@@ -141,6 +141,10 @@ def run(args: Args) -> dict[str, Any]:
         settings = replace(settings, **planned_settings(plan))
     flops = sampling_flops(model, **settings.arguments())
 
+    if plan:  # what a target is of is not the first run, which prepares kernels and memory
+        draw(
+            model, replace(settings, count=min(count, settings.batch_size)), conditions=conditions, compile=args.compile
+        )
     made = count if args.row is None else 1
     start = time.perf_counter()
     with show_progress("sampling", count) as progress:
@@ -212,6 +216,7 @@ def planned(args: Args, model: Any, batch: int) -> Any:
     folder = network_folder(args.model)
     profile = find_profile(model, folder, compile=args.compile)
     if profile is None and targets["target_gflops"] is None:
+        check_possible(model, make_target(**targets, batch=batch), batch, compile=args.compile)
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
         profile, _ = measured(model, folder, batch_sizes=sizes, seconds=30.0, compile=args.compile)
@@ -219,6 +224,19 @@ def planned(args: Args, model: Any, batch: int) -> Any:
     if not args.json:
         print(chosen)
     return chosen
+
+
+def check_possible(model: Any, target: Any, batch: int, *, compile: bool) -> None:
+    """Raises ValueError, before a profile is measured, for a time that not even the cheapest run keeps to."""
+    from elit.planner.profile import Case, time_runs
+
+    least = Case(batch=batch, steps=1, budget=model.budgets[0] if model.budgets else None)
+    (ms,), _ = time_runs(model, [least], compile=compile, seconds=0.0)
+    if ms > target.ms:
+        raise ValueError(
+            f"{target.asked}: the least possible here is {ms:.4g} ms for {batch} image{'s' if batch > 1 else ''}, one "
+            "step with the fewest latents and no guidance"
+        )
 
 
 def chosen_guidance(args: Any) -> Any:

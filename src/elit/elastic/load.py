@@ -12,6 +12,7 @@ from elit.elastic.families import CLASSES
 from elit.elastic.low_rank import add_low_rank
 from elit.elastic.storage import RECORD, VARIANT, read_record
 from elit.elastic.surgery import elastify
+from elit.files import existing
 from elit.models.presets import NETWORKS
 from elit.models.saved import check_weights, saved_dtype
 
@@ -27,10 +28,10 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     Raises ValueError where the folder holds nothing elastified, or what it holds is damaged or for another class.
     """
     if name is not None:
-        return put_into(pipe_or_folder, str(name))
+        return put_into(pipe_or_folder, str(existing(name, "name")))
     if not isinstance(pipe_or_folder, str | Path):
         raise ValueError(f"name: not given; elit.load_elastic(pipe, name) for a {type(pipe_or_folder).__name__}")
-    folder = Path(pipe_or_folder)
+    folder = existing(pipe_or_folder, "folder")
     if not (folder / "model_index.json").is_file():
         return load_transformer(folder, **kwargs)
     parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))

@@ -74,6 +74,8 @@ LEAST = {
     **{"text_features": 1, "text_length": 1, "pooled_features": 0},
 }
 """The whole numbers among a network's settings, and the least that each may be."""
+MOST = 1 << 20
+"""More than any network has of anything; torch's own refusals are many lines long."""
 
 
 @cache
@@ -134,16 +136,16 @@ def model_config(
     config = {key: parameters[key].default for key in known} | sizes | preset.settings | given
     for key, least in LEAST.items():
         if key in config:
-            config[key] = whole_number(key, config[key], least)
+            config[key] = whole_number(key, config[key], least, MOST)
     if "mlp_ratio" in config:
-        config["mlp_ratio"] = real_number("mlp_ratio", config["mlp_ratio"], above=0)
+        config["mlp_ratio"] = real_number("mlp_ratio", config["mlp_ratio"], above=0, most=MOST)
     for key in ("text_encoder", "convention"):
         if not isinstance(config.get(key, ""), str):
             raise ValueError(f"{key}={shortened(config[key])}: give a name")
     if split is not None:
         split = cast(tuple[int, int, int], whole_numbers("split", split, "(4, 20, 4)", least=0))
     window = window if window is None else whole_numbers("window", window, "(4, 4)")
-    num_latents = num_latents if num_latents is None else whole_number("num_latents", num_latents, 1)
+    num_latents = num_latents if num_latents is None else whole_number("num_latents", num_latents, 1, MOST)
     if not name.startswith("ELIT-"):
         if split or window or num_latents:
             raise ValueError(f"{name}: a baseline takes no split, window or num_latents; ELIT-{name} does")

@@ -269,6 +269,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             )
         if branch_budgets is not None and budget is not None:
             raise ValueError("budget, branch_budgets: give one of them")
+        if not isinstance(shared, bool):
+            raise ValueError(f"shared={shortened(shared)}: give True or False")
         if shared and branch_budgets is None:
             raise ValueError("shared=True: goes with branch_budgets")
         if branch_budgets is not None:

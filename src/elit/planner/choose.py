@@ -45,7 +45,8 @@ def plan(
     """The best settings of `elit.sample` that keep to one target, for `elit.sample(..., plan=plan)`.
 
     model: a network, or a saved one's folder: then for the GPU where there is one.
-    target_ms: wall-clock of one whole run, all steps of all `batch` images together, without autoencoder and files.
+    target_ms: wall-clock of one whole run, all steps of all `batch` images together, without autoencoder and files. A
+    plan stays below it by the profile's mean error. The first run of a process takes longer: make one before.
     target_images_per_s: the same as a rate, batch / seconds of the run.
     target_gflops: of one image, all steps and guidance.
     guidance: what to use, None for none; "any" leaves it to the plan. cache: the threshold of step caching, 0 for none;
@@ -77,6 +78,7 @@ def plan(
     if quality_table is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
+    target = replace(target, margin=profile.margin if profile else 0.0)
     price = Pricing(network, batch, cache, profile.cost if profile else None)
     measured = measured_plans(quality_table, price, guidance) if quality_table else []
     guessed = ladder(network, price, guidance)

@@ -67,6 +67,11 @@ class Profile:
         rows = [row for row in self.rows if row["held_out"] == held_out]
         return statistics.mean(abs(row["predicted_ms"] / row["ms"] - 1) for row in rows)
 
+    @property
+    def margin(self) -> float:
+        """What plans leave room for: the mean error over held-out runs, 0 where none was held out."""
+        return self.error(held_out=True) if any(row["held_out"] for row in self.rows) else 0.0
+
     def save(self, folder: Path) -> Path:
         path = profile_path(folder, self.recipe)
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")

@@ -15,7 +15,7 @@ def explain(
 
     fitting: all measured plans that keep to the target; empty where the plan is not from a table.
     """
-    text = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.asked})."
+    text = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.asked}{_room(target)})."
     if quality is None or plan.quality is None:
         return text + _unknown(plan, quality)
     settings = plan.budget, plan.guidance, plan.cache
@@ -45,6 +45,10 @@ def setting_words(plan: Plan, model: Transformer | None = None) -> str:
         when = "" if (low, high) == (0, 1) else f" at t from {low:g} to {high:g}"
         words.append(f"{guide.kind.upper()} {guide.scale:g}{weak}{when}")
     return ", ".join(words) + (f", cache threshold {plan.cache:g}" if plan.cache else "")
+
+
+def _room(target: Target) -> str:
+    return f", less {target.margin:.0%}, the profile's error" if target.ms is not None and target.margin else ""
 
 
 def _costs(plan: Plan) -> str:

@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 
+from elit.files import existing
+
 HERE = Path(__file__).parent
 NAMES = ("fashion",)
 
 
 def model_folder(model: str | Path) -> Path:
     """The folder of a model of this package, by its name; any other name, or a folder of that name here, as it is."""
-    path = Path(model)
+    path = existing(model, "model")
     return HERE / path if str(model) in NAMES and not path.exists() else path
 
 

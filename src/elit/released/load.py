@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elit.files import existing
 from elit.models.presets import SIZES
 from elit.models.sit import SiT
 from elit.released.file import Kind, check_settings, is_elit, kind_of, read_file, weights_and_settings
@@ -47,7 +48,7 @@ def load_released(
     Raises ValueError, in one line, for a file that is missing, damaged, holds anything else, or does not fit.
     """
     name = f"file={str(path)!r}"
-    content = read_file(Path(path), name)
+    content = read_file(existing(path, "file"), name)
     weights, settings = weights_and_settings(content, name, "ema" if ema else "model")
     if kind is None:
         kind = kind_of(weights, settings, name)
