@@ -155,8 +155,36 @@ def test_table_and_profile_are_found_beside_a_saved_model(model, tmp_path):
     assert found.quality == 8.0
     assert "other weights" not in found.words
     (folder / "sweep.jsonl").rename(tmp_path / "sweep.jsonl")
-    write(tmp_path / "sweep.jsonl", [row("16", 8, 8.0, model_sha256="0" * 64)])
-    assert "made with other weights" in elit.plan(folder, target_ms=1000).words
+    assert elit.plan(folder, target_ms=1000).quality == 8.0
+
+
+def test_a_table_of_another_network_is_refused_and_a_neighbours_passed_over(tmp_path, monkeypatch):
+    """As a foreign profile is; and a network is hashed once, not once a plan."""
+    folder = tmp_path / "model"
+    save_model(opened("elit-dit"), folder)
+    saved = elit.load_model(folder)
+    foreign = [row("16", 8, 8.0, model_sha256="0" * 64)]
+    write(tmp_path / "sweep.jsonl", foreign)
+    hashed = []
+    monkeypatch.setattr(
+        "elit.planner.choose.describe_network", lambda model: hashed.append(1) or describe_network(model)
+    )
+    for _ in range(3):
+        beside = elit.plan(saved, target_gflops=1e6)
+    assert beside.quality is None
+    assert "sweep.jsonl is of another network, and was not used" in beside.words
+    for place in (tmp_path / "sweep.jsonl", write(folder / "sweep.jsonl", foreign)):
+        named = {"table": place} if place.parent != folder else {}
+        with pytest.raises(
+            ValueError, match=r"table='.*sweep\.jsonl': made for another network; make it again with elit"
+        ):
+            elit.plan(saved, target_gflops=1e6, **named)
+    assert hashed == [1]
+    with torch.no_grad():
+        saved.patch_embed.weight.add_(1)
+    with pytest.raises(ValueError, match="made for another network"):
+        elit.plan(saved, target_gflops=1e6)
+    assert hashed == [1, 1]
 
 
 def test_a_table_keeps_what_can_be_run_at_other_steps(tmp_path):

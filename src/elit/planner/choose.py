@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 
 from elit.arguments import shortened, whole_number
 from elit.budgets import Schedule, resolve_budget
+from elit.compat import write_count
 from elit.elastic.load_model import load_model
 from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.flow.guidance import CCFG, CFG, Guidance
@@ -57,7 +59,8 @@ def plan(
 
     With a table the plan is the point of best quality among its settings, and the steps between them, that keep to the
     target. Without one, or below all it has measured, it is the first that does on `ladder`.
-    Raises ValueError for a target that nothing keeps to, naming the least possible, and where a profile is missing.
+    Raises ValueError for a target that nothing keeps to, naming the least possible, where a profile is missing, and for
+    a profile or table of another network; a neighbour's table beside the model's folder is not used.
     """
     if not (guidance is None or guidance == "any" or isinstance(guidance, Guidance)):
         raise ValueError(f"guidance={shortened(guidance)}: give elit.CFG(scale) or the like, None, or 'any'")
@@ -74,7 +77,9 @@ def plan(
         name = folder or "MODEL"
         raise ValueError(f"{target.asked}: no profile of this machine in {name}; run elit profile {name} first")
     where = Path(table) if table is not None else folder and find_table(folder)
-    quality_table = read_quality(where, quality) if where else None
+    quality_table, note = read_quality(where, quality) if where else None, ""
+    if quality_table is not None:
+        quality_table, note = _check_table(quality_table, network, None if table is not None else folder)
     if quality_table is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
@@ -83,7 +88,6 @@ def plan(
     measured = measured_plans(quality_table, price, guidance) if quality_table else []
     guessed = ladder(network, price, guidance)
     fitting = [each for each in measured if target.met(each)]
-    note = _note(quality_table, network)
     if quality_table and fitting:
         assert all(each.quality is not None for each in fitting)
         best = min(fitting, key=lambda each: (quality_table.loss(each.quality or 0.0), target.cost(each)))
@@ -198,7 +202,28 @@ def find_profile(
     return read_profile(path, recipe) if path and path.is_file() else None
 
 
-def _note(quality: Quality | None, model: Transformer) -> str:
-    if quality and quality.model_sha256 and quality.model_sha256 != recipe_digest(describe_network(model)):
-        return f" {quality.path} was made with other weights, or these in another dtype: make it again with elit sweep."
-    return ""
+def _check_table(quality: Quality, model: Transformer, folder: Path | None) -> tuple[Quality | None, str]:
+    """The table if it is of this network, and what a plan has to say of it. Raises ValueError where it is of another.
+
+    One that merely lies beside the model's folder may be that of a neighbour: it is passed over.
+    """
+    if not quality.model_sha256 or quality.model_sha256 == network_digest(model):
+        return quality, ""
+    if (
+        model.dtype != torch.float32
+    ):  # the digest is of weights as they are: those of float32 cannot be told from others
+        return quality, f" {quality.path} was made with other weights, or these in another dtype."
+    if folder is not None and quality.path.parent == folder.parent:
+        return None, f" {quality.path} is of another network, and was not used: elit sweep makes one of this."
+    raise ValueError(f"table={str(quality.path)!r}: made for another network; make it again with elit sweep")
+
+
+def network_digest(model: Transformer) -> str:
+    """As `elit sweep` names a network; worked out once, and again when its weights were written to."""
+    state = model.dtype, [(id(weight), write_count(weight)) for weight in model.parameters()]
+    if model not in _digests or _digests[model][0] != state:
+        _digests[model] = state, recipe_digest(describe_network(model))
+    return _digests[model][1]
+
+
+_digests: WeakKeyDictionary[Transformer, tuple[Any, str]] = WeakKeyDictionary()

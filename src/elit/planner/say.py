@@ -17,7 +17,7 @@ def explain(
     """
     text = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.asked}{_room(target)})."
     if quality is None or plan.quality is None:
-        return text + _unknown(plan, quality)
+        return text + _unknown(plan, quality) + note
     settings = plan.budget, plan.guidance, plan.cache
     curve = next(each for each in quality.curves if (each.budget, each.guidance, each.cache) == settings)
     text += f" {quality.metric} {plan.quality:.4g}, {curve.neighbours(plan.steps)}, by {quality.path}."
