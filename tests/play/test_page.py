@@ -18,7 +18,10 @@ from elit.play.server import free_port, make_app, quiet_gradio
 pytest.importorskip("gradio", reason="needs the extra ui: pip install 'elit-diffusion[ui]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's package chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's package chromium"),
+    pytest.mark.slow,
+]
 
 NAMES = ["Trouser", "Pullover", "Bag", "Sneaker", "Ankle boot"]
 SLOW = 99
