@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from elit.config import DistillConfig
-from elit.files import write_text
+from elit.files import replacing, write_text
 
 FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*")
 """What of a run's folder goes to the hub."""
@@ -15,8 +15,8 @@ def write_card(config: DistillConfig, table: list[dict[str, Any]] | None) -> Non
     out = Path(config.out)
     pictures = sorted((out / "samples").glob("step-*.png"))
     if pictures:
-        with (out / "samples.png").open("wb") as file:
-            file.write(pictures[-1].read_bytes())
+        with replacing(out / "samples.png") as temporary:
+            temporary.write_bytes(pictures[-1].read_bytes())
     size = sum(path.stat().st_size for path in out.glob("elastic.safetensors")) / 1e6
     trained = {
         "lora": f"the interface and low-rank changes (rank {config.lora_rank})",
