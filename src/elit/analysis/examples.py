@@ -51,7 +51,7 @@ def load_examples(
     """
     if count < 2:
         raise ValueError(f"count={count}: give at least 2")
-    text = "text_encoder" in model.config
+    text = model.takes_text
     if data == "samples":
         if text:
             raise ValueError("data='samples': needs classes; for a model that takes text give data with captions")

@@ -86,6 +86,8 @@ class MMDiT(Transformer):
     _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["JointBlock"]
 
+    takes_text: ClassVar[bool] = True
+
     @register_to_config
     def __init__(
         self,

@@ -46,6 +46,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     _repeated_blocks: ClassVar = ["Block"]
     budget_step: ClassVar[int] = 1
     """Budgets are multiples of this."""
+    takes_text: ClassVar[bool] = False
+    """Whether its condition is a text: prompts or their embeddings, not labels."""
     rotary: ClassVar[bool] = True
     """Whether positions are RoPE, for which a head must be wide enough."""
 

@@ -123,7 +123,7 @@ class NetworkEngine:
 
     @property
     def takes_text(self) -> bool:
-        return "text_encoder" in self.model.config
+        return self.model.takes_text
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def run_into(folder: Path, config: TrainConfig, backbone: str, seed: int, say: C
 
 def class_conditions(model: Transformer) -> Condition:
     """y for each of the ten digits: its label, or its prompt."""
-    return model.prepare_condition(CAPTIONS if "text_encoder" in model.config else list(range(10)))
+    return model.prepare_condition(CAPTIONS if model.takes_text else list(range(10)))
 
 
 def noun(clips: bool) -> str:

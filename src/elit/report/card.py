@@ -73,7 +73,7 @@ def card_points(points: Sequence[Point], metric: str) -> list[Point]:
 
 def pipeline_tag(model: Transformer) -> str | None:
     """The Hub's name for what a network does; it has none for clips by class."""
-    text, clips = "text_encoder" in model.config, len(model.sample_size) == 3
+    text, clips = model.takes_text, len(model.sample_size) == 3
     if text:
         return "text-to-video" if clips else "text-to-image"
     return None if clips else "unconditional-image-generation"

@@ -70,7 +70,7 @@ def conditions_of(
 
     Raises ValueError where the model takes the other kind, or has no such class.
     """
-    if "text_encoder" not in model.config:
+    if not model.takes_text:
         if prompts:
             raise ValueError(f"prompts={prompts[0]!r}: this model takes classes; give labels")
         if text_encoder is not None:

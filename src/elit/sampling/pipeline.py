@@ -195,7 +195,7 @@ class ElitPipeline(DiffusionPipeline):
     def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
         given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
         names = [name for name, value in given.items() if value is not None]
-        takes = ["prompt", "prompt_embeds"] if "text_encoder" in self.transformer.config else ["class_labels"]
+        takes = ["prompt", "prompt_embeds"] if self.transformer.takes_text else ["class_labels"]
         if len(names) != 1 or names[0] not in takes:
             raise ValueError(f"{' and '.join(names) or 'no condition'} given; this network takes {' or '.join(takes)}")
         if prompt is not None and self.text_encoder is not None:

@@ -87,7 +87,7 @@ class Engine:
     def describe(self) -> dict[str, Any]:
         """What a client may ask for: size (width, height) in pixels, budgets, classes or text."""
         height, width = (length * downsampling(self.vae) for length in self.model.sample_size)
-        text = "text_encoder" in self.model.config
+        text = self.model.takes_text
         return {
             "size": [width, height],
             "budgets": list(self.model.budgets),
@@ -111,7 +111,7 @@ class Engine:
 
     def condition(self, prompt: str, count: int) -> Condition:
         """y of `count` images of one class or prompt, on the CPU. Raises ValueError for an unknown class."""
-        if "text_encoder" in self.model.config:
+        if self.model.takes_text:
             config = self.model.config
             one = encode_prompts([prompt], config.text_encoder, length=config.text_length, device=self.model.device)
         else:
@@ -206,7 +206,7 @@ class Engine:
         )
 
     def example(self) -> str:
-        return "a picture" if "text_encoder" in self.model.config else "0"
+        return "a picture" if self.model.takes_text else "0"
 
     def _timed(self, run: Callable[[], Any]) -> float:
         start = time.perf_counter()

@@ -19,7 +19,6 @@ from elit.data.sampler import StepSampler
 from elit.data.summary import summary
 from elit.data.text import CACHE, PromptedImages, encode_prompts
 from elit.models.conditioning import Condition, Text
-from elit.models.mmdit import MMDiT
 from elit.models.presets import create_model, model_config
 from elit.models.saved import load_shared_weights, save_model
 from elit.models.transformer import Transformer
@@ -137,7 +136,7 @@ def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> 
 
 
 def _takes_text(config: TrainConfig) -> bool:
-    return issubclass(model_config(config.model.name)[0], MMDiT)
+    return model_config(config.model.name)[0].takes_text
 
 
 def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> TrainConfig:
