@@ -1,0 +1,110 @@
+"""elit serve and elit loadtest without Ray: bad input, the config for serve deploy, the simulator, a load test."""
+
+import json
+
+import pytest
+import yaml
+from service import saved_model, served
+
+from elit.cli.main import main
+from elit.serve.server import Placement, check_key, is_loopback
+from elit.serve.settings import ServiceSettings
+from elit.serve.trace import Arrival, write_trace
+
+PROFILE = {
+    "cost": {
+        "prices": {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 0},
+        "overlapping": False,
+    },
+    "anatomy": {"around": 1.5, "linear": 0.1, "square": 0.0, "budgets": [1, 2, 3, 4]},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved_model(tmp_path_factory.mktemp("commands") / "digits")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("serve", "model: none given"),
+        ("serve nowhere", "nowhere"),
+        ("serve MODEL --host 0.0.0.0", "give --api-key"),
+        ("serve MODEL --api-key short", "at least 8"),
+        ("serve MODEL --least-budget 9", "budget"),
+        ("serve MODEL --least-steps 30", "least_steps=30: give 1 to 20"),
+        ("serve MODEL --port 70000 --build x.yaml", "port=70000"),
+        ("serve MODEL --replicas 0 --build x.yaml", "replicas"),
+        ("serve --simulate trace.jsonl", "needs --profile"),
+        ("serve --simulate trace.jsonl --profile none.json", "no such file"),
+        ("loadtest 127.0.0.1:1", "give http://HOST:PORT"),
+        ("loadtest http://127.0.0.1:1 --rate 0", "rate=0"),
+        ("loadtest http://127.0.0.1:9 --seconds 1", "no service there"),
+    ],
+)
+def test_bad_input_is_one_line(line, why, folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ELIT_API_KEY", raising=False)
+    assert main([str(folder) if word == "MODEL" else word for word in line.split()]) == 2
+    said = capsys.readouterr().err.strip()
+    assert why in said
+    assert "\n" not in said
+
+
+def test_build_writes_what_serve_deploy_takes(folder, tmp_path, capsys):
+    from ray.serve.schema import ServeDeploySchema
+
+    path = tmp_path / "app.yaml"
+    key = "a-key-of-tests"
+    line = ["serve", str(folder), "--replicas", "8", "--gpus", "1", "--steps", "12", "--api-key", key]
+    assert main([*line, "--host", "0.0.0.0", "--build", str(path)]) == 0
+    text = path.read_text()
+    assert key not in text
+    app = ServeDeploySchema(**yaml.safe_load(text)).applications[0]
+    assert app.import_path == "elit.serve.deployment:application"
+    options = dict(app.args)
+    assert (options["replicas"], options["gpus"], options["needs_key"]) == (8, 1.0, True)
+    own = {name: value for name, value in options.items() if name not in ("replicas", "gpus")}
+    assert ServiceSettings.from_dict(own).steps == 12
+    with pytest.raises(ValueError, match="colour: no setting"):
+        ServiceSettings.from_dict({"model": "x", "colour": 1})
+
+
+def test_the_simulator_by_command(tmp_path, capsys):
+    (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
+    write_trace(tmp_path / "trace.jsonl", [Arrival(at=0.1 * i) for i in range(20)])
+    line = ["serve", "--simulate", str(tmp_path / "trace.jsonl"), "--profile", str(tmp_path / "profile.json")]
+    assert main([*line, "--deadline-ms", "4000", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["summary"]["requests"] == 20
+    assert result["summary"]["violations"] == 0
+    assert main(line) == 0
+    assert "violations" in capsys.readouterr().out
+
+
+def test_a_load_test_says_what_became_of_every_request(folder, tmp_path, capsys):
+    service = ServiceSettings(model=str(folder), name="digits", steps=2, threads=1)
+    with served(service, "a-key-of-tests") as (url, replica, _):
+        line = ["loadtest", url, "--rate", "10", "--seconds", "2", "--json"]
+        assert main([*line, "--api-key", "a-key-of-tests", "--deadline-ms", "60000"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["statuses"] == {"200": result["summary"]["requests"]}
+        assert result["summary"]["violations"] == 0
+        assert main([*line, "--api-key", "another-key"]) == 2
+        assert "401" in capsys.readouterr().err
+        assert not replica.here
+    assert (
+        main(["loadtest", "http://127.0.0.1:9", "--arrivals", "bursty", "--write-trace", str(tmp_path / "t.jsonl")])
+        == 0
+    )
+    assert (tmp_path / "t.jsonl").read_text().startswith('{"at"')
+
+
+def test_only_this_machine_needs_no_key():
+    assert all(is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.3.2.1"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "192.0.2.2", "example.org"))
+    with pytest.raises(ValueError, match="give --api-key"):
+        check_key("::", None)
+    with pytest.raises(ValueError, match="min_replicas=3"):
+        Placement(min_replicas=3, max_replicas=2)
