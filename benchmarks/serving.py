@@ -142,6 +142,7 @@ def plot(runs: dict[str, list[Outcome]], path: Path) -> None:
         for ax, label in zip(axes, labels, strict=True):
             ax.set_ylabel(label)
             ax.grid(alpha=0.25)
+        for ax in (axes[0], axes[1], axes[3]):
             ax.set_ylim(bottom=0)
         axes[2].set_yscale("log")
         axes[-1].set_xlabel("seconds")

@@ -19,6 +19,7 @@ from elit.serve.loadtest import run_loadtest
 from elit.serve.server import free_port
 from elit.serve.trace import arrivals, steady_rates
 
+pytestmark = pytest.mark.slow
 START = 240.0
 """Seconds for Ray and the service: many times what an idle machine takes."""
 

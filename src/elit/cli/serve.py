@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str]) -> Args:
         raise ValueError("simulate, build: give one of them")
     if args.simulate and not args.profile:
         raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
-    if not args.simulate and not args.model:
+    if not args.simulate and str(args.model) in ("", "."):
         raise ValueError("model: none given; name a folder, or fashion")
     return args
 
@@ -132,6 +132,7 @@ def run(args: Args) -> dict[str, Any]:
     wait = wait_for_signal()
     try:
         url = start(service, placement, key)
+        wait = wait_for_signal()  # again: Ray has put its own handlers there
         print(f"elit serve: {service.name} at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
         wait()
         print("elit serve: stopping; finishing what is here", file=sys.stderr, flush=True)
@@ -148,15 +149,17 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
     from elit.pretrained import model_folder
     from elit.serve.settings import ServiceSettings
 
+    if args.replicas < 1:
+        raise ValueError(f"replicas={args.replicas}: give at least 1")
     device = check_device(args.device)
     folder = model_folder(args.model)
     budgets = getattr(load_model(folder), "budgets", None)  # before Ray is started for it
     if budgets is None:
         raise ValueError(f"model={args.model!r}: an elastified transformer; give a network of elit's own")
     threads = args.threads or (max(1, torch.get_num_threads() // args.replicas) if device == "cpu" else None)
-    inside = str(folder) != args.model
+    inside = str(folder) != str(args.model)
     service = ServiceSettings(
-        model=args.model if inside else str(folder.absolute()),
+        model=str(args.model) if inside else str(folder.absolute()),
         name=args.name or folder.absolute().name,
         steps=args.steps,
         least_steps=args.least_steps,
