@@ -76,6 +76,12 @@ def test_parts_add_up_and_devices_share_the_batch():
         estimate(config, utilisation=1.5)
 
 
+def test_every_device_draws_the_noise_of_the_whole_batch():
+    settings = {"model": ModelConfig(name="DiT-S/2", sample_size=8, in_channels=4, num_classes=10), "batch_size": 64}
+    for devices in (1, 4):
+        assert estimate(TrainConfig(**settings), devices=devices).noise == 4 * 64 * 4 * 8 * 8
+
+
 def test_sharding_divides_all_but_what_is_gathered():
     settings = {"model": ModelConfig(name="ELIT-DiT-S/2", **SMALL), "batch_size": 32}
     copied = estimate(TrainConfig(**settings), devices=4)

@@ -10,7 +10,7 @@ import tyro
 from elit.cli.main import parse as parse_arguments
 from elit.config import TrainConfig, load_config
 
-PARTS = ("weights", "optimizer", "average", "gathered", "activations", "peak")
+PARTS = ("weights", "optimizer", "average", "gathered", "noise", "activations", "peak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ def _dry_run(args: Args) -> dict[str, Any]:
             ["Adam's moments", gib["optimizer"]],
             ["averaged weights", gib["average"]],
             *([["weights gathered from all devices", gib["gathered"]]] if cost.gathered else []),
+            ["noise of the whole batch", gib["noise"]],
             ["activations", gib["activations"]],
             ["activations, with gradient checkpointing", gib["activations_checkpointed"]],
             [f"peak, {'with' if cost.gradient_checkpointing else 'without'} checkpointing", gib["peak"]],

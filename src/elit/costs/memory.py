@@ -30,6 +30,8 @@ class Estimate:
     """Bytes of the averaged weights, or of a shard; 0 where they are kept on the CPU."""
     gathered: int
     """Sharded: bytes of the weights that are whole at one time, two blocks and what is outside of blocks."""
+    noise: int
+    """Bytes of a step's noise: that of the whole batch on every device, so that any number of them draws the same."""
     activations: int
     """Bytes kept for the backward pass of a micro-batch at the largest budget."""
     activations_checkpointed: int
@@ -44,7 +46,9 @@ class Estimate:
     def peak(self) -> int:
         """Bytes of a device at most: activations go as gradients come, so only the larger of the two counts."""
         activations = self.activations_checkpointed if self.gradient_checkpointing else self.activations
-        return self.weights + self.optimizer + self.average + self.gathered + max(self.weights, activations)
+        return (
+            self.weights + self.optimizer + self.average + self.gathered + self.noise + max(self.weights, activations)
+        )
 
 
 def estimate(
@@ -81,6 +85,7 @@ def estimate(
         optimizer=8 * shard,
         average=0 if config.ema_on_cpu else 4 * shard,
         gathered=gathered,
+        noise=4 * config.batch_size * model.config.in_channels * math.prod(model.sample_size),
         activations=whole,
         # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
         activations_checkpointed=inputs + math.ceil((whole - inputs) / len(model.blocks)),
