@@ -63,7 +63,7 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
     monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | {"seconds": 0}))
     for path in (workplace / "plain").glob("profile-*"):
         path.unlink()
-    line = ("sample", "plain", "--labels", 3, "--overwrite", "--target-images-per-s", 4, "--out", "plain.png")
+    line = ("sample", "plain", "--labels", 3, "--overwrite", "--target-images-per-s", 0.4, "--out", "plain.png")
     code, said, noted = run(capsys, *line)
     assert code == 0
     assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
