@@ -11,6 +11,7 @@ from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
 from elit.cli.sample import chosen_conditions, chosen_guidance
+from elit.data.builtin import is_named
 from elit.pretrained import model_folder
 
 FIELD_COUNT = 50_000  # samples behind published figures
@@ -133,7 +134,7 @@ def _run(args: Args) -> dict[str, Any] | None:
 
 def _check(args: Args) -> None:
     """What can be said before anything is loaded. Raises ValueError."""
-    if not model_folder(args.pictures).exists():
+    if not is_named(str(args.pictures)) and not model_folder(args.pictures).exists():
         raise ValueError(f"pictures={str(args.pictures)!r}: no such file or folder")
     if args.prompts_file is not None and not args.prompts_file.is_file():
         raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
