@@ -44,7 +44,12 @@ def tried(name: str, plain: Callable[[], Any], elastic: Callable[[], Any], run: 
         with elit.budget(0.25):
             low = run(pipe)
         with elit.budget(0.5, guidance=1):
-            guided = run(pipe)
+            try:
+                guided = run(pipe)
+            except ValueError as error:
+                if low.isfinite().all() and agree(full, right, exact) and not torch.equal(low, right):
+                    return Row(name, "works, without CCFG", said(error))
+                raise
     except Exception as error:
         if right is None and said(error) == fault:
             return Row(name, "fails in diffusers, without the dial too", fault)

@@ -83,6 +83,12 @@ def budget(
         _setting.reset(token)
 
 
+def has_guidance_budget() -> bool:
+    """Whether the unconditional branch has a budget of its own."""
+    setting = _setting.get()
+    return setting is not None and setting.has_guidance
+
+
 @contextmanager
 def branch(name: str) -> Iterator[None]:
     """Marks the forwards inside as one branch of guidance, "cond" or "uncond", or as both, "cond_uncond".

@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ContextParallelConfig, DiffusionPipeline, FirstBlockCacheConfig
+from diffusers import (
+    ContextParallelConfig,
+    DiffusionPipeline,
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+)
 from torch import Tensor
 
 from elit.arguments import whole_number, whole_numbers
 from elit.budgets import budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
-from elit.elastic.context import branch, kept_of_call, kept_of_references
+from elit.elastic.context import branch, has_guidance_budget, kept_of_call, kept_of_references
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.interface import ElasticInterface, placed
 from elit.elastic.runtime import (
@@ -160,6 +166,12 @@ class Elastic:
         if bypassed.get():
             with active(PLAIN):
                 return super().forward(**arguments)  # type: ignore[misc]
+        cache = getattr(self, "_cache_config", None)
+        if isinstance(cache, FasterCacheConfig | PyramidAttentionBroadcastConfig) and has_guidance_budget():
+            raise ValueError(
+                f"guidance: {type(cache).__name__.removesuffix('Config')} keeps one state for both branches, which "
+                "then differ in length; leave `guidance` out of elit.budget, or disable the cache"
+            )
         family = family_of(self)
         x = arguments[family.sample]
         kept: Sequence[int | None]
