@@ -68,7 +68,7 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
     assert code == 0
     assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
     assert "CFG 1.25" in said
-    assert run(capsys, *line)[2] == ""
+    assert run(capsys, *line, "--overwrite")[2] == ""
 
 
 def test_a_schedule_is_tuned(capsys, workplace):
@@ -92,7 +92,7 @@ def test_a_schedule_is_tuned(capsys, workplace):
         ("sample model --target-ms 0.0001", "target_ms=0.0001: the least possible here is"),
         ("sample model --target-gflops -1", "target_gflops=-1: give a number above 0"),
         ("sample model --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
-        ("sample model --target-ms 100 --steps 8", "target_ms, steps: a target plans budget, guidance"),
+        ("sample model --target-ms 100 --steps 8", "target_ms, steps: a target plans budget, "),
         ("sample model --target-gflops 1 --budget 0.5", "target_gflops, budget: a target plans"),
         ("tune-schedule model --data digits", "mean_share, mean_gflops: give one of them"),
         ("tune-schedule plain --data digits --mean-share 0.5", "model: has no latent interface"),

@@ -103,7 +103,7 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
         (("--budgets", "half"), "budget='half': not a budget"),
         (("--schedules", "0.5@0-0.4"), "the pieces must cover t from 0 to 1"),
         (("--guidance", "cfg", "--scales"), "scales"),
-        (("--scales", "-1"), "guidance scale=-1.0: give a number >= 0"),
+        (("--scales", "-1"), "scales=-1: give a number >= 0; 1 is off"),
         (("--quality", "fid"), "quality='fid': dinov2:dino scores fdd"),
         (("--metrics", "fid"), "metrics='fid': dinov2 offers fdd, kid, precision, recall"),
         (("--detector", "dino"), "detector='dino': give one of inception"),
