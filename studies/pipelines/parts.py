@@ -66,12 +66,12 @@ def calling(steps: int = 2, masked: bool = False, **settings: Any) -> Run:
             given |= {"prompt_attention_mask": ones, "negative_prompt_attention_mask": ones}
         asked = {"num_inference_steps": steps, "output_type": "latent", **SIZE} | given | settings
         output = pipe(**{name: value() if callable(value) else value for name, value in asked.items()})
-        return getattr(output, "images", None) if hasattr(output, "images") else output.frames
+        return output.images if hasattr(output, "images") else output.frames
 
     return run
 
 
-POOLED = {
+POOLED: dict[str, Any] = {
     "pooled_prompt_embeds": lambda: torch.ones(1, 10),
     "negative_pooled_prompt_embeds": lambda: torch.zeros(1, 10),
     "true_cfg_scale": 3.0,
@@ -127,7 +127,7 @@ def qwen(kind: str, **extra: Any) -> Callable[[], Any]:
 
 def edited(pipe: Any) -> Tensor:
     """An edit of 64×64 pixels: the pipeline itself makes a megapixel of any picture."""
-    module = sys.modules[type(pipe).__module__]
+    module: Any = sys.modules[type(pipe).__module__]
     sizes, module.calculate_dimensions = module.calculate_dimensions, lambda area, ratio: (64, 64, None)
     try:
         return calling(true_cfg_scale=3.0, image=picture)(pipe)
@@ -163,7 +163,7 @@ def wan(kind: str, transformer: str = "WanTransformer3DModel", two: bool = False
     return make
 
 
-FRAMES = {"num_frames": 5, "guidance_scale": 3.0}
+FRAMES: dict[str, Any] = {"num_frames": 5, "guidance_scale": 3.0}
 
 
 def flux2_vae() -> Any:

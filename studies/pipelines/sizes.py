@@ -30,7 +30,7 @@ BUDGETS = (1.0, 0.5, 0.25, 0.125)
 
 def pair(kind: str) -> tuple[Any, Any]:
     original = build(kind)
-    split = {"read_after": 1, "write_after": 3, "window": WINDOWS.get(kind, (8, 8))}
+    split: dict[str, Any] = {"read_after": 1, "write_after": 3, "window": WINDOWS.get(kind, (8, 8))}
     return original, elit.elastify(copy.deepcopy(original), **split)
 
 

@@ -11,13 +11,14 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
 from mechanisms import MECHANISMS, elastic_with, run_of
-from parts import PIPELINES, Run
+from parts import PIPELINES, Run, Stock
 from torch import Tensor
 
 import elit
@@ -47,7 +48,12 @@ def tried(name: str, plain: Callable[[], Any], elastic: Callable[[], Any], run: 
             try:
                 guided = run(pipe)
             except ValueError as error:
-                if low.isfinite().all() and agree(full, right, exact) and not torch.equal(low, right):
+                if (
+                    right is not None
+                    and low.isfinite().all()
+                    and agree(full, right, exact)
+                    and not torch.equal(low, right)
+                ):
                     return Row(name, "works, without CCFG", said(error))
                 raise
     except Exception as error:
@@ -78,11 +84,15 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
+def elastic_from(stock: Stock) -> Any:
+    return elit.elastify(stock.make())
+
+
 def rows(only: str) -> list[Row]:
     found = []
     for name, stock in PIPELINES.items():
         if only in name:
-            found.append(tried(name, stock.make, lambda stock=stock: elit.elastify(stock.make()), stock.run))
+            found.append(tried(name, stock.make, partial(elastic_from, stock), stock.run))
             print(f"{found[-1].name}: {found[-1].result} {found[-1].reason}", flush=True)
     for name, mechanism in MECHANISMS.items():
         if only in name:
@@ -92,11 +102,7 @@ def rows(only: str) -> list[Row]:
                 mechanism.set(pipe)
                 return pipe
 
-            found.append(
-                tried(
-                    name, plain, lambda mechanism=mechanism: elastic_with(mechanism), run_of(mechanism), mechanism.exact
-                )
-            )
+            found.append(tried(name, plain, partial(elastic_with, mechanism), run_of(mechanism), mechanism.exact))
             print(f"{found[-1].name}: {found[-1].result} {found[-1].reason}", flush=True)
     return found
 
