@@ -219,9 +219,9 @@ def test_sampling_scale_one_is_bit_equal_to_no_guidance(elit_model):
         assert torch.equal(guided(elit_model, guidance=guidance), plain)
 
 
-def test_ag_at_its_own_budget_is_no_guidance(elit_model):
-    weak = elit.AG(4.0, middle(elit_model))
-    assert torch.allclose(guided(elit_model, guidance=weak), guided(elit_model), atol=1e-4)
+def test_ag_at_its_own_budget_is_no_guidance_and_refused(elit_model):
+    with pytest.raises(ValueError, match="so that both are the same; give fewer latents"):
+        guided(elit_model, guidance=elit.AG(4.0, middle(elit_model)))
 
 
 def test_ccfg_at_the_main_budget_is_cfg(elit_model):
