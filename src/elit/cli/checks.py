@@ -5,12 +5,14 @@ call `check_arguments` in their `parse`; what only the model or the data can say
 tests/cli/test_startup.py asks.
 """
 
+import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from elit.arguments import class_numbers
 from elit.budgets import ANY_COUNT, schedule_budgets
 from elit.files import whole_folder
 from elit.pretrained import model_folder
@@ -51,6 +53,7 @@ def check_arguments(args: Any, **least: int) -> None:
     for name in ("model", "vae"):
         if isinstance(folder := given.get(name), Path) and folder != Path():
             check_saved_folder(model_folder(folder) if name == "model" else folder, name)
+    check_labels(given)
     data = given.get("data")
     named = data in (*DATA, OWN_SAMPLES) or str(data).startswith("idx:")
     if isinstance(data, str) and not named and not Path(data).exists():
@@ -111,6 +114,27 @@ def check_saved_folder(folder: Path, name: str) -> None:
         raise ValueError(f"{name}={str(folder)!r}: no such folder")
     if not any((where / file).is_file() for file in ("config.json", "model_index.json")):
         raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
+
+
+def check_labels(given: Mapping[str, Any]) -> None:
+    """Numbers and names of classes, where the model's config.json says how many there are."""
+    folder = given.get("model", given.get("pictures"))
+    if not given.get("labels") or not isinstance(folder, Path):
+        return
+    where = whole_folder(model_folder(folder))
+    if (where / "model_index.json").is_file():
+        where = where / "transformer"
+    try:
+        config = json.loads((where / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # what is wrong with it is said when the model is loaded
+    classes = config.get("num_classes") if isinstance(config, dict) else None
+    if isinstance(classes, int):
+        for label, number in zip(
+            given["labels"], class_numbers(given["labels"], config.get("class_names") or (), classes), strict=True
+        ):
+            if not 0 <= number <= classes:
+                raise ValueError(f"labels={label}: labels are 0 to {classes - 1}, and {classes} for no class")
 
 
 def check_output(out: Path, name: str = "out") -> None:

@@ -3,8 +3,6 @@
 B batch, d width, M tokens of a text, F their features, P pooled features.
 """
 
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -168,34 +166,3 @@ def without_text(y: Condition, dropped: Tensor | None = None) -> Condition:
     if isinstance(y, Tensor):
         return torch.zeros_like(y) if dropped is None else torch.where(dropped[:, None], 0, y)
     return replace(y, mask=torch.zeros_like(y.mask) if dropped is None else y.mask & ~dropped[:, None])
-
-
-def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes: int) -> list[int]:
-    """The numbers of classes given by number (3, "3") or by name, in any case, with spaces, hyphens or underscores.
-
-    names: of the classes 0, 1, …; may be empty. Raises ValueError naming the closest names.
-    """
-    numbers = {_plain(name): number for number, name in reversed(list(enumerate(names)))}
-
-    def number_of(label: int | str) -> int:
-        if not isinstance(label, str):
-            return label
-        if label.strip().lstrip("+-").isdecimal():
-            return int(label)
-        if (number := numbers.get(_plain(label))) is not None:
-            return number
-        if not names:
-            raise ValueError(
-                f"labels={label!r}: this model has no class names; give numbers from 0 to {num_classes - 1}"
-            )
-        close = difflib.get_close_matches(_plain(label), numbers, n=3, cutoff=0.5)
-        near = f"did you mean {', '.join(repr(names[numbers[name]]) for name in close)}? " if close else ""
-        raise ValueError(
-            f"labels={label!r}: no such class; {near}classes: {', '.join(names[:20])}{', …' * (len(names) > 20)}"
-        )
-
-    return [number_of(label) for label in labels]
-
-
-def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))

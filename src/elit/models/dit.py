@@ -8,7 +8,8 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from elit.models.conditioning import ClassConditioning, class_numbers
+from elit.arguments import class_numbers
+from elit.models.conditioning import ClassConditioning
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import Block
 from elit.models.transformer import Transformer, on_cpu
