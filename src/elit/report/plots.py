@@ -46,8 +46,9 @@ def _sample_sheet(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str]) -
             for ax, image in zip(row, images, strict=True):
                 show_picture(ax, to_uint8(image).numpy())
             row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        size_of_headings = 8 if max(map(len, headings)) > 4 else None  # captions need the room
         for ax, heading in zip(axes[0], headings, strict=True):
-            ax.set_title(heading, size=8 if len(heading) > 4 else None)  # captions need the room
+            ax.set_title(heading, size=size_of_headings)
         return figure
 
 
