@@ -180,7 +180,9 @@ def test_nothing_is_left_behind(elit_model):
         assert torch.equal(elit_model(x, t, y), before)
     assert set(vars(elit_model)) == attributes
     assert not elit_model.latent_interface.reader._forward_pre_hooks
-    assert list(signatures.signature(elit_model.forward).parameters) == ["x", "t", "y", "budget", "shared"]
+    assert list(signatures.signature(elit_model.forward).parameters) == [
+        *("x", "t", "y", "budget", "branch_budgets", "shared")
+    ]
 
 
 def test_a_dropped_latent_may_be_anything_nan_included():

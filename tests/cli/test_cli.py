@@ -94,7 +94,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("sample MODEL --budget 0", "elit sample: budget=0"),
         ("sample MODEL --budget 1.5", "elit sample: budget=1.5"),
         ("sample MODEL --budget x", "elit sample: budget='x'"),
-        ("sample MODEL --labels 11", "elit sample: y=11: labels are 0 to 9"),
+        ("sample MODEL --labels 11", "elit sample: labels=11: labels are 0 to 9"),
         ("sample MODEL --steps many", "elit sample: "),
         ("sample MODEL --guidance pcfg", "elit sample: "),
         ("sample MODEL --guidance ccfg --guidance-budget 99", "elit sample: budget=99"),

@@ -100,7 +100,9 @@ def test_there_is_a_recipe_for_every_row():
     kinds = [f"{elastic}{family}-xl" for family in ("dit", "uvit", "hdit") for elastic in ("", "elit-")]
     kinds += [f"elit-{family}-xl-mb" for family in ("dit", "uvit", "hdit")]
     images = {f"imagenet-{pixels}/{kind}.yaml" for pixels in (256, 512) for kind in kinds}
-    assert names == images | {f"kinetics/{kind}.yaml" for kind in ("dit-xl", "elit-dit-xl", "elit-dit-xl-mb")}
+    assert names == images | {"fashion-mnist/elit-dit.yaml"} | {
+        f"kinetics/{kind}.yaml" for kind in ("dit-xl", "elit-dit-xl", "elit-dit-xl-mb")
+    }
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if "imagenet" in str(path)], ids=lambda path: path.stem)

@@ -106,5 +106,5 @@ def test_the_command_takes_lora(tmp_path, capsys):
     model = elit.load_elastic(tmp_path / "out")
     assert model.elastic_record.lora_rank == 2
     assert not model.elastic_record.changed
-    assert main([*words, "--weights", "some"]) == 2
+    assert main([*words, "--weights", "some", "--overwrite"]) == 2
     assert "weights='some': give lora, interface, all" in capsys.readouterr().err

@@ -131,7 +131,7 @@ def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_p
     cached, _ = make_settings(sampler, budgets=(16,), steps=(4,), caches=(0.5, 3.0))
     assert [setting.cache for setting in cached] == [0.0, 0.5, 3.0]
     for wrong, said in (
-        ({"caches": (-1.0,)}, "cache=-1.0: give a threshold >= 0"),
+        ({"caches": (-1.0,)}, "cache=-1.0: give a number of at least 0"),
         ({"budgets": ()}, "budgets: give at least one"),
         ({"guidance": ("cfg",)}, "scales: give at least one"),
         ({"guidance": ("apg",)}, "guidance='apg': give some of none, cfg, ag, ccfg"),

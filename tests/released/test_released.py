@@ -101,13 +101,16 @@ def test_import_saves_a_model_that_loads_to_the_same_numbers(released, given, tm
         "config.json",
         "diffusion_pytorch_model.safetensors",
     }
-    assert main(["import", str(released), str(tmp_path / "out"), *sizes]) == 0  # in the place of the first
+    assert main(["import", str(released), str(tmp_path / "out"), *sizes, "--overwrite"]) == 0
     assert "ELIT-SiT, budgets 1 to 16" in capsys.readouterr().out
 
 
 def test_import_takes_the_place_of_nothing_but_a_model(released, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("mine")
-    assert main(["import", str(released), str(tmp_path), "--num-heads", "2", "--tail-blocks", "1"]) == 2
+    sizes = ["--num-heads", "2", "--tail-blocks", "1"]
+    assert main(["import", str(released), str(tmp_path), *sizes]) == 2
+    assert "is there already; give another name, or --overwrite to replace it" in capsys.readouterr().err
+    assert main(["import", str(released), str(tmp_path), *sizes, "--overwrite"]) == 2
     assert "is there, and no saved model" in capsys.readouterr().err
     assert (tmp_path / "keep.txt").read_text() == "mine"
 

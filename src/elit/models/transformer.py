@@ -393,8 +393,7 @@ def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) 
     """An int is that many rows and columns, and one frame of a video. Raises ValueError for what is no size."""
     if is_list(patch_size) or isinstance(patch_size, str):
         return whole_numbers("patch_size", patch_size, "(2, 2)")
-    patch_size = whole_number("patch_size", patch_size, 1)
-    return (1,) * (len(as_size(sample_size)) - 2) + (patch_size, patch_size)
+    return (1,) * (len(as_size(sample_size)) - 2) + (whole_number("patch_size", patch_size, 1),) * 2
 
 
 def as_json(value: Any) -> int | list[int]:

@@ -15,7 +15,7 @@ from test_loop import losses, tiny
 
 from elit.config import save_config
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 @pytest.mark.parametrize(
