@@ -56,6 +56,7 @@ def test_a_damaged_record_is_one_line(text):
         SampleRecord.from_text(json.dumps(content | {"row": -1}), "x")
 
 
+@pytest.mark.slow
 def test_settings_need_no_torch():
     code = "import sys, elit.sampling.settings; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

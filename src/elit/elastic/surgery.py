@@ -73,7 +73,7 @@ def elastify(
         "write_after": write_after,
         "window": window,
         "mode": mode,
-        "seed": seed,
+        "seed": whole_number("seed", seed),
     }
     if isinstance(model, DiffusionPipeline):
         for transformer in _transformers_of(model):

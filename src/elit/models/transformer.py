@@ -269,8 +269,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
                 "elit.budget: is for elastified transformers; give this network its budget as model(x, t, y, budget), "
                 "elit.sample(..., budget=...) or pipe(..., budget=...)"
             )
-        if branch_budgets is not None and budget is not None:
-            raise ValueError("budget, branch_budgets: give one of them")
+        if branch_budgets is not None and not (budget is None and is_list(branch_budgets) and len(branch_budgets)):
+            raise ValueError("budget, branch_budgets: give one of them; branch_budgets has a budget a branch")
         if not isinstance(shared, bool):
             raise ValueError(f"shared={shortened(shared)}: give True or False")
         if shared and branch_budgets is None:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from elit.arguments import shortened, whole_number
+from elit.arguments import real_number, shortened, whole_number
 from elit.budgets import Schedule, resolve_budget
 from elit.compat import write_count
 from elit.elastic.load_model import load_model
@@ -65,6 +65,10 @@ def plan(
     if not (guidance is None or guidance == "any" or isinstance(guidance, Guidance)):
         raise ValueError(f"guidance={shortened(guidance)}: give elit.CFG(scale) or the like, None, or 'any'")
     dtype, batch = as_dtype(dtype), whole_number("batch", batch, 1)
+    cache = None if cache is None else real_number("cache", cache, least=0)
+    for name, text in (("quality", quality), ("table", table)):
+        if not (text is None or isinstance(text, str | Path)):
+            raise ValueError(f"{name}={shortened(text)}: give a name")
     network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}

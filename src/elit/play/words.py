@@ -24,7 +24,7 @@ def cost_words(cost: Cost, latents: str) -> str:
     return (
         f'<div class="facts" aria-live="polite"><div class="meter" aria-hidden="true">'
         f'<i style="width:{100 * min(share, 1):.1f}%"></i></div>'
-        f"<b>{cost.gflops:.4g} GFLOPs</b> a picture, {100 * share:.0f}% of all latents' · {time}<br>"
+        f"<b>{cost.gflops:.4g} GFLOPs</b> a picture, {100 * share:.0f}% of the cost at full budget · {time}<br>"
         f'{quality} · <span class="quiet">{escape(latents)}</span></div>'
     )
 
