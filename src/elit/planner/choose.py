@@ -66,9 +66,9 @@ def plan(
         raise ValueError(f"guidance={shortened(guidance)}: give elit.CFG(scale) or the like, None, or 'any'")
     dtype, batch = as_dtype(dtype), whole_number("batch", batch, 1)
     cache = None if cache is None else real_number("cache", cache, least=0)
-    for name, text in (("quality", quality), ("table", table)):
+    for argument, text in (("quality", quality), ("table", table)):
         if not (text is None or isinstance(text, str | Path)):
-            raise ValueError(f"{name}={shortened(text)}: give a name")
+            raise ValueError(f"{argument}={shortened(text)}: give a name")
     network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
