@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
+from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
 from elit.serve.costs import Setting
 from elit.serve.settings import ServiceSettings, guided
@@ -177,21 +178,13 @@ def _prompt(prompt: str | int, service: ServiceSettings, about: dict[str, Any]) 
     if about["text"]:
         return text
     names, classes = about["class_names"], about["classes"]
-    plain = [_plain(name) for name in names]
-    if _plain(text) in plain:
-        return str(plain.index(_plain(text)))
-    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < classes:
-        return str(int(text))
-    near = difflib.get_close_matches(_plain(text)[:64], plain, n=3)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    known = f" or one of {', '.join(names[:20])}" if names else ""
-    raise ApiError(
-        400, f"prompt={text[:64]!r}: no such class{hint}; give a number from 0 to {classes - 1}{known}", param="prompt"
-    )
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("-", " ").replace("_", " ").split())
+    try:
+        (number,) = class_numbers([text], names, classes)
+    except ValueError as error:
+        raise ApiError(400, str(error).replace("labels=", "prompt=", 1), param="prompt") from None
+    if not 0 <= number < classes:
+        raise ApiError(400, f"prompt={text[:64]!r}: classes are 0 to {classes - 1}", param="prompt")
+    return str(number)
 
 
 def _check_size(size: str | None, own: Sequence[int]) -> None:
