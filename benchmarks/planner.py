@@ -36,7 +36,7 @@ from elit.flow.guidance import Guidance
 from elit.planner.choose import Pricing
 from elit.planner.profile import Case, Profile, counts_of, held_out, machine, measure_profile, time_runs
 from elit.planner.quality import Quality, read_quality
-from elit.planner.say import setting_words
+from elit.planner.explanation import setting_words
 from elit.sampling.plan import Plan
 
 RESULT = Path(__file__).parent / "results/planner.json"

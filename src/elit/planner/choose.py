@@ -16,9 +16,9 @@ from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import CostModel, CostPolynomial
+from elit.planner.explanation import explain, setting_words
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
-from elit.planner.say import explain, setting_words
 from elit.planner.target import make_target
 from elit.pretrained import model_folder
 from elit.sampling.plan import Plan

@@ -113,11 +113,11 @@ class Canvas:
 def schedule_chart(pieces: Sequence[tuple[float, float, int]], most: int) -> str:
     """Latents of a group over t: pieces (from t, to t, latents) as a stepped line, its knots marked."""
     canvas = Canvas(Axis(0, 1, "t: 0 is noise, 1 is the picture"), Axis(0, most, "latents a group"), height=190)
-    points = [point for low, high, kept in pieces for point in ((low, float(kept)), (high, float(kept)))]
+    points = [point for low, high, count in pieces for point in ((low, float(count)), (high, float(count)))]
     marks = [canvas.area(points), canvas.line(points)]
     for (_, high, before), (_, _, after) in itertools.pairwise(pieces):
-        marks += [canvas.dot(high, kept, "knot", f"{kept} latents at t = {high:g}") for kept in (before, after)]
-    words = ", then ".join(f"{kept} of {most} latents to t = {high:g}" for _, high, kept in pieces)
+        marks += [canvas.dot(high, count, "knot", f"{count} latents at t = {high:g}") for count in (before, after)]
+    words = ", then ".join(f"{latents} of {most} latents to t = {high:g}" for _, high, latents in pieces)
     return canvas.draw(marks, f"Budget over time: {words}")
 
 

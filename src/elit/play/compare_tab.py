@@ -8,7 +8,7 @@ import gradio as gr
 from elit.play.controls import Controls
 from elit.play.dial import MOST_PIECES, Dial
 from elit.play.handlers import PROGRESS, RUN, Playground, ticker
-from elit.play.pictures import difference, enlarge, shown_budgets
+from elit.play.pictures import difference, display_budgets, enlarge
 from elit.play.words import table
 
 
@@ -37,24 +37,26 @@ def build_compare(play: Playground, controls: Controls) -> None:
 
     def compared(request: gr.Request, left: int, right: int, progress: gr.Progress = PROGRESS, *given: Any) -> Any:
         dial = play.dial(given)
-        pictures = [play.draw(at(dial, kept), ticker(progress, "step"), request.session_hash) for kept in (left, right)]
+        pictures = [
+            play.draw(at(dial, count), ticker(progress, "step"), request.session_hash) for count in (left, right)
+        ]
         image, largest = difference(*(picture.pixels for picture in pictures))
         rows = [
-            (name, f"{kept} of {counts[-1]}", f"{picture.gflops:.4g}", f"{picture.ms:.0f}")
-            for name, kept, picture in zip(("left", "right"), (left, right), pictures, strict=True)
+            (name, f"{count} of {counts[-1]}", f"{picture.gflops:.4g}", f"{picture.ms:.0f}")
+            for name, count, picture in zip(("left", "right"), (left, right), pictures, strict=True)
         ]
         words = table(("", "latents", "GFLOPs", "ms"), rows)
         words += f'<div class="facts quiet">Largest difference: {100 * largest:.0f}% of black to white.</div>'
         return tuple(enlarge(picture.image()) for picture in pictures), image, words
 
     def all_budgets(request: gr.Request, progress: gr.Progress = PROGRESS, *given: Any) -> Any:
-        dial, shown = play.dial(given), []
-        for number, kept in enumerate(budgets := shown_budgets(counts)):
+        dial, frames = play.dial(given), []
+        for number, count in enumerate(budgets := display_budgets(counts)):
             progress((number, len(budgets)), desc="budget")
-            picture = play.draw(at(dial, kept), lambda done, total: None, request.session_hash)
-            words = f"{kept} of {counts[-1]}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms"
-            shown.append((enlarge(picture.image(), 192), words))
-        return shown
+            picture = play.draw(at(dial, count), lambda done, total: None, request.session_hash)
+            words = f"{count} of {counts[-1]}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms"
+            frames.append((enlarge(picture.image(), 192), words))
+        return frames
 
     inputs, outputs = [first, second, *controls.values], [slider, apart, facts]
     events: list[Any] = [

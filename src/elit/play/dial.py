@@ -83,7 +83,7 @@ class Dial:
             return "full"
         if self.pieces == 1:
             return str(self.budgets[0])
-        return ",".join(f"{kept}@{low:g}-{high:g}" for low, high, kept in self.spans())
+        return ",".join(f"{num_latents}@{low:g}-{high:g}" for low, high, num_latents in self.spans())
 
     def spans(self) -> list[tuple[float, float, int]]:
         """The pieces of the budget over t: from, to, latents."""
@@ -150,10 +150,10 @@ def pieces_of(budget: str, counts: Sequence[int]) -> dict[str, Any]:
     if len(ends) > MOST_PIECES:
         raise ValueError(f"budget={budget!r}: the page shows at most {MOST_PIECES} pieces")
     edges = [0.0, *(_number("budget", end) for end in ends)]
-    kept = schedule_budgets(budget, edges[:-1], counts)
-    spare = MOST_PIECES - len(kept)
+    values = schedule_budgets(budget, edges[:-1], counts)
+    spare = MOST_PIECES - len(values)
     knots = [*edges[1:-1], *[0.33, 0.67][len(ends) - 1 :]]
-    return {"pieces": len(kept), "budgets": (*kept, *kept[-1:] * spare), "knots": (knots[0], knots[1])}
+    return {"pieces": len(values), "budgets": (*values, *values[-1:] * spare), "knots": (knots[0], knots[1])}
 
 
 def default_dial(classes: Sequence[str], counts: Sequence[int]) -> Dial:

@@ -83,8 +83,8 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
         def choose(event: gr.SelectData) -> str:
             return engine.classes[event.index]
 
-        chosen = controls.thumbnails.select(choose, outputs=condition, **HIDDEN)
-        events.append(chosen.then(draw, **drawing))
+        selection = controls.thumbnails.select(choose, outputs=condition, **HIDDEN)
+        events.append(selection.then(draw, **drawing))
     first = page.load(opened, outputs=values, **HIDDEN)
     events.append(first.then(draw, **drawing))
     if controls.thumbnails is not None:

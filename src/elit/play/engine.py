@@ -171,10 +171,11 @@ class NetworkEngine:
         """By the sweep's table, between its measured steps; None where nobody measured the like."""
         if self.table is None or settings.solver != "euler" or settings.shift != 1:
             return None
-        wanted = self._kept(settings), self._guide(settings.guide())
+        wanted = self._step_budgets(settings), self._guide(settings.guide())
         for curve in self.table.curves:
-            kept = self._kept(replace(settings, budget="full" if curve.budget is None else str(curve.budget)))
-            if (kept, self._guide(curve.guidance)) == wanted and curve.cache == settings.cache:
+            budget = "full" if curve.budget is None else str(curve.budget)
+            measured = self._step_budgets(replace(settings, budget=budget)), self._guide(curve.guidance)
+            if measured == wanted and curve.cache == settings.cache:
                 return curve.at(settings.steps)
         return None
 
@@ -219,7 +220,7 @@ class NetworkEngine:
             pixels = as_pixels(x, self.vae, len(x)).float().cpu()
         return [sheet_frames(image[None], ".png")[0] for image in (pixels[:, :, 0] if self.clips else pixels)]
 
-    def _kept(self, settings: SampleSettings) -> tuple[int | None, ...]:
+    def _step_budgets(self, settings: SampleSettings) -> tuple[int | None, ...]:
         times = time_grid(settings.steps, settings.shift)[:-1]
         return tuple(schedule_budgets(settings.arguments()["budget"], times, self.model.budgets))
 
@@ -235,4 +236,5 @@ class NetworkEngine:
         weak = settings.guidance_budget if settings.guidance in ("ag", "ccfg") else None
         interval = settings.guidance_interval if settings.guidance != "none" else None
         off = settings.guidance == "none" or settings.scale == 1
-        return self._kept(settings), not off and settings.guidance, weak, interval, settings.solver, settings.cache
+        guidance = not off and settings.guidance
+        return self._step_budgets(settings), guidance, weak, interval, settings.solver, settings.cache

@@ -55,7 +55,7 @@ class Playground:
 
     def dial(self, values: Sequence[Any]) -> Dial:
         """Raises gr.Error, in one line, for controls that stand where they cannot."""
-        return told(lambda: Dial.from_controls(values))
+        return with_page_errors(lambda: Dial.from_controls(values))
 
     def settings(self, dial: Dial) -> SampleSettings:
         return dial.settings(takes_text=self.engine.takes_text, dtype=self.engine.dtype)
@@ -68,7 +68,7 @@ class Playground:
         """`work`, handed an event that is set when the visitor cancels or leaves."""
         stop = self.runs.begin(visitor)
         try:
-            return told(lambda: work(stop))
+            return with_page_errors(lambda: work(stop))
         finally:
             self.runs.end(visitor)
 
@@ -86,7 +86,7 @@ class Playground:
         return str(path)
 
 
-def told(work: Callable[[], Any]) -> Any:
+def with_page_errors(work: Callable[[], Any]) -> Any:
     """What `work` gives; its ValueError as a message on the page, without a traceback."""
     try:
         return work()

@@ -29,8 +29,8 @@ def attention_maps(engine: NetworkEngine, picture: Picture) -> tuple[list[float]
     for rows in torch.arange(len(x)).split(16):
         t = torch.tensor([times[i] for i in rows.tolist()], device=x.device)
         maps.append(read_attention(engine.model, x[rows], t, y[rows], budget).float().cpu())
-    found = torch.cat(maps)
-    return times, found[:, :, 0] if engine.clips else found
+    weights = torch.cat(maps)
+    return times, weights[:, :, 0] if engine.clips else weights
 
 
 @torch.no_grad()
@@ -51,18 +51,18 @@ def latents_that_matter(
     if len(drops) < 2:
         raise ValueError("at this budget there is nothing to leave out; turn it up")
     whole = engine.model(x, t, y, budget).float()
-    found = []
+    shares = []
     for number, dropped in enumerate(drops):
         if stop is not None and stop.is_set():
             raise Cancelled
         if tick:
             tick(number, len(drops))
-        with only_latents(engine.model, [slot for slot in range(budget) if slot not in dropped]) as kept:
-            apart = engine.model(x, t, y, kept).float() - whole
+        with only_latents(engine.model, [slot for slot in range(budget) if slot not in dropped]) as num_latents:
+            apart = engine.model(x, t, y, num_latents).float() - whole
         share = (apart.square().mean() / whole.square().mean().clamp(min=1e-12)).sqrt()
         name = str(dropped[0] + 1) if len(dropped) == 1 else f"{dropped[0] + 1}–{dropped[-1] + 1}"
-        found.append((name, float(share)))
-    return found
+        shares.append((name, float(share)))
+    return shares
 
 
 def trajectory(engine: NetworkEngine, picture: Picture) -> list[tuple[Image.Image, str]]:
@@ -83,6 +83,6 @@ def _states(
     times = [picture.states[i][0] for i in steps]
     x = torch.cat([picture.states[i][1] for i in steps]).to(device, engine.model.dtype)
     y = conditions_of(engine.model, settings.labels, settings.prompts, settings.text_encoder).to(device)
-    kept = schedule_budgets(settings.arguments()["budget"], times, engine.model.budgets)
-    most = max((count for count in kept if count is not None), default=None)
+    step_budgets = schedule_budgets(settings.arguments()["budget"], times, engine.model.budgets)
+    most = max((count for count in step_budgets if count is not None), default=None)
     return times, x, y[torch.zeros(len(times), dtype=torch.long)], most

@@ -7,7 +7,7 @@ import gradio as gr
 from elit.play.charts import bar_chart
 from elit.play.controls import Controls
 from elit.play.engine import Picture
-from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker, told
+from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker, with_page_errors
 from elit.play.inside import attention_maps, latents_that_matter, trajectory
 from elit.play.pictures import overlay
 
@@ -33,42 +33,44 @@ def build_inside(play: Playground, controls: Controls, present: gr.State) -> Non
         elem_classes="frames", elem_id="frames",
     )  # fmt: skip
 
-    def seen(held: Any, latent: float, step: float) -> tuple[Any, str]:
+    def overlaid(held: Any, latent: float, step: float) -> tuple[Any, str]:
         if held is None:
             return None, ""
         times, weights, base = held
         j, i = min(int(latent), weights.shape[1]) - 1, min(int(step), len(times)) - 1
-        said = f"Latent {j + 1} of {weights.shape[1]} at t = {times[i]:.2f}. Each window of the picture has latents of "
-        said += "its own. Orange is where this one reads most, mean over heads."
-        return overlay(base, weights[i, j]), f'<div class="facts">{said}</div>'
+        caption = f"Latent {j + 1} of {weights.shape[1]} at t = {times[i]:.2f}. Each window of the picture has "
+        caption += "latents of its own. Orange is where this one reads most, mean over heads."
+        return overlay(base, weights[i, j]), f'<div class="facts">{caption}</div>'
 
     def looked(picture: Picture | None) -> Any:
-        current = drawn(picture)
+        current = require_picture(picture)
         with engine.lock:
-            times, weights = told(lambda: attention_maps(engine, current))
-            shown = trajectory(engine, current)
+            times, weights = with_page_errors(lambda: attention_maps(engine, current))
+            states = trajectory(engine, current)
         held = (times, weights, current.image())
         middle = (len(times) + 1) // 2
         sliders = gr.Slider(maximum=weights.shape[1], value=1), gr.Slider(maximum=max(2, len(times)), value=middle)
-        return held, *sliders, *seen(held, 1, middle), shown
+        return held, *sliders, *overlaid(held, 1, middle), states
 
     def left_out(request: gr.Request, picture: Picture | None, progress: gr.Progress = PROGRESS) -> str:
-        current = drawn(picture)
+        current = require_picture(picture)
         with engine.lock:
-            found = play.run(
+            shares = play.run(
                 request.session_hash,
                 lambda stop: latents_that_matter(engine, current, ticker(progress, "latent"), stop),
             )
         title = "How far the velocity moves when a latent is left out of every group"
-        return bar_chart(found, "share of the velocity", title) + f'<div class="facts quiet">{title}.</div>'
+        return bar_chart(shares, "share of the velocity", title) + f'<div class="facts quiet">{title}.</div>'
 
     outputs = [maps, latent, step, image, words, frames]
     events: list[Any] = [look.click(looked, present, outputs, **RUN), matter.click(left_out, present, bars, **RUN)]
-    gr.on([latent.input, step.input], seen, [maps, latent, step], [image, words], trigger_mode="always_last", **HIDDEN)
+    gr.on(
+        [latent.input, step.input], overlaid, [maps, latent, step], [image, words], trigger_mode="always_last", **HIDDEN
+    )
     controls.cancel.click(None, cancels=events, api_visibility="private")
 
 
-def drawn(picture: Picture | None) -> Picture:
+def require_picture(picture: Picture | None) -> Picture:
     """The picture to look into. Raises gr.Error where none was drawn."""
     if picture is None:
         raise gr.Error("Draw a picture first.", title="Inside", print_exception=False)

@@ -50,6 +50,6 @@ def evenly(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def shown_budgets(budgets: Sequence[int], most: int = 16) -> list[int]:
+def display_budgets(budgets: Sequence[int], most: int = 16) -> list[int]:
     """Of all budgets at most so many, ascending."""
     return [budgets[i] for i in evenly(len(budgets), most)]

@@ -6,13 +6,13 @@ import gradio as gr
 
 from elit.evaluate.plane import pareto_front
 from elit.evaluate.score import DISTANCES
+from elit.planner.explanation import setting_words
 from elit.planner.quality import Quality
-from elit.planner.say import setting_words
 from elit.play.charts import Mark, plane_chart
 from elit.play.controls import Controls
 from elit.play.dial import Dial
 from elit.play.engine import NetworkEngine
-from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker, told
+from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker, with_page_errors
 from elit.play.planning import dial_of_plan, plan_for
 from elit.play.style import quiet, wrong
 
@@ -46,12 +46,12 @@ def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.S
         if not most or most <= 0:
             raise gr.Error("Give a number above 0.", title="Target", print_exception=False)
         name = "target_gflops" if wanted.startswith("G") else "target_ms"
-        found = play.run(
+        best = play.run(
             request.session_hash, lambda stop: plan_for(engine, name, float(most), ticker(progress, "measuring"), stop)
         )
-        dial = told(lambda: dial_of_plan(play.dial(given), found, engine.budgets))
-        said = f'<div class="facts"><b>{setting_words(found, engine.model)}</b><br>{found}</div>'
-        return [said, *dial.controls()]
+        dial = with_page_errors(lambda: dial_of_plan(play.dial(given), best, engine.budgets))
+        summary = f'<div class="facts"><b>{setting_words(best, engine.model)}</b><br>{best}</div>'
+        return [summary, *dial.controls()]
 
     gr.on([tab.select, present.change], show, values, chart, **HIDDEN)
     event = plan.click(planned, [unit, target, *values], [words, *values], show_progress_on=[words], **RUN)

@@ -35,14 +35,14 @@ def plan_for(
     return plan(engine.model, cache=0.0, **options)
 
 
-def dial_of_plan(dial: Dial, found: Plan, counts: Sequence[int]) -> Dial:
+def dial_of_plan(dial: Dial, best: Plan, counts: Sequence[int]) -> Dial:
     """`dial` with a plan's steps, budget and guidance."""
-    changes: dict[str, Any] = {"steps": found.steps, "guidance": "none"}
+    changes: dict[str, Any] = {"steps": best.steps, "guidance": "none"}
     if counts:
-        changes |= pieces_of("100%" if found.budget is None else str(found.budget), counts)
-    if found.guidance is not None:
-        assert found.guidance.kind in GUIDANCES
-        changes |= {"guidance": found.guidance.kind, "scale": found.guidance.scale}
-        if isinstance(found.guidance.budget, int):
-            changes["guidance_budget"] = found.guidance.budget
+        changes |= pieces_of("100%" if best.budget is None else str(best.budget), counts)
+    if best.guidance is not None:
+        assert best.guidance.kind in GUIDANCES
+        changes |= {"guidance": best.guidance.kind, "scale": best.guidance.scale}
+        if isinstance(best.guidance.budget, int):
+            changes["guidance_budget"] = best.guidance.budget
     return replace(dial, **changes)

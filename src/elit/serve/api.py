@@ -111,7 +111,7 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
         job = make_job(wanted, service, await backend.describe(), arrival)
         if wanted.stream:
             return StreamingResponse(events(wanted, job), media_type="text/event-stream")
-        with metrics.asked():
+        with metrics.in_progress():
             try:
                 answer = await backend.generate(job)
                 check_served(answer)
@@ -123,7 +123,7 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
 
     async def events(wanted: ImageRequest, job: Job) -> AsyncIterator[str]:
         number = 0
-        with metrics.asked():
+        with metrics.in_progress():
             try:
                 async with aclosing(backend.stream(job)) as answers:  # type: ignore[type-var]
                     async for answer in answers:

@@ -67,20 +67,20 @@ class Costs:
 
     def work(self, setting: Setting) -> float:
         """Milliseconds of work of one image in one step."""
-        return sum(self.around + self.linear * kept + self.square * kept**2 for kept in setting.branches)
+        return sum(self.around + self.linear * count + self.square * count**2 for count in setting.branches)
 
     def step_ms(self, running: Iterable[tuple[Setting, int]]) -> float:
         """One step of all that runs: (setting, images) each."""
         if self.separate:
             return sum(images * self._forward(set(s.branches), self.work(s)) for s, images in running)
-        work, kept = 0.0, set[int]()
+        work, lengths = 0.0, set[int]()
         for setting, images in running:
             work += images * self.work(setting)
-            kept.update(setting.branches)
-        return self._forward(kept, work) if kept else 0.0
+            lengths.update(setting.branches)
+        return self._forward(lengths, work) if lengths else 0.0
 
-    def _forward(self, kept: set[int], work: float) -> float:
-        calls = self.call + self.core * len(kept)
+    def _forward(self, lengths: set[int], work: float) -> float:
+        calls = self.call + self.core * len(lengths)
         return max(calls, work) if self.overlapping else calls + work
 
     def alone_ms(self, setting: Setting, images: int = 1) -> float:
@@ -114,13 +114,17 @@ def ladder(
     floor_steps = steps if least_steps is None else least_steps
     if not 1 <= floor_steps <= steps:
         raise ValueError(f"least_steps={least_steps}: give 1 to {steps}")
-    usable = [kept for kept in budgets if least is None or kept >= least]
+    usable = [count for count in budgets if least is None or count >= least]
     if budgets and not usable:
         raise ValueError(f"least_budget={least}: give at most {budgets[-1]}, the network's full budget")
-    kept = spread(usable, rungs)
-    low: int | None = kept[0] if kept else None
+    spaced = spread(usable, rungs)
+    low: int | None = spaced[0] if spaced else None
     fewer = [Setting(steps=count, budget=low) for count in spread(range(floor_steps, steps), max(1, rungs // 2))]
-    return (*fewer, *(Setting(steps=steps, budget=count) for count in kept)) if kept else (*fewer, Setting(steps=steps))
+    return (
+        (*fewer, *(Setting(steps=steps, budget=count) for count in spaced))
+        if spaced
+        else (*fewer, Setting(steps=steps))
+    )
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:

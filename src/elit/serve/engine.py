@@ -141,9 +141,9 @@ class Engine:
         x = torch.cat([each.x for each in rows])
         t = torch.cat([torch.full((len(each.x),), each.times[each.step]) for each in rows]).to(x.device)
         conditions = [each.y for each in running] + [self.model.without_condition(each.y) for each in guided]
-        kept = [each.setting.budget for each in running for _ in each.x]
-        kept += [each.setting.branches[1] or None for each in guided for _ in each.x]
-        v = self.network(x, t, concatenate(conditions), kept).to(x.dtype)
+        row_budgets = [each.setting.budget for each in running for _ in each.x]
+        row_budgets += [each.setting.branches[1] or None for each in guided for _ in each.x]
+        v = self.network(x, t, concatenate(conditions), row_budgets).to(x.dtype)
         parts = v.split([len(each.x) for each in rows])
         for each, main in zip(running, parts, strict=False):
             each.last = main
@@ -177,10 +177,10 @@ class Engine:
     def measure(self, *, seconds: float = 4.0) -> Costs:
         """What steps take here: forwards at the least, the middle and the full budget, of one image, of two, guided."""
         budgets = self.model.budgets
-        kept = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [None]
-        cases = [[each] for each in kept] + [[each, each] for each in kept]
-        if len(kept) > 1:
-            cases.append([kept[0], kept[-1]])
+        measured = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [None]
+        cases = [[each] for each in measured] + [[each, each] for each in measured]
+        if len(measured) > 1:
+            cases.append([measured[0], measured[-1]])
         y = self.model.example_condition(2).to(self.model.device)
         x = torch.zeros(2, self.model.config.in_channels, *self.model.sample_size, device=self.model.device)
         taken: list[list[float]] = [[] for _ in cases]

@@ -42,7 +42,7 @@ class Metrics:
         return kind(f"elit_{name}", about, labels, registry=self.registry, **more)
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
+    def in_progress(self) -> Iterator[None]:
         """While a request has no answer."""
         self.unanswered += 1
         self.in_flight.set(self.unanswered)
@@ -59,13 +59,13 @@ class Metrics:
         self.wait.observe(answer["queue_ms"] / 1e3)
         self.batch.observe(answer["batch"])
         self.queue.labels(answer["replica"]).set(answer["queue_length"])
-        self.judge(met)
+        self.count_deadline(met)
 
     def rejected(self, reason: str) -> None:
         self.rejections.labels(reason).inc()
-        self.judge(False)
+        self.count_deadline(False)
 
-    def judge(self, met: bool) -> None:
+    def count_deadline(self, met: bool) -> None:
         self.deadlines.labels("yes" if met else "no").inc()
         self.judged, self.attained = self.judged + 1, self.attained + met
         self.attainment.set(self.attained / self.judged)

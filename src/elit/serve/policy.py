@@ -127,7 +127,7 @@ class Policy:
         if self._images(self.waiting) + request.images > self.settings.max_queue and self.waiting:
             drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
             return Refusal(request=request, reason="queue", retry_after=drained)
-        if self.settings.refuse and (late := self._made_late(now, request)) > 0:
+        if self.settings.refuse and (late := self._delay_caused(now, request)) > 0:
             return Refusal(request=request, reason="deadline", retry_after=late)
         insort(self.waiting, request, key=by_deadline)
         return None
@@ -203,7 +203,7 @@ class Policy:
                     yield each.request, at + self.settings.overhead_ms / 1e3
             running = [each for each in running if each.steps_left > 0]
 
-    def _made_late(self, now: float, request: Request) -> float:
+    def _delay_caused(self, now: float, request: Request) -> float:
         """By how many seconds, with everybody at the least, somebody misses a deadline because of `request`."""
         late = self._late(now, sorted([*self.waiting, request], key=by_deadline))
         if late and request.id not in late:

@@ -151,15 +151,15 @@ def _accepted(
     if request.budget is not None:
         if request.quality not in (None, "auto"):
             raise ApiError(400, f"budget, quality={request.quality!r}: give one of them", param="budget")
-        kept = _resolved("budget", request.budget, budgets)
-        accepted, first = (replace(ladder[-1], budget=kept),), 0
+        num_latents = _resolved("budget", request.budget, budgets)
+        accepted, first = (replace(ladder[-1], budget=num_latents),), 0
     if steps is not None:
         # The rungs with fewer steps stand for their budget; one of each remains.
         same = [(place, replace(rung, steps=steps)) for place, rung in enumerate(accepted)]
         last = [(place, rung) for place, rung in same if rung not in [other for _, other in same[place + 1 :]]]
         accepted, first = tuple(rung for _, rung in last), first + last[0][0]
-    kept_weak = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
-    return tuple(guided(rung, scale, kept_weak, budgets) for rung in accepted), first, scale
+    weak_latents = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
+    return tuple(guided(rung, scale, weak_latents, budgets) for rung in accepted), first, scale
 
 
 def _resolved(name: str, value: Any, budgets: Sequence[int]) -> int | None:

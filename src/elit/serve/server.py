@@ -190,12 +190,12 @@ def stop(drain_seconds: float) -> int:
 
 def wait_for_signal() -> Callable[[], None]:
     """SIGTERM and SIGINT from now on are a request to stop; returns what waits for one."""
-    told = threading.Event()
+    stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: told.set())
+        signal.signal(name, lambda *_: stopped.set())
 
     def wait() -> None:
-        while not told.wait(1.0):
+        while not stopped.wait(1.0):
             pass
 
     return wait

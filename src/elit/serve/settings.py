@@ -87,5 +87,5 @@ def guided(setting: Setting, scale: float, weak: int | float | str | None, budge
     """`setting` with guidance of `scale` (1 is off), its second branch at the budget `weak`. Raises ValueError."""
     if scale == 1:
         return replace(setting, guided=False, weak_budget=None)
-    kept = resolve_budget(weak, budgets) if weak is not None else None
-    return replace(setting, guided=True, weak_budget=kept)
+    weak_budget = resolve_budget(weak, budgets) if weak is not None else None
+    return replace(setting, guided=True, weak_budget=weak_budget)
