@@ -63,7 +63,7 @@ def flops(kind: str, grid: tuple[int, ...], budget: float) -> tuple[int, int]:
     rest = measured(original) - count_block_flops(elastic, **counted, interface=False)
     kept = round(budget * elastic.budgets[-1])
     with elit.budget(kept):
-        return measured(elastic) - rest, count_block_flops(elastic, **counted, kept=kept)
+        return measured(elastic) - rest, count_block_flops(elastic, **counted, budget=kept)
 
 
 def main() -> None:

@@ -97,8 +97,8 @@ def test_flops_fall_as_the_closed_form_says(kind):
     assert measured(elastic, x) == pytest.approx(rest + count_block_flops(elastic, **counted), rel=0.02)
     with elit.budget(0.25):
         quarter = measured(elastic, x)
-    assert quarter == pytest.approx(rest + count_block_flops(elastic, **counted, kept=4), rel=0.02)
-    saved = count_block_flops(elastic, **counted) - count_block_flops(elastic, **counted, kept=4)
+    assert quarter == pytest.approx(rest + count_block_flops(elastic, **counted, budget=4), rel=0.02)
+    saved = count_block_flops(elastic, **counted) - count_block_flops(elastic, **counted, budget=4)
     assert measured(elastic, x) - quarter == pytest.approx(saved, rel=0.02)
 
 
@@ -128,7 +128,7 @@ def test_grids_that_do_not_divide(kind):
     for kept in (16, 4, 1):
         with elit.budget(kept):
             found = measured(elastic, x)
-        assert found == pytest.approx(rest + count_block_flops(elastic, **counted, kept=kept), rel=0.02)
+        assert found == pytest.approx(rest + count_block_flops(elastic, **counted, budget=kept), rel=0.02)
     with pytest.raises(ValueError, match="give the token grid"):
         count_block_flops(elastic, tokens=121)
     open_branches(elastic)

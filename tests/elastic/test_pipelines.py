@@ -118,7 +118,7 @@ def test_flops_of_a_guided_run(name):
         return counter.get_total_flops()
 
     text = 0 if name == "DiTPipeline" else TEXT
-    cost = {k: count_block_flops(pipe.transformer, tokens=64, text_tokens=text, kept=k) for k in (16, 8, 2)}
+    cost = {k: count_block_flops(pipe.transformer, tokens=64, text_tokens=text, budget=k) for k in (16, 8, 2)}
     full = measured(16, 16)
     assert full - measured(8, 2) == pytest.approx(2 * (2 * cost[16] - cost[8] - cost[2]), rel=0.02)
     assert full - measured(16, 2) == pytest.approx(2 * (cost[16] - cost[2]), rel=0.02)

@@ -74,7 +74,7 @@ def test_costs_are_counted_by_its_own_count(kind):
     for budget in (None, 4):
         with pytest.raises(ValueError, match=rf"model_or_name: an elastified {kind}, .*count_block_flops"):
             elit.count_flops(model, budget=budget)
-    assert count_block_flops(model, tokens=64, kept=4) < count_block_flops(model, tokens=64)
+    assert count_block_flops(model, tokens=64, budget=4) < count_block_flops(model, tokens=64)
     with pytest.raises(ValueError, match="a Linear; give a network of this library or the name of a preset"):
         elit.count_flops(nn.Linear(2, 2))
 

@@ -41,7 +41,7 @@ def count_flops(
     if hasattr(model_or_name, "elastic_record"):
         raise ValueError(
             f"model_or_name: an elastified {type(model_or_name).__name__}, whose blocks, Read and Write are counted by "
-            "elit.elastic.cost.count_block_flops(transformer, tokens=…, kept=…)"
+            "elit.elastic.cost.count_block_flops(transformer, tokens=…, budget=…)"
         )
     if not isinstance(model_or_name, Transformer | str):
         raise ValueError(

@@ -105,41 +105,41 @@ class _Trial:
             )
 
     def gradients(self) -> None:
-        found = []
+        gradients = []
         for model in (self.original, self.elastic):
             model.zero_grad()
             self.run(model).square().sum().backward()
             weights = {name: p.grad for name, p in model.named_parameters() if not name.startswith("elastic.")}
-            found.append({name: grad for name, grad in weights.items() if grad is not None})
+            gradients.append({name: grad for name, grad in weights.items() if grad is not None})
             model.zero_grad()
-        for name, grad in found[0].items():
-            other = found[1].get(name)
+        for name, grad in gradients[0].items():
+            other = gradients[1].get(name)
             if other is None or (grad - other).abs().max() > 1e-5 * max(1.0, grad.abs().max().item()):
                 raise _Wrong(f"that of {name} is another, so the interface cuts or changes its way")
 
     def runs(self) -> None:
-        for kept in self.budgets:
-            with torch.no_grad(), budget(kept, doubled=False):
+        for count in self.budgets:
+            with torch.no_grad(), budget(count, doubled=False):
                 try:
                     output = self.run(self.elastic)
                 except (RuntimeError, IndexError, ValueError, TypeError) as error:
                     raise _Wrong(
-                        f"at {kept} tokens a window: {str(error).splitlines()[0]}; an argument of the blocks that has "
+                        f"at {count} tokens a window: {str(error).splitlines()[0]}; an argument of the blocks that has "
                         "an entry for each token is missing in `per_token`, or wrong there"
                     ) from error
             if not output.isfinite().all():
-                raise _Wrong(f"at {kept} tokens a window the output is not finite")
+                raise _Wrong(f"at {count} tokens a window the output is not finite")
 
     def error(self) -> None:
         with torch.no_grad():
             right, errors = self.run(self.original), []
-            for kept in self.budgets:
-                with budget(kept, doubled=False):
+            for count in self.budgets:
+                with budget(count, doubled=False):
                     errors.append((self.run(self.elastic) - right).square().mean().sqrt().item())
         if errors[-1] == 0:
             raise _Wrong("none at the smallest budget: no token was dropped, or Write takes the tokens before the core")
         if any(low < 0.95 * high for high, low in itertools.pairwise(errors)):
-            listed = ", ".join(f"{kept}: {error:.3g}" for kept, error in zip(self.budgets, errors, strict=True))
+            listed = ", ".join(f"{count}: {error:.3g}" for count, error in zip(self.budgets, errors, strict=True))
             raise _Wrong(
                 f"it falls as the budget falls ({listed}); latents may come back to other tokens than they came from, "
                 "or the network has branches at zero"
@@ -147,7 +147,7 @@ class _Trial:
 
     def positions(self) -> None:
         """With one token a window dropped, the error is larger where carried tokens get the first ones' entries."""
-        kept, used = self.elastic.budgets[-1] - 1, []
+        count, used = self.elastic.budgets[-1] - 1, []
 
         def shifted(take: Take) -> Take:
             def wrong(value: Any, places: Places) -> Any:
@@ -161,14 +161,14 @@ class _Trial:
         name = type(self.original).__name__
         others = {argument: shifted(take) for argument, take in self.family.per_token.items()}
         errors = []
-        with torch.no_grad(), budget(kept, doubled=False):
+        with torch.no_grad(), budget(count, doubled=False):
             right = self.run(self.original)
             for entry in (self.family, dataclasses.replace(self.family, per_token=others)):
                 with registered(name, entry):
                     errors.append((self.run(self.elastic) - right).square().mean().sqrt().item())
         if used and errors[1] < 1.002 * errors[0]:
             raise _Wrong(
-                f"with {kept} tokens a window the error is {errors[0]:.3g}, and {errors[1]:.3g} with the entries of "
+                f"with {count} tokens a window the error is {errors[0]:.3g}, and {errors[1]:.3g} with the entries of "
                 "other tokens: what `per_token` takes may not be the carried tokens'"
             )
 
@@ -177,18 +177,18 @@ class _Trial:
         full, low = self.budgets[0], self.budgets[len(self.budgets) // 2]
         samples = len(self.call[self.family.sample])
         counted = [
-            samples * count_block_flops(self.elastic, tokens=self.grids, text_tokens=text, kept=kept)
-            for kept in (full, low)
+            samples * count_block_flops(self.elastic, tokens=self.grids, text_tokens=text, budget=count)
+            for count in (full, low)
         ]
-        seen = []
-        for kept in (full, low):
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, budget(kept, doubled=False):
+        measured = []
+        for count in (full, low):
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, budget(count, doubled=False):
                 self.run(self.elastic)
-            seen.append(counter.get_total_flops())
-        saved, said = seen[0] - seen[1], counted[0] - counted[1]
-        if abs(saved - said) > 0.02 * saved:
+            measured.append(counter.get_total_flops())
+        saving, expected = measured[0] - measured[1], counted[0] - counted[1]
+        if abs(saving - expected) > 0.02 * saving:
             raise _Wrong(
-                f"{low} of {full} tokens save {saved:,}, and `streams` and `attention` say {said:,}: more than 2% off"
+                f"{low} of {full} tokens save {saving:,}, and `streams` and `attention` say {expected:,}: more than 2% off"
             )
 
     def saved(self) -> None:

@@ -109,7 +109,7 @@ def current_branch() -> str | None:
 
 
 @torch.compiler.disable
-def kept_of_references(budgets: Sequence[int], noise: Callable[[], Tensor]) -> int | None:
+def budget_of_references(budgets: Sequence[int], noise: Callable[[], Tensor]) -> int | None:
     """J̃ of pictures that are only looked at, in one forward; None where they have no budget of their own."""
     setting = _setting.get()
     if setting is None or not setting.has_reference:
@@ -118,7 +118,7 @@ def kept_of_references(budgets: Sequence[int], noise: Callable[[], Tensor]) -> i
 
 
 @torch.compiler.disable
-def kept_of_call(
+def budgets_of_call(
     budgets: Sequence[int],
     noise: Callable[[], Tensor],
     half: int | None,
@@ -180,9 +180,9 @@ def _resolve(
         # Rounded: timesteps come in float32 or less, and t = 0.5 must not fall short of "@0.5-1".
         t = round(1 - noise().flatten()[-1].item(), 4)
         schedule = schedule_budgets(schedule, [min(max(t, 0.0), 1.0)], budgets)[0]
-    kept = resolve_budget(schedule, budgets)
-    assert kept is not None
-    return kept
+    latents = resolve_budget(schedule, budgets)
+    assert latents is not None
+    return latents
 
 
 def _check(schedule: Schedule) -> None:

@@ -19,18 +19,18 @@ def count_block_flops(
     *,
     tokens: int | Sequence[Sequence[int]],
     text_tokens: int = 0,
-    kept: int | Sequence[int] | None = None,
+    budget: int | Sequence[int] | None = None,
     interface: bool = True,
 ) -> int:
     """FLOPs of all blocks, Read and Write in one forward of one sample; embedders and output layers are left out.
 
-    tokens: N, or the token grids, ((83, 83),), which is needed where windows do not divide them. kept: J̃ of a full
-    window, one for all grids or one a grid; default all. interface=False: the original model's blocks.
+    tokens: N, or the token grids, ((83, 83),), which is needed where windows do not divide them. budget: J̃ of a
+    full window, one for all grids or one a grid; default all. interface=False: the original model's blocks.
 
     Raises ValueError for a number of tokens that full windows cannot make up.
     """
     family, record = family_of(transformer), transformer.elastic_record
-    windows = _windows(tokens, record.window, kept)
+    windows = _windows(tokens, record.window, budget)
     image = sum(count * n for count, n, _ in windows)
     carried = sum(count * j for count, _, j in windows)
     total = _interface(transformer, windows) if interface else 0
@@ -44,15 +44,15 @@ def count_block_flops(
 
 
 def _windows(
-    tokens: int | Sequence[Sequence[int]], window: tuple[int, ...], kept: int | Sequence[int] | None
+    tokens: int | Sequence[Sequence[int]], window: tuple[int, ...], budget: int | Sequence[int] | None
 ) -> list[tuple[int, int, int]]:
     """Windows of each shape: how many, n, J̃."""
     full = prod(window)
     if isinstance(tokens, int):
         if tokens % full:
             raise ValueError(f"tokens={tokens}: windows of {full} do not make up that many; give the token grid")
-        return [(tokens // full, full, full if kept is None else int(kept))]  # type: ignore[arg-type]
-    counts = [full if kept is None else kept] * len(tokens) if isinstance(kept, int | None) else kept
+        return [(tokens // full, full, full if budget is None else int(budget))]  # type: ignore[arg-type]
+    counts = [full if budget is None else budget] * len(tokens) if isinstance(budget, int | None) else budget
     return [
         (part.windows, part.tokens, part.num_latents)
         for grid, count in zip(tokens, counts, strict=True)

@@ -74,9 +74,9 @@ class DistillNetwork(Task):
         # The original's forward too, and no gradients of weights that stay.
         passes = 3 if config.weights == "all" else 2
         self.flops = {
-            kept: count_block_flops(network, tokens=tokens, interface=False)
-            + passes * count_block_flops(network, tokens=tokens, kept=kept)
-            for kept in network.budgets
+            count: count_block_flops(network, tokens=tokens, interface=False)
+            + passes * count_block_flops(network, tokens=tokens, budget=count)
+            for count in network.budgets
         }
         self.sampler = StepSampler(
             len(data),

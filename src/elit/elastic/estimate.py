@@ -96,7 +96,7 @@ def estimate(config: DistillConfig, *, devices: int, text_tokens: int = 512) -> 
             prepare_student(student, settings)
         drawn = student_budgets(student, settings)
         grids = ((height, width),)
-        costs = [count_block_flops(student, tokens=grids, text_tokens=text_tokens, kept=kept) for kept in drawn]
+        costs = [count_block_flops(student, tokens=grids, text_tokens=text_tokens, budget=count) for count in drawn]
         flops[weights] = sum(costs) / len(costs)
         original = count_block_flops(student, tokens=grids, text_tokens=text_tokens, interface=False)
         trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
@@ -160,18 +160,18 @@ def transformer_maker(name: str) -> Callable[[], nn.Module]:
 
 
 def activations(
-    mode: AbstractContextManager[Any], student: Any, grid: tuple[int, int], batch: int, text_tokens: int, kept: int
+    mode: AbstractContextManager[Any], student: Any, grid: tuple[int, int], batch: int, text_tokens: int, count: int
 ) -> tuple[int, int]:
     """Bytes that autograd keeps of a forward of a student made in `mode`: of every block, and of their inputs alone."""
     kind, family = type(student).__name__, family_of(student)
     known = replace(family, grids=lambda model, call: (grid,), references=lambda model, call: 0)
     # Real, and from then on remembered: which tokens are carried cannot be told from fake ones.
-    make_token_order((grid,), student.elastic_record.window, (kept,), torch.device("cpu"))
+    make_token_order((grid,), student.elastic_record.window, (count,), torch.device("cpu"))
     with mode, in_bfloat16(), registered(kind, known):
         call = CALLS[kind](student, grid, batch, text_tokens)
 
         def forward() -> Tensor:
-            with budget(kept, doubled=False):
+            with budget(count, doubled=False):
                 return output_tensor(student(**call)).float().square().mean()
 
         student.train()

@@ -114,8 +114,8 @@ def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
     encode: Callable[..., Any] = pipe.encode_prompt
 
     def cached(*args: Any, **kwargs: Any) -> Any:
-        asked = inspect.signature(encode).bind(*args, **kwargs).arguments
-        plain = {name: value for name, value in asked.items() if not isinstance(value, torch.device)}
+        bound = inspect.signature(encode).bind(*args, **kwargs).arguments
+        plain = {name: value for name, value in bound.items() if not isinstance(value, torch.device)}
         if any(isinstance(value, Tensor) for value in plain.values()):
             return encode(*args, **kwargs)
         key = hashlib.sha256(repr(sorted(plain.items())).encode()).hexdigest()[:24]

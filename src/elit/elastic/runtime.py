@@ -101,11 +101,11 @@ class Call:
         assert self.tokens is not None
         assert self.start is not None
         sequence = output if place is None else output[place]
-        kept = len(self.order.carried)
-        latents = _image_of(sequence, self.before, kept) if block.joined else sequence
+        carried = len(self.order.carried)
+        latents = _image_of(sequence, self.before, carried) if block.joined else sequence
         tokens = self.interface("finish", self.tokens, self.start, latents, self.order)
         if block.joined:
-            tokens = _with_image(sequence, self.before, kept, tokens)
+            tokens = _with_image(sequence, self.before, carried, tokens)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
 
 

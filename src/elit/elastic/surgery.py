@@ -27,7 +27,7 @@ from torch import Tensor
 from elit.arguments import whole_number, whole_numbers
 from elit.budgets import budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
-from elit.elastic.context import branch, has_guidance_budget, kept_of_call, kept_of_references
+from elit.elastic.context import branch, budget_of_references, budgets_of_call, has_guidance_budget
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.interface import ElasticInterface, placed
 from elit.elastic.runtime import (
@@ -86,11 +86,11 @@ def elastify(
 def _transformers_of(pipe: Any) -> list[Any]:
     """Wan 2.2 has two, and some of its versions the second one alone."""
     parts = [pipe.components.get(name) for name in ("transformer", "transformer_2")]
-    if found := [part for part in parts if part is not None]:
-        for part in found:
+    if transformers := [part for part in parts if part is not None]:
+        for part in transformers:
             if not isinstance(part, Elastic):
                 family_of(part)  # before the first of them is changed
-        return found
+        return transformers
     raise ValueError(f"model: a {type(pipe).__name__} without a transformer; give one that has it loaded")
 
 
@@ -174,7 +174,7 @@ class Elastic:
             )
         family = family_of(self)
         x = arguments[family.sample]
-        kept: Sequence[int | None]
+        budgets: Sequence[int | None]
         given, branches = arguments.pop("budget", None), arguments.pop("branch_budgets", None)
         # This library's networks are handed theirs.
         if not (given is None and branches is None) and budget_block.get() is not None:
@@ -182,36 +182,36 @@ class Elastic:
                 "elit.budget: this network is handed its budget, as elit.sample does; leave out one of the two"
             )
         if branches is not None:
-            kept = [resolve_budget(part, self.budgets) for part in branches]
+            budgets = [resolve_budget(part, self.budgets) for part in branches]
         elif is_list(given):
-            kept = equal_parts(budgets_of_samples(given, len(x), self.budgets, "budget"))
+            budgets = equal_parts(budgets_of_samples(given, len(x), self.budgets, "budget"))
         elif given is not None:
-            kept = [resolve_budget(given, self.budgets)]
+            budgets = [resolve_budget(given, self.budgets)]
         else:
             # Stable Diffusion 3 guides by skipping layers in a forward of the conditional branch alone.
             one_branch = arguments.get("skip_layers") is not None
             noise = functools.partial(family.noise, arguments)
             unnamed = x if family.unnamed_branches else None
             half = family.unconditional_half
-            kept = kept_of_call(self.budgets, noise, half, one_branch=one_branch, unnamed=unnamed)
+            budgets = budgets_of_call(self.budgets, noise, half, one_branch=one_branch, unnamed=unnamed)
         if arguments.pop("shared", False):
-            return _joined([self._elastic_run(arguments, count) for count in kept])
-        if len(set(kept)) == 1:
-            return self._elastic_run(arguments, kept[0])
+            return _joined([self._elastic_run(arguments, count) for count in budgets])
+        if len(set(budgets)) == 1:
+            return self._elastic_run(arguments, budgets[0])
         if isinstance(x, list):  # an argument that is a list of tensors then has one a sample
             arguments = {
                 name: OfSamples(value) if isinstance(value, list) else value for name, value in arguments.items()
             }
-        parts = (_part_of(arguments, len(x), i, len(kept)) for i in range(len(kept)))
-        return _joined([self._elastic_run(part, count) for part, count in zip(parts, kept, strict=True)])
+        parts = (_part_of(arguments, len(x), i, len(budgets)) for i in range(len(budgets)))
+        return _joined([self._elastic_run(part, count) for part, count in zip(parts, budgets, strict=True)])
 
     @torch.compiler.disable(recursive=False)
-    def _elastic_run(self: Any, arguments: dict[str, Any], kept: int) -> Any:
+    def _elastic_run(self: Any, arguments: dict[str, Any], budget: int) -> Any:
         family = family_of(self)
         grids = family.grids(self, arguments)
         looked_at = family.references(self, arguments)
-        own = kept_of_references(self.budgets, functools.partial(family.noise, arguments)) if looked_at else None
-        counts = (kept,) * (len(grids) - looked_at) + (kept if own is None else own,) * looked_at
+        own = budget_of_references(self.budgets, functools.partial(family.noise, arguments)) if looked_at else None
+        counts = (budget,) * (len(grids) - looked_at) + (budget if own is None else own,) * looked_at
         if self.elastic_record.original_at_full and min(counts) == self.budgets[-1]:
             with original(), active(PLAIN):
                 return super().forward(**arguments)  # type: ignore[misc]
@@ -296,14 +296,14 @@ def _elastic_class(kind: Any, mixin: Any) -> Any:
     }
     if issubclass(mixin, Elastic):  # Read and Write stay outside of what is run again in the backward pass
         body[CHECKPOINT_FUNCTION] = checkpointing_through(checkpointed)
-    made = type(kind.__name__, (mixin, kind), body)
-    register_block_like(made, kind)
-    return made
+    subclass = type(kind.__name__, (mixin, kind), body)
+    register_block_like(subclass, kind)
+    return subclass
 
 
 def _rebuild(kind: Any, mixin: Any) -> Any:
-    made = _elastic_class(kind, mixin)
-    return made.__new__(made)
+    subclass = _elastic_class(kind, mixin)
+    return subclass.__new__(subclass)
 
 
 class OfSamples(list[Any]):

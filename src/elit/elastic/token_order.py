@@ -28,13 +28,13 @@ def coarse_to_fine(window: tuple[int, ...]) -> tuple[int, ...]:
     squared = torch.minimum(apart, sides - apart).square().sum(-1)  # (n, n)
     crowding = 1 / squared.clamp(min=1e-9)
 
-    chosen = [int((places - (sides / 2).floor()).square().sum(-1).argmin())]  # the middle serves a lone token best
-    nearest, crowd = squared[chosen[0]], crowding[chosen[0]]
-    while len(chosen) < len(places):
+    order = [int((places - (sides / 2).floor()).square().sum(-1).argmin())]  # the middle serves a lone token best
+    nearest, crowd = squared[order[0]], crowding[order[0]]
+    while len(order) < len(places):
         far = nearest > nearest.max() - 1e-6
-        chosen.append(int(torch.where(far, (crowd * 1e6).round(), torch.inf).argmin()))
-        nearest, crowd = torch.minimum(nearest, squared[chosen[-1]]), crowd + crowding[chosen[-1]]
-    return tuple(chosen)
+        order.append(int(torch.where(far, (crowd * 1e6).round(), torch.inf).argmin()))
+        nearest, crowd = torch.minimum(nearest, squared[order[-1]]), crowd + crowding[order[-1]]
+    return tuple(order)
 
 
 def spread_to_window(window: tuple[int, ...], num_latents: int) -> Tensor:
@@ -109,8 +109,8 @@ def make_token_order(
                 pieces.setdefault(part, []).append(before + places.view(-1, prod(shape)))
             before += prod(grid)
         parts, grouped, carried = [], [], []
-        for (shape, count), found in pieces.items():
-            places, order = torch.cat(found), torch.tensor(coarse_to_fine(shape)[:count])
+        for (shape, count), blocks in pieces.items():
+            places, order = torch.cat(blocks), torch.tensor(coarse_to_fine(shape)[:count])
             grouped.append(places.flatten())
             carried.append(places[:, order].flatten())
             spread = order.argsort() if count == prod(shape) else spread_to_window(shape, count)

@@ -49,11 +49,11 @@ class Validation:
                 self.reference = self.samples()
         rows, table = [self.reference], []
         guided = self.requests.guided
-        for kept in self.budgets():
-            row: dict[str, Any] = {"tokens": kept, "share": kept / self.pipe.transformer.budgets[-1]}
-            row |= self.distances(kept)
+        for count in self.budgets():
+            row: dict[str, Any] = {"tokens": count, "share": count / self.pipe.transformer.budgets[-1]}
+            row |= self.distances(count)
             for name, guidance in (("", None), ("_ccfg", 1))[: 1 + guided]:
-                with budget(kept) if guidance is None else budget(kept, guidance=guidance):
+                with budget(count) if guidance is None else budget(count, guidance=guidance):
                     samples = self.samples()
                 row[f"picture_distance{name}"] = _distance(samples, self.reference)
                 rows.append(samples)
@@ -70,12 +70,12 @@ class Validation:
         samples = torch.as_tensor(getattr(output, "images", None) if hasattr(output, "images") else output.frames)
         return samples[:, 0] if samples.ndim == 5 else samples
 
-    def distances(self, kept: int) -> dict[str, Any]:
+    def distances(self, count: int) -> dict[str, Any]:
         """Root mean squared distance of the prediction to the original's, over all calls and by t."""
         teacher, call = self.examples.__getitems__(self.rows)
         device = self.pipe.transformer.device
         teacher, call = teacher.to(device), call.to(device)
-        with budget(kept, doubled=False):
+        with budget(count, doubled=False):
             predicted = output_tensor(self.pipe.transformer(**call.nested()))
         squared = (predicted.float() - teacher.float()).square().flatten(1).mean(1)
         t = (1 - family_of(self.pipe.transformer).noise(call.arguments).float()).expand(len(squared)).clamp(0, 1)
@@ -94,8 +94,8 @@ class Validation:
         text = call.arguments.get("encoder_hidden_states")
         length = 0 if text is None else text.shape[1]
         return {
-            kept: passes * count_block_flops(transformer, tokens=grids, text_tokens=length, kept=kept)
-            for kept in transformer.budgets
+            count: passes * count_block_flops(transformer, tokens=grids, text_tokens=length, budget=count)
+            for count in transformer.budgets
         }
 
 

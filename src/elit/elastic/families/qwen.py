@@ -44,7 +44,7 @@ QWEN = Family(
 )
 
 
-def _drawn_grid(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
+def _last_picture_grid(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
     """Of the picture that is drawn, the last of them; those that it looks at stay whole, as the text does."""
     return (tuple(_images(arguments)[-1][1:]),)
 
@@ -61,7 +61,7 @@ def _mask(mask: Any, places: Places) -> Any:
 
 QWEN21 = Family(
     blocks=("transformer_blocks",),
-    grids=_drawn_grid,
+    grids=_last_picture_grid,
     noise=lambda arguments: arguments["timestep"],
     # With causal_condition there is one more row, that of t = 0, which text and references take.
     condition=lambda block, arguments: arguments["modulation"][: len(arguments["hidden_states"])],
