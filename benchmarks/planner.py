@@ -34,9 +34,9 @@ from elit.evaluate.sweep import make_settings, sweep, write_table
 from elit.files import write_text
 from elit.flow.guidance import Guidance
 from elit.planner.choose import Pricing
+from elit.planner.explanation import setting_words
 from elit.planner.profile import Case, Profile, counts_of, held_out, machine, measure_profile, time_runs
 from elit.planner.quality import Quality, read_quality
-from elit.planner.explanation import setting_words
 from elit.sampling.plan import Plan
 
 RESULT = Path(__file__).parent / "results/planner.json"

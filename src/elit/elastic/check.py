@@ -188,7 +188,8 @@ class _Trial:
         saving, expected = measured[0] - measured[1], counted[0] - counted[1]
         if abs(saving - expected) > 0.02 * saving:
             raise _Wrong(
-                f"{low} of {full} tokens save {saving:,}, and `streams` and `attention` say {expected:,}: more than 2% off"
+                f"{low} of {full} tokens save {saving:,}, and `streams` and `attention` say {expected:,}: more than "
+                "2% off"
             )
 
     def saved(self) -> None:
