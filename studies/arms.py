@@ -60,7 +60,7 @@ def train_or_load(args: argparse.Namespace, config: TrainConfig, network: type[D
         with make, load:
             training.train(run)
         seconds = time.perf_counter() - start
-        print(f"trained {network.__name__} {config.model.chosen()}, seed {config.seed}: {seconds:.0f} s", flush=True)
+        print(f"trained {network.__name__} {config.model.arguments()}, seed {config.seed}: {seconds:.0f} s", flush=True)
     return network.from_pretrained(folder / "model").eval().to(args.device)
 
 
@@ -79,7 +79,7 @@ def matched(args: argparse.Namespace, seed: int, model: ModelConfig, **training:
 
 def image_flops(config: TrainConfig) -> float:
     """Training FLOPs of one image: 3 forwards, in the mean over the budgets drawn (PAPER section 5)."""
-    network = DiT(**model_config(**config.model.chosen(), sample_size=8, in_channels=1, num_classes=10)[1])
+    network = DiT(**model_config(**config.model.arguments(), sample_size=8, in_channels=1, num_classes=10)[1])
     budgets = training_budgets(network.budgets, config.budget_min, config.budget_max) or (None,)
     return 3 * statistics.mean(count_flops(network, budget=budget) for budget in budgets)
 

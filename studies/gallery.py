@@ -15,7 +15,7 @@ from elit.data.images import image_grid
 from elit.data.picture_files import encode_picture
 from elit.elastic.load_model import load_model
 from elit.files import replacing
-from elit.sampling.draw import draw, made_with, weights_fingerprint
+from elit.sampling.draw import draw, environment_of, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.settings import SampleRecord, SampleSettings
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
     model = load_model(args.model).eval()
-    weights, environment = weights_fingerprint(model), made_with(model.device)
+    weights, environment = weights_fingerprint(model), environment_of(model.device)
     names = model.config.class_names or [str(label) for label in range(model.config.num_classes)]
     words = [INTRO.format(model=args.model, steps=STEPS)]
     for title, row in ROWS:

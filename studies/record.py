@@ -33,7 +33,7 @@ class Record:
 
     def arm(self, name: str, config: TrainConfig, tflops: float | None = None) -> None:
         """Notes what an arm trained on."""
-        model = {key: value for key, value in config.model.chosen().items() if key not in SIZES}
+        model = {key: value for key, value in config.model.arguments().items() if key not in SIZES}
         cost = training_tflops(config) if tflops is None else tflops
         self.arms[name] = {**model, "batch_size": config.batch_size, "training_tflops": round(cost, 3)}
 

@@ -52,7 +52,7 @@ class ModelConfig:
     pooled_features: int | None = None
     """MM-DiT: width of the pooled text in the conditioning, 0 for none; a Hugging Face encoder decides it."""
 
-    def chosen(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The fields that are set, as arguments of `elit.create_model`."""
         return {key: value for key, value in vars(self).items() if value is not None}
 

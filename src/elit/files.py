@@ -36,25 +36,25 @@ def check_new_output(path: Path, *, overwrite: bool, folder: bool, mine: Callabl
     folder: it writes a folder there, otherwise a file. mine: whether a name in that folder is of such a command; what
     holds anything else is not replaced even with `overwrite`.
     """
-    shown = f"out={str(path)!r}"
+    argument = f"out={str(path)!r}"
     if path.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(f"{shown}: is the folder you are in, or above it; give a name")
+        raise ValueError(f"{argument}: is the folder you are in, or above it; give a name")
     if folder and path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
         if names and not overwrite:
-            raise ValueError(f"{shown}: is there already; give another name, or --overwrite to replace it")
+            raise ValueError(f"{argument}: is there already; give another name, or --overwrite to replace it")
         if mine is not None and (other := [name for name in names if not mine(name)]):
-            raise ValueError(f"{shown}: holds {other[0]!r}, which this command has not written; give another folder")
+            raise ValueError(f"{argument}: holds {other[0]!r}, which this command has not written; give another folder")
     elif path.is_dir():
-        raise ValueError(f"{shown}: is a folder; give the name of a file")
+        raise ValueError(f"{argument}: is a folder; give the name of a file")
     elif path.exists() or path.is_symlink():
         if folder:
-            raise ValueError(f"{shown}: is a file; give the name of a folder")
+            raise ValueError(f"{argument}: is a file; give the name of a folder")
         if not overwrite:
-            raise ValueError(f"{shown}: is there already; give another name, or --overwrite to replace it")
+            raise ValueError(f"{argument}: is there already; give another name, or --overwrite to replace it")
     parent = next(above for above in path.absolute().parents if above.exists())
     if not parent.is_dir():
-        raise NotADirectoryError(f"{shown}: {str(parent)!r} is no folder")
+        raise NotADirectoryError(f"{argument}: {str(parent)!r} is no folder")
 
 
 def existing(value: str | Path, name: str) -> Path:

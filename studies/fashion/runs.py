@@ -95,7 +95,7 @@ def run_config(arm: str, seed: int, *, out: Path, steps: int = STEPS, batch_size
 def picture_flops(arm: str) -> float:
     """Training FLOPs of one picture: 3 forwards, in the mean over the budgets drawn (PAPER section 5)."""
     settings: dict[str, Any] = {"sample_size": 32, "in_channels": 1, "num_classes": 10}
-    network = DiT(**model_config(**ARMS[arm].model.chosen(), **settings)[1])
+    network = DiT(**model_config(**ARMS[arm].model.arguments(), **settings)[1])
     drawn = training_budgets(network.budgets, *ARMS[arm].budgets) if network.budgets else (None,)
     return 3 * sum(count_flops(network, budget=budget) for budget in drawn) / len(drawn)
 

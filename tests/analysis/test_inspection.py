@@ -8,7 +8,7 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
-from elit.analysis.examples import Examples, as_shown, load_examples
+from elit.analysis.examples import Examples, as_pictures, load_examples
 from elit.analysis.inspection import budgets_shown, inspect_model
 from elit.analysis.latents import Probe, losses, losses_without, single_drops
 from elit.analysis.page import PICTURES, write_inside
@@ -121,7 +121,7 @@ def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
     assert found.x.shape == (4, 4, 16, 16)
     assert found.names == ("class 0", "class 0", "class 1", "class 1")
     assert found.y.tolist() == [0, 0, 1, 1]
-    shown = as_shown(found.x, vae)
+    shown = as_pictures(found.x, vae)
     assert torch.allclose(shown, decode(vae, found.x).clamp(-1, 1), atol=1e-5)
     with pytest.raises(ValueError, match=r"samples of \(3, 16, 16\), this model takes \(4, 16, 16\); .* vae"):
         load_examples(model, str(tmp_path), 4)
@@ -139,7 +139,7 @@ def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
     encode(source, out, vae, encoding)
     finish(source, out, encoding)
     found, again, other = (load_examples(model, str(out), 3, vae=vae, seed=seed) for seed in (0, 0, 1))
-    assert found.made == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 0}
+    assert found.origin == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 0}
     assert torch.equal(found.x, again.x)
     moments, labels = LatentSet(out).__getitems__([0, 1, 2])
     assert torch.equal(other.x, posterior_sample(moments, seeded_noise([1, 2, 3], (4, 16, 16))))
@@ -147,7 +147,7 @@ def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
 
 
 def test_latents_without_their_autoencoder_are_shown_as_means():
-    shown = as_shown(torch.randn(2, 4, 3, 8, 8), None)
+    shown = as_pictures(torch.randn(2, 4, 3, 8, 8), None)
     assert shown.shape == (2, 1, 8, 8)
     assert (shown.amin((1, 2, 3)) == -1).all()
     assert torch.allclose(shown.amax((1, 2, 3)), torch.ones(2))

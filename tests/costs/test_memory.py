@@ -21,7 +21,7 @@ SMALL = {"sample_size": 16, "in_channels": 4, "hidden_size": 96, "num_heads": 4,
 
 def measured_peak(config: TrainConfig) -> int:
     """Bytes of one whole training step on real tensors, by torch's own tracker."""
-    model = elit.create_model(**config.model.chosen())
+    model = elit.create_model(**config.model.arguments())
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -111,7 +111,7 @@ def test_recipes_cost_what_the_paper_says(path):
     multi = path.stem.endswith("-mb")
     row, pixels = config.model.name + " MB" * multi, int(path.parent.name[-3:])
     with torch.device("meta"):
-        model = elit.create_model(**config.model.chosen())
+        model = elit.create_model(**config.model.arguments())
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
     assert len(set(drawn)) > 1 if multi else drawn in ((None,), model.budgets[-1:])
     cost = {kept: elit.count_flops(model, budget=kept) for kept in set(drawn)}

@@ -29,7 +29,7 @@ class Examples:
     """What they are of, B rows on the CPU."""
     names: tuple[str, ...]
     """Class or caption of each."""
-    made: dict[str, Any]
+    origin: dict[str, Any]
     """Where they come from, as JSON."""
 
 
@@ -59,8 +59,8 @@ def load_examples(
     if image_size is None:
         image_size = model.sample_size[-1] * downsampling(vae)
     # Training knows what `data` stands for; of the network it asks how it is conditioned.
-    told = {"text_encoder": model.config.text_encoder, "text_length": model.config.text_length} if text else {}
-    network = ModelConfig(name="MM-DiT-S/2" if text else "DiT-S/2", **told)
+    text_settings = {"text_encoder": model.config.text_encoder, "text_length": model.config.text_length} if text else {}
+    network = ModelConfig(name="MM-DiT-S/2" if text else "DiT-S/2", **text_settings)
     config = TrainConfig(data=data, image_size=image_size, model=network)
     images = load_data(config)
     if count > len(images):
@@ -75,8 +75,8 @@ def load_examples(
     prompts = load_prompts(config, images, model.device)
     y = model.prepare_condition(labels if prompts is None else prompts[labels])
     names = images.classes if prompts is None else images.captions
-    made = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
-    return Examples(x, y, tuple(names[label] for label in labels.tolist()), made)
+    origin = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
+    return Examples(x, y, tuple(names[label] for label in labels.tolist()), origin)
 
 
 def _own_samples(model: Transformer, count: int, seed: int) -> Examples:
@@ -88,7 +88,7 @@ def _own_samples(model: Transformer, count: int, seed: int) -> Examples:
     return Examples(x, y, tuple(names[label] for label in y.tolist()), drawn)
 
 
-def as_shown(samples: Tensor, vae: ModelMixin | None) -> Tensor:
+def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
     """Samples of a network as pictures (B, 1 or 3, H, W) in [-1, 1] on the CPU, of clips the first frame.
 
     Latents without their autoencoder are no pictures: the mean over their channels then, each from its own least to

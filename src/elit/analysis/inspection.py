@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.analysis.attention import as_grid
-from elit.analysis.examples import Examples, as_shown
+from elit.analysis.examples import Examples, as_pictures
 from elit.analysis.latents import Look, Probe, look, losses, losses_without, rank_correlation, single_drops
 from elit.costs.flops import count_flops
 from elit.evaluate.recipe import describe_autoencoder, device_name, versions
@@ -104,7 +104,7 @@ def inspect_model(
     maps = {name: value.movedim(1, 0) for name, value in maps.items()}
     maps["latents"] = _first_frame(as_grid(model, seen.latents, size))
     numbers = {
-        "made": made(model, examples, probe, setting, vae),
+        "made": describe_run(model, examples, probe, setting, vae),
         "how": HOW,
         "attention_and_loss": _attention_and_loss(seen, probe.times),
         "maps": {name: maps[name].mean(1).tolist() for name in ("attention", "loss")},
@@ -131,11 +131,11 @@ def inspect_model(
         look=seen,
         maps=maps,
         window=model.window(size)[-2:],
-        pictures=as_shown(probe.x, vae),
+        pictures=as_pictures(probe.x, vae),
         names=examples.names,
         by_budget=by_budget,
         without=without,
-        samples={budget: as_shown(x, vae) for budget, x in drawn.items()},
+        samples={budget: as_pictures(x, vae) for budget, x in drawn.items()},
         sampled=tuple(examples.names[row] for row in rows),
         numbers=numbers,
     )
@@ -148,7 +148,7 @@ def budgets_shown(budgets: Sequence[int], most: int = MOST_BUDGETS) -> list[int]
     return [budgets[round(i * (len(budgets) - 1) / (most - 1))] for i in reversed(range(most))]
 
 
-def made(
+def describe_run(
     model: Transformer, examples: Examples, probe: Probe, setting: Setting, vae: ModelMixin | None
 ) -> dict[str, Any]:
     """Everything that decides the numbers, as JSON."""
@@ -156,7 +156,7 @@ def made(
     network = {"class": type(model).__name__, "weights": weights_digest(model), "latents": model.budgets[-1]}
     return {
         "model": {"folder": str(model.config.get("_name_or_path", ""))} | network,
-        "examples": examples.made,
+        "examples": examples.origin,
         "times": list(probe.times),
         "draws": probe.draws,
         "seed": probe.seed,

@@ -88,21 +88,21 @@ def run(args: Args) -> dict[str, Any]:
     data = load_data(TrainConfig(data=args.data))
     student = load_model(args.model).to(check_device(args.device))
     prepare_student(student, config)
-    quality = _judge(args, student, data)
+    quality = _quality_of(args, student, data)
     with original():
         reference = quality(student, None)
-    kept = list(dict.fromkeys(max(1, len(student.budgets) // part) for part in (1, 2, 4, 8, 16)))
-    before = {count: quality(student, count) for count in kept}
+    budgets = list(dict.fromkeys(max(1, len(student.budgets) // part) for part in (1, 2, 4, 8, 16)))
+    before = {count: quality(student, count) for count in budgets}
     start = time.perf_counter()
     if args.steps:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as folder:
             student = distill_network(student, data, replace(config, out=folder))
     seconds = time.perf_counter() - start
-    after = {count: quality(student, count) for count in kept}
+    after = {count: quality(student, count) for count in budgets}
     save_model(student, args.out)
     if not args.json:
-        rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in kept]
+        rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in budgets]
         columns = [f"{name} {when}" for when in ("before", "after") for name in reference]
         print_table(["latents a window", *columns], rows)
         scores = ", ".join(f"{name} {value:.4g}" for name, value in reference.items())
@@ -117,7 +117,7 @@ def _cells(scores: dict[str, float]) -> list[str]:
     return [f"{value:.4g}" for value in scores.values()]
 
 
-def _judge(args: Args, student: Any, data: Any) -> Callable[[Any, int | None], dict[str, float]]:
+def _quality_of(args: Args, student: Any, data: Any) -> Callable[[Any, int | None], dict[str, float]]:
     """Scores a network at a budget: its velocity's error to the original's, and on digits a classifier's accuracy.
 
     student: as elastify left it, so still the original too.
@@ -140,14 +140,14 @@ def _judge(args: Args, student: Any, data: Any) -> Callable[[Any, int | None], d
     judged = args.data == "digits" and args.samples > 0
     classifier = train_digit_classifier(digits(), seed=args.seed).model if judged else None
 
-    def quality(model: Any, kept: int | None) -> dict[str, float]:
+    def quality(model: Any, budget: int | None) -> dict[str, float]:
         with torch.no_grad():
-            scores = {"error": (model(x, t, y, kept) - right).square().mean().sqrt().item()}
+            scores = {"error": (model(x, t, y, budget) - right).square().mean().sqrt().item()}
         if classifier is not None:
             labels = torch.arange(args.samples) % len(CLASSES)
-            drawn = sample(model, labels, steps=16, budget=kept, seed=args.seed).cpu()
+            samples = sample(model, labels, steps=16, budget=budget, seed=args.seed).cpu()
             with torch.no_grad():
-                scores["accuracy"] = (classifier(drawn)[1].argmax(1) == labels).float().mean().item()
+                scores["accuracy"] = (classifier(samples)[1].argmax(1) == labels).float().mean().item()
         return scores
 
     return quality

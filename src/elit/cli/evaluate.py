@@ -10,7 +10,7 @@ import tyro
 from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
-from elit.cli.sample import chosen_conditions, chosen_guidance
+from elit.cli.sample import conditions_from, guidance_from
 from elit.data.builtin import is_named
 from elit.pretrained import model_folder
 
@@ -190,7 +190,7 @@ def _pictures(args: Args, device: str, work: Path, share: Any) -> Any:
         return pictures if args.count is None else First(pictures, args.count)
     sampler = open_sampler(args, args.pictures, device, work)
     same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "cache", "seed")}
-    setting, count = Setting(guidance=chosen_guidance(args), **same), args.count or FIELD_COUNT
+    setting, count = Setting(guidance=guidance_from(args), **same), args.count or FIELD_COUNT
     with show_progress("sampling", count) as progress:
         return sampler.draw(setting, count, batch_size=args.batch_size, share=share, progress=progress)
 
@@ -208,7 +208,7 @@ def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
         if not args.prompts_file.is_file():
             raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
         args = replace(args, prompts=tuple(args.prompts_file.read_text(encoding="utf-8").splitlines()))
-    return Sampler(model, work, vae=vae, conditions=chosen_conditions(args, model, device), chunk=args.chunk)
+    return Sampler(model, work, vae=vae, conditions=conditions_from(args, model, device), chunk=args.chunk)
 
 
 def _save_reference(
@@ -226,7 +226,7 @@ def _save_reference(
     save_reference(reference, args.save_reference)
     if not args.json:
         print(f"{args.save_reference}: {detector.name}'s statistics of {detections.count} pictures")
-    return {"reference": str(args.save_reference), "count": detections.count, "made": reference.made}
+    return {"reference": str(args.save_reference), "count": detections.count, "made": reference.origin}
 
 
 def _report(args: Args, pictures: Any, results: dict[str, Any]) -> dict[str, Any]:

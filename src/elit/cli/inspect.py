@@ -10,7 +10,7 @@ import tyro
 from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
-from elit.cli.sample import chosen_guidance
+from elit.cli.sample import guidance_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def run(args: Args) -> dict[str, Any]:
     examples = load_examples(model, args.data, args.count, **wanted)
     settings = {name: getattr(args, name) for name in ("times", "draws", "seed", "batch_size")}
     probe = Probe(x=examples.x, y=examples.y, **settings)
-    setting = Setting(steps=args.steps, guidance=chosen_guidance(args), seed=args.seed)
+    setting = Setting(steps=args.steps, guidance=guidance_from(args), seed=args.seed)
     with show_progress("looking", 1) as progress:
         inspection = inspect_model(model, examples, probe, setting, vae=vae, progress=progress)
     write_folder(args.out, lambda folder: write_inside(inspection, folder, str(args.model)))

@@ -149,8 +149,8 @@ def _one_line(box: str, name: str) -> str:
             sections.append([])
         elif line and line[0] not in "╭╰":
             sections[-1].append(line)
-    said = sections[0 if "╭" in box else 1]
-    message = re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(" ".join(said).split()))
+    reason = sections[0 if "╭" in box else 1]
+    message = re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(" ".join(reason).split()))
     return f"{message} (see elit {name} --help)"
 
 

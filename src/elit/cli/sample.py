@@ -119,13 +119,13 @@ def run(args: Args) -> dict[str, Any]:
     from elit.elastic.load_model import load_network
     from elit.files import check_new_output
     from elit.pretrained import model_name
-    from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, number_of_images, weights_fingerprint
+    from elit.sampling.draw import as_pixels, conditions_of, draw, environment_of, number_of_images, weights_fingerprint
     from elit.sampling.evaluations import sampling_flops
 
     device = check_device(args.device)
     dtype = getattr(torch, args.dtype)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
-    weights, environment = weights_fingerprint(model), made_with(model.device, compile=args.compile)
+    weights, environment = weights_fingerprint(model), environment_of(model.device, compile=args.compile)
     if args.like is not None:
         compare(read_record(args.like), args, weights, environment)
 
@@ -145,7 +145,7 @@ def run(args: Args) -> dict[str, Any]:
         draw(
             model, replace(settings, count=min(count, settings.batch_size)), conditions=conditions, compile=args.compile
         )
-    made = count if args.row is None else 1
+    num_images = count if args.row is None else 1
     start = time.perf_counter()
     with show_progress("sampling", count) as progress:
         x = draw(model, settings, conditions=conditions, row=args.row, compile=args.compile, progress=progress)
@@ -165,14 +165,14 @@ def run(args: Args) -> dict[str, Any]:
         save_animation(single_frames(x[0], args.out.suffix), args.out, describe(args.row))
     result = {
         "out": str(args.out),
-        "count": made,
+        "count": num_images,
         "gflops_per_image": flops / 1e9,
-        "ms_per_image": 1e3 * seconds / made,
+        "ms_per_image": 1e3 * seconds / num_images,
         "plan": plan and {"words": plan.words, "ms": plan.ms, "metric": plan.metric, "quality": plan.quality},
     }
     if not args.json:
         what = "clips" if clips else "images"
-        print(f"{args.out}: {made} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
+        print(f"{args.out}: {num_images} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
     return result
 
 
@@ -220,10 +220,10 @@ def planned(args: Args, model: Any, batch: int) -> Any:
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
         profile, _ = measured(model, folder, batch_sizes=sizes, seconds=30.0, compile=args.compile)
-    chosen = plan(model, batch=batch, profile=profile, cache=args.cache or None, compile=args.compile, **targets)
+    best = plan(model, batch=batch, profile=profile, cache=args.cache or None, compile=args.compile, **targets)
     if not args.json:
-        print(chosen)
-    return chosen
+        print(best)
+    return best
 
 
 def check_possible(model: Any, target: Any, batch: int, *, compile: bool) -> None:
@@ -234,17 +234,17 @@ def check_possible(model: Any, target: Any, batch: int, *, compile: bool) -> Non
     (ms,), _ = time_runs(model, [least], compile=compile, seconds=0.0)
     if ms > target.ms:
         raise ValueError(
-            f"{target.asked}: the least possible here is {ms:.4g} ms for {batch} image{'s' if batch > 1 else ''}, one "
+            f"{target.text}: the least possible here is {ms:.4g} ms for {batch} image{'s' if batch > 1 else ''}, one "
             "step with the fewest latents and no guidance"
         )
 
 
-def chosen_guidance(args: Any) -> Any:
+def guidance_from(args: Any) -> Any:
     """elit.CFG, AG or CCFG from the options of that name, or None."""
     return make_guidance(args.guidance, args.scale, args.guidance_budget, args.guidance_interval)
 
 
-def chosen_conditions(args: Any, model: Any, device: str) -> Any:
+def conditions_from(args: Any, model: Any, device: str) -> Any:
     """y of every label or prompt. Raises ValueError where the model takes the other kind."""
     from elit.sampling.draw import conditions_of
 

@@ -67,7 +67,7 @@ def estimate(
         if not value > 0 or (name == "utilisation" and value > 1):
             raise ValueError(f"{name}={value}: give a number above 0{', at most 1' if name == 'utilisation' else ''}")
     with torch.device("meta"):
-        model = create_model(**config.model.chosen())
+        model = create_model(**config.model.arguments())
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
     flops = 3 * config.batch_size * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -98,7 +98,7 @@ def estimate(
 def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, checkpointing: bool) -> int:
     """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once."""
     with fake_tensors():
-        model = create_model(**config.model.chosen())
+        model = create_model(**config.model.arguments())
         if checkpointing:
             model.enable_gradient_checkpointing()
         x = torch.zeros(batch, model.config.in_channels, *model.sample_size)

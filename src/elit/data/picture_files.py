@@ -59,15 +59,15 @@ def read_text(path: Path) -> str | None:
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
             if image.format == "PNG":
-                found = image.info.get(KEYWORD)
+                text = image.info.get(KEYWORD)
             elif image.format == "WEBP":
-                found = image.getexif().get(DESCRIPTION)
+                text = image.getexif().get(DESCRIPTION)
             else:
-                found = image.info.get("comment")
+                text = image.info.get("comment")
     except FileNotFoundError:
         raise ValueError(f"{str(path)!r}: no such file") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r}: not a picture that can be read ({' '.join(str(error).split())})") from None
-    if isinstance(found, bytes):
-        found = found.decode("ascii", errors="replace")
-    return found if isinstance(found, str) and found else None
+    if isinstance(text, bytes):
+        text = text.decode("ascii", errors="replace")
+    return text if isinstance(text, str) and text else None

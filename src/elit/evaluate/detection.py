@@ -14,7 +14,7 @@ from elit.evaluate.recipe import claim_folder, recipe_digest, sample_digests, se
 from elit.evaluate.statistics import Moments
 
 
-class Found:
+class DetectedFeatures:
     """What a detector found in `count` pictures; tensors are named as the fields of `Detection`."""
 
     def __init__(self, chunks: Chunks, count: int):
@@ -27,10 +27,10 @@ class Found:
         """(count, ...) of one tensor; where that is more than `most`, so many of them, evenly spaced."""
         if most is None or self.count <= most:
             return self.chunks.read(0, self.count, name)
-        chosen = torch.arange(most) * self.count // most
+        rows = torch.arange(most) * self.count // most
         parts, first = [], 0
         for part in self.chunks.stream(self.count, name):
-            inside = chosen[(chosen >= first) & (chosen < first + len(part))]
+            inside = rows[(rows >= first) & (rows < first + len(part))]
             parts.append(part[inside - first])
             first += len(part)
         return torch.cat(parts)
@@ -58,7 +58,7 @@ def detect(
     batch_size: int,
     share: Share,
     progress: Progress | None = None,
-) -> Found:
+) -> DetectedFeatures:
     """Runs the detector over all pictures, `chunk` at once, together with the other processes.
 
     What a killed run has found in the same pictures is under OUT/features, and is not looked for again.
@@ -77,11 +77,11 @@ def detect(
     share.wait()
     chunks = Chunks(folder, chunk)
     options: dict[str, Any] = {"batch_size": batch_size, "share": share, "progress": progress}
-    chunks.fill(len(pictures), lambda first: _found_in(pictures, detector, first, chunk), **options)
-    return Found(chunks, len(pictures))
+    chunks.fill(len(pictures), lambda first: _detect_chunk(pictures, detector, first, chunk), **options)
+    return DetectedFeatures(chunks, len(pictures))
 
 
-def _found_in(pictures: Pictures, detector: Detector, first: int, size: int) -> dict[str, Tensor]:
+def _detect_chunk(pictures: Pictures, detector: Detector, first: int, size: int) -> dict[str, Tensor]:
     """The rows of a chunk. Behind the end the last picture is repeated, so that every chunk has one shape."""
     read = pictures.read(first, min(first + size, len(pictures)))
     read = torch.cat([read, read[-1:].expand(size - len(read), *read.shape[1:])])

@@ -27,8 +27,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID: the unbiased squared MMD under the kernel (a·b/F + 1)³, as (mean, standard deviation) over random subsets.
 
-    real (N, F), made (M, F). A subset has `subset_size` of each, or all of them where there are fewer; they are drawn
-    from `seed` alone. Bińkowski et al. 2018, "Demystifying MMD GANs". Raises ValueError below two samples.
+    real (N, F), generated (M, F). A subset has `subset_size` of each, or all of them where there are fewer; they are
+    drawn from `seed` alone. Bińkowski et al. 2018, "Demystifying MMD GANs". Raises ValueError below two samples.
     """
     size = min(subset_size, len(real), len(generated))
     if size < 2:
@@ -67,16 +67,16 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
 def precision_recall(real: Tensor, generated: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
     """Share of made samples on the manifold of the real ones, and of real samples on that of the made ones.
 
-    real (N, F), made (M, F). A manifold is the union of balls around its samples that reach to their k-th nearest
+    real (N, F), generated (M, F). A manifold is the union of balls around its samples that reach to their k-th nearest
     neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
     """
     if min(len(real), len(generated)) <= neighbours:
         raise ValueError(f"{min(len(real), len(generated))} samples have no {neighbours} neighbours; give more")
     centre = real.double().mean(0)  # close to the origin, squares lose fewer digits
     real, generated = real.double() - centre, generated.double() - centre
-    real_radius, made_radius = (_squared_radii(values, neighbours) for values in (real, generated))
+    real_radius, generated_radius = (_squared_radii(values, neighbours) for values in (real, generated))
     precision = torch.cat([(_squared(part, real) <= real_radius).any(1) for part in generated.split(BLOCK)])
-    recall = torch.cat([(_squared(part, generated) <= made_radius).any(1) for part in real.split(BLOCK)])
+    recall = torch.cat([(_squared(part, generated) <= generated_radius).any(1) for part in real.split(BLOCK)])
     return float(precision.double().mean()), float(recall.double().mean())
 
 

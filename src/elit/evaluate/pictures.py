@@ -54,7 +54,7 @@ class MemoryPictures:
 
     def __init__(self, data: ImageSet, name: str):
         self.pixels = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
-        self.classes_shown, self.name = data.labels, name
+        self.class_labels, self.name = data.labels, name
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -63,7 +63,7 @@ class MemoryPictures:
         return self.pixels[first:stop]
 
     def labels(self, first: int, stop: int) -> Tensor:
-        return self.classes_shown[first:stop]
+        return self.class_labels[first:stop]
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "data", "name": self.name}
@@ -80,7 +80,7 @@ class ArrayPictures:
 
     def __init__(self, path: Path):
         self.path = path
-        self.array, self.classes_shown = array_in(path, "arr_0"), None
+        self.array, self.class_labels = array_in(path, "arr_0"), None
         if self.array.dtype != np.uint8 or self.array.ndim not in (4, 5) or self.array.shape[-1] not in (1, 3):
             raise ValueError(
                 f"{str(path)!r}: arr_0 is {self.array.dtype} {self.array.shape}; expected uint8 pictures (N, H, W, 3)"
@@ -88,7 +88,7 @@ class ArrayPictures:
         if "arr_1" in keys_of(path):
             labels = array_in(path, "arr_1")
             if labels.shape == self.array.shape[:1] and np.issubdtype(labels.dtype, np.integer):
-                self.classes_shown = torch.from_numpy(np.array(labels, dtype=np.int64))
+                self.class_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.array)
@@ -97,7 +97,7 @@ class ArrayPictures:
         return torch.from_numpy(np.array(self.array[first:stop])).movedim(-1, 1).contiguous()
 
     def labels(self, first: int, stop: int) -> Tensor | None:
-        return None if self.classes_shown is None else self.classes_shown[first:stop]
+        return None if self.class_labels is None else self.class_labels[first:stop]
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "npz", "name": self.path.name}

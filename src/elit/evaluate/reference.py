@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elit.evaluate.chunks import Progress, Share
-from elit.evaluate.detection import Found, detect
+from elit.evaluate.detection import DetectedFeatures, detect
 from elit.evaluate.fashion_mnist import REFERENCE
 from elit.evaluate.features import Detector
 from elit.evaluate.pictures import Pictures, array_in, keys_of, open_pictures
@@ -31,20 +31,20 @@ class Reference:
     tensors: dict[str, Tensor]
     """mean (F,), covariance (F, F) float64; spatial_mean, spatial_covariance likewise; features (n, F) float32. What
     is not known is not there."""
-    made: dict[str, Any]
+    origin: dict[str, Any]
     """The pictures, how many, the detector and its weights, versions."""
 
     @property
     def count(self) -> int | None:
         """Pictures behind the mean and the covariance, where that is known."""
-        return self.made["count"]
+        return self.origin["count"]
 
     def describe(self) -> dict[str, Any]:
         """What made it, and the SHA-256 of its numbers."""
         total = hashlib.sha256()
         for name, value in sorted(self.tensors.items()):
             total.update(name.encode() + value.contiguous().numpy().tobytes())
-        return {"made": self.made, "sha256": total.hexdigest()}
+        return {"made": self.origin, "sha256": total.hexdigest()}
 
 
 def open_reference(
@@ -82,21 +82,21 @@ def open_reference(
     if stored.is_file():
         return load_reference(stored, detector) if share.main else None
     options: dict[str, Any] = {"chunk": chunk, "batch_size": batch_size, "share": share, "progress": progress}
-    found_in = detect(pictures, detector, out, **options)
+    detections = detect(pictures, detector, out, **options)
     if not share.main:
         return None
-    reference = reference_from(found_in, pictures, detector)
+    reference = reference_from(detections, pictures, detector)
     # ADM's evaluator takes the Fréchet distances from its statistics and the neighbours from its pictures.
     if statistics is not None:
         reference = Reference(
-            reference.tensors | statistics, _adm_made(path, detector) | {"pictures": reference.made["pictures"]}
+            reference.tensors | statistics, _adm_origin(path, detector) | {"pictures": reference.origin["pictures"]}
         )
     save_reference(reference, stored)
-    shutil.rmtree(found_in.chunks.folder)  # for ImageNet's training set 20 GB
+    shutil.rmtree(detections.chunks.folder)  # for ImageNet's training set 20 GB
     return reference
 
 
-def reference_from(detections: Found, pictures: Pictures, detector: Detector) -> Reference:
+def reference_from(detections: DetectedFeatures, pictures: Pictures, detector: Detector) -> Reference:
     """The statistics of pictures that a detector has been over."""
     tensors = {"features": detections.rows("features", FEATURES_KEPT)}
     for prefix, name in (("", "features"), ("spatial_", "spatial")):
@@ -120,7 +120,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         raise ValueError(f"reference={str(path)!r}: give a name that ends in .safetensors")
     tensors = {name: value.contiguous() for name, value in reference.tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"made": json.dumps(reference.made)})
+        save_file(tensors, temporary, {"made": json.dumps(reference.origin)})
 
 
 def load_reference(path: Path, detector: Detector) -> Reference:
@@ -136,7 +136,7 @@ def load_reference(path: Path, detector: Detector) -> Reference:
     if recipe is None:
         raise ValueError(f"reference={str(path)!r}: does not say what made it; give one that elit evaluate saved")
     reference = Reference(tensors, json.loads(recipe))
-    theirs, ours = reference.made["detector"], detector.describe()
+    theirs, ours = reference.origin["detector"], detector.describe()
     if theirs != ours:
         raise ValueError(
             f"reference={str(path)!r}: made with detector {_brief(theirs)}, not {_brief(ours)}; make it again with "
@@ -161,10 +161,10 @@ def _adm_statistics(path: Path, detector: Detector) -> dict[str, Tensor]:
 
 
 def _adm_reference(path: Path, detector: Detector, statistics: dict[str, Tensor]) -> Reference:
-    return Reference(statistics, _adm_made(path, detector))
+    return Reference(statistics, _adm_origin(path, detector))
 
 
-def _adm_made(path: Path, detector: Detector) -> dict[str, Any]:
+def _adm_origin(path: Path, detector: Detector) -> dict[str, Any]:
     """ADM's files do not say how many pictures they are of, nor with which port of Inception they are compared."""
     by = "ADM's evaluator, with TensorFlow's Inception"
     return {"name": path.name, "by": by, "count": None, "detector": detector.describe()}

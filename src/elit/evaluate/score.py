@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.chunks import Progress, Share
-from elit.evaluate.detection import Found, detect
+from elit.evaluate.detection import DetectedFeatures, detect
 from elit.evaluate.features import Detector
 from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.evaluate.pictures import Pictures
@@ -173,7 +173,7 @@ def possible_metrics(
 
 
 def _measure(
-    metrics: Sequence[str], detections: Found, pictures: Pictures, reference: Reference | None
+    metrics: Sequence[str], detections: DetectedFeatures, pictures: Pictures, reference: Reference | None
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
     real = reference.tensors if reference else {}
@@ -210,7 +210,7 @@ def _options(metric: str) -> dict[str, int]:
     return {"kid": KID | features, "is": IS, "precision": neighbours, "recall": neighbours}.get(metric, {})
 
 
-def _notes(detections: Found, detector: Detector, reference: Reference | None) -> tuple[str, ...]:
+def _notes(detections: DetectedFeatures, detector: Detector, reference: Reference | None) -> tuple[str, ...]:
     counts = [("samples", detections.count), ("reference pictures", reference.count if reference else None)]
     return tuple(
         f"{count} {what} for {detector.width} features: their covariance is singular and distances come out too "

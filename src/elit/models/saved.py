@@ -36,9 +36,9 @@ def load_own(folder: str | Path, **kwargs: Any) -> Transformer:
             f"model={str(folder)!r}: holds an elastified network; only elit.load_model takes it, with its dial"
         )
     kwargs = {"torch_dtype": saved_dtype(folder)} | {name: value for name, value in kwargs.items() if value is not None}
-    model, found = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, loading = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
     # diffusers would start missing weights at random, with a warning.
-    wrong = sorted([*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])])
+    wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"], *map(str, loading["mismatched_keys"])])
     if wrong:
         raise ValueError(f"model={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     return model

@@ -120,8 +120,8 @@ class SiT(DiT):
 
             def elastic_core(count: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
                 l_i, c_i = parts
-                kept_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
-                after = self.through(core, kept_i, c_i).unflatten(1, (l_i.shape[1], count))
+                latents_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
+                after = self.through(core, latents_i, c_i).unflatten(1, (l_i.shape[1], count))
                 return (torch.cat((after, l_i[:, :, count:]), 2),)  # (B, G, J, d)
 
             (latents,) = run_by_budget(elastic_core, counts, (latents, c), shared=shared)

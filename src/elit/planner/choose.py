@@ -79,7 +79,7 @@ def plan(
         profile = find_profile(network, folder, dtype, compile=compile)
     if profile is None and target.ms is not None:
         name = folder or "MODEL"
-        raise ValueError(f"{target.asked}: no profile of this machine in {name}; run elit profile {name} first")
+        raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
     where = Path(table) if table is not None else folder and find_table(folder)
     quality_table, note = read_quality(where, quality) if where else None, ""
     if quality_table is not None:
@@ -102,7 +102,7 @@ def plan(
     least = min([*measured, *guessed], key=target.cost)
     unit = "GFLOPs an image" if target.ms is None else f"ms for {batch} image{'s' if batch > 1 else ''}"
     raise ValueError(
-        f"{target.asked}: the least possible here is {target.cost(least):.4g} {unit}, with {setting_words(least)}"
+        f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {setting_words(least)}"
     )
 
 

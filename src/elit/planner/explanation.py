@@ -15,7 +15,7 @@ def explain(
 
     fitting: all measured plans that keep to the target; empty where the plan is not from a table.
     """
-    text = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.asked}{_room(target)})."
+    text = f"{setting_words(plan, model)}: {_costs(plan)} (asked: {target.text}{_room(target)})."
     if quality is None or plan.quality is None:
         return text + _unknown(plan, quality) + note
     settings = plan.budget, plan.guidance, plan.cache

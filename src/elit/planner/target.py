@@ -14,7 +14,7 @@ class Target:
     """Wall-clock of the whole run of a batch."""
     gflops: float | None
     """Of one image."""
-    asked: str
+    text: str
     """As the user gave it."""
     margin: float = 0.0
     """Share by which times are kept below the bound, since predictions are off by it; FLOPs are exact."""
@@ -41,4 +41,4 @@ def make_target(
     ((name, value),) = given.items()
     value = real_number(name, value, above=0)
     ms = target_ms if target_images_per_s is None else 1e3 * batch / target_images_per_s
-    return Target(ms=ms, gflops=target_gflops, asked=f"{name}={value:g}")
+    return Target(ms=ms, gflops=target_gflops, text=f"{name}={value:g}")

@@ -19,7 +19,7 @@ from elit.costs.flops import count_flops
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 
-Found = tuple[int, float, tuple[int, ...]]
+BudgetPath = tuple[int, float, tuple[int, ...]]
 """Cost, loss and the budgets so far, of each part its place among the valid ones."""
 
 
@@ -146,11 +146,11 @@ def _best_rising(losses: Sequence[Sequence[float]], costs: Sequence[int], most: 
     Part by part, for every budget that may be the last one so far: the (cost, loss) pairs that no other one beats.
     """
     left = len(losses)
-    ends: list[list[Found]] = [[(0, 0.0, ())], *[[] for _ in costs[1:]]]
+    ends: list[list[BudgetPath]] = [[(0, 0.0, ())], *[[] for _ in costs[1:]]]
     for part in losses:
         left -= 1
-        grown: list[list[Found]] = []
-        before: list[Found] = []
+        grown: list[list[BudgetPath]] = []
+        before: list[BudgetPath] = []
         for k, cost in enumerate(costs):
             before = _unbeaten([*before, *ends[k]])
             steps = [(spent + cost, lost + part[k], (*path, k)) for spent, lost, path in before]
@@ -159,8 +159,8 @@ def _best_rising(losses: Sequence[Sequence[float]], costs: Sequence[int], most: 
     return min((lost, spent, path) for paths in ends for spent, lost, path in paths)
 
 
-def _unbeaten(paths: list[Found]) -> list[Found]:
-    unbeaten: list[Found] = []
+def _unbeaten(paths: list[BudgetPath]) -> list[BudgetPath]:
+    unbeaten: list[BudgetPath] = []
     for each in sorted(paths):
         if not unbeaten or each[1] < unbeaten[-1][1]:
             unbeaten.append(each)

@@ -28,7 +28,7 @@ from elit.planner.choose import find_profile, network_folder
 from elit.planner.cost import CostPolynomial
 from elit.planner.profile import Profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
-from elit.sampling.draw import as_pixels, conditions_of, draw, made_with, weights_fingerprint
+from elit.sampling.draw import as_pixels, conditions_of, draw, environment_of, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.settings import SampleRecord, SampleSettings
 
@@ -96,7 +96,7 @@ class NetworkEngine:
 
     def __post_init__(self) -> None:
         self.weights = weights_fingerprint(self.model)
-        self.environment = made_with(self.model.device)
+        self.environment = environment_of(self.model.device)
         self.can_look_inside = self.model.latent_interface is not None
         pictures = self.vae is not None or self.model.config.in_channels in (1, 3)
         if not pictures:

@@ -141,11 +141,11 @@ def _degradation(out: Path, points: Sequence[Point], metric: str) -> Section:
     plots.degradation_curves(points, metric, out / "degradation.png")
     most = max(point.steps for point in points)
     kinds = [kind for kind in LOOK if at_best_scale(points, metric, kind)]
-    found = {(p.budget, p.guidance, p.scale): rho for p, rho in degradations(points, metric) if p.steps == most}
+    correlations = {(p.budget, p.guidance, p.scale): rho for p, rho in degradations(points, metric) if p.steps == most}
     scales = {kind: at_best_scale(points, metric, kind)[0].scale for kind in kinds}
     rows = []
     for budget in budgets_of(points):
-        ratios = [found.get((budget, kind, scales[kind])) for kind in kinds]
+        ratios = [correlations.get((budget, kind, scales[kind])) for kind in kinds]
         rows.append((budget, *("" if rho is None else f"{rho:.3f}" for rho in ratios)))
     return Section(
         title="What smaller budgets lose",

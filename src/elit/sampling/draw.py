@@ -103,7 +103,7 @@ def weights_fingerprint(model: ModelMixin) -> str:
     return digest.hexdigest()[:16]
 
 
-def made_with(device: torch.device, *, compile: bool = False) -> dict[str, str]:
+def environment_of(device: torch.device, *, compile: bool = False) -> dict[str, str]:
     """What rounding depends on beside the settings."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = {"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}

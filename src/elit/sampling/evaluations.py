@@ -55,8 +55,8 @@ def _check_guidance(guidance: Guidance | None, plan: Evaluations) -> None:
     """Raises ValueError for a guidance that changes nothing, because of its interval or its budget."""
     if guidance is None or guidance.scale == 1:
         return
-    evaluated = [(t, chosen) for step in plan for t, chosen in step.items()]
-    guided = [chosen for _, chosen in evaluated if len(chosen) > 1]
+    evaluated = [(t, branches) for step in plan for t, branches in step.items()]
+    guided = [branches for _, branches in evaluated if len(branches) > 1]
     if not guided:
         times = ", ".join(f"{t:.3g}" for t, _ in evaluated[:4]) + (", ..." if len(evaluated) > 4 else "")
         raise ValueError(f"guidance interval={guidance.interval}: no step falls into it; steps begin at t = {times}")

@@ -19,12 +19,12 @@ _compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype from its name, such as "bfloat16"; others as they are. Raises ValueError for none of floating point."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found is None and dtype is None:
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if resolved is None and dtype is None:
         return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point or resolved.itemsize < 2:
         raise ValueError(f"dtype={shortened(dtype)}: give torch.float32, torch.bfloat16 or torch.float16")
-    return found
+    return resolved
 
 
 def runner(

@@ -138,24 +138,24 @@ def guided_network(
     branch, in the place of the plan's.
     """
     null, run = model.without_condition(y), network or model
-    asked: dict[tuple[bool, ...], Condition] = {}
+    conditions: dict[tuple[bool, ...], Condition] = {}
     last: Tensor
 
     def velocity(x: Tensor, t: float, step: int) -> Tensor:
         def evaluate(branches: Sequence[Branch]) -> Sequence[Tensor]:
             shared = shares_head(branches) and sample_budgets is None
             rows = tuple(branch.drop_class for branch in (branches[:1] if shared else branches))
-            if rows not in asked:
-                asked[rows] = concatenate([null if dropped else y for dropped in rows])
+            if rows not in conditions:
+                conditions[rows] = concatenate([null if dropped else y for dropped in rows])
             # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
             time = torch.full((len(rows) * len(x),), t, device=x.device, dtype=torch.float32)
             repeated = x.repeat(len(rows), *[1] * (x.ndim - 1))
             if sample_budgets is None:
                 each = [branch.budget for branch in branches]
-                v = run(repeated, time, asked[rows], branch_budgets=each, shared=shared)
+                v = run(repeated, time, conditions[rows], branch_budgets=each, shared=shared)
             else:
-                weak = [weak_branch(model, guidance, kept) for kept in sample_budgets] if len(branches) > 1 else []
-                v = run(repeated, time, asked[rows], [*sample_budgets, *weak])
+                weak = [weak_branch(model, guidance, budget) for budget in sample_budgets] if len(branches) > 1 else []
+                v = run(repeated, time, conditions[rows], [*sample_budgets, *weak])
             return v.to(x.dtype).chunk(len(branches))
 
         nonlocal last
@@ -185,12 +185,12 @@ def watched(
     velocity: Callable[[Tensor, float, int], Tensor], on_step: OnStep
 ) -> Callable[[Tensor, float, int], Tensor]:
     """The same velocity, telling `on_step` of the state before every step."""
-    told = -1
+    last_step = -1
 
     def watch(x: Tensor, t: float, step: int) -> Tensor:
-        nonlocal told
-        if step != told:  # Heun's looks at a step twice
-            told = step
+        nonlocal last_step
+        if step != last_step:  # Heun's looks at a step twice
+            last_step = step
             on_step(step, t, x)
         return velocity(x, t, step)
 

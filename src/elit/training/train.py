@@ -58,7 +58,7 @@ class TrainNetwork(Task):
         )
         set_seed(config.seed)
         names: dict[str, Any] = {"class_names": tuple(self.data.classes)} if self.prompts is None else {}
-        self.network = network = create_model(**config.model.chosen(), **names)
+        self.network = network = create_model(**config.model.arguments(), **names)
         self.blocks = network.blocks
         self.budgets = training_budgets(network.budgets, config.budget_min, config.budget_max)
         self.flops = {budget: 3 * count_flops(network, budget=budget) for budget in network.budgets or (None,)}
