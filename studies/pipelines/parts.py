@@ -1,5 +1,6 @@
 """Stock diffusers pipelines of tiny random parts, without text encoders, and a short guided run of each."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from PIL import Image
 from torch import Tensor
 
@@ -226,6 +228,101 @@ def hunyuan_run(pipe: Any) -> Tensor:
     return pipe(**given, **size, num_inference_steps=2, generator=seeded(), output_type="latent").frames
 
 
+def cog_vae() -> Any:
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+    ).eval()  # fmt: skip
+
+
+def ltx2() -> Any:
+    """With its audio half: autoencoder, vocoder, and the connectors between the text encoder and both."""
+    torch.manual_seed(1)
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), spatio_temporal_scaling=(True,) * 3,
+        decoder_spatio_temporal_scaling=(True,) * 3, decoder_inject_noise=(False,) * 4,
+        down_block_types=("LTX2VideoDownBlock3D",) * 3, downsample_type=("spatial", "spatial", "spatiotemporal"),
+        upsample_type=("spatiotemporal", "spatial", "spatial"), upsample_residual=(False,) * 3,
+        upsample_factor=(1,) * 3, patch_size=1,
+    )  # fmt: skip
+    audio = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8,
+    )  # fmt: skip
+    connect: dict[str, Any] = {}
+    for kind in ("video", "audio"):
+        connect |= {f"{kind}_connector_num_attention_heads": 2, f"{kind}_connector_attention_head_dim": 10}
+        connect |= {f"{kind}_connector_num_layers": 1, f"{kind}_connector_num_learnable_registers": None}
+    connectors = LTX2TextConnectors(
+        caption_channels=20, text_proj_in_factor=1, connector_rope_base_seq_len=32, **connect
+    )  # fmt: skip
+    vocoder = LTX2Vocoder(
+        in_channels=16, hidden_channels=32, upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]],
+    )  # fmt: skip
+    return quiet(diffusers.LTX2Pipeline(
+        scheduler=euler(), vae=vae.eval(), audio_vae=audio.eval(), text_encoder=None, tokenizer=None,
+        connectors=connectors.eval(), transformer=build("LTX2VideoTransformer3DModel"), vocoder=vocoder.eval(),
+    ))  # fmt: skip
+
+
+class Processor:
+    """As much of a processor as QwenImage21Pipeline asks when it is made."""
+
+    tokenizer = property(lambda self: self)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[0]]
+
+    def encode(self, text: str) -> list[int]:
+        return [0]
+
+
+def qwen21() -> Any:
+    torch.manual_seed(1)
+    vae = diffusers.AutoencoderKLQwenImage21(
+        base_dim=8, decoder_base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
+    )  # fmt: skip
+    return quiet(diffusers.QwenImage21Pipeline(
+        scheduler=euler(), vae=vae.eval(), text_encoder=None, processor=Processor(),
+        transformer=build("QwenImage21Transformer2DModel"),
+    ))  # fmt: skip
+
+
+def with_prompts(pipe: Any) -> Any:
+    """Its own `encode_prompt`, where in the place of a text encoder each prompt gives random vectors of its words."""
+    encode = pipe.encode_prompt
+    parameters = inspect.signature(encode).parameters
+    vectors = {"prompt_embeds": (TEXT, 20), "pooled_prompt_embeds": (10,), "prompt_embeds_2": (3, 10)}
+    masks = {"prompt_attention_mask": TEXT, "prompt_embeds_mask": TEXT, "prompt_embeds_mask_2": 3}
+
+    def embed(prompts: list[str], *shape: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(sum(map(ord, prompt))) for prompt in prompts]
+        return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+
+    def encoded(*args: Any, **kwargs: Any) -> Any:
+        asked = inspect.signature(encode).bind(*args, **kwargs).arguments
+        for prefix in ("", "negative_"):
+            given = asked["prompt"] if isinstance(asked["prompt"], list) else [asked["prompt"]]
+            prompts = asked.get(f"{prefix}prompt") or [""] * len(given)
+            prompts = [prompts] if isinstance(prompts, str) else prompts
+            for name, shape in vectors.items():
+                if prefix + name in parameters:
+                    asked[prefix + name] = embed(prompts, *shape)
+            for name, length in masks.items():
+                if prefix + name in parameters:
+                    asked[prefix + name] = torch.ones(len(prompts), length, dtype=torch.bool)
+            if isinstance(pipe, diffusers.ZImagePipeline):
+                asked[prefix + "prompt_embeds"] = list(asked[prefix + "prompt_embeds"])
+        return encode(**asked)
+
+    encoded.__signature__ = inspect.signature(encode)  # type: ignore[attr-defined]
+    pipe.encode_prompt = encoded
+    return pipe
+
+
 def drawn(pipe: Any) -> Tensor:
     return draw(pipe)
 
@@ -302,10 +399,12 @@ PIPELINES: dict[str, Stock] = {
     ),
     "CogVideoXPipeline": Stock(
         simple(
-            "CogVideoXPipeline", "CogVideoXTransformer3DModel", None, diffusers.CogVideoXDDIMScheduler,
+            "CogVideoXPipeline", "CogVideoXTransformer3DModel", cog_vae, diffusers.CogVideoXDDIMScheduler,
             attention_head_dim=16,
         ),
         calling(**FRAMES),
     ),
     "HunyuanVideo15Pipeline": Stock(hunyuan, hunyuan_run),
+    "LTX2Pipeline": Stock(ltx2, calling(**FRAMES, masked=True)),
+    "QwenImage21Pipeline": Stock(qwen21, calling(true_cfg_scale=3.0)),
 }  # fmt: skip

@@ -247,13 +247,15 @@ def with_text(name: str) -> Any:
     """A tiny pipeline whose prompts are random vectors, a function of their words."""
     pipe = pipeline(name)
 
-    def embed(prompts: list[str], *shape: int) -> Tensor:
+    def embed(prompts: str | list[str], *shape: int) -> Tensor:
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         generators = [torch.Generator().manual_seed(sum(map(ord, prompt))) for prompt in prompts]
         return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
 
     def encode(prompt: Any = None, negative_prompt: Any = None, **rest: Any) -> tuple[Tensor, ...]:
         if name == "QwenImagePipeline":
-            return embed(prompt, TEXT, 20), torch.ones(len(prompt), TEXT, dtype=torch.long)
+            text = embed(prompt, TEXT, 20)
+            return text, torch.ones(len(text), TEXT, dtype=torch.long)
         if name == "FluxPipeline":
             return embed(prompt, TEXT, 20), embed(prompt, 10), torch.zeros(TEXT, 3)
         texts = (prompt, negative_prompt)

@@ -7,7 +7,7 @@ one batch. A kind is a bucket: a picture size, and where the length of the text 
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,57 @@ from elit.elastic.recording import Arguments, nested, write_tensors
 OUTPUT = "output"
 
 
+TIMES = ("timestep", "t")
+"""Names of the argument that says the time."""
+
+
 def save_calls(path: Path, calls: Sequence[tuple[Arguments, Tensor]], by_row: frozenset[str]) -> None:
     """Writes the calls of one branch, (arguments, output). by_row: the arguments with an entry a sample.
 
-    Raises ValueError for an argument that is no tensor and differs from sample to sample, OSError without room.
+    Arguments may be lists with a tensor a sample (Z-Image); samples whose tensors have other shapes are in files of
+    their own, NAME.1.safetensors and so on. Raises ValueError for an argument that cannot be divided into samples,
+    OSError without room.
     """
+    arguments, output = calls[0]
+    listed = sorted(name for name in by_row if is_list_of_tensors(arguments[name]))
+    alike: dict[Any, list[int]] = {}
+    for row in range(len(output)):
+        alike.setdefault(tuple(arguments[name][row].shape for name in listed), []).append(row)
+    for number, rows in enumerate(alike.values()):
+        part = [
+            ({name: _rows(each, rows) if name in by_row else each for name, each in call.items()}, out[rows])
+            for call, out in calls
+        ]
+        _save_alike(path.with_suffix(f".{number}.safetensors") if number else path, part, by_row, listed)
+
+
+def is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Tensor) for each in value)
+
+
+def _rows(value: Any, rows: list[int]) -> Any:
+    """Those of a tensor; a list of tensors of one shape as a tensor."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    chosen = [value[row] for row in rows]
+    return torch.stack(chosen) if is_list_of_tensors(chosen) else chosen
+
+
+def _save_alike(
+    path: Path, calls: Sequence[tuple[Arguments, Tensor]], by_row: frozenset[str], listed: list[str]
+) -> None:
     tensors: dict[str, Tensor] = {f"step/{OUTPUT}": torch.stack([output for _, output in calls])}
     constants: dict[str, Any] = {}
     repeated, rows = [], len(calls[0][1])
     for name, value in calls[0][0].items():
         if isinstance(value, Tensor):
             values = [arguments[name] for arguments, _ in calls]
-            if name == "timestep":  # one for all samples, or one each
-                tensors[f"step/{name}"] = torch.stack([each.reshape(-1).expand(rows) for each in values])
-            elif any(each is not value and not torch.equal(each, value) for each in values[1:]):
+            changes = any(each is not value and not torch.equal(each, value) for each in values[1:])
+            if changes or name in TIMES:
+                if name not in by_row and value.numel() > 1 and name not in TIMES:
+                    raise ValueError(f"{name}: differs from step to step without an entry a sample; not supported")
+                if name not in by_row or name in TIMES:  # one for all samples, or one each
+                    values = [each.reshape(-1).expand(rows) for each in values]
                 tensors[f"step/{name}"] = torch.stack(values)
             else:
                 tensors[f"{'row' if name in by_row else 'shared'}/{name}"] = value
@@ -46,7 +83,8 @@ def save_calls(path: Path, calls: Sequence[tuple[Arguments, Tensor]], by_row: fr
             repeated.append(name)
         else:
             constants[name] = value
-    write_tensors(tensors, path, {"constants": repr(constants), "repeated": repr(repeated)})
+    about = {"constants": constants, "repeated": repeated, "listed": listed}
+    write_tensors(tensors, path, {name: repr(value) for name, value in about.items()})
 
 
 class CallFile:
@@ -58,6 +96,7 @@ class CallFile:
             about = self.file.metadata()
             self.constants = ast.literal_eval(about["constants"])
             self.repeated: list[str] = ast.literal_eval(about["repeated"])
+            self.listed: list[str] = ast.literal_eval(about["listed"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
             raise ValueError(f"cache: {str(path)!r} is damaged ({error}); remove it and run again") from None
         self.names = sorted(self.file.keys())
@@ -65,7 +104,7 @@ class CallFile:
         self.steps, self.rows = shapes[f"step/{OUTPUT}"][:2]
         axes = {"step": 2, "row": 1, "shared": 0}
         inner = sorted((name, shape[axes[name.partition("/")[0]] :]) for name, shape in shapes.items())
-        self.kind = repr((inner, sorted(self.constants.items()), self.repeated))
+        self.kind = repr((inner, sorted(self.constants.items()), self.repeated, self.listed))
 
     def row(self, step: int, row: int) -> dict[str, Tensor]:
         """One sample of one call: tensors by argument, without a batch axis; those of all samples as they are."""
@@ -90,15 +129,20 @@ class CallBatch:
     arguments: Arguments
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "CallBatch":
-        moved = {
-            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-            for name, value in self.arguments.items()
-        }
-        return CallBatch(moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "CallBatch":
-        pinned = {n: value.pin_memory() if isinstance(value, Tensor) else value for n, value in self.arguments.items()}
-        return CallBatch(pinned)
+        return self.map(Tensor.pin_memory)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "CallBatch":
+        """With every tensor changed."""
+        changed = dict(self.arguments)
+        for name, value in changed.items():
+            if isinstance(value, Tensor):
+                changed[name] = change(value)
+            elif is_list_of_tensors(value):
+                changed[name] = [change(each) for each in value]
+        return CallBatch(changed)
 
     def nested(self) -> Arguments:
         """As a forward takes them."""
@@ -135,5 +179,9 @@ class RecordedCalls:
             name: [value] * len(rows) if name in file.repeated else value for name, value in file.constants.items()
         }
         for name in rows[0]:
-            arguments[name] = rows[0][name] if name in file.shared else torch.stack([row[name] for row in rows])
+            values = [row[name] for row in rows]
+            if name in file.listed:
+                arguments[name] = values
+            else:
+                arguments[name] = values[0] if name in file.shared else torch.stack(values)
         return arguments.pop(OUTPUT), CallBatch(arguments)

@@ -151,10 +151,9 @@ class DistillPipeline(Task):
 
     def arguments_by_row(self) -> frozenset[str]:
         """Which of the transformer's arguments have an entry a sample."""
-        one, two = (
-            first_call(self.pipe, self.requests.request(self.requests.prompts[:1] * count, number=0, steps=1))
-            for count in (1, 2)
-        )
+        one = two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1], number=0, steps=1))
+        if self.config.teacher_batch > 1:  # else the pipeline may be one that takes a prompt at a time, Wan VACE's
+            two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1] * 2, number=0, steps=1))
         return arguments_by_row(one, two, self.family.sample)
 
     def objective(self, accelerator: Accelerator) -> DistanceToTeacher:

@@ -81,6 +81,8 @@ class Requests:
                 self.call[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError):
                 self.call[name] = value
+        if "use_kv_cache" in self.known:  # Qwen-Image 2.1: what a step has left for the next is no argument of a call
+            self.call.setdefault("use_kv_cache", False)
         if config.sizes and "height" not in self.known:
             raise ValueError(f"sizes={config.sizes}: {type(pipe).__name__} has one size; leave it out")
         self.by_class = "class_labels" in self.known
@@ -110,7 +112,9 @@ class Requests:
         """One call of the pipeline; number: decides seed and size."""
         request: dict[str, Any] = {"class_labels" if self.by_class else "prompt": prompts, **self.call}
         request["num_inference_steps"] = steps
-        if isinstance(negative := request.get("negative_prompt"), str):
+        if len(prompts) == 1 and not self.by_class:  # Wan VACE takes no lists
+            request["prompt"] = prompts[0]
+        elif isinstance(negative := request.get("negative_prompt"), str):
             request["negative_prompt"] = [negative] * len(prompts)
         if (size := self.sizes[number % len(self.sizes)]) is not None:
             request |= {"height": size[0], "width": size[1]}

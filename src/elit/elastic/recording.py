@@ -4,9 +4,10 @@ So nobody here repeats a pipeline: its text encoders, schedulers, guidance embed
 as they are in use. Prompts are encoded first, all of them, and kept on disk; then the encoders can go.
 """
 
+import ast
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def record(pipe: Any, request: Mapping[str, Any]) -> dict[str, list[tuple[Argume
 
 
 def bound(module: Any, args: Any, kwargs: Any) -> Arguments:
-    """A forward's arguments by name, those of dictionaries among them as "name.key"."""
+    """A forward's arguments by name, those of dictionaries and tuples of tensors among them as "name.key"."""
     return dict(_flat(inspect.signature(module.forward).bind(*args, **kwargs).arguments))
 
 
@@ -72,6 +73,8 @@ def _flat(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in arguments.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple) and value and all(isinstance(part, Tensor) for part in value):
+            yield from ((f"{prefix}{name}.{i}", part) for i, part in enumerate(value))
         else:
             yield prefix + name, value
 
@@ -85,7 +88,15 @@ def nested(arguments: Arguments) -> Arguments:
         for part in outer:
             place = place.setdefault(part, {})
         place[last] = value
-    return result
+    return {name: _tuples(value) for name, value in result.items()}
+
+
+def _tuples(value: Any) -> Any:
+    """Dictionaries with numbers as keys were tuples."""
+    if not isinstance(value, dict):
+        return value
+    parts = {name: _tuples(each) for name, each in value.items()}
+    return tuple(parts.values()) if parts and all(name.isdigit() for name in parts) else parts
 
 
 def arguments_by_row(one: Arguments, two: Arguments, sample: str) -> frozenset[str]:
@@ -101,8 +112,9 @@ def arguments_by_row(one: Arguments, two: Arguments, sample: str) -> frozenset[s
 
 
 def output_tensor(output: Any) -> Tensor:
-    """What a transformer predicts, of what its forward returns."""
-    return output if isinstance(output, Tensor) else output[0]
+    """What a transformer predicts, of what its forward returns; a list with one tensor a sample as one."""
+    first = output if isinstance(output, Tensor) else output[0]
+    return torch.stack(first) if isinstance(first, list) else first
 
 
 # --- Prompts, encoded once -------------------------------------------------------------------------------------------
@@ -122,13 +134,17 @@ def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
         path = folder / f"{key}.safetensors"
         if not path.is_file():
             parts = encode(*args, **kwargs)
-            tensors = {str(i): part.contiguous().cpu() for i, part in enumerate(parts) if isinstance(part, Tensor)}
-            write_tensors(tensors, path, {"parts": str(len(parts))})
+            lengths = [len(part) if isinstance(part, list) else None for part in parts]
+            tensors = dict(_named(parts))
+            write_tensors(tensors, path, {"lengths": repr(lengths)})
         with safe_open(path, "pt") as file:
-            count = int(file.metadata()["parts"])
-            names = set(file.keys())
+            lengths = ast.literal_eval(file.metadata()["lengths"])
             device = execution_device(pipe)
-            return tuple(file.get_tensor(str(i)).to(device) if str(i) in names else None for i in range(count))
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+            return tuple(
+                tensors.get(str(i)) if length is None else [tensors[f"{i}.{row}"] for row in range(length)]
+                for i, length in enumerate(lengths)
+            )
 
     own = vars(pipe).get("encode_prompt")
     pipe.encode_prompt = cached
@@ -138,6 +154,15 @@ def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
         del pipe.encode_prompt
         if own is not None:
             pipe.encode_prompt = own
+
+
+def _named(parts: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of what `encode_prompt` returns, and of lists in it, which have one a prompt."""
+    for i, part in enumerate(parts):
+        if isinstance(part, Tensor):
+            yield str(i), part
+        elif isinstance(part, list):
+            yield from ((f"{i}.{row}", each) for row, each in enumerate(part))
 
 
 def free_text_encoders(pipe: Any) -> None:
@@ -152,6 +177,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str,
     with replacing(path, concurrent=True) as temporary:
         try:
             plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+            places: set[int] = set()
+            for name, value in plain.items():
+                if value.data_ptr() in places:  # safetensors refuses one tensor under two names
+                    plain[name] = value.clone()
+                places.add(value.data_ptr())
             save_file(plain, temporary, dict(about))
         except SafetensorError as error:
             raise OSError(f"{str(path)!r}: cannot be written ({error}); make room, or give another folder") from None

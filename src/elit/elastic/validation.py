@@ -68,7 +68,8 @@ class Validation:
         """Pictures (B, 3, H, W) in [0, 1] by the pipeline; of a clip its first frame."""
         output = self.pipe(**self.requests.validation(output_type="pt"))
         samples = torch.as_tensor(getattr(output, "images", None) if hasattr(output, "images") else output.frames)
-        return samples[:, 0] if samples.ndim == 5 else samples
+        samples = samples[:, 0] if samples.ndim == 5 else samples
+        return samples[:, :3]  # Qwen-Image 2.1 has a fourth channel, of transparency
 
     def distances(self, count: int) -> dict[str, Any]:
         """Root mean squared distance of the prediction to the original's, over all calls and by t."""
