@@ -83,7 +83,7 @@ async def measure(
             settings=settings,
             first=first,
             seeds=(place,),
-            guidance_scale=service.guidance_scale,
+            guidance_scale=service.scale(1.0),
         )
         answer = await replica.generate(job)
         if "images" not in answer:

@@ -258,7 +258,7 @@ def with_text(name: str) -> Any:
             return text, torch.ones(len(text), TEXT, dtype=torch.long)
         if name == "FluxPipeline":
             return embed(prompt, TEXT, 20), embed(prompt, 10), torch.zeros(TEXT, 3)
-        texts = (prompt, negative_prompt)
+        texts = (prompt, negative_prompt or [""] * len(prompt))
         return *(embed(text, TEXT, 20) for text in texts), *(embed(text, 10) for text in texts)
 
     if hasattr(pipe, "encode_prompt"):

@@ -68,9 +68,11 @@ class LocalBackend:
 
 
 @contextmanager
-def served(service: ServiceSettings, key: str | None = None) -> Iterator[tuple[str, Replica, Any]]:
-    """URL, replica and app of a running service."""
-    backend = LocalBackend(load_replica(service))
+def served(
+    service: ServiceSettings, key: str | None = None, replica: Replica | None = None
+) -> Iterator[tuple[str, Replica, Any]]:
+    """URL, replica and app of a running service. replica: default that of the service's model."""
+    backend = LocalBackend(replica or load_replica(service))
     app = make_app(service, backend, key=key)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

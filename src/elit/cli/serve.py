@@ -22,7 +22,8 @@ class Args:
     """
 
     model: Annotated[str, tyro.conf.Positional] = ""
-    """Folder of a saved model or ElitPipeline, or fashion, the model in the box."""
+    """Folder of a saved model or ElitPipeline, of a diffusers pipeline whose transformer has a dial, or of an add-on of
+    elit distill; or fashion, the model in the box."""
     host: str = "127.0.0.1"
     """Address to listen at; any but this machine's own needs a key."""
     port: int = 8000
@@ -38,12 +39,14 @@ class Args:
     """Where even the least budget is too slow, down to so many steps; default: half."""
     least_budget: str = ""
     """The floor: 8 latents per group, or a share such as 25%; default: the model's least."""
-    guidance_scale: float = 1.0
-    """Of requests that name none; 1 is off."""
+    guidance_scale: float | None = None
+    """Of requests that name none; 1 is off. Default: off, or what a pipeline's own call has."""
     guidance_budget: str = ""
     """Of the second branch (CCFG); default: as the first (CFG)."""
     deadline_ms: float = 5000.0
     """Of requests that name none."""
+    size: str = ""
+    """Such as 1024x768: of a pipeline's pictures where a request names none; default: the pipeline's own."""
     max_batch: int = 0
     """Images in progress at a time in a replica; default: as many as pay, at most 8."""
     max_queue: int = 64
@@ -146,26 +149,35 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
     import torch
 
     from elit.elastic.load_model import load_model
-    from elit.pretrained import model_folder
+    from elit.elastic.stock import find_stock
+    from elit.models.transformer import Transformer
+    from elit.pretrained import model_folder, model_name
     from elit.serve.settings import ServiceSettings
 
     if args.replicas < 1:
         raise ValueError(f"replicas={args.replicas}: give at least 1")
     device = check_device(args.device)
     folder = model_folder(args.model)
-    budgets = getattr(load_model(folder), "budgets", None)  # before Ray is started for it
-    if budgets is None:
-        raise ValueError(f"model={args.model!r}: an elastified transformer; give a network of elit's own")
+    # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
+    stock = find_stock(folder)
+    if stock:
+        budgets = tuple(stock.budgets)
+    elif not isinstance(network := load_model(folder), Transformer):
+        raise ValueError(f"model={args.model!r}: an elastified transformer alone; give the folder of its pipeline")
+    else:
+        budgets = network.budgets
     threads = args.threads or (max(1, torch.get_num_threads() // args.replicas) if device == "cpu" else None)
-    inside = str(folder) != str(args.model)
+    name = model_name(folder)
+    packaged = name != str(folder)
     service = ServiceSettings(
-        model=str(args.model) if inside else str(folder.absolute()),
+        model=name if packaged else str(folder.absolute()),
         name=args.name or folder.absolute().name,
         steps=args.steps,
         least_steps=args.least_steps,
         least_budget=args.least_budget,
         guidance_scale=args.guidance_scale,
         guidance_budget=args.guidance_budget,
+        size=args.size,
         deadline_ms=args.deadline_ms,
         device=device,
         dtype=args.dtype,

@@ -54,9 +54,15 @@ class Images:
     velocities: list[Callable[[Tensor, float, int], Tensor]] = field(default_factory=list)
     """Of each image, where each has a forward of its own."""
 
+    @property
+    def count(self) -> int:
+        return len(self.x)
+
 
 class Engine:
     """A saved network or `ElitPipeline`, with what makes pictures of its samples."""
+
+    has_previews = True
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class Engine:
         loaded = load_model(folder, torch_dtype=dtype)
         if not isinstance(loaded, Transformer):
             raise ValueError(
-                f"model={str(model)!r}: an elastified {type(loaded).__name__}; give a network of elit's own"
+                f"model={str(model)!r}: an elastified {type(loaded).__name__} alone; give the folder of its pipeline"
             )
         self.model: Transformer = loaded.to(device).eval()
         self.vae = load_autoencoder(folder / "vae", required=False, torch_dtype=dtype)
@@ -84,20 +90,45 @@ class Engine:
         self.network: Forward = runner(self.model, None, compile=compile)
         self._flops: dict[tuple[Setting, Guidance | None], float] = {}
 
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        return self.model.budgets
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        height, width = (length * downsampling(self.vae) for length in self.model.sample_size)
+        return width, height
+
     def describe(self) -> dict[str, Any]:
         """What a client may ask for: size (width, height) in pixels, budgets, classes or text."""
-        height, width = (length * downsampling(self.vae) for length in self.model.sample_size)
         text = self.model.takes_text
         return {
-            "size": [width, height],
+            "size": list(self.size),
+            "multiple": 0,
             "budgets": list(self.model.budgets),
             "text": text,
             "classes": 0 if text else self.model.config.num_classes,
             "class_names": list(self.model.config.get("class_names") or ()),
+            "negative_prompt": False,
+            "guides": True,
+            "guidance_scale": 1.0,
         }
 
-    def begin(self, prompt: str, seeds: Sequence[int], setting: Setting, scale: float) -> Images:
-        """Noise and conditions of a request; its guidance has `scale`. Raises ValueError for an unknown class."""
+    def begin(
+        self,
+        prompt: str,
+        seeds: Sequence[int],
+        setting: Setting,
+        scale: float,
+        *,
+        size: tuple[int, int] | None = None,
+        negative: str = "",
+    ) -> Images:
+        """Noise and conditions of a request; its guidance has `scale`. size, negative: a network has one and none.
+
+        Raises ValueError for an unknown class.
+        """
         y = self.condition(prompt, len(seeds))
         guidance = guidance_of(setting, scale)
         shape = (self.model.config.in_channels, *self.model.sample_size)
@@ -165,7 +196,10 @@ class Engine:
         x = images.x[:1] if images.last is None else images.x[:1] + (1 - images.times[images.step]) * images.last[:1]
         return encode(decode(self.vae, x)[0], kind)
 
-    def gflops(self, setting: Setting, scale: float) -> float:
+    def leave(self, images: Images) -> None:
+        """Nobody waits for these images any more: they hold nothing but their tensors."""
+
+    def gflops(self, setting: Setting, scale: float, size: tuple[int, int] | None = None) -> float:
         """Of one image, all steps and guidance."""
         key = (setting, guidance_of(setting, scale))
         if key not in self._flops:

@@ -10,11 +10,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from elit.serve.costs import Costs, Setting, efficient_batch
 from elit.serve.engine import Engine, Images
+from elit.serve.pipeline_engine import PipelineEngine, PipelineImages
 from elit.serve.policy import Policy, PolicySettings, Refusal, Request
 from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
@@ -29,7 +31,7 @@ class Progress:
 
     job: Job
     answers: asyncio.Queue[dict[str, Any] | Exception] = field(default_factory=asyncio.Queue)
-    images: Images | None = None
+    images: Images | PipelineImages | None = None
     started: float = 0.0
     batches: list[int] = field(default_factory=list)
     """Images in progress in each of its steps."""
@@ -45,7 +47,7 @@ class Replica:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | PipelineEngine,
         costs: Costs,
         service: ServiceSettings,
         name: str = "0",
@@ -53,12 +55,15 @@ class Replica:
         ladder: Sequence[Setting] | None = None,
     ):
         """ladder: default the service's own."""
-        self.engine, self.service, self.name = engine, service, name
-        ladder = ladder or service.ladder(engine.model.budgets)
+        self.engine: Any = engine
+        self.service, self.name = service, name
+        ladder = ladder or service.ladder(engine.budgets, engine.describe()["guidance_scale"])
         slots = service.max_batch or efficient_batch(costs, ladder[0], MOST_SLOTS)
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
         self.policy = Policy(costs, len(ladder), own)
         self.here: dict[str, Progress] = {}
+        self._left: list[Any] = []
+        """Images that nobody waits for any more; all that touches the engine runs in its thread, between two steps."""
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
@@ -105,10 +110,15 @@ class Replica:
         finally:
             self.here.pop(job.id, None)
             self.policy.leave(job.id)
+            if progress.images is not None:
+                self._left.append(progress.images)
+                self._wake.set()
 
     async def _run(self) -> None:
         """Decide, step, answer, for ever."""
         while True:
+            while self._left:
+                await self._in_thread(self.engine.leave, self._left.pop())
             decision = self.policy.decide(time.time())
             for refusal in decision.refused:
                 self._answer(refusal.request.id, refused(refusal))
@@ -117,8 +127,8 @@ class Replica:
                 progress.started = time.time()
                 job = progress.job
                 try:
-                    begin = self.engine.begin, job.prompt, job.seeds, setting, job.guidance_scale
-                    progress.images = await self._in_thread(*begin)
+                    begin = partial(self.engine.begin, size=job.size, negative=job.negative_prompt)
+                    progress.images = await self._in_thread(begin, job.prompt, job.seeds, setting, job.guidance_scale)
                 except ValueError as error:
                     self.policy.leave(request.id)
                     self._answer(request.id, {"invalid": " ".join(str(error).split())})
@@ -133,7 +143,7 @@ class Replica:
         """One step of all in progress; those at their end are answered."""
         running = [self.here[each.request.id] for each in self.policy.running]
         images = [each.images for each in running if each.images is not None]
-        busy = sum(len(each.x) for each in images)
+        busy = sum(each.count for each in images)
         start = time.perf_counter()
         try:
             await self._in_thread(self.engine.step, images)
@@ -150,25 +160,26 @@ class Replica:
                 continue
             if each.job.id in done:
                 await self._finish(each)
-            elif each.job.previews and each.wants_preview():
+            elif each.job.previews and self.engine.has_previews and each.wants_preview():
                 picture = await self._in_thread(self.engine.preview, each.images, each.job.output_format)
-                each.answers.put_nowait({"preview": picture, "size": self.engine.describe()["size"]})
+                each.answers.put_nowait({"preview": picture, "size": self.engine.size})
 
     async def _finish(self, progress: Progress) -> None:
         images, job = progress.images, progress.job
         assert images is not None
         pictures = await self._in_thread(self.engine.finish, images, job.output_format)
+        gflops = await self._in_thread(self.engine.gflops, images.setting, job.guidance_scale, job.size)
         setting, now = images.setting, time.time()
         guidance = {"scale": job.guidance_scale, "budget": setting.weak_budget} if setting.guided else None
         self._answer(
             job.id,
             {
                 "images": pictures,
-                "size": self.engine.describe()["size"],
+                "size": job.size or self.engine.size,
                 "budget": setting.budget,
                 "steps": setting.steps,
                 "guidance": guidance,
-                "gflops": self.engine.gflops(setting, job.guidance_scale),
+                "gflops": gflops,
                 "queue_ms": 1e3 * (progress.started - job.arrival),
                 "compute_ms": 1e3 * (now - progress.started),
                 "batch": sum(progress.batches) / max(1, len(progress.batches)),
@@ -195,21 +206,28 @@ def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
     """The engine on this machine, its costs from a profile or measured now. Raises ValueError."""
     import torch
 
+    from elit.elastic.stock import StockPipeline, find_stock
     from elit.planner.choose import find_profile, network_folder
     from elit.pretrained import measurements_folder, model_folder
     from elit.serve.costs import costs_of_profile, read_costs
 
     if service.threads:
         torch.set_num_threads(service.threads)
-    engine = Engine(
-        service.model,
-        device=service.device,
-        dtype=getattr(torch, service.dtype),
-        compile=service.compile,
-        exact=service.exact,
-    )
+    engine: Engine | PipelineEngine
+    dtype = getattr(torch, service.dtype)
+    if (stock := find_stock(service.model)) is not None:
+        pipe = StockPipeline.load(stock, device=service.device, dtype=dtype)
+        if service.compile:
+            pipe.transformer.compile()
+        engine = PipelineEngine(pipe, exact=service.exact, size=service.pixels())
+    else:
+        engine = Engine(service.model, device=service.device, dtype=dtype, compile=service.compile, exact=service.exact)
+        if service.pixels() not in (None, engine.size):
+            raise ValueError(f"size={service.size}: this model makes {engine.size[0]}x{engine.size[1]}")
     if service.profile:
         costs, _ = read_costs(Path(service.profile))
+    elif isinstance(engine, PipelineEngine):
+        costs = engine.measure()
     else:
         folder = network_folder(model_folder(service.model))
         profile = find_profile(engine.model, folder and measurements_folder(folder), compile=service.compile)

@@ -3,7 +3,6 @@
 import difflib
 import json
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
 from elit.serve.costs import Setting
-from elit.serve.settings import ServiceSettings, guided
+from elit.serve.settings import ServiceSettings, guided, parse_size
 from elit.serve.simulator import qualities
 
 # Of OpenAI's API, what says nothing to a model like this; taken and left alone.
@@ -71,6 +70,9 @@ class Job:
     first: int
     seeds: tuple[int, ...]
     guidance_scale: float
+    size: tuple[int, int] | None = None
+    """(width, height); None = the model's own."""
+    negative_prompt: str = ""
     output_format: str = "png"
     previews: int = 0
 
@@ -111,11 +113,12 @@ def make_job(request: ImageRequest, service: ServiceSettings, about: dict[str, A
     count = request.n or 1
     if count > service.most_images:
         raise ApiError(400, f"n={count}: give at most {service.most_images}", param="n")
-    if request.negative_prompt:
-        raise ApiError(400, "negative_prompt: this model takes none; leave it out", param="negative_prompt")
-    _check_size(request.size, about["size"])
+    if request.guidance_scale not in (None, 1) and not about["guides"]:
+        raise ApiError(400, "guidance_scale: this model has no classifier-free guidance", param="guidance_scale")
+    size = _size(request.size, about)
     prompt = _prompt(request.prompt, service, about)
-    ladder, first, scale = _accepted(request, service, about["budgets"])
+    ladder, first, scale = _accepted(request, service, about)
+    negative = _negative(request.negative_prompt or "", service, about, scale)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     if seed + count > 2**63:
         raise ApiError(400, f"seed={seed}: give less than 2**63 - n", param="seed")
@@ -129,16 +132,19 @@ def make_job(request: ImageRequest, service: ServiceSettings, about: dict[str, A
         first=first,
         seeds=tuple(range(seed, seed + count)),
         guidance_scale=scale,
+        size=size,
+        negative_prompt=negative,
         output_format=request.output_format or "png",
         previews=(request.partial_images or 0) if request.stream else 0,
     )
 
 
 def _accepted(
-    request: ImageRequest, service: ServiceSettings, budgets: Sequence[int]
+    request: ImageRequest, service: ServiceSettings, about: dict[str, Any]
 ) -> tuple[tuple[Setting, ...], int, float]:
     """What a request accepts of the service's ladder, where that begins, and its guidance scale."""
-    scale = service.guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
+    own, budgets = service.scale(about["guidance_scale"]), about["budgets"]
+    scale = own if request.guidance_scale is None else float(request.guidance_scale)
     if request.guidance_budget is not None and scale == 1:
         raise ApiError(400, "guidance_budget: goes with a guidance_scale other than 1", param="guidance_budget")
     weak = request.guidance_budget if request.guidance_budget is not None else service.guidance_budget or None
@@ -162,7 +168,7 @@ def _accepted(
     return tuple(guided(rung, scale, weak_latents, budgets) for rung in accepted), first, scale
 
 
-def _resolved(name: str, value: Any, budgets: Sequence[int]) -> int | None:
+def _resolved(name: str, value: Any, budgets: tuple[int, ...]) -> int | None:
     try:
         return resolve_budget(value[:64] if isinstance(value, str) else value, budgets)
     except (ValueError, OverflowError) as error:
@@ -187,10 +193,33 @@ def _prompt(prompt: str | int, service: ServiceSettings, about: dict[str, Any]) 
     return str(number)
 
 
-def _check_size(size: str | None, own: Sequence[int]) -> None:
-    only = f"{own[0]}x{own[1]}"
-    if size not in (None, "auto", only):
-        raise ApiError(400, f"size={str(size)[:32]!r}: this model makes {only}; give that, or auto", param="size")
+def _negative(text: str, service: ServiceSettings, about: dict[str, Any], scale: float) -> str:
+    if text and not about["negative_prompt"]:
+        raise ApiError(400, "negative_prompt: this model takes none; leave it out", param="negative_prompt")
+    if text and not scale > 1:
+        raise ApiError(400, "negative_prompt: goes with a guidance_scale above 1", param="negative_prompt")
+    if len(text) > service.most_prompt:
+        message = f"negative_prompt: give at most {service.most_prompt} characters"
+        raise ApiError(400, message, param="negative_prompt")
+    return text
+
+
+def _size(size: str | None, about: dict[str, Any]) -> tuple[int, int] | None:
+    """(width, height), or None for the model's own."""
+    own, multiple = tuple(about["size"]), about["multiple"]
+    if size in (None, "auto", f"{own[0]}x{own[1]}"):
+        return None
+    if not multiple:
+        message = f"size={str(size)[:32]!r}: this model makes {own[0]}x{own[1]}; give that, or auto"
+        raise ApiError(400, message, param="size")
+    try:
+        width, height = parse_size(str(size))
+    except ValueError as error:
+        raise ApiError(400, str(error), param="size") from None
+    if width % multiple or height % multiple or width * height > own[0] * own[1]:
+        message = f"size={size}: give multiples of {multiple}, of at most {own[0] * own[1]} pixels ({own[0]}x{own[1]})"
+        raise ApiError(400, message, param="size")
+    return width, height
 
 
 def _no_constant(name: str) -> None:

@@ -23,7 +23,10 @@ class ServiceSettings:
     """None = half of `steps`."""
     least_budget: str = ""
     """"" = the network's least."""
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
+    """Of requests that name none; None = the model's own: 1, which is off, or a pipeline's default."""
+    size: str = ""
+    """Such as 1024x768, of requests that name none; "" = the model's own."""
     guidance_budget: str = ""
     """Of the second branch where there is guidance; "" = as many latents as the main one (CFG)."""
     deadline_ms: float = 5000.0
@@ -59,8 +62,9 @@ class ServiceSettings:
             raise ValueError(f"deadline_ms={self.deadline_ms}: give milliseconds above 0")
         if self.steps > self.most_steps:
             raise ValueError(f"steps={self.steps}: most_steps is {self.most_steps}")
-        if not self.guidance_scale >= 0:
+        if self.guidance_scale is not None and not self.guidance_scale >= 0:
             raise ValueError(f"guidance_scale={self.guidance_scale}: give a number >= 0; 1 is off")
+        self.pixels()
         if self.max_batch < 0:
             raise ValueError(f"max_batch={self.max_batch}: give 0 or more")
 
@@ -75,12 +79,29 @@ class ServiceSettings:
             raise ValueError(f"{unknown[0]}: no setting of a service; settings: {', '.join(sorted(known))}")
         return cls(**values)
 
-    def ladder(self, budgets: Sequence[int]) -> tuple[Setting, ...]:
-        """The service's settings, from the floor to full, with its own guidance."""
+    def ladder(self, budgets: Sequence[int], own_scale: float = 1.0) -> tuple[Setting, ...]:
+        """The service's settings, from the floor to full, with its own guidance. own_scale: the model's."""
         least = resolve_budget(self.least_budget or None, budgets) if self.least_budget else None
         least_steps = self.least_steps if self.least_steps is not None else (self.steps + 1) // 2
         rungs = ladder(budgets, steps=self.steps, least=least, least_steps=least_steps)
-        return tuple(guided(rung, self.guidance_scale, self.guidance_budget or None, budgets) for rung in rungs)
+        scale = self.scale(own_scale)
+        return tuple(guided(rung, scale, self.guidance_budget or None, budgets) for rung in rungs)
+
+    def scale(self, own: float) -> float:
+        """Guidance scale of requests that name none. own: the model's."""
+        return own if self.guidance_scale is None else self.guidance_scale
+
+    def pixels(self) -> tuple[int, int] | None:
+        """`size` as (width, height). Raises ValueError."""
+        return parse_size(self.size) if self.size else None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of such as 1024x768. Raises ValueError."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and len(text) <= 16 and int(width) > 0 and int(height) > 0):
+        raise ValueError(f"size={text[:32]!r}: give WIDTHxHEIGHT in pixels, such as 1024x768")
+    return int(width), int(height)
 
 
 def guided(setting: Setting, scale: float, weak: int | float | str | None, budgets: Sequence[int]) -> Setting:

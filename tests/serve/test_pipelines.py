@@ -1,0 +1,157 @@
+"""Stock diffusers pipelines with a dial behind the API: pixels of the pipeline called alone, sizes, batches."""
+
+import base64
+import io
+import threading
+import time
+
+import numpy as np
+import openai
+import pytest
+import torch
+import yaml
+from elastic.tiny import open_branches, pipeline, with_text
+from PIL import Image
+from service import served
+
+import elit
+from elit.cli.main import main
+from elit.elastic.stock import StockPipeline
+from elit.serve.costs import Setting
+from elit.serve.pipeline_engine import PipelineEngine
+from elit.serve.replica import Replica, load_replica
+from elit.serve.settings import ServiceSettings
+
+SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
+
+
+@pytest.fixture(scope="module")
+def stock():
+    pipe = with_text("StableDiffusion3Pipeline")
+    open_branches(elit.elastify(pipe.transformer, **SPLIT))
+    return StockPipeline(pipe, "boats")
+
+
+@pytest.fixture(scope="module")
+def service(stock):
+    settings = ServiceSettings(model="boats", name="boats", steps=4, deadline_ms=60_000, max_batch=4)
+    engine = PipelineEngine(stock)
+    with served(settings, replica=Replica(engine, engine.measure(), settings)) as (url, replica, _):
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), replica
+
+
+def alone(stock, prompt, seed, report, **call):
+    """The pipeline's own call at what an answer says was served."""
+    guidance = report["guidance"]
+    weak = {} if guidance is None or guidance["budget"] is None else {"guidance": guidance["budget"]}
+    call["guidance_scale"] = 1.0 if guidance is None else guidance["scale"]
+    with elit.budget(report["budget"], **weak):
+        generator = torch.Generator().manual_seed(seed)
+        call |= {"generator": generator, "num_inference_steps": report["steps"]}
+        return np.asarray(stock.pipe(prompt=[prompt], **call).images[0])
+
+
+def pixels(image):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.b64_json))))
+
+
+def test_answers_are_the_pipelines_own_pixels_whatever_is_beside_them(service, stock):
+    client, _ = service
+    asked = [
+        ("a red boat", {"seed": 1, "budget": 2}, {}, {"negative_prompt": " "}),
+        ("a kite", {"seed": 2, "budget": "50%", "guidance_scale": 1}, {}, {}),
+        ("a kite", {"seed": 3, "guidance_scale": 2.5, "guidance_budget": 1, "num_inference_steps": 3}, {}, {}),
+        ("a tree", {"seed": 4, "negative_prompt": "dull"}, {"size": "32x64"}, {"width": 32, "height": 64}),
+    ]
+    answers = [None] * len(asked)
+
+    def ask(place):
+        prompt, extra, more, _ = asked[place]
+        answers[place] = client.images.generate(prompt=prompt, extra_body=extra, **more)
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for answer, (prompt, extra, more, call) in zip(answers, asked, strict=True):
+        report = answer.model_extra["elit"]
+        if extra.get("guidance_scale") != 1:
+            call = {"negative_prompt": [extra.get("negative_prompt", " ")]} | call
+        assert np.array_equal(pixels(answer.data[0]), alone(stock, prompt, extra["seed"], report, **call))
+        assert answer.size == more.get("size", "64x64")
+        assert report["gflops"] > 0
+    assert answers[3].model_extra["elit"]["guidance"] == {"scale": 7.0, "budget": None}  # the pipeline's own
+    both = client.images.generate(prompt="a red boat", n=2, extra_body={"seed": 0, "budget": 2})
+    assert both.data[1].b64_json == answers[0].data[0].b64_json
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": "33x64"}, "multiples of 8"),
+        ({"size": "128x64"}, "at most 4096 pixels"),
+        ({"size": "x"}, "WIDTHxHEIGHT"),
+        ({"extra_body": {"negative_prompt": "dull", "guidance_scale": 1}}, "guidance_scale above 1"),
+        ({"extra_body": {"budget": 17}}, "budget=17"),
+    ],
+)
+def test_what_the_pipeline_does_not_take_is_one_line(service, wrong, message):
+    with pytest.raises(openai.BadRequestError, match=message):
+        service[0].images.generate(prompt="a boat", **wrong)
+
+
+def test_a_client_that_leaves_ends_its_call(service):
+    client, replica = service
+    running = lambda: [each for each in threading.enumerate() if each.name == "pipeline"]  # noqa: E731
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3).images.generate(prompt="a boat", extra_body={"num_inference_steps": 100})
+    end = time.monotonic() + 20
+    while running() or replica.here:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    kinds = [event.type for event in client.images.generate(prompt="a boat", stream=True, partial_images=2)]
+    assert kinds == ["image_generation.completed"]
+
+
+def test_what_is_alike_shares_a_call_and_what_is_not_does_not(stock):
+    engine = PipelineEngine(stock, exact=False)
+    setting, other = Setting(steps=2, budget=4), Setting(steps=2, budget=2)
+    asked = [("a boat", [1, 2], setting), ("a kite", [3], setting), ("a kite", [3], other)]
+    images = [engine.begin(prompt, seeds, each, 1.0) for prompt, seeds, each in asked]
+    engine.step(images)
+    first, second, third = (each.batches[0] for each in images)
+    assert first is second
+    assert first is not third
+    assert first.call.pipe.transformer is third.call.pipe.transformer
+    engine.leave(images[0])
+    engine.step(images[1:])
+    (kite,) = engine.finish(images[1])
+    right = alone(stock, "a kite", 3, {"budget": 4, "steps": 2, "guidance": None})
+    assert np.abs(np.asarray(Image.open(io.BytesIO(kite))).astype(int) - right).max() <= 1  # rounding of a batch
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(engine.finish(images[2])[0]))),
+        alone(stock, "a kite", 3, {"budget": 2, "steps": 2, "guidance": None}),
+    )
+    assert engine.measure().core >= 0
+
+
+def test_a_saved_pipeline_is_served_by_its_folder(tmp_path, capsys):
+    pipe = pipeline("DiTPipeline")
+    open_branches(elit.elastify(pipe.transformer, **SPLIT))
+    pipe.save_pretrained(tmp_path / "whole")
+    assert main(["serve", str(tmp_path / "whole"), "--steps", "2", "--build", str(tmp_path / "app.yaml")]) == 0
+    (app,) = yaml.safe_load((tmp_path / "app.yaml").read_text())["applications"]
+    service = ServiceSettings.from_dict(app["args"])
+    with served(service, replica=load_replica(service)) as (url, _, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answer = client.images.generate(prompt="7", extra_body={"seed": 5, "budget": 4, "guidance_scale": 1})
+        with pytest.raises(openai.BadRequestError, match="classes are 0 to 999"):
+            client.images.generate(prompt="1000")
+    with elit.budget(4):
+        right = pipe([7], 1.0, torch.Generator().manual_seed(5), num_inference_steps=2).images[0]
+    assert np.array_equal(pixels(answer.data[0]), np.asarray(right))
+    pipe.transformer.save_pretrained(tmp_path / "alone")
+    capsys.readouterr()
+    assert main(["serve", str(tmp_path / "alone"), "--build", str(tmp_path / "other.yaml")]) == 2
+    assert "give the folder of its pipeline" in capsys.readouterr().err
