@@ -9,6 +9,8 @@ from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 from tiny import build, draw, inputs, pipeline
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import elit
 from elit.elastic.cost import count_block_flops
@@ -72,6 +74,11 @@ def test_costs_are_counted_by_its_own_count(kind):
     model = elit.create_model("DiT-S/1", **sizes) if kind == "DiT" else build(kind)
     elit.elastify(model, **SPLIT)
     for budget in (None, 4):
+        if kind == "DiT":
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                model(torch.randn(1, 1, 8, 8), torch.tensor([0.5]), torch.tensor([1]), budget=budget)
+            assert elit.count_flops(model, budget=budget) == counter.get_total_flops()
+            continue
         with pytest.raises(ValueError, match=rf"model_or_name: an elastified {kind}, .*count_block_flops"):
             elit.count_flops(model, budget=budget)
     assert count_block_flops(model, tokens=64, budget=4) < count_block_flops(model, tokens=64)

@@ -38,7 +38,7 @@ def count_flops(
     Raises ValueError for an unknown name, a size that does not divide, a budget that is not valid, or another network.
     """
     config: Any
-    if hasattr(model_or_name, "elastic_record"):
+    if hasattr(model_or_name, "elastic_record") and not isinstance(model_or_name, Transformer):
         raise ValueError(
             f"model_or_name: an elastified {type(model_or_name).__name__}, whose blocks, Read and Write are counted by "
             "elit.elastic.cost.count_block_flops(transformer, tokens=…, budget=…)"
@@ -51,9 +51,11 @@ def count_flops(
         network, config = model_config(model_or_name, sample_size=sample_size)
     else:
         network, config = type(model_or_name), model_or_name.config
-    return _config_flops(
-        network, config, as_size(config["sample_size"] if sample_size is None else sample_size), budget
-    )
+    size = as_size(config["sample_size"] if sample_size is None else sample_size)
+    if hasattr(model_or_name, "elastic_record"):  # a baseline of this library that was given a dial
+        model: Any = model_or_name
+        return _config_flops(network, config, size, None) + model.added_flops(size, budget)
+    return _config_flops(network, config, size, budget)
 
 
 def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:

@@ -25,9 +25,10 @@ from diffusers import (
 from torch import Tensor
 
 from elit.arguments import whole_number, whole_numbers
-from elit.budgets import budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
 from elit.elastic.context import branch, budget_of_references, budgets_of_call, has_guidance_budget
+from elit.elastic.cost import count_block_flops
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.interface import ElasticInterface, placed
 from elit.elastic.runtime import (
@@ -159,6 +160,12 @@ class Elastic:
     def budgets(self) -> tuple[int, ...]:
         """Valid counts of latents per window, ascending."""
         return tuple(range(1, prod(self.elastic_record.window) + 1))
+
+    def added_flops(self: Any, sample_size: Sequence[int], budget: Budget) -> int:
+        """What a forward of one sample of this library's DiT costs more than the original's; below 0 where it saves."""
+        grids = (self.token_grid(list(sample_size)),)
+        blocks = count_block_flops(self, tokens=grids, budget=resolve_budget(budget, self.budgets))
+        return blocks - count_block_flops(self, tokens=grids, interface=False)
 
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Any, **arguments: Any) -> Any:
