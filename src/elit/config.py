@@ -178,7 +178,7 @@ class DistillConfig(RunConfig):
     """One distillation: a pretrained diffusers pipeline's transformer learns to work at every budget."""
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("pipeline", "prompts", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
+        *("pipeline", "prompts", "data", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
         *("read_after", "write_after", "window", "mode", "weights", "lora_rank", "base_precision"),
         *RunConfig.FIXED_ON_RESUME,
     )
@@ -190,8 +190,13 @@ class DistillConfig(RunConfig):
     prompts: str | None = None
     """A text file with a prompt a line (a class a line for a pipeline of classes): data-free, the original draws the
     trajectories to learn from."""
+    data: str | None = None
+    """Instead of prompts, pictures: a folder with a metadata.jsonl of captions, or else with a sub-folder a caption or
+    class; .parquet or .tar files; or what `elit encode` wrote. Latents and prompts are encoded once."""
     sizes: tuple[str, ...] = ()
-    """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928; default: the pipeline's own."""
+    """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928, or one number, 1024, for all usual
+    aspect ratios of about that area whose sides the windows divide; default: the pipeline's own. A picture of `data`
+    goes to the size whose ratio is nearest."""
     call: tuple[str, ...] = ()
     """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
     trajectories: int | None = None
@@ -215,9 +220,11 @@ class DistillConfig(RunConfig):
     base_precision: Literal["fp32", "bf16"] | None = None
     """Of the pipeline's own weights; default: bf16 where precision is, but fp32 where all weights are trained."""
     distillation: float = 20.0
-    """With data, as `elit elastify` has it: weight of the distance to the original beside the flow-matching loss."""
+    """With data: weight of the distance to the original beside the loss that the pipeline's class was trained with."""
     prompt_dropout: float = 0.1
-    """With data: share of labels left out, so that the unconditional branch learns too."""
+    """With data: share of prompts or labels left out, so that the unconditional branch learns too."""
+    time_shift: float = 1.0
+    """With data: shift of the training times towards noise; 1 is logit-normal(0, 1)."""
     steps: int = 2_000
     """Optimizer steps in all."""
     batch_size: int = 32
@@ -238,7 +245,9 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         for name in ("teacher_steps", "teacher_batch", "lora_rank", "preview_prompts"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
-        _require(self.distillation > 0, "distillation", self.distillation, "give a number above 0")
+        for name in ("distillation", "time_shift"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
+        _require(not (self.prompts and self.data), "data", self.data, "give prompts or data, not both")
         _require(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "give a number in [0, 1)")
         for name, valid in (
             ("weights", ("lora", "interface", "all")),
@@ -247,8 +256,9 @@ class DistillConfig(RunConfig):
         ):
             _require(getattr(self, name) in valid, name, getattr(self, name), f"give {', '.join(map(str, valid))}")
         for size in self.sizes:
-            height, _, width = size.partition("x")
-            _require(height.isdigit() and width.isdigit(), "sizes", size, "give HEIGHTxWIDTH in pixels, 1024x1024")
+            sides = size.split("x")
+            whole = all(side.isdigit() and int(side) > 0 for side in sides) and len(sides) <= 2
+            _require(whole, "sizes", size, "give HEIGHTxWIDTH in pixels, 1024x1024, or one number, 1024")
         for argument in self.call:
             _require(argument.partition("=")[0].isidentifier() and "=" in argument, "call", argument, "give NAME=VALUE")
 

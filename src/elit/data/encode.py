@@ -41,8 +41,8 @@ class Encoding:
     """The autoencoder, any of diffusers': a hub name or a folder."""
     vae_subfolder: str | None = None
     """Where in that repository or folder the autoencoder is, such as vae in a pipeline's."""
-    image_size: int
-    """Pixels along each axis, after ADM's centre crop."""
+    image_size: int | tuple[int, int]
+    """Pixels along each axis, or (height, width), after ADM's centre crop."""
     frames: int = 1
     """Frames of a clip; 1 = images."""
     captions: bool = False
@@ -56,8 +56,9 @@ class Encoding:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "frames", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise ValueError(f"{name}={value}: give at least 1")
 
 
 def load_encoder(name: str, subfolder: str | None = None, *, device: torch.device | str = "cpu") -> ModelMixin:
@@ -114,7 +115,7 @@ def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> N
         "classes": list(source.classes),
         "caption_texts": list(source.captions),
     }
-    path = out / "encode.json"
+    path, settings = out / "encode.json", json.loads(json.dumps(settings))
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if changed := [name for name in settings if settings[name] != before.get(name)]:
@@ -194,7 +195,7 @@ def shard_rows(source: Source, encoding: Encoding, shard: int) -> range:
 
 
 def _pixel_shape(encoding: Encoding) -> tuple[int, ...]:
-    size = (encoding.image_size, encoding.image_size)
+    size = encoding.image_size if isinstance(encoding.image_size, tuple) else (encoding.image_size,) * 2
     return (3, *size) if encoding.frames == 1 else (3, encoding.frames, *size)
 
 

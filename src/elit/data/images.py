@@ -168,18 +168,20 @@ def read_frames(path: Path) -> list[Image.Image]:
         return [frame.copy() for frame in ImageSequence.Iterator(image)]
 
 
-def centre_crop(image: Image.Image, size: int) -> Tensor:
-    """ADM's crop, on which ImageNet figures are made: (3, size, size) float32 in [-1, 1].
+def centre_crop(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
+    """ADM's crop, on which ImageNet figures are made: (3, height, width) float32 in [-1, 1].
 
-    Halved with a box filter while it is twice too large, then bicubic to the shorter side, then the middle.
+    size: of both sides, or (height, width). Halved with a box filter while it is twice too large, then bicubic until it
+    just covers the size, then the middle.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     image = ImageOps.exif_transpose(image).convert("RGB")
-    while min(image.size) >= 2 * size:
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
 
 

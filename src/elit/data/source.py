@@ -1,5 +1,6 @@
 """Where pictures to encode come from: a folder, or anything Hugging Face `datasets` reads from this machine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,10 @@ class Source(Protocol):
         """Raises OSError or ValueError for a picture that cannot be read."""
         ...
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a picture in pixels, upright. Raises as `__getitem__` does."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What identifies the source and its order, as JSON."""
         ...
@@ -48,6 +53,10 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         return Example(read_frames(self.files[index]), self.labels[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        with Image.open(self.files[index]) as image:
+            return _upright_size(image)
 
     def describe(self) -> dict[str, Any]:
         return {"folder": str(self.root), "files": [str(path.relative_to(self.root)) for path in self.files]}
@@ -96,9 +105,41 @@ class TableSource:
     def __getitem__(self, index: int) -> Example:
         return Example([self.rows[index][self.image]], self.labels[index])
 
+    def size(self, index: int) -> tuple[int, int]:
+        return _upright_size(self.rows[index][self.image])
+
     def describe(self) -> dict[str, Any]:
         files = [[file.name, file.stat().st_size] for file in self.files]
         return {"table": str(self.path), "files": files, "rows": len(self)}
+
+
+class Subset:
+    """Some rows of a source."""
+
+    def __init__(self, source: Source, rows: Sequence[int]):
+        self.source, self.rows = source, list(rows)
+        self.classes, self.captions = source.classes, source.captions
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.rows[index]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.source.size(self.rows[index])
+
+    def describe(self) -> dict[str, Any]:
+        return {"of": self.source.describe(), "rows": self.rows}
+
+
+SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
+ORIENTATION = 0x0112
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def open_source(path: Path, *, captions: bool) -> Source:

@@ -43,7 +43,8 @@ def save_calls(path: Path, calls: Sequence[tuple[Arguments, Tensor]], by_row: fr
             ({name: _rows(each, rows) if name in by_row else each for name, each in call.items()}, out[rows])
             for call, out in calls
         ]
-        _save_alike(path.with_suffix(f".{number}.safetensors") if number else path, part, by_row, listed)
+        about = {"listed": listed, "places": rows}
+        _save_alike(path.with_suffix(f".{number}.safetensors") if number else path, part, by_row, about)
 
 
 def is_list_of_tensors(value: Any) -> bool:
@@ -59,7 +60,7 @@ def _rows(value: Any, rows: list[int]) -> Any:
 
 
 def _save_alike(
-    path: Path, calls: Sequence[tuple[Arguments, Tensor]], by_row: frozenset[str], listed: list[str]
+    path: Path, calls: Sequence[tuple[Arguments, Tensor]], by_row: frozenset[str], about: dict[str, Any]
 ) -> None:
     tensors: dict[str, Tensor] = {f"step/{OUTPUT}": torch.stack([output for _, output in calls])}
     constants: dict[str, Any] = {}
@@ -83,7 +84,7 @@ def _save_alike(
             repeated.append(name)
         else:
             constants[name] = value
-    about = {"constants": constants, "repeated": repeated, "listed": listed}
+    about |= {"constants": constants, "repeated": repeated}
     write_tensors(tensors, path, {name: repr(value) for name, value in about.items()})
 
 
@@ -97,6 +98,8 @@ class CallFile:
             self.constants = ast.literal_eval(about["constants"])
             self.repeated: list[str] = ast.literal_eval(about["repeated"])
             self.listed: list[str] = ast.literal_eval(about["listed"])
+            self.places: list[int] = ast.literal_eval(about["places"])
+            """Of its rows in the batch that was saved."""
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
             raise ValueError(f"cache: {str(path)!r} is damaged ({error}); remove it and run again") from None
         self.names = sorted(self.file.keys())
@@ -170,18 +173,24 @@ class RecordedCalls:
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, CallBatch]:
         """Outputs (B, ...) and the calls' arguments; indices: of one bucket."""
         numbers = np.searchsorted(self.first, indices, side="right") - 1
-        rows = []
+        places = []
         for number, index in zip(numbers.tolist(), indices, strict=True):
-            place = int(index - self.first[number])
-            rows.append(self.files[number].row(*divmod(place, self.files[number].rows)))
-        file = self.files[int(numbers[0])]
-        arguments: Arguments = {
-            name: [value] * len(rows) if name in file.repeated else value for name, value in file.constants.items()
-        }
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            if name in file.listed:
-                arguments[name] = values
-            else:
-                arguments[name] = values[0] if name in file.shared else torch.stack(values)
-        return arguments.pop(OUTPUT), CallBatch(arguments)
+            file = self.files[number]
+            places.append((file, *divmod(int(index - self.first[number]), file.rows)))
+        return batch_of_rows(places)
+
+
+def batch_of_rows(places: Sequence[tuple[CallFile, int, int]]) -> tuple[Tensor, CallBatch]:
+    """Outputs (B, ...) and arguments of the calls at (file, step, row), all of one kind."""
+    rows = [file.row(step, row) for file, step, row in places]
+    file = places[0][0]
+    arguments: Arguments = {
+        name: [value] * len(rows) if name in file.repeated else value for name, value in file.constants.items()
+    }
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name in file.listed:
+            arguments[name] = values
+        else:
+            arguments[name] = values[0] if name in file.shared else torch.stack(values)
+    return arguments.pop(OUTPUT), CallBatch(arguments)

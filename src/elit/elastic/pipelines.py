@@ -3,7 +3,7 @@
 import ast
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def check_pipeline(name: str) -> None:
 def read_prompts(path: str | None) -> list[str]:
     """The lines of a prompt file, empty ones left out. Raises ValueError."""
     if path is None:
-        raise ValueError("prompts: not given; give a text file with a prompt a line")
+        raise ValueError("prompts: not given; give a text file with a prompt a line, or pictures as data")
     if not Path(path).is_file():
         raise ValueError(f"prompts={path!r}: no such file")
     try:
@@ -68,7 +68,7 @@ class Requests:
 
     def __init__(self, pipe: Any, config: DistillConfig, prompts: list[str]):
         self.pipe, self.config = pipe, config
-        self.known = inspect.signature(pipe.__call__).parameters
+        self.known = self.parameters(pipe)
         self.call = {}
         for each in config.call:
             name, _, value = each.partition("=")
@@ -87,7 +87,23 @@ class Requests:
             raise ValueError(f"sizes={config.sizes}: {type(pipe).__name__} has one size; leave it out")
         self.by_class = "class_labels" in self.known
         self.prompts: list[Any] = [self._class_number(each) for each in prompts] if self.by_class else prompts
-        self.sizes: list[Any] = [tuple(map(int, each.split("x"))) for each in config.sizes] or [None]
+        self.sizes: list[Any] = [tuple(map(int, each.split("x"))) for each in config.sizes if "x" in each]
+        self.sides = [int(each) for each in config.sizes if "x" not in each]
+        """Of squares as large as the sizes that are still to be added."""
+        if not config.sizes:
+            self.sizes = [None]
+
+    @staticmethod
+    def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+        """What a pipeline's call takes."""
+        return inspect.signature(pipe.__call__).parameters
+
+    @property
+    def nothing(self) -> Any:
+        """What stands in a prompt's place in the unconditional branch."""
+        if self.by_class:
+            return self.pipe.transformer.config.num_embeds_ada_norm
+        return self.call.get("negative_prompt") or ""
 
     @property
     def guided(self) -> bool:
@@ -108,15 +124,16 @@ class Requests:
         prompts = [self.prompts[row % len(self.prompts)] for row in range(self.config.preview_prompts)]
         return self.request(prompts, number=0, steps=self.config.teacher_steps) | changes
 
-    def request(self, prompts: list[Any], *, number: int, steps: int) -> dict[str, Any]:
-        """One call of the pipeline; number: decides seed and size."""
+    def request(self, prompts: list[Any], *, number: int, steps: int, size: Any = None) -> dict[str, Any]:
+        """One call of the pipeline; number: decides seed and, where it is not given, size."""
         request: dict[str, Any] = {"class_labels" if self.by_class else "prompt": prompts, **self.call}
         request["num_inference_steps"] = steps
         if len(prompts) == 1 and not self.by_class:  # Wan VACE takes no lists
             request["prompt"] = prompts[0]
         elif isinstance(negative := request.get("negative_prompt"), str):
             request["negative_prompt"] = [negative] * len(prompts)
-        if (size := self.sizes[number % len(self.sizes)]) is not None:
+        size = size or self.sizes[number % len(self.sizes)]
+        if size is not None and "height" in self.known:
             request |= {"height": size[0], "width": size[1]}
         request["output_type"] = "pt" if self.by_class else "latent"
         seed = self.config.seed * 1_000_003 + number

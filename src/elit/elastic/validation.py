@@ -1,5 +1,7 @@
 """What a distilled pipeline is worth at each budget: pictures beside the original's, and distances to it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.data.images import image_grid
-from elit.elastic.call_files import RecordedCalls
+from elit.elastic.call_files import CallBatch
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
@@ -20,13 +22,28 @@ ROWS, TIMES = 32, 5
 
 
 class Validation:
-    """Fixed prompts and seeds, and fixed recorded calls: the same each time it measures."""
+    """Fixed prompts and seeds, and fixed calls: the same each time it measures.
 
-    def __init__(self, pipe: Any, requests: Requests, examples: RecordedCalls):
-        self.pipe, self.requests, self.examples = pipe, requests, examples
-        self.reference: Tensor | None = None
-        bucket = max(examples.buckets, key=len)
-        self.rows = [bucket[i * len(bucket) // ROWS] for i in range(min(ROWS, len(bucket)))]
+    teacher, call: what the original makes of a call. `draw_reference` before the network is trained, then `measure`.
+    """
+
+    def __init__(self, pipe: Any, requests: Requests, teacher: Tensor, call: CallBatch):
+        self.pipe, self.requests, self.teacher, self.call = pipe, requests, teacher, call
+
+    def draw_reference(self) -> None:
+        """The original's own samples."""
+        with self.evaluating(), original():
+            self.reference = self.samples()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        training = self.pipe.transformer.training
+        self.pipe.transformer.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.pipe.transformer.train(training)
 
     def budgets(self) -> list[int]:
         """All, a half, a quarter and an eighth of a window's tokens."""
@@ -35,18 +52,10 @@ class Validation:
 
     def measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
-        training = self.pipe.transformer.training
-        self.pipe.transformer.eval()
-        try:
-            with torch.no_grad():
-                return self._measure()
-        finally:
-            self.pipe.transformer.train(training)
+        with self.evaluating():
+            return self._measure()
 
     def _measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
-        if self.reference is None:
-            with original():
-                self.reference = self.samples()
         rows, table = [self.reference], []
         guided = self.requests.guided
         for count in self.budgets():
@@ -73,9 +82,7 @@ class Validation:
 
     def distances(self, count: int) -> dict[str, Any]:
         """Root mean squared distance of the prediction to the original's, over all calls and by t."""
-        teacher, call = self.examples.__getitems__(self.rows)
-        device = self.pipe.transformer.device
-        teacher, call = teacher.to(device), call.to(device)
+        teacher, call = self.teacher, self.call
         with budget(count, doubled=False):
             predicted = output_tensor(self.pipe.transformer(**call.nested()))
         squared = (predicted.float() - teacher.float()).square().flatten(1).mean(1)
@@ -87,15 +94,17 @@ class Validation:
             "distance_by_t": [part.mean().sqrt().item() if len(part) else None for part in by_time],
         }
 
-    def flops(self, passes: int) -> dict[int | None, int]:
-        """Of a sample's training step at each budget, embedders and output layers left out."""
-        transformer = self.pipe.transformer
-        _, call = self.examples.__getitems__(self.rows[:1])
-        grids = family_of(transformer).grids(transformer, call.nested())
-        text = call.arguments.get("encoder_hidden_states")
-        length = 0 if text is None else text.shape[1]
+    def flops(self, passes: int, *, teacher: bool) -> dict[int | None, int]:
+        """Of a sample's training step at each budget, embedders and output layers left out.
+
+        passes: as many forwards as it costs. teacher: the original runs in it too.
+        """
+        transformer, call = self.pipe.transformer, self.call.nested()
+        family = family_of(transformer)
+        sizes: Any = {"tokens": family.grids(transformer, call), "text_tokens": family.text(transformer, call)}
+        beside = count_block_flops(transformer, **sizes, interface=False) if teacher else 0
         return {
-            count: passes * count_block_flops(transformer, tokens=grids, text_tokens=length, budget=count)
+            count: beside + passes * count_block_flops(transformer, **sizes, budget=count)
             for count in transformer.budgets
         }
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Grid = tuple[int, ...]
@@ -64,6 +65,11 @@ class Family:
     """Width d and number of heads."""
     sample: str = "hidden_states"
     """The transformer's argument that holds the noisy sample, batch first; or a list with one a sample."""
+    listed: bool = False
+    """Whether it is such a list."""
+    pack: Callable[[Tensor], Tensor] | None = lambda latents: latents
+    """Latents (B, z, ...) of pictures or clips -> that sample, where it is a tensor; of a list, what its tensors are
+    stacked. None where the sample is more than those, or its latents are normalized in a way of their own."""
     tokens: str = "hidden_states"
     """The block's argument that holds the image tokens (B, N, d)."""
     joined: tuple[str, ...] = ()
@@ -117,6 +123,11 @@ def of_sequence(axis: int) -> Take:
         return torch.stack([of_sample.index_select(axis - 1, order) for of_sample, order in of_samples])
 
     return take
+
+
+def pack_patches(latents: Tensor) -> Tensor:
+    """(B, z, H, W) -> (B, H/2 · W/2, 4z): what Flux and Qwen-Image pipelines call packing."""
+    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def patch_grid(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:

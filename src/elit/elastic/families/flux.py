@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from elit.compat import write_count
-from elit.elastic.families.family import Arguments, Family, Grid, of_sequence, widths
+from elit.elastic.families.family import Arguments, Family, Grid, of_sequence, pack_patches, widths
 
 
 @torch.compiler.disable
@@ -44,6 +44,7 @@ FLUX = Family(
     grids=_grids,
     references=_references,
     noise=lambda arguments: arguments["timestep"],
+    pack=pack_patches,
     condition=lambda block, arguments: arguments["temb"],
     output=1,
     per_token={"image_rotary_emb": of_sequence(0)},
@@ -64,6 +65,7 @@ FLUX2 = Family(
     grids=_grids,
     references=_references,
     noise=lambda arguments: arguments["timestep"],
+    pack=None,
     condition=_flux2_condition,
     condition_width=lambda model, block: (6 if hasattr(block, "norm1_context") else 3) * widths(model)[0],
     joined=("single_transformer_blocks",),
@@ -86,6 +88,7 @@ CHROMA = Family(
     grids=_grids,
     references=_references,
     noise=lambda arguments: arguments["timestep"],
+    pack=pack_patches,
     condition=_chroma_condition,
     condition_width=lambda model, block: (6 if hasattr(block, "norm1_context") else 3) * widths(model)[0],
     joined=("single_transformer_blocks",),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elit.elastic.families.family import Arguments, Family, Grid, Places, of_image, of_sequence, widths
+from elit.elastic.families.family import Arguments, Family, Grid, Places, of_image, of_sequence, pack_patches, widths
 
 
 def _images(arguments: Arguments) -> list[Grid]:
@@ -31,6 +31,7 @@ QWEN = Family(
     grids=_grids,
     references=_references,
     noise=lambda arguments: arguments["timestep"],
+    pack=pack_patches,
     # Edited images have a second half, their condition at t = 0.
     condition=lambda block, arguments: arguments["temb"][: len(arguments["hidden_states"])],
     output=1,
@@ -63,6 +64,7 @@ QWEN21 = Family(
     blocks=("transformer_blocks",),
     grids=_last_picture_grid,
     noise=lambda arguments: arguments["timestep"],
+    pack=None,  # its autoencoder has a fourth channel
     # With causal_condition there is one more row, that of t = 0, which text and references take.
     condition=lambda block, arguments: arguments["modulation"][: len(arguments["hidden_states"])],
     condition_width=lambda model, block: 4 * widths(model)[0],

@@ -33,6 +33,8 @@ Z_IMAGE = Family(  # image first, then its padding, then the text
     condition_width=lambda model, block: min(model.config.dim, 256),
     sizes=lambda model: (model.config.dim, model.config.n_heads),
     sample="x",
+    listed=True,
+    pack=lambda latents: latents.unsqueeze(2) if latents.ndim == 4 else latents,
     tokens="x",
     joined=("layers",),
     before=lambda arguments, others: 0,
