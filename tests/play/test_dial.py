@@ -63,5 +63,5 @@ def test_knots_rise_and_budgets_become_pieces():
         Dial(condition="3", pieces=3, budgets=(1, 2, 3), knots=(0.8, 0.3))
     assert pieces_of("50%", COUNTS) == {"pieces": 1, "budgets": (8, 8, 8)}
     assert pieces_of("50%@0-0.4,100%@0.4-1", COUNTS) == {"pieces": 2, "budgets": (8, 16, 16), "knots": (0.4, 0.67)}
-    start = default_dial(("bag",), COUNTS)
+    start = default_dial({"condition": "bag"}, COUNTS)
     assert (start.condition, start.budget) == ("bag", "16")

@@ -3,7 +3,9 @@
 import io
 import json
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SIZES, opened
@@ -138,6 +140,44 @@ def test_clips_texts_and_baselines(kind):
         assert attention_maps(engine, picture)[1].ndim == 4
     assert len(trajectory(engine, picture)) == 2
     assert len(engine.classes) == (0 if engine.takes_text else 5)
+
+
+def test_a_pipeline_with_a_dial(tmp_path):
+    from elastic.tiny import open_branches, pipeline
+
+    from elit.elastic.stock import find_stock
+    from elit.play.pipeline_engine import PipelineEngine
+
+    pipe = pipeline("DiTPipeline")
+    open_branches(elit.elastify(pipe.transformer, read_after=1, write_after=3, window=(4, 4)))
+    pipe.save_pretrained(tmp_path / "pipe")
+    engine = PipelineEngine.load(find_stock(tmp_path / "pipe"), device="cpu", dtype="float32")
+    assert engine.start == {"condition": "0", "guidance": "cfg", "scale": 4.0}
+    assert engine.guidances == ("none", "cfg", "ccfg")
+    dial = Dial(condition="7", budgets=(4,) * 3, steps=2, seed=5, guidance="ccfg", scale=3)
+    wanted = dial.settings(takes_text=False)
+    ticks = []
+    picture = engine.generate(wanted, lambda done, total: ticks.append((done, total)))
+    assert ticks == [(1, 2), (2, 2)]
+    with elit.budget(4, guidance=1):
+        right = pipe([7], 3.0, torch.Generator().manual_seed(5), num_inference_steps=2).images[0]
+    assert np.array_equal(np.asarray(picture.image()), np.asarray(right))
+    cost = engine.cost(wanted)
+    assert cost.gflops == picture.gflops < cost.full_gflops
+    assert cost.measured_ms == picture.ms
+    (tmp_path / "a.png").write_bytes(picture.file)
+    assert main(["sample", "--like", str(tmp_path / "a.png"), "--out", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    for wrong, message in ((dial, "labels='1000'|classes are 0 to 999"), (dial, "guidance=ag")):
+        changes = {"condition": "1000"} if "labels" in message else {"guidance": "ag"}
+        settings = replace(wrong, **changes).settings(takes_text=False)
+        ask = engine.check if "labels" in message else engine.cost
+        with pytest.raises(ValueError, match=message):
+            ask(settings)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        engine.generate(wanted, stop=stop)
 
 
 def test_differences_and_even_choices():

@@ -112,7 +112,8 @@ def check_saved_folder(folder: Path, name: str) -> None:
     where = whole_folder(folder)
     if not where.is_dir():
         raise ValueError(f"{name}={str(folder)!r}: no such folder")
-    if not any((where / file).is_file() for file in ("config.json", "model_index.json")):
+    files = ("config.json", "model_index.json", "elastic.json", "transformer/elastic.json")  # the last two: an add-on
+    if not any((where / file).is_file() for file in files):
         raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
 
 

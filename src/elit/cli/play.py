@@ -23,7 +23,7 @@ class Args:
     """
 
     model: Annotated[Path, tyro.conf.Positional] = Path("fashion")
-    """Folder of a saved model or pipeline, or a model in the box."""
+    """Folder of a saved model, of a pipeline, or of an add-on of elit distill; or a model in the box."""
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
     port: int = 7860
@@ -66,12 +66,18 @@ def run(args: Args) -> None:
     quiet_gradio()
     device = check_device(args.device)
 
-    from elit.play.engine import NetworkEngine
+    from elit.elastic.stock import find_stock
+    from elit.play.engine import NetworkEngine, PageEngine
     from elit.play.page import build_page
+    from elit.play.pipeline_engine import PipelineEngine
     from elit.pretrained import model_name
 
     name = model_name(args.model)
-    engine = NetworkEngine.load(name, vae=args.vae, device=device, dtype=args.dtype)
+    engine: PageEngine
+    if (stock := find_stock(args.model)) is not None:
+        engine = PipelineEngine.load(stock, device=device, dtype=args.dtype)
+    else:
+        engine = NetworkEngine.load(name, vae=args.vae, device=device, dtype=args.dtype)
     port = args.port or free_port(args.host)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/"
 

@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,6 +116,11 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
+    from elit.elastic.load_model import is_stock_pipeline
+
+    if is_stock_pipeline(args.model):
+        return run_pipeline(args)
+
     from elit.data.images import is_sample, output_kind, save_animation, single_frames, write_samples
     from elit.elastic.load_model import load_network
     from elit.files import check_new_output
@@ -173,6 +179,63 @@ def run(args: Args) -> dict[str, Any]:
     if not args.json:
         what = "clips" if clips else "images"
         print(f"{args.out}: {num_images} {what}, {flops / 1e9:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
+    return result
+
+
+def run_pipeline(args: Args) -> dict[str, Any]:
+    """Pictures of a stock diffusers pipeline that has a dial, each by a call of its own."""
+    import time
+
+    import torch
+
+    from elit.data.images import from_pictures, is_sample, output_kind, write_samples
+    from elit.elastic.stock import StockPipeline, find_stock
+    from elit.files import check_new_output
+    from elit.sampling.draw import environment_of, weights_fingerprint
+
+    for name in (*TARGETS, "vae"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name}={getattr(args, name)}: goes with a network of this library, not with a pipeline")
+    kind = output_kind(args.out, pictures=True, clips=False)
+    check_new_output(args.out, overwrite=args.overwrite, folder=kind == "folder", mine=is_sample)
+    device = torch.device(check_device(args.device))
+    stock = find_stock(args.model)
+    assert stock is not None
+    pipe = StockPipeline.load(stock, device=device, dtype=getattr(torch, args.dtype))
+    if args.compile:
+        pipe.transformer.compile()
+    weights, environment = weights_fingerprint(pipe.transformer), environment_of(device, compile=args.compile)
+    if args.like is not None:
+        compare(read_record(args.like), args, weights, environment)
+    settings = SampleSettings(**{each.name: getattr(args, each.name) for each in fields(SampleSettings)})
+    conditions = pipe.conditions(settings)
+    count = settings.count or len(conditions)
+    if args.row is not None and args.row >= count:
+        raise ValueError(f"row={args.row}: there are {count} images")
+    rows = range(count) if args.row is None else [args.row]
+    gflops = pipe.gflops(settings)
+    start = time.perf_counter()
+    with show_progress("sampling", len(rows) * settings.steps) as progress:
+
+        def show(place: int, done: int, total: int) -> None:
+            if progress:
+                progress(place * settings.steps + done * settings.steps // total, len(rows) * settings.steps)
+
+        pictures = [pipe.picture(settings, row, partial(show, place)) for place, row in enumerate(rows)]
+    seconds = time.perf_counter() - start
+
+    def describe(row: int | None) -> str:
+        record = SampleRecord(model=str(args.model), weights=weights, settings=settings, row=row, made_with=environment)
+        return record.to_text()
+
+    def of_row(row: int | None) -> str:
+        return describe(row if args.row is None else args.row)
+
+    write_samples(from_pictures(pictures), args.out, pictures=True, describe=of_row)
+    result = {"out": str(args.out), "count": len(rows), "gflops_per_image": gflops, "plan": None}
+    result["ms_per_image"] = 1e3 * seconds / len(rows)
+    if not args.json:
+        print(f"{args.out}: {len(rows)} images, {gflops:.3f} GFLOPs and {result['ms_per_image']:.1f} ms each")
     return result
 
 

@@ -224,6 +224,12 @@ def image_grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) ->
     return Image.fromarray(sheet.permute(1, 2, 0).numpy())
 
 
+def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as (B, 3, H, W) in [-1, 1], of which `to_uint8` makes the same pixels again."""
+    arrays = [torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]
+    return torch.stack(arrays).movedim(-1, 1).float() / 127.5 - 1
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] float -> 0 to 255, on the CPU."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

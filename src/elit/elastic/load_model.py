@@ -27,6 +27,19 @@ def load_model(folder: str | Path, **kwargs: Any) -> Any:
     return load_own(folder, **kwargs)
 
 
+def is_stock_pipeline(model: str | Path) -> bool:
+    """Whether a folder holds a diffusers pipeline whose transformer has a dial, or the add-on of one.
+
+    By its files alone: `elit.elastic.stock` opens those.
+    """
+    folder = Path(model)
+    if (index := folder / "model_index.json").is_file():
+        return any(folder.glob(f"*/{ELASTIC}")) and '"ElitPipeline"' not in index.read_text(encoding="utf-8")
+    return not (folder / "config.json").is_file() and any(
+        (where / ELASTIC).is_file() for where in (folder, folder / "transformer")
+    )
+
+
 def load_network(
     name: str | Path,
     *,

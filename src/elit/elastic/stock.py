@@ -6,7 +6,7 @@ FOLDER of an add-on                                    what `elit distill` write
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,18 +15,22 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 
 from elit.arguments import class_numbers
-from elit.budgets import Budget, Schedule
+from elit.budgets import Budget, Schedule, parse_budget, resolve_budget, schedule_budgets
 from elit.data.autoencoders import downsampling
 from elit.elastic.add_on import put_into
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
 from elit.elastic.load import load_elastic
+from elit.elastic.load_model import is_stock_pipeline
 from elit.elastic.recording import first_call, nested
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.storage import RECORD, InterfaceRecord, read_record
+from elit.flow.solver import time_grid
+from elit.sampling.settings import SampleSettings
 
 EXAMPLE = "a red boat"
 
@@ -57,25 +61,24 @@ def find_stock(model: str | Path) -> StockFolder | None:
 
     Raises ValueError for an add-on that does not name its pipeline, and damaged files.
     """
+    if not is_stock_pipeline(model):
+        return None
     folder = Path(model)
     if (folder / "model_index.json").is_file():
-        records = sorted(folder.glob(f"*/{RECORD}"))
-        kind = getattr(diffusers, _class_name(str(folder)), None)
-        return StockFolder(folder, str(folder), read_record(records[0].parent), kind) if records and kind else None
-    inside = folder / "transformer"
-    where = inside if (inside / RECORD).is_file() else folder
-    if not (where / RECORD).is_file() or (folder / "config.json").is_file():
-        return None
-    record = read_record(where)
-    if record.base is None:
+        record, base = read_record(sorted(folder.glob(f"*/{RECORD}"))[0].parent), str(folder)
+    else:
+        inside = folder / "transformer"
+        record = read_record(inside if (inside / RECORD).is_file() else folder)
+        base = record.base or ""
+    if not base:
         raise ValueError(
             f"model={str(model)!r}: an add-on that does not name its pipeline; put it in with elit.load_elastic(pipe, "
             "folder), save the pipeline and give its folder"
         )
-    kind = getattr(diffusers, _class_name(record.base), None)
+    kind = getattr(diffusers, name := _class_name(base), None)
     if kind is None:
-        raise ValueError(f"model={str(model)!r}: is for {record.base!r}, which is no pipeline of diffusers")
-    return StockFolder(folder, record.base, record, kind)
+        raise ValueError(f"model={str(model)!r}: a {name}, which is no pipeline of diffusers")
+    return StockFolder(folder, base, record, kind)
 
 
 def _class_name(base: str) -> str:
@@ -258,6 +261,76 @@ class StockPipeline:
             self._layouts[size] = grids, length
         grids, length = self._layouts[size]
         return count_block_flops(self.transformer, tokens=grids, text_tokens=length, budget=budget)
+
+    # From settings as `elit sample` has them
+
+    def picture(
+        self, settings: SampleSettings, number: int = 0, on_step: Callable[[int, int], None] | None = None
+    ) -> Image.Image:
+        """Picture `number` of `settings`, by a call of its own: it does not depend on the others.
+
+        on_step: called behind every step with the steps taken and all steps; what it raises ends the call.
+        Raises ValueError for settings that this pipeline does not take.
+        """
+        conditions = self.conditions(settings)
+        arguments = self._call_arguments(settings)
+        call = self.call([conditions[number % len(conditions)]], [settings.seed + number], **arguments)
+        try:
+            while call.advance():
+                if on_step:
+                    on_step(call.steps, call.total)
+        except BaseException:
+            call.give_up()
+            raise
+        picture: Image.Image = call.output.images[0]
+        return picture
+
+    def conditions(self, settings: SampleSettings) -> tuple[str, ...]:
+        """Texts or classes of `settings`. Raises ValueError for those of the other kind, and unknown classes."""
+        given, other = settings.prompts, settings.labels
+        if not self.takes_text:
+            given, other = other, given
+        takes = "text; give prompts" if self.takes_text else "classes; give labels"
+        if other or not given:
+            raise ValueError(f"{other[0] if other else 'no condition'}: this pipeline takes {takes}")
+        if settings.text_encoder is not None:
+            raise ValueError(f"text_encoder={settings.text_encoder!r}: this pipeline has its own")
+        if not self.takes_text:
+            self.class_numbers(given)
+        return given
+
+    def gflops(self, settings: SampleSettings) -> float:
+        """Of one picture: the transformer's blocks, Read and Write; a schedule as with even steps."""
+        arguments = self._call_arguments(settings)
+        times = time_grid(settings.steps)[:-1]
+        listed = arguments["budget"]
+        counts = listed if isinstance(listed, list) else schedule_budgets(listed, times, self.budgets)
+        main = [self.flops(budget=resolve_budget(count, self.budgets)) for count in counts]
+        if settings.guidance == "none" or not settings.scale > 1:
+            return sum(main) / 1e9
+        weak = arguments["guidance_budget"]
+        second = main if weak is None else [self.flops(budget=resolve_budget(weak, self.budgets))] * len(main)
+        return (sum(main) + sum(second)) / 1e9
+
+    def _call_arguments(self, settings: SampleSettings) -> dict[str, Any]:
+        """Arguments of `call`. Raises ValueError."""
+        own = SampleSettings()
+        for name in ("solver", "shift", "cache", "guidance_interval", "sample_budgets"):
+            if (value := getattr(settings, name)) != getattr(own, name):
+                raise ValueError(f"{name}={value}: a pipeline of diffusers has its own way; leave it out")
+        if settings.guidance == "ag" or (settings.guidance != "none" and self.guides_by is None):
+            has = "none, cfg and ccfg" if self.guides_by else "no guidance of its own"
+            raise ValueError(f"guidance={settings.guidance}: {type(self.pipe).__name__} has {has}")
+        if settings.step_budgets and len(settings.step_budgets) != settings.steps:
+            raise ValueError(f"step_budgets: {len(settings.step_budgets)} of them for {settings.steps} steps")
+        plain = settings.arguments()
+        guided = settings.guidance != "none"
+        return {
+            "steps": settings.steps,
+            "budget": plain["budget"] if plain["step_budgets"] is None else plain["step_budgets"],
+            "scale": settings.scale if guided else 1.0,
+            "guidance_budget": parse_budget(settings.guidance_budget) if settings.guidance == "ccfg" else None,
+        }
 
     @property
     def _factor(self) -> int:

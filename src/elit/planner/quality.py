@@ -12,6 +12,7 @@ from elit.budgets import Schedule, saved_schedule
 from elit.evaluate.plane import loss
 from elit.evaluate.score import METRICS
 from elit.flow.guidance import Guidance, make_guidance
+from elit.pretrained import measurements_folder
 
 NAMES = ("sweep.jsonl", "sweep.parquet")
 
@@ -59,8 +60,8 @@ class Quality:
 
 
 def find_table(folder: Path) -> Path | None:
-    """The table of a sweep that lies in a model's folder or beside it."""
-    places = [place / name for place in (folder, folder.parent) for name in NAMES]
+    """The table of a sweep that lies in a model's folder or beside it; of a packaged model, in the user's cache."""
+    places = [place / name for place in (folder, folder.parent, measurements_folder(folder)) for name in NAMES]
     return next((place for place in places if place.is_file()), None)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from elit.play.dial import CONTROLS, GUIDANCES, Dial
-from elit.play.engine import NetworkEngine
+from elit.play.dial import CONTROLS, Dial, examples
+from elit.play.engine import PageEngine
 
 THUMBNAILS = 32
 """Up to so many classes have a picture to choose them by."""
@@ -23,9 +23,11 @@ class Controls:
     cancel: gr.Button
     dice: gr.Button
     thumbnails: gr.Gallery | None
+    examples: list[tuple[gr.Button, Dial]]
+    """Buttons, and where each puts the dial; class or prompt and seed stay."""
 
 
-def build_controls(engine: NetworkEngine, start: Dial) -> Controls:
+def build_controls(engine: PageEngine, start: Dial) -> Controls:
     counts = engine.budgets
     condition: Any
     if engine.takes_text:
@@ -51,9 +53,13 @@ def build_controls(engine: NetworkEngine, start: Dial) -> Controls:
     with gr.Row():
         seed = gr.Number(start.seed, precision=0, minimum=0, label="Seed", elem_id="seed")
         dice = gr.Button("Roll the dice", elem_id="dice")
+    with gr.Row(elem_classes="examples", elem_id="examples"):
+        buttons = [
+            (gr.Button(name, size="sm", min_width=90), dial) for name, dial in examples(start, counts, engine.guidances)
+        ]
     with gr.Accordion("Steps and guidance", open=False):
         steps = gr.Slider(1, 64, value=start.steps, step=1, label="Steps", elem_id="steps")
-        kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in (GUIDANCES if has else GUIDANCES[:2])]
+        kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in engine.guidances]
         words = "The second branch drops the class (CFG), latents (AG), or both (CCFG)"
         guidance = gr.Radio(kinds, value=start.guidance, label="Guidance", elem_id="guidance", info=words)
         scale = gr.Slider(0, 8, value=start.scale, step=0.05, label="Guidance scale; 1 is off", elem_id="scale")
@@ -69,4 +75,4 @@ def build_controls(engine: NetworkEngine, start: Dial) -> Controls:
             third = gr.Slider(low, high, value=high, step=by, label="with latents")
     values = [condition, seed, budget, pieces, knot, later, second, third, steps, guidance, scale, weak]
     assert len(values) == len(CONTROLS)
-    return Controls(values, cost, schedule, run, cancel, dice, thumbnails)
+    return Controls(values, cost, schedule, run, cancel, dice, thumbnails, buttons)

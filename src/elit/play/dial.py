@@ -156,9 +156,28 @@ def pieces_of(budget: str, counts: Sequence[int]) -> dict[str, Any]:
     return {"pieces": len(values), "budgets": (*values, *values[-1:] * spare), "knots": (knots[0], knots[1])}
 
 
-def default_dial(classes: Sequence[str], counts: Sequence[int]) -> Dial:
-    """Where the controls stand at first: the first class, or a prompt, at all latents."""
-    return Dial(condition=classes[0] if classes else "a handwritten seven", budgets=tuple(counts[-1:]) * MOST_PIECES)
+def default_dial(start: Mapping[str, Any], counts: Sequence[int]) -> Dial:
+    """Where the controls stand at first, at all latents. start: `PageEngine.start`."""
+    return Dial(**start, budgets=tuple(counts[-1:]) * MOST_PIECES)
+
+
+def examples(dial: Dial, counts: Sequence[int], guidances: Sequence[str]) -> list[tuple[str, Dial]]:
+    """Settings worth a look, with their names; each keeps the class or prompt and the seed of `dial`."""
+    if not counts:
+        return []
+    low, full, plain = counts[0], counts[-1], replace(dial, guidance="none", pieces=1)
+    quarter = max(low, full // 4 // low * low)
+    half = max(low, full // 2 // low * low)
+    named = [
+        ("all latents", replace(plain, budgets=(full,) * MOST_PIECES)),
+        ("a quarter", replace(plain, budgets=(quarter,) * MOST_PIECES)),
+        ("the fewest", replace(plain, budgets=(low,) * MOST_PIECES)),
+        ("half, then all", replace(plain, pieces=2, budgets=(half, full, full), knots=(0.5, 0.67))),
+    ]
+    if "ccfg" in guidances:
+        guided = replace(plain, guidance="ccfg", scale=2.0 if dial.guidance == "none" else dial.scale)
+        named.append(("cheap guidance", replace(guided, budgets=(half,) * MOST_PIECES, guidance_budget=low)))
+    return named
 
 
 def _whole(name: str, value: Any) -> int:

@@ -3,6 +3,7 @@
 import random
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -10,7 +11,7 @@ import gradio as gr
 from elit.play.charts import schedule_chart
 from elit.play.controls import Controls
 from elit.play.dial import Dial
-from elit.play.engine import NetworkEngine
+from elit.play.engine import PageEngine
 from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker
 from elit.play.style import quiet, wrong
 from elit.play.words import cost_words, picture_words
@@ -61,6 +62,9 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
             gr.Warning(f"This link does not fit the model: {error}", title="Link")
             return start.controls()
 
+    def example(dial: Dial, condition: Any, seed: Any) -> list[Any]:
+        return [condition, seed, *dial.controls()[2:]]
+
     def roll() -> int:
         return random.randrange(2**31)
 
@@ -85,6 +89,9 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
 
         selection = controls.thumbnails.select(choose, outputs=condition, **HIDDEN)
         events.append(selection.then(draw, **drawing))
+    for button, dial in controls.examples:
+        settled = button.click(partial(example, dial), inputs=values[:2], outputs=values, **HIDDEN)
+        events.append(settled.then(draw, **drawing))
     first = page.load(opened, outputs=values, **HIDDEN)
     events.append(first.then(draw, **drawing))
     if controls.thumbnails is not None:
@@ -104,7 +111,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
 class ThumbnailMaker:
     """Pictures of all classes, made once."""
 
-    def __init__(self, engine: NetworkEngine, settings: SampleSettings):
+    def __init__(self, engine: PageEngine, settings: SampleSettings):
         self.engine, self.settings = engine, settings
         self._pictures: list[Any] | None = None
         self._lock = threading.Lock()

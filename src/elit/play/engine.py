@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import ModelMixin
@@ -76,6 +76,31 @@ class Cost:
     """By the sweep's table; None where it has nothing of the like."""
 
 
+class PageEngine(Protocol):
+    """What the page asks of whatever makes its pictures."""
+
+    name: str
+    dtype: str
+    lock: threading.Lock
+
+    @property
+    def takes_text(self) -> bool: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def budgets(self) -> tuple[int, ...]: ...
+    @property
+    def guidances(self) -> tuple[str, ...]: ...
+    @property
+    def start(self) -> dict[str, Any]: ...
+    def check(self, settings: SampleSettings) -> None: ...
+    def cost(self, settings: SampleSettings) -> Cost: ...
+    def generate(
+        self, settings: SampleSettings, tick: Tick | None = None, stop: threading.Event | None = None
+    ) -> Picture: ...
+    def thumbnails(self, settings: SampleSettings) -> list[Image.Image]: ...
+
+
 @dataclass
 class NetworkEngine:
     """An elit network, with its autoencoder if it has one.
@@ -109,7 +134,7 @@ class NetworkEngine:
         model, autoencoder = load_network(name, vae=vae, device=device, dtype=precision)
         if not isinstance(model, Transformer):
             kind = type(model).__name__
-            raise ValueError(f"model={name!r}: a {kind} of diffusers; the page draws with this library's networks")
+            raise ValueError(f"model={name!r}: an elastified {kind} alone; give the folder of its pipeline")
         folder = network_folder(name)
         where = folder and find_table(folder)
         return cls(
@@ -136,6 +161,16 @@ class NetworkEngine:
     @property
     def budgets(self) -> tuple[int, ...]:
         return self.model.budgets
+
+    @property
+    def guidances(self) -> tuple[str, ...]:
+        """Kinds of guidance that can be chosen."""
+        return ("none", "cfg", "ag", "ccfg") if self.budgets else ("none", "cfg")
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Where the dial stands at first, beside all latents."""
+        return {"condition": "a handwritten seven" if self.takes_text else self.classes[0]}
 
     @property
     def clips(self) -> bool:

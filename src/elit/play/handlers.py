@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from elit.play.dial import Dial
-from elit.play.engine import Cancelled, NetworkEngine, Picture, Tick
+from elit.play.engine import Cancelled, PageEngine, Picture, Tick
 from elit.sampling.settings import SampleSettings
 
 HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -48,7 +48,7 @@ class Runs:
 class Playground:
     """One page's engine and visitors."""
 
-    engine: NetworkEngine
+    engine: PageEngine
     runs: Runs = field(default_factory=Runs)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="elit-play-")))
     """Where the files lie that the page downloads; their names are made here."""

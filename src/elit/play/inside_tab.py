@@ -6,14 +6,13 @@ import gradio as gr
 
 from elit.play.charts import bar_chart
 from elit.play.controls import Controls
-from elit.play.engine import Picture
+from elit.play.engine import NetworkEngine, Picture
 from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker, with_page_errors
 from elit.play.inside import attention_maps, latents_that_matter, trajectory
 from elit.play.pictures import overlay
 
 
-def build_inside(play: Playground, controls: Controls, present: gr.State) -> None:
-    engine = play.engine
+def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, present: gr.State) -> None:
     maps = gr.State(None)
     with gr.Row():
         look = gr.Button("Look inside this picture", variant="primary", elem_id="look")

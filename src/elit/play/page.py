@@ -8,16 +8,16 @@ from elit.play.compare_tab import build_compare
 from elit.play.controls import build_controls
 from elit.play.dial import default_dial
 from elit.play.dial_tab import build_dial
-from elit.play.engine import NetworkEngine
+from elit.play.engine import NetworkEngine, PageEngine
 from elit.play.handlers import Playground
 from elit.play.inside_tab import build_inside
 from elit.play.plane_tab import build_plane
 
 
-def build_page(engine: NetworkEngine) -> gr.Blocks:
+def build_page(engine: PageEngine) -> gr.Blocks:
     """The page of an engine, not yet served."""
     play = Playground(engine)
-    start = default_dial(engine.classes, engine.budgets)
+    start = default_dial(engine.start, engine.budgets)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
         words = f"All pictures come from the same weights: {escape(engine.name)}. "
         words += "The budget says on how many latents the middle of the network works. Fewer cost less."
@@ -32,11 +32,12 @@ def build_page(engine: NetworkEngine) -> gr.Blocks:
                 if engine.budgets:
                     with gr.Tab("Compare"):
                         build_compare(play, controls)
-                with gr.Tab("Plane") as plane:
-                    build_plane(play, controls, plane, present)
-                if engine.can_look_inside:
-                    with gr.Tab("Inside"):
-                        build_inside(play, controls, present)
+                if isinstance(engine, NetworkEngine):
+                    with gr.Tab("Plane") as plane:
+                        build_plane(play, engine, controls, plane, present)
+                    if engine.can_look_inside:
+                        with gr.Tab("Inside"):
+                            build_inside(play, engine, controls, present)
         page.queue(default_concurrency_limit=4, max_size=64)
         page.unload(play.left)
     return page

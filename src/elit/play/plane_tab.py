@@ -22,8 +22,8 @@ NOTHING = (
 )
 
 
-def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.State) -> None:
-    engine, values = play.engine, controls.values
+def build_plane(play: Playground, engine: NetworkEngine, controls: Controls, tab: gr.Tab, present: gr.State) -> None:
+    values = controls.values
     chart = gr.HTML(elem_id="plane")
     with gr.Row():
         unit = gr.Radio(["GFLOPs a picture", "ms a picture"], value="GFLOPs a picture", label="Target", elem_id="unit")
