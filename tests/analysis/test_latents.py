@@ -22,7 +22,7 @@ from elit.analysis.latents import (
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.interface import latent_positions
 from elit.models.layers import grid_positions, patchify, rope_tables, unpatchify
-from elit.models.windows import parts_of
+from elit.models.layout import parts_of
 from elit.sampling.sample import seeded_noise
 
 

@@ -55,10 +55,12 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-def test_no_command_loads_torch_to_say_what_is_wrong(saved):
-    """All commands in one process: each module, and a refusal of each."""
+def test_no_command_loads_torch_to_say_what_is_wrong_or_to_do_arithmetic(saved):
+    """All commands in one process: each module, a refusal of each, and the costs of networks by name."""
     lines = [f"main([{name!r}, *{arguments!r}])" for name, (arguments, _) in REFUSALS.items()]
     lines += [f"main({['sample', str(saved), *arguments]!r})" for arguments, _ in BAD_SAMPLES]
+    lines += [f"main({arguments!r})" for arguments, _ in BAD_MODELS]
+    lines += ["main(['flops', 'DiT-S/2', 'ELIT-HDiT-S/2', '--json'])", "main(['flops', '--paper'])"]
     modules = [name.replace("-", "_").replace("import", "import_") for name in COMMANDS]
     lines += [f"__import__('elit.cli.{name}')" for name in modules]
     assert loaded_by(*lines) == []
@@ -90,6 +92,24 @@ BAD_SAMPLES = [
 ]
 
 
+# Names and sizes of networks, refused by arithmetic.
+BAD_MODELS = [
+    (["flops", "DiT-S/3"], "unknown model 'DiT-S/3'; close names: DiT-S/"),
+    (["flops", "ELIT-SiT-S/2", "--sample-size", "30"], "nearest valid"),
+    (["train", "--model.name", "DiT-Q/2", "--dry-run"], "unknown model 'DiT-Q/2'"),
+    (["train", "--model.sample-size", "8", "--model.num-heads", "5", "--dry-run"], "num_heads=5: need an even"),
+    (["train", "--model.sample-size", "9", "--dry-run"], "sample_size=(9, 9): patches of 2×2 need multiples of 2×2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_MODELS)
+def test_bad_networks_are_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("arguments", "message"), BAD_SAMPLES)
 def test_bad_options_of_sample_are_one_line(saved, arguments, message, capsys):
     assert main(["sample", str(saved), *arguments]) == 2
@@ -118,11 +138,9 @@ def test_the_names_of_pictures_are_those_that_are_written():
     assert set(FORMATS) == set(PICTURES)
 
 
-def test_flops_and_samples_load_what_they_need(saved, tmp_path):
+def test_samples_and_doctor_load_what_they_need(saved, tmp_path):
     """Beside torch and diffusers' models: of what those load themselves nothing is asked."""
     base = {"torch", "diffusers", "numpy", "transformers", "accelerate", "PIL", "safetensors", "huggingface_hub"}
-    counted = loaded_by("main(['flops', 'DiT-S/2', 'ELIT-DiT-S/2'])")
-    assert not set(counted) - base
     drawn = loaded_by(f"main({['sample', str(saved), '--steps', '1', '--out', str(tmp_path / 'x.npz')]!r})")
     assert not set(drawn) - base
     assert (tmp_path / "x.npz").is_file()

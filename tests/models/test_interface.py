@@ -6,7 +6,7 @@ from conftest import inputs, opened
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
-from elit.models.windows import parts_of
+from elit.models.layout import parts_of
 
 
 def opened_interface(width=32, heads=4, n=6, latents=5) -> LatentInterface:
@@ -104,7 +104,7 @@ def test_spec_names_what_is_wrong(wrong, message):
 @pytest.mark.parametrize("size", [None, (20, 16)])
 def test_flops_are_counted_without_gradients_too(elit_model, size):
     """torch's counter tracks modules, and asks arguments that need a gradient for their function."""
-    if size and not (len(elit_model.sample_size) == 2 and elit_model.whole_windows(elit_model.spec, 2) is None):
+    if size and not (len(elit_model.sample_size) == 2 and elit_model.kind.whole_windows(elit_model.spec, 2) is None):
         size = None
     x, t, y = inputs(elit_model, 1, size)
     counted = []

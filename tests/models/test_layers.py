@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import opened
 
-from elit.models.layers import Rope, grid_positions, patchify, rope_tables, rotate, token_grid, unpatchify
+from elit.models.layers import Rope, grid_positions, patchify, rope_tables, rotate, unpatchify
+from elit.models.layout import token_grid
 
 CASES = [
     ((8, 12), (2, 2), (2, 3)),

@@ -5,9 +5,9 @@ import torch
 from conftest import inputs, opened
 
 import elit
-from elit.models.hdit import WideBlock, merged_blocks
+from elit.models.hdit import WideBlock
+from elit.models.layout import merged_blocks, skip_pairs
 from elit.models.presets import default_split, model_config
-from elit.models.uvit import skip_pairs
 
 
 def test_pairs_at_depth_28():
@@ -116,6 +116,6 @@ def test_hdit_names_its_budgets_and_sizes():
         elit.create_model("HDiT-S/2", sample_size=34)
     assert model_config("ELIT-HDiT-S/2", depth=6)[1]["interface"]["split"] == [1, 4, 1]
     for depth in range(1, 40):
-        head, core, tail = default_split(depth, type(model))
+        head, core, tail = default_split(depth, type(model).__name__)
         assert head + core + tail == depth
         assert head <= merged_blocks(depth).start

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import elit
 from elit.models.interface import LatentInterface
 from elit.models.layers import patchify, unpatchify
-from elit.models.windows import cut, make_windows, parts_of, share
+from elit.models.layout import cut, parts_of, share
+from elit.models.windows import make_windows
 
 CPU = torch.device("cpu")
 SIZES = {"elit-dit": (22, 14), "elit-uvit": (10, 24), "elit-hdit": (22, 14), "elit-dit-video": (3, 10, 6)}

@@ -1,7 +1,8 @@
 """elit flops"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import tyro
@@ -80,39 +81,51 @@ def _paper(args: Args) -> list[dict[str, Any]]:
 
 
 def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
-    import torch
-
     from elit.budgets import resolve_budget
-    from elit.costs.flops import count_flops, measure_ms
-    from elit.elastic.load_model import load_model
-    from elit.models.presets import create_model
+    from elit.costs.flops import count_flops, valid_budgets
+    from elit.costs.parameters import count_parameters
+    from elit.models.presets import model_config
     from elit.pretrained import model_folder
 
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
-    device = check_device(args.device) if args.measure else "meta"
     if model_folder(name).is_dir():
-        model = load_model(name).to(device)
-    else:
-        with torch.device(device):
-            model = create_model(name, sample_size=size)
-    counts = (
-        dict.fromkeys(resolve_budget(budget, model.budgets) for budget in args.budgets) if model.budgets else [None]
-    )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+        from elit.elastic.load_model import load_model
+
+        model: Any = load_model(name)
+        budgets, parameters = model.budgets, sum(parameter.numel() for parameter in model.parameters())
+    else:  # by its name alone: neither torch nor a network
+        model, (kind, config) = name, model_config(name, sample_size=size)
+        budgets, parameters = valid_budgets(kind, config), count_parameters(kind, config)
+    measure = _clock(args, model, size) if args.measure else None
+    counts = dict.fromkeys(resolve_budget(budget, budgets) for budget in args.budgets) if budgets else [None]
     full = count_flops(model, sample_size=size)
     rows = []
     for count in counts:
         flops = count_flops(model, sample_size=size, budget=count)
         row: dict[str, Any] = {
             "model": name,
-            "budget": None if count is None else count / model.budgets[-1],
+            "budget": None if count is None else count / budgets[-1],
             "tokens_per_group": count,
             "gflops": flops / 1e9,
             "of_full": flops / full,
             "training_tflops": 3 * 256 * flops / 1e12,
             "parameters": parameters,
         }
-        if args.measure:
-            row["ms"] = measure_ms(model, sample_size=size, budget=count, batch_size=args.batch_size)
+        if measure is not None:
+            row["ms"] = measure(budget=count)
         rows.append(row)
     return rows
+
+
+def _clock(args: Args, model: Any, size: Any) -> Callable[..., float]:
+    """Milliseconds of a forward at a budget, measured on this machine."""
+    import torch
+
+    from elit.costs.timing import measure_ms
+    from elit.models.presets import create_model
+
+    device = check_device(args.device)
+    if isinstance(model, str):
+        with torch.device(device):
+            model = create_model(model, sample_size=size)
+    return partial(measure_ms, model.to(device), sample_size=size, batch_size=args.batch_size)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from elit.cli.main import parse as parse_arguments
-from elit.config import TrainConfig, load_config
+from elit.config import ModelConfig, TrainConfig, load_config
 
 PARTS = ("weights", "optimizer", "average", "gathered", "noise", "activations", "peak")
 
@@ -44,7 +44,18 @@ def parse(arguments: Sequence[str]) -> Args:
             settings = load_config(arguments[i + 1])
         elif argument.startswith("--config="):
             settings = load_config(argument.removeprefix("--config="))
-    return parse_arguments(Args, "train", arguments, default=Args(settings=settings))
+    args: Args = parse_arguments(Args, "train", arguments, default=Args(settings=settings))
+    _check_model(args.settings.model)
+    return args
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Raises ValueError for an unknown name and, where the data does not decide them, for sizes that do not fit."""
+    from elit.models.presets import model_config, preset_of
+
+    preset_of(model.name)
+    if model.sample_size is not None:
+        model_config(**model.arguments())
 
 
 def run(args: Args) -> dict[str, Any] | None:

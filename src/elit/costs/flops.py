@@ -7,28 +7,32 @@ N spatial tokens, n of a group, J̃ latents of it kept, K in all, d width, L tok
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from elit.budgets import Budget, resolve_budget
-from elit.costs.timing import timed
-from elit.models.conditioning import CHARACTERS, CharacterEncoder, TimeEmbedding
-from elit.models.hdit import MERGED, HDiT, merged_blocks
-from elit.models.interface import InterfaceSpec
-from elit.models.layers import token_grid
-from elit.models.mmdit import MMDiT
+from elit.models.layout import (
+    CHARACTER_BLOCKS,
+    CHARACTERS,
+    MERGED,
+    TIME_FREQUENCIES,
+    InterfaceSpec,
+    Kind,
+    Part,
+    as_patch,
+    as_size,
+    merged_blocks,
+    parts_of,
+    skip_pairs,
+)
 from elit.models.presets import model_config
-from elit.models.sit import SiT
-from elit.models.transformer import Transformer, as_patch, as_size
-from elit.models.uvit import UViT, skip_pairs
-from elit.models.windows import Part, parts_of
+
+if TYPE_CHECKING:
+    from elit.models.transformer import Transformer
 
 
 def count_flops(
-    model_or_name: Transformer | str, *, sample_size: int | Sequence[int] | None = None, budget: Budget = None
+    model_or_name: "Transformer | str", *, sample_size: int | Sequence[int] | None = None, budget: Budget = None
 ) -> int:
     """Floating-point operations of one forward of one sample, for a text-conditional network of text_length tokens.
 
@@ -38,80 +42,85 @@ def count_flops(
     Raises ValueError for an unknown name, a size that does not divide, a budget that is not valid, or another network.
     """
     config: Any
-    if hasattr(model_or_name, "elastic_record") and not isinstance(model_or_name, Transformer):
+    own = isinstance(getattr(model_or_name, "kind", None), Kind)
+    if hasattr(model_or_name, "elastic_record") and not own:
         raise ValueError(
             f"model_or_name: an elastified {type(model_or_name).__name__}, whose blocks, Read and Write are counted by "
             "elit.elastic.cost.count_block_flops(transformer, tokens=…, budget=…)"
         )
-    if not isinstance(model_or_name, Transformer | str):
+    if isinstance(model_or_name, str):
+        kind, config = model_config(model_or_name, sample_size=sample_size)
+    elif own:
+        kind, config = model_or_name.kind, model_or_name.config
+    else:
         raise ValueError(
             f"model_or_name: a {type(model_or_name).__name__}; give a network of this library or the name of a preset"
         )
-    if isinstance(model_or_name, str):
-        network, config = model_config(model_or_name, sample_size=sample_size)
-    else:
-        network, config = type(model_or_name), model_or_name.config
     size = as_size(config["sample_size"] if sample_size is None else sample_size)
     if hasattr(model_or_name, "elastic_record"):  # a baseline of this library that was given a dial
         model: Any = model_or_name
-        return _config_flops(network, config, size, None) + model.added_flops(size, budget)
-    return _config_flops(network, config, size, budget)
+        return _config_flops(kind, config, size, None) + model.added_flops(size, budget)
+    return _config_flops(kind, config, size, budget)
 
 
-def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:
+def valid_budgets(kind: Kind, config: Mapping[str, Any]) -> range:
+    """What a network of this kind has as `budgets`, ascending; empty for a baseline."""
+    spec = config.get("interface")
+    return range(kind.budget_step, spec["num_latents"] + 1, kind.budget_step) if spec else range(0)
+
+
+def shared_flops(model: "Transformer", *, sample_size: int | Sequence[int] | None = None) -> int:
     """What branches that differ in the budget alone share: all before Read, and of a SiT Read too."""
-    network, config = type(model), model.config
+    kind, config = model.kind, model.config
     size = as_size(config["sample_size"] if sample_size is None else sample_size)
     if model.spec is None:
         return 0
     d, tokens = config["hidden_size"], math.prod(model.token_grid(size))
     embed = 2 * tokens * config["in_channels"] * math.prod(model.patch_size) * d
-    head = _stage_flops(network, config, model.spec, range(model.spec.split[0]), tokens)
-    read = sit_read_flops(tokens, math.prod(model.spec.window), d) if network is SiT else 0
-    return embed + _conditioning_flops(network, config) + head + read
+    head = _stage_flops(kind, config, model.spec, range(model.spec.split[0]), tokens)
+    read = sit_read_flops(tokens, math.prod(model.spec.window), d) if kind.name == "SiT" else 0
+    return embed + _conditioning_flops(kind, config) + head + read
 
 
-def _config_flops(network: type[Transformer], config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
+def _config_flops(kind: Kind, config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
     d, depth = config["hidden_size"], config["depth"]
     patch = as_patch(config["patch_size"], config["sample_size"])
     spec = InterfaceSpec.from_config(config["interface"]) if config.get("interface") else None
-    grid = token_grid(size, patch, network.whole_windows(spec, len(size)))
+    grid = kind.token_grid(size, patch, spec)
     tokens = math.prod(grid)
     patch_features = config["in_channels"] * math.prod(patch)
     head, core, _ = spec.split if spec else (0, depth, 0)
 
     total = 2 * tokens * patch_features * d  # patch embedding
-    total += _conditioning_flops(network, config)
-    total += _stage_flops(network, config, spec, range(head), tokens)
+    total += _conditioning_flops(kind, config)
+    total += _stage_flops(kind, config, spec, range(head), tokens)
     if spec:
-        step = network.budget_step
+        step = kind.budget_step
         num_latents = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
         parts = parts_of(grid, spec.window, num_latents, step)
         n = math.prod(spec.window)
-        total += sit_interface_flops(tokens, n, d) if network is SiT else interface_flops(parts, d)
+        total += sit_interface_flops(tokens, n, d) if kind.name == "SiT" else interface_flops(parts, d)
         latents = sum(part.windows * part.num_latents for part in parts)
-        total += _stage_flops(network, config, spec, range(head, head + core), latents)
+        total += _stage_flops(kind, config, spec, range(head, head + core), latents)
     else:
         resolve_budget(budget, ())
-        total += _stage_flops(network, config, spec, range(core), tokens)
-    total += _stage_flops(network, config, spec, range(head + core, depth), tokens)
+        total += _stage_flops(kind, config, spec, range(core), tokens)
+    total += _stage_flops(kind, config, spec, range(head + core, depth), tokens)
     total += 4 * d * d + 2 * tokens * d * patch_features  # final modulation and linear
     return total
 
 
-def _stage_flops(
-    network: type[Transformer], config: Mapping[str, Any], spec: InterfaceSpec | None, blocks: range, length: int
-) -> int:
+def _stage_flops(kind: Kind, config: Mapping[str, Any], spec: InterfaceSpec | None, blocks: range, length: int) -> int:
     """A run of blocks over `length` tokens or latents; what each backbone adds to DiT's blocks is here."""
     d, depth, ratio = config["hidden_size"], config["depth"], config.get("mlp_ratio", 4.0)
-    if network is MMDiT:
+    if kind.name == "MMDiT":
         joint = [_joint_block_flops(length, config["text_length"], d, ratio, last=i == depth - 1) for i in blocks]
         return sum(joint)
     plain = _block_flops(length, d, d, ratio)
-    if network is UViT:
+    if kind.name == "UViT":
         skips = set(skip_pairs(depth, spec.split if spec else None).values()) & set(blocks)
         return len(blocks) * plain + len(skips) * 4 * length * d * d
-    if network is HDiT and (wide := set(merged_blocks(depth)) & set(blocks)):
+    if kind.name == "HDiT" and (wide := set(merged_blocks(depth)) & set(blocks)):
         merged = length // MERGED
         merge_and_split = 2 * 2 * merged * (MERGED * d) * (2 * d)
         wide_block = _block_flops(merged, 2 * d, d, ratio)
@@ -134,14 +143,14 @@ def _joint_block_flops(length: int, text: int, d: int, mlp_ratio: float, *, last
     return 24 * d * d + 8 * both * d * d + 4 * both**2 * d + 4 * both * d * int(mlp_ratio * d)
 
 
-def _conditioning_flops(network: type[Transformer], config: Mapping[str, Any]) -> int:
+def _conditioning_flops(kind: Kind, config: Mapping[str, Any]) -> int:
     d = config["hidden_size"]
-    total = 2 * (TimeEmbedding.frequencies * d + d * d)  # timestep MLP
-    if network is MMDiT:
+    total = 2 * (TIME_FREQUENCIES * d + d * d)  # timestep MLP
+    if kind.name == "MMDiT":
         features, length = config["text_features"], config["text_length"]
         total += 2 * length * features * d + 2 * config["pooled_features"] * d
         if config["text_encoder"] == CHARACTERS:
-            total += CharacterEncoder.depth * (24 * length * features**2 + 4 * length**2 * features)
+            total += CHARACTER_BLOCKS * (24 * length * features**2 + 4 * length**2 * features)
     return total
 
 
@@ -169,22 +178,3 @@ def sit_interface_flops(tokens: int, n: int, d: int) -> int:
 
 def sit_read_flops(tokens: int, n: int, d: int) -> int:
     return 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
-
-
-def measure_ms(
-    model: Transformer,
-    *,
-    sample_size: int | Sequence[int] | None = None,
-    budget: Budget = None,
-    batch_size: int = 1,
-    repeats: int = 5,
-) -> float:
-    """Milliseconds of a forward of one sample: the median of `repeats` batches, over `batch_size`."""
-    size = as_size(model.config.sample_size if sample_size is None else sample_size)
-    x = torch.randn(batch_size, model.config.in_channels, *size, device=model.device, dtype=model.dtype)
-    t = torch.full((batch_size,), 0.5, device=model.device)
-    y = model.example_condition(batch_size).to(model.device)
-
-    with torch.no_grad():
-        seconds = [timed(lambda: model(x, t, y, budget), model.device)[1] for _ in range(repeats + 1)]
-    return 1e3 * statistics.median(seconds[1:]) / batch_size  # the first one warms up

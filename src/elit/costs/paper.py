@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from elit.budgets import Budget, training_budgets
-from elit.costs.flops import count_flops, interface_flops
-from elit.models.presets import create_model
-from elit.models.transformer import Transformer
-from elit.models.windows import Part
+from elit.costs.flops import count_flops, interface_flops, valid_budgets
+from elit.costs.parameters import count_parameters
+from elit.models.layout import Part
+from elit.models.presets import model_config
 
 CELLS = {256: 32, 512: 64}  # pixels: cells of an f8 autoencoder
 FEWEST = {256: 1, 512: 4}  # J_min of multi-budget training
@@ -53,8 +51,11 @@ class Figure:
 
 
 def paper_figures() -> list[Figure]:
-    """Every cost figure of the paper and ours, counted on the meta device: nothing is allocated."""
-    rows = [Figure(f"{name}, parameters", paper, _parameters(_meta(name))) for name, paper in PARAMETERS.items()]
+    """Every cost figure of the paper and ours, in closed form: nothing is allocated."""
+    rows = [
+        Figure(f"{name}, parameters", paper, count_parameters(*model_config(name)))
+        for name, paper in PARAMETERS.items()
+    ]
     for name, figures in TRAINING.items():
         for pixels, paper in zip(CELLS, figures, strict=True):
             rows.append(Figure(f"{name}, {pixels}px, training TFLOPs", paper, training_tflops(name, pixels)))
@@ -63,8 +64,8 @@ def paper_figures() -> list[Figure]:
     quarter = training_tflops("ELIT-DiT-XL/2", 512, 0.25) + 3 * 256 * spared / 1e12
     label = "ELIT-DiT-XL/2, 512px, 25% of the tokens (Read and Write of all), training TFLOPs"
     rows.append(Figure(label, 386, quarter))
-    cost: Callable[..., int] = partial(count_flops, _meta("ELIT-MM-DiT-Qwen-Image/2"))
-    plain = 2 * count_flops(_meta("MM-DiT-Qwen-Image/2"))
+    cost: Callable[..., int] = partial(count_flops, "ELIT-MM-DiT-Qwen-Image/2")
+    plain = 2 * count_flops("MM-DiT-Qwen-Image/2")
     for share, ratio in QWEN_IMAGE.items():
         ours = (cost(budget=share) + cost(budget=QWEN_IMAGE_WEAK)) / plain
         rows.append(Figure(f"ELIT-Qwen-Image, {share:.1%} of the latents, CCFG over Qwen-Image with CFG", ratio, ours))
@@ -76,15 +77,7 @@ def training_tflops(name: str, pixels: int, budget: Budget = None) -> float:
     size = CELLS[pixels]
     if not name.endswith(" MB"):
         return 3 * 256 * count_flops(name, sample_size=size, budget=budget) / 1e12
-    model = _meta(name.removesuffix(" MB"), sample_size=size)
-    drawn = training_budgets(model.budgets, FEWEST[pixels], None)
-    return 3 * 384 * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn) / 1e12
-
-
-def _meta(name: str, **settings: int) -> Transformer:
-    with torch.device("meta"):
-        return create_model(name, **settings)
-
-
-def _parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    name = name.removesuffix(" MB")
+    drawn = training_budgets(valid_budgets(*model_config(name, sample_size=size)), FEWEST[pixels], None)
+    costs = [count_flops(name, sample_size=size, budget=num_latents) for num_latents in drawn]
+    return 3 * 384 * sum(costs) / len(costs) / 1e12

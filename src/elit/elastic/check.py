@@ -19,7 +19,7 @@ from elit.elastic.families import family_of, registered
 from elit.elastic.families.family import Places, Take
 from elit.elastic.load import load_elastic
 from elit.elastic.surgery import elastify
-from elit.models.windows import Shape
+from elit.models.layout import Shape
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from elit.elastic.families import Family, all_blocks, family_of
-from elit.models.windows import parts_of
+from elit.models.layout import parts_of
 
 
 def count_block_flops(

@@ -13,7 +13,7 @@ from elit.elastic.low_rank import add_low_rank
 from elit.elastic.storage import RECORD, VARIANT, read_record
 from elit.elastic.surgery import elastify
 from elit.files import existing
-from elit.models.presets import NETWORKS
+from elit.models.networks import NETWORKS
 from elit.models.saved import check_weights, saved_dtype
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from elit.models.layers import grid_positions
-from elit.models.windows import make_windows, share
+from elit.models.layout import share
+from elit.models.windows import make_windows
 
 
 @cache

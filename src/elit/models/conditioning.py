@@ -12,14 +12,14 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from torch import Tensor, nn
 
 from elit.models.layers import Mlp, SelfAttention, layer_norm, rope_tables
-
-CHARACTERS = "characters"  # the built-in encoder's name in configs, beside those of the Hugging Face hub
+from elit.models.layout import CHARACTER_BLOCKS, TIME_FREQUENCIES
+from elit.models.layout import CHARACTERS as CHARACTERS
 
 
 class TimeEmbedding(TimestepEmbedding):
     """t (B,) in [0, 1] -> (B, d): sinusoid of `scale`·t, linear, SiLU, linear."""
 
-    frequencies = 256
+    frequencies = TIME_FREQUENCIES
 
     def __init__(self, width: int, scale: float = 1000.0):
         super().__init__(self.frequencies, width)
@@ -113,7 +113,7 @@ class TextConditioning(nn.Module):
 class CharacterEncoder(nn.Module):
     """A small encoder trained along, so that text-to-image needs no download: UTF-8 bytes, two blocks."""
 
-    depth = 2
+    depth = CHARACTER_BLOCKS
 
     def __init__(self, features: int):
         super().__init__()

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from elit.models.dit import DiT
 from elit.models.layers import Block, Rope
+from elit.models.layout import KINDS, MERGED, Kind, merged_blocks
 from elit.models.transformer import AuxStreams
-
-MERGED = 4  # tokens in one: 2×2 neighbours, or 4 latents of one group
 
 
 class WideBlock(Block):
@@ -30,7 +29,7 @@ class HDiT(DiT):
 
     _no_split_modules: ClassVar = ["Block", "WideBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["Block", "WideBlock"]
-    budget_step: ClassVar[int] = MERGED
+    kind: ClassVar[Kind] = KINDS["HDiT"]
 
     def make_blocks(self) -> list[nn.Module]:
         width, num_heads, mlp_ratio = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
@@ -53,23 +52,3 @@ class HDiT(DiT):
         merged, _ = super().run_blocks(blocks[first:end], merged, c, rope.every(MERGED), ())
         fine = self.split(merged).unflatten(2, (MERGED, -1)).flatten(1, 2)  # (B, L, d)
         return super().run_blocks(blocks[end:], fine + self.keep * (x - fine), c, rope, aux)
-
-    @classmethod
-    def plain_window(cls, axes: int) -> tuple[int, ...]:
-        return (1,) * (axes - 2) + (2, 2)
-
-    def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
-        super().check_sizes(width, num_heads, depth)
-        wide = merged_blocks(depth)
-        head, core, _ = self.spec.split if self.spec else (0, depth, 0)
-        if not head <= wide.start < wide.stop <= head + core:
-            raise ValueError(
-                f"split={self.spec and self.spec.split}: at depth {depth} HDiT merges after block {wide.start} and "
-                f"splits after block {wide.stop}; both must lie in the core"
-            )
-
-
-def merged_blocks(depth: int) -> range:
-    """The blocks that work on merged tokens: 8 to 19 of 28, and in proportion."""
-    outer = min(round(depth * 8 / 28), (depth - 1) // 2)
-    return range(outer, depth - outer)

@@ -9,44 +9,16 @@ A budget is a slice: `latents[:J̃]`. Nothing is computed for the dropped tail, 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.arguments import whole_number, whole_numbers
 from elit.models.layers import Mlp, Modulation, QKNorm, grid_positions, layer_norm, modulate
-from elit.models.windows import Part, Shape, corner, divides, windows_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class InterfaceSpec:
-    """Where the interface sits and how large it is."""
-
-    split: tuple[int, int, int]
-    """Blocks in the head (spatial tokens), the core (latents) and the tail (spatial tokens)."""
-    window: tuple[int, ...]
-    """Spatial tokens of a group along each axis, (rows, columns) or (frames, rows, columns)."""
-    num_latents: int
-    """J, latents of a group at full budget."""
-
-    def __post_init__(self) -> None:
-        for name, example in (("split", "(4, 20, 4)"), ("window", "(4, 4)")):
-            object.__setattr__(self, name, whole_numbers(name, getattr(self, name), example, least=0))
-        object.__setattr__(self, "num_latents", whole_number("num_latents", self.num_latents, 1))
-        if len(self.split) != 3 or min(self.split) < 0 or self.split[1] < 1:
-            raise ValueError(f"split={self.split}: give (head, core, tail) block counts with at least 1 in the core")
-        if min(self.window, default=0) < 1:
-            raise ValueError(f"window={self.window}: give at least 1 token along each axis")
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "InterfaceSpec":
-        return cls(split=config["split"], window=config["window"], num_latents=config["num_latents"])
-
-    def to_config(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+from elit.models.layout import InterfaceSpec as InterfaceSpec
+from elit.models.layout import Part, Shape, divides
+from elit.models.windows import corner, windows_of
 
 
 def sliceable(weight: Tensor) -> Tensor:

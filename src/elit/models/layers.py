@@ -11,28 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.models.windows import divides, windows_of
-
-
-def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] | None) -> tuple[int, ...]:
-    """Tokens along each axis of a sample. Raises ValueError, naming the nearest sizes, where they do not divide."""
-    if min(patch) < 1:
-        raise ValueError(f"patch_size={tuple(patch)}: give at least 1 along each axis")
-    cell = [p * w for p, w in zip(patch, window or (1,) * len(patch), strict=True)]
-    if len(size) != len(patch):
-        raise ValueError(f"sample_size={tuple(size)}: expected {len(patch)} entries")
-    if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
-        near = [
-            {max(step, length // step * step), max(step, -(-length // step) * step)}
-            for length, step in zip(size, cell, strict=True)
-        ]
-        windows = f" and windows of {'×'.join(map(str, window))} tokens" if window else ""
-        nearest = " × ".join(" or ".join(map(str, sorted(choices))) for choices in near)
-        raise ValueError(
-            f"sample_size={tuple(size)}: patches of {'×'.join(map(str, patch))}{windows} need multiples of "
-            f"{'×'.join(map(str, cell))}; nearest valid: {nearest}"
-        )
-    return tuple(length // p for length, p in zip(size, patch, strict=True))
+from elit.models.layout import divides
+from elit.models.windows import windows_of
 
 
 def patchify(x: Tensor, patch: Sequence[int], window: Sequence[int]) -> Tensor:

@@ -13,7 +13,6 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from elit.models.conditioning import (
-    CHARACTERS,
     Condition,
     Text,
     TextConditioning,
@@ -23,6 +22,7 @@ from elit.models.conditioning import (
 )
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import Block, Modulation, QKNorm, Rope, attend, layer_norm, modulate
+from elit.models.layout import CHARACTERS, KINDS, Kind
 from elit.models.transformer import AuxStreams, Transformer, on_cpu
 
 
@@ -86,7 +86,7 @@ class MMDiT(Transformer):
     _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["JointBlock"]
 
-    takes_text: ClassVar[bool] = True
+    kind: ClassVar[Kind] = KINDS["MMDiT"]
 
     @register_to_config
     def __init__(

@@ -1,5 +1,7 @@
 """The paper's networks by name (section 4, Table 1); `elit.costs.paper` holds its figures for them.
 
+Names and settings are data: the classes, which bring torch and diffusers, are loaded when a network is made.
+
 Names are `[ELIT-]FAMILY-SIZE/PATCH`, for video with `-Video` behind. Defaults are the 256px ones: the FLUX
 autoencoder's 16 channels at 32×32; for video 29 frames in CogVideoX's autoencoder, 16 channels at 8×32×32.
 
@@ -10,31 +12,24 @@ autoencoder's 16 channels at 32×32; for video 29 frames in CogVideoX's autoenco
 """
 
 import difflib
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from elit.arguments import real_number, shortened, whole_number, whole_numbers
-from elit.models.dit import DiT
-from elit.models.hdit import HDiT, merged_blocks
-from elit.models.interface import InterfaceSpec
-from elit.models.layers import token_grid
-from elit.models.mmdit import MMDiT
-from elit.models.sit import SiT
-from elit.models.transformer import Transformer, as_patch, as_size
-from elit.models.uvit import UViT
+from elit.models.layout import KINDS, InterfaceSpec, Kind, as_patch, as_size, merged_blocks, token_grid
 
-NETWORKS: dict[str, type[Transformer]] = {kind.__name__: kind for kind in (DiT, UViT, HDiT, MMDiT, SiT)}
+if TYPE_CHECKING:
+    from elit.models.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """One row: the width and depth of the transformer, and ELIT's split of it into head, core and tail."""
 
-    network: type[Transformer]
+    kind: Kind
     depth: int
     hidden_size: int
     num_heads: int
@@ -51,10 +46,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "split": (4, 16, 4)},
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "split": (4, 20, 4)},
 }
-FAMILIES: dict[str, type[Transformer]] = {"DiT": DiT, "U-ViT": UViT, "HDiT": HDiT, "MM-DiT": MMDiT, "SiT": SiT}
+FAMILIES = {family: KINDS[family.replace("-", "")] for family in ("DiT", "U-ViT", "HDiT", "MM-DiT", "SiT")}
 PUBLISHED_SPLITS = {"SiT-XL": (8, 16, 4)}  # of checkpoints, where they are not the paper's
 QWEN_IMAGE = Preset(
-    network=MMDiT,
+    kind=KINDS["MMDiT"],
     depth=60,
     hidden_size=3072,
     num_heads=24,
@@ -84,12 +79,12 @@ def presets() -> dict[str, Preset]:
     rows = {}
     for patch in PATCHES:
         for size, sizes in SIZES.items():
-            for family, network in FAMILIES.items():
+            for family, kind in FAMILIES.items():
                 name = f"{family}-{size}/{patch}"
                 split = PUBLISHED_SPLITS.get(f"{family}-{size}", sizes["split"])
-                rows[name] = Preset(network=network, settings={"patch_size": patch}, **sizes | {"split": split})
+                rows[name] = Preset(kind=kind, settings={"patch_size": patch}, **sizes | {"split": split})
             video = {"patch_size": (1, patch, patch), "sample_size": (8, 32, 32), "num_classes": 700}
-            rows[f"DiT-{size}/{patch}-Video"] = Preset(network=DiT, settings=video, **sizes)
+            rows[f"DiT-{size}/{patch}-Video"] = Preset(kind=KINDS["DiT"], settings=video, **sizes)
     rows["MM-DiT-Qwen-Image/2"] = QWEN_IMAGE
     return dict(sorted(rows.items(), key=lambda row: (list(FAMILIES).index(_family(row[0])), "Video" in row[0])))
 
@@ -106,6 +101,17 @@ def close_names(name: Any) -> list[str]:
     return [plain[found] for found in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.7)]
 
 
+def preset_of(name: str) -> Preset:
+    """The row called `name`, with or without `ELIT-`. Raises ValueError naming close ones."""
+    if name not in list_models():
+        close = close_names(name)
+        hint = (
+            f"close names: {', '.join(close)} (elit.list_models() has all)" if close else "elit.list_models() has all"
+        )
+        raise ValueError(f"unknown model {shortened(name)}; {hint}")
+    return presets()[name.removeprefix("ELIT-")]
+
+
 def model_config(
     name: str,
     *,
@@ -116,24 +122,17 @@ def model_config(
     window: tuple[int, ...] | None = None,
     num_latents: int | None = None,
     **overrides: Any,
-) -> tuple[type[Transformer], dict[str, Any]]:
-    """The class and the arguments of the network called `name`; see `create_model`."""
-    if name not in list_models():
-        close = close_names(name)
-        hint = (
-            f"close names: {', '.join(close)} (elit.list_models() has all)" if close else "elit.list_models() has all"
-        )
-        raise ValueError(f"unknown model {shortened(name)}; {hint}")
-    preset = presets()[name.removeprefix("ELIT-")]
+) -> tuple[Kind, dict[str, Any]]:
+    """The kind and the arguments of the network called `name`; see `create_model`."""
+    preset = preset_of(name)
     given = overrides | {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}
     given = {key: value for key, value in given.items() if value is not None}
-    parameters = inspect.signature(preset.network.__init__).parameters
-    known = [key for key in parameters if key not in ("self", "interface")]
+    known = preset.kind.defaults
     if unknown := sorted(set(given) - set(known)):
         valid = ", ".join([*known, "split", "window", "num_latents"])
         raise ValueError(f"{name}: unknown setting {unknown[0]!r}; valid ones: {valid}")
     sizes = {"depth": preset.depth, "hidden_size": preset.hidden_size, "num_heads": preset.num_heads}
-    config = {key: parameters[key].default for key in known} | sizes | preset.settings | given
+    config = dict(known) | sizes | preset.settings | given
     for key, least in LEAST.items():
         if key in config:
             config[key] = whole_number(key, config[key], least, MOST)
@@ -149,15 +148,22 @@ def model_config(
     if not name.startswith("ELIT-"):
         if split or window or num_latents:
             raise ValueError(f"{name}: a baseline takes no split, window or num_latents; ELIT-{name} does")
-        return preset.network, config
+        return _checked(preset.kind, config, None)
     if split and "depth" not in given:
         config["depth"] = sum(split)
     elif not split:
-        split = preset.split if config["depth"] == preset.depth else default_split(config["depth"], preset.network)
+        split = preset.split if config["depth"] == preset.depth else default_split(config["depth"], preset.kind.name)
     window = window or default_window(config["sample_size"], config["patch_size"], preset.groups_per_axis)
     spec = InterfaceSpec(split=split, window=window, num_latents=num_latents or math.prod(window))
     config["interface"] = spec.to_config()
-    return preset.network, config
+    return _checked(preset.kind, config, spec)
+
+
+def _checked(kind: Kind, config: dict[str, Any], spec: InterfaceSpec | None) -> tuple[Kind, dict[str, Any]]:
+    """Both as given. Raises ValueError where sizes do not fit each other."""
+    size, patch = as_size(config["sample_size"]), as_patch(config["patch_size"], config["sample_size"])
+    kind.check_sizes(size, patch, config["hidden_size"], config["num_heads"], config["depth"], spec)
+    return kind, config
 
 
 def create_model(
@@ -167,7 +173,7 @@ def create_model(
     in_channels: int | None = None,
     num_classes: int | None = None,
     **overrides: Any,
-) -> Transformer:
+) -> "Transformer":
     """A freshly initialised network of the paper, by name.
 
     name: one of `list_models()`. sample_size: an int for square images, (T, H, W) for video; 32 by default.
@@ -178,16 +184,18 @@ def create_model(
 
     Raises ValueError for an unknown name (with close ones) and for sizes that do not fit each other.
     """
-    network, config = model_config(
+    kind, config = model_config(
         name, sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **overrides
     )
-    return network(**config)
+    from elit.models.networks import NETWORKS  # seconds of imports, which names and sizes need not wait for
+
+    return NETWORKS[kind.name](**config)
 
 
-def default_split(depth: int, network: type[Transformer] = DiT) -> tuple[int, int, int]:
+def default_split(depth: int, kind: str = "DiT") -> tuple[int, int, int]:
     """About 70% of the blocks in the core, which the paper finds best (Table 4b); HDiT's wide blocks lie inside it."""
     outer = max(1, round(0.15 * depth)) if depth >= 3 else 0
-    if network is HDiT:
+    if kind == "HDiT":
         outer = min(outer, merged_blocks(depth).start)
     return outer, depth - 2 * outer, outer
 

@@ -9,7 +9,6 @@ looks at all J, for dropped ones at what Read made of them, and has no norms. So
 depends on the dropped latents, and Read and Write cost the same at every budget.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -23,11 +22,11 @@ from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
 from elit.models.interface import CrossAttention, InterfaceSpec, sliceable
 from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
+from elit.models.layout import KINDS, LATENT_POSITIONS, Kind
 from elit.models.transformer import run_by_budget
 
 Convention = Literal["noise", "data", "ddpm"]
 CONVENTIONS = ("noise", "data", "ddpm")
-LATENT_POSITIONS = 4096  # rows of the latents' position table, more than any published size needs
 
 
 class SiT(DiT):
@@ -41,7 +40,7 @@ class SiT(DiT):
     Raises ValueError where the sizes do not fit each other.
     """
 
-    rotary: ClassVar[bool] = False
+    kind: ClassVar[Kind] = KINDS["SiT"]
 
     @register_to_config
     def __init__(
@@ -144,28 +143,6 @@ class SiT(DiT):
 
     def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> "SiTInterface":
         return SiTInterface(width, num_heads, spec.num_latents)
-
-    def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
-        super().check_sizes(width, num_heads, depth)
-        if len(self.patch_size) != 2:
-            raise ValueError(f"sample_size={self.sample_size}: SiT takes images, (rows, columns)")
-        if width % 4:
-            raise ValueError(f"hidden_size={width}: need a multiple of 4 for sin-cos positions")
-        if self.spec and self.spec.num_latents != math.prod(self.spec.window):
-            raise ValueError(f"num_latents={self.spec.num_latents}: SiT has one a token of window={self.spec.window}")
-
-    @classmethod
-    def whole_windows(cls, spec: InterfaceSpec | None, axes: int) -> tuple[int, ...] | None:
-        return spec.window if spec else None  # its latents have learned places in the whole image
-
-    def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
-        grid = super().token_grid(size)
-        if self.spec and math.prod(grid) > LATENT_POSITIONS:
-            raise ValueError(
-                f"sample_size={tuple(size)}: {math.prod(grid)} tokens, and ELIT-SiT has positions for "
-                f"{LATENT_POSITIONS} latents; give a smaller one, or larger patches"
-            )
-        return grid
 
 
 class SiTBlock(Block):

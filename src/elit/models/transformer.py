@@ -13,7 +13,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
-from elit.arguments import shortened, whole_number, whole_numbers
+from elit.arguments import shortened
 from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import checkpoint_block
 from elit.models.conditioning import Condition
@@ -25,10 +25,9 @@ from elit.models.layers import (
     initialize,
     patchify,
     rope_tables,
-    token_grid,
     unpatchify,
 )
-from elit.models.windows import Part, divides, parts_of
+from elit.models.layout import KINDS, Kind, Part, as_patch, as_size, divides, parts_of
 
 AuxStreams = tuple[Tensor, ...]
 """What blocks hand on besides the tokens, batch first: a text stream, the outputs for long skips."""
@@ -44,12 +43,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Block", "Read", "Write"]
     _repeated_blocks: ClassVar = ["Block"]
-    budget_step: ClassVar[int] = 1
-    """Budgets are multiples of this."""
-    takes_text: ClassVar[bool] = False
-    """Whether its condition is a text: prompts or their embeddings, not labels."""
-    rotary: ClassVar[bool] = True
-    """Whether positions are RoPE, for which a head must be wide enough."""
+    kind: ClassVar[Kind] = KINDS["DiT"]
+    """Where it differs from the others in sizes."""
 
     def build(
         self,
@@ -66,7 +61,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """The rest of every backbone's constructor. Raises ValueError where the sizes do not fit each other."""
         self.sample_size, self.patch_size = as_size(sample_size), as_patch(patch_size, sample_size)
         self.spec = InterfaceSpec.from_config(interface) if isinstance(interface, dict) else interface
-        self.check_sizes(hidden_size, num_heads, depth)
+        self.kind.check_sizes(self.sample_size, self.patch_size, hidden_size, num_heads, depth, self.spec)
         # What is saved is what JSON gives back, so a loaded config equals the one in memory.
         self.register_to_config(
             sample_size=as_json(sample_size),
@@ -95,6 +90,16 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """As torch's own, and diffusers' where it has hooks in use or has quantized the weights."""
         diffusers_own = _hooks_are_in_use() or getattr(self, "is_quantized", False)
         return super().to(*args, **kwargs) if diffusers_own else nn.Module.to(self, *args, **kwargs)
+
+    @property
+    def budget_step(self) -> int:
+        """Budgets are multiples of this."""
+        return self.kind.budget_step
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its condition is a text: prompts or their embeddings, not labels."""
+        return self.kind.takes_text
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -203,12 +208,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
-        return token_grid(size, self.patch_size, self.whole_windows(self.spec, len(size)))
-
-    @classmethod
-    def whole_windows(cls, spec: InterfaceSpec | None, axes: int) -> tuple[int, ...] | None:
-        """The window that a grid must divide into; None = any grid will do, smaller windows make up the rest."""
-        return None if spec else cls.plain_window(axes)
+        return self.kind.token_grid(size, self.patch_size, self.spec)
 
     def parts(self, grid: tuple[int, ...], num_latents: int) -> list[Part]:
         """The windows of a grid by shape, and the latents of each; none where all have the size they should."""
@@ -218,12 +218,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def window(self, size: Sequence[int]) -> tuple[int, ...]:
         """Tokens of a group along each axis."""
-        return self.spec.window if self.spec else self.plain_window(len(size)) or self.token_grid(size)
-
-    @classmethod
-    def plain_window(cls, axes: int) -> tuple[int, ...] | None:
-        """The window in which a baseline sorts its tokens; None = the whole grid is one."""
-        return None
+        return self.spec.window if self.spec else self.kind.plain_window(len(size)) or self.token_grid(size)
 
     def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
         """Rotary tables of the tokens of a grid or, with `num_latents`, of that many latents of each of its groups."""
@@ -233,28 +228,6 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         head_width = self.config.hidden_size // self.config.num_heads
         make = cached_tables if keeps else make_tables
         return make(grid, self.window(size), num_latents, self.budget_step, head_width, x.device)
-
-    def check_sizes(self, width: int, num_heads: int, depth: int) -> None:
-        """Raises ValueError where width, heads, depth, window and split do not fit each other."""
-        if width % num_heads or (self.rotary and (width // num_heads) % 2):
-            need = "an even" if self.rotary else "a whole"
-            raise ValueError(f"hidden_size={width}, num_heads={num_heads}: need {need} hidden_size / num_heads")
-        axes = len(self.patch_size)
-        if len(self.sample_size) != axes:
-            raise ValueError(f"sample_size={self.sample_size}, patch_size={self.patch_size}: need as many entries")
-        if self.spec is None:
-            self.token_grid(self.sample_size)
-            return
-        if len(self.spec.window) != axes:
-            raise ValueError(f"window={self.spec.window}: need {axes} entries, like patch_size={self.patch_size}")
-        if sum(self.spec.split) != depth:
-            raise ValueError(f"split={self.spec.split}: head, core and tail must sum to depth={depth}")
-        if self.rotary and width // num_heads < 2 * (axes + 1):
-            raise ValueError(f"num_heads={num_heads}: a head must be at least {2 * (axes + 1)} wide for RoPE")
-        if self.spec.num_latents % self.budget_step:
-            name = type(self).__name__
-            raise ValueError(f"num_latents={self.spec.num_latents}: {name} needs a multiple of {self.budget_step}")
-        self.token_grid(self.sample_size)
 
     def _budgets(
         self,
@@ -380,20 +353,6 @@ cached_tables = lru_cache(maxsize=128)(make_tables)
 def on_cpu(value: Tensor) -> bool:
     """Whether values may be looked at: on a device that would be a sync, and a fake tensor has none."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
-
-
-def as_size(sample_size: int | Sequence[int]) -> tuple[int, ...]:
-    """An int is a square image. Raises ValueError for what is no size."""
-    if is_list(sample_size) or isinstance(sample_size, str):
-        return whole_numbers("sample_size", sample_size, "(32, 32)")
-    return (whole_number("sample_size", sample_size, 1),) * 2
-
-
-def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) -> tuple[int, ...]:
-    """An int is that many rows and columns, and one frame of a video. Raises ValueError for what is no size."""
-    if is_list(patch_size) or isinstance(patch_size, str):
-        return whole_numbers("patch_size", patch_size, "(2, 2)")
-    return (1,) * (len(as_size(sample_size)) - 2) + (whole_number("patch_size", patch_size, 1),) * 2
 
 
 def as_json(value: Any) -> int | list[int]:

@@ -11,7 +11,8 @@ from elit.budgets import Budget, Schedule, budgets_of_samples, one_schedule
 from elit.flow.guidance import Branch, Guidance, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, concatenate
-from elit.models.transformer import Transformer, as_size
+from elit.models.layout import as_size
+from elit.models.transformer import Transformer
 from elit.sampling.evaluations import Evaluations, sampling_plan, shares_head
 from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
