@@ -1,5 +1,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else os.cpu_count() + 1)")
 READY := .venv/.ready
 DOCS_READY := .venv/.ready-docs
 
@@ -14,12 +15,12 @@ quickstart: $(READY)
 test: $(READY)
 	$(MAKE) --no-print-directory -j2 lint suite
 
-# One thread a worker: two workers of one thread finish sooner than one of two, and do not fight over the cores.
+# One thread a worker, and one worker more than there are cores: some tests wait for processes.
 suite: $(READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 8
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 8
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not slow'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # Strict: a warning, such as a link to nowhere, is an error. Building fetches nothing.
 docs: $(DOCS_READY)

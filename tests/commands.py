@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -18,6 +19,9 @@ _SERVER.set_forkserver_preload(
         *("elit.training.train", "elit.data.encode", "elit.evaluate.sweep"),
     ]
 )
+
+BACKEND = "COMPILE_BACKEND"
+"""Environment of a command: torch.compile's, where it is not to be the default."""
 
 
 class Command:
@@ -71,20 +75,23 @@ def _run(argv: list[str], files: list[str], threads: int, environment: dict[str,
     from elit.cli.main import main
 
     torch.set_num_threads(threads)
+    if backend := environment.get(BACKEND):
+        torch.compile = partial(torch.compile, backend=backend)
     sys.exit(main(argv))
 
 
-def start_two(argv: Sequence[object], folder: Path) -> list[Command]:
+def start_two(argv: Sequence[object], folder: Path, **environment: str) -> list[Command]:
     """Two processes of one gloo group, as torchrun would start them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group |= environment
     return [Command(argv, folder, rank=rank, **group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
 
 
-def run_two(argv: Sequence[object], folder: Path) -> list[Command]:
+def run_two(argv: Sequence[object], folder: Path, **environment: str) -> list[Command]:
     """Two processes to their end; both must succeed."""
-    commands = start_two(argv, folder)
+    commands = start_two(argv, folder, **environment)
     for command in commands:
         assert command.wait() == 0, command.err
     return commands

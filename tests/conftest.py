@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -128,10 +130,39 @@ def elit_model(request: pytest.FixtureRequest) -> Transformer:
     return opened(request.param)
 
 
+@pytest.fixture(scope="session")
+def digit_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the detector "digits" trains for eight seconds, trained by the first worker that needs it."""
+    import filelock
+    import torch
+
+    from elit.evaluate import detectors
+    from elit.evaluate.features import DigitClassifier
+
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    train = detectors._digit_classifier
+
+    @cache
+    def load(cut_out: bool) -> DigitClassifier:
+        file = folder / f"digit-classifier-{cut_out}.pt"
+        with filelock.FileLock(f"{file}.lock"):
+            if not file.is_file():
+                torch.save(train(cut_out).state_dict(), file)
+        classifier = DigitClassifier()
+        classifier.load_state_dict(torch.load(file))
+        return classifier.eval()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detectors, "_digit_classifier", load)
+        yield
+
+
 # The longest files, first: a long one that is begun last keeps one worker busy while the other waits.
 LONGEST = (
-    *("test_quickstart", "test_quickstart_backbones", "test_processes", "test_faults", "test_compile", "test_docs"),
-    *("test_guide", "test_distributed", "test_studies", "test_precision", "test_loop", "test_samples", "test_saving"),
+    *("test_quickstart", "test_processes", "test_deployment", "test_docs", "test_quickstart_backbones", "test_faults"),
+    *("test_precision", "test_distributed", "test_compile", "test_loop", "test_guide", "test_page", "test_recipes"),
+    *("test_benchmarks", "test_studies", "test_sweep", "test_samples", "test_saving", "test_distill"),
 )
 
 

@@ -13,7 +13,7 @@ from conftest import inputs, opened
 import elit
 from elit.models.saved import save_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"

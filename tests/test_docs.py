@@ -16,6 +16,8 @@ import elit
 from elit.cli.main import main
 from elit.models.saved import save_model
 
+pytestmark = pytest.mark.usefixtures("digit_classifiers")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -83,7 +85,21 @@ def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
     save_model(model, tmp_path / "runs/quickstart/model")
     less = {
         "profile": ["--seconds", "0"],
-        "sweep": ["--count", "8", "--chunk", "8", "--steps", "2", "4"],
+        "sweep": [
+            "--count",
+            "8",
+            "--chunk",
+            "8",
+            "--steps",
+            "2",
+            "4",
+            "--scales",
+            "1.5",
+            "--budgets",
+            "100%",
+            "25%",
+            "1",
+        ],
         "tune-schedule": ["--count", "8"],
     }
     for line in commands("inference.md"):

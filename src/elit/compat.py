@@ -7,6 +7,7 @@ of them one by one, so that an upgrade which takes one away says which. Nothing 
 
 import dataclasses
 import functools
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -96,6 +97,25 @@ def is_dead_worker(error: BaseException) -> bool:
 
 
 # --- diffusers -------------------------------------------------------------------------------------------------------
+
+NO_FLOAT32_MODULES = "that should be kept in float32: []"
+"""In what diffusers 0.42 warns of when a network is cast to a dtype, modules to be kept in float32 or none."""
+
+
+@contextmanager
+def quiet_cast() -> Iterator[None]:
+    """Inside the block diffusers does not warn that a cast leaves out modules of which there are none."""
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+
+    def says_something(record: logging.LogRecord) -> bool:
+        return NO_FLOAT32_MODULES not in record.getMessage()
+
+    logger.addFilter(says_something)
+    try:
+        yield
+    finally:
+        logger.removeFilter(says_something)
+
 
 CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
 """Where a diffusers model keeps what its forward runs blocks through in training. diffusers 0.32."""

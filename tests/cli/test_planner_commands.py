@@ -10,7 +10,7 @@ from elit.budgets import schedule_budgets
 from elit.cli.main import main
 from elit.models.saved import save_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import elit
 from elit.cli.main import main
 from elit.models.saved import save_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 import random
 import signal
 import tarfile
+import warnings
 from pathlib import Path
 
 import datasets
@@ -17,7 +19,7 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.encode import Encoding, encode, finish, load_encoder, prepare, shard_path
+from elit.data.encode import Encoding, encode, finish, load_encoder, notes_after_success, prepare, shard_path
 from elit.data.images import centre_crop
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
@@ -225,3 +227,47 @@ def test_rows_come_in_any_order(encoded):
     again, again_labels = data.__getitems__(list(range(30)))
     assert torch.equal(moments, again[order])
     assert torch.equal(labels, again_labels[order])
+
+
+@pytest.mark.parametrize("vae", ["a/b", "empty"])
+def test_an_autoencoder_that_cannot_be_loaded_is_one_line(vae, place, tmp_path, monkeypatch, capfd):
+    """Without what diffusers and the hub print on their way there."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("empty/config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert main(["encode", str(place / "photos"), "out", "--vae", vae]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"elit encode: vae='{vae}': cannot be loaded (")
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_notes_wait_for_success():
+    logger = logging.getLogger("diffusers")
+    messages: list[str] = []
+
+    class Seen(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    seen = Seen()
+    logger.addHandler(seen)
+
+    def load(fails):
+        with notes_after_success("diffusers"):
+            logger.warning("new weights")
+            warnings.warn("old name", stacklevel=1)
+            assert not messages
+            if fails:
+                raise OSError("nothing there")
+
+    try:
+        with warnings.catch_warnings(record=True) as caught, pytest.raises(OSError, match="nothing there"):
+            load(fails=True)
+        assert not messages
+        assert not caught
+        with pytest.warns(UserWarning, match="old name"):
+            load(fails=False)
+        assert messages == ["new weights"]
+    finally:
+        logger.removeHandler(seen)

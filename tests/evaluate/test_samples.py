@@ -25,7 +25,7 @@ from elit.evaluate.score import load_results, score
 from elit.evaluate.statistics import Moments
 from elit.models.saved import save_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
 COUNT = 90
 

@@ -19,7 +19,7 @@ from elit.evaluate.samples import Sampler, Setting
 from elit.evaluate.score import MetricGroup, load_results, score
 from elit.evaluate.sweep import make_settings, part_ends, sweep, write_table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
 
 def point(budget: str = "8", **values) -> Point:

@@ -11,8 +11,11 @@ made.
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +67,40 @@ class Encoding:
 def load_encoder(name: str, subfolder: str | None = None, *, device: torch.device | str = "cpu") -> ModelMixin:
     """Any diffusers autoencoder by hub name or folder. Raises ValueError where there is none."""
     try:
-        vae = AutoModel.from_pretrained(name, subfolder=subfolder)
+        with notes_after_success("diffusers", "huggingface_hub"):
+            vae = AutoModel.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"vae={name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
     latent_normalization(vae)  # refuses what is none, and what does not say
     return vae.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def notes_after_success(*packages: str) -> Iterator[None]:
+    """Inside the block what these packages log, and all warnings, wait; an error alone says what is wrong.
+
+    Behind the block they come, in their order, where nothing was raised.
+    """
+    handlers = [handler for package in packages for handler in logging.getLogger(package).handlers]
+    records: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        if record not in records:  # each handler sees it
+            records.append(record)
+        return False
+
+    for handler in handlers:
+        handler.addFilter(hold)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(hold)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    for record in records:
+        logging.getLogger(record.name).handle(record)
 
 
 def encode(

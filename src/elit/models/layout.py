@@ -49,6 +49,10 @@ class Kind:
             return self.plain_window(axes)
         return spec.window if self.name == "SiT" else None  # SiT's latents have learned places in the whole image
 
+    def cell(self, patch: Sequence[int], spec: "InterfaceSpec | None") -> Shape:
+        """What the length of a sample along each axis must be a multiple of."""
+        return cell_of(patch, self.whole_windows(spec, len(patch)))
+
     def token_grid(self, size: Sequence[int], patch: Sequence[int], spec: "InterfaceSpec | None") -> Shape:
         """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
         grid = token_grid(size, patch, self.whole_windows(spec, len(size)))
@@ -161,20 +165,26 @@ def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) 
     return (1,) * (len(as_size(sample_size)) - 2) + (whole_number("patch_size", patch_size, 1),) * 2
 
 
+def cell_of(patch: Sequence[int], window: Sequence[int] | None) -> Shape:
+    return tuple(p * w for p, w in zip(patch, window or (1,) * len(patch), strict=True))
+
+
+def nearest(length: int, step: int) -> list[int]:
+    """The multiples of `step` beside a length, one where it is a multiple itself."""
+    return sorted({max(step, length // step * step), max(step, -(-length // step) * step)})
+
+
 def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] | None) -> tuple[int, ...]:
     """Tokens along each axis of a sample. Raises ValueError, naming the nearest sizes, where they do not divide."""
     if min(patch) < 1:
         raise ValueError(f"patch_size={tuple(patch)}: give at least 1 along each axis")
-    cell = [p * w for p, w in zip(patch, window or (1,) * len(patch), strict=True)]
+    cell = cell_of(patch, window)
     if len(size) != len(patch):
         raise ValueError(f"sample_size={tuple(size)}: expected {len(patch)} entries")
     if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
-        near = [
-            {max(step, length // step * step), max(step, -(-length // step) * step)}
-            for length, step in zip(size, cell, strict=True)
-        ]
+        near = [nearest(length, step) for length, step in zip(size, cell, strict=True)]
         windows = f" and windows of {'×'.join(map(str, window))} tokens" if window else ""
-        nearest = " × ".join(" or ".join(map(str, sorted(choices))) for choices in near)
+        nearest = " × ".join(" or ".join(map(str, choices)) for choices in near)
         raise ValueError(
             f"sample_size={tuple(size)}: patches of {'×'.join(map(str, patch))}{windows} need multiples of "
             f"{'×'.join(map(str, cell))}; nearest valid: {nearest}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elit.arguments import shortened
 from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
-from elit.compat import checkpoint_block
+from elit.compat import checkpoint_block, quiet_cast
 from elit.models.conditioning import Condition
 from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
 from elit.models.layers import (
@@ -88,8 +88,10 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As torch's own, and diffusers' where it has hooks in use or has quantized the weights."""
-        diffusers_own = _hooks_are_in_use() or getattr(self, "is_quantized", False)
-        return super().to(*args, **kwargs) if diffusers_own else nn.Module.to(self, *args, **kwargs)
+        if not (_hooks_are_in_use() or getattr(self, "is_quantized", False)):
+            return nn.Module.to(self, *args, **kwargs)
+        with quiet_cast():
+            return super().to(*args, **kwargs)
 
     @property
     def budget_step(self) -> int:

@@ -19,6 +19,7 @@ from elit.data.text import embed_prompts
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
+from elit.models.layout import nearest
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan
 from elit.sampling.plan import Plan, check_plan_alone
@@ -176,16 +177,19 @@ class ElitPipeline(DiffusionPipeline):
 
     def _sample_size(self, height: int | None, width: int | None) -> tuple[int, ...]:
         """What the network works on for a picture of that many pixels. Raises ValueError, in pixels."""
-        factor, size = downsampling(self.vae), list(self.transformer.sample_size)
+        model, factor = self.transformer, downsampling(self.vae)
+        size, cell = list(model.sample_size), model.kind.cell(model.patch_size, model.spec)
         for axis, (name, pixels) in enumerate({"height": height, "width": width}.items()):
             if pixels is None:
                 continue
-            if pixels < 1 or pixels % factor:
-                raise ValueError(f"{name}={pixels}: give a multiple of {factor}, the pixels of an autoencoder's cell")
+            step = factor * cell[axis - 2]
+            if whole_number(name, pixels, 1) % step:
+                valid = " or ".join(map(str, nearest(pixels, step)))
+                raise ValueError(f"{name}={pixels}: give a multiple of {step} pixels, such as {valid}")
             size[axis - 2] = pixels // factor
         if (height, width) != (None, None):
             try:
-                self.transformer.token_grid(size)
+                model.token_grid(size)
             except ValueError as error:
                 pictures = "×".join(str(length * factor) for length in size[-2:])
                 cells = f" ({factor} pixels an autoencoder's cell)" if factor > 1 else ""
