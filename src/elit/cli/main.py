@@ -87,7 +87,8 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
             raise
         raise ValueError(_one_line(output.getvalue(), name)) from None
     # What is a model's folder may be the name of one in the box.
-    boxed = {field: model_folder(getattr(args, field)) for field in ("model", "pictures") if hasattr(args, field)}
+    given = {field: getattr(args, field, None) for field in ("model", "pictures")}
+    boxed = {field: model_folder(folder) for field, folder in given.items() if folder is not None}
     return replace(args, **boxed) if boxed else args
 
 

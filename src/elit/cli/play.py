@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -22,8 +22,14 @@ class Args:
     Example: elit play fashion
     """
 
-    model: Annotated[Path, tyro.conf.Positional] = Path("fashion")
-    """Folder of a saved model, of a pipeline, or of an add-on of elit distill; or a model in the box."""
+    model: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a saved model, of a pipeline, or of an add-on of elit distill; or a model in the box. Default:
+    fashion, or with --service that service's own."""
+    service: str | None = None
+    """http://HOST:PORT of elit serve: its load has a tab, with a burst to send; without a model its pictures are drawn
+    there. Needs the extra serve too."""
+    api_key: str | None = None
+    """Of the service; default: ELIT_API_KEY of the environment."""
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
     port: int = 7860
@@ -46,6 +52,8 @@ def parse(arguments: Sequence[str]) -> Args:
     args: Args = parse_arguments(Args, "play", arguments)
     if not 0 <= args.port <= 65535:
         raise ValueError(f"port={args.port}: give 0 to 65535")
+    if args.service is None and args.api_key is not None:
+        raise ValueError("api_key: is of a service; give --service too")
     if args.host not in ("127.0.0.1", "localhost", "::1") and not args.expose:
         raise ValueError(
             f"host={args.host!r}: the page has no password, so it listens on 127.0.0.1 alone; --expose lets other "
@@ -65,16 +73,23 @@ def run(args: Args) -> None:
         raise ValueError("gradio is not installed; pip install 'elit-diffusion[ui]'")
     quiet_gradio()
     device = check_device(args.device)
+    monitor = watched(args)
 
     from elit.elastic.stock import find_stock
     from elit.play.engine import NetworkEngine, PageEngine
     from elit.play.page import build_page
     from elit.play.pipeline_engine import PipelineEngine
-    from elit.pretrained import model_name
+    from elit.pretrained import model_folder, model_name
 
-    name = model_name(args.model)
     engine: PageEngine
-    if (stock := find_stock(args.model)) is not None:
+    model = args.model or model_folder("fashion")
+    name = model_name(model)
+    if monitor is not None and args.model is None:
+        from elit.play.service_engine import ServiceEngine
+
+        engine = ServiceEngine(monitor.client)
+        name = engine.name
+    elif (stock := find_stock(model)) is not None:
         engine = PipelineEngine.load(stock, device=device, dtype=args.dtype)
     else:
         engine = NetworkEngine.load(name, vae=args.vae, device=device, dtype=args.dtype)
@@ -90,4 +105,19 @@ def run(args: Args) -> None:
         if args.browser and sys.stdout.isatty():
             webbrowser.open(address)
 
-    serve(build_page(engine), args.host, port, ready)
+    serve(build_page(engine, monitor), args.host, port, ready)
+
+
+def watched(args: Args) -> Any:
+    """What reads the load of --service; None without one. Raises ValueError where nothing answers there."""
+    import os
+
+    if args.service is None:
+        return None
+    try:
+        from elit.play.service import LoadMonitor, ServiceClient
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; pip install 'elit-diffusion[serve,ui]'") from None
+    client = ServiceClient(args.service, args.api_key or os.environ.get("ELIT_API_KEY") or None)
+    client.describe()
+    return LoadMonitor(client)

@@ -35,7 +35,7 @@ def build_controls(engine: PageEngine, start: Dial) -> Controls:
     else:
         condition = gr.Dropdown(list(engine.classes), value=start.condition, label="Class", allow_custom_value=True)
     thumbnails = None
-    if 0 < len(engine.classes) <= THUMBNAILS:
+    if engine.has_thumbnails and 0 < len(engine.classes) <= THUMBNAILS:
         thumbnails = gr.Gallery(
             label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain",
             interactive=False, buttons=[],

@@ -81,6 +81,7 @@ class PageEngine(Protocol):
 
     name: str
     dtype: str
+    has_thumbnails: bool
     lock: threading.Lock
 
     @property
@@ -115,6 +116,7 @@ class NetworkEngine:
     table: Quality | None = None
     profile: Profile | None = None
     can_look_inside: bool = True
+    has_thumbnails: bool = True
     _measured: dict[Any, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the network runs."""

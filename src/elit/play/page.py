@@ -1,6 +1,7 @@
 """The page: controls on one side, what they make on the other, a tab for each way to look at it."""
 
 from html import escape
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
@@ -13,9 +14,12 @@ from elit.play.handlers import Playground
 from elit.play.inside_tab import build_inside
 from elit.play.plane_tab import build_plane
 
+if TYPE_CHECKING:
+    from elit.play.service import LoadMonitor
 
-def build_page(engine: PageEngine) -> gr.Blocks:
-    """The page of an engine, not yet served."""
+
+def build_page(engine: PageEngine, monitor: "LoadMonitor | None" = None) -> gr.Blocks:
+    """The page of an engine, not yet served. monitor: of a service, whose load then has a tab."""
     play = Playground(engine)
     start = default_dial(engine.start, engine.budgets)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
@@ -26,7 +30,7 @@ def build_page(engine: PageEngine) -> gr.Blocks:
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=5, min_width=320):
                 controls = build_controls(engine, start)
-            with gr.Column(scale=7, min_width=320), gr.Tabs():
+            with gr.Column(scale=7, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Dial"):
                     build_dial(page, play, controls, start, present)
                 if engine.budgets:
@@ -38,6 +42,11 @@ def build_page(engine: PageEngine) -> gr.Blocks:
                     if engine.can_look_inside:
                         with gr.Tab("Inside"):
                             build_inside(play, engine, controls, present)
+                if monitor is not None:
+                    from elit.play.load_tab import build_load  # needs the extra serve
+
+                    with gr.Tab("Load"):
+                        build_load(monitor, tabs, "Load")
         page.queue(default_concurrency_limit=4, max_size=64)
         page.unload(play.left)
     return page

@@ -22,6 +22,7 @@ class PipelineEngine:
 
     stock: StockPipeline
     dtype: str = "float32"
+    has_thumbnails: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the pipeline runs."""
     _measured: dict[Any, float] = field(default_factory=dict)

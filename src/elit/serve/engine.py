@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elit.costs.flops import count_flops
 from elit.data.autoencoders import decode, downsampling, load_autoencoder
 from elit.data.images import image_grid
 from elit.data.text import encode_prompts
@@ -32,8 +33,10 @@ from elit.pretrained import model_folder
 from elit.sampling.evaluations import sampling_flops, sampling_plan
 from elit.sampling.precision import runner
 from elit.sampling.sample import guided_network, seeded_noise
-from elit.serve.costs import Costs, Setting
+from elit.serve.costs import Costs, Setting, spread
 
+MOST_COSTS = 17
+"""Budgets of which a service tells the cost of a step; between them it is nearly linear."""
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 Forward = Callable[..., Tensor]
 
@@ -112,8 +115,15 @@ class Engine:
             "class_names": list(self.model.config.get("class_names") or ()),
             "negative_prompt": False,
             "guides": True,
+            "step_gflops": self._step_gflops,
             "guidance_scale": 1.0,
         }
+
+    @cached_property
+    def _step_gflops(self) -> list[tuple[int, float]]:
+        """(latents per group, GFLOPs) of one branch of a step of one image; 0 latents where there is no dial."""
+        counts: Sequence[int | None] = spread(self.budgets, MOST_COSTS) or [None]
+        return [(count or 0, count_flops(self.model, budget=count) / 1e9) for count in counts]
 
     def begin(
         self,

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -20,8 +21,8 @@ from PIL import Image
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.stock import EXAMPLE, StockPipeline
 from elit.planner.cost import non_negative_prices
-from elit.serve.costs import Costs, Setting
-from elit.serve.engine import FORMATS
+from elit.serve.costs import Costs, Setting, spread
+from elit.serve.engine import FORMATS, MOST_COSTS
 
 MEASURED_STEPS = 3
 
@@ -87,8 +88,16 @@ class PipelineEngine:
             "class_names": list(stock.classes),
             "negative_prompt": "negative_prompt" in stock.known,
             "guides": stock.guides_by is not None,
+            "step_gflops": self._step_gflops,
             "guidance_scale": stock.own_scale,
         }
+
+    @cached_property
+    def _step_gflops(self) -> list[tuple[int, float]]:
+        """(latents per window, GFLOPs) of one branch of a step of one image."""
+        return [
+            (count, self.stock.flops(budget=count, size=self.size) / 1e9) for count in spread(self.budgets, MOST_COSTS)
+        ]
 
     def begin(
         self,
