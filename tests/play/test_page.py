@@ -9,11 +9,14 @@ import time
 import pytest
 import torch
 from conftest import SIZES
+from serve.service import saved_model, served
 
 from elit.cli.main import main
 from elit.models.presets import create_model
 from elit.play.engine import NetworkEngine
 from elit.play.server import free_port, make_app, quiet_gradio
+from elit.play.service import LoadMonitor, ServiceClient
+from elit.serve.settings import ServiceSettings
 
 pytest.importorskip("gradio", reason="needs the extra ui: pip install 'elit-diffusion[ui]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -23,6 +26,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
+KEY = "a-key-of-tests"
 NAMES = ["Trouser", "Pullover", "Bag", "Sneaker", "Ankle boot"]
 SLOW = 99
 """A seed whose steps take long, so that there is time to cancel."""
@@ -57,15 +61,18 @@ def address(tmp_path_factory):
     model.save_pretrained(folder)
     engine = SlowAtTimes.load(str(folder), vae=None, device="cpu", dtype="float32")
     port = free_port("127.0.0.1")
-    config = uvicorn.Config(make_app(build_page(engine), "127.0.0.1"), host="127.0.0.1", port=port, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join(20)
+    digits = saved_model(tmp_path_factory.mktemp("watched") / "digits")
+    settings = ServiceSettings(model=str(digits), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
+    with served(settings, KEY) as (url, _, _):
+        app = make_app(build_page(engine, LoadMonitor(ServiceClient(url, KEY))), "127.0.0.1")
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/"
+        server.should_exit = True
+        thread.join(20)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +180,19 @@ def test_plan_by_target(visitor):
     visitor.page.locator("#target input").fill("0.000001")
     visitor.page.locator("#plan").click()
     visitor.page.get_by_text("the least possible here").first.wait_for()
+
+
+def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
+    visitor.open("Load")
+    visitor.page.wait_for_function("document.querySelectorAll('#load svg').length == 3")
+    assert not visitor.page.locator("#load svg").nth(1).locator("polyline").count()
+    visitor.set("#requests", 12)
+    visitor.set("#seconds", 1)
+    visitor.page.locator("#burst").click()
+    visitor.wait("served, with", "#burst-words")
+    visitor.page.wait_for_function(
+        "document.querySelectorAll('#load svg')[1].querySelector('circle, polyline') != null"
+    )
 
 
 def test_a_wrong_class_is_a_clear_message(visitor):

@@ -175,12 +175,17 @@ def lines_chart(
     """Lines over time, each with its name; None leaves out a point."""
     start, end = (min(seconds), max(seconds)) if seconds else (0.0, 0.0)
     most = max([value for _, values in lines for value in values if value is not None] + [1.0])
-    canvas = Canvas(Axis(start, max(end, start + 1), "seconds"), Axis(0, 1.08 * most, label), height=190)
+    canvas = Canvas(
+        Axis(start, max(end, start + 1), "seconds; 0 is now"),
+        Axis(0, (1.1 + 0.16 * len(lines)) * most, label),
+        height=190,
+    )
     marks = []
     for number, (name, values) in enumerate(lines):
         points = [(at, value) for at, value in zip(seconds, values, strict=True) if value is not None]
         if points:
             marks.append(canvas.line(points, f"line series-{number}"))
+            marks += [canvas.dot(*point, f"dot series-{number}", f"{name}: {point[1]:.4g}", 2) for point in points]
         marks.append(canvas.text(LEFT + 8, TOP + 14 + 16 * number, name, f"legend series-{number}", "start"))
     return canvas.draw(marks, title)
 

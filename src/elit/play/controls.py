@@ -55,7 +55,7 @@ def build_controls(engine: PageEngine, start: Dial) -> Controls:
         dice = gr.Button("Roll the dice", elem_id="dice")
     with gr.Row(elem_classes="examples", elem_id="examples"):
         buttons = [
-            (gr.Button(name, size="sm", min_width=90), dial) for name, dial in examples(start, counts, engine.guidances)
+            (gr.Button(name, size="sm", min_width=60), dial) for name, dial in examples(start, counts, engine.guidances)
         ]
     with gr.Accordion("Steps and guidance", open=False):
         steps = gr.Slider(1, 64, value=start.steps, step=1, label="Steps", elem_id="steps")

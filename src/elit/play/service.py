@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import random
 import threading
 import time
 from collections import Counter, deque
@@ -14,12 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from elit.serve.loadtest import run_loadtest
 from elit.serve.outcomes import Outcome, summarize
-from elit.serve.trace import arrivals, steady_rates
+from elit.serve.trace import Arrival
 
 TIMEOUT = 70.0
 """Seconds."""
 MOST_REQUESTS, MOST_SECONDS = 64, 10
 """Of a burst."""
+CALM_BEFORE, CALM_AFTER = 2, 8
+"""Seconds around it with a request each."""
 HISTORY, LEAST_APART = 120, 0.5
 """How many readings are remembered, and the seconds between two of them at least."""
 
@@ -149,7 +152,7 @@ class LoadMonitor:
     def burst(
         self, requests: int, seconds: int, deadline_ms: float, tick: Callable[[int, int], None] | None = None
     ) -> list[Outcome]:
-        """Sends about so many requests, Poisson over so many seconds, and waits; what became of them.
+        """Sends so many requests at random within so many seconds, a few before and after, and waits for all.
 
         Raises ValueError beyond the bounds, and while another burst runs.
         """
@@ -160,7 +163,10 @@ class LoadMonitor:
         try:
             about = self.client.describe()["elit"]
             prompts = ["a picture"] if about["text"] else [str(number) for number in range(about["classes"])]
-            trace = arrivals(steady_rates(seconds, requests / seconds), seed=time.time_ns())[:MOST_REQUESTS]
+            after = CALM_BEFORE + seconds
+            calm = [*range(CALM_BEFORE), *range(after, after + CALM_AFTER)]  # so that the budget is seen to come back
+            at = sorted([*calm, *(random.uniform(CALM_BEFORE, after) for _ in range(requests))])
+            trace = [Arrival(at=float(each)) for each in at]
             return run_loadtest(
                 self.client.url,
                 trace,

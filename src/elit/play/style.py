@@ -23,6 +23,7 @@ CSS = """
 .thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
 .frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 .thumbnails .caption-label, .frames .caption-label { font-size: .7rem; padding: 0 .25rem; }
+.examples { gap: .4rem !important; } .examples button { padding-inline: .3rem; }
 .meter { height: .45rem; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--color-accent); }
 .chart { width: 100%; height: auto; display: block; }
@@ -36,6 +37,8 @@ CSS = """
 .chart circle.present { fill: none; stroke: #e11d48; stroke-width: 3.5; }
 .chart line.present { stroke: #e11d48; stroke-width: 2; stroke-dasharray: 6 4; }
 .chart .bar { fill: var(--color-accent); }
+.chart .dot { fill: var(--color-accent); stroke: none !important; }
+.chart .dot.series-1 { fill: #0d9488; } .chart .dot.series-2 { fill: #b45309; }
 .chart .series-1 { stroke: #0d9488; } .chart text.series-1 { fill: #0d9488; stroke: none; }
 .chart .series-2 { stroke: #b45309; } .chart text.series-2 { fill: #b45309; stroke: none; }
 .chart text.series-0 { fill: var(--color-accent); stroke: none; }
