@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from elit.config import DistillConfig, TrainConfig
 from elit.data.images import ImageData
-from elit.data.latents import LatentSet, posterior_sample
-from elit.data.sampler import StepSampler
+from elit.data.latents import LatentSet
 from elit.elastic.cost import count_block_flops
 from elit.elastic.distill import student_budgets
 from elit.elastic.families import all_blocks
 from elit.elastic.runtime import original
-from elit.flow.path import flow_matching_loss, interpolate
+from elit.flow.path import flow_matching_loss
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.objectives import Draws, FlowMatching
-from elit.training.task import Task
+from elit.training.task import Task, step_sampler
 
 
 def distill_network(network: nn.Module, data: ImageData, config: DistillConfig) -> Any:
@@ -41,12 +40,7 @@ class FlowAndDistance(FlowMatching):
     weight: float
 
     def losses(self, model: nn.Module, batch: Any, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
-        images, y = batch
-        noise, t, dropped, *posterior = draws
-        y = self.drop_condition(y, dropped)
-        if posterior:
-            images = posterior_sample(images, posterior[0])
-        x = interpolate(noise, images, t)
+        images, y, noise, t, x = self.noised(batch, draws)
         with self.autocast():
             with torch.no_grad(), original():
                 wanted = self.teacher(x, t, y)
@@ -78,15 +72,7 @@ class DistillNetwork(Task):
             + passes * count_block_flops(network, tokens=tokens, budget=count)
             for count in network.budgets
         }
-        self.sampler = StepSampler(
-            len(data),
-            seed=config.seed,
-            batch_size=config.batch_size,
-            parts=config.gradient_accumulation,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            stop=config.steps,
-        )
+        self.sampler = step_sampler(config, accelerator, len(data))
 
     def initialize(self, *, resumed: bool) -> list[str]:
         return []

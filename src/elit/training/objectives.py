@@ -55,15 +55,18 @@ class FlowMatching:
     def losses(
         self, model: nn.Module, batch: Any, draws: Sequence[Tensor], budget: int | None
     ) -> tuple[Tensor, Tensor]:
-        images, y = batch
-        noise, t, dropped, *posterior = draws
-        y = self.drop_condition(y, dropped)
-        if posterior:
-            images = posterior_sample(images, posterior[0])
-        x = interpolate(noise, images, t)
+        images, y, noise, t, x = self.noised(batch, draws)
         with self.autocast():
             velocity = model(x, t, y, budget)
         return t, flow_matching_loss(velocity, noise, images)
+
+    def noised(self, batch: Any, draws: Sequence[Tensor]) -> tuple[Tensor, Any, Tensor, Tensor, Tensor]:
+        """X1, y with some conditions gone, X0, t and X_t of a micro-batch."""
+        images, y = batch
+        noise, t, dropped, *posterior = draws
+        if posterior:
+            images = posterior_sample(images, posterior[0])
+        return images, self.drop_condition(y, dropped), noise, t, interpolate(noise, images, t)
 
 
 def draw_step(

@@ -46,3 +46,16 @@ class Task(Protocol):
     def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Any:
         """Saves what the run leaves, and returns what it gives back."""
         ...
+
+
+def step_sampler(config: RunConfig, accelerator: Accelerator, examples: int) -> StepSampler:
+    """The order of a run over so many examples, this process's share of it."""
+    return StepSampler(
+        examples,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        parts=config.gradient_accumulation,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        stop=config.steps,
+    )

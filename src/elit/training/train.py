@@ -15,7 +15,6 @@ from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
 from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
 from elit.data.latents import LatentSet
-from elit.data.sampler import StepSampler
 from elit.data.summary import summary
 from elit.data.text import CACHE, PromptedImages, encode_prompts
 from elit.models.conditioning import Condition, Text
@@ -28,7 +27,7 @@ from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.objectives import FlowMatching
-from elit.training.task import Task
+from elit.training.task import Task, step_sampler
 
 
 def train(config: TrainConfig) -> Transformer:
@@ -47,15 +46,7 @@ class TrainNetwork(Task):
         with accelerator.main_process_first():
             self.prompts = load_prompts(config, self.data, accelerator.device)
         self.config = config = resolve(config, self.data, self.prompts)
-        self.sampler = StepSampler(
-            len(self.data),
-            seed=config.seed,
-            batch_size=config.batch_size,
-            parts=config.gradient_accumulation,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            stop=config.steps,
-        )
+        self.sampler = step_sampler(config, accelerator, len(self.data))
         set_seed(config.seed)
         names: dict[str, Any] = {"class_names": tuple(self.data.classes)} if self.prompts is None else {}
         self.network = network = create_model(**config.model.arguments(), **names)
