@@ -53,7 +53,7 @@ def test_its_own_dtype_is_the_network_itself():
 
 
 def test_whole_model_compile_has_two_graphs_for_all_budgets():
-    """One dynamic J̃: the second is for a single latent a group. Both branches of guidance are one call, so two more."""
+    """One dynamic J̃: the second is for a single latent a group. Both branches of guidance are one call, so one more."""
     model = shallow()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -68,9 +68,9 @@ def test_whole_model_compile_has_two_graphs_for_all_budgets():
                 compiled(x, t, y, branch_budgets=[kept]), model(x, t, y, kept), rtol=0, atol=1e-5
             )
         assert counter.frame_count <= 2
-        for kept in model.budgets[:-1]:
+        for kept in model.budgets[1:-1]:  # with a single latent: the next test, and another graph
             compiled(x, t, y, branch_budgets=[model.budgets[-1], kept])
-    assert counter.frame_count <= 4
+    assert counter.frame_count <= 3
 
 
 def test_compiled_samples_are_the_same_and_the_network_stays_as_it_was(monkeypatch):

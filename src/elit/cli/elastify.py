@@ -41,7 +41,7 @@ class Args:
     weights: str = "all"
     """What is trained: all weights, the interface alone, or lora: it and low-rank changes of the blocks."""
     lora_rank: int = 16
-    """Rank of those changes; lora needs peft."""
+    """Rank of those changes."""
     steps: int = 2000
     """Of training; 0 = only the surgery."""
     batch_size: int = 64
