@@ -47,7 +47,7 @@ def commands():
     return [
         shlex.split(line)[1:]
         for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
     ]
 
 
