@@ -1,8 +1,7 @@
 """An elastic service against others, on one trace: measured on this machine, and simulated for it and for 8 of it.
 
-    python benchmarks/serving.py --model fashion                       # measured and simulated, a table, a plot
-    python benchmarks/serving.py --seconds 60 --load 2 --out benchmarks/results/serving.json
-    python benchmarks/serving.py --model fashion --simulate-only
+    python benchmarks/serving.py --threads 1 --sweep TABLE --out benchmarks/results/serving.json   # 4 minutes
+    python benchmarks/serving.py --simulate-only
 
 What is measured is the replica itself (queue, policy, engine) under an open loop of requests in this process, without
 HTTP and Ray; `elit loadtest` measures those too. The trace is bursty, `--load` times what full quality sustains.
@@ -22,15 +21,18 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import elit
+from elit.budgets import resolve_budget
 from elit.files import write_text
+from elit.planner.quality import Curve, read_quality
 from elit.report.tables import print_table
 from elit.serve.costs import Costs, Setting, spread
 from elit.serve.engine import Engine
@@ -43,6 +45,7 @@ from elit.serve.simulator import qualities, simulate
 from elit.serve.trace import Arrival, arrivals, bursty_rates
 
 SWAP_MS = 500.0
+PIECES = 10
 
 
 def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple[tuple[Setting, ...], bool]]:
@@ -101,45 +104,56 @@ async def measure(
     return list(await asyncio.gather(*(send(place, arrival) for place, arrival in enumerate(trace))))
 
 
-def quality_of(path: Path | None) -> Any:
-    """The metric of a sweep at an outcome's budget and steps; None without a sweep's table."""
-    if path is None:
-        return None
-    from elit.planner.quality import read_quality
+def quality_of(path: Path | None, budgets: Sequence[int]) -> tuple[str, Callable[[Outcome], float] | None]:
+    """The metric of a sweep's table, and its value at an outcome's budget and steps, without guidance.
 
-    found = read_quality(path)
-    curves = {curve.budget: curve for curve in found.curves if curve.guidance is None and not curve.cache}
+    Between measured budgets and steps it is linear in their logarithms; beyond them that of the nearest. None without
+    a table. Raises ValueError where the table has nothing without guidance.
+    """
+    if path is None:
+        return "", None
+    table = read_quality(path)
+    curves: dict[int, Curve] = {}
+    for curve in table.curves:
+        schedule = curve.budget
+        if curve.guidance is not None or curve.cache:
+            continue
+        if schedule is None or isinstance(schedule, int | float) or (isinstance(schedule, str) and "@" not in schedule):
+            curves[resolve_budget(schedule, budgets) or 0] = curve
+    if not curves:
+        raise ValueError(f"sweep={str(path)!r}: has no scores without guidance")
+    measured = sorted(curves)
 
     def quality(outcome: Outcome) -> float:
-        nearest = min(
-            (kept for kept in curves if isinstance(kept, int)), key=lambda kept: abs(kept - (outcome.budget or 0))
-        )
-        curve = curves[nearest]
-        steps = min(max(outcome.steps or 0, curve.steps[0]), curve.steps[-1])
-        return float(curve.at(steps) or 0.0)
+        values = []
+        for budget in measured:
+            steps = curves[budget].steps
+            values.append(curves[budget].at(min(max(outcome.steps or steps[-1], steps[0]), steps[-1])) or 0.0)
+        return float(np.interp(np.log(outcome.budget or measured[-1]), np.log(measured), values))
 
-    return quality
+    return table.metric, quality
 
 
-def plot(runs: dict[str, list[Outcome]], path: Path) -> None:
-    """Load, budget, latency and violations over time, a line a system."""
+def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Callable[[Outcome], float] | None) -> None:
+    """Load, budget, latency, violations and, with a sweep's table, quality over time, a line a system."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     from elit.report.plots import STYLE, save_figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 9), dpi=110, layout="constrained")
-        axes = figure.subplots(4, 1, sharex=True)
+        count = 5 if quality else 4
+        figure = Figure(figsize=(9, 2.25 * count), dpi=110, layout="constrained")
+        axes = figure.subplots(count, 1, sharex=True)
         for number, (name, outcomes) in enumerate(runs.items()):
-            rows = over_time(outcomes, bins=40)
+            rows = over_time(outcomes, 40, quality)
             at = [row["at"] for row in rows]
-            for ax, key in zip(axes[1:], ("budget", "p50_ms", "violations"), strict=True):
+            for ax, key in zip(axes[1:], ("budget", "p50_ms", "violations", "quality")[: count - 1], strict=True):
                 ax.plot(at, [float("nan") if row[key] is None else row[key] for row in rows], label=name)
             if number == 0:
                 axes[0].plot(at, [row["rate"] for row in rows], color="#667085")
-        labels = ("requests a second", "latents per group", "median latency, ms", "violations")
-        for ax, label in zip(axes, labels, strict=True):
+        labels = ("requests a second", "latents per group", "median latency, ms", "violations", metric)
+        for ax, label in zip(axes, labels[:count], strict=True):
             ax.set_ylabel(label)
             ax.grid(alpha=0.25)
         for ax in (axes[0], axes[1], axes[3]):
@@ -155,7 +169,7 @@ def parse(line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument(
-        "--seconds", type=int, default=60, help="of the trace, which every measured system runs through"
+        "--seconds", type=int, default=40, help="of the trace, which every measured system runs through"
     )
     parser.add_argument("--load", type=float, default=2.0, help="times what full quality sustains, in the mean")
     parser.add_argument("--patience", type=float, default=10.0, help="deadline, times a lone image at full quality")
@@ -175,14 +189,14 @@ def main(line: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     engine = Engine(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
     load_before = os.getloadavg()[0]
-    costs = engine.measure(seconds=6.0)
+    costs = engine.measure(seconds=min(6.0, args.seconds / 5))
     service = ServiceSettings(model=args.model, steps=args.steps, max_batch=args.max_batch, max_queue=64)
-    ladder = service.ladder(engine.model.budgets)
+    ladder = service.ladder(engine.budgets)
     slots = Replica(engine, costs, service).policy.settings.slots
     capacity = costs.rate(ladder[-1], slots)
     deadline_ms = args.patience * costs.alone_ms(ladder[-1])
     service = replace(service, max_batch=slots, deadline_ms=deadline_ms)
-    quality = quality_of(args.sweep)
+    metric, quality = quality_of(args.sweep, engine.budgets)
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"load {load_before:.1f} before; full quality {costs.alone_ms(ladder[-1]):.0f} ms, {capacity:.2f} images/s; "
@@ -196,7 +210,7 @@ def main(line: Sequence[str] | None = None) -> int:
     def record(kind: str, name: str, outcomes: list[Outcome]) -> None:
         rows.append({"run": kind, "system": name, **summarize(outcomes, quality)})
 
-    for name, (rungs, refuse) in systems(service, engine.model.budgets).items():
+    for name, (rungs, refuse) in systems(service, engine.budgets).items():
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
         priced = replace(costs, swap=SWAP_MS if name == "two models" else 0.0)
         simulated[name] = simulate(trace, rungs, priced, own, deadline_ms=deadline_ms)
@@ -205,7 +219,7 @@ def main(line: Sequence[str] | None = None) -> int:
             measured[name] = asyncio.run(measure(engine, costs, replace(service, refuse=refuse), rungs, trace))
             record("measured", name, measured[name])
     eight = arrivals(bursty_rates(args.seconds, 8 * args.load * capacity, args.seed), args.seed)
-    for name, (rungs, refuse) in systems(service, engine.model.budgets).items():
+    for name, (rungs, refuse) in systems(service, engine.budgets).items():
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
         priced = replace(costs, swap=SWAP_MS if name == "two models" else 0.0)
         outcomes = simulate(eight, rungs, priced, own, deadline_ms=deadline_ms, replicas=8)
@@ -213,9 +227,24 @@ def main(line: Sequence[str] | None = None) -> int:
     columns = list(rows[0])
     cells = [[f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]
     print_table(columns, cells)
+    if quality:
+        at_once = measured or simulated
+        pieces = {name: over_time(outcomes, PIECES, quality) for name, outcomes in at_once.items()}
+        kind = "measured" if measured else "simulated"
+        title = f"{metric} of what was served, {kind}, in {PIECES} even pieces of the trace"
+        head = ["system", *(f"{row['at']:.0f} s" for row in next(iter(pieces.values())))]
+        print_table(
+            head,
+            [
+                [name, *("" if row["quality"] is None else f"{row['quality']:.3g}" for row in rows)]
+                for name, rows in pieces.items()
+            ],
+            title=title,
+        )
     if args.out:
         summary = {
             "command": " ".join(["python", "benchmarks/serving.py", *(line or sys.argv[1:])]),
+            "metric": metric,
             "versions": {"elit": elit.__version__, "torch": torch.__version__},
             "load_before": load_before,
             "load_after": os.getloadavg()[0],
@@ -226,7 +255,7 @@ def main(line: Sequence[str] | None = None) -> int:
         write_text(args.out, json.dumps(summary | {"rows": rows}, indent=1) + "\n")
         for kind, runs in (("measured", measured), ("simulated", simulated)):
             if runs:
-                plot(runs, args.out.with_name(f"{args.out.stem}-{kind}.png"))
+                plot(runs, args.out.with_name(f"{args.out.stem}-{kind}.png"), metric, quality)
     return 0
 
 

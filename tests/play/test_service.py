@@ -93,7 +93,7 @@ def test_a_burst_is_bounded_and_seen_in_the_readings(service):
     assert len(monitor.read()) == 1  # too soon for another
     ticks = []
     outcomes = monitor.burst(12, 1, 30_000, lambda done, total: ticks.append(done))
-    assert ticks[-1] == len(outcomes) == 2 + 12 + 8
+    assert ticks[-1] == len(outcomes) == 2 + 12 + 12
     assert "served, with " in burst_words(outcomes)
     time.sleep(0.5)
     last = monitor.read()[-1]

@@ -1,8 +1,12 @@
 """Discrete events against closed forms and against a plain replay; traces; summaries."""
 
 import json
+import math
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+from service import saved_model
 
 from elit.serve.costs import Costs, efficient_batch, ladder
 from elit.serve.outcomes import Outcome, over_time, summarize
@@ -100,3 +104,28 @@ def test_summaries_count_refusals_as_violations():
     assert summary["goodput"] == 1.0
     assert json.dumps(over_time(outcomes, bins=2))
     assert summarize([])["violations"] == 0.0
+
+
+def test_the_benchmark_measures_all_systems_and_says_quality_over_time(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    row = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 96, "detector": "digits", "fd": 0.0}
+    table = tmp_path / "sweep.jsonl"
+    settings = [("all", 2, 6.0), ("all", 6, 4.0), ("2", 2, 9.0), ("2", 6, 8.0), ("1", 6, 20.0)]
+    rows = [row | {"budget": budget, "steps": steps, "fd": value} for budget, steps, value in settings]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    model = saved_model(tmp_path / "digits")
+    line = ["--model", str(model), "--steps", "4", "--seconds", "1", "--sweep", str(table), "--out"]
+    systems = ["--systems", "elastic", "shedding", "--threads", "1", "--patience", "4"]
+    benchmark = import_module("serving")
+    assert benchmark.main([*line, str(tmp_path / "out.json"), *systems]) == 0
+    printed = capsys.readouterr().out
+    assert "fd of what was served, measured, in 10 even pieces of the trace" in printed
+    result = json.loads((tmp_path / "out.json").read_text())
+    runs = {(row["run"], row["system"]): row["mean_quality"] for row in result["rows"]}
+    assert {system for run, system in runs if run == "measured"} == {"elastic", "shedding"}
+    assert runs[("simulated", "full")] == pytest.approx(4 + 2 * math.log(6 / 4) / math.log(3))
+    assert runs[("simulated", "low")] == 20
+    _, quality = benchmark.quality_of(table, (1, 2, 3, 4))
+    three = Outcome(arrival=0, deadline=1, finish=1, budget=3, steps=6)
+    assert quality(three) == pytest.approx(8 - 4 * math.log(3 / 2) / math.log(2))
+    assert (tmp_path / "out-measured.png").is_file()

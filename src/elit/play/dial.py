@@ -176,7 +176,7 @@ def examples(dial: Dial, counts: Sequence[int], guidances: Sequence[str]) -> lis
     ]
     if "ccfg" in guidances:
         guided = replace(plain, guidance="ccfg", scale=2.0 if dial.guidance == "none" else dial.scale)
-        named.append(("cheap guidance", replace(guided, budgets=(half,) * MOST_PIECES, guidance_budget=low)))
+        named.append(("CCFG", replace(guided, budgets=(half,) * MOST_PIECES, guidance_budget=low)))
     return named
 
 

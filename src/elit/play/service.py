@@ -21,7 +21,7 @@ TIMEOUT = 70.0
 """Seconds."""
 MOST_REQUESTS, MOST_SECONDS = 64, 10
 """Of a burst."""
-CALM_BEFORE, CALM_AFTER = 2, 8
+CALM_BEFORE, CALM_AFTER = 2, 12
 """Seconds around it with a request each."""
 HISTORY, LEAST_APART = 120, 0.5
 """How many readings are remembered, and the seconds between two of them at least."""

@@ -64,8 +64,10 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def over_time(outcomes: Sequence[Outcome], bins: int = 60) -> list[dict[str, float | None]]:
-    """Load, budget, latency and violations in even pieces of the run, by arrival."""
+def over_time(
+    outcomes: Sequence[Outcome], bins: int = 60, quality: Callable[[Outcome], float] | None = None
+) -> list[dict[str, float | None]]:
+    """Load, budget, latency and violations in even pieces of the run, by arrival. quality: as in `summarize`."""
     if not outcomes:
         return []
     end = max(each.arrival for each in outcomes)
@@ -73,7 +75,7 @@ def over_time(outcomes: Sequence[Outcome], bins: int = 60) -> list[dict[str, flo
     rows = []
     for number in range(bins):
         here = [each for each in outcomes if number == min(bins - 1, int(each.arrival / width))]
-        row = summarize(here)
+        row = summarize(here, quality)
         rows.append(
             {
                 "at": (number + 0.5) * width,
@@ -83,5 +85,6 @@ def over_time(outcomes: Sequence[Outcome], bins: int = 60) -> list[dict[str, flo
                 "p50_ms": row["p50_ms"],
                 "violations": row["violations"],
             }
+            | ({"quality": row["mean_quality"]} if quality else {})
         )
     return rows
