@@ -4,20 +4,12 @@ import json
 
 import pytest
 import yaml
-from service import saved_model, served
+from service import PROFILE, saved_model, served
 
 from elit.cli.main import main
 from elit.serve.server import Placement, check_key, is_loopback
 from elit.serve.settings import ServiceSettings
 from elit.serve.trace import Arrival, write_trace
-
-PROFILE = {
-    "cost": {
-        "prices": {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 0},
-        "overlapping": False,
-    },
-    "anatomy": {"around": 1.5, "linear": 0.1, "square": 0.0, "budgets": [1, 2, 3, 4]},
-}
 
 
 @pytest.fixture(scope="module")

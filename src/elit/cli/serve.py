@@ -1,5 +1,6 @@
 """elit serve"""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -104,10 +105,8 @@ def run(args: Args) -> dict[str, Any]:
     if args.simulate:
         return simulated(args)
     for package in ("ray", "fastapi", "prometheus_client"):
-        try:
-            __import__(package)
-        except ImportError:
-            raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'") from None
+        if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
+            raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")
 
     from elit.serve.server import Placement, check_key, free_port, start, stop, wait_for_signal, write_config
     from elit.serve.settings import KEY_VARIABLE

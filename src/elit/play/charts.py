@@ -93,10 +93,10 @@ class Canvas:
         for value in self.y.ticks():
             at = self.up(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-            parts.append(self.text(LEFT - 7, at + 4, f"{value:.4g}", "tick", "end"))
+            parts.append(self.text(LEFT - 7, at + 4, f"{value:g}", "tick", "end"))
         if self.x is not None:
             for value in self.x.ticks():
-                parts.append(self.text(self.across(value), self.bottom + 17, f"{value:.4g}", "tick"))
+                parts.append(self.text(self.across(value), self.bottom + 17, f"{value:g}", "tick"))
             parts.append(self.text((LEFT + WIDTH - RIGHT) / 2, self.height - 7, self.x.label, "label"))
         middle = (TOP + self.bottom) / 2
         side = self.text(13, middle, self.y.label, "label")

@@ -46,7 +46,7 @@ CSS = """
   .sides { flex-direction: column-reverse !important; }
   .sides > .column { min-width: 0 !important; width: 100%; }
   .frames .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-  .chart text { font-size: 17px; }
+  .chart text { font-size: 20px; }
 }
 """
 

@@ -6,8 +6,10 @@ A job whose replica dies is sent to another while its deadline allows; it has it
 """
 
 import asyncio
+import functools
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -19,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from elit.serve.api import make_app
 from elit.serve.requests import ApiError, Job
-from elit.serve.settings import KEY_VARIABLE, ServiceSettings
+from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 
 log = logging.getLogger("elit.serve")
 TRIES = 4
@@ -27,12 +29,39 @@ GRACE = 5.0
 """Seconds after a deadline in which an answer may still come."""
 
 
+def listen_on_loopback() -> None:
+    """Where Ray is on this machine alone, this process's gRPC servers are too.
+
+    A replica of Serve opens one for calls of other replicas, on all addresses whatever Ray's own are, and what comes in
+    is unpickled: nobody else may reach it.
+    """
+    import grpc.aio
+
+    if os.environ.get(CLUSTER_VARIABLE) != "0":
+        return
+    for kind in grpc.aio.Server.__subclasses__():
+        for name in ("add_insecure_port", "add_secure_port"):
+            add = getattr(kind, name)
+            if not hasattr(add, "__wrapped__"):
+                setattr(kind, name, _on_loopback(add))
+
+
+def _on_loopback(add: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(add)
+    def add_port(server: Any, address: str, *rest: Any) -> int:
+        return add(server, re.sub(r"^(\[::\]|0\.0\.0\.0):", "127.0.0.1:", address), *rest)
+
+    return add_port
+
+
 class Engines:
     """A replica with the model."""
 
     def __init__(self, service: dict[str, Any]):
+        from elit.serve.deployment import listen_on_loopback  # the module's own, not a pickled copy
         from elit.serve.replica import load_replica
 
+        listen_on_loopback()
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = load_replica(ServiceSettings.from_dict(service), name)
         self.started = False
@@ -141,6 +170,7 @@ class Gateway:
     def __init__(self, engines: DeploymentHandle, service: dict[str, Any]):
         from elit.serve import deployment
 
+        deployment.listen_on_loopback()
         deployment._process.gateway = self
         self.engines, self.service = engines, ServiceSettings.from_dict(service)
         self.http_app: Any = None

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from elit.files import write_text
-from elit.serve.settings import KEY_VARIABLE, ServiceSettings
+from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 
 APP = "elit"
 RAY_ENVIRONMENT = {
@@ -125,8 +126,9 @@ def start(service: ServiceSettings, placement: Placement, key: str | None = None
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not placement.address:
-        # Where this is off, as on other systems, Ray's own processes listen on the loopback address alone.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "ray" in sys.modules:  # it has read its environment, and its processes would listen on all addresses
+            raise ValueError("ray: is imported already; start the service in a process of its own")
+        os.environ[CLUSTER_VARIABLE] = "0"
     environment = {KEY_VARIABLE: key} if key else {}
     os.environ.update(environment)  # what Ray starts here inherits it
     if not key:

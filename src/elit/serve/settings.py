@@ -8,6 +8,8 @@ from elit.budgets import resolve_budget
 from elit.serve.costs import Setting, ladder
 
 KEY_VARIABLE = "ELIT_API_KEY"
+CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
 
 
 @dataclass(frozen=True, kw_only=True)
