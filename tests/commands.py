@@ -16,7 +16,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         *("torch.distributed.checkpoint", "torch.utils.tensorboard", "diffusers", "transformers"),
-        *("elit.training.train", "elit.data.encode", "elit.evaluate.sweep"),
+        *("elit.training.train", "elit.data.encode", "elit.evaluate.sweep", "elit.elastic.distill"),
     ]
 )
 

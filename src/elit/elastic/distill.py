@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.budgets import training_budgets
 from elit.config import DistillConfig
@@ -67,7 +67,8 @@ class DistillPipeline(Task):
         prompts = [] if self.pictures else read_prompts(config.prompts)
         self.pipe = load_pipeline(config, accelerator.device)
         self.network = network = self.pipe.transformer
-        self.family, self.blocks = family_of(network), all_blocks(network)
+        self.family, blocks = family_of(network), all_blocks(network)
+        self.blocks = [*(part for block in blocks for part in self.family.called_outside(block)), *blocks]
         if self.pictures:
             self.pictures.open(self.pipe, self.family)
             prompts = self.pictures.prompts("class_labels" in Requests.parameters(self.pipe))
@@ -236,6 +237,11 @@ def prepare_student(network: Any, config: DistillConfig) -> None:
     )
     if config.weights == "lora":
         add_low_rank(network, config.lora_rank, seed=config.seed)
+    for module in network.modules():  # the teacher drops nothing, and a resumed run repeats itself
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "dropout_prob"):  # DiT's labels
+            module.dropout_prob = 0.0
     network.requires_grad_(config.weights == "all")
     network.elastic.requires_grad_()
     network.elastic_record = replace(

@@ -21,6 +21,7 @@ DIT = Family(  # class labels, learned or sine positions added to the tokens
     window=quarter,
     noise=thousandths,
     condition=_dit_condition,
+    called_outside=lambda block: (block.norm1.emb.timestep_embedder, block.norm1.emb.class_embedder.embedding_table),
     per_token={"attention_mask": of_image(-1)},
     unconditional_half=1,
     streams=(("norm1.", "sample"),),

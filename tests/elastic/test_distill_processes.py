@@ -1,0 +1,86 @@
+"""elit distill killed and resumed, and by two gloo processes: the loop of `elit train`, so the same promises."""
+
+import json
+import random
+import time
+
+import pytest
+import torch
+from commands import Command, run_two
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import pipeline
+
+from elit.config import DistillConfig, save_config
+from elit.elastic.distill import distill
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline of classes as it is saved, prompts and pictures for it."""
+    root = tmp_path_factory.mktemp("pipeline")
+    pipeline("DiTPipeline").save_pretrained(root / "dit")
+    (root / "prompts.txt").write_text("7\n8\n9\n10\n")
+    for label in ("7", "8"):
+        (root / "pictures" / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(number))
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(root / "pictures" / label / f"{number}.png")
+    return root
+
+
+def settings(folder, out, *, pictures, **changes):
+    source = {"data": str(folder / "pictures")} if pictures else {"prompts": str(folder / "prompts.txt")}
+    given = {"pipeline": str(folder / "dit"), "window": (4, 4), "steps": 8, "batch_size": 4, "teacher_steps": 2}
+    given |= {"teacher_batch": 2, "preview_every": 0, "checkpoint_every": 2, "log_every": 1, "trackers": ()}
+    given |= {"lora_rank": 2, "call": ("guidance_scale=1.0",), "learning_rate": 1e-2, "warmup_steps": 1}
+    return DistillConfig(out=str(out), **source, **given | {"gradient_accumulation": 2} | changes)
+
+
+def command(config, path):
+    save_config(config, path)
+    return ["distill", "--config", str(path)]
+
+
+def losses(out):
+    lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").is_file() else []
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """Runs of one process that nothing happened to, on trajectories and on pictures."""
+    runs = [tmp_path_factory.mktemp("whole") / "run" for _ in range(2)]
+    for pictures, out in enumerate(runs):
+        distill(settings(folder, out, pictures=bool(pictures)))
+    return runs
+
+
+@pytest.mark.parametrize("pictures", [False, True], ids=["trajectories", "pictures"])
+def test_killed_twice_and_resumed_is_bit_equal(folder, tmp_path, whole, pictures):
+    """SIGKILL in the middle of steps, at random moments, one early and one late."""
+    reference = whole[pictures]
+    out, moments = tmp_path / "run", random.Random(time.time_ns())
+    line = command(settings(folder, out, pictures=pictures, resume=True), tmp_path / "config.yaml")
+    for first, last in ((0, 3), (4, 6)):
+        run, step = Command(line, tmp_path), moments.randint(first, last)
+        run.wait_until(lambda step=step: len(losses(out)) >= step)
+        time.sleep(moments.random() * 0.05)
+        run.kill()
+    assert Command(line, tmp_path).wait() == 0
+    assert losses(out) == losses(reference)
+    assert len(losses(out)) == 8
+    assert (out / "elastic.safetensors").read_bytes() == (reference / "elastic.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["copied, trajectories", "sharded, pictures"])
+def test_two_processes_match_one(folder, tmp_path, whole, sharded):
+    """Same global batch, same losses and weights; DDP and FSDP2."""
+    reference, out = whole[sharded], tmp_path / "run"
+    run_two(command(settings(folder, out, pictures=sharded, fsdp=sharded), tmp_path / "config.yaml"), tmp_path)
+    assert losses(out) == pytest.approx(losses(reference), abs=1e-4)
+    one, two = (load_file(each / "elastic.safetensors") for each in (reference, out))
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
