@@ -9,10 +9,12 @@ and what a random network makes of different words differs. OUT is then a folder
     pipe = diffusers.FluxPipeline.from_pretrained("runs/tiny-flux")
     pipe("a photo of a seven", height=16, width=16, max_sequence_length=8, num_inference_steps=20)
 
-OUT/prompts.txt has the captions, one a line, for `elit distill`.
+OUT/prompts.txt has the captions, one a line, for `elit distill --prompts`. OUT/pictures has the pictures with captions, for
+`elit distill --data`.
 """
 
 import argparse
+import json
 import shutil
 import time
 from pathlib import Path
@@ -24,6 +26,8 @@ from captions import NAMES, SIZE, TEMPLATES, captioned_images, captions
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from elit.data.images import image_grid, save_image
 
 TEXT_LENGTH, WIDTH, TEXT_WIDTH = 8, 96, 64
 
@@ -48,8 +52,19 @@ def main() -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     pipe.save_pretrained(temporary)
     (temporary / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions()), encoding="utf-8")
+    save_pictures(images, labels, temporary / "pictures")
     temporary.replace(arguments.out)
     print(f"{arguments.out}: saved")
+
+
+def save_pictures(images: Tensor, labels: Tensor, folder: Path) -> None:
+    """PNG files, and their captions in metadata.jsonl."""
+    texts, lines = captions(), []
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        save_image(image_grid(image[None], 1), folder / f"{number:04d}.png")
+        text = texts[number % len(TEMPLATES) * len(NAMES) + label]
+        lines.append(json.dumps({"file_name": f"{number:04d}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make_pipeline() -> diffusers.FluxPipeline:
