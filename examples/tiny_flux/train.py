@@ -9,8 +9,8 @@ and what a random network makes of different words differs. OUT is then a folder
     pipe = diffusers.FluxPipeline.from_pretrained("runs/tiny-flux")
     pipe("a photo of a seven", height=16, width=16, max_sequence_length=8, num_inference_steps=20)
 
-OUT/prompts.txt has the captions, one a line, for `elit distill --prompts`. OUT/pictures has the pictures with captions, for
-`elit distill --data`.
+OUT/prompts.txt has the captions, one a line, for `elit distill --prompts`. OUT/pictures has the pictures with
+captions, for `elit distill --data`.
 """
 
 import argparse

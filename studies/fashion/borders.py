@@ -1,16 +1,21 @@
-"""What windows that do not divide cost in quality: the boxed model on canvases of 28 to 48 pixels.
+"""What windows that do not divide cost in quality: the loss of the boxed model with its windows, and with smaller ones.
 
     python studies/fashion/borders.py [--count 256] [--out studies/results/borders.json]
 
-Test pictures lie in the middle of a black canvas. The loss is that of flow matching on the picture's own 28×28 pixels,
-at the same noise and times on every canvas. Windows of 4×4 tokens (8×8 pixels) divide 32, 40 and 48; 28, 36 and 44 have
-windows of 3 tokens among them. A canvas other than 32 is one that the model was never trained at, which costs too: so
-what the smaller windows cost is the loss at 36 and at 44 over the mean of their two neighbours.
+The loss is that of flow matching on the 28×28 pixels of test pictures, at the same noise and times. Three cases:
+
+    32          the size that the model was trained at: 16×16 tokens in windows of 4×4
+    32, recut   the same, each axis cut into 3, 3, 3, 3 and 4 tokens: smaller windows and nothing else
+    28          14×14 tokens, cut into 3, 4, 3 and 4: smaller windows, and a size that it was never trained at
 """
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +25,10 @@ import elit
 from elit.data.idx import fashion_mnist
 from elit.files import write_text
 from elit.flow.path import interpolate
+from elit.models import windows
 
-CANVASES = (28, 32, 36, 40, 44, 48)
-BUDGETS = (1.0, 0.5, 0.25)
-PICTURE, LARGEST = 28, max(CANVASES)
+BUDGETS = (1.0, 0.5, 0.25, 0.125)
+PICTURE, TRAINED = 28, 32
 
 
 def on_canvas(images: Tensor, side: int, value: float) -> Tensor:
@@ -32,15 +37,35 @@ def on_canvas(images: Tensor, side: int, value: float) -> Tensor:
     return F.pad(images, (border,) * 4, value=value)
 
 
-@torch.no_grad()
+@torch.inference_mode()  # keeps no tables
 def losses(model: elit.DiT, images: Tensor, labels: Tensor, side: int, budget: float) -> Tensor:
     """(B,): of each picture, at a time of its own."""
     generator = torch.Generator().manual_seed(0)
-    noise = on_canvas(torch.randn(len(images), 1, LARGEST, LARGEST, generator=generator), side, 0.0)
+    noise = on_canvas(torch.randn(len(images), 1, TRAINED, TRAINED, generator=generator), side, 0.0)
     t = torch.sigmoid(torch.randn(len(images), generator=generator))
     x = on_canvas(images, side, -1.0)
     velocity = model(interpolate(noise, x, t), t, labels, budget=budget)
     return on_canvas((velocity - (x - noise)).square(), PICTURE, 0.0).flatten(1).mean(1)
+
+
+@contextmanager
+def recut() -> Iterator[None]:
+    """Inside the block an axis is cut into one window more than needed."""
+    plain = windows.cut
+
+    def cut(length: int, side: int) -> list[range]:
+        count = len(plain(length, side)) + 1
+        edges = [part * length // count for part in range(count + 1)]
+        return [range(low, high) for low, high in pairwise(edges)]
+
+    users = ("interface", "layers", "transformer")
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(windows, "cut", cut))
+        for user in users:  # a grid that divides is never asked how it is cut
+            stack.enter_context(patch(f"elit.models.{user}.divides", lambda grid, window: max(window) == 1))
+        windows._known_windows.cache_clear()
+        yield
+    windows._known_windows.cache_clear()
 
 
 def main() -> None:
@@ -48,21 +73,24 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="test pictures")
     parser.add_argument("--out", type=Path, help="also write the losses to this file, as JSON")
     args = parser.parse_args()
-    model, data = elit.load_model("fashion").float().eval(), fashion_mnist("test")
-    images, labels = data.__getitems__(range(args.count))
+    images, labels = fashion_mnist("test").__getitems__(range(args.count))
     images = on_canvas(images, PICTURE, 0.0)
+    cases = (("32", 32, nullcontext()), ("32, recut", 32, recut()), ("28", 28, nullcontext()))
+    table: dict[str, dict[float, Tensor]] = {}
+    for name, side, cutting in cases:
+        model = elit.load_model("fashion").float().eval()
+        with cutting:
+            table[name] = {budget: losses(model, images, labels, side, budget) for budget in BUDGETS}
     rows = []
     for budget in BUDGETS:
-        means = {side: losses(model, images, labels, side, budget) for side in CANVASES}
-        print(f"{budget:.0%}:", ", ".join(f"{side}: {means[side].mean():.4f}" for side in CANVASES), flush=True)
-        row: dict[str, object] = {"budget": budget, "losses": {side: means[side].mean().item() for side in CANVASES}}
-        for side in (36, 44):
-            ratio = means[side] - (means[side - 4] + means[side + 4]) / 2
-            error = ratio.std() / len(ratio) ** 0.5
-            share = (ratio.mean() / means[32].mean()).item()
-            print(f"    at {side}: {share:+.2%} ± {error / means[32].mean():.2%} of the loss at 32", flush=True)
-            row[f"cost_at_{side}"] = share
-        rows.append(row)
+        reference = table["32"][budget]
+        for name, of_case in table.items():
+            change = (of_case[budget] - reference) / reference.mean()
+            error = change.std() / len(change) ** 0.5
+            print(f"{budget:.1%} {name}: loss {of_case[budget].mean():.4f}, {change.mean():+.2%} ± {error:.2%}")
+            rows.append(
+                {"budget": budget, "case": name, "loss": of_case[budget].mean().item(), "change": change.mean().item()}
+            )
     if args.out:
         write_text(args.out, json.dumps({"count": args.count, "rows": rows}, indent=1) + "\n")
 

@@ -1,5 +1,6 @@
 """What is set on a transformer or a pipeline beside the dial: LoRA, offloads, casting, caches, schedulers, compile."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from peft import LoraConfig
 
 import elit
 
+TORCHAO = importlib.util.find_spec("torchao") is not None
 CPU = torch.device("cpu")
 FLUX, QWEN, WAN = "FluxPipeline", "QwenImagePipeline", "WanPipeline"
 
@@ -71,6 +73,12 @@ def at_timestep(pipe: Any) -> dict[str, Any]:
     }
 
 
+def int8_weights(pipe: Any) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(pipe.transformer, Int8WeightOnlyConfig())
+
+
 def scheduler(kind: str, **settings: Any) -> Callable[[Any], None]:
     def set_on(pipe: Any) -> None:
         pipe.scheduler = getattr(diffusers, kind)(**settings)
@@ -112,6 +120,7 @@ ONLY = {"SeaCache": (WAN,), "FasterCache": (FLUX, QWEN, WAN, "CogVideoXPipeline"
 MECHANISMS: dict[str, Mechanism] = {
     "LoRA, then the dial": Mechanism(FLUX, lora, before=True),
     "the dial, then LoRA": Mechanism(FLUX, lora),
+    **({"int8 weights (torchao), then the dial": Mechanism(FLUX, int8_weights, before=True)} if TORCHAO else {}),
     "model CPU offload": Mechanism(FLUX, model_offload),
     "sequential CPU offload": Mechanism(FLUX, sequential_offload),
     "group offload, block level": Mechanism(FLUX, group_offload("block_level")),

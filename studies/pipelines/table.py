@@ -2,7 +2,8 @@
 
 Each runs on a stock pipeline of tiny random parts: the plain one, the elastified one at full budget, which has to give
 the same, at a quarter of the tokens, and with CCFG, which have to be finite and another picture. Where the plain one
-fails as well, the fault is diffusers'. Takes about a minute of one core.
+fails as well, the fault is diffusers'. Takes about a minute of one core. Where torchao is not installed, its row is
+left out.
 
     python studies/pipelines/table.py [--only FluxPipeline] [--out studies/results/pipelines.json]
 """

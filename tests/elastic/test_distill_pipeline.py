@@ -1,12 +1,17 @@
 """elit distill on stock pipelines of tiny random parts: train, validate, save, resume, load into a fresh pipeline."""
 
+import inspect
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
+from safetensors import SafetensorError
 from tiny import PIPELINES, pipeline, with_text
 
 import elit
@@ -155,6 +160,61 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=r"no elastic\.json in it"):
         elit.load_elastic(pipeline("FluxPipeline"), tmp_path / "addon")
+
+
+def test_a_full_disk_and_other_settings_are_one_line(tmp_path, prompts, capsys, monkeypatch):
+    words = ["distill", "FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
+    words += ["--window", "2", "2", "--steps", "2", "--batch-size", "2", "--teacher-steps", "1", "--preview-every", "0"]
+    words += ["--call", "max_sequence_length=5", "--lora-rank", "2"]
+
+    def full(*args):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("elit.elastic.recording.save_file", full)
+        assert main(words) == 1
+    assert "No space left on device (os error 28)); make room, or give another folder" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert main(words) == 0  # with room, over what is there
+    capsys.readouterr()
+    for more, message in (
+        ([], "holds a run at step 2; set resume to go on, or give another folder"),
+        (["--resume", "--lora-rank", "4"], "lora_rank (2 → 4) cannot change within a run"),
+        (["--resume", "--prompts", str(tmp_path / "others.txt")], "others.txt': no such file"),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_add_on_and_its_card_go_to_the_hub(tmp_path, prompts, capsys, monkeypatch):
+    """Against huggingface_hub's own signatures; nothing leaves the machine."""
+    calls = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **settings: calls.append((repo_id, settings)))
+
+    def upload(self, **settings):
+        folder = Path(settings["folder_path"])
+        paths = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+        calls.append(list(filter_repo_objects(paths, allow_patterns=settings["allow_patterns"])))
+        return CommitInfo("https://huggingface.co/me/dial/commit/0", "", "", "0")
+
+    assert inspect.signature(HfApi.upload_folder).parameters.keys() >= {"folder_path", "repo_id", "allow_patterns"}
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    words = ["distill", "FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
+    words += ["--window", "2", "2", "--steps", "1", "--batch-size", "2", "--teacher-steps", "1", "--preview-every", "1"]
+    words += ["--call", "max_sequence_length=5", "--lora-rank", "2", "--push-to-hub", "me/dial", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["url"] == "https://huggingface.co/me/dial"
+    assert calls[0][0] == "me/dial"
+    assert calls[1] == ["README.md", "elastic.json", "elastic.safetensors", "samples.png"]
+
+    def refuse(self, **settings):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    words[2] = str(tmp_path / "again")
+    assert main(words) == 2
+    assert "push_to_hub='me/dial': the hub refused (no route to the hub)" in capsys.readouterr().err
+    assert (tmp_path / "again" / "elastic.safetensors").is_file()
 
 
 def test_a_dry_run_needs_a_config_alone(tmp_path, capsys):

@@ -49,7 +49,10 @@ def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]
     samples = {}
     for name, weight in transformer.named_parameters():
         if not name.startswith("elastic.") and LORA_WEIGHT not in name:
-            values = weight.detach().flatten()
+            try:
+                values = weight.detach().flatten()
+            except NotImplementedError:  # quantised by torchao; nobody trains it
+                continue
             samples[name.replace(WRAPPED_LAYER, ".")] = values[:: max(1, len(values) // count)][:count].cpu().clone()
     return samples
 
