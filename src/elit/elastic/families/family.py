@@ -88,7 +88,7 @@ class Family:
     full_only: Mapping[str, str] = field(default_factory=dict)
     """Other arguments that do not go with a lower budget, and why."""
     called_outside: Callable[[Any], Sequence[nn.Module]] = lambda block: ()
-    """Modules of a block that are called before or after it too; where a network is sharded, they are gathered apart."""
+    """Modules of a block that are called before or after it too: sharding gathers them apart."""
     unconditional_half: int | None = None
     """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
     unnamed_branches: bool = False
