@@ -52,9 +52,9 @@ def one_batch(
     weak = model.budgets[0]
     kinds = {"none": None, "cfg": elit.CFG(SCALE), "ccfg": elit.CCFG(SCALE, weak), "ag": elit.AG(SCALE, weak)}
     y = torch.arange(batch) % model.config.num_classes
-    cases = {kind: partial(elit.sample, model, y, steps=args.steps, guidance=chosen) for kind, chosen in kinds.items()}
+    cases = {kind: partial(elit.sample, model, y, steps=args.steps, guidance=guide) for kind, guide in kinds.items()}
     times = take_turns(cases, args.rounds, args.device)
-    flops = {kind: sampling_flops(model, steps=args.steps, guidance=chosen) for kind, chosen in kinds.items()}
+    flops = {kind: sampling_flops(model, steps=args.steps, guidance=guidance) for kind, guidance in kinds.items()}
     return [
         {
             "model": f"ELIT-DiT-{size}/2 {'–'.join(map(str, split))}",

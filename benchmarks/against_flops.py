@@ -58,9 +58,9 @@ def measure(args: argparse.Namespace, make: Callable, passes: int) -> tuple[list
     rows, settings = [], []
     for size in args.sizes:
         for sample_size in args.sample_sizes:
-            found, peak = one_size(size, sample_size, args, make, passes)
-            rows += found
-            plain, full = found[:2]
+            of_size, peak = one_size(size, sample_size, args, make, passes)
+            rows += of_size
+            plain, full = of_size[:2]
             over_plain = {"time": full["ms"] / plain["ms"], "flops": full["gflops"] / plain["gflops"]}
             place = {"size": size, "sample_size": sample_size, "peak_gflops_per_s": peak / 1e9}
             settings.append(place | {"full_over_plain": over_plain})

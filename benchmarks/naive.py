@@ -40,7 +40,7 @@ class NaiveDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, budget: Budget = None) -> Tensor:
         """Velocity of x (B, C, H, W) at t (B,) for classes y (B,)."""
-        kept, device = resolve_budget(budget, self.budgets) or 0, x.device
+        num_latents, device = resolve_budget(budget, self.budgets) or 0, x.device
         batch, channels, high, wide = x.shape
         p, q = self.patch
         rows, columns = high // p, wide // q
@@ -50,7 +50,7 @@ class NaiveDiT(nn.Module):
         count = len(self.latent_interface.latents)
         slots = torch.arange(count, device=device).repeat(len(groups))  # (G·J,)
         places = torch.cat((slots[:, None], groups.repeat_interleave(count, 0)), 1)  # (G·J, 3)
-        keep = slots < kept  # (G·J,)
+        keep = slots < num_latents  # (G·J,)
 
         c = self.conditioning(t, y)  # (B, d)
         s = x.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 3, 5, 1)

@@ -90,12 +90,12 @@ def check_predictions(model: Any, profile: Profile, count: int, seconds: float) 
     cases = cases[:count]
     taken, rounds = time_runs(model, cases, seconds=seconds)
     polynomial = Pricing(model, 1, 0.0, None).polynomial
-    found = []
+    rows = []
     for case, ms in zip(cases, taken, strict=True):
         predicted = profile.cost.ms(counts_of(polynomial, case))
         error = predicted / ms - 1
-        found.append({**vars(case), "ms": ms, "predicted_ms": predicted, "error": error, "rounds": rounds})
-    return found
+        rows.append({**vars(case), "ms": ms, "predicted_ms": predicted, "error": error, "rounds": rounds})
+    return rows
 
 
 class Study:
@@ -134,9 +134,9 @@ class Study:
         seed = other * 1_000_000
         setting = Setting(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
         drawn = self.sampler.draw(setting, self.args.count)
-        found = score(drawn, self.metrics.detector, self.metrics.reference, out=self.args.work, metrics=("fd",))
-        assert found is not None
-        return found.scores["fd"]
+        result = score(drawn, self.metrics.detector, self.metrics.reference, out=self.args.work, metrics=("fd",))
+        assert result is not None
+        return result.scores["fd"]
 
 
 def check_targets(study: Study) -> list[dict[str, Any]]:
@@ -156,12 +156,12 @@ def time_plans(study: Study, plans: list[Plan]) -> list[float]:
     taken: list[list[float]] = [[] for _ in plans]
     begin, rounds = time.perf_counter(), 0
     while rounds < 4 or time.perf_counter() - begin < study.args.seconds:
-        for plan, found in zip(plans, taken, strict=True):
+        for plan, times in zip(plans, taken, strict=True):
             start = time.perf_counter()
             elit.sample(study.model, y, plan=plan)
-            found.append(1e3 * (time.perf_counter() - start))
+            times.append(1e3 * (time.perf_counter() - start))
         rounds += 1
-    return [statistics.median(found[1:]) for found in taken]
+    return [statistics.median(times[1:]) for times in taken]
 
 
 def judge(study: Study, target: float, plan: Plan, ms: float) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def judge(study: Study, target: float, plan: Plan, ms: float) -> dict[str, Any]:
     front = min(study.score(each) for each in best)
     scales = [None] if plan.guidance is None else [None, elit.CFG(plan.guidance.scale)]
     plain = [each for each in (most_steps(study, target, guidance) for guidance in scales) if each]
-    full = min(((study.score(each), each) for each in plain), key=lambda found: found[0], default=None)
+    full = min(((study.score(each), each) for each in plain), key=lambda pair: pair[0], default=None)
     value = study.score(plan)
     return {
         "target_ms": target,

@@ -65,6 +65,6 @@ def peak_bytes(run: Run, device: torch.device) -> int:
     return peak
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
+def difference(output: Tensor, expected: Tensor) -> float:
     """The largest difference of two outputs, over the largest value of the expected one."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((output - expected).abs().max() / expected.abs().max()).item()

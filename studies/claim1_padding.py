@@ -54,8 +54,8 @@ class AbsoluteDiT(DiT):
         super().build(**settings | {"sample_size": self.canvas})
         self.patch_embed = Placed(cast(nn.Linear, self.patch_embed), (self.canvas // PATCH) ** 2)  # type: ignore[assignment]
 
-    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
-        cos, sin = super().rope(grid, kept, x)
+    def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
+        cos, sin = super().rope(grid, num_latents, x)
         return Rope(torch.ones_like(cos), torch.zeros_like(sin))  # turns nothing
 
     def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -104,8 +104,8 @@ def main(line: Sequence[str] | None = None) -> None:
             trained = train_or_load(args, config, network)
             flops = 3 * count_flops(trained, sample_size=network.canvas)
             record.arm(name, config, tflops=flops * config.batch_size * config.steps / 1e12)
-            found = score(*draw(trained, args.samples, steps=16))
-            record.add(name, seed, loss=held_out_loss(args, trained), **found)
+            scores = score(*draw(trained, args.samples, steps=16))
+            record.add(name, seed, loss=held_out_loss(args, trained), **scores)
         record.save(range(seed + 1))
 
 

@@ -23,14 +23,14 @@ LOW = (4, 2, 1)  # 25% of the latents and below
 def main(line: Sequence[str] | None = None) -> None:
     args = arguments(line, __doc__, __file__)
     record = Record(args, 2, "multi-budget ELIT-DiT, 16 latents in each of 4 windows; 16 Euler steps")
-    for kept in LOW:
+    for budget in LOW:
         for metric in ("loss", "FD"):
 
-            def advantage(values: Values, seed: int, kept: int = kept, metric: str = metric) -> float:
-                ways = [values[f"random drop, {way}, {kept} of 16", metric][seed] for way in ("first", "redrawn")]
-                return min(ways) - values[f"tail drop, {kept} of 16", metric][seed]
+            def advantage(values: Values, seed: int, budget: int = budget, metric: str = metric) -> float:
+                ways = [values[f"random drop, {way}, {budget} of 16", metric][seed] for way in ("first", "redrawn")]
+                return min(ways) - values[f"tail drop, {budget} of 16", metric][seed]
 
-            record.part(f"tail drop has the lower {metric} at {kept} of 16 latents", metric, advantage)
+            record.part(f"tail drop has the lower {metric} at {budget} of 16 latents", metric, advantage)
 
     for seed in range(args.seeds):
         config = matched(args, seed, FULL)
@@ -41,10 +41,10 @@ def main(line: Sequence[str] | None = None) -> None:
         ways = {"tail drop": tail, "random drop, first": first, "random drop, redrawn": random}
         for name, model in ways.items():
             record.arm(name, config)
-            for kept in BUDGETS:
+            for budget in BUDGETS:
                 torch.manual_seed(seed)  # of the sets that are drawn anew
-                found = score(*draw(model, args.samples, steps=16, budget=kept))
-                record.add(f"{name}, {kept} of 16", seed, loss=held_out_loss(args, model, kept), **found)
+                scores = score(*draw(model, args.samples, steps=16, budget=budget))
+                record.add(f"{name}, {budget} of 16", seed, loss=held_out_loss(args, model, budget), **scores)
         record.save(range(seed + 1))
 
 

@@ -32,8 +32,8 @@ def main(line: Sequence[str] | None = None) -> None:
             config = matched(args, seed, model, budget_min=LATENTS, budget_max=LATENTS)
             record.arm(name, config)
             network = train_or_load(args, config)
-            found = score(*draw(network, args.samples, steps=16))
-            record.add(name, seed, loss=held_out_loss(args, network), **found)
+            scores = score(*draw(network, args.samples, steps=16))
+            record.add(name, seed, loss=held_out_loss(args, network), **scores)
         record.save(range(seed + 1))
 
 

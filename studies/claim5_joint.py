@@ -17,25 +17,27 @@ BUDGETS = (16, 4)
 def main(line: Sequence[str] | None = None) -> None:
     args = arguments(line, __doc__, __file__)
     record = Record(args, 5, "ELIT-DiT, 16 latents in each of 4 windows; 16 Euler steps, no guidance")
-    for kept in BUDGETS:
+    for budget in BUDGETS:
         for metric in ("loss", "FD"):
 
-            def advantage(values: Values, seed: int, kept: int = kept, metric: str = metric) -> float:
-                return values[f"separate, {kept} of 16", metric][seed] - values[f"joint, {kept} of 16", metric][seed]
+            def advantage(values: Values, seed: int, budget: int = budget, metric: str = metric) -> float:
+                return (
+                    values[f"separate, {budget} of 16", metric][seed] - values[f"joint, {budget} of 16", metric][seed]
+                )
 
-            record.part(f"the joint network has the lower {metric} at {kept} of 16 latents", metric, advantage)
+            record.part(f"the joint network has the lower {metric} at {budget} of 16 latents", metric, advantage)
 
     for seed in range(args.seeds):
         config = matched(args, seed, FULL)
         record.arm("joint", config)
         joint = train_or_load(args, config)
-        for kept in BUDGETS:
-            config = matched(args, seed, FULL, budget_min=kept, budget_max=kept)
-            record.arm(f"separate, {kept} of 16", config)
+        for budget in BUDGETS:
+            config = matched(args, seed, FULL, budget_min=budget, budget_max=budget)
+            record.arm(f"separate, {budget} of 16", config)
             separate = train_or_load(args, config)
             for name, model in (("joint", joint), ("separate", separate)):
-                found = score(*draw(model, args.samples, steps=16, budget=kept))
-                record.add(f"{name}, {kept} of 16", seed, loss=held_out_loss(args, model, kept), **found)
+                scores = score(*draw(model, args.samples, steps=16, budget=budget))
+                record.add(f"{name}, {budget} of 16", seed, loss=held_out_loss(args, model, budget), **scores)
         record.save(range(seed + 1))
 
 

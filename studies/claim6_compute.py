@@ -28,9 +28,9 @@ WEAK = 1  # latents in the weak branch of CCFG and AG
 MARGIN = 0.05  # "no worse" means at most so much worse
 
 
-def equal_steps(model: DiT, kept: int, steps: int) -> int:
+def equal_steps(model: DiT, budget: int, steps: int) -> int:
     """How many steps with all latents cost as much, rounded up."""
-    return math.ceil(steps * count_flops(model, budget=kept) / count_flops(model) - 1e-9)
+    return math.ceil(steps * count_flops(model, budget=budget) / count_flops(model) - 1e-9)
 
 
 def saturation(images: Tensor) -> dict[str, float]:
@@ -52,13 +52,13 @@ def main(line: Sequence[str] | None = None) -> None:
     record = Record(args, 6, f"{notes}with {WEAK} of 16 latents")
     config = matched(args, 0, FULL)
     example = train_or_load(args, config)
-    for kept, steps in PAIRS:
-        few = equal_steps(example, kept, steps)
+    for budget, steps in PAIRS:
+        few = equal_steps(example, budget, steps)
 
-        def advantage(values: Values, seed: int, kept: int = kept, steps: int = steps, few: int = few) -> float:
-            return values[f"16 of 16, {few} steps", "FD"][seed] - values[f"{kept} of 16, {steps} steps", "FD"][seed]
+        def advantage(values: Values, seed: int, budget: int = budget, steps: int = steps, few: int = few) -> float:
+            return values[f"16 of 16, {few} steps", "FD"][seed] - values[f"{budget} of 16, {steps} steps", "FD"][seed]
 
-        says = f"{kept} of 16 latents in {steps} steps have the lower FD than all of them in {few}"
+        says = f"{budget} of 16 latents in {steps} steps have the lower FD than all of them in {few}"
         record.part(f"fewer tokens, {steps} steps: {says}", "FD", advantage)
     record.part(
         f"CCFG's best FD over the scales is at most {MARGIN:.0%} above CFG's",
@@ -82,16 +82,16 @@ def main(line: Sequence[str] | None = None) -> None:
         record.arm("multi-budget", config)
         model = train_or_load(args, config)
         unguided = [*PAIRS, *((16, equal_steps(model, *pair)) for pair in PAIRS)]
-        for kept, steps in dict.fromkeys(unguided):
-            cost = sampling_gflops(model, steps=steps, budget=kept)
-            found = score(*draw(model, args.samples, steps=steps, budget=kept))
-            record.add(f"{kept} of 16, {steps} steps", seed, GFLOPs=cost, **found)
+        for budget, steps in dict.fromkeys(unguided):
+            cost = sampling_gflops(model, steps=steps, budget=budget)
+            scores = score(*draw(model, args.samples, steps=steps, budget=budget))
+            record.add(f"{budget} of 16, {steps} steps", seed, GFLOPs=cost, **scores)
         for scale in SCALES:
-            for kind, chosen in guidances(scale).items():
-                cost = sampling_gflops(model, steps=GUIDED_STEPS, guidance=chosen)
-                images, labels = draw(model, args.samples, steps=GUIDED_STEPS, guidance=chosen)
-                found = score(images, labels) | saturation(images)
-                record.add(f"{kind}, scale {scale}", seed, GFLOPs=cost, **found)
+            for kind, guidance in guidances(scale).items():
+                cost = sampling_gflops(model, steps=GUIDED_STEPS, guidance=guidance)
+                images, labels = draw(model, args.samples, steps=GUIDED_STEPS, guidance=guidance)
+                scores = score(images, labels) | saturation(images)
+                record.add(f"{kind}, scale {scale}", seed, GFLOPs=cost, **scores)
         record.save(range(seed + 1))
 
 

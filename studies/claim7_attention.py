@@ -85,8 +85,8 @@ def main(line: Sequence[str] | None = None) -> None:
             record.add(f"t = {time}", seed, **{"attention and loss": correlations[-1]})
         entropy = torch.stack(entropies).mean(0)
         falls = spearman(torch.arange(len(entropy)), entropy).item()
-        found = {"attention and loss": sum(correlations) / len(TIMES), "latent's number and entropy": falls}
-        record.add("all times", seed, **found)
+        scores = {"attention and loss": sum(correlations) / len(TIMES), "latent's number and entropy": falls}
+        record.add("all times", seed, **scores)
         record.add("early latents", seed, entropy=entropy[:ENDS].mean().item())
         record.add("late latents", seed, entropy=entropy[-ENDS:].mean().item())
         record.save(range(seed + 1))

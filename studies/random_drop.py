@@ -28,8 +28,8 @@ class RandomDropDiT(DiT):
         assert self.latent_interface is not None
         self.latent_interface.__class__ = RandomDropInterface
 
-    def rope(self, grid: tuple[int, ...], kept: int | None, x: Tensor) -> Rope:
-        if kept is None:
+    def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
+        if num_latents is None:
             return super().rope(grid, None, x)
         interface = cast(RandomDropInterface, self.latent_interface)
         every = len(interface.latents)

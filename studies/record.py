@@ -48,15 +48,22 @@ class Record:
     def save(self, done: Sequence[int]) -> None:
         """Writes the file with all seeds of `done`."""
         rows = [
-            {"arm": arm, "metric": metric, "values": [found[seed] for seed in done], **spread([found[s] for s in done])}
-            for (arm, metric), found in self.values.items()
+            {
+                "arm": arm,
+                "metric": metric,
+                "values": [values[seed] for seed in done],
+                **spread([values[s] for s in done]),
+            }
+            for (arm, metric), values in self.values.items()
         ]
         parts: list[dict[str, Any]] = []
         for says, unit, advantage in self.parts:
             advantages = [advantage(self.values, seed) for seed in done]
-            found = {"advantages": advantages, "mean": statistics.mean(advantages)}
+            measured = {"advantages": advantages, "mean": statistics.mean(advantages)}
             error = standard_error(advantages) if len(done) > 1 else None
-            parts.append({"says": says, "unit": unit, **found, "standard_error": error, "verdict": verdict(advantages)})
+            parts.append(
+                {"says": says, "unit": unit, **measured, "standard_error": error, "verdict": verdict(advantages)}
+            )
         content = {
             "claim": self.claim,
             "command": self.args.command,

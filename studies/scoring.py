@@ -58,10 +58,10 @@ def score(images: Tensor, labels: Tensor) -> dict[str, float]:
     """Fréchet distance ("FD") to all real digits on the classifier's features, and "accuracy"."""
     find = detector()
     real = Moments(find.width).add(find(digits().images).features)
-    found = find(images.clamp(-1, 1))
-    drawn = Moments(find.width).add(found.features)
+    detection = find(images.clamp(-1, 1))
+    drawn = Moments(find.width).add(detection.features)
     distance = frechet_distance(real.mean, real.covariance, drawn.mean, drawn.covariance)
-    return {"FD": distance, "accuracy": torch.eq(cast(Tensor, found.label), labels).float().mean().item()}
+    return {"FD": distance, "accuracy": torch.eq(cast(Tensor, detection.label), labels).float().mean().item()}
 
 
 def sampling_gflops(model: DiT, **settings: Any) -> float:

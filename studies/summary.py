@@ -34,7 +34,7 @@ class Claim:
     says: str
     paper: str
     """The paper's figure or table, and its number where there is one."""
-    shown: tuple[tuple[str, str], ...]
+    numbers: tuple[tuple[str, str], ...]
     """(arm, metric) of the numbers that stand for ours."""
 
 
@@ -62,7 +62,7 @@ CLAIMS = {
     5: Claim(
         "One multi-budget network beats separately trained ones at every budget",
         "Tab. 8",
-        tuple((f"{kind}, {kept} of 16", "FD") for kept in (16, 4) for kind in ("joint", "separate")),
+        tuple((f"{kind}, {budget} of 16", "FD") for budget in (16, 4) for kind in ("joint", "separate")),
     ),
     6: Claim(
         "At equal FLOPs fewer tokens beat fewer steps; CCFG ≥ CFG at a third less cost, and saturates sooner",
@@ -96,8 +96,8 @@ def main() -> None:
 
 def load(folder: Path) -> dict[int, Result]:
     """The results that are there, by the claim's number."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("claim*.json"))]
-    return {result["claim"]: result for result in found}
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("claim*.json"))]
+    return {result["claim"]: result for result in results}
 
 
 def filled(document: str, results: dict[int, Result], fashion: dict[str, Result]) -> str:
@@ -106,10 +106,10 @@ def filled(document: str, results: dict[int, Result], fashion: dict[str, Result]
     tables["fashion-summary"] = table(["study", "paper", "verdict", "in parts"], report.summary(fashion))
     tables |= {f"fashion-{name}": fashion_section(name, fashion.get(name)) for name in report.ABOUT}
     for name, text in tables.items():
-        found = re.fullmatch(rf"(.*<!-- {name} -->\n).*?(<!-- /{name} -->.*)", document, flags=re.DOTALL)
-        if found is None:
+        place = re.fullmatch(rf"(.*<!-- {name} -->\n).*?(<!-- /{name} -->.*)", document, flags=re.DOTALL)
+        if place is None:
             raise ValueError(f"{DOCUMENT.name}: no place for {name}, between <!-- {name} --> and <!-- /{name} -->")
-        document = f"{found[1]}\n{text}\n\n{found[2]}"
+        document = f"{place[1]}\n{text}\n\n{place[2]}"
     return document
 
 
@@ -122,8 +122,8 @@ def summary(results: dict[int, Result]) -> str:
         if result is None:
             rows.append([link, claim.says, claim.paper, "not run yet", "undecided"])
             continue
-        found = {(row["arm"], row["metric"]): row for row in result["rows"]}
-        ours = "<br>".join(f"{arm}: {metric} {mean_and_spread(found[arm, metric])}" for arm, metric in claim.shown)
+        by_arm = {(row["arm"], row["metric"]): row for row in result["rows"]}
+        ours = "<br>".join(f"{arm}: {metric} {mean_and_spread(by_arm[arm, metric])}" for arm, metric in claim.numbers)
         rows.append([link, claim.says, claim.paper, ours, f"**{VERDICTS[result['verdict']]}**"])
     return table(["", "claim", "paper", "ours", "verdict"], rows)
 

@@ -26,4 +26,4 @@ def standard_error(values: Sequence[float]) -> float:
 
 def overall(verdicts: Sequence[str]) -> str:
     """A claim holds if all its parts do, and does not if one does not."""
-    return next((found for found in ("does not hold", "undecided") if found in verdicts), "holds")
+    return next((answer for answer in ("does not hold", "undecided") if answer in verdicts), "holds")

@@ -87,8 +87,8 @@ hundredth.
 def save_statistics(work: Path) -> None:
     """The detector's statistics of the 10,000 test pictures."""
     pictures, detector = open_pictures(Path("fashion-mnist")), FashionDetector()
-    found = detect(pictures, detector, work, chunk=100, batch_size=1000, share=Share())
-    save_reference(reference_from(found, pictures, detector), REFERENCE)
+    detections = detect(pictures, detector, work, chunk=100, batch_size=1000, share=Share())
+    save_reference(reference_from(detections, pictures, detector), REFERENCE)
 
 
 if __name__ == "__main__":

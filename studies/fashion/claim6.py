@@ -29,8 +29,8 @@ def main(line: Sequence[str] | None = None) -> None:
 
         def scored(name: str, seed: int = seed, step: int = step, model: Any = model, **settings: Any) -> None:
             key = {"arm": "ELIT multi-budget", "seed": seed, "step": step, "name": name, "samples": study.args.samples}
-            found = study.scores.get(key, lambda: draw_and_score(model, count=study.args.samples, **settings))
-            study.row(name, seed, found)
+            scores = study.scores.get(key, lambda: draw_and_score(model, count=study.args.samples, **settings))
+            study.row(name, seed, scores)
 
         pairs = []
         for latents, steps in PAIRS:

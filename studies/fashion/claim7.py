@@ -76,8 +76,8 @@ def main(line: Sequence[str] | None = None) -> None:
         ("attention and loss have a positive rank correlation inside windows", "attention and loss, rank correlation"),
         ("the first 4 latents attend more evenly than the last 4", "fall of entropy"),
     ):
-        found = [study.last(name, seed) for seed in study.args.seeds]
-        advantages, errors = [row["value"] for row in found], [row["error"] for row in found]
+        rows = [study.last(name, seed) for seed in study.args.seeds]
+        advantages, errors = [row["value"] for row in rows], [row["error"] for row in rows]
         decided = verdict(advantages, errors)
         study.parts.append({"says": says, "advantages": advantages, "errors": errors, "verdict": decided})
     study.write(f"multi-budget ELIT, all latents, {count} test pictures")

@@ -20,9 +20,9 @@ def main(line: Sequence[str] | None = None) -> None:
         settings: dict[str, dict[str, Any]] = {f"{budget} of 16": {"budget": budget} for budget in BUDGETS}
         settings |= {schedule: {"budget": schedule} for schedule in SCHEDULES}
         settings |= {f"cache {threshold}": {"cache": threshold} for threshold in CACHES}
-        for name, chosen in settings.items():
+        for name, setting in settings.items():
             key = {"arm": "dial", "seed": seed, "step": step, "name": name, "samples": study.args.samples}
-            make = lambda chosen=chosen: draw_and_score(model, count=study.args.samples, steps=STEPS, **chosen)  # noqa: E731, B023
+            make = lambda setting=setting: draw_and_score(model, count=study.args.samples, steps=STEPS, **setting)  # noqa: E731, B023
             study.row(name, seed, study.scores.get(key, make))
     for more, fewer in itertools.pairwise(BUDGETS):
         says = f"{more} of 16 latents are no worse than {fewer}, to 2%"

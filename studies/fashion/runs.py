@@ -116,8 +116,8 @@ def random_drop() -> Iterator[None]:
 
 def milestones(config: TrainConfig) -> list[tuple[int, Path]]:
     """(step, checkpoint) of every milestone that a run has passed."""
-    found = checkpoints(Path(config.out) / "checkpoints")
-    return [(checkpoint_step(path), path) for path in found if checkpoint_step(path) % MILESTONE == 0]
+    saved = checkpoints(Path(config.out) / "checkpoints")
+    return [(checkpoint_step(path), path) for path in saved if checkpoint_step(path) % MILESTONE == 0]
 
 
 def load(arm: str, checkpoint: Path, *, redrawn: bool = False) -> DiT:

@@ -78,12 +78,12 @@ class Study:
             def make(path: Path = path, count: int = count) -> dict[str, float]:
                 torch.manual_seed(seed)  # of the sets that are drawn anew
                 network = load(arm, path, redrawn=redrawn)
-                found = draw_and_score(network, count=count, steps=self.args.solver_steps, budget=budget)
-                return found | {"loss": held_out_loss(network, budget, count=min(count, 2000))}
+                scores = draw_and_score(network, count=count, steps=self.args.solver_steps, budget=budget)
+                return scores | {"loss": held_out_loss(network, budget, count=min(count, 2000))}
 
             key = {"arm": arm, "seed": seed, "step": step, "budget": budget, "redrawn": redrawn, "samples": count}
-            found = self.scores.get(key | {"solver_steps": self.args.solver_steps, "training": self.args.steps}, make)
-            self.row(f"{arm}{way}", seed, found, step=step, pictures=step * config.batch_size)
+            scores = self.scores.get(key | {"solver_steps": self.args.solver_steps, "training": self.args.steps}, make)
+            self.row(f"{arm}{way}", seed, scores, step=step, pictures=step * config.batch_size)
 
     def row(self, name: str, seed: int, scores: Mapping[str, float], **more: Any) -> None:
         self.rows.append({"name": name, "seed": seed, **more, **scores})

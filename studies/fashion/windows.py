@@ -45,11 +45,11 @@ def forward(model: DiT, x: Tensor, t: Tensor, y: Tensor, counts: Tensor) -> Tens
     keep = torch.arange(every) < counts[..., None]  # (B, G, J)
     total = int(counts[0].sum())
     rows = keep.flatten(1).nonzero()[:, 1].view(len(x), total)
-    kept = latents.gather(1, rows[..., None].expand(-1, -1, latents.shape[2]))
+    core_latents = latents.gather(1, rows[..., None].expand(-1, -1, latents.shape[2]))
     own = Rope(*(table[rows] for table in model.rope(grid, every, x)))  # each sample has rotary positions of its own
     for block in core:
-        kept = block(kept, c, own)
-    latents = latents.scatter(1, rows[..., None].expand(-1, -1, latents.shape[2]), kept)
+        core_latents = block(core_latents, c, own)
+    latents = latents.scatter(1, rows[..., None].expand(-1, -1, latents.shape[2]), core_latents)
     tokens = write(interface.writer, interface.position, tokens, latents, keep)
     for block in tail:
         tokens = block(tokens, c, rope)

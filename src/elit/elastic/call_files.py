@@ -55,8 +55,8 @@ def _rows(value: Any, rows: list[int]) -> Any:
     """Those of a tensor; a list of tensors of one shape as a tensor."""
     if isinstance(value, Tensor):
         return value[rows]
-    chosen = [value[row] for row in rows]
-    return torch.stack(chosen) if is_list_of_tensors(chosen) else chosen
+    values = [value[row] for row in rows]
+    return torch.stack(values) if is_list_of_tensors(values) else values
 
 
 def _save_alike(

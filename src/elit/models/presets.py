@@ -98,7 +98,7 @@ def close_names(name: Any) -> list[str]:
     """Up to three names that a mistyped one may mean, the closest first; letters of either case."""
     plain = {known.lower().replace("-", ""): known for known in list_models()}
     wanted = str(name).lower().replace("-", "").replace("_", "")
-    return [plain[found] for found in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.7)]
+    return [plain[name] for name in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.7)]
 
 
 def preset_of(name: str) -> Preset:

@@ -153,8 +153,8 @@ class ElitPipeline(DiffusionPipeline):
             # Scheduler convention: the derivative in the noise level, noise − data.
             x = self.scheduler.step(-velocity(x, times[step], step), timestep, x, return_dict=False)[0]
             if callback_on_step_end is not None:
-                told = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
-                x = (callback_on_step_end(self, step, timestep, told) or {}).get("latents", x)
+                state = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
+                x = (callback_on_step_end(self, step, timestep, state) or {}).get("latents", x)
 
         images = self._finish(x, output_type)
         self.maybe_free_model_hooks()
