@@ -18,7 +18,6 @@ from elit.serve.replica import Replica, load_replica
 from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
 
-
 PROFILE = {
     "cost": {
         "prices": {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 0},
