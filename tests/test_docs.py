@@ -1,8 +1,12 @@
 """The commands of the guides, as they are written there."""
 
+import glob
+import json
 import re
 import runpy
 import shlex
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import yaml
 from conftest import small_vae
 from PIL import Image
 from released_files import ELIT, checkpoint, weights
+from serve.service import saved_model, served
 
 import elit
 from elit.cli.main import main
@@ -109,6 +114,34 @@ def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
     assert "sweep.jsonl" in capsys.readouterr().out.splitlines()[-1]
     assert (tmp_path / "planned.png").is_file()
     assert (tmp_path / "runs/tuned.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_serving_guide_run_as_written(tmp_path, monkeypatch, capsys):
+    """At a service in this process, without Ray, in the place of the first; and with less of everything."""
+    from elit.cli import serve
+
+    monkeypatch.chdir(tmp_path)
+    model = saved_model(tmp_path / "runs/quickstart/model")
+    lines = commands("serving.md")
+    assert lines[:2] == ["pip install 'elit-diffusion[serve]'", lines[1]]
+    service, _ = serve.settings(serve.parse(shlex.split(lines[1], comments=True)[2:]), needs_key=False)
+    assert (service.model, service.deadline_ms) == ("fashion", 2000)
+    less = {"loadtest": ["--seconds", "1"], "profile": ["--seconds", "0"], "serve": []}
+    with served(replace(service, model=str(model), deadline_ms=60_000, name="fashion")) as (url, _, _):
+        for line in lines[2:]:
+            here = line.replace("http://127.0.0.1:8000", url)
+            if line.startswith("curl "):
+                # The stand-in's class has the number of the model's own.
+                asked = shlex.split(here.replace("ankle boot", "9"))
+                answer = json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)
+                assert answer["data"][0]["b64_json"]
+                continue
+            words = shlex.split(here, comments=True)[1:]
+            words = [match for word in words for match in (glob.glob(word) if "*" in word else [word])]
+            assert main([*words, *less[words[0]]]) == 0, line
+        exec(compile(blocks("serving.md", "python").replace("http://127.0.0.1:8000", url), "serving.md", "exec"), {})
+    assert "'budget': 4" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.slow
