@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from PIL import Image
 from tiny import pipeline, with_text
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -55,8 +56,11 @@ def test_the_guides_commands_and_python_run_as_written(tmp_path, monkeypatch, ca
     """With tiny pipelines in the place of Flux and Qwen-Image, at 32 pixels, for one step."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    flux, qwen, dry, _ = commands()
+    flux, qwen, own, dry, _ = commands()
     Path("prompts.txt").write_text("red boat\nboat\n")
+    Path("pictures/boat").mkdir(parents=True)
+    for number, size in enumerate(((128, 64), (64, 128))):
+        Image.new("RGB", size, "red").save(f"pictures/boat/{number}.png")
     made = {flux[1]: lambda: with_text("FluxPipeline"), qwen[1]: tiny_qwen_image}
     monkeypatch.setattr("elit.elastic.distill.load_pipeline", lambda config, device: made[config.pipeline]())
     for words in (flux, qwen):
@@ -64,6 +68,9 @@ def test_the_guides_commands_and_python_run_as_written(tmp_path, monkeypatch, ca
         words = ["32x32" if word == sizes[0] else word for word in words if word not in sizes[1:]]
         assert main([*words, *shlex.split(TINY), "--precision", "fp32"]) == 0
         assert "elit.load_elastic" in (Path(words[2]) / "README.md").read_text()
+    words = ["128" if word == "1024" else word for word in own]
+    assert main([*words, *shlex.split(TINY), "--precision", "fp32"]) == 0
+    assert len(list(Path("runs/qwen-own/cache").rglob("latents-*"))) == 2  # of two aspect ratios
     kind, _ = estimate.DEFAULTS[dry[1]]
     monkeypatch.setattr(estimate, "DEFAULTS", {dry[1]: (kind, {"num_layers": 3})})
     capsys.readouterr()
