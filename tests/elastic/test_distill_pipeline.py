@@ -18,6 +18,7 @@ import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.elastic.distill import DistillPipeline, distill
+from elit.elastic.load_model import is_stock_pipeline
 from elit.elastic.pipelines import Requests
 
 CALLS = {
@@ -60,6 +61,7 @@ def test_two_steps_a_picture_and_three_budgets_in_a_fresh_pipeline(tmp_path, pro
     request = Requests(pipe, config, prompts.read_text().split("\n")[:1]).validation(output_type="pt")
     seeded = lambda: request | {"generator": torch.Generator().manual_seed(0)}  # noqa: E731
     right = pipe(**seeded()).images
+    assert is_stock_pipeline(tmp_path / "out")  # what elit sample, serve and play ask
     assert elit.load_elastic(pipe, tmp_path / "out") is pipe
     assert torch.equal(pipe(**seeded()).images, right)
     for budget in (None, 0.5, 0.25):
@@ -97,6 +99,7 @@ def test_all_weights_are_a_transformer_of_their_own(tmp_path, prompts):
     distill(settings(tmp_path / "out", "FluxPipeline", prompts, weights="all", preview_every=0))
     pipe = with_text("FluxPipeline")
     before = pipe.transformer
+    assert is_stock_pipeline(tmp_path / "out")
     elit.load_elastic(pipe, tmp_path / "out")
     assert pipe.transformer is not before
     assert pipe.transformer.budgets == (1, 2, 3, 4)

@@ -122,6 +122,19 @@ def test_a_plan_moves_the_dial(engine):
         plan_for(engine, "target_gflops", 1e-9)
 
 
+def test_a_target_in_milliseconds_measures_this_machine_first(engine, monkeypatch):
+    monkeypatch.setattr("elit.play.planning.SECONDS", 0.0)
+    monkeypatch.setattr(engine, "profile", None)
+    ticks = []
+    best = plan_for(engine, "target_ms", 10_000, lambda done, total: ticks.append((done, total)))
+    assert ticks
+    assert engine.profile is not None
+    assert 0 < best.ms <= 10_000
+    assert engine.cost(settings()).predicted_ms > 0
+    with pytest.raises(ValueError, match="the least possible here"):
+        plan_for(engine, "target_ms", 1e-6)
+
+
 @pytest.mark.parametrize("kind", ["elit-dit-video", "elit-mmdit", "dit"])
 def test_clips_texts_and_baselines(kind):
     model = opened(kind)
