@@ -30,20 +30,23 @@ def replacing(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
         raise
 
 
-def check_new_output(path: Path, *, overwrite: bool, folder: bool, mine: Callable[[str], bool] | None = None) -> None:
+def check_new_output(
+    path: Path, *, overwrite: bool, folder: bool, mine: Callable[[str], bool] | None = None, name: str = "out"
+) -> None:
     """Whether a command may write `path`, asked before its work. Raises ValueError, or an error of the system.
 
     folder: it writes a folder there, otherwise a file. mine: whether a name in that folder is of such a command; what
-    holds anything else is not replaced even with `overwrite`.
+    holds anything else is not replaced even with `overwrite`. name: of the option.
     """
-    argument = f"out={str(path)!r}"
-    if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+    argument = f"{name}={str(path)!r}"
+    real = Path(os.path.realpath(path))  # `resolve` raises where links go in circles
+    if real in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(f"{argument}: is the folder you are in, or above it; give a name")
     if folder and path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
         if names and not overwrite:
             raise ValueError(f"{argument}: is there already; give another name, or --overwrite to replace it")
-        if mine is not None and (other := [name for name in names if not mine(name)]):
+        if mine is not None and (other := [each for each in names if not mine(each)]):
             raise ValueError(f"{argument}: holds {other[0]!r}, which this command has not written; give another folder")
     elif path.is_dir():
         raise ValueError(f"{argument}: is a folder; give the name of a file")
@@ -57,8 +60,25 @@ def check_new_output(path: Path, *, overwrite: bool, folder: bool, mine: Callabl
         raise NotADirectoryError(f"{argument}: {str(parent)!r} is no folder")
 
 
+@contextmanager
+def leaving_nothing(folder: Path) -> Iterator[None]:
+    """Removes `folder`, with what was made above it, if the block raises a ValueError and it was not there before.
+
+    For work that is kept when it is killed: what was refused is nothing to go on with.
+    """
+    new = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
+    try:
+        yield
+    except ValueError:
+        if new:
+            shutil.rmtree(new[-1], ignore_errors=True)
+        raise
+
+
 def existing(value: str | Path, name: str) -> Path:
     """`value` as a path that can be asked whether it is there. Raises ValueError for one that is too long for that."""
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise ValueError(f"{name}={' '.join(repr(value).split())[:80]}: give a name or a path")
     path = Path(value)
     try:
         path.exists()

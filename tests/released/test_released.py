@@ -259,7 +259,7 @@ def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
     ("settings", "message"),
     [
         ({}, r"its width 48 is no preset's \(384, 768, 1024, 1152\); give num_heads"),
-        ({"num_heads": 0}, "num_heads=0: give at least 1"),
+        ({"num_heads": 0}, "num_heads=0: give a whole number of at least 1"),
         ({"num_heads": 5}, "hidden_size=48, num_heads=5"),
         ({"num_heads": 2, "tail_blocks": -1}, "tail_blocks=-1"),
         ({"num_heads": 2, "tail_blocks": 3}, "1 head and 3 tail blocks of 4"),

@@ -7,6 +7,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from elit.arguments import shortened, whole_number
 from elit.config import ModelConfig, TrainConfig
 from elit.data.autoencoders import decode, downsampling, encode_mean
 from elit.data.images import ImageData
@@ -49,8 +50,12 @@ def load_examples(
     images are cut, default what the network takes. seed: of the draw from each latent's posterior.
     Raises ValueError where the data is not there, too few, or not what the network takes.
     """
-    if count < 2:
-        raise ValueError(f"count={count}: give at least 2")
+    if not isinstance(model, Transformer):
+        raise TypeError(f"model: a {type(model).__name__}; give a network of elit")
+    if not isinstance(data, str):
+        raise TypeError(f"data={shortened(data)}: give the name of a data set, or a folder")
+    count = whole_number("count", count, 2)
+    image_size = None if image_size is None else whole_number("image_size", image_size, 1)
     text = model.takes_text
     if data == "samples":
         if text:

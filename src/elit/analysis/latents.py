@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elit.analysis.attention import interface_of, watched_read
+from elit.arguments import whole_number
 from elit.budgets import Budget
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
@@ -46,13 +47,14 @@ class Probe:
     """Rows in one forward."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.x, Tensor):
+            raise TypeError(f"x: a {type(self.x).__name__}, expected a tensor")
         if len(self.x) < 2 or len(self.y) != len(self.x):
             raise ValueError(f"x, y: {len(self.x)} samples and {len(self.y)} conditions; give as many, at least 2")
         if not self.times or not all(0 <= t <= 1 for t in self.times):
             raise ValueError(f"times={self.times}: give at least one in [0, 1], 0 = noise, 1 = data")
         for name in ("draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
 
     @property
     def forwards(self) -> int:

@@ -12,6 +12,7 @@ from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
 from elit.cli.sample import conditions_from, guidance_from
 from elit.data.builtin import is_named
+from elit.files import check_new_output, leaving_nothing
 from elit.pretrained import model_folder
 
 FIELD_COUNT = 50_000  # samples behind published figures
@@ -82,6 +83,8 @@ class Args:
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network; the solver's state and the detectors stay float32."""
+    overwrite: bool = False
+    """Replace the .safetensors that is there, once the new is whole."""
     json: bool = False
     """Print the scores as JSON last on stdout."""
 
@@ -95,7 +98,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any] | None:
-    with show_notes("evaluate"):
+    with show_notes("evaluate"), leaving_nothing(work_folder(args)):
         return _run(args)
 
 
@@ -103,16 +106,23 @@ def _run(args: Args) -> dict[str, Any] | None:
     from accelerate import PartialState
 
     from elit.evaluate.chunks import Share
+    from elit.evaluate.pictures import First, open_pictures
     from elit.evaluate.score import score
 
+    if args.save_reference is not None:
+        check_new_output(args.save_reference, overwrite=args.overwrite, folder=False, name="save_reference")
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
-    work = args.out.with_suffix("") if args.out.suffix == ".npz" else args.out
+    work = work_folder(args)
     options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
 
+    given = None if is_model(args.pictures) else open_pictures(args.pictures, args.image_size)  # quick to refuse
     groups = open_metrics(args, device, work, share)  # before sampling, which takes longer
-    pictures = _pictures(args, device, work, share)
+    if given is None:
+        pictures = _samples(args, device, work, share)
+    else:
+        pictures = given if args.count is None else First(given, args.count)
     if args.save_reference is not None:
         return _save_reference(args, pictures, groups[0].detector, work, options)
 
@@ -132,8 +142,22 @@ def _run(args: Args) -> dict[str, Any] | None:
     return _report(args, pictures, results)
 
 
+def work_folder(args: Args) -> Path:
+    """Where sample sets, references and scores go."""
+    return args.out.with_suffix("") if args.out.suffix == ".npz" else args.out
+
+
+def check_detectors(args: Any) -> None:
+    """Whether there is a detector at all, and none twice. Raises ValueError."""
+    if not args.detector:
+        raise ValueError("detector: give at least one")
+    if len(set(args.detector)) < len(args.detector):
+        raise ValueError(f"detector={' '.join(args.detector)!r}: one of them stands twice")
+
+
 def _check(args: Args) -> None:
     """What can be said before anything is loaded. Raises ValueError."""
+    check_detectors(args)
     if not is_named(str(args.pictures)) and not model_folder(args.pictures).exists():
         raise ValueError(f"pictures={str(args.pictures)!r}: no such file or folder")
     if args.prompts_file is not None and not args.prompts_file.is_file():
@@ -180,14 +204,15 @@ def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, t
     return by_detector
 
 
-def _pictures(args: Args, device: str, work: Path, share: Any) -> Any:
-    """A model's samples, made now; or the pictures given."""
-    from elit.evaluate.pictures import First, open_pictures
+def is_model(folder: Path) -> bool:
+    """Whether a saved model or pipeline lies there, and no pictures."""
+    return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
+
+
+def _samples(args: Args, device: str, work: Path, share: Any) -> Any:
+    """A model's samples, made now."""
     from elit.evaluate.samples import Setting
 
-    if not any((args.pictures / name).is_file() for name in ("config.json", "model_index.json")):
-        pictures = open_pictures(args.pictures, args.image_size)
-        return pictures if args.count is None else First(pictures, args.count)
     sampler = open_sampler(args, args.pictures, device, work)
     same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "cache", "seed")}
     setting, count = Setting(guidance=guidance_from(args), **same), args.count or FIELD_COUNT

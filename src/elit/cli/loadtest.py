@@ -10,6 +10,7 @@ import tyro
 
 from elit.cli.main import parse as parse_arguments
 from elit.cli.main import show_progress
+from elit.files import check_new_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Args:
     """Default: ELIT_API_KEY of the environment."""
     write_trace: Path | None = None
     """Write the trace there, and send nothing."""
+    overwrite: bool = False
+    """Replace the file of --write-trace that is there, once the new is whole."""
     json: bool = False
     """Print what happened as JSON last on stdout."""
 
@@ -67,6 +70,8 @@ def run(args: Args) -> dict[str, Any]:
     from elit.serve.outcomes import over_time, summarize
     from elit.serve.trace import arrivals, bursty_rates, read_trace, steady_rates, write_trace
 
+    if args.write_trace:
+        check_new_output(args.write_trace, overwrite=args.overwrite, folder=False, name="write_trace")
     if args.trace:
         trace = read_trace(args.trace)
     else:

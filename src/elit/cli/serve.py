@@ -12,6 +12,7 @@ import tyro
 
 from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
+from elit.files import check_new_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ class Args:
     """Of a Ray cluster, such as auto or ray://head:10001; default: this machine alone."""
     build: Path | None = None
     """Write the Serve config that serve deploy takes, and serve nothing."""
+    overwrite: bool = False
+    """Replace the file of --build that is there, once the new is whole."""
     simulate: Path | None = None
     """A trace (one JSON object a line, {"at": seconds}): say what would become of its requests, and serve nothing."""
     json: bool = False
@@ -104,6 +107,8 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     if args.simulate:
         return simulated(args)
+    if args.build:
+        check_new_output(args.build, overwrite=args.overwrite, folder=False, name="build")
     for package in ("ray", "fastapi", "prometheus_client"):
         if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
             raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from elit.cli.checks import check_arguments, check_output
-from elit.cli.evaluate import FIELD_COUNT, open_metrics, open_sampler
+from elit.cli.evaluate import FIELD_COUNT, check_detectors, open_metrics, open_sampler
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.files import leaving_nothing
 from elit.pretrained import measurements_folder
 
 
@@ -103,7 +104,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> dict[str, Any] | None:
-    with show_notes("sweep"):
+    with show_notes("sweep"), leaving_nothing(args.out):
         return _run(args)
 
 
@@ -152,6 +153,7 @@ def _run(args: Args) -> dict[str, Any] | None:
 
 def _check(args: Args) -> None:
     """What can be said before anything is loaded. Raises ValueError."""
+    check_detectors(args)
     if args.table is not None and args.table.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"table={str(args.table)!r}: give a name that ends in .jsonl or .parquet")
 

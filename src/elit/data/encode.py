@@ -30,7 +30,7 @@ from elit.data.autoencoders import encode_moments, latent_normalization
 from elit.data.images import centre_crop
 from elit.data.source import Source
 from elit.files import replacing, write_text
-from elit.models.saved import weights_digest
+from elit.models.saved import check_hub_name, weights_digest
 
 FEATURES = Features({"row": Value("int64"), "label": Value("int64"), "mean": Value("binary"), "std": Value("binary")})
 DTYPE = torch.float16
@@ -66,11 +66,13 @@ class Encoding:
 
 def load_encoder(name: str, subfolder: str | None = None, *, device: torch.device | str = "cpu") -> ModelMixin:
     """Any diffusers autoencoder by hub name or folder. Raises ValueError where there is none."""
+    check_hub_name("vae", name)
     try:
         with notes_after_success("diffusers", "huggingface_hub"):
             vae = AutoModel.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"vae={name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ValueError(f"vae={name!r}: cannot be loaded ({reason})") from None
     latent_normalization(vae)  # refuses what is none, and what does not say
     return vae.eval().requires_grad_(False).to(device)
 

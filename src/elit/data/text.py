@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from elit.arguments import whole_number
 from elit.data.images import ImageData
-from elit.files import replacing
+from elit.files import existing, replacing
 from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
+from elit.models.saved import quiet_loading
 
 CACHE = ".text"  # folder beside the images
 
@@ -38,16 +40,18 @@ class TextEncoder:
             raise ValueError(
                 f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
             ) from None
+        name, length = str(existing(name, "name")), whole_number("length", length, 1)
         try:
-            config = AutoConfig.from_pretrained(name)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            # Of CLIP the text half, of T5 the encoder; anything else, a language model for one, as it is.
-            halves = [half for half in (config, getattr(config, "text_config", None)) if half is not None]
-            half = next((half for half in halves if type(half) in MODEL_FOR_TEXT_ENCODING_MAPPING), None)
-            kind: Any = AutoModel if half is None else MODEL_FOR_TEXT_ENCODING_MAPPING[type(half)]
-            self.model: Any = kind.from_pretrained(name, config=half or config, dtype=dtype or torch.float32)
+            with quiet_loading():
+                config = AutoConfig.from_pretrained(name)
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+                # Of CLIP the text half, of T5 the encoder; anything else, a language model for one, as it is.
+                halves = [half for half in (config, getattr(config, "text_config", None)) if half is not None]
+                half = next((half for half in halves if type(half) in MODEL_FOR_TEXT_ENCODING_MAPPING), None)
+                kind: Any = AutoModel if half is None else MODEL_FOR_TEXT_ENCODING_MAPPING[type(half)]
+                self.model: Any = kind.from_pretrained(name, config=half or config, dtype=dtype or torch.float32)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or ["no reason given"])[0]
             raise ValueError(f"text_encoder={name!r}: cannot be loaded ({reason}); give a name or a folder") from None
         self.model.eval().requires_grad_(False).to(device)
         self.tokenizer.padding_side = "right"

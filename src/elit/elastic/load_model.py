@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from elit.arguments import shortened
 from elit.data.autoencoders import load_autoencoder
 from elit.models.saved import ELASTIC, load_own
 from elit.pretrained import model_folder
@@ -19,6 +20,10 @@ def load_model(folder: str | Path, **kwargs: Any) -> Any:
     where the folder is missing, half-written or of another library.
     """
     folder = model_folder(folder)
+    dtype = kwargs.get("torch_dtype")
+    dtype = kwargs["torch_dtype"] = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(dtype, torch.dtype | None) or (dtype and not dtype.is_floating_point):
+        raise ValueError(f"torch_dtype={shortened(dtype)}: give torch.float32, torch.bfloat16 or torch.float16")
     inner = folder / "transformer" if (folder / "model_index.json").is_file() else folder
     if (inner / ELASTIC).is_file():
         from elit.elastic.load import load_transformer  # and with it diffusers' hooks, which take a second

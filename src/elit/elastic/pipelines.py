@@ -13,6 +13,7 @@ from torch import nn
 
 from elit.config import DistillConfig
 from elit.elastic.families import family_of
+from elit.models.saved import check_hub_name, quiet_loading
 
 OURS = ("prompt", "class_labels", "height", "width", "num_inference_steps", "generator", "output_type", "return_dict")
 """Arguments of a pipeline's call that distillation sets itself."""
@@ -24,7 +25,8 @@ def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
     precision = config.base_precision or ("fp32" if config.weights == "all" else config.precision)
     try:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+        with quiet_loading():
+            pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"pipeline={name!r}: cannot be loaded ({reason}); give a folder or a hub name") from None
@@ -43,6 +45,7 @@ def check_pipeline(name: str) -> None:
         raise ValueError("pipeline: not given; elit distill PIPELINE OUT --prompts FILE")
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"pipeline={name!r}: no model_index.json in it; give a folder that a pipeline was saved in")
+    check_hub_name("pipeline", name)
 
 
 def read_prompts(path: str | None) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elit.arguments import shortened
 from elit.compat import inception_network
 from elit.data.digits import digits
 from elit.data.images import ImageSet
@@ -42,6 +43,8 @@ KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "m
 
 def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
     """The detector that a specification names; see the top of this file. Raises ValueError."""
+    if not isinstance(specification, str):
+        raise TypeError(f"detector={shortened(specification)}: give one of {', '.join(KINDS)}")
     kind, _, place = specification.partition(":")
     if kind == "inception":
         return InceptionDetector(place or None, device)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from elit.arguments import whole_number
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.chunks import Progress, Share
 from elit.evaluate.detection import DetectedFeatures, detect
@@ -83,6 +84,7 @@ def score(
     reference: from `open_reference`; without, only scores that compare with nothing. Raises ValueError for a metric
     that cannot be had, naming what it lacks.
     """
+    chunk, batch_size = whole_number("chunk", chunk, 1), whole_number("batch_size", batch_size, 1)
     if share.main:
         metrics = possible_metrics(pictures, detector, reference, metrics)
     options: dict[str, Any] = {"chunk": chunk, "batch_size": batch_size, "share": share, "progress": progress}

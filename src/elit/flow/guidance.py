@@ -32,7 +32,8 @@ class Guidance:
 
     def __post_init__(self) -> None:
         scale = real_number("guidance scale", self.scale, least=0)
-        if not isinstance(self.scale, int | float):  # a scalar of numpy or torch
+        # A scalar of numpy or torch, or a whole number that torch has no room for.
+        if not isinstance(self.scale, int | float) or scale > 1 << 53:
             object.__setattr__(self, "scale", scale)
         try:
             low, high = (real_number("guidance interval", each) for each in self.interval)

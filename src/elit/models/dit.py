@@ -12,6 +12,7 @@ from elit.arguments import class_numbers
 from elit.models.conditioning import ClassConditioning
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import Block
+from elit.models.sizes import plain_settings
 from elit.models.transformer import Transformer, on_cpu
 
 
@@ -51,6 +52,7 @@ class DiT(Transformer):
         class_names: Sequence[str] | None = None,
     ):
         super().__init__()
+        plain_settings(self.config)
         self.build(
             sample_size=sample_size,
             in_channels=in_channels,

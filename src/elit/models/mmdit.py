@@ -23,6 +23,7 @@ from elit.models.conditioning import (
 from elit.models.interface import InterfaceSpec
 from elit.models.layers import Block, Modulation, QKNorm, Rope, attend, layer_norm, modulate
 from elit.models.layout import CHARACTERS, KINDS, Kind
+from elit.models.sizes import plain_settings
 from elit.models.transformer import AuxStreams, Transformer, on_cpu
 
 
@@ -106,6 +107,7 @@ class MMDiT(Transformer):
         interface: InterfaceSpec | dict[str, Any] | None = None,
     ):
         super().__init__()
+        plain_settings(self.config)
         characters = text_encoder == CHARACTERS
         if characters and pooled_features not in (0, text_features):
             raise ValueError(
@@ -153,6 +155,8 @@ class MMDiT(Transformer):
             y = encode_characters(y, self.config.text_length)
         if not isinstance(y, Tensor | Text) or not len(y):
             raise ValueError(f"y: {type(y).__name__}, expected prompts or their embeddings; give at least one")
+        if isinstance(y, Text) and not all(isinstance(part, Tensor | None) for part in vars(y).values()):
+            raise ValueError("y: elit.Text has parts that are no tensors; give embeddings, mask and pooled as such")
         y = y.to("cpu")  # where its values can be checked
         self.check_condition(y, len(y))
         return y

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from elit.arguments import real_number, shortened, whole_number, whole_numbers
+from elit.arguments import shortened, whole_number, whole_numbers
 from elit.models.layout import KINDS, InterfaceSpec, Kind, as_patch, as_size, merged_blocks, token_grid
+from elit.models.sizes import MOST, plain_settings
 
 if TYPE_CHECKING:
     from elit.models.transformer import Transformer
@@ -64,13 +65,6 @@ QWEN_IMAGE = Preset(
     },
 )
 PATCHES = (1, 2, 4)
-LEAST = {
-    **dict.fromkeys(("in_channels", "num_classes", "depth", "hidden_size", "num_heads"), 1),
-    **{"text_features": 1, "text_length": 1, "pooled_features": 0},
-}
-"""The whole numbers among a network's settings, and the least that each may be."""
-MOST = 1 << 20
-"""More than any network has of anything; torch's own refusals are many lines long."""
 
 
 @cache
@@ -133,14 +127,7 @@ def model_config(
         raise ValueError(f"{name}: unknown setting {unknown[0]!r}; valid ones: {valid}")
     sizes = {"depth": preset.depth, "hidden_size": preset.hidden_size, "num_heads": preset.num_heads}
     config = dict(known) | sizes | preset.settings | given
-    for key, least in LEAST.items():
-        if key in config:
-            config[key] = whole_number(key, config[key], least, MOST)
-    if "mlp_ratio" in config:
-        config["mlp_ratio"] = real_number("mlp_ratio", config["mlp_ratio"], above=0, most=MOST)
-    for key in ("text_encoder", "convention"):
-        if not isinstance(config.get(key, ""), str):
-            raise ValueError(f"{key}={shortened(config[key])}: give a name")
+    config |= plain_settings(config)
     if split is not None:
         split = cast(tuple[int, int, int], whole_numbers("split", split, "(4, 20, 4)", least=0))
     window = window if window is None else whole_numbers("window", window, "(4, 4)")

@@ -2,12 +2,19 @@
 
 import hashlib
 import json
+import logging
+import re
+import sys
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 
 from elit.compat import lone_process
@@ -19,6 +26,37 @@ from elit.pretrained import model_folder
 MANIFEST = "checkpoint.json"
 ELASTIC = "elastic.json"  # beside the weights of an elastified network
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Inside the block diffusers and transformers log errors alone and warn of nothing: what fails is said in one line.
+
+    Their bars stay where there is a terminal.
+    """
+    levels = {name: logging.getLogger(name).level for name in ("diffusers", "transformers")}
+    bars = diffusers_logging.is_progress_bar_enabled()
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        diffusers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if bars:
+            diffusers_logging.enable_progress_bar()
+
+
+def check_hub_name(argument: str, name: str) -> None:
+    """Raises ValueError for what is neither a folder nor OWNER/NAME, before a hub is asked for it."""
+    owner, _, rest = name.partition("/")
+    word = re.compile(r"[\w.-]+", re.ASCII)
+    if not Path(name).is_dir() and not (word.fullmatch(owner) and word.fullmatch(rest)):
+        raise ValueError(f"{argument}={name!r}: no such folder, and no name on the hub, which is OWNER/NAME")
 
 
 def load_own(folder: str | Path, **kwargs: Any) -> Transformer:

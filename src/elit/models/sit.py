@@ -23,6 +23,7 @@ from elit.models.dit import DiT
 from elit.models.interface import CrossAttention, InterfaceSpec, sliceable
 from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
 from elit.models.layout import KINDS, LATENT_POSITIONS, Kind
+from elit.models.sizes import plain_settings
 from elit.models.transformer import run_by_budget
 
 Convention = Literal["noise", "data", "ddpm"]
@@ -59,6 +60,7 @@ class SiT(DiT):
         class_names: Sequence[str] | None = None,
     ):
         super(DiT, self).__init__()  # DiT's own would build its conditioning
+        plain_settings(self.config)
         if convention not in CONVENTIONS:
             raise ValueError(f"convention={convention!r}: give one of {', '.join(CONVENTIONS)}")
         self.build(

@@ -73,6 +73,8 @@ def plan(
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
     target = make_target(**targets, batch=batch)
+    if not isinstance(profile, Profile | str | Path | None):
+        raise ValueError(f"profile={shortened(profile)}: give a file of elit profile")
     if isinstance(profile, str | Path):
         profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
     elif profile is None:

@@ -230,8 +230,10 @@ def read_profile(path: Path, recipe: dict[str, Any]) -> Profile:
         content = json.loads(path.read_text(encoding="utf-8"))
         cost, anatomy = CostModel(**content["cost"]), content.get("anatomy", {})
         profile = Profile(content["recipe"], cost, content["rows"], content["rounds"], anatomy)
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # no JSON, no text, or another JSON
         raise ValueError(f"profile={str(path)!r}: damaged; make it again with elit profile") from None
+    except OSError as error:
+        raise ValueError(f"profile={str(path)!r}: cannot be read ({error.strerror}); elit profile makes one") from None
     for name, value in recipe.items():
         if profile.recipe.get(name) != value:
             has = "another network" if name == "model" else f"{name} {profile.recipe.get(name)}, here it is {value}"

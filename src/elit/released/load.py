@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elit.arguments import whole_number
 from elit.files import existing
 from elit.models.presets import SIZES
 from elit.models.sit import SiT
@@ -48,6 +49,8 @@ def load_released(
     Raises ValueError, in one line, for a file that is missing, damaged, holds anything else, or does not fit.
     """
     name = f"file={str(path)!r}"
+    num_heads = None if num_heads is None else whole_number("num_heads", num_heads, 1)
+    tail_blocks = None if tail_blocks is None else whole_number("tail_blocks", tail_blocks, 0)
     content = read_file(existing(path, "file"), name)
     weights, settings = weights_and_settings(content, name, "ema" if ema else "model")
     if kind is None:
@@ -118,8 +121,6 @@ def _heads(width: int, given: int | None, name: str) -> int:
     heads = {sizes["hidden_size"]: sizes["num_heads"] for sizes in SIZES.values()}
     if given is None and width not in heads:
         raise ValueError(f"{name}: its width {width} is no preset's ({', '.join(map(str, heads))}); give num_heads")
-    if given is not None and given < 1:
-        raise ValueError(f"num_heads={given}: give at least 1")
     return heads[width] if given is None else given
 
 

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from elit.arguments import whole_number
+from elit.arguments import shortened, whole_number
 from elit.budgets import Budget, Schedule, one_schedule
 from elit.compat import execution_device
 from elit.data.autoencoders import decode, downsampling
@@ -49,6 +49,15 @@ class ElitPipeline(DiffusionPipeline):
         tokenizer: Optional[object] = None,  # noqa: UP045
     ):
         super().__init__()
+        for name, part, fits, valid in (
+            ("transformer", transformer, isinstance(transformer, Transformer), "a network of elit"),
+            ("scheduler", scheduler, hasattr(scheduler, "set_timesteps"), "a FlowMatchEulerDiscreteScheduler"),
+            ("vae", vae, isinstance(vae, ModelMixin | None), "a diffusers autoencoder, or None"),
+            ("text_encoder", text_encoder, isinstance(text_encoder, nn.Module | None), "transformers' own, or None"),
+            ("tokenizer", tokenizer, tokenizer is None or callable(tokenizer), "transformers' own, or None"),
+        ):
+            if not fits:
+                raise TypeError(f"{name}: a {type(part).__name__}; give {valid}")
         self.register_modules(
             transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
@@ -109,6 +118,7 @@ class ElitPipeline(DiffusionPipeline):
         )
         if plan is not None:
             check_plan_alone(
+                plan,
                 num_inference_steps=(num_inference_steps, 40),
                 budget=(budget, None),
                 step_budgets=(step_budgets, None),
@@ -135,11 +145,16 @@ class ElitPipeline(DiffusionPipeline):
         size = self._sample_size(height, width)
         shape = (len(y), model.config.in_channels, *size)
         if latents is None:
+            generators = generator if isinstance(generator, list) else [generator]
+            if not all(isinstance(each, torch.Generator | None) for each in generators):
+                raise ValueError(f"generator={shortened(generator)}: give a torch.Generator, or a list of one a sample")
             if isinstance(generator, list) and len(generator) != len(y):
                 raise ValueError(
                     f"generator: {len(generator)} generators for {len(y)} samples; give one a sample, or one"
                 )
             latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
+        elif not isinstance(latents, Tensor):
+            raise TypeError(f"latents: a {type(latents).__name__}, expected a tensor of shape {shape}")
         elif latents.shape != shape and (
             latents.shape[:2] != shape[:2] or latents.ndim != len(shape) or (height, width) != (None, None)
         ):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from elit.arguments import shortened
 from elit.budgets import Schedule
 from elit.flow.guidance import Guidance
 
@@ -33,8 +34,12 @@ class Plan:
         return self.words or repr(self)
 
 
-def check_plan_alone(**settings: tuple[Any, Any]) -> None:
+def check_plan_alone(plan: Any, **settings: tuple[Any, Any]) -> None:
     """Raises ValueError where a setting that a plan decides is given beside it; each setting: its value and default."""
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan={shortened(plan)}: give what elit.plan returns")
     for name, (value, default) in settings.items():
-        if value != default:
-            raise ValueError(f"plan, {name}={value!r}: a plan decides {', '.join(settings)}; leave {name} or it out")
+        # Tensors and arrays have no one answer to whether they are equal.
+        if value is not default and not (isinstance(value, int | float | str) and value == default):
+            decided = ", ".join(settings)
+            raise ValueError(f"plan, {name}={shortened(value)}: a plan decides {decided}; leave {name} or it out")

@@ -69,6 +69,7 @@ def sample(
     """
     if plan is not None:
         check_plan_alone(
+            plan,
             steps=(steps, 40),
             budget=(budget, None),
             step_budgets=(step_budgets, None),
