@@ -184,10 +184,10 @@ def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] 
     if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
         near = [nearest(length, step) for length, step in zip(size, cell, strict=True)]
         windows = f" and windows of {'×'.join(map(str, window))} tokens" if window else ""
-        nearest = " × ".join(" or ".join(map(str, choices)) for choices in near)
+        valid = " × ".join(" or ".join(map(str, choices)) for choices in near)
         raise ValueError(
             f"sample_size={tuple(size)}: patches of {'×'.join(map(str, patch))}{windows} need multiples of "
-            f"{'×'.join(map(str, cell))}; nearest valid: {nearest}"
+            f"{'×'.join(map(str, cell))}; nearest valid: {valid}"
         )
     return tuple(length // p for length, p in zip(size, patch, strict=True))
 
