@@ -78,8 +78,9 @@ def test_pictures_train_a_dial(tmp_path, folder, name, capsys):
     elit.load_elastic(made(name), tmp_path / "out")
 
 
-def test_all_weights_learn_from_a_copy_that_stays(tmp_path, folder):
-    distill(settings(tmp_path / "out", "QwenImagePipeline", folder, weights="all"))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_weights_learn_from_a_copy_that_stays(tmp_path, folder, precision):
+    distill(settings(tmp_path / "out", "QwenImagePipeline", folder, weights="all", precision=precision))
     pipe = made("QwenImagePipeline")
     before = pipe.transformer.proj_out.weight.clone()
     elit.load_elastic(pipe, tmp_path / "out")

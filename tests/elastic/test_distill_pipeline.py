@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors import SafetensorError
-from tiny import PIPELINES, pipeline, with_text
+from tiny import PIPELINES, build, pipeline, with_text
 
 import elit
 from elit.cli.main import main
@@ -234,4 +234,15 @@ def test_a_dry_run_needs_a_config_alone(tmp_path, capsys):
     by_way = {(part["weights"], part["sharded"]): part for part in told["parts"]}
     assert by_way["all", True]["optimizer"] < by_way["all", False]["optimizer"]
     assert by_way["lora", False]["optimizer"] < by_way["all", False]["optimizer"]
+    assert all(part["activations_checkpointed"] < part["activations"] for part in told["parts"])
+
+
+@pytest.mark.parametrize("kind", ["Flux2Transformer2DModel", "ChromaTransformer2DModel", "ZImageTransformer2DModel"])
+def test_a_dry_run_of_other_classes(tmp_path, capsys, kind):
+    model = build(kind)
+    model.save_config(tmp_path / "pipe" / "transformer")
+    words = ["distill", str(tmp_path / "pipe"), "out", "--dry-run", "--batch-size", "2", "--sizes", "128x128", "--json"]
+    assert main([*words, "--window", "4", "4"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["parameters"] == sum(weight.numel() for weight in model.parameters())
     assert all(part["activations_checkpointed"] < part["activations"] for part in told["parts"])

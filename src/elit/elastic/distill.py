@@ -78,6 +78,8 @@ class DistillPipeline(Task):
         # Where all weights move, pictures need the original beside them; of trajectories it has drawn what it says.
         keep = config.weights == "all" and self.pictures
         self.teacher = copy.deepcopy(network).requires_grad_(False).eval() if keep else network
+        if keep and config.precision == "bf16":
+            self.teacher.bfloat16()
         prepare_student(network, config)
         network.elastic.float()  # whatever the precision of the rest
         self.budgets = student_budgets(network, config)

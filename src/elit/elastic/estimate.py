@@ -1,6 +1,6 @@
 """What a distillation takes before it is started: memory of a device by part, FLOPs; from a transformer's config.
 
-Known classes: Flux and Qwen-Image, whose tokens are 16×16 pixels.
+Known classes: those of `CALLS`, whose tokens are 16×16 pixels.
 """
 
 import json
@@ -29,6 +29,9 @@ DEFAULTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Qwen/Qwen-Image": ("QwenImageTransformer2DModel", {}),
     "black-forest-labs/FLUX.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
     "black-forest-labs/FLUX.1-schnell": ("FluxTransformer2DModel", {}),
+    "black-forest-labs/FLUX.2-dev": ("Flux2Transformer2DModel", {}),
+    "lodestones/Chroma1-HD": ("ChromaTransformer2DModel", {}),
+    "Tongyi-MAI/Z-Image": ("ZImageTransformer2DModel", {}),
 }
 """Pipelines whose transformer has its class's default sizes: known where the hub cannot be reached."""
 PIXELS = 16
@@ -110,7 +113,10 @@ def estimate(config: DistillConfig, *, devices: int, text_tokens: int = 512) -> 
                 Part(
                     weights=weights,
                     sharded=sharded,
-                    base=(2 * base // share if weights == "lora" else 2 * base * (not sharded)) + gathered,
+                    base=(
+                        2 * base // share if weights == "lora" else 2 * base * (not sharded or config.data is not None)
+                    )
+                    + gathered,
                     trained=8 * trained // share,
                     gradients=4 * trained // share,
                     optimizer=8 * trained // share,
@@ -214,7 +220,43 @@ def _qwen_call(model: Any, grid: tuple[int, int], batch: int, text: int) -> dict
     }
 
 
+def _flux2_call(model: Any, grid: tuple[int, int], batch: int, text: int) -> dict[str, Any]:
+    config = model.config
+    return {
+        "hidden_states": torch.zeros(batch, math.prod(grid), config.in_channels),
+        "encoder_hidden_states": torch.zeros(batch, text, config.joint_attention_dim),
+        "timestep": torch.zeros(batch),
+        "guidance": torch.zeros(batch),
+        "img_ids": torch.zeros(batch, math.prod(grid), 4),
+        "txt_ids": torch.zeros(batch, text, 4),
+    }
+
+
+def _chroma_call(model: Any, grid: tuple[int, int], batch: int, text: int) -> dict[str, Any]:
+    config = model.config
+    return {
+        "hidden_states": torch.zeros(batch, math.prod(grid), config.in_channels),
+        "encoder_hidden_states": torch.zeros(batch, text, config.joint_attention_dim),
+        "timestep": torch.zeros(batch),
+        "img_ids": torch.zeros(math.prod(grid), 3),
+        "txt_ids": torch.zeros(text, 3),
+        "attention_mask": torch.ones(batch, text + math.prod(grid), dtype=torch.bool),
+    }
+
+
+def _z_call(model: Any, grid: tuple[int, int], batch: int, text: int) -> dict[str, Any]:
+    rows, columns = grid
+    return {
+        "x": list(torch.zeros(batch, model.config.in_channels, 1, 2 * rows, 2 * columns)),
+        "t": torch.zeros(batch),
+        "cap_feats": list(torch.zeros(batch, text, model.config.cap_feat_dim)),
+    }
+
+
 CALLS: Mapping[str, Callable[[Any, tuple[int, int], int, int], dict[str, Any]]] = {
     "FluxTransformer2DModel": _flux_call,
+    "Flux2Transformer2DModel": _flux2_call,
+    "ChromaTransformer2DModel": _chroma_call,
+    "ZImageTransformer2DModel": _z_call,
     "QwenImageTransformer2DModel": _qwen_call,
 }
