@@ -114,6 +114,33 @@ def test_a_client_that_leaves_ends_its_call(service):
     assert kinds == ["image_generation.completed"]
 
 
+def test_a_call_that_fails_is_the_error_of_its_request_alone(service, stock, monkeypatch):
+    client, replica = service
+    encode = stock.pipe.encode_prompt
+
+    def picky(prompt, **more):
+        if "bad" in prompt[0]:
+            raise ValueError("prompt: 'bad' is\nno word")
+        if "broken" in prompt[0]:
+            raise RuntimeError("secret")
+        return encode(prompt=prompt, **more)
+
+    monkeypatch.setattr(stock.pipe, "encode_prompt", picky)
+    answers = []
+    long = threading.Thread(
+        target=lambda: answers.append(client.images.generate(prompt="a boat", extra_body={"num_inference_steps": 60}))
+    )
+    long.start()
+    with pytest.raises(openai.BadRequestError, match="'bad' is no word"):
+        client.images.generate(prompt="bad")
+    with pytest.raises(openai.InternalServerError) as failed:
+        client.images.generate(prompt="broken")
+    assert "secret" not in str(failed.value)
+    long.join()
+    assert answers[0].data
+    assert not replica.here
+
+
 def test_what_is_alike_shares_a_call_and_what_is_not_does_not(stock):
     engine = PipelineEngine(stock, exact=False)
     setting, other = Setting(steps=2, budget=4), Setting(steps=2, budget=2)

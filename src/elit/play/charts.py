@@ -177,7 +177,7 @@ def lines_chart(
     most = max([value for _, values in lines for value in values if value is not None] + [1.0])
     canvas = Canvas(
         Axis(start, max(end, start + 1), "seconds; 0 is now"),
-        Axis(0, (1.1 + 0.16 * len(lines)) * most, label),
+        Axis(0, (1.1 + 0.2 * len(lines)) * most, label),
         height=190,
     )
     marks = []
@@ -186,7 +186,7 @@ def lines_chart(
         if points:
             marks.append(canvas.line(points, f"line series-{number}"))
             marks += [canvas.dot(*point, f"dot series-{number}", f"{name}: {point[1]:.4g}", 2) for point in points]
-        marks.append(canvas.text(LEFT + 8, TOP + 14 + 16 * number, name, f"legend series-{number}", "start"))
+        marks.append(canvas.text(LEFT + 8, TOP + 14 + 20 * number, name, f"legend series-{number}", "start"))
     return canvas.draw(marks, title)
 
 

@@ -172,7 +172,7 @@ def examples(dial: Dial, counts: Sequence[int], guidances: Sequence[str]) -> lis
         ("all latents", replace(plain, budgets=(full,) * MOST_PIECES)),
         ("a quarter", replace(plain, budgets=(quarter,) * MOST_PIECES)),
         ("the fewest", replace(plain, budgets=(low,) * MOST_PIECES)),
-        ("half, then all", replace(plain, pieces=2, budgets=(half, full, full), knots=(0.5, 0.67))),
+        ("half → all", replace(plain, pieces=2, budgets=(half, full, full), knots=(0.5, 0.67))),
     ]
     if "ccfg" in guidances:
         guided = replace(plain, guidance="ccfg", scale=2.0 if dial.guidance == "none" else dial.scale)

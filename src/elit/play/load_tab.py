@@ -14,9 +14,9 @@ def build_load(monitor: LoadMonitor, tabs: gr.Tabs, label: str) -> None:
     """label: of this tab; the lines are read anew each second while it is open."""
     lines = gr.HTML(elem_id="load")
     with gr.Row():
-        requests = gr.Slider(1, MOST_REQUESTS, value=32, step=1, label="Requests in a burst of", elem_id="requests")
-        seconds = gr.Slider(1, MOST_SECONDS, value=4, step=1, label="seconds", elem_id="seconds")
-        deadline = gr.Slider(0.5, 20, value=4, step=0.5, label="Deadline in seconds", elem_id="deadline")
+        requests = gr.Slider(1, MOST_REQUESTS, value=32, step=1, label="Requests", elem_id="requests")
+        seconds = gr.Slider(1, MOST_SECONDS, value=4, step=1, label="Seconds", elem_id="seconds")
+        deadline = gr.Slider(0.5, 30, value=10, step=0.5, label="Deadline, s", elem_id="deadline")
     burst = gr.Button("Send the burst", variant="primary", elem_id="burst")
     words = gr.HTML(elem_id="burst-words")
     timer = gr.Timer(1.0, active=False)

@@ -56,6 +56,8 @@ class Images:
     """The velocity of the last step."""
     velocities: list[Callable[[Tensor, float, int], Tensor]] = field(default_factory=list)
     """Of each image, where each has a forward of its own."""
+    error: Exception | None = None
+    """What ended this request alone."""
 
     @property
     def count(self) -> int:

@@ -50,6 +50,8 @@ class PipelineImages:
     """One a picture with `exact`, else one."""
     first: int = 0
     """Place of its pictures in a shared batch."""
+    error: Exception | None = None
+    """What ended its call, and with it this request alone."""
 
     @property
     def count(self) -> int:
@@ -113,16 +115,21 @@ class PipelineEngine:
         return PipelineImages(prompt, negative, tuple(seeds), setting, scale, size or self.size)
 
     def step(self, running: Sequence[PipelineImages]) -> None:
-        """One step of all."""
+        """One step of all; where a call fails, its requests have an `error`."""
         self._start([each for each in running if not each.batches])
         calls = {id(batch): (batch.call, each) for each in running for batch in each.batches}
-        for call, each in calls.values():
-            call.advance()
-            # A second-order scheduler has more steps than were asked for.
-            while call.total and call.steps * each.setting.steps < (each.step + 1) * call.total and call.advance():
-                pass
+        errors: dict[int, Exception] = {}
+        for key, (call, each) in calls.items():
+            try:
+                call.advance()
+                # A second-order scheduler has more steps than were asked for.
+                while call.total and call.steps * each.setting.steps < (each.step + 1) * call.total and call.advance():
+                    pass
+            except Exception as error:  # one request's text or size is no reason to fail the others
+                errors[key] = error
         for each in running:
             each.step += 1
+            each.error = next((errors[id(batch)] for batch in each.batches if id(batch) in errors), None)
 
     def _start(self, new: Sequence[PipelineImages]) -> None:
         if self.exact:

@@ -158,17 +158,33 @@ class Replica:
             each.batches.append(busy)
             if each.images is None or each.job.id not in self.here:
                 continue
+            if each.images.error is not None:
+                self._fail(each, each.images.error)
+                continue
             if each.job.id in done:
                 await self._finish(each)
             elif each.job.previews and self.engine.has_previews and each.wants_preview():
                 picture = await self._in_thread(self.engine.preview, each.images, each.job.output_format)
                 each.answers.put_nowait({"preview": picture, "size": self.engine.size})
 
+    def _fail(self, progress: Progress, error: Exception) -> None:
+        """Ends one request; the others go on."""
+        self.policy.leave(progress.job.id)
+        if isinstance(error, ValueError):
+            self._answer(progress.job.id, {"invalid": " ".join(str(error).split())[:300]})
+        else:
+            log.error("a request failed", exc_info=error)
+            self._answer(progress.job.id, RuntimeError("the engine failed"))
+
     async def _finish(self, progress: Progress) -> None:
         images, job = progress.images, progress.job
         assert images is not None
-        pictures = await self._in_thread(self.engine.finish, images, job.output_format)
-        gflops = await self._in_thread(self.engine.gflops, images.setting, job.guidance_scale, job.size)
+        try:
+            pictures = await self._in_thread(self.engine.finish, images, job.output_format)
+            gflops = await self._in_thread(self.engine.gflops, images.setting, job.guidance_scale, job.size)
+        except Exception as error:  # such as memory for the autoencoder
+            self._fail(progress, error)
+            return
         setting, now = images.setting, time.time()
         guidance = {"scale": job.guidance_scale, "budget": setting.weak_budget} if setting.guided else None
         self._answer(
