@@ -179,7 +179,7 @@ class DistillConfig(RunConfig):
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
         *("pipeline", "prompts", "data", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
-        *("read_after", "write_after", "window", "mode", "weights", "lora_rank", "base_precision"),
+        *("read_after", "write_after", "window", "mode", "weights", "lora_rank", "base_precision", "prompt_dropout"),
         *RunConfig.FIXED_ON_RESUME,
     )
 

@@ -41,7 +41,9 @@ def made(name):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Wide and square pictures with captions."""
-    monkeypatch.setattr("elit.elastic.distill.load_pipeline", lambda config, device: made(config.pipeline))
+    monkeypatch.setattr(
+        "elit.elastic.distill.load_pipeline", lambda config, device: made(config.pipeline.removeprefix("tiny/"))
+    )
     lines = []
     for number in range(6):
         height, width = (40, 40) if number % 2 else (30, 64)
@@ -56,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 def settings(out, name, data, **changes):
     sizes = () if name == "DiTPipeline" else ("32x32", "32x64")
-    given = {"pipeline": name, "data": str(data), "sizes": sizes, "call": CALLS[name], "window": (2, 2)}
+    given = {"pipeline": f"tiny/{name}", "data": str(data), "sizes": sizes, "call": CALLS[name], "window": (2, 2)}
     given |= {"steps": 2, "batch_size": 2, "teacher_steps": 2, "teacher_batch": 2, "preview_every": 2, "lora_rank": 2}
     given |= {"read_after": 1, "write_after": 2, "preview_prompts": 1, "trackers": (), "learning_rate": 1e-2}
     return DistillConfig(out=str(out), **given | {"warmup_steps": 1, "prompt_dropout": 0.25} | changes)
@@ -115,10 +117,13 @@ def test_what_elit_encode_wrote(tmp_path, folder, capsys):
     assert main(words) == 0
     distill(settings(tmp_path / "out", "FluxPipeline", encoded, sizes=()))
     assert not list((tmp_path / "out" / "cache").rglob("latents-*"))
-    words = ["distill", "QwenImagePipeline", str(tmp_path / "other"), "--data", encoded]
+    words = ["distill", "tiny/QwenImagePipeline", str(tmp_path / "other"), "--data", encoded]
     capsys.readouterr()
     assert main([*words, "--call", "true_cfg_scale=1.0"]) == 2
     assert "was encoded by another autoencoder" in capsys.readouterr().err
+    words = ["distill", "tiny/FluxPipeline", str(tmp_path / "other"), "--data", encoded, "--sizes", "64x64"]
+    assert main(words) == 2
+    assert "the data was encoded at 32x32; leave it out" in capsys.readouterr().err
 
 
 def test_samples_are_noised_as_the_schedulers_do():
@@ -181,13 +186,13 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a boat\n")
     (tmp_path / "empty").mkdir()
     good, out = ["--data", str(folder)], str(tmp_path / "out")
-    flux = ["FluxPipeline", out, "--sizes", "32x32"]
+    flux = ["tiny/FluxPipeline", out, "--sizes", "32x32"]
     for words, message in (
         ([*flux, *good, "--prompts", str(tmp_path / "prompts.txt")], "give prompts or data, not both"),
         ([*flux, "--data", "nowhere"], "data='nowhere': no such file or folder"),
         ([*flux, "--data", str(tmp_path / "empty")], "data="),
-        (["LTX2Pipeline", out, *good], "pictures are not all that a LTX2Pipeline draws"),
-        (["DiTPipeline", out, *good], "data="),
+        (["tiny/LTX2Pipeline", out, *good], "pictures are not all that a LTX2Pipeline draws"),
+        (["tiny/DiTPipeline", out, *good], "data="),
         ([*flux[:2], "--sizes", "9", *good], "sizes=9: a window has"),
         ([*flux[:2], "--sizes", "0x8", *good], "give HEIGHTxWIDTH"),
         ([*flux, *good, "--time-shift", "0"], "time_shift=0.0: give a number above 0"),
@@ -196,7 +201,9 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
         monkeypatch.setattr(
             "elit.elastic.distill.load_pipeline",
             lambda config, device: (
-                PIPELINES[config.pipeline].make() if "LTX" in config.pipeline else made(config.pipeline)
+                PIPELINES[config.pipeline.removeprefix("tiny/")].make()
+                if "LTX" in config.pipeline
+                else made(config.pipeline.removeprefix("tiny/"))
             ),
         )
         assert main(["distill", *words]) == 2, words

@@ -36,11 +36,13 @@ def made(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_two_steps_a_picture_and_three_budgets_in_a_fresh_pipeline(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("elit.elastic.distill.load_pipeline", lambda config, device: made(config.pipeline))
+    monkeypatch.setattr(
+        "elit.elastic.distill.load_pipeline", lambda config, device: made(config.pipeline.removeprefix("tiny/"))
+    )
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a boat\na tree\n")
     size = "32x32" if name == "LTX2Pipeline" else "64x64"
-    given = {"pipeline": name, "prompts": str(prompts), "sizes": (size,), "call": CALLS[name], "trackers": ()}
+    given = {"pipeline": f"tiny/{name}", "prompts": str(prompts), "sizes": (size,), "call": CALLS[name], "trackers": ()}
     given |= {"steps": 2, "batch_size": 2, "teacher_steps": 2, "teacher_batch": 2, "preview_every": 2, "lora_rank": 2}
     given |= {"read_after": 1, "write_after": 3, "preview_prompts": 1, "learning_rate": 1e-2, "warmup_steps": 1}
     if name == "WanVACEPipeline":

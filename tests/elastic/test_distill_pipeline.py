@@ -31,7 +31,7 @@ CALLS = {
 
 def settings(out, name, prompts, **changes):
     sizes = () if name == "DiTPipeline" else ("32x32",)
-    given = {"pipeline": name, "prompts": str(prompts), "sizes": sizes, "call": CALLS[name], "window": (2, 2)}
+    given = {"pipeline": f"tiny/{name}", "prompts": str(prompts), "sizes": sizes, "call": CALLS[name], "window": (2, 2)}
     given |= {"steps": 2, "batch_size": 2, "teacher_steps": 2, "teacher_batch": 2, "preview_every": 2, "lora_rank": 2}
     given |= {"read_after": 1, "write_after": 2, "preview_prompts": 1, "trackers": (), "learning_rate": 1e-2}
     return DistillConfig(out=str(out), **given | {"warmup_steps": 1} | changes)
@@ -39,7 +39,9 @@ def settings(out, name, prompts, **changes):
 
 @pytest.fixture
 def prompts(tmp_path, monkeypatch):
-    monkeypatch.setattr("elit.elastic.distill.load_pipeline", lambda config, device: with_text(config.pipeline))
+    monkeypatch.setattr(
+        "elit.elastic.distill.load_pipeline", lambda config, device: with_text(config.pipeline.removeprefix("tiny/"))
+    )
     path = tmp_path / "prompts.txt"
     path.write_text("a boat\n\na tree\na cat\n")
     return path
@@ -123,8 +125,9 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "unet").mkdir()
-    shutil.copy(pipe / "model_index.json", tmp_path / "unet")
+    for name in ("unet", "other"):
+        (tmp_path / name).mkdir()
+        shutil.copy(pipe / "model_index.json", tmp_path / name)
     (tmp_path / "addon").mkdir()
     good = ["--prompts", str(prompts)]
     for words, message in (
@@ -166,7 +169,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk_and_other_settings_are_one_line(tmp_path, prompts, capsys, monkeypatch):
-    words = ["distill", "FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
+    words = ["distill", "tiny/FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
     words += ["--window", "2", "2", "--steps", "2", "--batch-size", "2", "--teacher-steps", "1", "--preview-every", "0"]
     words += ["--call", "max_sequence_length=5", "--lora-rank", "2"]
 
@@ -202,7 +205,7 @@ def test_the_add_on_and_its_card_go_to_the_hub(tmp_path, prompts, capsys, monkey
 
     assert inspect.signature(HfApi.upload_folder).parameters.keys() >= {"folder_path", "repo_id", "allow_patterns"}
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    words = ["distill", "FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
+    words = ["distill", "tiny/FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
     words += ["--window", "2", "2", "--steps", "1", "--batch-size", "2", "--teacher-steps", "1", "--preview-every", "1"]
     words += ["--call", "max_sequence_length=5", "--lora-rank", "2", "--push-to-hub", "me/dial", "--json"]
     assert main(words) == 0

@@ -14,8 +14,9 @@ from elit.config import DistillConfig, load_config
 @dataclass(frozen=True, kw_only=True)
 class Args:
     """Give a pretrained diffusers pipeline a compute dial: its transformer learns to work on fewer tokens. What it
-    learns is a small file, OUT/elastic.safetensors; the pipeline stays as it is. PIPELINE and OUT may come first,
-    without their option names. Run it again with --resume after a kill.
+    learns is a small file, OUT/elastic.safetensors; the pipeline stays as it is. It learns from what the pipeline draws
+    for --prompts, or from pictures, --data. PIPELINE and OUT may come first, without their option names. Run it again
+    with --resume after a kill.
 
     Example: elit distill runs/tiny-flux runs/dial --prompts runs/tiny-flux/prompts.txt --steps 500
     """

@@ -75,7 +75,12 @@ class Pictures:
         """(height, width) of pictures, in pixels."""
         if isinstance(self.source, LatentSet):
             side = self.source.settings["image_size"]
-            return [(side, side) if isinstance(side, int) else tuple(side)]
+            size = (side, side) if isinstance(side, int) else (side[0], side[1])
+            if self.config.sizes and list(requested) != [size]:
+                raise ValueError(
+                    f"sizes={self.config.sizes}: the data was encoded at {size[0]}x{size[1]}; leave it out"
+                )
+            return [size]
         return [default_size(self.pipe) if size is None else size for size in requested]
 
     def encode(self, cache: Path, sizes: Sequence[Size], rank: int, world: int, wait: Callable[[], None]) -> None:

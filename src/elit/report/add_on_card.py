@@ -23,6 +23,7 @@ def write_card(config: DistillConfig, table: list[dict[str, Any]] | None) -> Non
         "interface": "the interface",
         "all": "all weights",
     }[config.weights]
+    source = "pictures and beside the original" if config.data else "trajectories that the original drew itself"
     picture = "![The original's samples, then a row for each budget](samples.png)\n\n" if pictures else ""
     text = f"""---
 library_name: elit
@@ -45,8 +46,8 @@ with elit.budget(0.5):  # half of the tokens
     pipe(...)
 ```
 
-Trained: {trained}, for {config.steps:,} steps of {config.batch_size}, on trajectories that the original
-drew itself. The file has {size:.1f} MB.
+Trained: {trained}, for {config.steps:,} steps of {config.batch_size}, on {source}. The
+file has {size:.1f} MB.
 {"Outside of `elit.budget`, and at full budget, the original runs, to the bit." if config.weights != "all" else ""}
 
 {picture}{_table(table)}
