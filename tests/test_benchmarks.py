@@ -11,6 +11,7 @@ import torch
 from conftest import inputs, opened
 
 import elit
+from elit.models import presets
 from elit.models.saved import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
@@ -171,6 +172,17 @@ def test_an_unknown_word_is_one_line(line, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.fixture
+def _small_size_s(monkeypatch):
+    """What the real one costs most in a few steps is its checkpoints."""
+    monkeypatch.setitem(presets.SIZES, "S", {"depth": 4, "hidden_size": 48, "num_heads": 4, "split": (1, 2, 1)})
+    presets.presets.cache_clear()
+    yield
+    monkeypatch.undo()
+    presets.presets.cache_clear()
+
+
+@pytest.mark.usefixtures("_small_size_s")
 def test_train_step(monkeypatch, capsys):
     line = ["--sample-size", "16", "--batch-size", "2", "--steps", "8", "--rounds", "1", "--json"]
     monkeypatch.setattr(sys, "argv", ["train_step.py", *line])

@@ -67,7 +67,7 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     lines = commands("evaluate.md")
     assert [line.split()[1] for line in lines] == ["train", *["evaluate"] * 4, "sweep", "inspect"]
-    less = {"sweep": ["--count", "16", "--chunk", "16"], "train": ["--steps", "20"]}
+    less = {"sweep": ["--count", "16", "--chunk", "16", "--scales", "1.5"], "train": ["--steps", "20"]}
     for line in lines:
         words = shlex.split(line)[1:]
         assert main([*words, *less.get(words[0], [])]) == 0, line
@@ -77,7 +77,7 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
     assert said[-1].startswith("correlation ")
     assert (tmp_path / "runs/inside/report.html").is_file()
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5
-    assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 4 * 2 * 5
+    assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 4 * 2 * 3
     assert (tmp_path / "runs/small/model/README.md").is_file()
 
 
