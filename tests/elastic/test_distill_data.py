@@ -22,7 +22,8 @@ from elit.elastic.families import FAMILIES
 from elit.elastic.pictures import aspect_sizes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
-from parts import PIPELINES, with_prompts
+from parts import PIPELINES
+from prompts import with_prompts
 
 NAMES = ["a boat", "a tree", "a cat"]
 CALLS = {

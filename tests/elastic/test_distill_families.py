@@ -12,7 +12,8 @@ from elit.elastic.distill import distill
 from elit.elastic.pipelines import Requests
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
-from parts import PIPELINES, with_prompts
+from parts import PIPELINES
+from prompts import with_prompts
 
 VIDEO = ("num_frames=5", "guidance_scale=3.0", "negative_prompt=none")
 CALLS = {
