@@ -67,7 +67,6 @@ def test_a_cancelled_run_frees_its_place(service):
     client, replica = service
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
-    replica.service  # noqa: B018
     slow = replica.engine.step
 
     def step(running):
@@ -86,14 +85,15 @@ def test_a_cancelled_run_frees_its_place(service):
         time.sleep(0.02)
 
 
-def test_a_burst_is_bounded_and_seen_in_the_readings(service):
+def test_a_burst_is_bounded_and_seen_in_the_readings(service, monkeypatch):
+    monkeypatch.setattr("elit.play.service.CALM_AFTER", 1)
     monitor = LoadMonitor(service[0])
     (first,) = monitor.read()
     assert (first.unanswered, first.budget, first.latency_ms) == (0, None, None)
     assert len(monitor.read()) == 1  # too soon for another
     ticks = []
     outcomes = monitor.burst(12, 1, 30_000, lambda done, total: ticks.append(done))
-    assert ticks[-1] == len(outcomes) == 2 + 12 + 12
+    assert ticks[-1] == len(outcomes) == 2 + 12 + 1
     assert "served, with " in burst_words(outcomes)
     time.sleep(0.5)
     last = monitor.read()[-1]
