@@ -215,12 +215,12 @@ def test_nothing_comes_from_another_host(visitor, address):
     assert not [line for line in visitor.errors if "Content Security Policy" in line]
 
 
-def test_two_browsers_keep_their_own_settings_and_cancel_works(visitor, browser, address):
+def test_two_browsers_keep_their_own_settings_and_cancel_works(browser, address):
     one = Visitor(browser, address, "?of=Sneaker&seed=5&steps=64&budget=4@0-0.5,16@0.5-1")
-    other = visitor
+    other = Visitor(browser, address, "?of=Bag&seed=7&steps=3&budget=8&guidance=ccfg&scale=2")
     try:
         assert "Sneaker · seed 5 · budget 4@0-0.5,16@0.5-1" in one.text("#facts")
-        assert "Bag · seed 0" in other.text("#facts")
+        assert "Bag · seed 7 · budget 8" in other.text("#facts")
         one.set("#seed", SLOW)
         one.page.locator(".progress-text, .progress-level").first.wait_for()
         begin = time.monotonic()
@@ -229,9 +229,10 @@ def test_two_browsers_keep_their_own_settings_and_cancel_works(visitor, browser,
         other.wait("budget 1 ·", "#facts")
         assert time.monotonic() - begin < 10  # of 13 seconds
         assert "seed 5" in one.text("#facts")
-        assert "Bag · seed 0" in other.text("#facts")
+        assert "seed 7" in other.text("#facts")
     finally:
         one.context.close()
+        other.context.close()
 
 
 def test_files_are_out_of_reach(address):
