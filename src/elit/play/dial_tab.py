@@ -12,7 +12,7 @@ from elit.play.charts import schedule_chart
 from elit.play.controls import Controls
 from elit.play.dial import Dial
 from elit.play.engine import PageEngine
-from elit.play.handlers import HIDDEN, PROGRESS, RUN, Playground, ticker
+from elit.play.handlers import HIDDEN, PROGRESS, RUN, STOPPED, Playground, ticker
 from elit.play.style import quiet, wrong
 from elit.play.words import cost_words, picture_words
 from elit.sampling.settings import SampleSettings
@@ -37,6 +37,8 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
             dial = play.dial(given)
             picture = play.draw(dial, ticker(progress, "step"), request.session_hash)
         except gr.Error as error:  # beside the picture, which stays
+            if error.title == STOPPED:  # the button has said so
+                return (gr.skip(),) * 5
             gr.Warning(error.message, title=error.title, duration=6)
             return gr.skip(), wrong(error.message), gr.skip(), gr.skip(), gr.skip()
         path = play.save(picture)

@@ -19,6 +19,8 @@ RUN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_v
 """Of events that run the network: they share a queue, one at a time."""
 
 
+STOPPED = "Stopped"
+"""Title of the error that says that the visitor has cancelled."""
 PROGRESS = gr.Progress()
 """The default of a handler's argument, by which Gradio knows to hand it its progress."""
 
@@ -91,7 +93,7 @@ def with_page_errors(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Cancelled:
-        raise gr.Error("The run was cancelled.", title="Stopped", duration=4, print_exception=False) from None
+        raise gr.Error("The run was cancelled.", title=STOPPED, duration=4, print_exception=False) from None
     except ValueError as error:
         raise gr.Error(" ".join(str(error).split()), title="That does not work", print_exception=False) from None
 
