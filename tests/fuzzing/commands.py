@@ -207,7 +207,7 @@ def check(place: Place, line: list[str], code: Any, out: str, error: str) -> Non
         assert not changed, f"{line}: left {changed}"
         return
     assert not [each for each in changed if each.endswith((".tmp", ".old"))], f"{line}: left {changed}"
-    if "--json" in line and "--help" not in line and out:
+    if "--json" in line and not {"--help", "--no-json"} & set(line) and out:
         json.loads(out.splitlines()[-1], parse_constant=lambda text: fail(f"{line}: {text} is no JSON"))
 
 

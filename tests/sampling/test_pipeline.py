@@ -241,11 +241,11 @@ def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0: give at least 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0: give a whole number of at least 1"),
         ({"height": 31}, "height=31: give a multiple of 4 pixels, such as 28 or 32"),
         ({"width": 34}, "width=34: give a multiple of 4 pixels, such as 32 or 36"),
         ({"height": 0}, "height=0: give a whole number of at least 1"),
-        ({"width": 0}, "width=0: give a multiple of 2"),
+        ({"width": 0}, "width=0: give a whole number of at least 1"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"callback_on_step_end_tensor_inputs=\['noise'\]"),
         ({"generator": [torch.Generator()] * 3}, "generator: 3 generators for 1 samples"),
         ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents: shape"),

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     command = import_module(f"elit.cli.{module}")
     try:
-        result = command.run(command.parse(arguments[1:]))
+        args = command.parse(arguments[1:])
+        result = command.run(args)
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         where = f"{str(error.filename)!r}: " if error.filename else ""
         return _fail(f"elit {name}: {where}cannot be used ({error.strerror or error}); give another place", 2)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
         return _fail(f"elit {name}: stopped", 130)
-    if "--json" in arguments and result is not None:  # of several processes, the main one speaks
+    if args.json and result is not None:  # of several processes, the main one speaks
         print(json.dumps(result))
     return 0
 

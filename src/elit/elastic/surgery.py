@@ -181,8 +181,8 @@ class Elastic:
             )
         family = family_of(self)
         x = arguments[family.sample]
-        if not isinstance(x, Tensor | list):
-            raise TypeError(f"{family.sample}: a {type(x).__name__}, expected a tensor")
+        if not all(isinstance(each, Tensor) for each in (x if isinstance(x, list) and x else [x])):
+            raise TypeError(f"{family.sample}: a {type(x).__name__}, expected a tensor, or a list of them")
         budgets: Sequence[int | None]
         given, branches = arguments.pop("budget", None), arguments.pop("branch_budgets", None)
         # This library's networks are handed theirs.

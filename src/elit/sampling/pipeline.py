@@ -108,8 +108,7 @@ class ElitPipeline(DiffusionPipeline):
             raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs={sorted(unknown)}: give some of ['latents']")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt={num_images_per_prompt}: give at least 1")
+        num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt, 1)
         model, device = self.transformer, execution_device(self)
         y = self._conditions(class_labels, prompt, prompt_embeds)
         y = y[torch.arange(len(y)).repeat_interleave(num_images_per_prompt)]
