@@ -172,3 +172,19 @@ def test_a_budget_an_image(capsys, saved):
     )
     assert run(capsys, *line, "--step-budgets", "50%", 16, "--out", "steps.png")[0] == 0
     assert Image.open("three.png").size == (2 * 66 - 2, 2 * 66 - 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--guidance", "cfg", "--scale", "1e300"), 1, "the samples are not finite; give a smaller scale"),
+        (("--steps", "99999999999999"), 2, "steps=99999999999999: give at most 10,000,000"),
+        (("--count", "99999999999999"), 2, "count=99999999999999: give at most 10,000,000"),
+    ],
+)
+def test_numbers_beyond_all_sense(capsys, tmp_path, saved, options, code, message):
+    steps = () if "--steps" in options else ("--steps", 2)
+    result, _, error = run(capsys, "sample", saved / "model", *steps, *options)
+    assert (result, error.count("\n")) == (code, 1)
+    assert message in error
+    assert not list(tmp_path.iterdir())

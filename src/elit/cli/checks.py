@@ -30,6 +30,8 @@ LEAST = {
     "devices": 1,
 }
 """Whole numbers that have a least value; options that take several have it for each."""
+MOST = 10_000_000
+"""Of each of them: more would fill the memory before anything is made."""
 ABOVE_ZERO = ("shift", "target_ms", "target_images_per_s", "target_gflops", "device_tflops", "mean_gflops")
 BUDGETS = ("budget", "budgets", "schedules", "guidance_budget", "step_budgets", "sample_budgets")
 DATA = ("digits", "moving-digits", "fashion-mnist")
@@ -68,6 +70,8 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
                 raise ValueError(f"{name}={number}: give a finite number")
             if name in least and number < least[name]:
                 raise ValueError(f"{name}={number}: give at least {least[name]}")
+            if name in least and number > MOST:
+                raise ValueError(f"{name}={number}: give at most {MOST:,}")
             if name in ABOVE_ZERO and not number > 0:
                 raise ValueError(f"{name}={number:g}: give a number above 0")
             if name in ("cache", "caches") and not number >= 0:

@@ -156,6 +156,8 @@ def run(args: Args) -> dict[str, Any]:
     with show_progress("sampling", count) as progress:
         x = draw(model, settings, conditions=conditions, row=args.row, compile=args.compile, progress=progress)
     seconds = time.perf_counter() - start
+    if not x.isfinite().all():
+        raise FloatingPointError("the samples are not finite; give a smaller scale, or another dtype")
     if pictures:
         x = as_pixels(x, vae, settings.batch_size)
 
