@@ -1,7 +1,8 @@
 """The pictures of the playground's guide, taken in headless Chromium.
 
     python studies/playground.py                                       # docs/figures/playground.png
-    elit serve fashion --steps 6 & python studies/playground.py --service http://127.0.0.1:8000    # playground-load.png as well
+    elit serve fashion --steps 6 &
+    python studies/playground.py --service http://127.0.0.1:8000       # playground-load.png as well
 
 Needs playwright and a Chromium, such as Debian's package.
 """
