@@ -59,7 +59,11 @@ def test_build_writes_what_serve_deploy_takes(folder, tmp_path, capsys):
     assert (options["replicas"], options["gpus"], options["needs_key"]) == (8, 1.0, True)
     own = {name: value for name, value in options.items() if name not in ("replicas", "gpus")}
     assert ServiceSettings.from_dict(own).steps == 12
-    assert main(["serve", "fashion", "--build", str(path)]) == 0  # by name: its folder is another one elsewhere
+    by_name = ["serve", "fashion", "--build", str(path)]  # by name: its folder is another one elsewhere
+    assert main(by_name) == 2
+    assert "is there already; give another name, or --overwrite" in capsys.readouterr().err
+    assert path.read_text() == text
+    assert main([*by_name, "--overwrite"]) == 0
     assert yaml.safe_load(path.read_text())["applications"][0]["args"]["model"] == "fashion"
     with pytest.raises(ValueError, match="colour: no setting"):
         ServiceSettings.from_dict({"model": "x", "colour": 1})
