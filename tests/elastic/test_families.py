@@ -79,6 +79,13 @@ def test_the_check_says_what_is_wrong(test, monkeypatch):
     assert f"{test}: {problem}" in str(report)
 
 
+@pytest.mark.parametrize("call", [{}, None, [1], {"hidden_states": None}, {1: 2}])
+def test_a_call_that_the_forward_does_not_take(call):
+    with pytest.raises(ValueError, match=r"^call") as refusal:
+        elit.check_family(build("QwenImageTransformer2DModel"), call, **SPLIT, window=(4, 4))
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.fixture
 def registry():
     """What is registered is forgotten."""

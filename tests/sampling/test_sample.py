@@ -117,6 +117,7 @@ def test_sampling_flops_add_up_the_branches():
     [
         ({"y": [5, 6]}, "y=6: labels are 0 to 4, and 5 for no class"),
         ({"y": []}, "y: no labels"),
+        ({"y": 1j}, "y: dtype torch.complex64, expected integer labels"),
         ({"steps": 0}, "steps=0"),
         ({"budget": 17}, "budget=17"),
         ({"budget": "x"}, "budget='x'"),

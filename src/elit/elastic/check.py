@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from elit.arguments import shortened
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of, registered
@@ -59,11 +60,16 @@ def check_family(transformer: Any, call: Mapping[str, Any], **settings: Any) -> 
     The tests: equal to the original at full budget, to the bit, and its gradients within 1e-5; runs at every budget
     asked for; an error that does not fall as the budget does, and is larger with positions of other tokens; FLOPs
     within 2% of `count_block_flops`; the same after save_pretrained and load_elastic. Raises ValueError where
-    `elit.elastify` does.
+    `elit.elastify` does, and for a call that the transformer's own forward does not take.
     """
     family = family_of(transformer)
     original, elastic = copy.deepcopy(transformer).eval(), elastify(copy.deepcopy(transformer).eval(), **settings)
-    trial = _Trial(original, elastic, dict(call), family_of(transformer).grids(transformer, call), family)
+    _check_call(original, call)
+    try:
+        grids = family.grids(transformer, call)
+    except Exception as error:  # as below: a wrong entry
+        return FamilyReport((Finding("grids", _in_words(error)),))
+    trial = _Trial(original, elastic, dict(call), grids, family)
     tests: dict[str, Callable[[], None]] = {
         "equal at full budget": trial.equal,
         "gradients at full budget": trial.gradients,
@@ -80,11 +86,26 @@ def check_family(transformer: Any, call: Mapping[str, Any], **settings: Any) -> 
         except _Wrong as wrong:
             findings.append(Finding(name, str(wrong)))
         except Exception as error:  # what a wrong entry breaks may be anything; it is the finding
-            first = (str(error).strip() or "no message").splitlines()[0]
-            findings.append(Finding(name, f"raised {type(error).__name__}: {first}"))
+            findings.append(Finding(name, _in_words(error)))
         else:
             findings.append(Finding(name, None))
     return FamilyReport(tuple(findings))
+
+
+def _check_call(original: Any, call: Any) -> None:
+    if not isinstance(call, Mapping) or not all(isinstance(name, str) for name in call):
+        raise ValueError(f"call={shortened(call)}: give the keyword arguments of a forward, a dict by name")
+    try:
+        with torch.no_grad():
+            original(**call)
+    except Exception as error:  # whatever a forward raises when it is handed something else
+        name = type(original).__name__
+        raise ValueError(f"call: {name}'s own forward does not take it, it {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"raised {type(error).__name__}: {first}"
 
 
 @dataclass(frozen=True)

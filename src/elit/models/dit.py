@@ -95,7 +95,7 @@ class DiT(Transformer):
         if not isinstance(y, Tensor) or y.shape != (batch,):
             given = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"y: {given}, expected ({batch},), one label a sample")
-        if y.is_floating_point() or y.dtype == torch.bool:
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise ValueError(f"y: dtype {y.dtype}, expected integer labels")
         classes = self.config.num_classes
         if on_cpu(y) and not ((y >= 0) & (y <= classes)).all():

@@ -173,6 +173,8 @@ class MMDiT(Transformer):
 
     def check_condition(self, y: Any, batch: int) -> None:
         features = self.config.text_features
+        if isinstance(y, Tensor) and y.is_complex():
+            raise ValueError(f"y: dtype {y.dtype}, expected text embeddings or characters")
         if isinstance(y, Tensor) and not y.is_floating_point():
             if self.config.text_encoder != CHARACTERS:
                 raise ValueError(f"y: dtype {y.dtype}, expected text embeddings of {self.config.text_encoder!r}")
