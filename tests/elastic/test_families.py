@@ -105,6 +105,8 @@ def test_a_family_is_registered_once():
         elit.register_family(mine, FAMILIES["FluxTransformer2DModel"])
     with pytest.raises(TypeError, match=r"family: a dict; give an elit\.Family"):
         elit.register_family(mine, {})
+    with pytest.raises(TypeError, match=r"an nn\.Module"):
+        elit.register_family(int, FAMILIES["DiTTransformer2DModel"])
     with pytest.raises(TypeError, match="kind='Mine': give the transformer's class"):
         elit.register_family("Mine", FAMILIES["DiTTransformer2DModel"])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from elit.arguments import shortened
 from elit.elastic.families.family import Family
 from elit.elastic.families.flux import CHROMA, FLUX, FLUX2
 from elit.elastic.families.images import DIT, OWN_DIT, PIXART, SD3
@@ -56,10 +57,10 @@ def register_family(kind: type[nn.Module], family: Family) -> None:
     """Makes transformers of the class `kind` known to `elit.elastify` and `elit.load_elastic`, by the class's name.
 
     family: an `elit.Family`; `elit.check_family` tests it. Raises ValueError for a name that is taken, and TypeError
-    for anything but a class and a Family.
+    for anything but a class of torch modules and a Family.
     """
-    if not isinstance(kind, type):
-        raise TypeError(f"kind={kind!r}: give the transformer's class")
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise TypeError(f"kind={shortened(kind)}: give the transformer's class, an nn.Module")
     if not isinstance(family, Family):
         raise TypeError(f"family: a {type(family).__name__}; give an elit.Family")
     name = kind.__name__
