@@ -38,6 +38,7 @@ def test_yaml_as_written_by_hand(tmp_path):
         ("learning_rate: fast", "learning_rate='fast': expected a number"),
         ("resume: 1", "resume=1: expected bool"),
         ("steps: 0", "steps=0: give at least 1"),
+        ("seed: 9223372036854775808", "seed=9223372036854775808: give at most 9223372036854775807"),
         ("steps: [", "not YAML"),
         ("model: {window: 4}", "window=4"),
         ("budget_min: half", "budget_min='half'"),

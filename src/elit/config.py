@@ -129,6 +129,7 @@ class RunConfig:
         _require(self.keep_every is None or self.keep_every >= 1, "keep_every", self.keep_every, "give at least 1")
         for name in ("warmup_steps", "preview_every", "workers", "seed", "max_skipped"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+        _require(self.seed < 1 << 63, "seed", self.seed, f"give at most {(1 << 63) - 1}")
         for name in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "give a number in [0, 1)")

@@ -143,6 +143,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("quickstart --backbone sit", "elit quickstart: "),
         ("quickstart --steps x", "elit quickstart: "),
         ("quickstart --steps 0", "elit quickstart: steps=0"),
+        ("quickstart --seed 9223372036854775808", "elit quickstart: seed=9223372036854775808"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, pixels, text, clips, line, message):

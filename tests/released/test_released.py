@@ -265,6 +265,8 @@ def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
         ({"num_heads": 2, "tail_blocks": 3}, "1 head and 3 tail blocks of 4"),
         ({"num_heads": 2, "kind": "sit"}, "an ELIT-SiT; kind='sit' does not fit"),
         ({"num_heads": 2, "kind": "pixart"}, "kind='pixart': give one of elit, sit, dit"),
+        ({"num_heads": 2, "kind": torch.zeros(2, 2)}, "give one of elit, sit, dit"),
+        ({"num_heads": 2, "ema": torch.tensor([1, 2])}, r"ema=tensor.*: give True or False"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(released, settings, message):

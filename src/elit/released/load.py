@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.arguments import whole_number
+from elit.arguments import shortened, whole_number
 from elit.files import existing
 from elit.models.presets import SIZES
 from elit.models.sit import SiT
@@ -51,12 +51,14 @@ def load_released(
     name = f"file={str(path)!r}"
     num_heads = None if num_heads is None else whole_number("num_heads", num_heads, 1)
     tail_blocks = None if tail_blocks is None else whole_number("tail_blocks", tail_blocks, 0)
+    if not isinstance(ema, bool):
+        raise ValueError(f"ema={shortened(ema)}: give True or False")
+    if kind is not None and not (isinstance(kind, str) and kind in CONVENTION_OF):
+        raise ValueError(f"kind={shortened(kind)}: give one of {', '.join(CONVENTION_OF)}")
     content = read_file(existing(path, "file"), name)
     weights, settings = weights_and_settings(content, name, "ema" if ema else "model")
     if kind is None:
         kind = kind_of(weights, settings, name)
-    elif kind not in CONVENTION_OF:
-        raise ValueError(f"kind={kind!r}: give one of {', '.join(CONVENTION_OF)}")
     check_settings(kind, settings, name)
     config = _config(weights, settings, name, kind, num_heads, tail_blocks)
     try:

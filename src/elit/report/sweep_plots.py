@@ -30,13 +30,14 @@ def quality_label(metric: str) -> str:
     return f"{metric.upper() if len(metric) < 4 else metric} ({'lower' if metric in DISTANCES else 'higher'} is better)"
 
 
-def compute_quality(points: Sequence[Point], metric: str, path: Path) -> None:
-    """Quality against GFLOPs and against milliseconds, all points and their Pareto front (paper Figures 1, 8, 14)."""
+def compute_quality(points: Sequence[Point], metric: str, path: Path, costs: Sequence[tuple[str, str]] = COSTS) -> None:
+    """Quality against each of `costs`, all points and their Pareto front (paper Figures 1, 8, 14)."""
     steps = sorted({point.steps for point in points})
     shapes = {count: SHAPES[i % len(SHAPES)] for i, count in enumerate(steps)}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 5.6), dpi=130, layout="constrained")
-        for ax, (cost, label) in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
+        figure = Figure(figsize=(0.75 + 4.9 * len(costs), 5.6), dpi=130, layout="constrained")
+        axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+        for ax, (cost, label) in zip(axes, costs, strict=True):
             front = front_of(points, metric, cost)
             at = [(getattr(point, cost), point.scores[metric]) for point in front]
             ax.plot(*zip(*at, strict=True), color=DARK, linewidth=1.2, zorder=1, drawstyle="steps-post")
