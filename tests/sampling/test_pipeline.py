@@ -167,6 +167,8 @@ def test_decode_undoes_scale_and_shift():
         ({"budget": 17}, "budget=17"),
         ({"guidance_scale": 2.0, "guidance_budget": 0}, "budget=0"),
         ({"output_type": "jpeg"}, "output_type='jpeg'"),
+        ({"output_type": torch.zeros(2, 8)}, "give pil, np, pt or latent"),
+        ({"return_dict": torch.ones(2)}, r"return_dict=tensor.*: give True or False"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"latents": torch.randn(1, 3, 16, 16)}, "latents: shape"),
         ({"output_type": "pil"}, "vae=None: samples of shape"),

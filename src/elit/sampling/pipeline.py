@@ -104,8 +104,10 @@ class ElitPipeline(DiffusionPipeline):
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type={output_type!r}: give pil, np, pt or latent")
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={shortened(output_type)}: give pil, np, pt or latent")
+        if not isinstance(return_dict, bool):
+            raise ValueError(f"return_dict={shortened(return_dict)}: give True or False")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs={sorted(unknown)}: give some of ['latents']")
         num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt, 1)
