@@ -1,6 +1,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 READY := .venv/.ready
 DOCS_READY := .venv/.ready-docs
 
@@ -15,7 +15,7 @@ quickstart: $(READY)
 test: $(READY)
 	$(MAKE) --no-print-directory -j2 lint suite
 
-# One thread a worker, and one worker more than there are cores: some tests wait for processes.
+# One thread and one core a worker.
 suite: $(READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 8
 

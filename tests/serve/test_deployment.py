@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -149,6 +150,12 @@ def asked(url):
     return 200
 
 
+def requests_in_flight(url):
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return families["elit_in_flight"].samples[0].value
+
+
 def test_sigterm_drains_within_the_limit(service):
     url, process = service
     answers = []
@@ -158,7 +165,10 @@ def test_sigterm_drains_within_the_limit(service):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.5)
+    end = time.monotonic() + 30
+    while not requests_in_flight(url):
+        assert time.monotonic() < end
+        time.sleep(0.02)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.wait(90)

@@ -118,6 +118,15 @@ def test_sigterm_saves_and_exits_0(tmp_path, whole):
     assert equal(weights(out), weights(whole))
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell that starts a job in the background has it ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_saves_a_checkpoint_and_a_second_one_leaves_at_once(tmp_path, monkeypatch, capfd, times):
     """Resumable at the step it was at; the handler of before is back in its place afterwards."""
