@@ -279,9 +279,8 @@ class StockPipeline:
             while call.advance():
                 if on_step:
                     on_step(call.steps, call.total)
-        except BaseException:
-            call.give_up()
-            raise
+        finally:
+            call.give_up()  # a step that raised leaves the call waiting; one that is over is not concerned
         picture: Image.Image = call.output.images[0]
         return picture
 

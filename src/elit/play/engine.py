@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers import ModelMixin
@@ -81,7 +81,7 @@ class PageEngine(Protocol):
 
     name: str
     dtype: str
-    has_thumbnails: bool
+    has_thumbnails: ClassVar[bool]
     lock: threading.Lock
 
     @property
@@ -116,7 +116,7 @@ class NetworkEngine:
     table: Quality | None = None
     profile: Profile | None = None
     can_look_inside: bool = True
-    has_thumbnails: bool = True
+    has_thumbnails: ClassVar[bool] = True
     _measured: dict[Any, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the network runs."""

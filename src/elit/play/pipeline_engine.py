@@ -3,7 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -22,7 +22,7 @@ class PipelineEngine:
 
     stock: StockPipeline
     dtype: str = "float32"
-    has_thumbnails: bool = True
+    has_thumbnails: ClassVar[bool] = True
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the pipeline runs."""
     _measured: dict[Any, float] = field(default_factory=dict)

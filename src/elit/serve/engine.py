@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from elit.costs.flops import count_flops
@@ -200,13 +201,13 @@ class Engine:
         """The pictures, each a file's content."""
         parts = images.x.split(1) if self.exact else [images.x]
         pixels = torch.cat([decode(self.vae, part) for part in parts])
-        return [encode(image, kind) for image in pixels]
+        return [encode(image_grid(image[None], 1), kind) for image in pixels]
 
     @torch.no_grad()
     def preview(self, images: Images, kind: str = "png") -> bytes:
         """What the first picture would be if the velocity stayed as it is."""
         x = images.x[:1] if images.last is None else images.x[:1] + (1 - images.times[images.step]) * images.last[:1]
-        return encode(decode(self.vae, x)[0], kind)
+        return encode(image_grid(decode(self.vae, x), 1), kind)
 
     def leave(self, images: Images) -> None:
         """Nobody waits for these images any more: they hold nothing but their tensors."""
@@ -269,8 +270,8 @@ def guidance_of(setting: Setting, scale: float) -> Guidance | None:
     return CFG(scale) if setting.weak_budget is None else CCFG(scale, setting.weak_budget)
 
 
-def encode(pixels: Tensor, kind: str) -> bytes:
-    """(1 or 3, H, W) in [-1, 1] as a file's content, as `elit sample --out FOLDER` writes it."""
+def encode(picture: Image.Image, kind: str) -> bytes:
+    """A picture as a file's content."""
     buffer = io.BytesIO()
-    image_grid(pixels[None], 1).save(buffer, format=FORMATS[kind])
+    picture.save(buffer, format=FORMATS[kind])
     return buffer.getvalue()

@@ -5,7 +5,6 @@ with it the pixels of the pipeline called alone. Else pictures share a call wher
 the same in size, steps, budgets and guidance; a call's batch is fixed when it starts, and budgets are not mixed in it.
 """
 
-import io
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.stock import EXAMPLE, StockPipeline
 from elit.planner.cost import non_negative_prices
 from elit.serve.costs import Costs, Setting, spread
-from elit.serve.engine import FORMATS, MOST_COSTS
+from elit.serve.engine import MOST_COSTS, encode
 
 MEASURED_STEPS = 3
 
@@ -231,10 +230,3 @@ class PipelineEngine:
         device = self.stock.transformer.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def encode(picture: Image.Image, kind: str) -> bytes:
-    """A picture as a file's content."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format=FORMATS[kind])
-    return buffer.getvalue()
