@@ -9,7 +9,16 @@ import pytest
 import torch
 from conftest import opened
 
-from elit.models.layers import Rope, grid_positions, patchify, rope_tables, rotate, unpatchify
+from elit.models.layers import (
+    SHORT_CPU_SEQUENCE,
+    Rope,
+    attention,
+    grid_positions,
+    patchify,
+    rope_tables,
+    rotate,
+    unpatchify,
+)
 from elit.models.layout import token_grid
 
 CASES = [
@@ -102,6 +111,25 @@ def test_every_coordinate_turns_something(coordinates):
         positions[1, axis] = 1
         cos, _ = rope_tables(positions, 2 * coordinates + 2)
         assert not torch.equal(cos[0], cos[1])
+
+
+@pytest.mark.parametrize("length", [16, SHORT_CPU_SEQUENCE, SHORT_CPU_SEQUENCE + 1])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_attention_and_its_gradients_are_those_of_float64(length, autocast):
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 2, n, 8, generator=draw).bfloat16() for n in (5, length, length)]
+    grad = torch.randn(2, 2, 5, 8, generator=draw).bfloat16()
+    low = [part.clone().requires_grad_() for part in parts]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = attention(*low)
+    out.backward(grad)
+    q, k, v = exact = [part.double().requires_grad_() for part in parts]
+    expected = torch.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(8), -1) @ v
+    expected.backward(grad.double())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+    for part, of_float64 in zip(low, exact, strict=True):
+        torch.testing.assert_close(part.grad.double(), of_float64.grad, rtol=0.02, atol=0.02)
 
 
 def test_token_grid_names_the_nearest_sizes():

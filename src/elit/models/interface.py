@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.models.layers import Mlp, Modulation, QKNorm, grid_positions, layer_norm, modulate
+from elit.models.layers import Mlp, Modulation, QKNorm, attention, grid_positions, layer_norm, modulate
 from elit.models.layout import InterfaceSpec as InterfaceSpec
 from elit.models.layout import Part, Shape, divides
 from elit.models.windows import corner, windows_of
@@ -51,7 +50,7 @@ class CrossAttention(nn.Module):
         return q.to(v.dtype), k.to(v.dtype), v
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        x = F.scaled_dot_product_attention(*self.project(queries, context))
+        x = attention(*self.project(queries, context))
         return self.proj(x.transpose(1, 2).flatten(2))  # (B·G, Lq, d)
 
     def weights(self, queries: Tensor, context: Tensor) -> Tensor:
