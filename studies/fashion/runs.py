@@ -81,6 +81,7 @@ def run_config(arm: str, seed: int, *, out: Path, steps: int = STEPS, batch_size
         warmup_steps=300,
         ema_decay=0.999,
         precision="bf16",
+        compile=True,
         seed=seed,
         log_every=50,
         checkpoint_every=min(MILESTONE // 5, steps),

@@ -98,6 +98,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
     events.append(first.then(draw, **drawing))
     if controls.thumbnails is not None:
         pictures = ThumbnailMaker(engine, play.settings(replace(start, steps=8)))
+        threading.Thread(target=pictures, daemon=True).start()  # while the page starts; it warms the network up
         page.load(pictures, outputs=controls.thumbnails, show_progress="hidden", api_visibility="private")
     turned = [page.load, *(each.change for each in values), present.change]
     gr.on(turned, price, values, [controls.cost, controls.schedule], trigger_mode="always_last", **HIDDEN)
