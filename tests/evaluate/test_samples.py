@@ -136,6 +136,19 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
     assert len(list(tmp_path.glob("sets/*/pictures/*"))) == 2
 
 
+def test_a_compiled_network_draws_the_same_samples_up_to_rounding(model, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
+    network, setting = elit.load_model(model), Setting(steps=2)
+    plain = Sampler(network, tmp_path, chunk=8).draw(setting, 8)
+    assert not compiled
+    fast = Sampler(network, tmp_path, chunk=8, compile=True).draw(setting, 8)
+    assert compiled
+    assert fast.folder != plain.folder  # other roundings: another recipe
+    assert fast.recipe == plain.recipe | {"compile": True}
+    assert (fast.read(0, 8).int() - plain.read(0, 8).int()).abs().max() <= 1
+
+
 def test_two_recipes_never_share_a_file(model, tmp_path):
     network, detector = elit.load_model(model), open_detector("digits")
     sampler = Sampler(network, tmp_path, chunk=8)

@@ -83,6 +83,8 @@ class Args:
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network; the solver's state and the detectors stay float32."""
+    compile: bool = False
+    """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
     overwrite: bool = False
     """Replace the .safetensors that is there, once the new is whole."""
     json: bool = False
@@ -233,7 +235,8 @@ def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
         if not args.prompts_file.is_file():
             raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
         args = replace(args, prompts=tuple(args.prompts_file.read_text(encoding="utf-8").splitlines()))
-    return Sampler(model, work, vae=vae, conditions=conditions_from(args, model, device), chunk=args.chunk)
+    conditions = conditions_from(args, model, device)
+    return Sampler(model, work, vae=vae, conditions=conditions, chunk=args.chunk, compile=args.compile)
 
 
 def _save_reference(

@@ -84,6 +84,8 @@ class Args:
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the network; the solver's state and the detectors stay float32."""
+    compile: bool = False
+    """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
     card: bool = True
     """Write MODEL/README.md; where there is one that no sweep has written, OUT/README.md. The table goes to
     MODEL/sweep.jsonl too, where elit.plan finds it."""

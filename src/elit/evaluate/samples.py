@@ -105,8 +105,8 @@ class Sampler:
     """A network, ready to be sampled at many settings; hashes of its weights are made once.
 
     conditions: y of every class in turn, default all of the network's classes. vae: the autoencoder it was trained in.
-    chunk: samples computed at once, always so many, since rounding depends on it. Raises ValueError where the network's
-    samples are no pictures.
+    chunk: samples computed at once, always so many, since rounding depends on it. compile: torch.compile on the
+    network, which rounds otherwise. Raises ValueError where the network's samples are no pictures.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Sampler:
         vae: ModelMixin | None = None,
         conditions: Condition | None = None,
         chunk: int = CHUNK,
+        compile: bool = False,
     ):
         if vae is None and model.config.in_channels not in (1, 3):
             raise ValueError(
@@ -126,6 +127,7 @@ class Sampler:
         if conditions is None:
             conditions = model.prepare_condition(range(model.config.num_classes))
         self.model, self.out, self.vae, self.conditions, self.chunk = model, out, vae, conditions, chunk
+        self.compile = compile
         self.network = {
             "model": describe_network(model),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -156,6 +158,7 @@ class Sampler:
             "cache": float(setting.cache),
             "seed": setting.seed,
             "chunk": self.chunk,
+            **({"compile": True} if self.compile else {}),
         }
 
     def calls(self, setting: Setting) -> int:
@@ -206,7 +209,8 @@ class Sampler:
         numbers = torch.arange(first, first + self.chunk)
         y = self.conditions[numbers % len(self.conditions)]
         seeds = [setting.seed + i for i in numbers.tolist()]
-        x, seconds = timed(lambda: sample(self.model, y, seed=seeds, **setting.arguments()), self.model.device)
+        options: dict[str, Any] = {"seed": seeds, "compile": self.compile, **setting.arguments()}
+        x, seconds = timed(lambda: sample(self.model, y, **options), self.model.device)
         ms = 1e3 * seconds / self.chunk
         with torch.no_grad():
             pictures = to_uint8(decode(self.vae, x))
