@@ -55,12 +55,13 @@ def main(line: Sequence[str] | None = None) -> int:
     from playwright.sync_api import sync_playwright
 
     from elit.play.engine import NetworkEngine
+    from elit.play.opening import Opening
     from elit.play.page import build_page
     from elit.play.service import LoadMonitor, ServiceClient
 
     engine = NetworkEngine.load(args.model, vae=None, device="cpu", dtype="float32")
     monitor = LoadMonitor(ServiceClient(args.service, args.key)) if args.service else None
-    address = serve(build_page(engine, monitor))
+    address = serve(build_page(Opening(engine), monitor))
     dark = "&__theme=dark" if args.scheme == "dark" else ""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

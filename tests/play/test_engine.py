@@ -18,6 +18,7 @@ from elit.models.presets import create_model
 from elit.play.dial import Dial
 from elit.play.engine import Cancelled, NetworkEngine
 from elit.play.inside import attention_maps, latents_that_matter, trajectory
+from elit.play.opening import Opening
 from elit.play.pictures import difference, evenly, overlay
 from elit.play.planning import dial_of_plan, plan_for
 
@@ -56,6 +57,21 @@ def test_a_picture_is_that_of_sample(engine, picture):
     assert torch.equal(picture.states[-1][1], expected)
     assert [t for t, _ in picture.states] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert Image.open(io.BytesIO(picture.file)).size == (64, 64)
+
+
+def test_the_page_opens_with_what_its_settings_give_and_with_a_picture_of_every_class(engine, monkeypatch):
+    opening = Opening(engine)
+    first = opening.picture(opening.settings)
+    assert first.file == engine.generate(opening.settings).file
+    assert first.settings == opening.dial.settings(takes_text=False)
+    assert opening.picture(replace(opening.settings, seed=1)) is None  # drawn like any other
+    thumbnails = opening.thumbnails()
+    assert [name for _, name in thumbnails] == list(engine.classes)
+    alone = engine.generate(replace(opening.settings, steps=8, budget="25%", labels=("2",), seed=2)).image()
+    assert np.abs(np.asarray(thumbnails[2][0], int) - np.asarray(alone, int)).max() <= 1
+    monkeypatch.setattr(NetworkEngine, "thumbnails", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # not lost in its thread
+        Opening(engine).thumbnails()
 
 
 def test_costs_are_the_closed_forms_and_times_are_measured(engine, picture):

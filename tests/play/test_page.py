@@ -49,6 +49,7 @@ def address(tmp_path_factory):
     import uvicorn
 
     quiet_gradio()
+    from elit.play.opening import Opening
     from elit.play.page import build_page
 
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def address(tmp_path_factory):
     with served(settings, KEY) as (url, _, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.play.service.CALM_BEFORE", 1)
         patch.setattr("elit.play.service.CALM_AFTER", 1)
-        app = make_app(build_page(engine, LoadMonitor(ServiceClient(url, KEY))), "127.0.0.1")
+        app = make_app(build_page(Opening(engine), LoadMonitor(ServiceClient(url, KEY))), "127.0.0.1")
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -77,7 +77,7 @@ def run(args: Args) -> None:
 
     from elit.elastic.stock import find_stock
     from elit.play.engine import NetworkEngine, PageEngine
-    from elit.play.page import build_page
+    from elit.play.opening import Opening
     from elit.play.pipeline_engine import PipelineEngine
     from elit.pretrained import model_folder, model_name
 
@@ -93,6 +93,9 @@ def run(args: Args) -> None:
         engine = PipelineEngine.load(stock, device=device, dtype=args.dtype)
     else:
         engine = NetworkEngine.load(name, vae=args.vae, device=device, dtype=args.dtype)
+    opening = Opening(engine)  # at work while Gradio is imported, which takes as long
+    from elit.play.page import build_page
+
     port = args.port or free_port(args.host)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/"
 
@@ -105,7 +108,7 @@ def run(args: Args) -> None:
         if args.browser and sys.stdout.isatty():
             webbrowser.open(address)
 
-    serve(build_page(engine, monitor), args.host, port, ready)
+    serve(build_page(opening, monitor), args.host, port, ready)
 
 
 def watched(args: Args) -> Any:

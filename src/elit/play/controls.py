@@ -6,10 +6,7 @@ from typing import Any
 import gradio as gr
 
 from elit.play.dial import CONTROLS, Dial, examples
-from elit.play.engine import PageEngine
-
-THUMBNAILS = 32
-"""Up to so many classes have a picture to choose them by."""
+from elit.play.opening import Opening
 
 
 @dataclass
@@ -27,7 +24,8 @@ class Controls:
     """Buttons, and where each puts the dial; class or prompt and seed stay."""
 
 
-def build_controls(engine: PageEngine, start: Dial) -> Controls:
+def build_controls(opening: Opening) -> Controls:
+    engine, start = opening.engine, opening.dial
     counts = engine.budgets
     condition: Any
     if engine.takes_text:
@@ -35,7 +33,7 @@ def build_controls(engine: PageEngine, start: Dial) -> Controls:
     else:
         condition = gr.Dropdown(list(engine.classes), value=start.condition, label="Class", allow_custom_value=True)
     thumbnails = None
-    if engine.has_thumbnails and 0 < len(engine.classes) <= THUMBNAILS:
+    if opening.shows_classes:
         thumbnails = gr.Gallery(
             label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain",
             interactive=False, buttons=[],

@@ -1,8 +1,6 @@
 """The tab that draws: a picture, what it cost, its file and its link."""
 
 import random
-import threading
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,18 +9,16 @@ import gradio as gr
 from elit.play.charts import schedule_chart
 from elit.play.controls import Controls
 from elit.play.dial import Dial
-from elit.play.engine import PageEngine
 from elit.play.handlers import HIDDEN, PROGRESS, RUN, STOPPED, Playground, ticker
 from elit.play.style import quiet, wrong
 from elit.play.words import cost_words, picture_words
-from elit.sampling.settings import SampleSettings
 
 REMEMBER = "(link) => { if (link) history.replaceState(null, '', '?' + link); }"
 
 
-def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dial, present: gr.State) -> None:
+def build_dial(page: gr.Blocks, play: Playground, controls: Controls, present: gr.State) -> None:
     """The picture, and all that draws it."""
-    engine, values = play.engine, controls.values
+    engine, start, values = play.engine, play.opening.dial, controls.values
     image = gr.Image(
         type="filepath", show_label=False, interactive=False, buttons=["fullscreen"], elem_classes="picture",
         elem_id="picture", height=420,
@@ -97,9 +93,8 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
     first = page.load(opened, outputs=values, **HIDDEN)
     events.append(first.then(draw, **drawing))
     if controls.thumbnails is not None:
-        pictures = ThumbnailMaker(engine, play.settings(replace(start, steps=8)))
-        threading.Thread(target=pictures, daemon=True).start()  # while the page starts; it warms the network up
-        page.load(pictures, outputs=controls.thumbnails, show_progress="hidden", api_visibility="private")
+        thumbnails = play.opening.thumbnails
+        page.load(thumbnails, outputs=controls.thumbnails, show_progress="hidden", api_visibility="private")
     turned = [page.load, *(each.change for each in values), present.change]
     gr.on(turned, price, values, [controls.cost, controls.schedule], trigger_mode="always_last", **HIDDEN)
     link.change(None, inputs=link, js=REMEMBER, api_visibility="private")
@@ -109,18 +104,3 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, start: Dia
         gr.Info("The run was cancelled." if stopped else "Nothing is running.", duration=4)
 
     controls.cancel.click(cancel, cancels=events, **HIDDEN)
-
-
-class ThumbnailMaker:
-    """Pictures of all classes, made once."""
-
-    def __init__(self, engine: PageEngine, settings: SampleSettings):
-        self.engine, self.settings = engine, settings
-        self._pictures: list[Any] | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self) -> list[Any]:
-        with self._lock:
-            if self._pictures is None:
-                self._pictures = list(zip(self.engine.thumbnails(self.settings), self.engine.classes, strict=True))
-        return self._pictures

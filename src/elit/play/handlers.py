@@ -11,6 +11,7 @@ import gradio as gr
 
 from elit.play.dial import Dial
 from elit.play.engine import Cancelled, PageEngine, Picture, Tick
+from elit.play.opening import Opening
 from elit.sampling.settings import SampleSettings
 
 HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -50,10 +51,14 @@ class Runs:
 class Playground:
     """One page's engine and visitors."""
 
-    engine: PageEngine
+    opening: Opening
     runs: Runs = field(default_factory=Runs)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="elit-play-")))
     """Where the files lie that the page downloads; their names are made here."""
+
+    @property
+    def engine(self) -> PageEngine:
+        return self.opening.engine
 
     def dial(self, values: Sequence[Any]) -> Dial:
         """Raises gr.Error, in one line, for controls that stand where they cannot."""
@@ -64,7 +69,12 @@ class Playground:
 
     def draw(self, dial: Dial, tick: Tick, visitor: str | None) -> Picture:
         """One picture. Raises gr.Error for settings that do not fit, and when the visitor cancels."""
-        return self.run(visitor, lambda stop: self.engine.generate(self.settings(dial), tick, stop))
+
+        def picture(stop: threading.Event) -> Picture:
+            settings = self.settings(dial)
+            return self.opening.picture(settings) or self.engine.generate(settings, tick, stop)
+
+        return self.run(visitor, picture)
 
     def run(self, visitor: str | None, work: Callable[[threading.Event], Any]) -> Any:
         """`work`, handed an event that is set when the visitor cancels or leaves."""

@@ -7,21 +7,20 @@ import gradio as gr
 
 from elit.play.compare_tab import build_compare
 from elit.play.controls import build_controls
-from elit.play.dial import default_dial
 from elit.play.dial_tab import build_dial
-from elit.play.engine import NetworkEngine, PageEngine
+from elit.play.engine import NetworkEngine
 from elit.play.handlers import Playground
 from elit.play.inside_tab import build_inside
+from elit.play.opening import Opening
 from elit.play.plane_tab import build_plane
 
 if TYPE_CHECKING:
     from elit.play.service import LoadMonitor
 
 
-def build_page(engine: PageEngine, monitor: "LoadMonitor | None" = None) -> gr.Blocks:
+def build_page(opening: Opening, monitor: "LoadMonitor | None" = None) -> gr.Blocks:
     """The page of an engine, not yet served. monitor: of a service, whose load then has a tab."""
-    play = Playground(engine)
-    start = default_dial(engine.start, engine.budgets)
+    engine, play = opening.engine, Playground(opening)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
         words = f"All pictures come from the same weights: {escape(engine.name)}. "
         words += "The budget says on how many latents the middle of the network works. Fewer cost less."
@@ -29,10 +28,10 @@ def build_page(engine: PageEngine, monitor: "LoadMonitor | None" = None) -> gr.B
         present = gr.State(None)
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=5, min_width=320):
-                controls = build_controls(engine, start)
+                controls = build_controls(opening)
             with gr.Column(scale=7, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Dial"):
-                    build_dial(page, play, controls, start, present)
+                    build_dial(page, play, controls, present)
                 if engine.budgets:
                     with gr.Tab("Compare"):
                         build_compare(play, controls)
