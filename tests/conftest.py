@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.set_threshold(50_000)  # importing makes much that is no garbage
 
 # Imported where they are used: the process that only deals tests out to workers needs none of it.
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ SETTINGS = {
 ELIT = [kind for kind in SETTINGS if kind.startswith("elit-")]
 
 
-def fresh(kind: str) -> Transformer:
+def fresh(kind: str, **changes) -> Transformer:
     """A small network as a training run starts it."""
     import torch
 
@@ -54,14 +57,14 @@ def fresh(kind: str) -> Transformer:
 
     name, settings = SETTINGS[kind]
     torch.manual_seed(0)
-    return create_model(name, **settings)
+    return create_model(name, **settings | changes)
 
 
-def opened(kind: str) -> Transformer:
+def opened(kind: str, **changes) -> Transformer:
     """A small network with random values everywhere: nothing starts at zero, so nothing hides."""
     import torch
 
-    model = fresh(kind)
+    model = fresh(kind, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -169,6 +172,31 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Stable, so that a file's tests stay together and in their order."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python need not look for garbage in it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files that fork from the process of `commands.py` go to one worker, so that it is made once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope_of(config.rootpath / super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
+
+
+@cache
+def scope_of(file: Path) -> str:
+    return "processes" if "\nfrom commands import" in file.read_text(encoding="utf-8") else str(file)
 
 
 @pytest.fixture(autouse=True)

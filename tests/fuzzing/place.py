@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,15 @@ class Place:
         shutil.copy(profile, self.fixtures / "profile.json")
 
     def _state(self) -> dict[str, tuple[int, int]]:
-        return {
-            str(path.relative_to(self.fixtures)): (stat.st_size, stat.st_mtime_ns)
-            for path in self.fixtures.rglob("*")
-            if (stat := path.lstat()) and not path.is_dir()
-        }
+        state, folders = {}, [str(self.fixtures)]
+        for folder in folders:  # which grows; pathlib's own walk takes five times as long, and it is done twice a draw
+            for entry in os.scandir(folder):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    stat = entry.stat(follow_symlinks=False)
+                    state[entry.path] = (stat.st_size, stat.st_mtime_ns)
+        return state
 
     def changed(self) -> list[str]:
         """What lies in `work`, and what is no longer in the fixtures as it was."""

@@ -185,12 +185,17 @@ def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
     assert torch.allclose(out.cpu(), expected, atol=1e-3)
 
 
+# Tracing takes half a second a block: one each in head, core and tail, and a pair of skips in U-ViT's core.
+SHALLOW = {"depth": 3, "split": (1, 1, 1)}
+DEEP = {"depth": 5, "split": (1, 3, 1)}
+
+
 @pytest.mark.parametrize(
     "kind", ["elit-dit", "elit-uvit", "elit-hdit", "elit-mmdit", "elit-mmdit-embeddings", "elit-sit"]
 )
 def test_compiles_without_breaks_and_twice_at_most(kind):
     """One static and one dynamic graph serve all budgets but the smallest, which torch specialises on."""
-    model = opened(kind)
+    model = opened(kind, **(DEEP if kind == "elit-uvit" else SHALLOW))
     x, t, y = inputs(model)
     counter = CompileCounter()
     torch._dynamo.reset()

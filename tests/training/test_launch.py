@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from commands import quick_to_import
 from test_loop import losses, tiny
 
 from elit.config import save_config
@@ -54,23 +55,24 @@ def test_slurm_stops_in_time_and_requeues(tmp_path):
         (bin_ / name).chmod(stat.S_IRWXU)
     out, tasks, requeued = tmp_path / "run", tmp_path / "tasks", tmp_path / "requeued"
     save_config(tiny(out, steps=400, log_every=1, checkpoint_every=1000), tmp_path / "config.yaml")
-    environment = os.environ | {
-        "PATH": f"{bin_}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "SLURM_JOB_ID": str(20_000 + os.getpid() % 20_000),
-        "SLURM_JOB_NODELIST": "localhost",
-        "OUT": str(out),
-        "TASKS": str(tasks),
-        "REQUEUED": str(requeued),
-    }
+    job_id = str(20_000 + os.getpid() % 20_000)
     line = ["bash", str(LAUNCH / "slurm.sh"), "--config", str(tmp_path / "config.yaml")]
-    job = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
-    while job.poll() is None and not ((out / "metrics.jsonl").is_file() and losses(out)):
-        time.sleep(0.01)
-    for task in tasks.read_text().split():
-        os.kill(int(task), signal.SIGTERM)
-    said = job.communicate()[1]
+    with quick_to_import(tmp_path) as environment:
+        environment |= {
+            "PATH": f"{bin_}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": job_id,
+            "SLURM_JOB_NODELIST": "localhost",
+            "OUT": str(out),
+            "TASKS": str(tasks),
+            "REQUEUED": str(requeued),
+        }
+        job = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+        while job.poll() is None and not ((out / "metrics.jsonl").is_file() and losses(out)):
+            time.sleep(0.01)
+        for task in tasks.read_text().split():
+            os.kill(int(task), signal.SIGTERM)
+        said = job.communicate()[1]
     assert job.returncode == 0, said
     assert "stopped by SIGTERM after step" in said
-    assert requeued.read_text().strip() == environment["SLURM_JOB_ID"]
+    assert requeued.read_text().strip() == job_id
     assert len(list((out / "checkpoints").iterdir())) == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import BACKEND, run_two, start_two
+from commands import BACKEND, quick_to_import, run_two, start_two
 from test_loop import command, equal, losses, steps_done, tiny, weights
 
 import elit
@@ -160,7 +160,8 @@ def test_a_refusal_reaches_all_processes(tmp_path):
     train(config)
     launcher = ("torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
     line = [sys.executable, "-m", *launcher, "-m", "elit", *command(config, tmp_path / "config.yaml")]
-    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    with quick_to_import(tmp_path) as environment:
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert done.stderr.count("elit train: out=") == 2
     assert "holds a run at step 6; set resume" in done.stderr
