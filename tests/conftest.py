@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,8 @@ gc.set_threshold(50_000)  # importing makes much that is no garbage
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+    from elit.data.images import ImageSet
+    from elit.evaluate.features import TrainedClassifier
     from elit.models.transformer import Transformer
 
 # Small networks; ELIT has 4 groups of 4×4 tokens, or 8 of 1×2×2 for video.
@@ -134,31 +137,29 @@ def elit_model(request: pytest.FixtureRequest) -> Transformer:
 
 
 @pytest.fixture(scope="session")
-def digit_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the detector "digits" trains for eight seconds, trained by the first worker that needs it."""
+def digit_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., TrainedClassifier]]:
+    """What the detector "digits" trains for seconds, trained by the first worker that needs it; gives the trainer."""
     import filelock
     import torch
 
     from elit.evaluate import detectors
-    from elit.evaluate.features import DigitClassifier
+    from elit.evaluate.features import train_digit_classifier
 
     own = tmp_path_factory.getbasetemp()
     folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    train = detectors._digit_classifier
 
-    @cache
-    def load(cut_out: bool) -> DigitClassifier:
-        file = folder / f"digit-classifier-{cut_out}.pt"
+    def train(data: ImageSet, *, epochs: int = 25, seed: int = 0) -> TrainedClassifier:
+        digest = hashlib.sha256(data.images.numpy().tobytes()).hexdigest()
+        file = folder / f"digit-classifier-{digest[:16]}-{epochs}-{seed}.pt"
         with filelock.FileLock(f"{file}.lock"):
             if not file.is_file():
-                torch.save(train(cut_out).state_dict(), file)
-        classifier = DigitClassifier()
-        classifier.load_state_dict(torch.load(file))
-        return classifier.eval()
+                torch.save(train_digit_classifier(data, epochs=epochs, seed=seed), file)
+        return torch.load(file, weights_only=False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detectors, "_digit_classifier", load)
-        yield
+        patch.setattr(detectors, "train_digit_classifier", train)
+        patch.setattr(detectors, "_digit_classifier", cache(detectors._digit_classifier.__wrapped__))
+        yield train
 
 
 # The longest files, first: a long one that is begun last keeps one worker busy while the other waits.

@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from elit.cli.main import main
 from elit.data.images import centre_crop, save_animation, to_uint8
-from elit.evaluate import EvaluationWarning
+from elit.evaluate import EvaluationWarning, detectors
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.features import Detection
 from elit.evaluate.pictures import open_pictures, write_npz
@@ -147,7 +148,9 @@ def test_arrays_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
     assert "no arr_0 among its keys images" in capsys.readouterr().err
 
 
-def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector(capsys, tmp_path):
+def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector(
+    capsys, tmp_path, monkeypatch, digit_classifiers
+):
     options = ("--detector", "digits", "--out", tmp_path / "out")
     assert evaluate("digits", "--save-reference", tmp_path / "real.safetensors", *options, "--json") == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])["made"]
@@ -169,7 +172,10 @@ def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector
     assert results[0] == results[1]
 
     line = (tmp_path / "set.npz", "--reference", tmp_path / "real.safetensors", "--out", tmp_path / "out")
+    one_epoch = partial(digit_classifiers, epochs=1)  # nobody looks at what it sees
+    monkeypatch.setattr("elit.evaluate.detectors.train_digit_classifier", one_epoch)
     assert evaluate(*line, "--detector", "moving-digits") == 2
+    detectors._digit_classifier.cache_clear()
     said = capsys.readouterr().err
     assert "made with detector digits (" in said
     assert ", not moving-digits (" in said

@@ -16,14 +16,15 @@ from elit.quickstart.run import PRODUCTS, RECIPES
 README = Path(__file__).parents[2] / "README.md"
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, digit_classifiers):
     """A folder in which `elit quickstart` has run, with a quarter of the samples; 400 of its 700 steps are enough."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("elit.quickstart.run.train_digit_classifier", digit_classifiers)
         patch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=50))
         patch.chdir(folder)
         assert main(["quickstart", "--steps", "400"]) == 0
