@@ -160,8 +160,8 @@ def test_frechet_distance_of_equal_and_of_moved_statistics():
     assert frechet_distance(*same, moments.mean + 2, moments.covariance) == pytest.approx(16)
 
 
-def test_the_digit_classifier_is_good_and_repeatable():
-    trained = train_digit_classifier(digits())
+def test_the_digit_classifier_is_good_and_repeatable(digit_classifiers):
+    trained = digit_classifiers(digits())
     assert trained.accuracy >= 0.97
     assert trained.held_out == 359
     first, second = train_digit_classifier(digits(), epochs=1), train_digit_classifier(digits(), epochs=1)

@@ -190,6 +190,7 @@ SHALLOW = {"depth": 3, "split": (1, 1, 1)}
 DEEP = {"depth": 5, "split": (1, 3, 1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["elit-dit", "elit-uvit", "elit-hdit", "elit-mmdit", "elit-mmdit-embeddings", "elit-sit"]
 )
