@@ -18,6 +18,7 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 from test_loop import equal, losses, tiny, weights
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elit.cli.main import main
 from elit.config import save_config
@@ -266,10 +267,17 @@ class Deadly:
         return 12
 
 
+@pytest.fixture
+def _looks_often(monkeypatch):
+    """torch looks every five seconds whether a loader process that says nothing is still there."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
+
+
 def sampler() -> StepSampler:
     return StepSampler(12, seed=0, batch_size=4, parts=2, rank=0, world=1, stop=6)
 
 
+@pytest.mark.usefixtures("_looks_often")
 def test_a_dead_loader_process_is_replaced(tmp_path):
     """The batches are those of a run without accident, each once."""
     said: list[str] = []
@@ -281,12 +289,14 @@ def test_a_dead_loader_process_is_replaced(tmp_path):
     assert feed.waited > 0
 
 
+@pytest.mark.usefixtures("_looks_often")
 def test_loader_processes_that_keep_dying_stop_the_run():
     feed = Feed(Deadly(None), sampler(), workers=1, device=torch.device("cpu"), say=lambda line: None)
     with pytest.raises(ChildProcessError, match=r"loader processes died 3 times in a row.*give fewer workers"):
         list(itertools.islice(feed, 12))
 
 
+@pytest.mark.usefixtures("_looks_often")
 def test_a_run_survives_a_dead_loader_process(tmp_path, capfd):
     """A worker of a real run killed in its middle; the losses are those of a run without workers."""
     train(tiny(tmp_path / "alone", steps=40, log_every=1))
