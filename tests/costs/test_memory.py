@@ -45,6 +45,7 @@ def measured_peak(config: TrainConfig) -> int:
     return next(iter(tracker.get_tracker_snapshot("peak").values()))["Total"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

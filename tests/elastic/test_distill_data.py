@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 from parts import PIPELINES
 from prompts import with_prompts
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["a boat", "a tree", "a cat"]
 CALLS = {
     "QwenImagePipeline": ("true_cfg_scale=3.0", "negative_prompt=none"),

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 from parts import PIPELINES
 from prompts import with_prompts
 
+pytestmark = pytest.mark.slow
+
 VIDEO = ("num_frames=5", "guidance_scale=3.0", "negative_prompt=none")
 CALLS = {
     "Flux2KleinPipeline": ("guidance_scale=3.0",),

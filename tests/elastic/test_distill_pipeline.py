@@ -21,6 +21,8 @@ from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.load_model import is_stock_pipeline
 from elit.elastic.pipelines import Requests
 
+pytestmark = pytest.mark.slow
+
 CALLS = {
     "QwenImagePipeline": ("true_cfg_scale=3.0", "negative_prompt=none"),
     "FluxPipeline": ("max_sequence_length=5",),

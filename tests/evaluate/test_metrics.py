@@ -160,6 +160,7 @@ def test_frechet_distance_of_equal_and_of_moved_statistics():
     assert frechet_distance(*same, moments.mean + 2, moments.covariance) == pytest.approx(16)
 
 
+@pytest.mark.slow
 def test_the_digit_classifier_is_good_and_repeatable(digit_classifiers):
     trained = digit_classifiers(digits())
     assert trained.accuracy >= 0.97
@@ -201,6 +202,7 @@ def test_scores_of_a_dial(classifier):
     assert all(score.steady is None for score in scores)
 
 
+@pytest.mark.slow
 def test_scores_of_prompts_and_of_clips(classifier):
     """A network that gives back real digits, in the order of the classes, is right every time."""
     clips = moving_digits(frames=3, clips_per_digit=1)

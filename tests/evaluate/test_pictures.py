@@ -18,7 +18,7 @@ from elit.evaluate.features import Detection
 from elit.evaluate.pictures import open_pictures, write_npz
 from elit.evaluate.reference import load_reference, open_reference, save_reference
 
-pytestmark = pytest.mark.usefixtures("digit_classifiers")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 

@@ -74,6 +74,7 @@ def test_held_out_runs_are_others_than_those_fitted():
     assert {case.kind for case in grid((), (1,))} == {"none", "cfg"}
 
 
+@pytest.mark.slow
 def test_a_profile_is_measured_saved_and_read(tmp_path):
     model = opened("elit-dit")
     profile = measure_profile(model, batch_sizes=(1, 2), seconds=0)

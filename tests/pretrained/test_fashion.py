@@ -90,6 +90,7 @@ def test_the_detector_is_right_on_92_percent_of_the_test_pictures():
     torch.testing.assert_close(features[some], detector(data.__getitems__(some)[0]).features, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_it_needs_no_data_and_writes_nothing_into_the_package(tmp_path, capsys):
     before = sorted((path, path.stat().st_mtime_ns) for path in BOX.rglob("*"))
     line = "sweep fashion --reference fashion-mnist --detector fashion-mnist --budgets 25% --steps 1 --guidance none"

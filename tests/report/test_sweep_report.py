@@ -78,6 +78,7 @@ def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
     assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES) - left_out
 
 
+@pytest.mark.slow
 def test_caching_has_a_picture_of_its_own_and_a_place_in_no_other(tmp_path):
     plain = points()
     cached = [replace(p, cache=0.5, calls=p.steps // 2, file=p.file[:-6] + "c.json") for p in plain]

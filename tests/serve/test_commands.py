@@ -81,6 +81,7 @@ def test_the_simulator_by_command(tmp_path, capsys):
     assert "violations" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_load_test_says_what_became_of_every_request(folder, tmp_path, capsys):
     service = ServiceSettings(model=str(folder), name="digits", steps=2, threads=1)
     with served(service, "a-key-of-tests") as (url, replica, _):

@@ -106,6 +106,7 @@ def test_summaries_count_refusals_as_violations():
     assert summarize([])["violations"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_all_systems_and_says_quality_over_time(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     row = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 96, "detector": "digits", "fd": 0.0}
