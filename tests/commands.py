@@ -21,6 +21,7 @@ _SERVER.set_forkserver_preload(
     [
         *("torch.distributed.checkpoint", "torch.utils.tensorboard", "diffusers", "transformers"),
         *("elit.training.train", "elit.data.encode", "elit.evaluate.sweep", "elit.elastic.distill"),
+        *("elit.cli.train", "elit.cli.evaluate", "elit.cli.sweep", "sklearn.datasets", "tyro", "docstring_parser"),
     ]
 )
 
