@@ -8,6 +8,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 import elit
@@ -75,6 +76,7 @@ def installed(tmp_path_factory):
 
 def python(installed, *arguments, cwd):
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(cwd)}
+    environment["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # its list of fonts takes seconds to make
     done = subprocess.run([installed[0], *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
