@@ -21,13 +21,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, digit_classifiers):
-    """A folder in which `elit quickstart` has run, with a quarter of the samples; 400 of its 700 steps are enough."""
+    """A folder in which `elit quickstart` has run, with a quarter of the samples; 300 of its 700 steps are enough."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.quickstart.run.train_digit_classifier", digit_classifiers)
         patch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=50))
         patch.chdir(folder)
-        assert main(["quickstart", "--steps", "400"]) == 0
+        assert main(["quickstart", "--steps", "300"]) == 0
     return folder
 
 
@@ -74,11 +74,13 @@ def test_the_readmes_commands_run_as_written(workplace, monkeypatch):
 
     measured = elit.cli.profile.measured  # half a minute of a user's time
     monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | {"seconds": 0}))
+    monkeypatch.setattr("elit.planner.profile.LEAST_ROUNDS", 1)
     commands = readme_commands()
     assert {line.split()[1] for line in commands} == {"train", "sample", "evaluate", "sweep", "flops", "doctor"}
-    less = {"evaluate": ["--count", "96"], "sweep": ["--steps", "2", "4"]}
+    less = {"evaluate": ["--count", "66"], "sweep": ["--count", "32", "--steps", "1", "2"]}
     for line in commands:
         words = shlex.split(line, comments=True)[1:]
+        less["train"] = ["--steps", "9" if "--resume" in words else "6"]
         steps = ["--steps", "8"] if words[0] == "sample" and "--target-ms" not in words else []
         assert main([*words, *less.get(words[0], steps)]) == 0, line
 
