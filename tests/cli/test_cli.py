@@ -146,6 +146,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("quickstart --seed 9223372036854775808", "elit quickstart: seed=9223372036854775808"),
     ],
 )
+@pytest.mark.usefixtures("digit_classifiers")
 def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, pixels, text, clips, line, message):
     line = line.replace("MODEL", str(pixels)).replace("TEXT", str(text)).replace("CLIPS", str(clips))
     code, out, err = run(capsys, *line.split())
