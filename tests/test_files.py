@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from elit.files import fingerprint, replacing, whole_folder, write_folder, write_text
+from elit.files import check_writable, fingerprint, replacing, whole_folder, write_folder, write_text
 
 
 def test_a_file_appears_when_its_block_is_through(tmp_path):
@@ -19,13 +22,12 @@ def test_a_file_appears_when_its_block_is_through(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("concurrent", [False, True])
-def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(tmp_path, concurrent):
+def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
     def fail():
-        with replacing(path, concurrent=concurrent) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text("ha")
             raise OSError("disk full")
 
@@ -35,16 +37,64 @@ def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(tmp_path,
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_writers_at_the_same_time_have_names_of_their_own(tmp_path, monkeypatch):
+def test_writers_at_the_same_time_have_names_of_their_own(tmp_path):
     path = tmp_path / "a.txt"
-    with replacing(path, concurrent=True) as one:
-        monkeypatch.setattr("os.getpid", lambda: 1)
-        with replacing(path, concurrent=True) as other:
+    with replacing(path) as one:
+        with replacing(path) as other:
             assert one != other
             one.write_text("one")
             other.write_text("other")
         assert path.read_text() == "other"
     assert path.read_text() == "one"
+
+
+def test_what_was_left_by_writers_that_were_killed_goes_after_a_day(tmp_path):
+    path = tmp_path / "a[1].txt"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    now, old = temporary.with_name(".a[1].txt.00000001.tmp"), temporary.with_name(".a[1].txt.00000002.tmp")
+    other = tmp_path / ".a1.txt.00000002.tmp"
+    for left in (now, old, other):
+        left.write_text("half")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    write_text(path, "newer")
+    assert sorted(tmp_path.iterdir()) == sorted([path, now, other])
+
+
+def test_folders_written_at_the_same_time_are_whole(tmp_path):
+    """Eight writers of four files each: the folder is that of one of them, and nothing lies beside it."""
+    folder, together = tmp_path / "a", threading.Barrier(8)
+
+    def write(writer):
+        def fill(at):
+            for i in range(4):
+                (at / str(i)).write_text(str(writer))
+            together.wait()
+
+        write_folder(folder, fill)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len({path.read_text() for path in folder.iterdir()}) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_place_where_nothing_can_be_written_is_told(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "deep" / "x.png")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(ValueError, match=r"out='.*file/x': cannot write there, '.*file' is a file; give another place"):
+        check_writable(tmp_path / "file" / "x")
+    with pytest.raises(ValueError, match=r"to='.*link/x': '.*link' is a link to nothing; give another place"):
+        check_writable(tmp_path / "link" / "x", "to")
+    with pytest.raises(ValueError, match="cannot write there, File name too long in "):
+        check_writable(tmp_path / ("x" * 250))
+    if Path("/proc").is_dir():  # where nobody can, whatever its mode
+        with pytest.raises(ValueError, match="out='/proc/x/y': cannot write there, "):
+            check_writable(Path("/proc/x/y"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
@@ -67,15 +117,16 @@ def test_a_kill_at_any_point_loses_no_folder(tmp_path, monkeypatch, renames):
     """Before, between and after the two renames: the old or the new one is found whole, and a later write goes on."""
     folder, left = tmp_path / "a", iter(range(renames))
     write_folder(folder, lambda at: (at / "x").write_text("old"))
-    replace, remove = os.replace, shutil.rmtree
+    replace, remove, dead = os.replace, shutil.rmtree, []
 
     def replace_or_die(*paths):
         if next(left, None) is None:
+            dead.append(True)
             raise Killed
         replace(*paths)
 
     def remove_or_die(path, **options):
-        if (folder / "x").read_text() == "new":
+        if dead or (folder / "x").read_text() == "new":
             raise Killed
         remove(path, **options)
 
@@ -94,7 +145,7 @@ def test_a_kill_at_any_point_loses_no_folder(tmp_path, monkeypatch, renames):
     assert (folder / "x").read_text() == ("new" if renames == 2 else "old")
     write_folder(folder, lambda at: (at / "x").write_text("newer"))
     assert (folder / "x").read_text() == "newer"
-    assert list(tmp_path.iterdir()) == [folder]
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".tmp"] == [folder]
 
 
 def test_a_fingerprint_is_size_and_crc(tmp_path):

@@ -4,30 +4,46 @@ Everything this library writes goes through here: first under a temporary name i
 A reader, or a run that was killed, never meets half a file.
 """
 
+import errno
 import os
+import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+LONG_AGO = 24 * 3600.0
+"""Seconds after which nobody writes a temporary file any more."""
+
 
 @contextmanager
-def replacing(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` to write to; renames it to `path` at the end of the block.
 
-    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was. concurrent: several
-    processes may write the same file at the same time, so each has a temporary name of its own.
+    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was. Of several that
+    write the same file at the same time, the last one's is there in the end, whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if concurrent else f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that no other writer has. Removes what writers of `path` left that were killed long ago."""
+    for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError):  # another writer may remove it too
+            if time.time() - left.lstat().st_mtime > LONG_AGO:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def check_new_output(
@@ -55,9 +71,31 @@ def check_new_output(
             raise ValueError(f"{argument}: is a file; give the name of a folder")
         if not overwrite:
             raise ValueError(f"{argument}: is there already; give another name, or --overwrite to replace it")
-    parent = next(above for above in path.absolute().parents if above.exists())
-    if not parent.is_dir():
-        raise NotADirectoryError(f"{argument}: {str(parent)!r} is no folder")
+    check_writable(path, name)
+
+
+def check_writable(path: Path, name: str = "out") -> None:
+    """Whether a file or folder can be made at `path`, by making the first that it takes, and removing it again.
+
+    A mode does not tell: root may write where it says no, and nobody on what is mounted to be read. Raises ValueError.
+    """
+    missing = path.absolute()
+    while not missing.parent.exists():
+        missing = missing.parent
+    if missing != path.absolute() and missing.is_symlink():
+        raise ValueError(f"{name}={str(path)!r}: {str(missing)!r} is a link to nothing; give another place")
+    if not missing.parent.is_dir():
+        raise ValueError(
+            f"{name}={str(path)!r}: cannot write there, {str(missing.parent)!r} is a file; give another place"
+        )
+    probe = _temporary(missing)
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ValueError(
+            f"{name}={str(path)!r}: cannot write there, {error.strerror} in {str(missing.parent)!r}; give another place"
+        ) from None
 
 
 @contextmanager
@@ -97,23 +135,34 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary folder, then puts it in the place of `folder`.
 
     That takes two renames. A kill between them leaves the one before as `.NAME.old`, and nothing at `folder`.
-    `whole_folder` finds it there, and the next call puts it back before it writes.
+    `whole_folder` finds it there, and the next call puts it back before it writes. Of several that write the same
+    folder at the same time, the last one's is there in the end, whole.
     """
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), _set_aside(folder)
+    temporary, old = _temporary(folder), _set_aside(folder)
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         write(temporary)
+        _put_in_place(temporary, folder, old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path, old: Path) -> None:
+    """Renames `folder` to `old` and `temporary` to `folder`; once more where another writer comes between."""
+    for left in reversed(range(100)):
+        try:
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(folder, old)
+            os.replace(temporary, folder)
+            return
+        except OSError as error:
+            if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
 
 
 def whole_folder(folder: Path) -> Path:

@@ -1,5 +1,8 @@
 """What commands write: nothing is replaced unasked, nothing stale is left, an option that would do nothing is told."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -101,10 +104,20 @@ def test_a_quickstart_that_fails_leaves_the_one_before(capsys, tmp_path, monkeyp
     assert (out / "results.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("command", ["elastify", "import", "inspect", "tune-schedule"])
+FILES = {
+    "tune-schedule": "tuned.json",
+    "evaluate": "samples.npz",
+    "sweep": "table.parquet",
+    "loadtest": "trace.jsonl",
+    "serve": "build.yaml",
+    "encode": "inspect.png",
+}
+
+
+@pytest.mark.parametrize("command", ["elastify", "import", "inspect", *FILES])
 def test_every_command_asks(capsys, tmp_path, saved, command):
-    out = tmp_path / ("tuned.json" if command == "tune-schedule" else "out")
-    if command == "tune-schedule":
+    out = tmp_path / FILES.get(command, "out")
+    if command in FILES:
         out.write_text("{}")
     else:
         write_folder(out, lambda f: (f / "config.json").write_text("{}"))
@@ -113,10 +126,52 @@ def test_every_command_asks(capsys, tmp_path, saved, command):
         "import": ("import", "x.pt", out),
         "inspect": ("inspect", saved / "model", "--data", "digits", "--out", out),
         "tune-schedule": ("tune-schedule", saved / "model", "--data", "digits", "--mean-share", 0.5, "--out", out),
+        "evaluate": ("evaluate", saved / "model", "--detector", "digits", "--out", out),
+        "sweep": ("sweep", saved / "model", "--detector", "digits", "--table", out, "--out", tmp_path / "new"),
+        "loadtest": ("loadtest", "http://127.0.0.1:9", "--write-trace", out),
+        "serve": ("serve", saved / "model", "--build", out),
+        "encode": ("encode", "--inspect", tmp_path),
     }
+    option = {"sweep": "table", "loadtest": "write_trace", "serve": "build", "encode": "inspect"}.get(command, "out")
     code, _, error = run(capsys, *lines[command])
     assert code == 2
-    assert error == f"elit {command}: out='{out}': is there already; give another name, or --overwrite to replace it\n"
+    assert list(tmp_path.iterdir()) == [out]
+    assert (
+        error
+        == f"elit {command}: {option}='{out}': is there already; give another name, or --overwrite to replace it\n"
+    )
+
+
+def test_a_model_keeps_the_table_of_another_sweep(capsys, tmp_path, saved):
+    model = shutil.copytree(saved / "model", tmp_path / "model")
+    (model / "sweep.jsonl").write_text("{}\n")
+    line = ("sweep", model, "--detector", "digits", "--out", tmp_path / "out")
+    code, _, error = run(capsys, *line)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith(f"elit sweep: model='{model}': '{model}/sweep.jsonl' is of another sweep than out='")
+    assert error.endswith("--overwrite to replace it, or --no-card to leave it\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.jsonl").write_text("{}\n")  # its own: goes on to the next fault
+    assert "metrics='fd': give a reference" in run(capsys, *line, "--metrics", "fd")[2]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write into, whatever its mode")
+@pytest.mark.parametrize("command", ["sample", "evaluate", "sweep", "encode", "train", "tune-schedule", "loadtest"])
+def test_no_work_is_done_for_a_place_that_cannot_be_written(capsys, saved, command):
+    model = saved / "model"
+    lines = {
+        "sample": (model, "--steps", 1, "--labels", 3, "--out", "/proc/x/y.png"),
+        "evaluate": (model, "--detector", "digits", "--out", "/proc/x/y"),
+        "sweep": (model, "--detector", "digits", "--out", "/proc/x/y"),
+        "encode": (saved, "/proc/x/y", "--vae", model),
+        "train": ("--out", "/proc/x/y", "--steps", 1),
+        "tune-schedule": (model, "--data", "digits", "--mean-share", 0.5, "--out", "/proc/x/y.json"),
+        "loadtest": ("http://127.0.0.1:9", "--write-trace", "/proc/x/y.jsonl"),
+    }
+    code, _, error = run(capsys, command, *lines[command])
+    assert (code, error.count("\n")) == (2, 1)
+    assert "='/proc/x/y" in error
+    assert ": cannot write there" in error
 
 
 def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):

@@ -7,14 +7,13 @@ tests/cli/test_startup.py asks.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from elit.arguments import class_numbers
 from elit.budgets import ANY_COUNT, schedule_budgets
-from elit.files import whole_folder
+from elit.files import check_writable, whole_folder
 from elit.pretrained import model_folder
 
 LEAST = {
@@ -143,14 +142,8 @@ def check_labels(given: Mapping[str, Any]) -> None:
 
 
 def check_output(out: Path, name: str = "out") -> None:
-    """Whether something can be written at `out`, or in the nearest folder above it that is there."""
-    above = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if above != out and not above.is_dir():
-        raise ValueError(f"{name}={str(out)!r}: cannot write there, {str(above)!r} is a file; give another place")
-    if not os.access(above, os.W_OK):
-        raise ValueError(
-            f"{name}={str(out)!r}: cannot write there, no permission in {str(above)!r}; give another place"
-        )
+    """Whether something can be written at `out`, or in it where it is a folder. Raises ValueError."""
+    check_writable(out / "file" if out.is_dir() or out.is_symlink() else out, name)
 
 
 def check_sample_files(out: Path) -> None:

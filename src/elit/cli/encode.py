@@ -10,6 +10,7 @@ import tyro
 from elit.cli.checks import check_arguments, check_output
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.files import check_new_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Args:
     """Such as cuda or cpu; default: cuda where there is one."""
     inspect: Path | None = None
     """Decode a few samples of this encoded folder to a grid instead, into inspect.png in it."""
+    overwrite: bool = False
+    """Replace the inspect.png that is there; what was encoded is never replaced."""
     json: bool = False
     """Print what was encoded as JSON last on stdout."""
 
@@ -57,6 +60,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 def run(args: Args) -> dict[str, Any] | None:
     if args.inspect is not None:
+        check_new_output(args.inspect / "inspect.png", overwrite=args.overwrite, folder=False, name="inspect")
         return _inspect(args, args.inspect)
     from accelerate import PartialState
 

@@ -86,7 +86,8 @@ class Args:
     compile: bool = False
     """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
     overwrite: bool = False
-    """Replace the .safetensors that is there, once the new is whole."""
+    """Replace the .npz or .safetensors that is there, once the new is whole. Scores and sample sets are never replaced:
+    other settings go into other files of the folder."""
     json: bool = False
     """Print the scores as JSON last on stdout."""
 
@@ -95,7 +96,7 @@ def parse(arguments: Sequence[str]) -> Args:
     args: Args = parse_arguments(Args, "evaluate", arguments)
     check_arguments(args, count=2)
     _check(args)
-    check_output(args.out)
+    check_output(work_folder(args))
     return args
 
 
@@ -113,6 +114,8 @@ def _run(args: Args) -> dict[str, Any] | None:
 
     if args.save_reference is not None:
         check_new_output(args.save_reference, overwrite=args.overwrite, folder=False, name="save_reference")
+    elif args.out.suffix == ".npz":
+        check_new_output(args.out, overwrite=args.overwrite, folder=False)
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)

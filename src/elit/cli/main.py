@@ -5,12 +5,14 @@ import difflib
 import io
 import json
 import keyword
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import elit
@@ -39,30 +41,36 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 for one that was stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
-    if arguments[0] == "--version":
-        print(f"elit {elit.__version__}")
-        return 0
-    name = arguments[0]
+    with _forgiving_output():
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return 0
+        if arguments[0] == "--version":
+            print(f"elit {elit.__version__}")
+            return 0
+        return _run(arguments[0], arguments[1:])
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
     # No module can be named by a word of Python's own: those have a line behind.
     module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
-    command = import_module(f"elit.cli.{module}")
     try:
-        args = command.parse(arguments[1:])
+        command = import_module(f"elit.cli.{module}")
+        args = command.parse(arguments)
         result = command.run(args)
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         where = f"{str(error.filename)!r}: " if error.filename else ""
         return _fail(f"elit {name}: {where}cannot be used ({error.strerror or error}); give another place", 2)
     except ValueError as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
+    except BrokenPipeError:
+        raise
     except (OSError, FloatingPointError) as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
@@ -70,6 +78,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json and result is not None:  # of several processes, the main one speaks
         print(json.dumps(result))
     return 0
+
+
+@contextlib.contextmanager
+def _forgiving_output() -> Iterator[None]:
+    """Inside the block stdout is there, even if it was closed, and takes any character; what it cannot write is a '?'.
+
+    Exits with 1 where not all could be written: without a word where the reader has gone, as `head` does.
+    """
+    with contextlib.ExitStack() as stack:
+        if sys.stdout is None:  # closed by who started this process
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+                stream.reconfigure(errors="replace")
+        try:
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            # Python would try once more at its end, and say so.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                _fail(f"elit: stdout: {error.strerror}", 1)
+            raise SystemExit(1) from None
 
 
 def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any:

@@ -49,25 +49,29 @@ def run(args: Args) -> dict[str, Any]:
     import torch
 
     from elit.elastic.load_model import load_model
+    from elit.files import check_writable
     from elit.planner.choose import network_folder
+    from elit.planner.profile import profile_path, profile_recipe
 
     model = load_model(args.model, torch_dtype=getattr(torch, args.dtype)).to(check_device(args.device)).eval()
-    profile, path = measured(
-        model, network_folder(args.model), batch_sizes=args.batch_sizes, seconds=args.seconds, compile=args.compile
-    )
+    folder = network_folder(args.model)
+    assert folder is not None  # of a path
+    path = profile_path(folder, profile_recipe(model, compile=args.compile))
+    check_writable(path, "model")
+    profile = measured(model, batch_sizes=args.batch_sizes, seconds=args.seconds, compile=args.compile)
+    profile.save(folder)
     if not args.json:
         _print(profile)
         print(f"Profile: {path}")
     return {"path": str(path), "error": profile.error(held_out=True), **asdict(profile)}
 
 
-def measured(model: Any, folder: Any, **options: Any) -> tuple[Any, Path]:
-    """A profile of the model, saved in its folder, with a bar while it is measured."""
+def measured(model: Any, **options: Any) -> Any:
+    """A profile of the model, with a bar while it is measured."""
     from elit.planner.profile import measure_profile
 
     with show_progress("measuring", round(options["seconds"])) as progress:
-        profile = measure_profile(model, progress=progress, **options)
-    return profile, profile.save(folder)
+        return measure_profile(model, progress=progress, **options)
 
 
 def _print(profile: Any) -> None:

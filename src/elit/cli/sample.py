@@ -284,7 +284,12 @@ def planned(args: Args, model: Any, batch: int) -> Any:
         check_possible(model, make_target(**targets, batch=batch), batch, compile=args.compile)
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
-        profile, _ = measured(model, folder, batch_sizes=sizes, seconds=30.0, compile=args.compile)
+        profile = measured(model, batch_sizes=sizes, seconds=30.0, compile=args.compile)
+        try:
+            profile.save(folder)
+        except OSError as error:
+            where = f"{error.strerror}: {str(error.filename)!r}"
+            print(f"elit sample: note: the profile cannot be kept ({where})", file=sys.stderr)
     best = plan(model, batch=batch, profile=profile, cache=args.cache or None, compile=args.compile, **targets)
     if not args.json:
         print(best)

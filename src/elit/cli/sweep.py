@@ -12,7 +12,7 @@ from elit.cli.checks import check_arguments, check_output
 from elit.cli.evaluate import FIELD_COUNT, check_detectors, open_metrics, open_sampler
 from elit.cli.main import check_device, show_notes, show_progress
 from elit.cli.main import parse as parse_arguments
-from elit.files import leaving_nothing
+from elit.files import check_new_output, check_writable, leaving_nothing
 from elit.pretrained import measurements_folder
 
 
@@ -36,7 +36,8 @@ class Args:
     quality: str | None = None
     """The metric of plots, front and card; default: the first of the first detector."""
     out: Path = Path("runs/sweep")
-    """Folder for sample sets, scores, the table, plots and report.html."""
+    """Folder for sample sets, scores, the table, plots and report.html. Scores are kept and added to; table, plots and
+    report are made of this line's settings, in the place of the last ones."""
     table: Path | None = None
     """Results, a row a setting and detector: Parquet where it ends in .parquet, else JSON lines; default:
     OUT/sweep.jsonl."""
@@ -89,6 +90,8 @@ class Args:
     card: bool = True
     """Write MODEL/README.md; where there is one that no sweep has written, OUT/README.md. The table goes to
     MODEL/sweep.jsonl too, where elit.plan finds it."""
+    overwrite: bool = False
+    """Replace the file of --table that is there, and in MODEL the table of a sweep with another --out."""
     license: str = "unknown"
     """Of the weights, for the card, as the Hub names it, such as apache-2.0."""
     datasets: tuple[str, ...] = ()
@@ -120,6 +123,7 @@ def _run(args: Args) -> dict[str, Any] | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
+    _check_tables(args)
     sampler = open_sampler(args, args.model, device, args.out)
     settings, notes = make_settings(
         sampler,
@@ -145,7 +149,7 @@ def _run(args: Args) -> dict[str, Any] | None:
     table = args.table or args.out / "sweep.jsonl"
     write_table(points, table)
     if args.card:
-        write_table(points, measurements_folder(args.model) / "sweep.jsonl")
+        write_table(points, _models_table(args))
     of_detector = [point for point in points if point.detector == detector]
     result = _report(args, sampler, of_detector, quality, table)
     if not args.json:
@@ -158,6 +162,27 @@ def _check(args: Args) -> None:
     check_detectors(args)
     if args.table is not None and args.table.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"table={str(args.table)!r}: give a name that ends in .jsonl or .parquet")
+
+
+def _models_table(args: Args) -> Path:
+    """Where plans look for the table."""
+    return measurements_folder(args.model) / "sweep.jsonl"
+
+
+def _check_tables(args: Args) -> None:
+    """Raises ValueError where a table would be lost that no sweep with this --out has written."""
+    if args.table is not None:
+        check_new_output(args.table, overwrite=args.overwrite, folder=False, name="table")
+    if not args.card:
+        return
+    there, own = _models_table(args), args.table or args.out / "sweep.jsonl"
+    check_writable(there, "model")
+    same = there.is_file() and own.is_file() and there.read_bytes() == own.read_bytes()
+    if there.exists() and not same and not args.overwrite:
+        raise ValueError(
+            f"model={str(args.model)!r}: {str(there)!r} is of another sweep than out={str(args.out)!r}; --overwrite to "
+            "replace it, or --no-card to leave it"
+        )
 
 
 def _quality(args: Args, groups: Sequence[Any], example: Any) -> tuple[str, str]:

@@ -139,7 +139,7 @@ def _save(text: Text, path: Path) -> None:
     """Raises ValueError where the folder cannot be written."""
     tensors = {name: value for name, value in vars(text).items() if value is not None}
     try:
-        with replacing(path, concurrent=True) as temporary:
+        with replacing(path) as temporary:
             save_file(tensors, temporary)
     except OSError as error:
         raise ValueError(f"data: cannot keep the encoded prompts in {str(path.parent)!r} ({error.strerror})") from None

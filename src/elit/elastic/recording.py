@@ -174,7 +174,7 @@ def free_text_encoders(pipe: Any) -> None:
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
     """A safetensors file, whole or not at all. Raises OSError where it cannot be written."""
-    with replacing(path, concurrent=True) as temporary:
+    with replacing(path) as temporary:
         try:
             plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
             places: set[int] = set()

@@ -1,6 +1,7 @@
 """Models that come with the package: a folder each, as `save_pretrained` writes it, with its card beside it."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from elit.files import existing
@@ -25,5 +26,8 @@ def measurements_folder(folder: Path) -> Path:
     """Where what is measured of a saved model is kept: its own folder, or the user's cache for one of this package."""
     if HERE not in folder.absolute().parents:
         return folder
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a name, as in a container, and no HOME
+        cache = Path(tempfile.gettempdir())
     return cache / "elit" / folder.relative_to(HERE)
