@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from elit.files import check_writable, fingerprint, replacing, whole_folder, write_folder, write_text
 
@@ -60,6 +61,36 @@ def test_what_was_left_by_writers_that_were_killed_goes_after_a_day(tmp_path):
     os.utime(other, (0, 0))
     write_text(path, "newer")
     assert sorted(tmp_path.iterdir()) == sorted([path, now, other])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
+    """Whatever library meets it; safetensors has an error of its own."""
+
+    def with_safetensors(path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def with_python(path):
+        with path.open("w") as file:
+            file.write("x" * (1 << 20))
+
+    def file(write):
+        with replacing(tmp_path / "x") as temporary:
+            temporary.symlink_to("/dev/full")
+            write(temporary)
+
+    def folder(write):
+        def fill(at):
+            (at / "y").symlink_to("/dev/full")
+            write(at / "y")
+
+        write_folder(tmp_path / "x", fill)
+
+    for write in (with_safetensors, with_python):
+        for kind in (file, folder):
+            with pytest.raises(OSError, match=rf"\[Errno 28\] No space left on device: '{tmp_path}/x'"):
+                kind(write)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_written_at_the_same_time_are_whole(tmp_path):

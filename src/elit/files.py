@@ -6,6 +6,7 @@ A reader, or a run that was killed, never meets half a file.
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import time
@@ -30,10 +31,30 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _of_the_system(path, temporary):
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _of_the_system(path: Path, temporary: Path) -> Iterator[None]:
+    """Inside the block, an error of the system while `path` is written names `path`, and is an OSError.
+
+    Those of libraries in Rust, such as safetensors, are errors of their own; a full disk is one to the user.
+    """
+    try:
+        yield
+    except OSError as error:
+        unnamed = error.filename is None or str(temporary) in str(error.filename)
+        if error.errno is not None and error.filename2 is None and unnamed:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if number := re.search(r"I/O error.*\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 
@@ -143,8 +164,9 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
         os.replace(old, folder)
     temporary.mkdir(parents=True)
     try:
-        write(temporary)
-        _put_in_place(temporary, folder, old)
+        with _of_the_system(folder, temporary):
+            write(temporary)
+            _put_in_place(temporary, folder, old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

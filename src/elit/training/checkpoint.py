@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 import elit
 from elit.compat import lone_process
 from elit.config import RunConfig
-from elit.files import fingerprint, write_text
+from elit.files import fingerprint, leaving_nothing, write_text
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
 from elit.training.distributed import broadcast_from_main, unsharded_class
 from elit.training.ema import AveragedWeights
@@ -47,6 +47,11 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
 
 
 def _claim(lock: FileLock, config: RunConfig, parameters: int) -> None:
+    with leaving_nothing(Path(config.out)):
+        _check_room(lock, config, parameters)
+
+
+def _check_room(lock: FileLock, config: RunConfig, parameters: int) -> None:
     out = Path(config.out)
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
