@@ -120,16 +120,17 @@ def check_writable(path: Path, name: str = "out") -> None:
 
 
 @contextmanager
-def leaving_nothing(folder: Path) -> Iterator[None]:
+def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None]:
     """Removes `folder`, with what was made above it, if the block raises a ValueError and it was not there before.
 
-    For work that is kept when it is killed: what was refused is nothing to go on with.
+    For work that is kept when it is killed: what was refused is nothing to go on with. unless: a file in the folder with
+    which the work begins; where it is there, the folder stays.
     """
     new = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     try:
         yield
     except ValueError:
-        if new:
+        if new and not (unless and (folder / unless).exists()):
             shutil.rmtree(new[-1], ignore_errors=True)
         raise
 

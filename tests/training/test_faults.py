@@ -232,6 +232,16 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path):
         train(tiny(tmp_path / "file" / "run"))
 
 
+def test_what_is_refused_before_the_first_step_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="init='nowhere'"):
+        train(tiny(tmp_path / "new" / "run", init="nowhere"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="init='nowhere'"):
+        train(tiny(tmp_path / "mine", init="nowhere"))
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_two_runs_in_one_folder(tmp_path):
     """The second is refused while the first is at work, whatever it is killed by afterwards."""
     out = tmp_path / "run"

@@ -7,7 +7,7 @@ it was in memory), the network's config.json, and checkpoint.json, which comes l
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,19 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
     """The folder of a run, held by it alone: a lock that ends with the process, however that ends.
 
     Raises ValueError where it cannot be written, has no room for what the run will keep, or another run is at work.
+    What is refused before the run has saved its settings leaves no folder.
     """
-    lock = FileLock(Path(config.out) / "logs" / ".lock")
-    try:
-        broadcast_from_main(accelerator, lambda: _claim(lock, config, parameters))
-        yield
-    finally:
-        lock.release()
+    out = Path(config.out)
+    lock = FileLock(out / "logs" / ".lock")
+    with leaving_nothing(out, unless="config.yaml") if accelerator.is_main_process else nullcontext():
+        try:
+            broadcast_from_main(accelerator, lambda: _claim(lock, config, parameters))
+            yield
+        finally:
+            lock.release()
 
 
 def _claim(lock: FileLock, config: RunConfig, parameters: int) -> None:
-    with leaving_nothing(Path(config.out)):
-        _check_room(lock, config, parameters)
-
-
-def _check_room(lock: FileLock, config: RunConfig, parameters: int) -> None:
     out = Path(config.out)
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
