@@ -123,8 +123,8 @@ def check_writable(path: Path, name: str = "out") -> None:
 def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None]:
     """Removes `folder`, with what was made above it, if the block raises a ValueError and it was not there before.
 
-    For work that is kept when it is killed: what was refused is nothing to go on with. unless: a file in the folder with
-    which the work begins; where it is there, the folder stays.
+    For work that is kept when it is killed: what was refused is nothing to go on with. unless: a file with which the
+    work begins; where it is in the folder, all stays.
     """
     new = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     try:

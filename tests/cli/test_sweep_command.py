@@ -112,7 +112,7 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(options, said, capsys):
-    code, out, err = run(capsys, "model", *SCORED, "--out", "wrong", *options)
+    code, out, err = run(capsys, "model", *SCORED, "--out", "wrong", "--overwrite", *options)
     lines = [line for line in err.splitlines() if line and "Loading weights" not in line]  # transformers' own bar
     assert (code, out, len(lines)) == (2, "", 1), err
     assert lines[0].startswith("elit sweep: ")

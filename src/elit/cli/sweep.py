@@ -123,7 +123,6 @@ def _run(args: Args) -> dict[str, Any] | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
-    _check_tables(args)
     sampler = open_sampler(args, args.model, device, args.out)
     settings, notes = make_settings(
         sampler,
@@ -138,6 +137,7 @@ def _run(args: Args) -> dict[str, Any] | None:
         shift=args.shift,
         seed=args.seed,
     )
+    _check_tables(args)
     groups = open_metrics(args, device, args.out, share)
     if share.main:
         detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))

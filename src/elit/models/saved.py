@@ -146,7 +146,10 @@ def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[st
     Returns the names that start anew in `model`, and those of the saved one that found no place. Raises ValueError
     where not one matrix is shared.
     """
-    saved = load_own(folder).state_dict()
+    try:
+        saved = load_own(folder).state_dict()
+    except ValueError as error:
+        raise ValueError(f"init{str(error).removeprefix('model')}") from None
     own = model.state_dict()
     shared = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in shared.values()):
