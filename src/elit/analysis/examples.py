@@ -54,6 +54,8 @@ def load_examples(
         raise TypeError(f"model: a {type(model).__name__}; give a network of elit")
     if not isinstance(data, str):
         raise TypeError(f"data={shortened(data)}: give the name of a data set, or a folder")
+    if vae is not None and not isinstance(vae, ModelMixin):
+        raise TypeError(f"vae: a {type(vae).__name__}; give an autoencoder of diffusers")
     count = whole_number("count", count, 2)
     image_size = None if image_size is None else whole_number("image_size", image_size, 1)
     text = model.takes_text
