@@ -43,6 +43,8 @@ def fuzz(draws: int, folder: Path, *, repeatable: bool = True, parts: str = "fun
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             place = Place(folder)
         of_functions, of_commands = functions.functions(place), commands.command_lines(place)
+        if "functions" in parts:
+            functions.check_right(place, of_functions)
         drawn: dict[str, Callable[[Any], None]] = {
             "functions": lambda data: functions.call(place, of_functions, data.draw),
             "commands": lambda data: commands.run(place, data.draw(of_commands)),

@@ -25,12 +25,19 @@ WORK |= {"text_features", "text_length", "pooled_features", "batch_size", "patch
 """Of which large ones are right, and take long or much memory."""
 SAMPLE = (
     *("model", "y", "steps", "budget", "step_budgets", "sample_budgets", "guidance", "solver", "seed", "shift"),
-    *("sample_size", "noise", "batch_size", "progress", "cache", "dtype", "plan"),
+    *("sample_size", "noise", "batch_size", "progress", "cache", "dtype", "plan", "compile", "on_step"),
 )
 CALL = (
     *("class_labels", "num_inference_steps", "guidance_scale", "budget", "guidance_budget", "generator", "output_type"),
     *("latents", "return_dict", "prompt", "prompt_embeds", "cache", "dtype", "plan", "step_budgets", "sample_budgets"),
-    *("height", "width", "num_images_per_prompt", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+    *(
+        "compile",
+        "height",
+        "width",
+        "num_images_per_prompt",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+    ),
 )
 Call = tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]
 """A function, arguments that are right, and the names of those to be drawn."""
@@ -48,14 +55,16 @@ def enter(**given: Any) -> None:
 def functions(place: Place) -> dict[str, Call]:
     """Every public function, and those that the documentation calls, by name."""
     sizes = {**SIZES, "interface": {"split": (1, 1, 1), "window": (2, 2), "num_latents": 4}}
-    networks = {name: (getattr(elit, name), dict(sizes), tuple(sizes)) for name in ("DiT", "UViT", "HDiT", "SiT")}
+    more = ("patch_size", "mlp_ratio", "class_names", "convention")
+    names = {name: (*sizes, *more[: 4 if name == "SiT" else 3]) for name in ("DiT", "UViT", "HDiT", "SiT")}
+    networks = {name: (getattr(elit, name), dict(sizes), names[name]) for name in names}
     text = {key: value for key, value in sizes.items() if key != "num_classes"} | TEXT
     elastic = {"read_after": 1, "write_after": 2, "window": (4, 4)}
     pipe = elit.ElitPipeline(place.model, FlowMatchEulerDiscreteScheduler())
     pipe.set_progress_bar_config(disable=True)
     return {
         **networks,
-        "MMDiT": (elit.MMDiT, text, tuple(text)),
+        "MMDiT": (elit.MMDiT, text, (*text, "patch_size", "mlp_ratio", "text_encoder")),
         "sample": (elit.sample, {"model": place.model, "y": [0, 1], "steps": 1}, SAMPLE),
         "sample text": (elit.sample, {"model": place.text, "y": ["a"], "steps": 1}, SAMPLE),
         "sample plan": (elit.sample, {"model": place.model, "y": [0], "plan": elit.Plan(steps=1, budget=1)}, SAMPLE),
@@ -70,7 +79,7 @@ def functions(place: Place) -> dict[str, Call]:
         "Plan": (
             lambda **given: elit.sample(place.model, [0], plan=elit.Plan(**given)),
             {"steps": 1},
-            ("steps", "budget", "guidance", "cache", "batch", "ms", "gflops", "words"),
+            ("steps", "budget", "guidance", "cache", "batch", "ms", "gflops", "words", "metric", "quality"),
         ),
         "Text": (
             lambda **given: place.text.prepare_condition(elit.Text(**given)),
@@ -86,9 +95,9 @@ def functions(place: Place) -> dict[str, Call]:
         "list_models": (elit.list_models, {}, ("unknown",)),
         "count_flops": (elit.count_flops, {"model_or_name": place.model}, ("model_or_name", "sample_size", "budget")),
         "elastify": (
-            lambda **given: elit.elastify(**{"transformer": tiny("DiT-S/1")} | given),
+            lambda **given: elit.elastify(**{"model": tiny("DiT-S/1")} | given),
             elastic,
-            ("transformer", *elastic, "mode", "seed"),
+            ("model", *elastic, "mode", "seed"),
         ),
         "Family": (elit.Family, _family(), tuple(_family())),
         "register_family": (
@@ -101,7 +110,7 @@ def functions(place: Place) -> dict[str, Call]:
             {"transformer": place.plain, "call": dict(place.inputs), **elastic},
             ("transformer", "call", *elastic),
         ),
-        "budget": (enter, {"value": 1}, ("value", "guidance", "doubled")),
+        "budget": (enter, {"value": 1}, ("value", "guidance", "doubled", "reference")),
         "plan": (
             elit.plan,
             {"model": place.model, "target_gflops": 1.0},
@@ -167,6 +176,14 @@ def _family() -> dict[str, Any]:
     from elit.elastic.families import FAMILIES
 
     return dict(vars(FAMILIES["DiT"]))
+
+
+def check_right(place: Place, known: dict[str, Call]) -> None:
+    """Calls each function with the arguments that are right: one that is always refused would test nothing."""
+    for name, (function, right, _) in known.items():
+        if name != "TextEncoder":  # of transformers' encoders there is none here
+            function(**right)
+    place.restore()
 
 
 def call(place: Place, known: dict[str, Call], draw: Any) -> None:

@@ -41,9 +41,7 @@ class Place:
         self.fixtures, self.work = folder / "fixtures", folder / "work"
         self.fixtures.mkdir()
         self.work.mkdir()
-        self.model, self.plain, self.text = tiny(), tiny("DiT-S/1"), tiny("ELIT-MM-DiT-S/1", **TEXT)
-        self.elastic = elit.elastify(tiny("DiT-S/1"), read_after=1, write_after=2, window=(4, 4))
-        self.inputs = {"x": torch.zeros(2, 1, 8, 8), "t": torch.zeros(2), "y": torch.tensor([0, 1])}
+        self.networks()
         self._models()
         self._data()
         self._made_by_commands()
@@ -51,6 +49,12 @@ class Place:
         self.pictures = open_pictures(self.fixtures / "pictures", None)
         self.before = self._state()
         self.spare = shutil.copytree(self.fixtures, folder / "spare", symlinks=True)
+
+    def networks(self) -> None:
+        """One of every kind, and what a forward takes."""
+        self.model, self.plain, self.text = tiny(), tiny("DiT-S/1"), tiny("ELIT-MM-DiT-S/1", **TEXT)
+        self.elastic = elit.elastify(tiny("DiT-S/1"), read_after=1, write_after=2, window=(4, 4))
+        self.inputs = {"x": torch.zeros(2, 1, 8, 8), "t": torch.zeros(2), "y": torch.tensor([0, 1])}
 
     def __getitem__(self, name: str) -> str:
         return str(self.fixtures / name)
