@@ -125,6 +125,8 @@ def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
     assert torch.allclose(shown, decode(vae, found.x).clamp(-1, 1), atol=1e-5)
     with pytest.raises(ValueError, match=r"samples of \(3, 16, 16\), this model takes \(4, 16, 16\); .* vae"):
         load_examples(model, str(tmp_path), 4)
+    with pytest.raises(TypeError, match="vae: a Linear; give an autoencoder of diffusers"):
+        load_examples(model, str(tmp_path), 4, vae=torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="vae: given, but the data has 1 channels"):
         load_examples(model, "digits", 4, vae=vae)
 

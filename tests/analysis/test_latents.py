@@ -217,11 +217,14 @@ def test_slots_that_are_not_there_are_refused(slots):
     [
         ({"times": ()}, "times=()"),
         ({"times": (0.5, 1.5)}, "times="),
+        ({"times": torch.tensor([1, 2])}, "times=(1, 2): give at least one in [0, 1]"),
         ({"draws": 0}, "draws=0"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_probes_that_are_not_valid_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape("x: shape (2,), expected (B, C, H, W)")):
+        Probe(torch.tensor([1, 2]), torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=re.escape(message)):
         probe_of(fresh("elit-dit"), **settings)
 

@@ -249,6 +249,7 @@ def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
         ({"height": 0}, "height=0: give a whole number of at least 1"),
         ({"width": 0}, "width=0: give a whole number of at least 1"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"callback_on_step_end_tensor_inputs=\['noise'\]"),
+        ({"callback_on_step_end_tensor_inputs": torch.zeros(2, 1)}, "callback_on_step_end_tensor_inputs=tensor"),
         ({"generator": [torch.Generator()] * 3}, "generator: 3 generators for 1 samples"),
         ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents: shape"),
     ],

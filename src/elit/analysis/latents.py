@@ -49,8 +49,12 @@ class Probe:
     def __post_init__(self) -> None:
         if not isinstance(self.x, Tensor):
             raise TypeError(f"x: a {type(self.x).__name__}, expected a tensor")
+        if self.x.ndim not in (4, 5):
+            raise ValueError(f"x: shape {tuple(self.x.shape)}, expected (B, C, H, W), or (B, C, T, H, W) of clips")
         if len(self.x) < 2 or len(self.y) != len(self.x):
             raise ValueError(f"x, y: {len(self.x)} samples and {len(self.y)} conditions; give as many, at least 2")
+        if isinstance(self.times, Tensor):
+            object.__setattr__(self, "times", tuple(self.times.flatten().tolist()))
         if not self.times or not all(0 <= t <= 1 for t in self.times):
             raise ValueError(f"times={self.times}: give at least one in [0, 1], 0 = noise, 1 = data")
         for name in ("draws", "batch_size"):

@@ -108,8 +108,9 @@ class ElitPipeline(DiffusionPipeline):
             raise ValueError(f"output_type={shortened(output_type)}: give pil, np, pt or latent")
         if not isinstance(return_dict, bool):
             raise ValueError(f"return_dict={shortened(return_dict)}: give True or False")
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs={sorted(unknown)}: give some of ['latents']")
+        inputs, own = callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        if not isinstance(inputs, list | tuple) or not all(isinstance(each, str) and each in own for each in inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs={shortened(inputs)}: give some of {own}")
         num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt, 1)
         model, device = self.transformer, execution_device(self)
         y = self._conditions(class_labels, prompt, prompt_embeds)
