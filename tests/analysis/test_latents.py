@@ -224,7 +224,7 @@ def test_slots_that_are_not_there_are_refused(slots):
 )
 def test_probes_that_are_not_valid_are_refused(settings, message):
     with pytest.raises(ValueError, match=re.escape("x: shape (2,), expected (B, C, H, W)")):
-        Probe(torch.tensor([1, 2]), torch.tensor([1, 2]))
+        Probe(x=torch.tensor([1, 2]), y=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=re.escape(message)):
         probe_of(fresh("elit-dit"), **settings)
 
