@@ -80,7 +80,7 @@ def lines(place: Place) -> dict[str, list[list[str]]]:
             [p("pictures"), "--detector", "digits", "--reference", "digits"],
             [p("pictures"), "--detector", "digits", "--save-reference", "x.safetensors"],
         ],
-        "sweep": [[p("model"), *scored, "--budgets", "1", "--guidance", "none"]],
+        "sweep": [[p("model"), *scored, "--budgets", "1", "--guidance", "none", "--overwrite"]],
         "serve": [
             ["--simulate", p("trace.jsonl"), "--profile", p("profile.json")],
             [p("model")],

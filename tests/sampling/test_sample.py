@@ -156,6 +156,8 @@ def test_bad_settings_are_named(settings, message):
         ({"sample_size": 16.0}, r"sample_size=16\.0: give"),
         ({"noise": 3}, "noise=3: give a tensor"),
         ({"progress": 3}, "progress=3: give a function"),
+        ({"on_step": torch.zeros(2)}, "on_step=tensor"),
+        ({"compile": torch.zeros(2)}, "compile=tensor"),
         ({"solver": ["euler"]}, "solver=.*: give one of euler, heun"),
         ({"guidance": elit.AG(2.0, 8), "budget": 8}, "guidance ag: its budget 8 is the main branch's"),
         ({"guidance": elit.AG(2.0, 1.0)}, "guidance ag: its budget 16 is the main branch's"),

@@ -90,6 +90,10 @@ def sample(
     count = len(wanted)
     if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
         raise ValueError(f"noise={shortened(noise)}: give a tensor of floating point, (B, C, ...)")
+    if not isinstance(compile, bool):
+        raise ValueError(f"compile={shortened(compile)}: give True or False")
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step={shortened(on_step)}: give a function of (step, t, x)")
     if progress is not None and not callable(progress):
         raise ValueError(f"progress={shortened(progress)}: give a function of (samples done, samples in all)")
     size = (
@@ -117,7 +121,7 @@ def sample(
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
         rows = wanted[part].to(model.device)
         velocity = guided_network(model, rows, evaluations, guidance, network, counts and counts[part])
-        if on_step:
+        if on_step is not None:
             velocity = watched(velocity, on_step)
         with torch.no_grad():
             samples.append(run(velocity, x.to(model.device, torch.float32), times))
