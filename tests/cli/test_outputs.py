@@ -243,3 +243,11 @@ def test_numbers_beyond_all_sense(capsys, tmp_path, saved, options, code, messag
     assert (result, error.count("\n")) == (code, 1)
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_that_overflows_is_not_saved(capsys, tmp_path, saved):
+    line = ("elastify", saved / "plain", tmp_path / "out", "--read-after", 1, "--write-after", 2, "--samples", 0)
+    code, out, error = run(capsys, *line, "--steps", 1, "--batch-size", 2, "--learning-rate", "1e30", "--json")
+    assert (code, out) == (1, "")
+    assert error.splitlines()[-1].endswith("velocities are not finite; give a smaller learning_rate")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """elit elastify"""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,8 @@ def run(args: Args) -> dict[str, Any]:
             student = distill_network(student, data, replace(config, out=folder))
     seconds = time.perf_counter() - start
     after = {count: quality(student, count) for count in budgets}
+    if not all(math.isfinite(value) for scores in after.values() for value in scores.values()):
+        raise FloatingPointError("the fitted network's velocities are not finite; give a smaller learning_rate")
     save_model(student, args.out)
     if not args.json:
         rows = [[str(count), *_cells(before[count]), *_cells(after[count])] for count in budgets]
