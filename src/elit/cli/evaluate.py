@@ -122,11 +122,14 @@ def _run(args: Args) -> dict[str, Any] | None:
     work = work_folder(args)
     options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
 
-    given = None if is_model(args.pictures) else open_pictures(args.pictures, args.image_size)  # quick to refuse
-    groups = open_metrics(args, device, work, share)  # before sampling, which takes longer
-    if given is None:
-        pictures = _samples(args, device, work, share)
+    # What is quick to refuse, then detectors and references, then sampling, which takes longest.
+    if is_model(args.pictures):
+        sampler, setting = _sampler(args, device, work)
+        groups = open_metrics(args, device, work, share)
+        pictures = _draw(args, sampler, setting, share)
     else:
+        given = open_pictures(args.pictures, args.image_size)
+        groups = open_metrics(args, device, work, share)
         pictures = given if args.count is None else First(given, args.count)
     if args.save_reference is not None:
         return _save_reference(args, pictures, groups[0].detector, work, options)
@@ -214,13 +217,20 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
 
 
-def _samples(args: Args, device: str, work: Path, share: Any) -> Any:
-    """A model's samples, made now."""
+def _sampler(args: Args, device: str, work: Path) -> tuple[Any, Any]:
+    """What draws the model's samples, and how. Raises ValueError for a setting that does not fit the model."""
     from elit.evaluate.samples import Setting
 
     sampler = open_sampler(args, args.pictures, device, work)
     same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "cache", "seed")}
-    setting, count = Setting(guidance=guidance_from(args), **same), args.count or FIELD_COUNT
+    setting = Setting(guidance=guidance_from(args), **same)
+    sampler.recipe(setting)
+    return sampler, setting
+
+
+def _draw(args: Args, sampler: Any, setting: Any, share: Any) -> Any:
+    """A model's samples, made now."""
+    count = args.count or FIELD_COUNT
     with show_progress("sampling", count) as progress:
         return sampler.draw(setting, count, batch_size=args.batch_size, share=share, progress=progress)
 
