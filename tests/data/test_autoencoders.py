@@ -210,3 +210,9 @@ def test_statistics_of_other_channels_are_refused():
     vae = small_vae(latents_mean=[0.0] * 3, latents_std=[1.0] * 3)
     with pytest.raises(ValueError, match="statistics of 3 latent channels; these latents have 4"):
         decode(vae, torch.randn(1, 4, 8, 8))
+
+
+def test_an_autoencoder_of_other_channels_is_refused_before_it_decodes(tmp_path, capsys):
+    small_vae().save_pretrained(tmp_path / "vae")
+    assert main(["sample", "fashion", "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "a.png")]) == 2
+    assert "its latents have 4 channels, the network's samples 1" in capsys.readouterr().err

@@ -47,6 +47,8 @@ def test_forwards_that_do_not_fit_are_one_line():
     model = elit.elastify(build("SD3Transformer2DModel"), **SPLIT)
     with elit.budget(17), pytest.raises(ValueError, match=r"budget=17: give a number of latents per group \(1 to 16\)"):
         model(**x)
+    with elit.budget(8), pytest.raises(ValueError, match="hidden_states: an empty batch"):
+        model(**{name: value[:0] for name, value in x.items()})
     with pytest.raises(ValueError, match=r"skip_layers=\[2\]"):
         model(**x, skip_layers=[2])
     residuals = [torch.ones(2, 64, 24)] * 4

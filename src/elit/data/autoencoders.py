@@ -177,6 +177,11 @@ def downsampling(vae: ModelMixin | None) -> int:
     )
 
 
+def latent_channels(vae: ModelMixin) -> int | None:
+    """Of its latents; None where its settings do not say."""
+    return vae.config.get("latent_channels") or vae.config.get("z_dim")
+
+
 def is_for_video(vae: ModelMixin) -> bool:
     """Whether it takes (B, C, T, H, W): its first convolution has three axes."""
     kinds = (nn.Conv2d, nn.Conv3d)

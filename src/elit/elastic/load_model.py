@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from elit.arguments import shortened
-from elit.data.autoencoders import load_autoencoder
+from elit.data.autoencoders import latent_channels, load_autoencoder
 from elit.models.saved import ELASTIC, load_own
 from elit.pretrained import model_folder
 
@@ -55,8 +55,19 @@ def load_network(
     """What `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
 
     vae: its folder; by default the pipeline's that `name` is, and None where there is none.
-    Raises ValueError as `elit.load_model` and `load_autoencoder` do.
+    Raises ValueError as `elit.load_model` and `load_autoencoder` do, and for an autoencoder whose latents have another
+    number of channels than the network.
     """
+    from elit.models.transformer import Transformer  # slow to import, and `load_model` has imported it by now
+
     model = load_model(name, torch_dtype=dtype).to(device).eval()
     autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=dtype)
-    return model, autoencoder if autoencoder is None else autoencoder.to(device)
+    if autoencoder is None:
+        return model, None
+    channels = latent_channels(autoencoder)
+    if isinstance(model, Transformer) and channels not in (None, model.config.in_channels):
+        raise ValueError(
+            f"vae={str(vae or name)!r}: its latents have {channels} channels, the network's samples "
+            f"{model.config.in_channels}; give the autoencoder that it was trained in"
+        )
+    return model, autoencoder.to(device)

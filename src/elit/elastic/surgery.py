@@ -183,6 +183,8 @@ class Elastic:
         x = arguments[family.sample]
         if not all(isinstance(each, Tensor) for each in (x if isinstance(x, list) and x else [x])):
             raise TypeError(f"{family.sample}: a {type(x).__name__}, expected a tensor, or a list of them")
+        if not len(x):
+            raise ValueError(f"{family.sample}: an empty batch; give at least one sample")
         budgets: Sequence[int | None]
         given, branches = arguments.pop("budget", None), arguments.pop("branch_budgets", None)
         # This library's networks are handed theirs.
