@@ -208,7 +208,8 @@ def check(place: Place, line: list[str], code: Any, out: str, error: str) -> Non
         assert not changed, f"{line}: left {changed}"
         return
     assert not [each for each in changed if each.endswith((".tmp", ".old"))], f"{line}: left {changed}"
-    if "--json" in line and not {"--help", "--no-json"} & set(line) and out:
+    options = line[: line.index("--")] if "--" in line else line  # what follows is no option
+    if "--json" in options and not {"--help", "--no-json"} & set(options) and out:
         json.loads(out.splitlines()[-1], parse_constant=lambda text: fail(f"{line}: {text} is no JSON"))
 
 

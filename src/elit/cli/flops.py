@@ -1,7 +1,7 @@
 """elit flops"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any
 
@@ -41,6 +41,15 @@ class Args:
 def parse(arguments: Sequence[str]) -> Args:
     args: Args = parse_arguments(Args, "flops", arguments)
     check_arguments(args)
+    idle = [
+        each.name
+        for each in fields(args)
+        if each.name not in ("paper", "json") and getattr(args, each.name) != each.default
+    ]
+    if args.paper and idle:
+        raise ValueError(
+            f"{idle[0]}: the paper's figures are of its own networks and budgets; leave it out, or --paper"
+        )
     return args
 
 
