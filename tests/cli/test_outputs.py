@@ -251,3 +251,11 @@ def test_a_fit_that_overflows_is_not_saved(capsys, tmp_path, saved):
     assert (code, out) == (1, "")
     assert error.splitlines()[-1].endswith("velocities are not finite; give a smaller learning_rate")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["sample fashion --out {}/a.png", "encode --inspect {} --vae x", "train --out {}/run"])
+def test_a_name_that_is_too_long_is_bad_input_wherever_it_stands(line, capsys):
+    assert main(line.format("x" * 300).split()) == 2
+    error = capsys.readouterr().err
+    assert "File name too long" in error
+    assert error.count("\n") == 1

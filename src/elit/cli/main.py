@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import io
 import json
 import keyword
@@ -72,7 +73,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except (OSError, FloatingPointError) as error:
-        return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
+        bad_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG  # bad input, whatever looked at it
+        return _fail(f"elit {name}: {' '.join(str(error).split())}", 2 if bad_name else 1)
     except KeyboardInterrupt:
         return _fail(f"elit {name}: stopped", 130)
     if args.json and result is not None:  # of several processes, the main one speaks
