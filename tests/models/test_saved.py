@@ -26,6 +26,9 @@ def test_round_trip(saved):
     assert torch.equal(load_model(folder)(x, t, y), model(x, t, y))
     assert load_model(folder, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    again = load_model(folder)
+    again.save_pretrained(folder.parent / "again")
+    assert (folder.parent / "again" / "config.json").read_text() == (folder / "config.json").read_text()
 
 
 def test_a_missing_or_cut_off_model_is_named(saved, tmp_path):

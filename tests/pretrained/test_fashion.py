@@ -30,6 +30,7 @@ def test_it_is_small_and_has_the_papers_topology():
     assert model.window(model.sample_size) == (4, 4)
     assert model.budgets == tuple(range(1, 17))
     assert tuple(model.config.class_names) == FASHION_CLASSES
+    assert "_name_or_path" not in json.loads((BOX / "config.json").read_text())
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path):

@@ -40,6 +40,11 @@ COMMANDS = {
     "doctor": "what is installed here, what works and what is fast",
 }
 
+BAD_PLACE = {
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+}
+"""What the system says of a path that is bad input."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 for one that was stopped."""
@@ -65,16 +70,15 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         command = import_module(f"elit.cli.{module}")
         args = command.parse(arguments)
         result = command.run(args)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        where = f"{str(error.filename)!r}: " if error.filename else ""
-        return _fail(f"elit {name}: {where}cannot be used ({error.strerror or error}); give another place", 2)
     except ValueError as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
     except BrokenPipeError:
         raise
     except (OSError, FloatingPointError) as error:
-        bad_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG  # bad input, whatever looked at it
-        return _fail(f"elit {name}: {' '.join(str(error).split())}", 2 if bad_name else 1)
+        if isinstance(error, OSError) and error.errno in BAD_PLACE:
+            where = f"{str(error.filename)!r}: " if error.filename else ""
+            return _fail(f"elit {name}: {where}cannot be used ({error.strerror}); give another place", 2)
+        return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
         return _fail(f"elit {name}: stopped", 130)
     if args.json and result is not None:  # of several processes, the main one speaks

@@ -103,8 +103,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     On a CPU, gradients of torch's fused kernel take up to six times those of the written-out products in bfloat16,
     most for short sequences, of which windows and small pictures consist.
     """
-    bf16_training = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if bf16_training and q.requires_grad and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
+    bf16_training = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
+    if bf16_training and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

@@ -59,35 +59,38 @@ def check_hub_name(argument: str, name: str) -> None:
         raise ValueError(f"{argument}={name!r}: no such folder, and no name on the hub, which is OWNER/NAME")
 
 
-def load_own(folder: str | Path, **kwargs: Any) -> Transformer:
-    """The network of this library saved in `folder`, of any class; `elit.load_model` without elastified ones."""
+def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Transformer:
+    """The network of this library saved in `folder`, of any class; `elit.load_model` without elastified ones.
+
+    name: of the argument that gave the folder, for errors.
+    """
     folder = whole_folder(model_folder(folder))
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
     if (folder / MANIFEST).is_file():
-        return _load_average(folder, **kwargs)
-    kind = check_saved(folder, "model")
+        return _load_average(folder, name, **kwargs)
+    kind = check_saved(folder, name)
     if kind not in NETWORKS:
-        raise ValueError(f"model={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
+        raise ValueError(f"{name}={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
     if (folder / ELASTIC).is_file():
         raise ValueError(
-            f"model={str(folder)!r}: holds an elastified network; only elit.load_model takes it, with its dial"
+            f"{name}={str(folder)!r}: holds an elastified network; only elit.load_model takes it, with its dial"
         )
-    kwargs = {"torch_dtype": saved_dtype(folder)} | {name: value for name, value in kwargs.items() if value is not None}
+    kwargs = {"torch_dtype": saved_dtype(folder)} | {key: value for key, value in kwargs.items() if value is not None}
     model, loading = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
     # diffusers would start missing weights at random, with a warning.
     wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"], *map(str, loading["mismatched_keys"])])
     if wrong:
-        raise ValueError(f"model={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
+        raise ValueError(f"{name}={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     return model
 
 
-def _load_average(folder: Path, torch_dtype: torch.dtype = torch.float32) -> Transformer:
+def _load_average(folder: Path, name: str, torch_dtype: torch.dtype = torch.float32) -> Transformer:
     if fault := damage(folder):
         raise ValueError(fault)
     import torch.distributed.checkpoint as dcp  # of checkpoints alone
 
-    kind = _saved_class(folder, "model")
+    kind = _saved_class(folder, name)
     network = NETWORKS[str(kind)].from_config(NETWORKS[str(kind)].load_config(folder))
     average = {name: torch.empty_like(weight) for name, weight in network.named_parameters()}
     with lone_process():
@@ -146,10 +149,7 @@ def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[st
     Returns the names that start anew in `model`, and those of the saved one that found no place. Raises ValueError
     where not one matrix is shared.
     """
-    try:
-        saved = load_own(folder).state_dict()
-    except ValueError as error:
-        raise ValueError(f"init{str(error).removeprefix('model')}") from None
+    saved = load_own(folder, name="init").state_dict()
     own = model.state_dict()
     shared = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in shared.values()):

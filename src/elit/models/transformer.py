@@ -3,6 +3,7 @@
 B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L tokens of any sequence, d width.
 """
 
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -92,6 +93,12 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             return nn.Module.to(self, *args, **kwargs)
         with quiet_cast():
             return super().to(*args, **kwargs)
+
+    def to_json_string(self) -> str:
+        """What config.json holds; without the folder that diffusers notes, which says nothing on another machine."""
+        settings = json.loads(super().to_json_string())
+        settings.pop("_name_or_path", None)
+        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
     @property
     def budget_step(self) -> int:

@@ -65,7 +65,7 @@ class Playground:
         return with_page_errors(lambda: Dial.from_controls(values))
 
     def settings(self, dial: Dial) -> SampleSettings:
-        return dial.settings(takes_text=self.engine.takes_text, dtype=self.engine.dtype)
+        return self.opening.settings_of(dial)
 
     def draw(self, dial: Dial, tick: Tick, visitor: str | None) -> Picture:
         """One picture. Raises gr.Error for settings that do not fit, and when the visitor cancels."""

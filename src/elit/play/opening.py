@@ -22,14 +22,20 @@ class Opening:
 
     def __init__(self, engine: PageEngine):
         self.engine = engine
-        self.dial: Dial = default_dial(engine.start, engine.budgets)
-        self.settings: SampleSettings = self.dial.settings(takes_text=engine.takes_text, dtype=engine.dtype)
+        self.dial = default_dial(engine.start, engine.budgets)
+        self.settings = self.settings_of(self.dial)
         self._thumbnails: Future[list[Image.Image]] = Future()
         self._picture: Future[Picture] = Future()
-        self.in_process = engine.has_thumbnails
-        self.shows_classes = self.in_process and 0 < len(engine.classes) <= MOST_THUMBNAILS
-        if self.in_process:
+        if engine.has_thumbnails:
             threading.Thread(target=self._make, daemon=True).start()
+
+    @property
+    def shows_classes(self) -> bool:
+        return self.engine.has_thumbnails and 0 < len(self.engine.classes) <= MOST_THUMBNAILS
+
+    def settings_of(self, dial: Dial) -> SampleSettings:
+        """Raises ValueError."""
+        return dial.settings(takes_text=self.engine.takes_text, dtype=self.engine.dtype)
 
     def thumbnails(self) -> list[tuple[Image.Image, str]]:
         """A picture of every class with its name."""
@@ -37,7 +43,7 @@ class Opening:
 
     def picture(self, settings: SampleSettings) -> Picture | None:
         """The first picture, where these are its settings. Raises what making it raised."""
-        return self._picture.result() if self.in_process and settings == self.settings else None
+        return self._picture.result() if self.engine.has_thumbnails and settings == self.settings else None
 
     def _make(self) -> None:
         def first_picture() -> Picture:
