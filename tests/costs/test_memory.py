@@ -77,6 +77,13 @@ def test_parts_add_up_and_devices_share_the_batch():
         estimate(config, utilisation=1.5)
 
 
+def test_activations_are_a_gpus_however_a_cpu_computes_the_gradients_of_attention(monkeypatch):
+    config = TrainConfig(model=ModelConfig(name="ELIT-DiT-S/2", **SMALL), batch_size=32, precision="bf16")
+    here = estimate(config).activations
+    monkeypatch.setattr("elit.models.layers.SHORT_CPU_SEQUENCE", 0)  # torch's fused kernel for every length
+    assert estimate(config).activations == here
+
+
 def test_every_device_draws_the_noise_of_the_whole_batch():
     settings = {"model": ModelConfig(name="DiT-S/2", sample_size=8, in_channels=4, num_classes=10), "batch_size": 64}
     for devices in (1, 4):

@@ -14,6 +14,7 @@ from elit.budgets import training_budgets
 from elit.compat import fake_tensors, storage_number
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
+from elit.models.layers import fused_attention
 from elit.models.presets import create_model
 
 
@@ -113,7 +114,7 @@ def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, che
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of `forward`, the model's weights not counted, each storage once."""
+    """Bytes that autograd keeps of `forward` on a GPU, the model's weights not counted, each storage once."""
     weights = {storage_number(parameter) for parameter in model.parameters()}
     sizes: dict[int, int] = {}
     alive: list[Tensor] = []  # a freed storage's number may come again
@@ -124,6 +125,6 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
             alive.append(value)
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         alive.append(forward())
     return sum(sizes.values())

@@ -4,7 +4,8 @@ B batch, C channels, N spatial tokens, L tokens of any sequence, d width, H head
 p patch and w window (tokens per group), one entry per axis: (row, column) or (frame, row, column).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -95,6 +96,18 @@ class QKNorm(nn.RMSNorm):
 
 
 SHORT_CPU_SEQUENCE = 512
+_fused_alone = False
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside the block attention is torch's fused kernel on a CPU too, to learn there what a GPU would keep."""
+    global _fused_alone
+    before, _fused_alone = _fused_alone, True
+    try:
+        yield
+    finally:
+        _fused_alone = before
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -104,7 +117,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     most for short sequences, of which windows and small pictures consist.
     """
     bf16_training = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
-    if bf16_training and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
+    if bf16_training and not _fused_alone and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
