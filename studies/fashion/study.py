@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import ARMS, BATCH_SIZE, ROOT, STEPS, load, milestones, picture_flops, run_config
+from runs import ARMS, BATCH_SIZE, LATENTS, ROOT, STEPS, load, milestones, picture_flops, run_config
 from scores import Scores, draw_and_score, held_out_loss
 
 import elit
@@ -43,8 +43,8 @@ class Study:
     def __init__(self, name: str, about: str | None, line: Sequence[str] | None):
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-        parser.add_argument("--samples", type=int, default=5000, help="behind a Fréchet distance")
-        parser.add_argument("--milestone-samples", type=int, default=2000, help="the same before the last milestone")
+        parser.add_argument("--samples", type=int, default=2500, help="behind a Fréchet distance")
+        parser.add_argument("--milestone-samples", type=int, default=1000, help="the same before the last milestone")
         parser.add_argument("--solver-steps", type=int, default=16)
         parser.add_argument("--steps", type=int, default=STEPS, help="training steps, as in train.py")
         parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="of the reference arm, as in train.py")
@@ -54,6 +54,7 @@ class Study:
         words = [f"studies/fashion/{name}.py", *(sys.argv[1:] if line is None else line)]
         self.name, self.command = name, shlex.join(["python", *words])
         self.scores = Scores(self.args.runs / "scores.jsonl")
+        self.networks: dict[tuple[str, bool], DiT] = {}
         self.rows: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
         torch.set_num_threads(1)
@@ -77,13 +78,21 @@ class Study:
 
             def make(path: Path = path, count: int = count) -> dict[str, float]:
                 torch.manual_seed(seed)  # of the sets that are drawn anew
-                network = load(arm, path, redrawn=redrawn)
+                network = self._with_weights_of(arm, path, redrawn=redrawn)
                 scores = draw_and_score(network, count=count, steps=self.args.solver_steps, budget=budget)
                 return scores | {"loss": held_out_loss(network, budget, count=min(count, 2000))}
 
-            key = {"arm": arm, "seed": seed, "step": step, "budget": budget, "redrawn": redrawn, "samples": count}
+            latents = budget or (LATENTS if ARMS[arm].elit else None)  # all of them under one name
+            key = {"arm": arm, "seed": seed, "step": step, "budget": latents, "redrawn": redrawn, "samples": count}
             scores = self.scores.get(key | {"solver_steps": self.args.solver_steps, "training": self.args.steps}, make)
             self.row(f"{arm}{way}", seed, scores, step=step, pictures=step * config.batch_size)
+
+    def _with_weights_of(self, arm: str, checkpoint: Path, *, redrawn: bool) -> DiT:
+        """One network an arm, which is given the weights of a checkpoint: so it is compiled once."""
+        loaded = load(arm, checkpoint, redrawn=redrawn)
+        network = self.networks.setdefault((arm, redrawn), loaded)
+        network.load_state_dict(loaded.state_dict())
+        return network
 
     def row(self, name: str, seed: int, scores: Mapping[str, float], **more: Any) -> None:
         self.rows.append({"name": name, "seed": seed, **more, **scores})

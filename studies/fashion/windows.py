@@ -96,7 +96,7 @@ def draw(model: DiT, labels: Tensor, mean: int, need: Callable[[DiT, Tensor], Te
     counts = torch.full((len(labels), groups), mean)
     times = time_grid(STEPS)
     for t, following in itertools.pairwise(times):
-        velocity = forward(model, x, torch.full((len(x),), t), labels, counts)
+        velocity = forward(model, x.to(model.dtype), torch.full((len(x),), t), labels, counts)
         if need is not None:
             counts = shares_to_counts(need(model, x + (1 - t) * velocity), mean, most)
         x = x + (following - t) * velocity
@@ -107,6 +107,7 @@ def main(line: Sequence[str] | None = None) -> None:
     study = Study("windows", __doc__, line)
     for seed in study.args.seeds:
         step, model = study.network("ELIT multi-budget", seed)
+        model.to(torch.bfloat16)
         for mean in SHARES:
             for name, need in (("the same everywhere", None), ("by contrast", contrast)):
 

@@ -20,7 +20,7 @@ from elit.evaluate.detectors import open_detector
 from elit.evaluate.metrics import frechet_distance
 from elit.evaluate.pictures import as_samples, open_pictures
 from elit.evaluate.reference import open_reference
-from elit.evaluate.samples import Sampler, Setting
+from elit.evaluate.samples import Sampler, Setting, classes_of
 from elit.evaluate.score import load_results, score
 from elit.evaluate.statistics import Moments
 from elit.models.saved import save_model
@@ -134,6 +134,15 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
     more = sampler.draw(setting, 30)  # goes on from the 24 that are there
     assert torch.equal(more.read(0, 20), made.read(0, 20))
     assert len(list(tmp_path.glob("sets/*/pictures/*"))) == 2
+
+
+def test_a_sample_shows_the_class_of_its_label_or_of_its_prompts_number():
+    network = opened("elit-mmdit", in_channels=1)
+    for prompts in (network.prepare_condition(["one", "two", "three"]), opened("mmdit-embeddings").example_condition(3)):
+        assert classes_of(prompts).tolist() == [0, 1, 2]
+    assert classes_of(torch.tensor([4, 2])).tolist() == [4, 2]
+    drawn = Sampler(network, Path(), conditions=network.prepare_condition(["one", "two", "three"])).planned(Setting(), 5)
+    assert drawn.labels(1, 5).tolist() == [1, 2, 0, 1]
 
 
 def test_a_compiled_network_draws_the_same_samples_up_to_rounding(model, tmp_path, monkeypatch):

@@ -41,6 +41,13 @@ from elit.sampling.sample import sample
 CHUNK = 32
 
 
+def classes_of(conditions: Condition) -> Tensor:
+    """(B,) the class that each sample is to show: its label, or a prompt's number, of prompts in the classes' order."""
+    if isinstance(conditions, Tensor) and conditions.ndim == 1:
+        return conditions.cpu()
+    return torch.arange(len(conditions))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """How a network is sampled; arguments of `elit.sample`."""
@@ -174,9 +181,8 @@ class Sampler:
             raise ValueError(f"count={count}: give at least 2")
         recipe = self.recipe(setting)
         gflops = sampling_flops(self.model, **setting.arguments()) / 1e9
-        labels = self.conditions if isinstance(self.conditions, Tensor) else torch.arange(len(self.conditions))
         folder = self.out / "sets" / recipe_digest(recipe)[:16]
-        return SampleSet(folder, recipe, count, labels.cpu(), gflops)
+        return SampleSet(folder, recipe, count, classes_of(self.conditions), gflops)
 
     def warm_up(self) -> None:
         """One step on a full chunk: the first call on a machine is slower, and would tell on its setting's time."""
