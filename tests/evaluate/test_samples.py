@@ -138,10 +138,11 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
 
 def test_a_sample_shows_the_class_of_its_label_or_of_its_prompts_number():
     network = opened("elit-mmdit", in_channels=1)
-    for prompts in (network.prepare_condition(["one", "two", "three"]), opened("mmdit-embeddings").example_condition(3)):
+    characters = network.prepare_condition(["one", "two", "three"])
+    for prompts in (characters, opened("mmdit-embeddings").example_condition(3)):
         assert classes_of(prompts).tolist() == [0, 1, 2]
     assert classes_of(torch.tensor([4, 2])).tolist() == [4, 2]
-    drawn = Sampler(network, Path(), conditions=network.prepare_condition(["one", "two", "three"])).planned(Setting(), 5)
+    drawn = Sampler(network, Path(), conditions=characters).planned(Setting(), 5)
     assert drawn.labels(1, 5).tolist() == [1, 2, 0, 1]
 
 
