@@ -199,8 +199,10 @@ def check(place: Place, line: list[str], code: Any, out: str, error: str) -> Non
     assert code in codes, f"{line}: exit code {code}: {error}"
     said = [each for each in error.splitlines() if not each.startswith(f"elit {name}: note: ")]
     changed = place.changed()
+    if code in (1, 130):  # it has told of its steps
+        said = said[-1:]
     if code == 130:
-        said, changed = said[-1:], [each for each in changed if (place.work / each).is_file()]
+        changed = [each for each in changed if (place.work / each).is_file()]
     if code:
         assert len(said) == 1, f"{line}: said {error!r}"
         assert said[0].startswith("elit "), f"{line}: said {error!r}"
