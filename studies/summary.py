@@ -159,9 +159,11 @@ def fashion_section(name: str, result: Result | None) -> str:
         return f"Not run yet: `python studies/fashion/{name}.py`."
     versions = result["versions"]
     notes = result["notes"][0].upper() + result["notes"][1:]
+    seeds = f"seed {result['seeds'][0]}" if len(result["seeds"]) == 1 else f"seeds {result['seeds']}"
     texts = [
         f"`{result['command']}` → [{name}.json](../studies/results/fashion/{name}.json)",
-        f"{notes}. Seeds {', '.join(map(str, result['seeds']))}; elit {versions['elit']}, torch {versions['torch']}.",
+        f"{notes}. {result['samples']:,} samples behind an FD, {seeds}; elit {versions['elit']}, "
+        f"torch {versions['torch']}.",
         table(["part", "advantage ± standard error, seed by seed", "verdict"], report.parts(result)),
         table(*report.finals(result)),
     ]

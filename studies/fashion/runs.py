@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT / "studies"))
 from random_drop import RandomDropDiT  # noqa: E402
 
 LATENTS = 16
-MILESTONE = 590
-STEPS = 8 * MILESTONE
-"""302,080 pictures of the reference arm; its checkpoints are of 37,760 pictures, 75,520, …"""
+MILESTONE = 1180
+STEPS = 4 * MILESTONE
+"""302,080 pictures of the reference arm; its checkpoints are of 75,520 pictures, 151,040, …"""
 BATCH_SIZE = 64
 
 
@@ -84,7 +84,7 @@ def run_config(arm: str, seed: int, *, out: Path, steps: int = STEPS, batch_size
         compile=True,
         seed=seed,
         log_every=50,
-        checkpoint_every=min(MILESTONE // 5, steps),
+        checkpoint_every=min(MILESTONE // 10, steps),
         keep_every=MILESTONE,
         keep_last=1,
         preview_every=0,

@@ -43,7 +43,7 @@ class Study:
     def __init__(self, name: str, about: str | None, line: Sequence[str] | None):
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-        parser.add_argument("--samples", type=int, default=2500, help="behind a Fréchet distance")
+        parser.add_argument("--samples", type=int, default=2000, help="behind a Fréchet distance")
         parser.add_argument("--milestone-samples", type=int, default=1000, help="the same before the last milestone")
         parser.add_argument("--solver-steps", type=int, default=16)
         parser.add_argument("--steps", type=int, default=STEPS, help="training steps, as in train.py")
@@ -125,6 +125,7 @@ class Study:
             "notes": notes,
             "verdict": next((v for v in ("does not hold", "undecided") if v in verdicts), "holds"),
             "seeds": self.args.seeds,
+            "samples": self.args.samples,
             "training_gflops_a_picture": arms,
             "versions": {"elit": elit.__version__, "torch": torch.__version__, "python": platform.python_version()},
             **more,

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 nice -n 19 python studies/fashion/train.py
 
-An arm sees 300,000 pictures or more, an hour or so on one core; checkpoints are in runs/fashion.
+An arm sees 300,000 pictures or more, half an hour or so on one core; checkpoints are in runs/fashion.
 """
 
 import argparse
