@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
         ("serve MODEL --least-budget 9", "budget"),
         ("serve MODEL --least-steps 30", "least_steps=30: give 1 to 20"),
         ("serve MODEL --port 70000 --build x.yaml", "port=70000"),
+        ("serve MODEL --port -1", "port=-1: give 0 to 65535"),
         ("serve MODEL --replicas 0 --build x.yaml", "replicas"),
         ("serve --simulate trace.jsonl", "needs --profile"),
         ("serve --simulate trace.jsonl --profile none.json", "no such file"),

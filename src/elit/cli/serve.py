@@ -101,6 +101,8 @@ def parse(arguments: Sequence[str]) -> Args:
         raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
     if not args.simulate and str(args.model) in ("", "."):
         raise ValueError("model: none given; name a folder, or fashion")
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"port={args.port}: give 0 to 65535")
     return args
 
 
