@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,8 +101,6 @@ def parse(arguments: Sequence[str]) -> Args:
         raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
     if not args.simulate and str(args.model) in ("", "."):
         raise ValueError("model: none given; name a folder, or fashion")
-    if not 0 <= args.port <= 65535:
-        raise ValueError(f"port={args.port}: give 0 to 65535")
     return args
 
 
@@ -121,10 +119,9 @@ def run(args: Args) -> dict[str, Any]:
     key = args.api_key or os.environ.get(KEY_VARIABLE) or None
     check_key(args.host, key)
     service, device = settings(args, needs_key=key is not None)
-    port = args.port if args.build or args.address else free_port(args.host, args.port)
     placement = Placement(
         host=args.host,
-        port=port,
+        port=args.port,
         address=args.address,
         replicas=args.replicas,
         min_replicas=args.min_replicas,
@@ -138,6 +135,8 @@ def run(args: Args) -> dict[str, Any]:
         if not args.json:
             print(f"{args.build}: serve deploy {args.build}")
         return {"config": str(args.build)}
+    if not args.address:
+        placement = replace(placement, port=free_port(args.host, args.port))
     wait = wait_for_signal()
     try:
         url = start(service, placement, key)
@@ -172,7 +171,9 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
         raise ValueError(f"model={args.model!r}: an elastified transformer alone; give the folder of its pipeline")
     else:
         budgets = network.budgets
-    threads = args.threads or (max(1, torch.get_num_threads() // args.replicas) if device == "cpu" else None)
+    threads = args.threads
+    if threads is None and device == "cpu":
+        threads = max(1, torch.get_num_threads() // max(1, args.replicas))
     name = model_name(folder)
     packaged = name != str(folder)
     service = ServiceSettings(
@@ -203,8 +204,6 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
 
 def simulated(args: Args) -> dict[str, Any]:
     """What would become of a trace, at this service's settings and a profile's costs."""
-    from dataclasses import replace
-
     from elit.report.tables import print_table
     from elit.serve.costs import efficient_batch, read_costs
     from elit.serve.outcomes import over_time, summarize

@@ -54,10 +54,13 @@ class Placement:
             raise ValueError(f"port={self.port}: give 0 to 65535; 0 = any free one")
         if self.replicas < 1:
             raise ValueError(f"replicas={self.replicas}: give at least 1")
-        if self.max_replicas and not 0 <= self.min_replicas <= self.max_replicas:
+        if self.max_replicas < 0:
+            raise ValueError(f"max_replicas={self.max_replicas}: give at least 1, or 0 for no autoscaling")
+        if not 0 <= self.min_replicas <= self.max_replicas:
             raise ValueError(f"min_replicas={self.min_replicas}: give 0 to max_replicas={self.max_replicas}")
-        if not self.drain_seconds >= 0:
-            raise ValueError(f"drain_seconds={self.drain_seconds}: give seconds, 0 or more")
+        for name in ("cpus", "gpus", "drain_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number, 0 or more")
 
     def options(self, service: ServiceSettings) -> dict[str, Any]:
         """Arguments of `deployment.application`: what is not a default."""

@@ -1,5 +1,6 @@
 """What the owner of a service decides: plain values, which go to replicas and into a Serve config as they are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -60,13 +61,15 @@ class ServiceSettings:
         for name in ("steps", "max_queue", "most_images", "most_steps", "most_prompt", "most_body"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
-        if not self.deadline_ms > 0:
+        if not 0 < self.deadline_ms < math.inf:
             raise ValueError(f"deadline_ms={self.deadline_ms}: give milliseconds above 0")
         if self.steps > self.most_steps:
             raise ValueError(f"steps={self.steps}: most_steps is {self.most_steps}")
-        if self.guidance_scale is not None and not self.guidance_scale >= 0:
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={self.guidance_scale}: give a number >= 0; 1 is off")
         self.pixels()
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads}: give at least 1")
         if self.max_batch < 0:
             raise ValueError(f"max_batch={self.max_batch}: give 0 or more")
 
