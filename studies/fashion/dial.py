@@ -7,9 +7,9 @@ from typing import Any
 from scores import draw_and_score
 from study import Study
 
-BUDGETS = (16, 12, 8, 6, 4, 3, 2, 1)
-SCHEDULES = ("25%@0-0.5,100%@0.5-1", "100%@0-0.5,25%@0.5-1", "50%@0-0.5,100%@0.5-1", "100%@0-0.5,50%@0.5-1")
-CACHES = (0.1, 0.2, 0.4)
+BUDGETS = (16, 8, 4, 2, 1)
+SCHEDULES = ("25%@0-0.5,100%@0.5-1", "100%@0-0.5,25%@0.5-1")
+CACHES = (0.1, 0.3)
 STEPS = 24
 
 

@@ -69,10 +69,10 @@ class Study:
         return step, load(arm, path, redrawn=redrawn)
 
     def curve(self, arm: str, seed: int, *, budget: int | None = None, way: str = "", redrawn: bool = False) -> None:
-        """Loss, FD and accuracy of an arm at every milestone, without guidance."""
+        """Loss, FD and accuracy of an arm at every milestone, without guidance; of sets drawn anew at the last."""
         config = run_config(arm, seed, out=self.args.runs, steps=self.args.steps, batch_size=self.args.batch_size)
         passed = milestones(config)
-        for step, path in passed:
+        for step, path in passed[-1:] if redrawn else passed:
             last = step == passed[-1][0]
             count = self.args.samples if last else self.args.milestone_samples
 

@@ -22,7 +22,7 @@ from elit.sampling.sample import seeded_noise
 
 SHARES = (8, 4, 2)  # mean latents a window
 LEAST = 1
-STEPS = 24
+STEPS = 16
 
 
 def forward(model: DiT, x: Tensor, t: Tensor, y: Tensor, counts: Tensor) -> Tensor:
