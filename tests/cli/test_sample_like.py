@@ -83,5 +83,6 @@ def test_what_cannot_be_repeated_is_one_line(folder, tmp_path, capsys):
         said = capsys.readouterr().err
         assert message in said
         assert said.count("\n") == 1
-    assert main(["sample", str(folder), "--steps", "1", "--count", "2", "--row", "2"]) == 2
-    assert "row=2: there are 2 images" in capsys.readouterr().err
+    for row in ("2", "-1", "-99999999999999999999"):
+        assert main(["sample", str(folder), "--steps", "1", "--count", "2", "--row", row]) == 2
+        assert capsys.readouterr().err == f"elit sample: row={row}: there are 2 images; give 0 to 1\n"

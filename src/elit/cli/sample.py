@@ -193,7 +193,7 @@ def run_pipeline(args: Args) -> dict[str, Any]:
     from elit.data.images import from_pictures, is_sample, output_kind, write_samples
     from elit.elastic.stock import StockPipeline, find_stock
     from elit.files import check_new_output
-    from elit.sampling.draw import environment_of, weights_fingerprint
+    from elit.sampling.draw import check_row, environment_of, weights_fingerprint
 
     for name in (*TARGETS, "vae"):
         if getattr(args, name) is not None:
@@ -212,8 +212,8 @@ def run_pipeline(args: Args) -> dict[str, Any]:
     settings = SampleSettings(**{each.name: getattr(args, each.name) for each in fields(SampleSettings)})
     conditions = pipe.conditions(settings)
     count = settings.count or len(conditions)
-    if args.row is not None and args.row >= count:
-        raise ValueError(f"row={args.row}: there are {count} images")
+    if args.row is not None:
+        check_row(args.row, count)
     rows = range(count) if args.row is None else [args.row]
     gflops = pipe.gflops(settings)
     start = time.perf_counter()

@@ -45,13 +45,18 @@ def draw(
     if row is None:
         options: dict[str, Any] = {"seed": settings.seed, "batch_size": settings.batch_size, "progress": progress}
         return sample(model, y, compile=compile, on_step=on_step, **options, **settings.arguments())
-    if row >= count:
-        raise ValueError(f"row={row}: there are {count} images")
+    check_row(row, count)
     first = row // settings.batch_size * settings.batch_size
     batch = slice(first, min(first + settings.batch_size, count))
     options = {"seed": settings.seed + first, "compile": compile, "on_step": on_step}
     mine = replace(settings, sample_budgets=settings.sample_budgets[batch])
     return sample(model, y[batch], **options, **mine.arguments())[row - first : row - first + 1]
+
+
+def check_row(row: int, count: int) -> None:
+    """Whether there is an image `row` of `count`. Raises ValueError."""
+    if not 0 <= row < count:
+        raise ValueError(f"row={row}: there are {count} images; give 0 to {count - 1}")
 
 
 def number_of_images(settings: SampleSettings, y: Condition) -> int:
