@@ -71,7 +71,8 @@ def training_section(run: Path, step: int) -> str:
     each = 3 * sum(count_flops(network, budget=budget) for budget in network.budgets) / len(network.budgets)
     pictures = step * config.batch_size
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates = {row["step"]: row["images_per_s"] for row in rows if row["step"] <= step}  # a resumed run repeats some steps
+    # By step, since a resumed run repeats some.
+    rates = {row["step"]: row["images_per_s"] for row in rows if row["step"] <= step}
     steps = [0, *sorted(rates)]
     seconds = sum((b - a) * config.batch_size / rates[b] for a, b in itertools.pairwise(steps))
     return f"""
@@ -83,9 +84,10 @@ python studies/fashion/box.py runs/fashion-box
 ```
 
 {step:,} steps of {config.batch_size}, {pictures:,} pictures of the training split of Zalando's Fashion-MNIST (MIT
-licence), {each * pictures / 1e15:.2f} PFLOPs at {each / 1e9:.2f} GFLOPs a picture, {seconds:,.0f} seconds by its log on one or
-two processor cores that other work shared. The weights are the average with decay {config.ema_decay}, in half precision.
-`training-log.jsonl` has the loss of the first {LOGGED} steps, and of every hundredth.
+licence), {each * pictures / 1e15:.2f} PFLOPs at {each / 1e9:.2f} GFLOPs a picture. By its log it took {seconds:,.0f}
+seconds, on one or two processor cores that other work shared. The weights are the average with decay
+{config.ema_decay}, in half precision. `training-log.jsonl` has the loss of the first {LOGGED} steps, and of every
+hundredth.
 """
 
 
