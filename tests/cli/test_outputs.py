@@ -259,3 +259,12 @@ def test_a_name_that_is_too_long_is_bad_input_wherever_it_stands(line, capsys):
     error = capsys.readouterr().err
     assert "File name too long" in error
     assert error.count("\n") == 1
+
+
+def test_a_link_to_itself_is_bad_input(capsys, tmp_path):
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    (tmp_path / "trace.jsonl").write_text('{"at": 0.1}\n')
+    assert main(["serve", "--simulate", "trace.jsonl", "--profile", "itself"]) == 2
+    error = capsys.readouterr().err
+    assert "'itself'" in error
+    assert error.count("\n") == 1

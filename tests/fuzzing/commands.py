@@ -21,7 +21,7 @@ SLOW = ("inspect", "sweep", "train", "elastify", "profile", "play", "flops", "di
 LONG = 20.0
 """Seconds of processor time, longer than any line here may take."""
 
-# Of which a large number is right and takes long, or much memory.
+# Of which a large number is right and takes long, or much memory; and so does None, where it is the default.
 WORK = {
     *("steps", "count", "batch_size", "batch_sizes", "draws", "bins", "samples", "image_size", "frames", "chunk"),
     *("shard_size", "trajectories", "teacher_steps", "teacher_batch", "replicas", "seconds", "rate", "most", "workers"),
@@ -128,7 +128,7 @@ def command_lines(draw: Any, place: Place) -> list[str]:
     for option in draw(st.lists(st.sampled_from(sorted(known)), max_size=3)):
         short = option.rpartition(".")[2]
         # An option of the line works where another text does not: half of the draws keep to what may be right.
-        text = st.one_of(FEW if short in WORK else MANY, of_fixtures)
+        text = st.one_of(FEW.filter(lambda word: word != "None") if short in WORK else MANY, of_fixtures)
         if known[option] is bool:
             line.append(f"--{draw(st.sampled_from(['', 'no-']))}{option.replace('_', '-')}")
         else:

@@ -42,6 +42,7 @@ COMMANDS = {
 
 BAD_PLACE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+    errno.ELOOP,
 }
 """What the system says of a path that is bad input."""
 
