@@ -1,10 +1,12 @@
-"""Checks of numbers that users hand in."""
+"""Checks of numbers that users hand in, and of addresses."""
+
+import socket
 
 import numpy as np
 import pytest
 import torch
 
-from elit.arguments import real_number, whole_number, whole_numbers
+from elit.arguments import free_port, real_number, whole_number, whole_numbers
 
 
 @pytest.mark.parametrize("value", [4, np.int64(4), np.uint8(4), torch.tensor(4), torch.tensor([4])])
@@ -45,3 +47,15 @@ def test_several():
     for wrong in (4, "44", [4.5, 4], [True], None, [0]):
         with pytest.raises(ValueError, match="window="):
             whole_numbers("window", wrong, "(4, 4)")
+
+
+def test_a_port_that_is_taken_and_hosts_that_are_none():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"^host='127.0.0.1', port={port}: Address already in use; give others$"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
+    assert 0 < free_port("127.0.0.1", 0) < 65536
+    for host in ("203.0.113.1", "\ufff9", "a\0b", "a" * 70):
+        with pytest.raises(ValueError, match=r"^host=.*, port=0: .*; give others$"):
+            free_port(host, 0)

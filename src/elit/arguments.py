@@ -7,6 +7,7 @@ import difflib
 import math
 import operator
 import re
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -105,3 +106,15 @@ def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes
 
 def _plain_name(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises ValueError where it is taken, or `host` is none of this machine."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except (OSError, TypeError, ValueError) as error:  # the latter two of names that are none
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"host={host!r}, port={port}: {why}; give others") from None

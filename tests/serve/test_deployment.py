@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service import PROFILE, saved_model
 
+from elit.arguments import free_port
 from elit.serve.loadtest import run_loadtest
-from elit.serve.server import free_port
 from elit.serve.trace import arrivals, steady_rates
 
 pytestmark = pytest.mark.slow

@@ -353,3 +353,16 @@ def test_trackio(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     train(tiny(tmp_path / "run", trackers=("trackio",), preview_every=3))
     assert (tmp_path / "trackio" / "elit.db").is_file()
+
+
+def test_what_changed_in_the_network_is_said_and_no_more(tmp_path):
+    train(tiny(tmp_path, steps=1))
+    other = replace(tiny(tmp_path, steps=2, resume=True).model, hidden_size=32)
+    with pytest.raises(ValueError, match=r"resume: model \(hidden_size \d+ → 32\) cannot change within a run") as error:
+        train(tiny(tmp_path, steps=2, resume=True, model=other))
+    assert "depth" not in str(error.value)
+
+
+def test_no_tracker_is_no_complaint(tmp_path, caplog):
+    train(tiny(tmp_path, steps=1, trackers=()))
+    assert "log_with" not in caplog.text

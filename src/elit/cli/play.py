@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.arguments import free_port
 from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
 
@@ -67,12 +68,12 @@ def run(args: Args) -> None:
     import json
     import webbrowser
 
-    from elit.play.server import free_port, quiet_gradio, serve
+    from elit.play.server import quiet_gradio, serve
 
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("gradio is not installed; pip install 'elit-diffusion[ui]'")
     quiet_gradio()
-    device = check_device(args.device)
+    device, port = check_device(args.device), free_port(args.host, args.port)
     monitor = watched(args)
 
     from elit.elastic.stock import find_stock
@@ -96,7 +97,6 @@ def run(args: Args) -> None:
     opening = Opening(engine)  # at work while Gradio is imported, which takes as long
     from elit.play.page import build_page
 
-    port = args.port or free_port(args.host)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/"
 
     def ready() -> None:

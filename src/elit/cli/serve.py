@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from elit.arguments import free_port
 from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
 from elit.files import check_new_output
@@ -113,7 +114,7 @@ def run(args: Args) -> dict[str, Any]:
         if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
             raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")
 
-    from elit.serve.server import Placement, check_key, free_port, start, stop, wait_for_signal, write_config
+    from elit.serve.server import Placement, check_key, start, stop, wait_for_signal, write_config
     from elit.serve.settings import KEY_VARIABLE
 
     key = args.api_key or os.environ.get(KEY_VARIABLE) or None

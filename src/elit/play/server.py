@@ -1,7 +1,6 @@
 """The page behind a web server of its own: loopback unless asked otherwise, nothing of another host."""
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -58,27 +57,11 @@ def quiet_gradio() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def free_port(host: str) -> int:
-    with _socket(host) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
-
-
 def serve(page: Any, host: str, port: int, ready: Callable[[], None]) -> None:
-    """Serves the page until it is interrupted; `ready` is called once it can be opened.
-
-    Raises ValueError where the port is taken.
-    """
+    """Serves the page until it is interrupted; `ready` is called once it can be opened."""
     import asyncio
 
     import uvicorn
-
-    with _socket(host) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(f"host={host!r}, port={port}: {error.strerror or error}; give another") from None
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -87,7 +70,3 @@ def serve(page: Any, host: str, port: int, ready: Callable[[], None]) -> None:
 
     config = uvicorn.Config(make_app(page, host), host=host, port=port, log_level="warning", access_log=False)
     asyncio.run(Server(config).serve())
-
-
-def _socket(host: str) -> socket.socket:
-    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -4,7 +4,6 @@ import ipaddress
 import math
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -110,17 +109,6 @@ def write_config(path: Path, service: ServiceSettings, placement: Placement) -> 
     }
     text = "# made by elit serve --build; serve deploy FILE, or serve run FILE\n"
     write_text(path, text + yaml.safe_dump(config, sort_keys=False))
-
-
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises ValueError where it is taken."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(f"host={host!r}, port={port}: {error.strerror or error}; give others") from None
-        return int(probe.getsockname()[1])
 
 
 def start(service: ServiceSettings, placement: Placement, key: str | None = None) -> str:
