@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elit.play.server import free_port, make_app, quiet_gradio
+from elit.arguments import free_port
+from elit.play.server import make_app, quiet_gradio
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 WIDTH, HEIGHT = 1180, 900
@@ -40,7 +41,7 @@ def serve(page: Any) -> str:
     """The page's address; it ends with this process."""
     import uvicorn
 
-    port = free_port("127.0.0.1")
+    port = free_port("127.0.0.1", 0)
     config = uvicorn.Config(make_app(page, "127.0.0.1"), host="127.0.0.1", port=port, log_level="error")
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, daemon=True).start()
