@@ -28,7 +28,7 @@ BIG = st.sampled_from([1 << 63, 1 << 64, 10**30, -(10**30), 1e300])
 WORDS = [
     *("", "x", "-1", "0", "1", "2", "3", "8", "16", "17", "1.5", "0.5", "50%", "0%", "150%", "100%@0-0.5,8@0.5-1"),
     *("nan", "inf", "-inf", "1e400", "none", "full", "cfg", "ccfg", "ag", "euler", "heun", "float32", "bfloat16"),
-    *("digits", "nowhere", "a/b/c", "..", "/", "a\nb", "é", "x" * 300, "cpu", "cuda:99", "meta", "True", "None"),
+    *("digits", "nowhere", "a/b/c", "..", "/proc/x", "a\nb", "é", "x" * 300, "cpu", "cuda:99", "meta", "True", "None"),
     *("recipe:x", "ELIT-DiT-S/1", "x.png", "x.npz", "x.json", "{}", "[]", "1,2", "🙂", "'", '"', "$HOME", "*", "seven"),
     *("x.jsonl", "x.yaml", "x.safetensors", "idx:x", "http://127.0.0.1:9", "-", "--", "--steps", "~", "x.gif", "."),
 ]
