@@ -5,11 +5,11 @@ import copy
 import peft
 import pytest
 import torch
-from conftest import ELIT, IMAGE, conditions, fresh, opened
+from conftest import ELIT, IMAGE, conditions, fresh, inputs, opened
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch._dynamo.testing import CompileCounter
 
-from elit.flow.guidance import AG
+from elit.flow.guidance import AG, CCFG, CFG
 from elit.models.presets import create_model
 from elit.sampling.precision import as_compiled, in_dtype, runner
 from elit.sampling.sample import sample
@@ -147,3 +147,42 @@ def test_a_copy_is_made_once():
     model.train()
     assert in_dtype(model, torch.bfloat16) is first
     assert not first.training
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"guidance": CFG(1.5)}, [16]),
+        ({"guidance": CCFG(1.5, 1)}, [16, 1]),
+        ({"guidance": CFG(1.5), "budget": 8}, [8]),
+        ({"sample_budgets": [8, 8]}, [8]),
+        ({"sample_budgets": [8, 1], "guidance": CFG(1.5)}, [8, 1, 8, 1]),
+    ],
+)
+def test_equal_budgets_are_handed_over_once(settings, expected, monkeypatch):
+    model, seen = opened("elit-dit"), []
+    forward = type(model).forward
+
+    def watched(self, *args, **options):
+        seen.append(options["branch_budgets"])
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    sample(model, [0, 1], steps=1, **settings)
+    assert seen == [expected]
+
+
+def test_a_budget_that_stands_twice_is_not_compiled(monkeypatch):
+    """torch 2.13's compiler takes it for two numbers that are equal, and its code asks for the one that is gone."""
+    model, calls = opened("elit-dit"), []
+
+    def compiled(x, *rest, **options):
+        calls.append(options["branch_budgets"])
+        return model(x, *rest, **options)
+
+    monkeypatch.setattr("elit.sampling.precision.as_compiled", lambda network: compiled)
+    run, (x, t, y) = runner(model, compile=True), inputs(model, 4)
+    with torch.no_grad():
+        for parts in ([8, 1], [8], [8, 1, 8, 1]):
+            torch.testing.assert_close(run(x, t, y, branch_budgets=parts), model(x, t, y, branch_budgets=parts))
+    assert calls == [[8, 1], [8]]

@@ -42,6 +42,9 @@ def runner(
     compiled = as_compiled(network)
 
     def run(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        parts = options.get("branch_budgets") or ()
+        if len(set(parts)) < len(parts):  # torch 2.13's code asks for the one of two equal numbers that is gone
+            return network(x.to(network.dtype), *rest, **options)
         torch.compiler.cudagraph_mark_step_begin()
         return compiled(x.to(network.dtype), *rest, **options).clone()  # a CUDA graph writes there again
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elit.arguments import shortened, whole_number
-from elit.budgets import Budget, Schedule, budgets_of_samples, one_schedule
+from elit.budgets import Budget, Schedule, budgets_of_samples, equal_parts, one_schedule
 from elit.flow.guidance import Branch, Guidance, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, concatenate
@@ -158,10 +158,11 @@ def guided_network(
             repeated = x.repeat(len(rows), *[1] * (x.ndim - 1))
             if sample_budgets is None:
                 each = [branch.budget for branch in branches]
-                v = run(repeated, time, conditions[rows], branch_budgets=each, shared=shared)
             else:
                 weak = [weak_branch(model, guidance, budget) for budget in sample_budgets] if len(branches) > 1 else []
-                v = run(repeated, time, conditions[rows], [*sample_budgets, *weak])
+                each = [*sample_budgets, *weak]
+            parts = each if shared else equal_parts(each)
+            v = run(repeated, time, conditions[rows], branch_budgets=parts, shared=shared)
             return v.to(x.dtype).chunk(len(branches))
 
         nonlocal last
