@@ -129,6 +129,8 @@ def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
         load_examples(model, str(tmp_path), 4, vae=torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="vae: given, but the data has 1 channels"):
         load_examples(model, "digits", 4, vae=vae)
+    with pytest.raises(ValueError, match=r"data='xxx.*: File name too long"):
+        load_examples(model, "x" * 300, 4)
 
 
 def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):

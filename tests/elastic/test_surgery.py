@@ -26,6 +26,7 @@ SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
         ({"window": (4,)}, r"window=\(4,\): give 2 sides"),
         ({"window": (4, 0)}, r"window=\(4, 0\)"),
         ({"mode": "magic"}, "mode='magic': give carry or learned"),
+        ({"mode": torch.zeros(2, 8, 8)}, "mode=tensor.*: give carry or learned"),
     ],
 )
 def test_bad_settings_are_one_line(changes, said):

@@ -81,6 +81,8 @@ def test_what_a_metric_and_a_guidance_restrict(model, profile, table):
     assert (found.metric, found.quality, found.steps) == ("accuracy", 0.5, 4)  # of equal ones the cheapest
     with pytest.raises(ValueError, match=r"quality='fid'.*has fd, accuracy"):
         plan(model, target_ms=1000, profile=profile, table=table, quality="fid")
+    with pytest.raises(ValueError, match=r"table='xxx.*: File name too long"):
+        plan(model, target_ms=1000, profile=profile, table="x" * 300)
 
 
 def test_ties_of_targets(model, profile, table):

@@ -170,6 +170,8 @@ def test_decode_undoes_scale_and_shift():
         ({"output_type": torch.zeros(2, 8)}, "give pil, np, pt or latent"),
         ({"return_dict": torch.ones(2)}, r"return_dict=tensor.*: give True or False"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"generator": [None]}, r"generator=\[None\]: give a torch.Generator"),
+        ({"compile": torch.ones(2)}, r"compile=tensor.*: give True or False"),
         ({"latents": torch.randn(1, 3, 16, 16)}, "latents: shape"),
         ({"output_type": "pil"}, "vae=None: samples of shape"),
     ],

@@ -12,6 +12,7 @@ from elit.config import ModelConfig, TrainConfig
 from elit.data.autoencoders import decode, downsampling, encode_mean
 from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
+from elit.files import existing
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.sampling.sample import sample, seeded_noise
@@ -54,6 +55,7 @@ def load_examples(
         raise TypeError(f"model: a {type(model).__name__}; give a network of elit")
     if not isinstance(data, str):
         raise TypeError(f"data={shortened(data)}: give the name of a data set, or a folder")
+    existing(data, "data")
     if vae is not None and not isinstance(vae, ModelMixin):
         raise TypeError(f"vae: a {type(vae).__name__}; give an autoencoder of diffusers")
     count = whole_number("count", count, 2)

@@ -24,7 +24,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from elit.arguments import whole_number, whole_numbers
+from elit.arguments import shortened, whole_number, whole_numbers
 from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
 from elit.elastic.context import branch, budget_of_references, budgets_of_call, has_guidance_budget
@@ -356,4 +356,4 @@ def _check(family: Family, depth: int, read_after: int, write_after: int, window
     if len(window) != family.axes or any(not isinstance(side, int) or side < 1 for side in window):
         raise ValueError(f"window={window}: give {family.axes} sides of at least 1 token")
     if mode not in ("carry", "learned"):
-        raise ValueError(f"mode={mode!r}: give carry or learned")
+        raise ValueError(f"mode={shortened(mode)}: give carry or learned")

@@ -147,8 +147,8 @@ class ElitPipeline(DiffusionPipeline):
         size = self._sample_size(height, width)
         shape = (len(y), model.config.in_channels, *size)
         if latents is None:
-            generators = generator if isinstance(generator, list) else [generator]
-            if not all(isinstance(each, torch.Generator | None) for each in generators):
+            generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+            if not all(isinstance(each, torch.Generator) for each in generators):
                 raise ValueError(f"generator={shortened(generator)}: give a torch.Generator, or a list of one a sample")
             if isinstance(generator, list) and len(generator) != len(y):
                 raise ValueError(

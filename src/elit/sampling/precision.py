@@ -36,6 +36,8 @@ def runner(
     floating point.
     """
     wanted = as_dtype(dtype)
+    if not isinstance(compile, bool):
+        raise ValueError(f"compile={shortened(compile)}: give True or False")
     network = model if wanted is None or wanted == model.dtype else in_dtype(model, wanted)
     if not compile:
         return lambda x, *rest, **options: network(x.to(network.dtype), *rest, **options)

@@ -90,8 +90,6 @@ def sample(
     count = len(wanted)
     if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
         raise ValueError(f"noise={shortened(noise)}: give a tensor of floating point, (B, C, ...)")
-    if not isinstance(compile, bool):
-        raise ValueError(f"compile={shortened(compile)}: give True or False")
     if on_step is not None and not callable(on_step):
         raise ValueError(f"on_step={shortened(on_step)}: give a function of (step, t, x)")
     if progress is not None and not callable(progress):
