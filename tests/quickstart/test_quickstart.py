@@ -21,11 +21,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, digit_classifiers):
-    """A folder in which `elit quickstart` has run, with a quarter of the samples; 300 of its 700 steps are enough."""
+    """A folder in which `elit quickstart` has run, with a quarter of the samples, and half of the steps that draw them;
+    300 of its 700 steps of training are enough."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.quickstart.run.train_digit_classifier", digit_classifiers)
         patch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=50))
+        patch.setattr("elit.quickstart.run.SAMPLING_STEPS", 8)
         patch.chdir(folder)
         assert main(["quickstart", "--steps", "300"]) == 0
     return folder

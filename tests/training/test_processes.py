@@ -105,7 +105,7 @@ def test_resumed_by_another_number_of_processes(tmp_path, before, whole, alone, 
     assert [row[1] for row in losses(out)] == pytest.approx(expected, abs=1e-4)
 
 
-SHARDED = SETTINGS | {"steps": 21, "checkpoint_every": 10, "keep_every": 10}
+SHARDED = SETTINGS | {"steps": 12, "checkpoint_every": 10, "keep_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +128,18 @@ def test_a_preview_changes_nothing_of_a_sharded_run(tmp_path, sharded):
 
 
 def test_sharded_matches_replicated(tmp_path, whole, alone, sharded, capfd):
-    """FSDP2 against DDP: losses within 1e-4 over 21 steps; its state loads into one plain network, which goes on."""
+    """FSDP2 against DDP: losses within 1e-4 over 12 steps; its state loads into one plain network, which goes on."""
     out = tmp_path / "sharded"
     shutil.copytree(sharded, out)
-    copied, split = losses(whole)[:21], losses(out)
+    copied, split = losses(whole)[:12], losses(out)
     assert [row[1] for row in split] == pytest.approx([row[1] for row in copied], abs=1e-4)
     assert [row[3] for row in split] == pytest.approx([row[3] for row in copied], rel=1e-3)  # gradient norms
-    last = elit.load_model(out / "checkpoints" / "step-00000021")
+    last = elit.load_model(out / "checkpoints" / "step-00000012")
     assert type(last) is elit.DiT
     assert equal(last.state_dict(), weights(out))
     assert last(torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([1, 2]), 4).isfinite().all()
-    assert (out / "samples" / "step-00000021.png").is_file()
-    manifest = json.loads((out / "checkpoints" / "step-00000021" / "checkpoint.json").read_text())
+    assert (out / "samples" / "step-00000012.png").is_file()
+    manifest = json.loads((out / "checkpoints" / "step-00000012" / "checkpoint.json").read_text())
     assert {"__0_0.distcp", "__1_0.distcp"} <= set(manifest["files"])  # each process wrote its part
     capfd.readouterr()
     train(tiny(out, resume=True, **SETTINGS))  # one process, nothing sharded
@@ -157,7 +157,7 @@ def test_sharded_matches_replicated(tmp_path, whole, alone, sharded, capfd):
 )
 def test_sharded_with_everything_else(tmp_path, changes, monkeypatch):
     """None of it changes a sharded run more than a single one. What a compiler makes of the graphs is test_loop's."""
-    settings, backend = {"steps": 6, **changes}, "aot_eager"
+    settings, backend = {"steps": 6, **changes}, "eager"
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     together(tiny(tmp_path / "sharded", fsdp=True, **settings), tmp_path, **{BACKEND: backend})
     train(tiny(tmp_path / "one", **settings))
