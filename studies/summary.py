@@ -160,9 +160,10 @@ def fashion_section(name: str, result: Result | None) -> str:
     versions = result["versions"]
     notes = result["notes"][0].upper() + result["notes"][1:]
     seeds = f"seed {result['seeds'][0]}" if len(result["seeds"]) == 1 else f"seeds {result['seeds']}"
+    drawn = f"{result['samples']:,} samples behind an FD, " if any("FD" in row for row in result["rows"]) else ""
     texts = [
         f"`{result['command']}` → [{name}.json](../studies/results/fashion/{name}.json)",
-        f"{notes}. {result['samples']:,} samples behind an FD, {seeds}; elit {versions['elit']}, "
+        f"{notes}. {drawn}{seeds}; elit {versions['elit']}, "
         f"torch {versions['torch']}.",
         table(["part", "advantage ± standard error, seed by seed", "verdict"], report.parts(result)),
         table(*report.finals(result)),
