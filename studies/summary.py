@@ -163,8 +163,7 @@ def fashion_section(name: str, result: Result | None) -> str:
     drawn = f"{result['samples']:,} samples behind an FD, " if any("FD" in row for row in result["rows"]) else ""
     texts = [
         f"`{result['command']}` → [{name}.json](../studies/results/fashion/{name}.json)",
-        f"{notes}. {drawn}{seeds}; elit {versions['elit']}, "
-        f"torch {versions['torch']}.",
+        f"{notes}. {drawn}{seeds}; elit {versions['elit']}, torch {versions['torch']}.",
         table(["part", "advantage ± standard error, seed by seed", "verdict"], report.parts(result)),
         table(*report.finals(result)),
     ]
