@@ -16,7 +16,7 @@ from elit.costs.memory import estimate
 from elit.costs.paper import TRAINING, training_tflops
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
-SMALL = {"sample_size": 16, "in_channels": 4, "hidden_size": 96, "num_heads": 4, "depth": 6}
+SMALL = {"sample_size": 16, "in_channels": 4, "hidden_size": 96, "num_heads": 4, "depth": 4}
 
 
 def measured_peak(config: TrainConfig) -> int:

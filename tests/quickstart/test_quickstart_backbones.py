@@ -28,7 +28,7 @@ def _a_classifier_of_one_epoch(monkeypatch):
 @pytest.mark.parametrize("backbone", [name for name in RECIPES if name != "dit"])
 def test_every_backbone_goes_all_the_way(backbone, tmp_path, monkeypatch):
     """A few steps of training: what comes out is no digit yet, but every file is there and every advice works."""
-    monkeypatch.setitem(RECIPES, backbone, replace(RECIPES[backbone], samples=20))
+    monkeypatch.setitem(RECIPES, backbone, replace(RECIPES[backbone], samples=10))
     monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     result = quickstart("run", backbone=backbone, steps=3, say=lambda line: None)
@@ -60,7 +60,7 @@ def test_an_unknown_backbone_is_named(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_numbers_and_only_a_quickstart_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=20))
+    monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=10))
     monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
     for drawing in ("draw_pictures", "write_report"):
         monkeypatch.setattr(f"elit.quickstart.run.{drawing}", lambda *_: None)
