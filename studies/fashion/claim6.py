@@ -16,7 +16,7 @@ from elit import AG, CCFG, CFG
 from elit.costs.flops import count_flops
 
 PAIRS = ((4, 24), (8, 24), (4, 16), (8, 16))  # latents and steps of the runs with fewer tokens
-SCALES = (1.25, 1.5, 2.0)
+SCALES = (1.25, 1.5, 2.0, 3.0)
 GUIDED_STEPS = 16
 WEAK = 1
 
