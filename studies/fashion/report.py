@@ -76,23 +76,32 @@ def finals(result: Result) -> tuple[list[str], list[list[str]]]:
             text = f"{statistics.mean(values):.{METRICS[metric]}f}" if values else ""
             cells.append(f"{text} ± {error:.1g}" if error else text)
         if seen:
-            cells.append(f"{next(iter(seeds.values())).get('pictures', ''):,}")
+            row = next(iter(seeds.values()))
+            cells += [f"{row['pictures']:,}", f"{training_pflops(result, row):.3f}"]
         rows.append(cells)
-    return ["", *metrics, *(["pictures"] if seen else [])], rows
+    return ["", *metrics, *(["pictures", "training PFLOPs"] if seen else [])], rows
+
+
+def training_pflops(result: Result, row: dict[str, Any]) -> float:
+    """Of all pictures that the arm of a row has seen."""
+    costs = result["training_gflops_a_picture"]
+    arm = max((name for name in costs if row["name"].startswith(name)), key=len)
+    return row["pictures"] * costs[arm] / 1e6
 
 
 def plot_curves(result: Result, path: Path) -> bool:
-    """FD over the pictures seen, a line a name and seed; False where the study has no such curves."""
-    curves: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    """FD over the FLOPs of training, a line a name and seed; False where the study has no such curves."""
+    curves: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for row in result["rows"]:
         if "pictures" in row:
-            curves.setdefault((row["name"], row["seed"]), []).append((row["pictures"], row["FD"]))
+            curves.setdefault((row["name"], row["seed"]), []).append((training_pflops(result, row), row["FD"]))
     if not curves:
         return False
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
 
     names = list(dict.fromkeys(name for name, _ in curves))
     figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
@@ -101,7 +110,9 @@ def plot_curves(result: Result, path: Path) -> bool:
         axes.plot(
             *zip(*sorted(points), strict=True), color=f"C{names.index(name)}", marker="o", markersize=3, label=label
         )
-    axes.set(xlabel="pictures seen in training", ylabel="Fréchet distance (lower is better)", yscale="log")
+    axes.set(xlabel="training PFLOPs", ylabel="Fréchet distance (lower is better)", yscale="log")
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks(ScalarFormatter())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
