@@ -15,6 +15,8 @@ from elit.config import ModelConfig, TrainConfig, load_config
 from elit.costs.memory import estimate
 from elit.costs.paper import TRAINING, training_tflops
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 SMALL = {"sample_size": 16, "in_channels": 4, "hidden_size": 96, "num_heads": 4, "depth": 4}
 
@@ -45,7 +47,6 @@ def measured_peak(config: TrainConfig) -> int:
     return next(iter(tracker.get_tracker_snapshot("peak").values()))["Total"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

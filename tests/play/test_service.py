@@ -17,6 +17,8 @@ from elit.play.service import LoadMonitor, ServiceClient, burst_words
 from elit.play.service_engine import ServiceEngine
 from elit.serve.settings import ServiceSettings
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key-of-tests"
 
 

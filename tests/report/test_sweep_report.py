@@ -13,6 +13,8 @@ from elit.report.card import MARK, card_points, pipeline_tag, write_card
 from elit.report.sweep import command, describe, write_sweep_report
 from elit.report.sweep_plots import at_best_scale, budgets_of
 
+pytestmark = pytest.mark.slow
+
 COST = {"none": 1.0, "cfg": 2.0, "ag": 1.6, "ccfg": 1.5}
 PICTURES = ("compute_quality", "tokens_or_steps", "guidance", "degradation", "saturation")
 

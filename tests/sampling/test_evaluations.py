@@ -15,6 +15,8 @@ from elit.sampling.pipeline import ElitPipeline
 from elit.sampling.plan import Plan
 from elit.sampling.sample import sample
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 

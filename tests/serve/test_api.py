@@ -19,6 +19,8 @@ from service import saved_model, served
 from elit.cli.main import main
 from elit.serve.settings import ServiceSettings
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key-of-tests"
 
 
