@@ -15,6 +15,8 @@ import elit
 from elit.cli.main import main
 from elit.config import load_config, recipes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ from elit.serve.pipeline_engine import PipelineEngine
 from elit.serve.replica import Replica, load_replica
 from elit.serve.settings import ServiceSettings
 
+pytestmark = pytest.mark.slow
+
 SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 
