@@ -119,7 +119,7 @@ def run(args: Args) -> dict[str, Any]:
 
     key = args.api_key or os.environ.get(KEY_VARIABLE) or None
     check_key(args.host, key)
-    service, device = settings(args, needs_key=key is not None)
+    device = check_device(args.device)
     placement = Placement(
         host=args.host,
         port=args.port,
@@ -131,6 +131,7 @@ def run(args: Args) -> dict[str, Any]:
         gpus=args.gpus if args.gpus is not None else float(device.startswith("cuda")),
         drain_seconds=args.drain_seconds,
     )
+    service = settings(args, device, needs_key=key is not None)
     if args.build:
         write_config(args.build, service, placement)
         if not args.json:
@@ -150,8 +151,8 @@ def run(args: Args) -> dict[str, Any]:
     return {"url": url, "unfinished": left}
 
 
-def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
-    """The service's settings, and the device. Raises ValueError for a model or budget that cannot be."""
+def settings(args: Args, device: str, *, needs_key: bool) -> Any:
+    """The service's settings. Raises ValueError for a model or budget that cannot be."""
     import torch
 
     from elit.elastic.load_model import load_model
@@ -160,9 +161,6 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
     from elit.pretrained import model_folder, model_name
     from elit.serve.settings import ServiceSettings
 
-    if args.replicas < 1:
-        raise ValueError(f"replicas={args.replicas}: give at least 1")
-    device = check_device(args.device)
     folder = model_folder(args.model)
     # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
     stock = find_stock(folder)
@@ -174,7 +172,7 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
         budgets = network.budgets
     threads = args.threads
     if threads is None and device == "cpu":
-        threads = max(1, torch.get_num_threads() // max(1, args.replicas))
+        threads = max(1, torch.get_num_threads() // args.replicas)
     name = model_name(folder)
     packaged = name != str(folder)
     service = ServiceSettings(
@@ -200,7 +198,7 @@ def settings(args: Args, *, needs_key: bool) -> tuple[Any, str]:
         needs_key=needs_key,
     )
     service.ladder(budgets)
-    return service, device
+    return service
 
 
 def simulated(args: Args) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class Args:
     labels: tuple[str, ...] = ()
     """Classes, by number or name of the samples, in turn; default: all of the model's."""
     prompts: tuple[str, ...] = ()
-    """Texts, in turn, for a text-conditional model."""
+    """Texts, in turn, for a text-conditional model; accuracy takes the first for class 0, the second for class 1 and
+    so on."""
     prompts_file: Path | None = None
     """A file with one text a line instead."""
     text_encoder: str | None = None
