@@ -11,9 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: $(READY)
 	$(BIN)/elit quickstart $(ARGS)
 
-# Side by side: checking types keeps one core busy, and the tests fill what is left.
-test: $(READY)
-	$(MAKE) --no-print-directory -j2 lint suite
+test: lint suite
 
 # One thread and one core a worker.
 suite: $(READY)
@@ -29,7 +27,7 @@ docs: $(DOCS_READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/pyrefly check --output-format min-text
 
 # Compiling all that is installed takes a minute or two; Python compiles what is imported, and may keep it (unexport).
 $(READY): pyproject.toml constraints.txt

@@ -14,6 +14,7 @@ import platform
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def main() -> None:
                 lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
                 measured[name] += lines[WINDOW:]
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         figures = {
             key: statistics.median(step[key] for step in measured[name])

@@ -66,7 +66,7 @@ def train_or_load(args: argparse.Namespace, config: TrainConfig, network: type[D
 
 def run_config(args: argparse.Namespace, seed: int, model: ModelConfig, **training: Any) -> TrainConfig:
     """A run of `model` for args.steps steps."""
-    settings = {"batch_size": args.batch_size, "steps": args.steps, "seed": seed}
+    settings: dict[str, Any] = {"batch_size": args.batch_size, "steps": args.steps, "seed": seed}
     return TrainConfig(model=model, data="digits", **(TRAINING | settings | training))
 
 

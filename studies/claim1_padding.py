@@ -9,7 +9,7 @@ the same steps and batch, not the same FLOPs.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class AbsoluteDiT(DiT):
 
     def build(self, **settings: Any) -> None:
         super().build(**settings | {"sample_size": self.canvas})
-        self.patch_embed = Placed(cast(nn.Linear, self.patch_embed), (self.canvas // PATCH) ** 2)  # type: ignore[assignment]
+        self.patch_embed = Placed(self.patch_embed, (self.canvas // PATCH) ** 2)  # pyrefly: ignore[bad-assignment]
 
     def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
         cos, sin = super().rope(grid, num_latents, x)

@@ -67,7 +67,7 @@ def main(line: Sequence[str] | None = None) -> int:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         size = {"width": args.width, "height": HEIGHT}
-        page = browser.new_context(viewport=size, color_scheme=args.scheme).new_page()  # type: ignore[arg-type]
+        page = browser.new_context(viewport=size, color_scheme=args.scheme).new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(f"{address}?{args.query}{dark}")
         page.wait_for_selector("#picture img")

@@ -23,7 +23,7 @@ class RandomDropInterface(LatentInterface):
 class RandomDropDiT(DiT):
     """ELIT-DiT with random drop; latents keep the positions they have at full budget."""
 
-    def build(self, **settings) -> None:  # type: ignore[no-untyped-def]
+    def build(self, **settings: Any) -> None:
         super().build(**settings)
         assert self.latent_interface is not None
         self.latent_interface.__class__ = RandomDropInterface

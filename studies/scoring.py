@@ -49,9 +49,9 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """`count` digits, classes in turn, as they leave the solver, and their labels; the same noise for all networks."""
     labels = torch.arange(count) % 10
-    settings = {"steps": steps, "budget": budget, "guidance": guidance}
+    settings: dict[str, Any] = {"steps": steps, "budget": budget, "guidance": guidance}
     settings |= {"sample_size": 8, "seed": 5000, "batch_size": 250}
-    return sample(model, labels, **settings).cpu(), labels  # type: ignore[arg-type]
+    return sample(model, labels, **settings).cpu(), labels
 
 
 def score(images: Tensor, labels: Tensor) -> dict[str, float]:

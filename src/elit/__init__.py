@@ -36,7 +36,7 @@ _HOME = {
     "plan": "elit.planner.choose",
     "Plan": "elit.sampling.plan",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyrefly: ignore[unresolvable-dunder-all]
 
 if TYPE_CHECKING:
     from elit.costs.flops import count_flops as count_flops

@@ -46,11 +46,11 @@ def real_number(
         with suppress(TypeError, ValueError, OverflowError, RuntimeError):
             number = float(value)
     fits = number is not None and math.isfinite(number)
-    if not fits or _outside(number, least, above, most):  # type: ignore[arg-type]
+    if not fits or _outside(number, least, above, most):
         bounds = f" above {above:g}" if above is not None and most is None else _bounds(least, most)
         bounds = f" above {above:g} and at most {most:g}" if above is not None and most is not None else bounds
         raise ValueError(f"{name}={shortened(value)}: give a number{bounds}")
-    return number  # type: ignore[return-value]
+    return number
 
 
 def shortened(value: Any) -> str:

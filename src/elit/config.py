@@ -313,7 +313,7 @@ class UniqueLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:  # type: ignore[assignment]
+def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:
     """Reads YAML with any of `kind`'s fields. Raises ValueError naming an unknown field or a bad value."""
     path = config_file(str(path))
     if not path.is_file():

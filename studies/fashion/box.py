@@ -48,7 +48,7 @@ def main(line: Sequence[str] | None = None) -> None:
     data = named_images(config.data)
     assert data is not None
     network.register_to_config(class_names=list(data.classes))
-    torch.nn.Module.to(network, torch.float16).save_pretrained(args.box)
+    torch.nn.Module.to(network, torch.float16).save_pretrained(args.box)  # pyrefly: ignore[not-callable]
     rows = [json.loads(row) for row in (args.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     log = {row["step"]: {key: row[key] for key in ("step", "loss", "budget")} for row in rows}
     lines = [json.dumps(row) for n, row in sorted(log.items()) if n <= LOGGED or (n % 100 == 0 and n <= step)]

@@ -91,7 +91,7 @@ class Study:
         """One network an arm, which is given the weights of a checkpoint: so it is compiled once."""
         loaded = load(arm, checkpoint, redrawn=redrawn)
         network = self.networks.setdefault((arm, redrawn), loaded)
-        network.load_state_dict(loaded.state_dict())
+        network.load_state_dict(loaded.state_dict())  # pyrefly: ignore[missing-attribute]
         return network
 
     def row(self, name: str, seed: int, scores: Mapping[str, float], **more: Any) -> None:

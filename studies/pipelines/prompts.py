@@ -36,6 +36,6 @@ def with_prompts(pipe: Any) -> Any:
                 asked[prefix + "prompt_embeds"] = list(asked[prefix + "prompt_embeds"])
         return encode(**asked)
 
-    encoded.__signature__ = inspect.signature(encode)  # type: ignore[attr-defined]
+    encoded.__signature__ = inspect.signature(encode)  # pyrefly: ignore[missing-attribute]
     pipe.encode_prompt = encoded
     return pipe

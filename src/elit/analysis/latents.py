@@ -166,14 +166,14 @@ def only_latents(model: Transformer, slots: Sequence[int]) -> Iterator[int]:
     indices = indices.to(interface.latents.device)
     of_class = model.rope
 
-    def rope(grid: tuple[int, ...], count: int | None, x: Tensor) -> Rope:
-        if count is None:
+    def rope(grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
+        if num_latents is None:
             return of_class(grid, None, x)
         whole = of_class(grid, valid, x)  # of all latents of every group, slot by slot
         return Rope(*(table.unflatten(0, (-1, valid))[:, indices].flatten(0, 1) for table in whole))
 
     hook = interface.reader.register_forward_pre_hook(lambda _, inputs: (interface.latents[indices], *inputs[1:]))
-    model.rope = rope  # type: ignore[method-assign,assignment]
+    model.rope = rope
     try:
         yield len(slots)
     finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import elit
 from elit.pretrained import model_folder
@@ -94,7 +94,8 @@ def _forgiving_output() -> Iterator[None]:
     Exits with 1 where not all could be written: without a word where the reader has gone, as `head` does.
     """
     with contextlib.ExitStack() as stack:
-        if sys.stdout is None:  # closed by who started this process
+        stdout: TextIO | None = sys.stdout
+        if stdout is None:  # closed by who started this process
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):

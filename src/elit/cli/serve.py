@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> Args:
         raise ValueError("simulate, build: give one of them")
     if args.simulate and not args.profile:
         raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
-    if not args.simulate and str(args.model) in ("", "."):
+    if not args.simulate and args.model in ("", "."):
         raise ValueError("model: none given; name a folder, or fashion")
     return args
 
@@ -214,7 +214,7 @@ def simulated(args: Args) -> dict[str, Any]:
     assert args.simulate is not None
     assert args.profile is not None
     costs, budgets = read_costs(args.profile)
-    costs = replace(costs, separate=bool(args.exact if args.exact is not None else not costs.overlapping))
+    costs = replace(costs, separate=args.exact if args.exact is not None else not costs.overlapping)
     service = ServiceSettings(
         model="",
         steps=args.steps,

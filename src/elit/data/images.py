@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
 from elit.data.picture_files import FORMATS, MOVING, encode_picture
@@ -200,7 +200,7 @@ def look_at(path: Path, size: int) -> Look:
         with Image.open(path) as image:
             seen = Look(None, *image.size, image.has_transparency_data)
             centre_crop(image, size)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return Look(" ".join(str(error).split()), 0, 0, False)
     return seen
 

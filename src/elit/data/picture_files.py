@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 MOVING = (".gif", ".webp")
@@ -66,7 +66,7 @@ def read_text(path: Path) -> str | None:
                 text = image.info.get("comment")
     except FileNotFoundError:
         raise ValueError(f"{str(path)!r}: no such file") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r}: not a picture that can be read ({' '.join(str(error).split())})") from None
     if isinstance(text, bytes):
         text = text.decode("ascii", errors="replace")

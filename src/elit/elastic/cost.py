@@ -51,7 +51,7 @@ def _windows(
     if isinstance(tokens, int):
         if tokens % full:
             raise ValueError(f"tokens={tokens}: windows of {full} do not make up that many; give the token grid")
-        return [(tokens // full, full, full if budget is None else int(budget))]  # type: ignore[arg-type]
+        return [(tokens // full, full, full if budget is None else int(budget))]  # pyrefly: ignore[bad-argument-type]
     counts = [full if budget is None else budget] * len(tokens) if isinstance(budget, int | None) else budget
     return [
         (part.windows, part.tokens, part.num_latents)

@@ -57,6 +57,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
 class DistillPipeline(Task):
     """The transformer of a diffusers pipeline, on trajectories that the pipeline draws itself, or on pictures."""
 
+    config: DistillConfig
+    network: Any
     sampler: BucketSampler
     examples: RecordedCalls | CaptionedLatents
 
@@ -181,6 +183,7 @@ class DistillPipeline(Task):
             two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1] * 2, number=0, steps=1))
         return arguments_by_row(one, two, self.family.sample)
 
+    # pyrefly: ignore[bad-override]
     def objective(self, accelerator: Accelerator) -> DistanceToTeacher | PicturesAndTeacher:
         if not isinstance(self.examples, CaptionedLatents):
             return DistanceToTeacher(noise=self.family.noise, autocast=accelerator.autocast)

@@ -52,6 +52,9 @@ class FlowAndDistance(FlowMatching):
 class DistillNetwork(Task):
     """A DiT of this library."""
 
+    config: DistillConfig
+    network: Any
+
     def __init__(self, config: DistillConfig, accelerator: Accelerator, network: Any, data: ImageData):
         record = getattr(network, "elastic_record", None)
         if record is None or record.kind != "DiT":

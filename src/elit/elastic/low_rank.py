@@ -54,7 +54,8 @@ def add_low_rank(transformer: Any, rank: int, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         changes = {
-            name.replace(".", "-"): LowRank(layer.in_features, layer.out_features, rank)  # type: ignore[arg-type]
+            # pyrefly: ignore[bad-argument-type]
+            name.replace(".", "-"): LowRank(layer.in_features, layer.out_features, rank)
             for name, layer in layers.items()
         }
     for change, layer in zip(changes.values(), layers.values(), strict=True):

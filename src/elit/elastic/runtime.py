@@ -37,8 +37,8 @@ class CoreBlock:
         if call is None:
             raise RuntimeError("a core block of an elastified transformer runs inside the transformer's forward only")
         if call is PLAIN:
-            return super().forward(**arguments)  # type: ignore[misc]
-        return call.leave(self, super().forward(**call.enter(self, arguments)))  # type: ignore[misc]
+            return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
+        return call.leave(self, super().forward(**call.enter(self, arguments)))  # pyrefly: ignore[missing-attribute]
 
 
 class HintBlock:
@@ -46,7 +46,7 @@ class HintBlock:
 
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Any, **arguments: Any) -> Any:
-        return hinted(current_call.get(), super().forward(**arguments))  # type: ignore[misc]
+        return hinted(current_call.get(), super().forward(**arguments))  # pyrefly: ignore[missing-attribute]
 
 
 def hinted(call: Any, output: Any) -> Any:

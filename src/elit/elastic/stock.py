@@ -148,8 +148,8 @@ class StockPipeline:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of a picture where nobody asks for another."""
-        factor = self._factor
-        return tuple(factor * (length or 128) for length in self._cells)  # type: ignore[return-value]
+        width, height = (self._factor * (length or 128) for length in self._cells)
+        return width, height
 
     @property
     def has_sizes(self) -> bool:

@@ -172,7 +172,7 @@ class Elastic:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         if bypassed.get():
             with active(PLAIN):
-                return super().forward(**arguments)  # type: ignore[misc]
+                return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         cache = getattr(self, "_cache_config", None)
         if isinstance(cache, FasterCacheConfig | PyramidAttentionBroadcastConfig) and has_guidance_budget():
             raise ValueError(
@@ -225,7 +225,7 @@ class Elastic:
         counts = (budget,) * (len(grids) - looked_at) + (budget if own is None else own,) * looked_at
         if self.elastic_record.original_at_full and min(counts) == self.budgets[-1]:
             with original(), active(PLAIN):
-                return super().forward(**arguments)  # type: ignore[misc]
+                return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         if min(counts) < self.budgets[-1]:
             for name in family.residuals:
                 if arguments.get(name) is not None:
@@ -241,7 +241,7 @@ class Elastic:
         device = (sample[0] if isinstance(sample, list) else sample).device
         order = make_token_order(grids, self.elastic_record.window, counts, device)
         with active(Call(self.elastic, family, order, arguments)):
-            return super().forward(**arguments)  # type: ignore[misc]
+            return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
     def enable_parallelism(self: Any, *, config: Any, **kwargs: Any) -> None:
         """diffusers' own. Raises ValueError for context parallel: it deals a window's tokens out over devices."""
@@ -250,7 +250,7 @@ class Elastic:
                 "config: context parallel deals the tokens out over devices, and Read needs those of a window on one; "
                 "run it without the dial, or the branches of guidance on a device each"
             )
-        super().enable_parallelism(config=config, **kwargs)  # type: ignore[misc]
+        super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 
     def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
@@ -258,7 +258,8 @@ class Elastic:
         Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they
         are no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
         """
-        save_beside(self, save_directory, functools.partial(super().save_pretrained, *args, **kwargs))  # type: ignore[misc]
+        # pyrefly: ignore[missing-attribute]
+        save_beside(self, save_directory, functools.partial(super().save_pretrained, *args, **kwargs))
 
 
 class BranchedElastic(Elastic):
@@ -273,12 +274,12 @@ class BranchedElastic(Elastic):
             raise ValueError(
                 "read_after=0: FirstBlockCache needs a first block before Read; elastify with read_after of at least 1"
             )
-        super().enable_cache(config)  # type: ignore[misc]
+        super().enable_cache(config)  # pyrefly: ignore[missing-attribute]
 
     @contextmanager
     def cache_context(self: Any, name: str, **kwargs: Any) -> Iterator[None]:
         """diffusers' own context, by which pipelines say which branch runs."""
-        with branch(name), super().cache_context(name, **kwargs):  # type: ignore[misc]
+        with branch(name), super().cache_context(name, **kwargs):  # pyrefly: ignore[missing-attribute]
             yield
 
 

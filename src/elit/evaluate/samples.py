@@ -152,8 +152,12 @@ class Sampler:
         second = None
         if guidance is not None and guidance.scale != 1:
             weak = None if guidance.kind == "cfg" else resolve_budget(guidance.budget, budgets)
-            second = {"kind": guidance.kind, "scale": guidance.scale, "budget": weak}
-            second["interval"] = list(guidance.interval)
+            second = {
+                "kind": guidance.kind,
+                "scale": guidance.scale,
+                "budget": weak,
+                "interval": list(guidance.interval),
+            }
         return {
             "kind": "samples",
             **self.network,

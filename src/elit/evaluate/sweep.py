@@ -61,7 +61,8 @@ def make_settings(
             for guide in guides:
                 if guide is not None and guide.kind == "ag" and sampler.model.budgets and guide.scale != 1:
                     weak = resolve_budget(guide.budget, sampler.model.budgets)
-                    if any(weak > main for main in of_steps) or all(weak == main for main in of_steps):  # type: ignore[operator]
+                    # pyrefly: ignore[unsupported-operation]
+                    if any(weak > main for main in of_steps) or all(weak == main for main in of_steps):
                         notes.append(f"AG at budget {budget} is left out: its second branch keeps {weak} latents")
                         continue
                 for cache in (0.0, *caches):

@@ -98,7 +98,7 @@ class TextConditioning(nn.Module):
 
     def forward(self, t: Tensor, y: Condition) -> tuple[Tensor, Tensor, Tensor]:
         """y: a `Text`, or the characters (B, M) of `encode_characters`."""
-        text: Text = y if isinstance(y, Text) else self.characters(y)  # type: ignore[misc]
+        text: Text = y if isinstance(y, Text) else self.characters(y)  # pyrefly: ignore[not-callable]
         tokens = self.project(self.norm(text.embeddings.to(self.project.weight.dtype)))
         absent = ~text.mask.any(1, keepdim=True)  # (B, 1)
         first = torch.arange(text.mask.shape[1], device=text.mask.device) == 0

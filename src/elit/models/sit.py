@@ -132,7 +132,8 @@ class SiT(DiT):
         return unpatchify(self.final(s, c), size, self.patch_size, window)
 
     def through(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
-        return self.run_blocks(blocks, x, c, None, ())[0]  # type: ignore[arg-type]  # None = no rotation
+        # pyrefly: ignore[bad-argument-type]
+        return self.run_blocks(blocks, x, c, None, ())[0]  # None = no rotation
 
     def raster(self, size: Sequence[int], device: torch.device) -> Tensor:
         """Each token's place in raster order over the whole image, (N,), for tokens in group-major order."""

@@ -90,7 +90,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As torch's own, and diffusers' where it has hooks in use or has quantized the weights."""
         if not (_hooks_are_in_use() or getattr(self, "is_quantized", False)):
-            return nn.Module.to(self, *args, **kwargs)
+            return cast(Self, nn.Module.to(self, *args, **kwargs))
         with quiet_cast():
             return super().to(*args, **kwargs)
 
@@ -170,7 +170,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def time_embedding(self, t: Tensor) -> Tensor:
         """What the conditioning knows of times (B,), (B, d): how far it moves says how far the output may."""
-        return self.conditioning.time(t)  # type: ignore[operator]
+        return self.conditioning.time(t)  # pyrefly: ignore[not-callable]
 
     def run_blocks(
         self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams

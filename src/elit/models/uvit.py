@@ -23,7 +23,7 @@ class SkipBlock(Block):
     def forward(self, x: Tensor, c: Tensor, rope: Rope, skipped: Tensor | None = None) -> Tensor:
         """x and skipped (B, L, d), c (B, d) -> (B, L, d)."""
         if self.skip is not None:
-            x = self.skip(torch.cat((x, skipped), -1))  # type: ignore[arg-type]
+            x = self.skip(torch.cat((x, skipped), -1))  # pyrefly: ignore[bad-argument-type]
         return super().forward(x, c, rope)
 
 

@@ -20,8 +20,9 @@ class Target:
     """Share by which times are kept below the bound, since predictions are off by it; FLOPs are exact."""
 
     def met(self, plan: Plan) -> bool:
-        if self.ms is None:
-            return self.cost(plan) <= self.gflops  # type: ignore[operator]
+        if self.gflops is not None:
+            return self.cost(plan) <= self.gflops
+        assert self.ms is not None
         return self.cost(plan) * (1 + self.margin) <= self.ms
 
     def cost(self, plan: Plan) -> float:

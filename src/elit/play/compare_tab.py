@@ -32,7 +32,7 @@ def build_compare(play: Playground, controls: Controls) -> None:
         elem_classes="frames", elem_id="every",
     )  # fmt: skip
 
-    def at(dial: Dial, latents: int) -> Dial:
+    def at(dial: Dial, latents: float) -> Dial:
         return replace(dial, pieces=1, budgets=(int(latents),) * MOST_PIECES)
 
     def compared(request: gr.Request, left: int, right: int, progress: gr.Progress = PROGRESS, *given: Any) -> Any:

@@ -109,4 +109,7 @@ def with_page_errors(work: Callable[[], Any]) -> Any:
 
 
 def ticker(progress: gr.Progress, what: str) -> Tick:
-    return lambda done, total: progress((done, total), desc=what)
+    def show(done: int, total: int) -> None:
+        progress((done, total), desc=what)
+
+    return show

@@ -30,7 +30,7 @@ def build_load(monitor: LoadMonitor, tabs: gr.Tabs, label: str) -> None:
     def opened(event: gr.SelectData) -> gr.Timer:
         return gr.Timer(active=event.value == label)
 
-    def sent(count: int, within: int, patience: float, progress: gr.Progress = PROGRESS) -> str:
+    def sent(count: float, within: float, patience: float, progress: gr.Progress = PROGRESS) -> str:
         outcomes = with_page_errors(
             lambda: monitor.burst(int(count), int(within), 1e3 * patience, ticker(progress, "answers"))
         )

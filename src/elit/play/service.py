@@ -5,7 +5,7 @@ import json
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,16 +127,16 @@ class LoadMonitor:
             return list(self.readings)
 
     def _reading(self, now: float, text: str) -> Reading:
-        gauges, sums = Counter[str](), Counter[str]()
+        gauges, sums = defaultdict[str, float](float), defaultdict[str, float](float)
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
                 if name in ("elit_in_flight", "elit_queue_length"):
-                    gauges[name] += value  # type: ignore[assignment]
+                    gauges[name] += value
                 elif name == "elit_images_total" and labels["budget"].isdecimal():
-                    sums["images"] += value  # type: ignore[assignment]
-                    sums["latents"] += value * int(labels["budget"])  # type: ignore[assignment]
+                    sums["images"] += value
+                    sums["latents"] += value * int(labels["budget"])
                 elif name in ("elit_latency_seconds_sum", "elit_latency_seconds_count", "elit_rejections_total"):
-                    sums[name] += value  # type: ignore[assignment]
+                    sums[name] += value
         before, self._sums = self._sums, dict(sums)
         new = {name: max(0.0, value - before.get(name, value)) for name, value in sums.items()}
         images, answers = new.get("images", 0.0), new.get("elit_latency_seconds_count", 0.0)

@@ -108,7 +108,7 @@ class Quickstart:
 
 
 def run_config(recipe: Recipe, out: Path, steps: int | None, seed: int) -> TrainConfig:
-    settings = TRAINING | recipe.training | ({} if steps is None else {"steps": steps})
+    settings: dict[str, Any] = TRAINING | recipe.training | ({} if steps is None else {"steps": steps})
     model = ModelConfig(name=recipe.name, **recipe.model)
     config = TrainConfig(out=str(out), model=model, data=recipe.data, preview_every=0, seed=seed, **settings)
     return replace(config, checkpoint_every=config.steps)

@@ -132,7 +132,7 @@ def _tail(settings: dict[str, Any], given: int | None, name: str) -> int:
         raise ValueError(f"{name}: its model {settings.get('model')!r} is no preset's; give tail_blocks")
     if given is not None and given < 0:
         raise ValueError(f"tail_blocks={given}: give 0 or more")
-    return TAIL_BLOCKS[size[1]] if given is None and size else int(given or 0)
+    return TAIL_BLOCKS[size[1]] if given is None and size else given or 0
 
 
 def _whole(settings: dict[str, Any], key: str, name: str) -> int:

@@ -206,7 +206,7 @@ def sample_seeds(seed: Seed | Sequence[Seed], count: int) -> list[Seed]:
     """One seed a sample: counting up from `seed`, or those given. Raises ValueError."""
     if isinstance(seed, torch.Generator):
         return [seed] * count
-    several = seed.tolist() if getattr(seed, "ndim", None) == 1 else seed  # type: ignore[union-attr]
+    several = seed.tolist() if getattr(seed, "ndim", None) == 1 else seed  # pyrefly: ignore[missing-attribute]
     if isinstance(several, Sequence) and not isinstance(several, str | bytes):
         if len(several) != count:
             raise ValueError(f"seed: {len(several)} seeds for {count} samples; give one a sample, or one number")

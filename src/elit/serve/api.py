@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ class Backend(Protocol):
         """A replica's answer: images and how they were made, or why not. Raises ApiError."""
         ...
 
-    def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+    def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         """Previews ({"preview": bytes}), then the answer. Raises ApiError."""
         ...
 
@@ -58,7 +58,7 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         known = "POST /v1/images/generations, GET /v1/models, /health, /ready and /metrics"
         message = {404: f"no such path; there are {known}", 405: f"method not allowed; there are {known}"}
-        return as_response(ApiError(error.status_code, message.get(error.status_code, str(error.detail))))
+        return as_response(ApiError(error.status_code, message.get(error.status_code, error.detail)))
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
@@ -125,7 +125,7 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
         number = 0
         with metrics.in_progress():
             try:
-                async with aclosing(backend.stream(job)) as answers:  # type: ignore[type-var]
+                async with aclosing(backend.stream(job)) as answers:
                     async for answer in answers:
                         if "preview" in answer:
                             event = {"partial_image_index": number, "b64_json": base64_of(answer["preview"])}

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from ray import serve
@@ -81,7 +81,7 @@ class Engines:
         self._start()
         return await self.replica.generate(job)
 
-    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         self._start()
         async for answer in self.replica.stream(job):
             yield answer
@@ -117,7 +117,7 @@ class Router:
     async def _ask(self, job: Job) -> dict[str, Any]:
         return await self.engines.generate.remote(job)
 
-    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         for attempt in range(TRIES):
             try:
                 answers: Any = self.engines.options(stream=True).stream.remote(job)

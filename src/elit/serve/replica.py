@@ -7,7 +7,7 @@ fit to the back of its queue, asks for a request's size before its budget is kno
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -83,7 +83,7 @@ class Replica:
             pass
         return answer
 
-    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         """Previews, then the answer. Whoever stops listening frees the job's place."""
         now = time.time()
         request = Request(

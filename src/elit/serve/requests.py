@@ -100,7 +100,7 @@ def read_request(content: dict[str, Any]) -> ImageRequest:
             near = difflib.get_close_matches(name, ImageRequest.model_fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ApiError(400, f"{name}: no such parameter{hint}", param=name) from None
-        raise ApiError(400, f"{name}: {str(first['msg'])[:200]}", param=name) from None
+        raise ApiError(400, f"{name}: {first['msg'][:200]}", param=name) from None
 
 
 def make_job(request: ImageRequest, service: ServiceSettings, about: dict[str, Any], now: float) -> Job:

@@ -96,7 +96,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             # Fused Adam leaves out a step whose gradient is not finite by itself; the CPU need not wait and see.
-            optimizer.found_inf = (~gradient_norm.isfinite()).float()  # type: ignore[attr-defined]
+            optimizer.found_inf = (~gradient_norm.isfinite()).float()  # pyrefly: ignore[missing-attribute]
             optimizer.step()
             optimizer.zero_grad()
             average.step(network)

@@ -41,6 +41,9 @@ def train(config: TrainConfig) -> Transformer:
 class TrainNetwork(Task):
     """A network of this library, from random weights or those of `config.init`, by flow matching."""
 
+    config: TrainConfig
+    network: Transformer
+
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
         self.data = load_data(config)
         with accelerator.main_process_first():

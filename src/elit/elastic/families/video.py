@@ -124,5 +124,5 @@ LTX2 = Family(  # a stream of audio beside that of the video, which each block j
     attention=lambda block, image, text: image * (image + text),
 )
 
-WAN_VACE = Family(**WAN, hints=_hints)  # type: ignore[arg-type]
-WAN_VIDEO = Family(**WAN)  # type: ignore[arg-type]
+WAN_VACE = Family(**WAN, hints=_hints)
+WAN_VIDEO = Family(**WAN)
