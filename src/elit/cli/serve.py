@@ -24,7 +24,7 @@ class Args:
     Example: elit serve runs/quickstart/model --steps 20 --deadline-ms 2000
     """
 
-    model: Annotated[str, tyro.conf.Positional] = ""
+    model: Annotated[Path, tyro.conf.Positional] = Path()
     """Folder of a saved model or ElitPipeline, of a diffusers pipeline whose transformer has a dial, or of an add-on of
     elit distill; or fashion, the model in the box."""
     host: str = "127.0.0.1"
@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> Args:
         raise ValueError("simulate, build: give one of them")
     if args.simulate and not args.profile:
         raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
-    if not args.simulate and args.model in ("", "."):
+    if not args.simulate and args.model == Path():
         raise ValueError("model: none given; name a folder, or fashion")
     return args
 
@@ -155,19 +155,21 @@ def settings(args: Args, device: str, *, needs_key: bool) -> Any:
     """The service's settings. Raises ValueError for a model or budget that cannot be."""
     import torch
 
-    from elit.elastic.load_model import load_model
-    from elit.elastic.stock import find_stock
+    from elit.elastic.load_model import is_stock_pipeline, load_model
     from elit.models.transformer import Transformer
     from elit.pretrained import model_folder, model_name
     from elit.serve.settings import ServiceSettings
 
     folder = model_folder(args.model)
     # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
-    stock = find_stock(folder)
-    if stock:
+    if is_stock_pipeline(folder):
+        from elit.elastic.stock import find_stock
+
+        stock = find_stock(folder)
+        assert stock is not None
         budgets = tuple(stock.budgets)
     elif not isinstance(network := load_model(folder), Transformer):
-        raise ValueError(f"model={args.model!r}: an elastified transformer alone; give the folder of its pipeline")
+        raise ValueError(f"model={str(args.model)!r}: an elastified transformer alone; give the folder of its pipeline")
     else:
         budgets = network.budgets
     threads = args.threads

@@ -12,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elit.serve.costs import Costs, Setting, efficient_batch
 from elit.serve.engine import Engine, Images
-from elit.serve.pipeline_engine import PipelineEngine, PipelineImages
 from elit.serve.policy import Policy, PolicySettings, Refusal, Request
 from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
+
+if TYPE_CHECKING:  # diffusers' pipelines take seconds to import
+    from elit.serve.pipeline_engine import PipelineEngine, PipelineImages
 
 log = logging.getLogger("elit.serve")
 MOST_SLOTS = 8
@@ -31,7 +33,7 @@ class Progress:
 
     job: Job
     answers: asyncio.Queue[dict[str, Any] | Exception] = field(default_factory=asyncio.Queue)
-    images: Images | PipelineImages | None = None
+    images: "Images | PipelineImages | None" = None
     started: float = 0.0
     batches: list[int] = field(default_factory=list)
     """Images in progress in each of its steps."""
@@ -47,7 +49,7 @@ class Replica:
 
     def __init__(
         self,
-        engine: Engine | PipelineEngine,
+        engine: "Engine | PipelineEngine",
         costs: Costs,
         service: ServiceSettings,
         name: str = "0",
@@ -222,27 +224,24 @@ def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
     """The engine on this machine, its costs from a profile or measured now. Raises ValueError."""
     import torch
 
-    from elit.elastic.stock import StockPipeline, find_stock
+    from elit.elastic.load_model import is_stock_pipeline
     from elit.planner.choose import find_profile, network_folder
     from elit.pretrained import measurements_folder, model_folder
     from elit.serve.costs import costs_of_profile, read_costs
 
     if service.threads:
         torch.set_num_threads(service.threads)
-    engine: Engine | PipelineEngine
     dtype = getattr(torch, service.dtype)
-    if (stock := find_stock(service.model)) is not None:
-        pipe = StockPipeline.load(stock, device=service.device, dtype=dtype)
-        if service.compile:
-            pipe.transformer.compile()
-        engine = PipelineEngine(pipe, exact=service.exact, size=service.pixels())
+    engine: Engine | PipelineEngine
+    if is_stock_pipeline(service.model):
+        engine = _load_pipeline(service, dtype)
     else:
         engine = Engine(service.model, device=service.device, dtype=dtype, compile=service.compile, exact=service.exact)
         if service.pixels() not in (None, engine.size):
             raise ValueError(f"size={service.size}: this model makes {engine.size[0]}x{engine.size[1]}")
     if service.profile:
         costs, _ = read_costs(Path(service.profile))
-    elif isinstance(engine, PipelineEngine):
+    elif not isinstance(engine, Engine):
         costs = engine.measure()
     else:
         folder = network_folder(model_folder(service.model))
@@ -252,3 +251,15 @@ def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
         else:
             costs = engine.measure()
     return Replica(engine, replace(costs, separate=engine.exact), service, name)
+
+
+def _load_pipeline(service: ServiceSettings, dtype: Any) -> "PipelineEngine":
+    from elit.elastic.stock import StockPipeline, find_stock
+    from elit.serve.pipeline_engine import PipelineEngine
+
+    stock = find_stock(service.model)
+    assert stock is not None
+    pipe = StockPipeline.load(stock, device=service.device, dtype=dtype)
+    if service.compile:
+        pipe.transformer.compile()
+    return PipelineEngine(pipe, exact=service.exact, size=service.pixels())
