@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from elit.play.server import make_app, quiet_gradio
 from elit.play.service import LoadMonitor, ServiceClient
 from elit.serve.settings import ServiceSettings
 
-pytest.importorskip("gradio", reason="needs the extra ui: pip install 'elit-diffusion[ui]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
+    pytest.mark.skipif(not find_spec("gradio"), reason="needs the extra ui: pip install 'elit-diffusion[ui]'"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's package chromium"),
     pytest.mark.slow,
 ]
