@@ -17,6 +17,7 @@ from elit.models.presets import create_model
 from elit.play.engine import NetworkEngine
 from elit.play.server import make_app, quiet_gradio
 from elit.play.service import LoadMonitor, ServiceClient
+from elit.serve.replica import load_replica
 from elit.serve.settings import ServiceSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -65,7 +66,7 @@ def address(tmp_path_factory):
     port = free_port("127.0.0.1", 0)
     digits = saved_model(tmp_path_factory.mktemp("watched") / "digits")
     settings = ServiceSettings(model=str(digits), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
-    with served(settings, KEY) as (url, _, _), pytest.MonkeyPatch.context() as patch:
+    with served(settings, KEY, load_replica(settings)) as (url, _, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.play.service.CALM_BEFORE", 1)
         patch.setattr("elit.play.service.CALM_AFTER", 1)
         app = make_app(build_page(Opening(engine), LoadMonitor(ServiceClient(url, KEY))), "127.0.0.1")

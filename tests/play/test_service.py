@@ -14,6 +14,7 @@ from elit.play.engine import Cancelled
 from elit.play.pictures import as_image
 from elit.play.service import LoadMonitor, ServiceClient, burst_words
 from elit.play.service_engine import ServiceEngine
+from elit.serve.replica import load_replica
 from elit.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(folder):
     settings = ServiceSettings(model=str(folder), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
-    with served(settings, KEY) as (url, replica, _):
+    with served(settings, KEY, load_replica(settings)) as (url, replica, _):
         yield ServiceClient(url, KEY), replica
 
 

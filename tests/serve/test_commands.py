@@ -7,6 +7,7 @@ import yaml
 from service import PROFILE, saved_model, served
 
 from elit.cli.main import main
+from elit.serve.replica import load_replica
 from elit.serve.server import Placement, check_key, is_loopback
 from elit.serve.settings import ServiceSettings
 from elit.serve.trace import Arrival, write_trace
@@ -91,7 +92,7 @@ def test_the_simulator_by_command(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_load_test_says_what_became_of_every_request(folder, tmp_path, capsys):
     service = ServiceSettings(model=str(folder), name="digits", steps=2, threads=1)
-    with served(service, "a-key-of-tests") as (url, replica, _):
+    with served(service, "a-key-of-tests", load_replica(service)) as (url, replica, _):  # without a profile: measured
         line = ["loadtest", url, "--rate", "10", "--seconds", "2", "--json"]
         assert main([*line, "--api-key", "a-key-of-tests", "--deadline-ms", "60000"]) == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
