@@ -1,6 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+# One more than there are cores: some tests wait for other processes.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 READY := .venv/.ready
 DOCS_READY := .venv/.ready-docs
 

@@ -138,6 +138,7 @@ def test_a_plan_moves_the_dial(engine):
         plan_for(engine, "target_gflops", 1e-9)
 
 
+@pytest.mark.slow
 def test_a_target_in_milliseconds_measures_this_machine_first(engine, monkeypatch):
     monkeypatch.setattr("elit.play.planning.SECONDS", 0.0)
     monkeypatch.setattr(engine, "profile", None)

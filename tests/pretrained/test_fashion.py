@@ -71,6 +71,7 @@ def test_a_class_that_is_not_there_is_refused_before_the_weights_are_read(capsys
         assert "labels=99: labels are 0 to 9, and 10 for no class" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_its_samples_at_a_quarter_of_the_latents_are_recognised():
     """Twenty samples are few: the card has the figure for thousands. This is that the weights are trained ones."""
     model, detector = elit.load_model("fashion"), FashionDetector()
