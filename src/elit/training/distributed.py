@@ -78,9 +78,8 @@ def unsharded_class(network: Transformer) -> type[Transformer]:
 
 def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer:
     """The network without what `prepare` put around it; of a sharded one a new one, with weights of its own."""
-    whole = unsharded_class(network)
     if isinstance(network, FSDPModule):
-        return whole.from_config(network.config)  # pyrefly: ignore[missing-attribute]
+        return unsharded_class(network).from_config(network.config)  # pyrefly: ignore[missing-attribute]
     network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     for block in network.blocks:
         vars(block).pop("forward", None)  # compiled
