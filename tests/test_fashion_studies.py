@@ -7,12 +7,16 @@ import pytest
 import torch
 
 import elit
+from elit.config import ModelConfig, TrainConfig
+from elit.models.dit import DiT
+from elit.models.saved import checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "fashion"))
 
 import runs
 import study
 import windows
+from random_drop import RandomDropDiT
 
 pytestmark = pytest.mark.slow
 
@@ -87,3 +91,17 @@ def test_latents_are_dealt_out_by_need_and_all_of_them():
     assert counts.min() >= windows.LEAST
     assert counts[1].tolist()[2] == counts[1].max()
     assert counts[2].tolist() == sorted(counts[2].tolist())
+
+
+def test_what_was_trained_with_random_drop_is_run_on_first_and_on_redrawn_latents(tmp_path):
+    sizes = ModelConfig(name="ELIT-DiT-S/1", hidden_size=16, num_heads=1, depth=3, split=(1, 1, 1), window=(4, 4))
+    config = TrainConfig(out=str(tmp_path / "run"), model=sizes, data="digits", steps=1, batch_size=4, preview_every=0)
+    runs.train("random drop", config)
+    (checkpoint,) = checkpoints(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="holds a 'RandomDropDiT'; elit loads DiT"):
+        elit.load_model(checkpoint)
+    first, redrawn = (runs.load("random drop", checkpoint, redrawn=choice) for choice in (False, True))
+    assert type(first) is DiT
+    assert isinstance(redrawn, RandomDropDiT)
+    for one, other in zip(first.parameters(), redrawn.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -19,6 +19,7 @@ from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.elastic.load_model import load_model
 from elit.models.dit import DiT
+from elit.models.networks import NETWORKS
 from elit.models.presets import model_config
 from elit.models.saved import checkpoint_step, checkpoints
 from elit.training import train as training
@@ -123,7 +124,8 @@ def milestones(config: TrainConfig) -> list[tuple[int, Path]]:
 
 def load(arm: str, checkpoint: Path, *, redrawn: bool = False) -> DiT:
     """The averaged weights of a checkpoint. redrawn: with a random set of latents in every forward."""
-    network = load_model(checkpoint)
+    with patch.dict(NETWORKS, {RandomDropDiT.__name__: DiT}):  # trained so, it is run as any other
+        network = load_model(checkpoint)
     assert isinstance(network, DiT)
     if not redrawn:
         return network

@@ -69,15 +69,13 @@ def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Trans
         folder = folder / "transformer"
     if (folder / MANIFEST).is_file():
         return _load_average(folder, name, **kwargs)
-    kind = check_saved(folder, name)
-    if kind not in NETWORKS:
-        raise ValueError(f"{name}={str(folder)!r}: holds a {kind!r}; elit loads {', '.join(NETWORKS)}")
+    network = _network_class(folder, check_saved(folder, name), name)
     if (folder / ELASTIC).is_file():
         raise ValueError(
             f"{name}={str(folder)!r}: holds an elastified network; only elit.load_model takes it, with its dial"
         )
     kwargs = {"torch_dtype": saved_dtype(folder)} | {key: value for key, value in kwargs.items() if value is not None}
-    model, loading = NETWORKS[kind].from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, loading = network.from_pretrained(folder, output_loading_info=True, **kwargs)
     # diffusers would start missing weights at random, with a warning.
     wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"], *map(str, loading["mismatched_keys"])])
     if wrong:
@@ -85,13 +83,19 @@ def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Trans
     return model
 
 
+def _network_class(folder: Path, saved: Any, name: str) -> type[Transformer]:
+    if saved not in NETWORKS:
+        raise ValueError(f"{name}={str(folder)!r}: holds a {saved!r}; elit loads {', '.join(NETWORKS)}")
+    return NETWORKS[saved]
+
+
 def _load_average(folder: Path, name: str, torch_dtype: torch.dtype = torch.float32) -> Transformer:
     if fault := damage(folder):
         raise ValueError(fault)
     import torch.distributed.checkpoint as dcp  # of checkpoints alone
 
-    kind = _saved_class(folder, name)
-    network = NETWORKS[str(kind)].from_config(NETWORKS[str(kind)].load_config(folder))
+    kind = _network_class(folder, _saved_class(folder, name), name)
+    network = kind.from_config(kind.load_config(folder))
     average = {name: torch.empty_like(weight) for name, weight in network.named_parameters()}
     with lone_process():
         dcp.load({"average": average}, checkpoint_id=folder, no_dist=True)
