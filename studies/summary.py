@@ -88,7 +88,9 @@ def main() -> None:
     fashion = report.load(RESULTS / "fashion")
     after = filled(before, load(RESULTS), fashion)
     if args.check:
-        sys.exit(f"{DOCUMENT.relative_to(ROOT)}: not up to date; run python studies/summary.py" * (before != after))
+        sys.exit(
+            f"{DOCUMENT.relative_to(ROOT)}: not up to date; run python studies/summary.py" if before != after else 0
+        )
     write_text(DOCUMENT, after)
     for name, result in fashion.items():
         report.plot_curves(result, FIGURES / f"fashion-{name}.png")

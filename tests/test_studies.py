@@ -133,9 +133,18 @@ def test_a_claim_is_as_strong_as_its_weakest_part():
     assert overall(["undecided", "does not hold", "holds"]) == "does not hold"
 
 
-def test_the_document_is_up_to_date():
+def test_the_document_is_up_to_date_and_the_command_says_so(tmp_path, monkeypatch):
     import summary
 
-    document = summary.DOCUMENT.read_text(encoding="utf-8")
-    fashion = summary.report.load(summary.RESULTS / "fashion")
-    assert summary.filled(document, summary.load(summary.RESULTS), fashion) == document, "run python studies/summary.py"
+    monkeypatch.setattr("sys.argv", ["summary.py", "--check"])
+    with pytest.raises(SystemExit) as done:
+        summary.main()
+    assert done.value.code == 0, "run python studies/summary.py"
+    text = summary.DOCUMENT.read_text(encoding="utf-8")
+    other = tmp_path / "docs" / "reproduction.md"
+    other.parent.mkdir()
+    other.write_text(text.replace("| undecided |", "| holds |", 1), encoding="utf-8")
+    monkeypatch.setattr(summary, "ROOT", tmp_path)
+    monkeypatch.setattr(summary, "DOCUMENT", other)
+    with pytest.raises(SystemExit, match=r"^docs/reproduction\.md: not up to date; run python studies/summary\.py$"):
+        summary.main()
