@@ -2,7 +2,7 @@
 
     python studies/fashion/box.py runs/fashion-box
 
-The folder is of `elit train --config recipes/fashion-mnist/elit-dit.yaml`; its model has been through `elit sweep`,
+The folder is of `elit train --config recipes/fashion-mnist/elit-dit.yaml`; its model has been through `card.py`,
 which left README.md and sweep.jsonl beside the weights. The statistics of the test pictures are made here too.
 """
 
@@ -80,6 +80,7 @@ def training_section(run: Path, step: int) -> str:
 
 ```bash
 elit train --config recipe:fashion-mnist/elit-dit --out runs/fashion-box
+python studies/fashion/card.py runs/fashion-box/model
 python studies/fashion/box.py runs/fashion-box
 ```
 
