@@ -63,7 +63,8 @@ def compute_quality(points: Sequence[Point], metric: str, path: Path, costs: Seq
         keys = [_key(LOOK[kind][0], color=LOOK[kind][1], marker="o") for kind in kinds]
         keys += [_key(f"{count} steps", color=GREY, marker=shapes[count]) for count in steps]
         keys.append(Line2D([], [], color=DARK, linewidth=1.2, label="Pareto front (latents per group)"))
-        figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 4 * len(figure.axes)), frameon=False, fontsize=9)
+        columns = min(len(keys), 4 * len(costs))
+        figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         save_figure(figure, path)
 
 
