@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 nice -n 19 python studies/fashion/card.py runs/fashion-box/model
 
 In 8 steps all budgets without guidance, and all and a quarter of the latents with each kind of it; those two also in 4
-steps, without guidance and with CCFG. It takes an hour and a half of one core. Writes MODEL/sweep.jsonl and MODEL/README.md, as `elit sweep` does.
+steps, without guidance and with CCFG. It takes an hour and a half of one core. Writes MODEL/sweep.jsonl and
+MODEL/README.md, as `elit sweep` does.
 """
 
 import argparse
