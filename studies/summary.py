@@ -161,7 +161,7 @@ def fashion_section(name: str, result: Result | None) -> str:
         return f"Not run yet: `python studies/fashion/{name}.py`."
     versions = result["versions"]
     notes = result["notes"][0].upper() + result["notes"][1:]
-    seeds = f"seed {result['seeds'][0]}" if len(result["seeds"]) == 1 else f"seeds {result['seeds']}"
+    seeds = f"seed{'s' * (len(result['seeds']) > 1)} {', '.join(map(str, result['seeds']))}"
     drawn = f"{result['samples']:,} samples behind an FD, " if any("FD" in row for row in result["rows"]) else ""
     texts = [
         f"`{result['command']}` → [{name}.json](../studies/results/fashion/{name}.json)",

@@ -1,5 +1,6 @@
 """The studies on Fashion-MNIST: their verdict rule, their arms, and the network with its own budget in every window."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from elit.models.saved import checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "fashion"))
 
+import report
 import runs
 import study
 import windows
 from random_drop import RandomDropDiT
 
 pytestmark = pytest.mark.slow
+
+RESULTS = runs.ROOT / "studies" / "results" / "fashion"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,49 @@ pytestmark = pytest.mark.slow
 )
 def test_a_verdict_needs_two_standard_errors_in_every_seed_or_four_in_one(advantages, errors, expected):
     assert study.verdict(advantages, errors) == expected
+
+
+def scored(out, *words, advantage=0.0):
+    """A study of two names that needs no network, written to `out`."""
+    result = study.Study("headline", "", [*words, "--out", str(out)])
+    for seed in result.args.seeds:
+        result.row("A", seed, {"FD": 20.0 - advantage, "FD_error": 1.0})
+        result.row("B", seed, {"FD": 20.0, "FD_error": 1.0})
+    result.compare("A has a lower FD than B", "A", "B")
+    result.write("notes")
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_a_second_seed_is_added_to_the_results_of_the_first(tmp_path):
+    out = tmp_path / "result.json"
+    assert scored(out, advantage=5.0)["verdict"] == "undecided"
+    scored(out, "--seeds", "1", "--add", advantage=1.0)
+    both = scored(out, "--seeds", "1", "--add", advantage=4.0)  # takes the place of what was scored before
+    assert both["seeds"] == [0, 1]
+    assert both["parts"][0]["advantages"] == [5.0, 4.0]
+    assert both["verdict"] == "holds"
+    assert [(row["name"], row["seed"]) for row in both["rows"]] == [("A", 0), ("B", 0), ("A", 1), ("B", 1)]
+    first, second = (f"python studies/fashion/headline.py {words}--out {out}" for words in ("", "--seeds 1 --add "))
+    assert both["command"] == f"{first}; {second}"
+    assert report.finals(both)[1] == [["A", "15.00, 16.00 ± 1"], ["B", "20.00 ± 1"]]
+
+
+@pytest.mark.parametrize(("words", "says"), [([], "no results at"), (["--samples", "7"], "have 2000")])
+def test_a_seed_is_not_added_to_what_it_cannot_be_compared_with(tmp_path, capsys, words, says):
+    out = tmp_path / "result.json"
+    if words:
+        scored(out)
+    with pytest.raises(SystemExit, match="2"):
+        scored(out, "--add", *words)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", report.load(RESULTS))
+def test_verdicts_in_the_repository_are_by_the_rule(name):
+    result = report.load(RESULTS)[name]
+    for part in result["parts"]:
+        assert len(part["advantages"]) == len(result["seeds"])
+        assert part["verdict"] == study.verdict(part["advantages"], part["errors"])
 
 
 def test_every_arm_has_the_training_flops_of_the_reference(tmp_path):

@@ -45,7 +45,7 @@ def main(line: Sequence[str] | None = None) -> None:
     for fewer_tokens, fewer_steps in pairs:
         study.compare(f"{fewer_tokens} have a lower FD than {fewer_steps}", fewer_tokens, fewer_steps)
 
-    first = study.args.seeds[0]
+    first = study.seeds[0]
     best = min(SCALES, key=lambda scale: study.last(f"CFG, scale {scale}", first)["FD"])
     study.compare(f"guidance helps: CFG at scale {best} has a lower FD than none", f"CFG, scale {best}", "no guidance")
     says = f"CCFG is no worse than CFG at CFG's best scale, {best}, to 5%"

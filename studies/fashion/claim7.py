@@ -76,7 +76,7 @@ def main(line: Sequence[str] | None = None) -> None:
         ("attention and loss have a positive rank correlation inside windows", "attention and loss, rank correlation"),
         ("the first 4 latents attend more evenly than the last 4", "fall of entropy"),
     ):
-        rows = [study.last(name, seed) for seed in study.args.seeds]
+        rows = [study.last(name, seed) for seed in study.seeds]
         advantages, errors = [row["value"] for row in rows], [row["error"] for row in rows]
         decided = verdict(advantages, errors)
         study.parts.append({"says": says, "advantages": advantages, "errors": errors, "verdict": decided})

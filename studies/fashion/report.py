@@ -1,7 +1,6 @@
 """Tables and plots of the studies on Fashion-MNIST, from studies/results/fashion/*.json."""
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def parts(result: Result) -> list[list[str]]:
 
 
 def finals(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Headings, and a row a name: its last scores, mean over the seeds, and the pictures it saw."""
+    """Headings, and a row a name: its last scores, seed by seed, and the pictures it saw."""
     last: dict[str, dict[int, dict[str, Any]]] = {}
     for row in result["rows"]:
         last.setdefault(row["name"], {})[row["seed"]] = row
@@ -73,7 +72,8 @@ def finals(result: Result) -> tuple[list[str], list[list[str]]]:
         for metric in metrics:
             values = [row[metric] for row in seeds.values() if metric in row]
             error = max((row.get(f"{metric}_error", 0.0) for row in seeds.values()), default=0.0)
-            text = f"{statistics.mean(values):.{METRICS[metric]}f}" if values else ""
+            each = [f"{value:.{METRICS[metric]}f}" for value in values]
+            text = ", ".join(each if len(set(each)) > 1 else each[:1])
             cells.append(f"{text} ± {error:.1g}" if error else text)
         if seen:
             row = next(iter(seeds.values()))

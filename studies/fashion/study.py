@@ -42,7 +42,8 @@ class Study:
 
     def __init__(self, name: str, about: str | None, line: Sequence[str] | None):
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+        parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="scored now")
+        parser.add_argument("--add", action="store_true", help="to the results in --out, whose other seeds stay")
         parser.add_argument("--samples", type=int, default=2000, help="behind a Fréchet distance")
         parser.add_argument("--milestone-samples", type=int, default=1000, help="the same before the last milestone")
         parser.add_argument("--solver-steps", type=int, default=16)
@@ -53,11 +54,26 @@ class Study:
         self.args = parser.parse_args(line)
         words = [f"studies/fashion/{name}.py", *(sys.argv[1:] if line is None else line)]
         self.name, self.command = name, shlex.join(["python", *words])
+        self.seeds: list[int] = sorted(set(self.args.seeds))
+        self.rows: list[dict[str, Any]] = []
+        if self.args.add:
+            self._add_to(parser)
         self.scores = Scores(self.args.runs / "scores.jsonl")
         self.networks: dict[tuple[str, bool], DiT] = {}
-        self.rows: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
         torch.set_num_threads(1)
+
+    def _add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Takes over the rows of seeds that are not scored now; ends with one line where they cannot be compared."""
+        if not self.args.out.is_file():
+            parser.error(f"--add: no results at {self.args.out}; leave --add out for the first")
+        before = json.loads(self.args.out.read_text(encoding="utf-8"))
+        if before["samples"] != self.args.samples:
+            parser.error(f"--samples {self.args.samples}: the results at {self.args.out} have {before['samples']}")
+        self.rows = [row for row in before["rows"] if row["seed"] not in self.args.seeds]
+        self.seeds = sorted({*before["seeds"], *self.args.seeds})
+        commands = [command for command in before["command"].split("; ") if command != self.command]
+        self.command = "; ".join([*commands, self.command])
 
     def network(self, arm: str, seed: int, *, redrawn: bool = False) -> tuple[int, DiT]:
         """(step, network) of an arm's last milestone. Raises SystemExit where it has not been trained so far."""
@@ -106,7 +122,7 @@ class Study:
         allowed: share by which it may be higher, for "no worse".
         """
         advantages, errors = [], []
-        for seed in self.args.seeds:
+        for seed in self.seeds:
             a, b = self.last(better, seed), self.last(worse, seed)
             advantages.append((1 + allowed) * b["FD"] - a["FD"])
             errors.append(math.hypot(a["FD_error"], b["FD_error"]))
@@ -124,7 +140,7 @@ class Study:
             "command": self.command,
             "notes": notes,
             "verdict": next((v for v in ("does not hold", "undecided") if v in verdicts), "holds"),
-            "seeds": self.args.seeds,
+            "seeds": self.seeds,
             "samples": self.args.samples,
             "training_gflops_a_picture": arms,
             "versions": {"elit": elit.__version__, "torch": torch.__version__, "python": platform.python_version()},
