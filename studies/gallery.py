@@ -40,7 +40,7 @@ the run.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()

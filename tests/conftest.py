@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ gc.set_threshold(50_000)  # importing makes much that is no garbage
 
 # Imported where they are used: the process that only deals tests out to workers needs none of it.
 if TYPE_CHECKING:
+    import torch
     from diffusers import AutoencoderKL
 
     from elit.data.images import ImageSet
@@ -88,6 +90,11 @@ def small_vae(**settings) -> AutoencoderKL:
         norm_num_groups=4,
         **settings,
     ).eval()
+
+
+def idx(values: torch.Tensor) -> bytes:
+    """uint8 of any shape as an IDX file holds them."""
+    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.numpy().tobytes()
 
 
 def conditions(model: Transformer, batch: int):

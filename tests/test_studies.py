@@ -3,7 +3,9 @@
 import importlib
 import json
 import math
+import runpy
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ FIELDS = {
 }
 
 
+COMMANDS = sorted(
+    path
+    for folder in ("benchmarks", "studies")
+    for path in (ROOT / folder).rglob("*.py")
+    if "__main__" in path.read_text()
+)
+
+
 @pytest.fixture(autouse=True)
 def studies(monkeypatch):
     """The folder as python sees it that runs a script in it; what a study sets up for itself is undone."""
@@ -31,6 +41,15 @@ def studies(monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_command_says_what_it_does(script, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: {script.name}")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import elit
 from elit.data.idx import fashion_mnist
 from elit.files import write_text
 from elit.flow.path import interpolate
-from elit.models import windows
+from elit.models import layout, windows
 
 BUDGETS = (1.0, 0.5, 0.25, 0.125)
 PICTURE, TRAINED = 28, 32
@@ -51,7 +51,7 @@ def losses(model: elit.DiT, images: Tensor, labels: Tensor, side: int, budget: f
 @contextmanager
 def recut() -> Iterator[None]:
     """Inside the block an axis is cut into one window more than needed."""
-    plain = windows.cut
+    plain = layout.cut
 
     def cut(length: int, side: int) -> list[range]:
         count = len(plain(length, side)) + 1
@@ -60,7 +60,8 @@ def recut() -> Iterator[None]:
 
     users = ("interface", "layers", "transformer")
     with ExitStack() as stack:
-        stack.enter_context(patch.object(windows, "cut", cut))
+        for module in (layout, windows):
+            stack.enter_context(patch.object(module, "cut", cut))
         for user in users:  # a grid that divides is never asked how it is cut
             stack.enter_context(patch(f"elit.models.{user}.divides", lambda grid, window: max(window) == 1))
         windows._known_windows.cache_clear()

@@ -5,7 +5,9 @@
 The curve is of the sweep's table beside the model.
 """
 
+import argparse
 import json
+from pathlib import Path
 
 import torch
 from runs import ROOT
@@ -15,13 +17,12 @@ from elit.evaluate.plane import Point
 from elit.pretrained import HERE
 from elit.report import plots, sweep_plots
 
-FIGURES = ROOT / "docs" / "figures"
 TABLE = HERE / "fashion" / "sweep.jsonl"
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 STEPS, SCALE, SEED = 24, 2.0, 11
 
 
-def draw_strip() -> None:
+def draw_strip(path: Path) -> None:
     """A row a budget, a column a class, the same noise in every row."""
     model = elit.load_model("fashion")
     names = model.config.class_names
@@ -31,10 +32,10 @@ def draw_strip() -> None:
         images = elit.sample(model, names, steps=STEPS, budget=share, guidance=guidance, seed=SEED)
         cost = elit.count_flops(model, budget=share) / full
         rows.append((f"{100 * share:.4g}%\n{cost:.2f}× FLOPs", images))
-    plots.samples_by_budget(rows, names, FIGURES / "fashion-strip.png")
+    plots.samples_by_budget(rows, names, path)
 
 
-def draw_curve() -> None:
+def draw_curve(path: Path) -> None:
     """The Fréchet distance of every point of the sweep against the GFLOPs of a sample, with the front."""
     fields = Point.__dataclass_fields__
     points = []
@@ -43,11 +44,18 @@ def draw_curve() -> None:
         known = {name: row.pop(name) for name in list(row) if name in fields}
         points.append(Point(**known, scores=row))
     # Milliseconds are left out: the sweep ran beside other work.
-    sweep_plots.compute_quality(points, "fd", FIGURES / "fashion-curve.png", sweep_plots.COSTS[:1])
+    sweep_plots.compute_quality(points, "fd", path, sweep_plots.COSTS[:1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures", help="folder")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    draw_strip(args.out / "fashion-strip.png")
+    if TABLE.is_file():
+        draw_curve(args.out / "fashion-curve.png")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    draw_strip()
-    if TABLE.is_file():
-        draw_curve()
+    main()

@@ -1,18 +1,14 @@
 """IDX files: read as they are written here by hand, and every way in which they can be wrong."""
 
 import gzip
-import struct
 
 import pytest
 import torch
+from conftest import idx
 
 from elit.cli.main import main
 from elit.data.builtin import named_images
 from elit.data.idx import FASHION_CLASSES, FASHION_MNIST, fashion_mnist, idx_images, read_idx
-
-
-def idx(values: torch.Tensor) -> bytes:
-    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.numpy().tobytes()
 
 
 @pytest.fixture
