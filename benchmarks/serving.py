@@ -6,7 +6,8 @@
 What is measured is the replica itself (queue, policy, engine) under an open loop of requests in this process, without
 HTTP and Ray; `elit loadtest` measures those too. The trace is bursty, `--load` times what full quality sustains.
 
-    elastic        budgets, then steps, by the policy
+    elastic        the ladder of the sweep's table or, without one, that of the next
+    by rule        fewer latents, then fewer steps
     full           full quality, first come first served, nothing refused before the queue is full
     low            the least budget always
     fewer steps    the same policy, full budget, steps in the place of latents
@@ -40,8 +41,9 @@ from elit.serve.outcomes import Outcome, over_time, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.replica import Replica
 from elit.serve.requests import Job
-from elit.serve.settings import ServiceSettings
+from elit.serve.settings import STEPS, ServiceSettings
 from elit.serve.simulator import qualities, simulate
+from elit.serve.table_ladder import table_ladder
 from elit.serve.trace import Arrival, arrivals, bursty_rates
 
 SWAP_MS = 500.0
@@ -50,12 +52,13 @@ PIECES = 10
 
 def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple[tuple[Setting, ...], bool]]:
     """Each system's ladder, and whether it refuses what would be late."""
-    elastic = service.ladder(budgets)
+    elastic, by_rule = service.ladder(budgets), replace(service, rungs=()).ladder(budgets)
     full, low = elastic[-1], replace(elastic[-1], budget=budgets[0] if budgets else None)
     cheapest = max(1, service.steps // 4)
-    steps = tuple(replace(full, steps=count) for count in spread(range(cheapest, service.steps + 1), len(elastic)))
+    steps = tuple(replace(full, steps=count) for count in spread(range(cheapest, service.steps + 1), len(by_rule)))
     return {
         "elastic": (elastic, True),
+        "by rule": (by_rule, True),
         "full": ((full,), False),
         "low": ((low,), True),
         "fewer steps": (steps, True),
@@ -160,14 +163,14 @@ def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Calla
             ax.set_ylim(bottom=0)
         axes[2].set_yscale("log")
         axes[-1].set_xlabel("seconds")
-        axes[1].legend(frameon=False, ncols=3)
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=len(runs))
         save_figure(figure, path)
 
 
 def parse(line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="at full quality; default: as many as score best in the table, or 20")
     parser.add_argument(
         "--seconds", type=int, default=40, help="of the trace, which every measured system runs through"
     )
@@ -177,7 +180,9 @@ def parse(line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="table of elit sweep: mean quality of what was served")
-    parser.add_argument("--systems", nargs="+", default=["elastic", "full", "low", "fewer steps", "shedding"])
+    parser.add_argument(
+        "--systems", nargs="+", default=["elastic", "by rule", "full", "low", "fewer steps", "shedding"]
+    )
     parser.add_argument("--simulate-only", action="store_true")
     parser.add_argument("--out", type=Path, help="results as JSON, and plots beside it")
     return parser.parse_args(line)
@@ -190,7 +195,11 @@ def main(line: Sequence[str] | None = None) -> int:
     engine = Engine(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
     load_before = os.getloadavg()[0]
     costs = engine.measure(seconds=min(6.0, args.seconds / 5))
-    service = ServiceSettings(model=args.model, steps=args.steps, max_batch=args.max_batch, max_queue=64)
+    service = ServiceSettings(model=args.model, steps=args.steps or STEPS, max_batch=args.max_batch, max_queue=64)
+    scored = table_ladder(engine.model, read_quality(args.sweep), service) if args.sweep and not args.steps else None
+    if scored:
+        print(scored)
+        service = replace(service, steps=scored.rungs[-1][0], rungs=scored.rungs)
     ladder = service.ladder(engine.budgets)
     slots = Replica(engine, costs, service).policy.settings.slots
     capacity = costs.rate(ladder[-1], slots)

@@ -183,7 +183,8 @@ def quick() -> Any:
             ("elit.play.server.serve", lambda page, host, port, ready: ready()),
             ("elit.serve.server.start", lambda *_: "http://127.0.0.1:8000"),
             ("elit.serve.server.stop", lambda *_: 0),
-            ("elit.serve.server.wait_for_signal", lambda: lambda: None),
+            ("elit.serve.server.StopSignal.listen", lambda _: None),
+            ("elit.serve.server.StopSignal.wait", lambda _: None),
             ("torch.compile", lambda module, **_: module),
         ):
             stack.enter_context(mock.patch(target, value))

@@ -1,6 +1,7 @@
 """elit serve and elit loadtest without Ray: bad input, the config for serve deploy, the simulator, a load test."""
 
 import json
+import signal
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from service import PROFILE, saved_model, served
 
 from elit.cli.main import main
 from elit.serve.replica import load_replica
-from elit.serve.server import Placement, check_key, is_loopback
+from elit.serve.server import Placement, StopSignal, check_key, is_loopback
 from elit.serve.settings import ServiceSettings
 from elit.serve.trace import Arrival, write_trace
 
@@ -115,3 +116,21 @@ def test_only_this_machine_needs_no_key():
         check_key("::", None)
     with pytest.raises(ValueError, match="min_replicas=3"):
         Placement(min_replicas=3, max_replicas=2)
+
+
+def test_a_signal_while_ray_starts_is_not_lost():
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop_signal = StopSignal()
+        signal.raise_signal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does
+        stop_signal.listen()
+        stop_signal.wait()
+        again = StopSignal()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        again.listen()
+        signal.raise_signal(signal.SIGINT)
+        again.wait()
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -21,7 +21,7 @@ class Args:
     """Serve images over OpenAI's API with a budget that follows the load: every request gets the most compute that all
     deadlines allow. Ray Serve, on this machine or on a cluster. Needs pip install 'elit-diffusion[serve]'.
 
-    Example: elit serve runs/quickstart/model --steps 20 --deadline-ms 2000
+    Example: elit serve runs/quickstart/model --deadline-ms 2000
     """
 
     model: Annotated[Path, tyro.conf.Positional] = Path()
@@ -36,8 +36,9 @@ class Args:
     show it."""
     name: str = ""
     """Of the model, for clients; default: the folder's."""
-    steps: int = 20
-    """Solver steps at full quality."""
+    steps: int | None = None
+    """Solver steps at full quality; default: the ladder of settings is from the table of elit sweep beside the model
+    (sweep.jsonl), and has 20 steps where there is none."""
     least_steps: int | None = None
     """Where even the least budget is too slow, down to so many steps; default: half."""
     least_budget: str = ""
@@ -89,7 +90,8 @@ class Args:
     overwrite: bool = False
     """Replace the file of --build that is there, once the new is whole."""
     simulate: Path | None = None
-    """A trace (one JSON object a line, {"at": seconds}): say what would become of its requests, and serve nothing."""
+    """A trace (one JSON object a line, {"at": seconds}): say what would become of its requests, and serve nothing.
+    With a model its sweep's table counts here too."""
     json: bool = False
     """Print what happened as JSON last on stdout."""
 
@@ -114,7 +116,7 @@ def run(args: Args) -> dict[str, Any]:
         if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
             raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")
 
-    from elit.serve.server import Placement, check_key, start, stop, wait_for_signal, write_config
+    from elit.serve.server import Placement, StopSignal, check_key, start, stop, write_config
     from elit.serve.settings import KEY_VARIABLE
 
     key = args.api_key or os.environ.get(KEY_VARIABLE) or None
@@ -139,12 +141,11 @@ def run(args: Args) -> dict[str, Any]:
         return {"config": str(args.build)}
     if not args.address:
         placement = replace(placement, port=free_port(args.host, args.port))
-    wait = wait_for_signal()
+    stop_signal = StopSignal()
     try:
-        url = start(service, placement, key)
-        wait = wait_for_signal()  # again: Ray has put its own handlers there
+        url = start(service, placement, stop_signal, key)
         print(f"elit serve: {service.name} at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
-        wait()
+        stop_signal.wait()
         print("elit serve: stopping; finishing what is here", file=sys.stderr, flush=True)
     finally:
         left = stop(args.drain_seconds)
@@ -158,9 +159,10 @@ def settings(args: Args, device: str, *, needs_key: bool) -> Any:
     from elit.elastic.load_model import is_stock_pipeline, load_model
     from elit.models.transformer import Transformer
     from elit.pretrained import model_folder, model_name
-    from elit.serve.settings import ServiceSettings
+    from elit.serve.settings import STEPS, ServiceSettings
 
     folder = model_folder(args.model)
+    network = None
     # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
     if is_stock_pipeline(folder):
         from elit.elastic.stock import find_stock
@@ -180,7 +182,7 @@ def settings(args: Args, device: str, *, needs_key: bool) -> Any:
     service = ServiceSettings(
         model=name if packaged else str(folder.absolute()),
         name=args.name or folder.absolute().name,
-        steps=args.steps,
+        steps=STEPS if args.steps is None else args.steps,
         least_steps=args.least_steps,
         least_budget=args.least_budget,
         guidance_scale=args.guidance_scale,
@@ -200,16 +202,30 @@ def settings(args: Args, device: str, *, needs_key: bool) -> Any:
         needs_key=needs_key,
     )
     service.ladder(budgets)
-    return service
+    return service if args.steps is not None else by_table(service, network, folder)
+
+
+def by_table(service: Any, network: Any, folder: Path) -> Any:
+    """The service with the ladder of a sweep's table where there is one, and a line that says so."""
+    from elit.models.transformer import Transformer
+    from elit.serve.table_ladder import find_ladder
+
+    measured = find_ladder(network, folder, service) if isinstance(network, Transformer) else None
+    if measured is None:
+        return service
+    print(f"elit serve: {measured}", file=sys.stderr, flush=True)
+    return replace(service, steps=measured.rungs[-1][0], rungs=measured.rungs)
 
 
 def simulated(args: Args) -> dict[str, Any]:
     """What would become of a trace, at this service's settings and a profile's costs."""
+    from elit.elastic.load_model import is_stock_pipeline, load_model
+    from elit.pretrained import model_folder
     from elit.report.tables import print_table
     from elit.serve.costs import efficient_batch, read_costs
     from elit.serve.outcomes import over_time, summarize
     from elit.serve.policy import PolicySettings
-    from elit.serve.settings import ServiceSettings
+    from elit.serve.settings import STEPS, ServiceSettings
     from elit.serve.simulator import simulate
     from elit.serve.trace import read_trace
 
@@ -219,7 +235,7 @@ def simulated(args: Args) -> dict[str, Any]:
     costs = replace(costs, separate=args.exact if args.exact is not None else not costs.overlapping)
     service = ServiceSettings(
         model="",
-        steps=args.steps,
+        steps=STEPS if args.steps is None else args.steps,
         least_steps=args.least_steps,
         least_budget=args.least_budget,
         guidance_scale=args.guidance_scale,
@@ -228,6 +244,9 @@ def simulated(args: Args) -> dict[str, Any]:
         max_batch=args.max_batch,
         max_queue=args.max_queue,
     )
+    folder = model_folder(args.model)
+    if args.steps is None and args.model != Path() and not is_stock_pipeline(folder):
+        service = by_table(service, load_model(folder), folder)
     ladder = service.ladder(budgets)
     slots = args.max_batch or efficient_batch(costs, ladder[0], 8)
     own = PolicySettings(slots=slots, max_queue=args.max_queue)

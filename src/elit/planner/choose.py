@@ -86,7 +86,7 @@ def plan(
     where = existing(table, "table") if table is not None else folder and find_table(folder)
     quality_table, note = read_quality(where, quality) if where else None, ""
     if quality_table is not None:
-        quality_table, note = _check_table(quality_table, network, None if table is not None else folder)
+        quality_table, note = check_table(quality_table, network, None if table is not None else folder)
     if quality_table is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
@@ -209,16 +209,14 @@ def find_profile(
     return read_profile(path, recipe) if path and path.is_file() else None
 
 
-def _check_table(quality: Quality, model: Transformer, folder: Path | None) -> tuple[Quality | None, str]:
+def check_table(quality: Quality, model: Transformer, folder: Path | None) -> tuple[Quality | None, str]:
     """The table if it is of this network, and what a plan has to say of it. Raises ValueError where it is of another.
 
     One that merely lies beside the model's folder may be that of a neighbour: it is passed over.
     """
     if not quality.model_sha256 or quality.model_sha256 == network_digest(model):
         return quality, ""
-    if (
-        model.dtype != torch.float32
-    ):  # the digest is of weights as they are: those of float32 cannot be told from others
+    if model.dtype != torch.float32:  # the digest is of weights as they are, so these cannot be told from others
         return quality, f" {quality.path} was made with other weights, or these in another dtype."
     if folder is not None and quality.path.parent == folder.parent:
         return None, f" {quality.path} is of another network, and was not used: elit sweep makes one of this."

@@ -13,6 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+Rung = tuple[int, int | None]
+"""Steps, and latents per group; None for a network without a dial."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:

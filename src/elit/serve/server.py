@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,23 @@ def write_config(path: Path, service: ServiceSettings, placement: Placement) -> 
     write_text(path, text + yaml.safe_dump(config, sort_keys=False))
 
 
-def start(service: ServiceSettings, placement: Placement, key: str | None = None) -> str:
+class StopSignal:
+    """Whether SIGTERM or SIGINT has come. Whoever takes these signals away, as Ray does, is followed by `listen`."""
+
+    def __init__(self) -> None:
+        self._came = threading.Event()
+        self.listen()
+
+    def listen(self) -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: self._came.set())
+
+    def wait(self) -> None:
+        while not self._came.wait(1.0):
+            pass
+
+
+def start(service: ServiceSettings, placement: Placement, stop_signal: StopSignal, key: str | None = None) -> str:
     """Ray and the service; returns its URL when images can be asked for. Raises ValueError."""
     check_key(placement.host, key)
     for name, value in RAY_ENVIRONMENT.items():
@@ -130,8 +145,10 @@ def start(service: ServiceSettings, placement: Placement, key: str | None = None
     from elit.serve.deployment import application
 
     start_ray(placement, environment)
+    stop_signal.listen()
     where = "EveryNode" if placement.address else "HeadOnly"
     serve.start(proxy_location=where, http_options=placement.http(), logging_config={"log_level": "WARNING"})
+    stop_signal.listen()
     serve.run(application(placement.options(service)), name=APP, route_prefix="/", blocking=False)
     host = f"[{placement.host}]" if ":" in placement.host else placement.host
     return f"http://{host}:{placement.port}"
@@ -179,16 +196,3 @@ def stop(drain_seconds: float) -> int:
         serve.shutdown()
         ray.shutdown()
     return left
-
-
-def wait_for_signal() -> Callable[[], None]:
-    """SIGTERM and SIGINT from now on are a request to stop; returns what waits for one."""
-    stopped = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopped.set())
-
-    def wait() -> None:
-        while not stopped.wait(1.0):
-            pass
-
-    return wait

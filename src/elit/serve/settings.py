@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from elit.budgets import resolve_budget
-from elit.serve.costs import Setting, ladder
+from elit.serve.costs import Rung, Setting, ladder
 
 KEY_VARIABLE = "ELIT_API_KEY"
+STEPS = 20
+"""At full quality, where neither the owner nor a sweep's table says it."""
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
 
@@ -21,11 +23,13 @@ class ServiceSettings:
     """Folder, or name of a model of the package."""
     name: str = ""
     """By which clients know it; "" = the folder's."""
-    steps: int = 20
+    steps: int = STEPS
     least_steps: int | None = None
     """None = half of `steps`."""
     least_budget: str = ""
     """"" = the network's least."""
+    rungs: tuple[Rung, ...] = ()
+    """The ladder, from the least to full, as (steps, latents per group); () = made of `steps` and the least two."""
     guidance_scale: float | None = None
     """Of requests that name none; None = the model's own: 1, which is off, or a pipeline's default."""
     size: str = ""
@@ -61,6 +65,9 @@ class ServiceSettings:
         for name in ("steps", "max_queue", "most_images", "most_steps", "most_prompt", "most_body"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        object.__setattr__(self, "rungs", tuple((steps, budget) for steps, budget in self.rungs))
+        if self.rungs and self.rungs[-1][0] != self.steps:
+            raise ValueError(f"rungs={self.rungs}: the last must have steps={self.steps}")
         if not 0 < self.deadline_ms < math.inf:
             raise ValueError(f"deadline_ms={self.deadline_ms}: give milliseconds above 0")
         if self.steps > self.most_steps:
@@ -74,7 +81,7 @@ class ServiceSettings:
             raise ValueError(f"max_batch={self.max_batch}: give 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"rungs": [list(rung) for rung in self.rungs]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ServiceSettings":
@@ -86,9 +93,12 @@ class ServiceSettings:
 
     def ladder(self, budgets: Sequence[int], own_scale: float = 1.0) -> tuple[Setting, ...]:
         """The service's settings, from the floor to full, with its own guidance. own_scale: the model's."""
-        least = resolve_budget(self.least_budget or None, budgets) if self.least_budget else None
-        least_steps = self.least_steps if self.least_steps is not None else (self.steps + 1) // 2
-        rungs = ladder(budgets, steps=self.steps, least=least, least_steps=least_steps)
+        if self.rungs:
+            rungs = tuple(Setting(steps=steps, budget=resolve_budget(count, budgets)) for steps, count in self.rungs)
+        else:
+            least = resolve_budget(self.least_budget or None, budgets) if self.least_budget else None
+            least_steps = self.least_steps if self.least_steps is not None else (self.steps + 1) // 2
+            rungs = ladder(budgets, steps=self.steps, least=least, least_steps=least_steps)
         scale = self.scale(own_scale)
         return tuple(guided(rung, scale, self.guidance_budget or None, budgets) for rung in rungs)
 
