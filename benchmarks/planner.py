@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/quickstart/model"))
     parser.add_argument("--work", type=Path, default=Path("runs/planner"), help="sample sets and scores; kept")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/planner.json, with --quick none")
     parser.add_argument("--batch", type=int, default=4, help="images at a time, for the targets")
     parser.add_argument("--targets", type=int, default=10)
     parser.add_argument("--count", type=int, default=200, help="samples a score")
@@ -75,10 +75,11 @@ def main() -> None:
         "unseen": unseen,
         "targets": targets,
     }
-    write_text(args.out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     for name, value in content["summary"].items():
         print(f"{name}: {value:.4g}")
-    print(f"Result: {args.out}")
+    if out := args.out or (None if args.quick else RESULT):
+        write_text(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        print(f"Result: {out}")
 
 
 def check_predictions(model: Any, profile: Profile, count: int, seconds: float) -> list[dict[str, Any]]:
