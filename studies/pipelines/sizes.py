@@ -66,9 +66,9 @@ def flops(kind: str, grid: tuple[int, ...], budget: float) -> tuple[int, int]:
 
     counted = {"tokens": (grid,), "text_tokens": TEXT}
     rest = measured(original) - count_block_flops(elastic, **counted, interface=False)
-    kept = round(budget * elastic.budgets[-1])
-    with elit.budget(kept):
-        return measured(elastic) - rest, count_block_flops(elastic, **counted, budget=kept)
+    num_latents = round(budget * elastic.budgets[-1])
+    with elit.budget(num_latents):
+        return measured(elastic) - rest, count_block_flops(elastic, **counted, budget=num_latents)
 
 
 def main() -> None:

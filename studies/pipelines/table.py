@@ -89,12 +89,12 @@ def elastic_from(stock: Stock) -> Any:
     return elit.elastify(stock.make())
 
 
-def rows(only: str) -> list[Row]:
-    found = []
+def try_all(only: str) -> list[Row]:
+    rows = []
     for name, stock in PIPELINES.items():
         if only in name:
-            found.append(tried(name, stock.make, partial(elastic_from, stock), stock.run))
-            print(f"{found[-1].name}: {found[-1].result} {found[-1].reason}", flush=True)
+            rows.append(tried(name, stock.make, partial(elastic_from, stock), stock.run))
+            print(f"{rows[-1].name}: {rows[-1].result} {rows[-1].reason}", flush=True)
     for name, mechanism in MECHANISMS.items():
         if only in name:
 
@@ -103,14 +103,14 @@ def rows(only: str) -> list[Row]:
                 mechanism.set(pipe)
                 return pipe
 
-            found.append(tried(name, plain, partial(elastic_with, mechanism), run_of(mechanism), mechanism.exact))
-            print(f"{found[-1].name}: {found[-1].result} {found[-1].reason}", flush=True)
-    return found
+            rows.append(tried(name, plain, partial(elastic_with, mechanism), run_of(mechanism), mechanism.exact))
+            print(f"{rows[-1].name}: {rows[-1].result} {rows[-1].reason}", flush=True)
+    return rows
 
 
-def as_markdown(found: list[Row]) -> str:
+def as_markdown(rows: list[Row]) -> str:
     lines = ["| tried | result | why |", "|---|---|---|"]
-    lines += [f"| {row.name} | {row.result} | {row.reason.replace('|', '/')} |" for row in found]
+    lines += [f"| {row.name} | {row.result} | {row.reason.replace('|', '/')} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -121,13 +121,13 @@ def main() -> None:
     args = parser.parse_args()
     diffusers.utils.logging.set_verbosity(50)
     warnings.simplefilter("ignore")
-    found = rows(args.only)
-    print(as_markdown(found))
+    rows = try_all(args.only)
+    print(as_markdown(rows))
     if args.out:
         record = {
             "diffusers": diffusers.__version__,
             "torch": torch.__version__,
-            "rows": [row._asdict() for row in found],
+            "rows": [row._asdict() for row in rows],
         }
         write_text(args.out, json.dumps(record, indent=1) + "\n")
 

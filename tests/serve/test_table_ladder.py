@@ -1,4 +1,4 @@
-"""A service's ladder from a sweep's table, against the front found by comparing every setting with every other."""
+"""A service's ladder from a sweep's table, against the front by comparing every setting with every other."""
 
 import json
 from dataclasses import replace
@@ -60,12 +60,12 @@ def test_the_ladder_is_the_front(model, folder, table):
         for cost, fd, rung in scored
         if not any(other <= cost and better <= fd and (other, better) != (cost, fd) for other, better, _ in scored)
     ]
-    found = find_ladder(model, folder, SERVICE)
-    assert found.rungs == tuple(rung for _, rung in sorted(front))
-    assert found.rungs[0] == (2, 4)
-    assert found.rungs[-1] == (12, 2)
+    ladder = find_ladder(model, folder, SERVICE)
+    assert ladder.rungs == tuple(rung for _, rung in sorted(front))
+    assert ladder.rungs[0] == (2, 4)
+    assert ladder.rungs[-1] == (12, 2)
     words = f"{len(front)} settings, the best by fd for their FLOPs in {table}: "
-    assert str(found) == words + "2 steps with 4 latents to 12 steps with 2 latents"
+    assert str(ladder) == words + "2 steps with 4 latents to 12 steps with 2 latents"
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_the_ladder_is_the_front(model, folder, table):
     ],
 )
 def test_the_services_guidance_and_floor(model, folder, table, changes, rungs):
-    found = find_ladder(model, folder, replace(SERVICE, **changes))
-    assert (found and found.rungs) == rungs
+    ladder = find_ladder(model, folder, replace(SERVICE, **changes))
+    assert (ladder and ladder.rungs) == rungs
 
 
 def test_a_long_front_is_thinned(model, folder, table):
