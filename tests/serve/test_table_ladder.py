@@ -114,6 +114,8 @@ def test_requests_and_files_have_the_ladder(model, folder):
     for asked, rungs in ((None, [(2, 4), (6, 4), (12, 2)]), ("high", [(12, 2)]), ("medium", [(6, 4), (12, 2)])):
         job = make_job(ImageRequest(prompt="3", quality=asked), again, about, 0.0)
         assert [(rung.steps, rung.budget) for rung in job.settings] == rungs
+    job = make_job(ImageRequest(prompt="3", num_inference_steps=20), again, about, 0.0)
+    assert [(rung.steps, rung.budget) for rung in job.settings] == [(20, 2), (20, 4)]  # from the cheapest
     with pytest.raises(ValueError, match=r"rungs=.*the last must have steps=20"):
         replace(SERVICE, rungs=[(2, 4), (12, 2)])
 
