@@ -163,10 +163,8 @@ def _accepted(
         # The rungs with fewer steps stand for their budget; one of each remains.
         same = [(place, replace(rung, steps=steps)) for place, rung in enumerate(accepted)]
         last = [(place, rung) for place, rung in same if rung not in [other for _, other in same[place + 1 :]]]
-        accepted, first = (
-            tuple(sorted((rung for _, rung in last), key=lambda rung: rung.budget or 0)),
-            first + last[0][0],
-        )
+        rising = sorted((rung for _, rung in last), key=lambda rung: rung.budget or 0)
+        accepted, first = tuple(rising), first + last[0][0]
     weak_latents = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
     return tuple(guided(rung, scale, weak_latents, budgets) for rung in accepted), first, scale
 
