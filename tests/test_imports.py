@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_imports_run_one_way(path):
         assert "models" not in imported_rooms(path)
     if room(path) == "models":
         assert imported_rooms(path) <= {"models", "arguments", "budgets", "files", "compat", "pretrained"}
+
+
+def test_no_modules_import_each_other():
+    """Inside functions neither; raises CycleError, which names them."""
+    modules = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in FILES}
+    graph = {}
+    for name, path in modules.items():
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        graph[name] = {node.module for node in imports} & set(modules)
+        graph[name] |= {f"{node.module}.{alias.name}" for node in imports for alias in node.names} & set(modules)
+        graph[name] -= {name}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(modules)
 
 
 def test_few_modules_lie_loose():

@@ -20,10 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from elit.elastic.low_rank import add_low_rank
 from elit.elastic.recording import write_tensors
-from elit.elastic.storage import RECORD, WEIGHTS, read_record
-from elit.elastic.surgery import elastify
+from elit.elastic.storage import RECORD, WEIGHTS
 from elit.files import fingerprint, write_text
 
 
@@ -41,38 +39,6 @@ def save_add_on(transformer: Any, weights: Mapping[str, Tensor], folder: Path) -
     content["weights"] = fingerprint(folder / WEIGHTS)
     content["note"] = "load it into the pipeline that it was made for: elit.load_elastic(pipe, folder)"
     write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
-
-
-def put_into(pipe: Any, name: str) -> Any:
-    """Gives the transformer of `pipe`, in place, the add-on in the folder or hub repository `name`; returns it.
-
-    Weights of the pipeline stay as they are, quantised ones too. Raises ValueError where there is no add-on, it is
-    damaged or made for another class.
-    """
-    folder = fetch(name)
-    transformer = getattr(pipe, "transformer", None)
-    if transformer is None:
-        raise ValueError(f"pipe: a {type(pipe).__name__} has no transformer")
-    if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
-        from elit.elastic.load import load_transformer
-
-        pipe.transformer = load_transformer(folder / "transformer", torch_dtype=transformer.dtype).to(
-            transformer.device
-        )
-        return pipe
-    record = read_record(folder)
-    if record.kind != type(transformer).__name__:
-        raise ValueError(f"name={name!r}: is for a {record.kind}, the pipeline has a {type(transformer).__name__}")
-    if record.changed:
-        raise ValueError(
-            f"name={name!r}: belongs to weights of its own; load that folder with elit.load_elastic(folder)"
-        )
-    elastify(transformer, **{key: getattr(record, key) for key in ("read_after", "write_after", "window", "mode")})
-    if record.lora_rank:
-        add_low_rank(transformer, record.lora_rank)
-    transformer.elastic_record = record
-    load_weights(transformer, folder)
-    return pipe
 
 
 def load_weights(transformer: Any, folder: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import diffusers
 import torch
 
-from elit.elastic.add_on import load_weights, put_into
+from elit.elastic.add_on import fetch, load_weights
 from elit.elastic.families import CLASSES
 from elit.elastic.low_rank import add_low_rank
-from elit.elastic.storage import RECORD, VARIANT, read_record
+from elit.elastic.storage import RECORD, VARIANT, InterfaceRecord, read_record
 from elit.elastic.surgery import elastify
 from elit.files import existing
 from elit.models.networks import NETWORKS
@@ -46,6 +46,32 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     return diffusers.DiffusionPipeline.from_pretrained(folder, **elastic, **kwargs)
 
 
+def put_into(pipe: Any, name: str) -> Any:
+    """Gives the transformer of `pipe`, in place, the add-on in the folder or hub repository `name`; returns it.
+
+    Weights of the pipeline stay as they are, quantised ones too. Raises ValueError where there is no add-on, it is
+    damaged or made for another class.
+    """
+    folder = fetch(name)
+    transformer = getattr(pipe, "transformer", None)
+    if transformer is None:
+        raise ValueError(f"pipe: a {type(pipe).__name__} has no transformer")
+    if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
+        pipe.transformer = load_transformer(folder / "transformer", torch_dtype=transformer.dtype).to(
+            transformer.device
+        )
+        return pipe
+    record = read_record(folder)
+    if record.kind != type(transformer).__name__:
+        raise ValueError(f"name={name!r}: is for a {record.kind}, the pipeline has a {type(transformer).__name__}")
+    if record.changed:
+        raise ValueError(
+            f"name={name!r}: belongs to weights of its own; load that folder with elit.load_elastic(folder)"
+        )
+    _restore(transformer, record, folder)
+    return pipe
+
+
 def load_transformer(folder: Path, **kwargs: Any) -> Any:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
@@ -57,12 +83,7 @@ def load_transformer(folder: Path, **kwargs: Any) -> Any:
     if wrong := sorted([*loading["missing_keys"], *loading["unexpected_keys"]]):
         raise ValueError(f"folder={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     _align(transformer)
-    settings = {name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")}
-    elastify(transformer, **settings)
-    if record.lora_rank:
-        add_low_rank(transformer, record.lora_rank)
-    transformer.elastic_record = record
-    load_weights(transformer, folder)
+    _restore(transformer, record, folder)
     return transformer.eval()
 
 
@@ -71,3 +92,13 @@ def _align(transformer: torch.nn.Module) -> None:
     for weight in transformer.parameters():
         if weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()
+
+
+def _restore(transformer: Any, record: InterfaceRecord, folder: Path) -> None:
+    """Interface and low-rank changes as `record` says, with the weights in `folder`."""
+    settings = {name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")}
+    elastify(transformer, **settings)
+    if record.lora_rank:
+        add_low_rank(transformer, record.lora_rank)
+    transformer.elastic_record = record
+    load_weights(transformer, folder)

@@ -20,11 +20,10 @@ from PIL import Image
 from elit.arguments import class_numbers
 from elit.budgets import Budget, Schedule, parse_budget, resolve_budget, schedule_budgets
 from elit.data.autoencoders import downsampling
-from elit.elastic.add_on import put_into
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
-from elit.elastic.load import load_elastic
+from elit.elastic.load import load_elastic, put_into
 from elit.elastic.load_model import is_stock_pipeline
 from elit.elastic.recording import first_call, nested
 from elit.elastic.stepwise import StepwiseCall
