@@ -28,7 +28,8 @@ def write_card(
 ) -> Path:
     """Writes FOLDER/README.md and returns where it is: `instead`, if FOLDER has a README.md that no sweep has written.
 
-    points: of one detector. The Hub's results are `metric` of every row of the card, and all metrics of the best row.
+    points: of one detector. The Hub's results are `metric` of the rows with the most steps, and all metrics of the
+    best row.
     reference: what they are compared with, the data set of the results. license, datasets: as the Hub names them.
     """
     card = folder / "README.md"
@@ -36,7 +37,7 @@ def write_card(
         card = instead
     rows = card_points(points, metric)
     metrics = [metric, *(name for name in points[0].scores if name != metric and not name.endswith("_std"))]
-    top = best(rows, metric)
+    top, most = best(rows, metric), max(row.steps for row in rows)
     name = f"ELIT-{type(model).__name__}" if model.budgets else type(model).__name__
     task = pipeline_tag(model)
     data = ModelCardData(
@@ -57,6 +58,7 @@ def write_card(
                 metric_name=f"{each} ({describe(point)}, {point.gflops:.4g} GFLOPs)",
             )
             for point in rows
+            if point.steps == most or point is top
             for each in (metrics if point is top else [metric])
         ],
     )
@@ -66,9 +68,9 @@ def write_card(
 
 
 def card_points(points: Sequence[Point], metric: str) -> list[Point]:
-    """The card's table: at most steps every budget, without guidance and with each kind at its best scale."""
-    most = max(point.steps for point in points)
-    return [p for kind in LOOK for p in at_best_scale(points, metric, kind) if p.steps == most]
+    """The card's table: without guidance and with each kind at its best scale, from the most steps to the fewest."""
+    of_kinds = [point for kind in LOOK for point in at_best_scale(points, metric, kind)]
+    return sorted(of_kinds, key=lambda point: -point.steps)
 
 
 def pipeline_tag(model: Transformer) -> str | None:
@@ -106,7 +108,7 @@ A diffusion transformer trained with rectified flow: {parameters:,} parameters, 
 
 {lines}
 
-GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, {top.steps} steps and guidance included,
+GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, all steps and guidance included,
 without the autoencoder; milliseconds were measured on one machine. {top.count} samples a row, scored by
 `{top.detector}` against `{reference}`; each kind of guidance at its best scale. Every number has its
 full recipe in the sweep's folder.
