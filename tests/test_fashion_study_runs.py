@@ -87,6 +87,7 @@ def test_a_study_says_what_has_to_be_trained_first(tiny, tmp_path):
 
 def test_borders_are_cut_as_they_say(tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "borders.json"
+    monkeypatch.setattr(borders, "BUDGETS", (0.25,))
     monkeypatch.setattr(sys, "argv", ["borders.py", "--count", "2", "--out", str(out)])
     borders.main()
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
