@@ -171,6 +171,7 @@ def parse(line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--steps", type=int, help="at full quality; default: as many as score best in the table, or 20")
+    parser.add_argument("--least-budget", default="", help="floor of the elastic ladders")
     parser.add_argument(
         "--seconds", type=int, default=40, help="of the trace, which every measured system runs through"
     )
@@ -195,7 +196,8 @@ def main(line: Sequence[str] | None = None) -> int:
     engine = Engine(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
     load_before = os.getloadavg()[0]
     costs = engine.measure(seconds=min(6.0, args.seconds / 5))
-    service = ServiceSettings(model=args.model, steps=args.steps or STEPS, max_batch=args.max_batch, max_queue=64)
+    limits = {"least_budget": args.least_budget, "max_batch": args.max_batch, "max_queue": 64}
+    service = ServiceSettings(model=args.model, steps=args.steps or STEPS, **limits)
     scored = table_ladder(engine.model, read_quality(args.sweep), service) if args.sweep and not args.steps else None
     if scored:
         print(scored)
