@@ -81,7 +81,7 @@ class ServiceSettings:
             raise ValueError(f"max_batch={self.max_batch}: give 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"rungs": [list(rung) for rung in self.rungs]}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ServiceSettings":
