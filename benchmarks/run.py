@@ -30,8 +30,8 @@ import against_padding
 import torch
 
 import elit
+from elit.evaluate.report.tables import print_table
 from elit.files import write_text
-from elit.report.tables import print_table
 
 
 class Part(NamedTuple):

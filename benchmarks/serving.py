@@ -32,9 +32,9 @@ import torch
 
 import elit
 from elit.budgets import resolve_budget
+from elit.evaluate.report.tables import print_table
 from elit.files import write_text
 from elit.planner.quality import Curve, read_quality
-from elit.report.tables import print_table
 from elit.serve.costs import Costs, Setting, spread
 from elit.serve.engine import Engine
 from elit.serve.outcomes import Outcome, over_time, summarize
@@ -142,7 +142,7 @@ def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Calla
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from elit.report.plots import STYLE, save_figure
+    from elit.evaluate.plots import STYLE, save_figure
 
     with mpl.rc_context(STYLE):
         count = 5 if quality else 4

@@ -14,7 +14,7 @@ from command import arguments
 from record import Record, Values
 from torch import Tensor
 
-from elit.analysis.attention import read_attention
+from elit.evaluate.inspect.attention import read_attention
 from elit.flow.path import interpolate
 from elit.models.dit import DiT
 from elit.models.layers import patchify

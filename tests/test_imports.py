@@ -16,7 +16,7 @@ SOURCE = Path(elit.__file__).parent
 ROOMS = (
     *("arguments", "files", "compat", "config", "budgets", "pretrained", "models", "flow", "costs", "data"),
     *("released", "sampling", "training", "elastic"),
-    *("evaluate", "report", "analysis", "planner", "quickstart", "serve", "play", "cli"),
+    *("evaluate", "planner", "serve", "play", "cli"),
 )
 FILES = sorted(SOURCE.rglob("*.py"))
 

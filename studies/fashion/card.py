@@ -18,11 +18,11 @@ from elit.cli.main import show_progress
 from elit.elastic.load_model import load_network
 from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
 from elit.evaluate.reference import load_reference
+from elit.evaluate.report.card import write_card
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
 from elit.evaluate.sweep import make_settings, sweep, write_table
 from elit.files import write_text
-from elit.report.card import write_card
 
 ALL = ("100%", "50%", "25%", "12.5%", "6.25%")
 SWEEPS: tuple[dict[str, Any], ...] = (

@@ -13,9 +13,10 @@ import torch
 from runs import ROOT
 
 import elit
+from elit.evaluate import plots
 from elit.evaluate.plane import Point
+from elit.evaluate.report import sweep_plots
 from elit.pretrained import HERE
-from elit.report import plots, sweep_plots
 
 TABLE = HERE / "fashion" / "sweep.jsonl"
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)

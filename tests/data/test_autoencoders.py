@@ -9,7 +9,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
-from elit.analysis.examples import load_examples
 from elit.cli.main import main
 from elit.data.autoencoders import (
     LatentNormalization,
@@ -23,6 +22,7 @@ from elit.data.autoencoders import (
 from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
+from elit.evaluate.inspect.examples import load_examples
 from elit.evaluate.samples import Sampler, Setting
 
 MEAN, STD = [0.3, -0.2, 0.1, 0.5], [1.5, 0.7, 2.0, 0.4]

@@ -10,10 +10,10 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
 import elit
-from elit.analysis.attention import read_attention
 from elit.data.digits import CAPTIONS, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.features import ClipDetector, ImageDetector, centred, train_digit_classifier
+from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.evaluate.run import score_dial
 from elit.evaluate.statistics import Moments

@@ -11,10 +11,10 @@ from fuzzing.values import ANYTHING, BIG
 from hypothesis import strategies as st
 
 import elit
-from elit.analysis.examples import load_examples
-from elit.analysis.latents import Probe, losses
 from elit.budgets import budget_block
 from elit.evaluate.detectors import open_detector
+from elit.evaluate.inspect.examples import load_examples
+from elit.evaluate.inspect.probe import Probe, losses
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler, Setting
 from elit.evaluate.score import score

@@ -7,7 +7,7 @@ from conftest import inputs, opened, small_vae
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.analysis.attention import read_attention
+from elit.evaluate.inspect.attention import read_attention
 from elit.models.presets import create_model
 from elit.models.sit import ddpm_time
 from elit.sampling.sample import sample, seeded_noise

@@ -8,8 +8,8 @@ import torch
 from conftest import conditions, opened
 
 import elit
-from elit.analysis.latents import losses
 from elit.budgets import schedule_budgets
+from elit.evaluate.inspect.probe import losses
 from elit.planner.tune import best_schedule, interpolate_linearly, make_probe, schedule_text, tune_schedule
 
 

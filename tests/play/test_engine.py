@@ -12,8 +12,8 @@ from conftest import SIZES, opened
 from PIL import Image
 
 import elit
-from elit.analysis.attention import read_attention
 from elit.cli.main import main
+from elit.evaluate.inspect.attention import read_attention
 from elit.models.presets import create_model
 from elit.play.dial import Dial
 from elit.play.engine import Cancelled, NetworkEngine

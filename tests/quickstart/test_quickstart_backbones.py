@@ -14,7 +14,7 @@ from PIL import Image
 
 from elit.cli.main import main
 from elit.evaluate.features import train_digit_classifier
-from elit.quickstart.run import PRODUCTS, RECIPES, quickstart
+from elit.cli.quickstart_run import PRODUCTS, RECIPES, quickstart
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _a_classifier_of_one_epoch(monkeypatch):
     """Quickstarts train one each; here nobody looks at what it says."""
-    monkeypatch.setattr("elit.quickstart.run.train_digit_classifier", partial(train_digit_classifier, epochs=1))
+    monkeypatch.setattr("elit.cli.quickstart_run.train_digit_classifier", partial(train_digit_classifier, epochs=1))
 
 
 @pytest.mark.parametrize("backbone", [name for name in RECIPES if name != "dit"])
 def test_every_backbone_goes_all_the_way(backbone, tmp_path, monkeypatch):
     """A few steps of training: what comes out is no digit yet, but every file is there and every advice works."""
     monkeypatch.setitem(RECIPES, backbone, replace(RECIPES[backbone], samples=10))
-    monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
+    monkeypatch.setattr("elit.cli.quickstart_run.SAMPLING_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     result = quickstart("run", backbone=backbone, steps=3, say=lambda line: None)
     clips = backbone == "video"
@@ -61,9 +61,9 @@ def test_an_unknown_backbone_is_named(tmp_path):
 
 def test_the_same_seed_gives_the_same_numbers_and_only_a_quickstart_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=10))
-    monkeypatch.setattr("elit.quickstart.run.SAMPLING_STEPS", 2)
+    monkeypatch.setattr("elit.cli.quickstart_run.SAMPLING_STEPS", 2)
     for drawing in ("draw_pictures", "write_report"):
-        monkeypatch.setattr(f"elit.quickstart.run.{drawing}", lambda *_: None)
+        monkeypatch.setattr(f"elit.cli.quickstart_run.{drawing}", lambda *_: None)
 
     def numbers(seed, **settings):
         result = quickstart(tmp_path / "run", steps=3, seed=seed, say=lambda line: None, **settings).results()

@@ -61,7 +61,7 @@ def run(args: Args) -> dict[str, Any] | None:
     from accelerate import PartialState
 
     from elit.elastic.distill import distill
-    from elit.report.add_on_card import push, write_card
+    from elit.evaluate.report.add_on_card import push, write_card
 
     if args.push_to_hub is not None and args.push_to_hub.count("/") != 1:
         raise ValueError(f"push_to_hub={args.push_to_hub!r}: give USER/NAME")
@@ -80,7 +80,7 @@ def _dry_run(args: Args) -> dict[str, Any]:
     from dataclasses import asdict
 
     from elit.elastic.estimate import estimate
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
 
     config = args.settings
     result = estimate(config, devices=args.devices)

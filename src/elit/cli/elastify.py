@@ -74,9 +74,9 @@ def run(args: Args) -> dict[str, Any]:
     from elit.elastic.distill_network import distill_network
     from elit.elastic.load_model import load_model
     from elit.elastic.runtime import original
+    from elit.evaluate.report.tables import print_table
     from elit.files import check_new_output
     from elit.models.saved import save_model
-    from elit.report.tables import print_table
     from elit.training.train import load_data
 
     for name, value in (("model", args.model), ("out", args.out)):

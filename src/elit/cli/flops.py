@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> list[dict[str, Any]]:
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
 
     if args.paper:
         return _paper(args)
@@ -80,7 +80,7 @@ def run(args: Args) -> list[dict[str, Any]]:
 
 def _paper(args: Args) -> list[dict[str, Any]]:
     from elit.costs.paper import paper_figures
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
 
     figures = paper_figures()
     if not args.json:

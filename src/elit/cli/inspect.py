@@ -73,12 +73,12 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     import torch
 
-    from elit.analysis.attention import interface_of
-    from elit.analysis.examples import load_examples
-    from elit.analysis.inspection import inspect_model
-    from elit.analysis.latents import Probe
-    from elit.analysis.page import is_inspection, write_inside
     from elit.elastic.load_model import load_network
+    from elit.evaluate.inspect.attention import interface_of
+    from elit.evaluate.inspect.examples import load_examples
+    from elit.evaluate.inspect.inspection import inspect_model
+    from elit.evaluate.inspect.page import is_inspection, write_inside
+    from elit.evaluate.inspect.probe import Probe
     from elit.evaluate.samples import Setting
     from elit.files import check_new_output, write_folder
 
@@ -103,8 +103,8 @@ def run(args: Args) -> dict[str, Any]:
 
 def _print(numbers: dict[str, Any]) -> None:
     """The rank correlation at every time, and the loss without each latent."""
-    from elit.analysis.page import CORRELATION, WITHOUT, correlation_cells, without_cells
-    from elit.report.tables import print_table
+    from elit.evaluate.inspect.page import CORRELATION, WITHOUT, correlation_cells, without_cells
+    from elit.evaluate.report.tables import print_table
 
     title = "Rank correlation of Read attention and loss"
     print_table(CORRELATION, [correlation_cells(row) for row in numbers["attention_and_loss"]], title=title)

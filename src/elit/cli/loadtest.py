@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     from collections import Counter
 
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
     from elit.serve.outcomes import over_time, summarize
     from elit.serve.trace import arrivals, bursty_rates, read_trace, steady_rates, write_trace
 

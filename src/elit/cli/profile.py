@@ -76,7 +76,7 @@ def measured(model: Any, **options: Any) -> Any:
 
 def _print(profile: Any) -> None:
     """Every run, measured and predicted; then the prices and the errors."""
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
 
     headings = ("batch", "steps", "latents", "guidance", "held out", "ms", "predicted", "error")
     rows = [

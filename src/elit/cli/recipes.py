@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> list[dict[str, Any]]:
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
 
     rows = []
     for name, path in recipes().items():

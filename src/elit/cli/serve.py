@@ -220,8 +220,8 @@ def by_table(service: Any, network: Any, folder: Path) -> Any:
 def simulated(args: Args) -> dict[str, Any]:
     """What would become of a trace, at this service's settings and a profile's costs."""
     from elit.elastic.load_model import is_stock_pipeline, load_model
+    from elit.evaluate.report.tables import print_table
     from elit.pretrained import model_folder
-    from elit.report.tables import print_table
     from elit.serve.costs import efficient_batch, read_costs
     from elit.serve.outcomes import over_time, summarize
     from elit.serve.policy import PolicySettings

@@ -204,8 +204,8 @@ def _quality(args: Args, groups: Sequence[Any], example: Any) -> tuple[str, str]
 def _report(args: Args, sampler: Any, points: Sequence[Any], quality: str, table: Path) -> dict[str, Any]:
     """Writes report and card; returns where they are and the front, as --json prints it."""
     from elit.evaluate.plane import front_of
-    from elit.report.card import write_card
-    from elit.report.sweep import write_sweep_report
+    from elit.evaluate.report.card import write_card
+    from elit.evaluate.report.sweep import write_sweep_report
 
     grey = sampler.vae is None and sampler.model.config.in_channels == 1
     report = write_sweep_report(args.out, points, quality, model=args.model, grey=grey, table=table)
@@ -228,8 +228,8 @@ def _report(args: Args, sampler: Any, points: Sequence[Any], quality: str, table
 def _print(points: Sequence[Any], quality: str, known: int, notes: Sequence[str], result: dict[str, Any]) -> None:
     """The front as a table, and where everything is."""
     from elit.evaluate.plane import front_of
-    from elit.report.sweep import cells, headings
-    from elit.report.tables import print_table
+    from elit.evaluate.report.sweep import cells, headings
+    from elit.evaluate.report.tables import print_table
 
     for note in notes:
         print(f"elit sweep: note: {note}", file=sys.stderr)

@@ -76,7 +76,7 @@ def run(args: Args) -> dict[str, Any] | None:
 
 def _dry_run(args: Args) -> dict[str, Any]:
     from elit.costs.memory import estimate
-    from elit.report.tables import print_table
+    from elit.evaluate.report.tables import print_table
 
     cost = estimate(args.settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)
     gib = {name: getattr(cost, name) / 2**30 for name in PARTS}

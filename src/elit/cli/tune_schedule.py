@@ -67,8 +67,8 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.analysis.examples import load_examples
     from elit.elastic.load_model import load_network
+    from elit.evaluate.inspect.examples import load_examples
     from elit.files import check_new_output, write_text
     from elit.planner.tune import make_probe, tune_schedule
 

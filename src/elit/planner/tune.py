@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elit.analysis.latents import Probe, Tick, losses
 from elit.costs.flops import count_flops
+from elit.evaluate.inspect.probe import Probe, Tick, losses
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 

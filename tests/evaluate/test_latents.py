@@ -9,8 +9,8 @@ import scipy.stats
 import torch
 from conftest import ELIT, conditions, fresh, inputs, opened
 
-from elit.analysis.attention import read_attention
-from elit.analysis.latents import (
+from elit.evaluate.inspect.attention import read_attention
+from elit.evaluate.inspect.probe import (
     Probe,
     look,
     losses,

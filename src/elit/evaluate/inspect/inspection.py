@@ -9,10 +9,10 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from elit.analysis.attention import as_grid
-from elit.analysis.examples import Examples, as_pictures
-from elit.analysis.latents import Look, Probe, look, losses, losses_without, rank_correlation, single_drops
 from elit.costs.flops import count_flops
+from elit.evaluate.inspect.attention import as_grid
+from elit.evaluate.inspect.examples import Examples, as_pictures
+from elit.evaluate.inspect.probe import Look, Probe, look, losses, losses_without, rank_correlation, single_drops
 from elit.evaluate.recipe import describe_autoencoder, device_name, versions
 from elit.evaluate.samples import Setting
 from elit.models.saved import weights_digest

@@ -13,9 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from elit.analysis.attention import interface_of, watched_read
 from elit.arguments import whole_number
 from elit.budgets import Budget
+from elit.evaluate.inspect.attention import interface_of, watched_read
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
 from elit.models.interface import LatentInterface

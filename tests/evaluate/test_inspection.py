@@ -8,14 +8,14 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
-from elit.analysis.examples import Examples, as_pictures, load_examples
-from elit.analysis.inspection import budgets_shown, inspect_model
-from elit.analysis.latents import Probe, losses, losses_without, single_drops
-from elit.analysis.page import PICTURES, write_inside
 from elit.data.autoencoders import decode
 from elit.data.encode import Encoding, encode, finish, prepare
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
+from elit.evaluate.inspect.examples import Examples, as_pictures, load_examples
+from elit.evaluate.inspect.inspection import budgets_shown, inspect_model
+from elit.evaluate.inspect.page import PICTURES, write_inside
+from elit.evaluate.inspect.probe import Probe, losses, losses_without, single_drops
 from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
 from elit.sampling.sample import sample, seeded_noise

@@ -6,10 +6,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from elit.evaluate.plane import Point, best
+from elit.evaluate.report.sweep import cells, command, describe, headings
+from elit.evaluate.report.sweep_plots import LOOK, at_best_scale
 from elit.files import write_text
 from elit.models.transformer import Transformer
-from elit.report.sweep import cells, command, describe, headings
-from elit.report.sweep_plots import LOOK, at_best_scale
 
 MARK = "<!-- written by elit sweep; remove this line to keep the card as it is -->"
 PAPER = "arxiv:2603.12245"

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from elit.analysis.attention import read_attention
 from elit.config import ModelConfig, TrainConfig, save_config
 from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
+from elit.evaluate import plots
 from elit.evaluate.features import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
+from elit.evaluate.inspect.attention import read_attention
+from elit.evaluate.report.html import Section, write_page
+from elit.evaluate.report.tables import headings, score_cells
 from elit.evaluate.run import Score, score_dial
 from elit.files import check_new_output, write_folder, write_text
 from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.report import plots
-from elit.report.html import Section, write_page
-from elit.report.tables import headings, score_cells
 from elit.sampling.sample import sample, seeded_noise
 from elit.training.train import train
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from elit.analysis import plots as inside_plots
-from elit.analysis.inspection import Inspection
+from elit.evaluate.inspect import inside_plots
+from elit.evaluate.inspect.inspection import Inspection
+from elit.evaluate.report.html import Section, write_page
 from elit.files import write_text
-from elit.report.html import Section, write_page
 
 PICTURES = {
     "attention_and_loss.png": inside_plots.attention_and_loss,

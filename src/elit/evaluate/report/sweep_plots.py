@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from elit.evaluate.plane import Point, best, degradations, front_of
+from elit.evaluate.plots import BLUE, GREY, ORANGE, STYLE, save_figure
 from elit.evaluate.score import DISTANCES
-from elit.report.plots import BLUE, GREY, ORANGE, STYLE, save_figure
 
 LOOK = {
     "none": ("no guidance", BLUE, "o"),

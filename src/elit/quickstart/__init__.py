@@ -1,1 +1,0 @@
-"""All of the library, once through."""
