@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 import elit
+from elit.cli.quickstart_run import RECIPES
 from elit.evaluate.report.tables import print_table
 from elit.models.saved import save_model
 from elit.pretrained import model_folder
-from elit.cli.quickstart_run import RECIPES
 
 TARGETS = ("--target-ms 400", "--target-images-per-s 20", "--target-ms 150 --count 1", "--target-gflops 0.5")
 IMPOSSIBLE = "--target-ms 0.5"

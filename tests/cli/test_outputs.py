@@ -97,7 +97,8 @@ def test_a_quickstart_that_fails_leaves_the_one_before(capsys, tmp_path, monkeyp
 
     monkeypatch.setattr("elit.cli.quickstart_run.train", fail)
     monkeypatch.setattr(
-        "elit.cli.quickstart_run.train_digit_classifier", lambda *_, **__: type("C", (), {"accuracy": 1, "held_out": 1})()
+        "elit.cli.quickstart_run.train_digit_classifier",
+        lambda *_, **__: type("C", (), {"accuracy": 1, "held_out": 1})(),
     )
     assert run(capsys, "quickstart", "--out", out, "--overwrite")[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["quickstart"]

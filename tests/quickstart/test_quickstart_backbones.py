@@ -13,8 +13,8 @@ from conftest import links_of
 from PIL import Image
 
 from elit.cli.main import main
-from elit.evaluate.features import train_digit_classifier
 from elit.cli.quickstart_run import PRODUCTS, RECIPES, quickstart
+from elit.evaluate.features import train_digit_classifier
 
 pytestmark = pytest.mark.slow
 

@@ -41,8 +41,8 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     import sys
 
-    from elit.evaluate.report.tables import headings, print_table, score_cells
     from elit.cli.quickstart_run import quickstart
+    from elit.evaluate.report.tables import headings, print_table, score_cells
 
     result = quickstart(
         args.out,
