@@ -37,12 +37,12 @@ def test_yaml_as_written_by_hand(tmp_path):
         ("steps: true", "steps=True: expected int"),
         ("learning_rate: fast", "learning_rate='fast': expected a number"),
         ("resume: 1", "resume=1: expected bool"),
-        ("steps: 0", "steps=0: give at least 1"),
-        ("seed: 9223372036854775808", "seed=9223372036854775808: give at most 9223372036854775807"),
+        ("steps: 0", "steps must be at least 1, got 0"),
+        ("seed: 9223372036854775808", "seed must be from 0 to 9223372036854775807, got 9223372036854775808"),
         ("steps: [", "not YAML"),
         ("model: {window: 4}", "window=4"),
         ("budget_min: half", "budget_min='half'"),
-        ("trackers: [wandbb]", "trackers='wandbb': give any of tensorboard, wandb, trackio"),
+        ("trackers: [wandbb]", "trackers must be any of tensorboard, wandb, trackio, got 'wandbb'"),
         ("trackers: wandb", "trackers='wandb': expected tuple"),
     ],
 )
@@ -65,10 +65,10 @@ def test_a_missing_file_is_named(tmp_path):
     ],
 )
 def test_bad_values_are_named(field, value):
-    with pytest.raises(ValueError, match=f"{field}="):
+    with pytest.raises(ValueError, match=f"{field} must be"):
         TrainConfig(**{field: value})
 
 
 def test_micro_batches_must_divide():
-    with pytest.raises(ValueError, match="batch_size=10: give a multiple of 4"):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of gradient_accumulation=4, got 10"):
         TrainConfig(batch_size=10, gradient_accumulation=4)

@@ -6,7 +6,7 @@ Names are imported on first use: `import elit` loads neither torch nor diffusers
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from elit._version import __version__ as __version__
 
 _HOME = {
     "create_model": "elit.models.presets",

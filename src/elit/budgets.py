@@ -20,10 +20,11 @@ import re
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from elit.arguments import shortened
 
+T = TypeVar("T")
 Budget = int | float | None
 TYPED = "give latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
@@ -199,6 +200,13 @@ def equal_parts(counts: Sequence[int | None]) -> list[int | None]:
         if not rest and all(count == counts[i - i % length] for i, count in enumerate(counts)):
             return list(counts[::length])
     return list(counts)
+
+
+def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the values in their order, evenly spaced, the first and the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:

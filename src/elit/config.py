@@ -14,6 +14,8 @@ import yaml
 from elit.files import write_text
 
 T = TypeVar("T", bound="RunConfig")
+MAX_COUNT = 10_000_000
+"""Most steps, samples and the like: more would fill the memory before anything is made."""
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -122,22 +124,25 @@ class RunConfig:
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
-        for name in ("checkpoint_every", "keep_last"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
-        _require(self.keep_every is None or self.keep_every >= 1, "keep_every", self.keep_every, "give at least 1")
-        for name in ("warmup_steps", "preview_every", "workers", "seed", "max_skipped"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
-        _require(self.seed < 1 << 63, "seed", self.seed, f"give at most {(1 << 63) - 1}")
+        require_counts(
+            self, "steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_last"
+        )
+        require_counts(self, "keep_every")
+        require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", least=0)
+        require(0 <= self.seed < 1 << 63, "seed", self.seed, f"from 0 to {(1 << 63) - 1}")
         for name in ("learning_rate", "max_grad_norm"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "give a number in [0, 1)")
-        _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "give fp32 or bf16")
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         for tracker in self.trackers:
-            _require(tracker in TRACKERS, "trackers", tracker, f"give any of {', '.join(TRACKERS)}")
-        parts = self.gradient_accumulation
-        _require(self.batch_size % parts == 0, "batch_size", self.batch_size, f"give a multiple of {parts}, the parts")
+            require(tracker in TRACKERS, "trackers", tracker, f"any of {', '.join(TRACKERS)}")
+        micro_batches = self.gradient_accumulation
+        require(
+            self.batch_size % micro_batches == 0,
+            "batch_size",
+            self.batch_size,
+            f"a multiple of gradient_accumulation={micro_batches}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +174,9 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.image_size >= 1, "image_size", self.image_size, "give at least 1")
-        _require(self.time_shift > 0, "time_shift", self.time_shift, "give a number above 0")
-        _require(0 <= self.class_dropout < 1, "class_dropout", self.class_dropout, "give a number in [0, 1)")
+        require_counts(self, "image_size")
+        require(self.time_shift > 0, "time_shift", self.time_shift, "above 0")
+        require(0 <= self.class_dropout < 1, "class_dropout", self.class_dropout, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,29 +249,45 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher_steps", "teacher_batch", "lora_rank", "preview_prompts"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        require_counts(self, "teacher_steps", "teacher_batch", "lora_rank", "preview_prompts")
         for name in ("distillation", "time_shift"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "give a number above 0")
-        _require(not (self.prompts and self.data), "data", self.data, "give prompts or data, not both")
-        _require(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "give a number in [0, 1)")
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        if self.prompts and self.data:
+            raise ValueError("cannot learn from prompts and data at once: give one of them")
+        require(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "in [0, 1)")
         for name, valid in (
             ("weights", ("lora", "interface", "all")),
             ("mode", ("carry", "learned")),
             ("base_precision", (None, "fp32", "bf16")),
         ):
-            _require(getattr(self, name) in valid, name, getattr(self, name), f"give {', '.join(map(str, valid))}")
+            require(getattr(self, name) in valid, name, getattr(self, name), f"any of {', '.join(map(str, valid))}")
         for size in self.sizes:
             sides = size.split("x")
             whole = all(side.isdigit() and int(side) > 0 for side in sides) and len(sides) <= 2
-            _require(whole, "sizes", size, "give HEIGHTxWIDTH in pixels, 1024x1024, or one number, 1024")
+            require(whole, "sizes", size, "HEIGHTxWIDTH in pixels, such as 1024x1024, or one number, 1024")
         for argument in self.call:
-            _require(argument.partition("=")[0].isidentifier() and "=" in argument, "call", argument, "give NAME=VALUE")
+            require(
+                argument.partition("=")[0].isidentifier() and "=" in argument,
+                "call",
+                argument,
+                "of the form NAME=VALUE",
+            )
 
 
-def _require(holds: bool, name: str, value: Any, valid: str) -> None:
+def require(holds: bool, name: str, value: object, valid: str) -> None:
+    """Raises ValueError, "`name` must be `valid`, got `value`", unless the condition holds."""
     if not holds:
-        raise ValueError(f"{name}={value!r}: {valid}")
+        raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def require_counts(settings: object, *names: str, least: int = 1, most: int | None = None) -> None:
+    """Checks the bounds of fields that are a number, a tuple of numbers, or None."""
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None:
+                require(number >= least, name, number, f"at least {least}")
+                require(most is None or number <= most, name, number, f"at most {most}")
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -107,4 +107,4 @@ def test_the_command_takes_lora(tmp_path, capsys):
     assert model.elastic_record.lora_rank == 2
     assert not model.elastic_record.changed
     assert main([*words, "--weights", "some", "--overwrite"]) == 2
-    assert "weights='some': give lora, interface, all" in capsys.readouterr().err
+    assert "weights must be any of lora, interface, all, got 'some'" in capsys.readouterr().err

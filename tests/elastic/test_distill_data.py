@@ -191,14 +191,14 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
     good, out = ["--data", str(folder)], str(tmp_path / "out")
     flux = ["tiny/FluxPipeline", out, "--sizes", "32x32"]
     for words, message in (
-        ([*flux, *good, "--prompts", str(tmp_path / "prompts.txt")], "give prompts or data, not both"),
+        ([*flux, *good, "--prompts", str(tmp_path / "prompts.txt")], "cannot learn from prompts and data at once"),
         ([*flux, "--data", "nowhere"], "data='nowhere': no such file or folder"),
         ([*flux, "--data", str(tmp_path / "empty")], "data="),
         (["tiny/LTX2Pipeline", out, *good], "pictures are not all that a LTX2Pipeline draws"),
         (["tiny/DiTPipeline", out, *good], "data="),
         ([*flux[:2], "--sizes", "9", *good], "sizes=9: a window has"),
         ([*flux[:2], "--sizes", "0x8", *good], "give HEIGHTxWIDTH"),
-        ([*flux, *good, "--time-shift", "0"], "time_shift=0.0: give a number above 0"),
+        ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),
         ([*flux, *good, "--prompt-dropout", "1"], "prompt_dropout=1.0"),
     ):
         monkeypatch.setattr(

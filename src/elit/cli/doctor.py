@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata, util
 from typing import Any
 
+from elit._version import __version__
 from elit.cli.main import parse as parse_arguments
 
 PACKAGES = ("torch", "diffusers", "accelerate", "safetensors", "scikit-learn", "tyro", "rich", "matplotlib")
@@ -38,11 +39,9 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     import torch
 
-    import elit
-
     speeds = {device: _dtype_speeds(device) for device in _devices()}
     findings: dict[str, Any] = {
-        "elit": elit.__version__,
+        "elit": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import keyword
+import math
 import os
 import re
 import sys
@@ -16,7 +17,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-import elit
+from elit._version import __version__
+from elit.config import require
+from elit.files import check_writable
 from elit.pretrained import model_folder
 
 COMMANDS = {
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_overview())
             return 0
         if arguments[0] == "--version":
-            print(f"elit {elit.__version__}")
+            print(f"elit {__version__}")
             return 0
         return _run(arguments[0], arguments[1:])
 
@@ -69,7 +72,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     try:
         command = import_module(f"elit.cli.{module}")
-        args = command.parse(arguments)
+        args = command.parse(arguments) if hasattr(command, "parse") else parse(command.Args, name, arguments)
         result = command.run(args)
     except ValueError as error:
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
@@ -129,10 +132,19 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
         if stop.code != 2:
             raise
         raise ValueError(_one_line(output.getvalue(), name)) from None
-    # What is a model's folder may be the name of one in the box.
+    for field, value in vars(args).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float):
+                require(math.isfinite(number), field, number, "finite")
+    # A model may be named instead: one in the package.
     given = {field: getattr(args, field, None) for field in ("model", "pictures")}
     boxed = {field: model_folder(folder) for field, folder in given.items() if folder is not None}
     return replace(args, **boxed) if boxed else args
+
+
+def check_output(out: Path, name: str = "out") -> None:
+    """Raises ValueError where nothing can be written at `out`, or in it where it is a folder."""
+    check_writable(out / "file" if out.is_dir() or out.is_symlink() else out, name)
 
 
 def check_device(name: str | None) -> str:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-import elit
+from elit._version import __version__
 from elit.data.builtin import named_images
 from elit.data.images import ImageSet, centre_crop, to_uint8
 from elit.data.source import Example, FolderSource, TableSource, is_table
@@ -69,7 +69,7 @@ class MemoryPictures:
         return {"kind": "data", "name": self.name}
 
     def stamp(self) -> str:
-        return elit.__version__
+        return __version__
 
 
 class ArrayPictures:

@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-import elit
+from elit._version import __version__
 from elit.data.autoencoders import latent_normalization
 from elit.files import write_text
 from elit.models.conditioning import Condition
@@ -37,7 +37,7 @@ def claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What numbers may depend on, of what is installed."""
-    numbers = {"elit": elit.__version__, "python": platform.python_version()}
+    numbers = {"elit": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             numbers[name] = metadata.version(name)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import elit
+from elit._version import __version__
 from elit.costs.timing import timed
 from elit.evaluate.recipe import recipe_digest
 from elit.files import write_text
@@ -202,7 +202,7 @@ def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, comp
         "dtype": str(dtype or model.dtype).removeprefix("torch."),
         "compiled": compile,
         "torch": torch.__version__,
-        "elit": elit.__version__,
+        "elit": __version__,
         "model": recipe_digest({"class": type(model).__name__, "config": config}),
     }
 

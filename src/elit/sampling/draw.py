@@ -9,7 +9,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-import elit
+from elit._version import __version__
 from elit.data.autoencoders import decode
 from elit.data.text import encode_prompts
 from elit.models.conditioning import Condition
@@ -113,4 +113,4 @@ def environment_of(device: torch.device, *, compile: bool = False) -> dict[str, 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = {"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}
     compiled = {"compile": "yes"} if compile else {}
-    return {"elit": elit.__version__, "torch": torch.__version__, "device": name} | threads | compiled
+    return {"elit": __version__, "torch": torch.__version__, "device": name} | threads | compiled

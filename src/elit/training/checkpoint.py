@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-import elit
+from elit._version import __version__
 from elit.compat import lone_process
 from elit.config import RunConfig
 from elit.files import fingerprint, leaving_nothing, write_text
@@ -111,7 +111,7 @@ def save_state(
         about = {
             "step": step,
             "processes": accelerator.num_processes,
-            "elit": elit.__version__,
+            "elit": __version__,
             "torch": torch.__version__,
         }
         write_text(temporary / MANIFEST, json.dumps(about | {"files": dict(sorted(files.items()))}, indent=1) + "\n")
