@@ -106,7 +106,6 @@ def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
             "25%",
             "1",
         ],
-        "tune-schedule": ["--count", "8"],
     }
     for line in commands("inference.md"):
         words = shlex.split(line)[1:]
@@ -114,7 +113,6 @@ def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
     exec(compile(blocks("inference.md", "python"), "inference.md", "exec"), {})
     assert "sweep.jsonl" in capsys.readouterr().out.splitlines()[-1]
     assert (tmp_path / "planned.png").is_file()
-    assert (tmp_path / "runs/tuned.json").is_file()
 
 
 @pytest.mark.slow

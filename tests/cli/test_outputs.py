@@ -106,7 +106,6 @@ def test_a_quickstart_that_fails_leaves_the_one_before(capsys, tmp_path, monkeyp
 
 
 FILES = {
-    "tune-schedule": "tuned.json",
     "evaluate": "samples.npz",
     "sweep": "table.parquet",
     "loadtest": "trace.jsonl",
@@ -126,7 +125,6 @@ def test_every_command_asks(capsys, tmp_path, saved, command):
         "elastify": ("elastify", saved / "plain", out),
         "import": ("import", "x.pt", out),
         "inspect": ("inspect", saved / "model", "--data", "digits", "--out", out),
-        "tune-schedule": ("tune-schedule", saved / "model", "--data", "digits", "--mean-share", 0.5, "--out", out),
         "evaluate": ("evaluate", saved / "model", "--detector", "digits", "--out", out),
         "sweep": ("sweep", saved / "model", "--detector", "digits", "--table", out, "--out", tmp_path / "new"),
         "loadtest": ("loadtest", "http://127.0.0.1:9", "--write-trace", out),
@@ -157,7 +155,7 @@ def test_a_model_keeps_the_table_of_another_sweep(capsys, tmp_path, saved):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write into, whatever its mode")
-@pytest.mark.parametrize("command", ["sample", "evaluate", "sweep", "encode", "train", "tune-schedule", "loadtest"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "sweep", "encode", "train", "loadtest"])
 def test_no_work_is_done_for_a_place_that_cannot_be_written(capsys, saved, command):
     model = saved / "model"
     lines = {
@@ -166,7 +164,6 @@ def test_no_work_is_done_for_a_place_that_cannot_be_written(capsys, saved, comma
         "sweep": (model, "--detector", "digits", "--out", "/proc/x/y"),
         "encode": (saved, "/proc/x/y", "--vae", model),
         "train": ("--out", "/proc/x/y", "--steps", 1),
-        "tune-schedule": (model, "--data", "digits", "--mean-share", 0.5, "--out", "/proc/x/y.json"),
         "loadtest": ("http://127.0.0.1:9", "--write-trace", "/proc/x/y.jsonl"),
     }
     code, _, error = run(capsys, command, *lines[command])

@@ -1,4 +1,4 @@
-"""elit profile, elit sample with a target and elit tune-schedule as a user types them; and their mistakes."""
+"""elit profile and elit sample with a target as a user types them; and their mistakes."""
 
 import json
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import elit
-from elit.budgets import schedule_budgets
 from elit.cli.main import main
 from elit.models.saved import save_model
 
@@ -71,19 +70,6 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
     assert run(capsys, *line, "--overwrite")[2] == ""
 
 
-def test_a_schedule_is_tuned(capsys, workplace):
-    line = ("tune-schedule", "model", "--data", "digits", "--count", 8, "--draws", 1, "--bins", 2)
-    code, said, _ = run(capsys, *line, "--mean-share", 0.5, "--out", "tuned.json")
-    assert code == 0
-    assert "gain over constant budgets of the same cost" in said
-    result = json.loads((workplace / "tuned.json").read_text())
-    assert f"schedule: {result['schedule']}\n" in said
-    assert schedule_budgets(result["schedule"], [0.0, 0.5], range(1, 17)) == result["budgets"]
-    code, said, _ = run(capsys, *line, "--mean-gflops", 0.002, "--json")
-    assert code == 0
-    assert json.loads(said.splitlines()[-1])["gflops"] <= 0.002
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -94,11 +80,6 @@ def test_a_schedule_is_tuned(capsys, workplace):
         ("sample model --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
         ("sample model --target-ms 100 --steps 8", "target_ms, steps: a target plans budget, "),
         ("sample model --target-gflops 1 --budget 0.5", "target_gflops, budget: a target plans"),
-        ("tune-schedule model --data digits", "mean_share, mean_gflops: give one of them"),
-        ("tune-schedule plain --data digits --mean-share 0.5", "model: has no latent interface"),
-        ("tune-schedule model --data digits --mean-share 0.01", "mean_share=0.01: the least is 0.0625"),
-        ("tune-schedule model --data digits --mean-share 0.5 --out x.txt", "out='x.txt': give a name that ends"),
-        ("tune-schedule model --data nothing --mean-share 0.5", ""),
     ],
 )
 def test_mistakes_are_one_line(capsys, workplace, line, message):

@@ -42,7 +42,6 @@ REFUSALS = {
     "evaluate": (["nowhere"], "pictures='nowhere': no such file or folder"),
     "sweep": (["nowhere"], "model='nowhere': no such folder"),
     "profile": (["nowhere"], "model='nowhere': no such folder"),
-    "tune-schedule": (["nowhere", "--data", "digits"], "model='nowhere': no such folder"),
     "inspect": (["nowhere"], "model='nowhere': no such folder"),
     "flops": (["--budgets", "many"], "budget='many'"),
 }
@@ -123,7 +122,6 @@ def test_what_was_taken_or_refused_without_a_name(saved, tmp_path, capsys):
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     (tmp_path / "file").write_text("")
     for line, message in {
-        f"tune-schedule {saved} --data digits --mean-share 2": "mean_share=2: give a share of the latents, above 0",
         f"train --config {tmp_path}/binary.yaml": f"config='{tmp_path}/binary.yaml': is no text file",
         f"encode {tmp_path} {tmp_path}/out --vae nowhere": "vae='nowhere': no such folder, and no name on the hub",
         f"sample {saved} --out {tmp_path}/file/x.png": f"out='{tmp_path}/file/x.png': cannot write there, ",

@@ -57,9 +57,7 @@ def test_ctrl_c_while_a_command_is_imported(capsys, monkeypatch):
     assert capsys.readouterr().err == "elit sample: stopped\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "close"), [("SAMPLE", "sample"), ("tune_schedule", "tune-schedule"), ("evalute", "evaluate")]
-)
+@pytest.mark.parametrize(("name", "close"), [("SAMPLE", "sample"), ("loadtset", "loadtest"), ("evalute", "evaluate")])
 def test_a_command_that_is_close_is_named(capsys, name, close):
     assert main([name]) == 2
     error = capsys.readouterr().err

@@ -91,9 +91,6 @@ def lines(place: Place) -> dict[str, list[list[str]]]:
             ["http://127.0.0.1:9", "--write-trace", "x.jsonl", "--seconds", "2"],
         ],
         "profile": [[p("model"), "--seconds", "0", "--batch-sizes", "1"]],
-        "tune-schedule": [
-            [p("model"), "--data", "digits", "--mean-share", "0.5", "--count", "4", "--draws", "1", "--bins", "2"]
-        ],
         "inspect": [[p("model"), "--count", "2", "--draws", "1", "--steps", "1", "--times", "0.5"]],
         "flops": [[p("model")], [p("text"), p("plain")], ["--paper"]],
         "play": [[p("model"), "--port", "0"]],

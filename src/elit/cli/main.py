@@ -36,12 +36,14 @@ COMMANDS = {
     "serve": "serve images over OpenAI's API with a budget that follows the load",
     "loadtest": "send a service requests as they would come, and say what became of them",
     "profile": "measure what a model takes on this machine, for plans that meet a time",
-    "tune-schedule": "find the best budgets over t for a mean cost, by the model's own loss",
     "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
     "flops": "what a model costs at each budget",
     "play": "open a page: turn the budget, compare, plan, look inside",
     "doctor": "what is installed here, what works and what is fast",
 }
+
+MOVED = {"tune-schedule": "python studies/tune_schedule.py, in this library's repository"}
+"""Commands of earlier versions, and what does their work now."""
 
 BAD_PLACE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
+    if name in MOVED:
+        return _fail(f"elit {name}: moved; use {MOVED[name]}", 2)
     if name not in COMMANDS:
         close = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

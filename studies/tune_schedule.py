@@ -1,13 +1,20 @@
-"""A budget for every part of the way from noise to data, by the network's own loss: no images are made.
+"""The budgets over t with the least loss at a given mean cost, by the network's own loss: no images are made.
 
-The loss of a network at a time and a budget is measured on the same samples and the same noise for all budgets. The
-schedule is the monotone one with the least mean loss whose mean cost keeps to a bound: found exactly.
+    python studies/tune_schedule.py runs/quickstart/model --data digits --mean-share 0.5
+
+Every budget is measured on the same samples with the same noise. The schedule is the monotone one with the least mean
+loss whose mean cost keeps to the limit; the search is exact. Half of the samples are searched with, the other half
+measure the gain over a constant budget.
 """
 
+import argparse
+import json
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +22,10 @@ import torch
 from torch import Tensor
 
 from elit.costs.flops import count_flops
+from elit.elastic.load_model import load_network
+from elit.evaluate.inspect.examples import load_examples
 from elit.evaluate.inspect.probe import Probe, Tick, losses
+from elit.files import write_text
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 
@@ -25,7 +35,7 @@ BudgetPath = tuple[int, float, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class TunedSchedule:
-    """What a search came to. Losses are means over all times, of samples that the search has not seen."""
+    """The result of a search. Losses are means over all times, of samples that took no part in the search."""
 
     schedule: str
     """As `budget` takes it."""
@@ -36,7 +46,7 @@ class TunedSchedule:
     gflops: float
     """Mean of an evaluation of one sample."""
     bound: float
-    """That the mean cost had to keep to: a share or GFLOPs, as asked."""
+    """Limit of the mean cost: a share of the latents, or GFLOPs."""
     loss: float
     constant: int
     """The largest constant budget that keeps to the bound."""
@@ -93,18 +103,18 @@ def tune_schedule(
         raise ValueError(f"{name}={bound:g}: the least is {least:.4g}, with {budgets[0]} latents all the way")
 
     measured = measure_losses(model, make_probe(x, y, bins, draws, seed, batch_size), tick)  # (bins, budgets, B)
-    searched, seen = measured[..., 0::2].mean(-1).tolist(), measured[..., 1::2].mean(-1)
+    searched, held_out = measured[..., 0::2].mean(-1).tolist(), measured[..., 1::2].mean(-1)
     indices = best_schedule(searched, costs, most * bins)
     constant = bisect_right(costs, most) - 1
     mean_cost = sum(costs[k] for k in indices) / bins
-    by_budget = seen.mean(0).tolist()
+    by_budget = held_out.mean(0).tolist()
     return TunedSchedule(
         schedule=schedule_text([budgets[k] for k in indices]),
         budgets=tuple(budgets[k] for k in indices),
         share=sum(budgets[k] for k in indices) / bins / budgets[-1],
         gflops=sum(flops[k] for k in indices) / bins / 1e9,
         bound=bound,
-        loss=sum(float(seen[i, k]) for i, k in enumerate(indices)) / bins,
+        loss=sum(float(held_out[i, k]) for i, k in enumerate(indices)) / bins,
         constant=budgets[constant],
         constant_loss=by_budget[constant],
         interpolated_loss=interpolate_linearly(mean_cost, costs, by_budget),
@@ -131,7 +141,7 @@ def measure_losses(model: Transformer, probe: Probe, tick: Tick | None = None) -
 
 
 def best_schedule(losses: Sequence[Sequence[float]], costs: Sequence[int], most: float) -> list[int]:
-    """Which budget each part takes: the least sum of losses (parts × budgets), the sum of costs at most `most`.
+    """The budget of each part: the least sum of losses (parts × budgets), the sum of costs at most `most`.
 
     costs: of each budget, rising. Rising and falling sequences are both searched; of equal ones the cheaper wins.
     """
@@ -179,3 +189,42 @@ def schedule_text(budgets: Sequence[int]) -> str:
         start, end = end, end + len(list(same))
         runs.append(f"{num_latents}@{start / len(budgets):g}-{end / len(budgets):g}")
     return str(budgets[0]) if len(runs) == 1 else ",".join(runs)
+
+
+def main(line: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a saved model or pipeline")
+    parser.add_argument("--data", required=True, help="digits, moving-digits, a folder of images or of latents")
+    bound = parser.add_mutually_exclusive_group(required=True)
+    bound.add_argument("--mean-share", type=float, help="limit of the mean cost, as a share of the latents")
+    bound.add_argument("--mean-gflops", type=float, help="limit of the mean cost, in GFLOPs an evaluation")
+    parser.add_argument("--bins", type=int, default=8, help="equal parts of [0, 1], each with a budget of its own")
+    parser.add_argument("--count", type=int, default=256, help="samples, evenly spaced over the data")
+    parser.add_argument("--draws", type=int, default=4, help="draws of noise for each sample")
+    parser.add_argument("--vae", type=Path, help="folder of the model's autoencoder; default: the pipeline's")
+    parser.add_argument("--image-size", type=int, help="size of a folder's images; default: as the model takes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
+    parser.add_argument("--batch-size", type=int, default=64, help="noisy samples in one forward")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
+    args = parser.parse_args(line)
+    model, vae = load_network(args.model, vae=args.vae, device=args.device)
+    examples = load_examples(model, args.data, args.count, vae=vae, image_size=args.image_size, seed=args.seed)
+    options = {
+        name: getattr(args, name) for name in ("mean_share", "mean_gflops", "bins", "draws", "seed", "batch_size")
+    }
+    tuned = tune_schedule(model, examples.x, examples.y, **options)
+    print(f"schedule: {tuned.schedule}")
+    print(f"  {tuned.share:.1%} of the latents on average, {tuned.gflops:.4g} GFLOPs an evaluation")
+    print(f"  loss {tuned.loss:.6f}; with all latents {tuned.full_loss:.6f}")
+    print(f"  constant budgets: {tuned.interpolated_loss:.6f} at the same cost, interpolated;")
+    print(f"  {tuned.constant_loss:.6f} with {tuned.constant} latents, the most within the limit")
+    print(f"  gain over constant budgets of the same cost: {tuned.gain:.6f}")
+    if args.out is not None:
+        made_of = {"model": str(args.model), "data": args.data, "count": args.count}
+        write_text(args.out, json.dumps({**asdict(tuned), "gain": tuned.gain, **made_of}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
