@@ -34,7 +34,8 @@ _HOME = {
     "budget": "elit.elastic.context",
     "load_elastic": "elit.elastic.load",
     "plan": "elit.planner.choose",
-    "Plan": "elit.sampling.plan",
+    "Plan": "elit.planner.plan",
+    "Sampling": "elit.sampling.settings",
 }
 __all__ = sorted(_HOME)  # pyrefly: ignore[unresolvable-dunder-all]
 
@@ -61,10 +62,11 @@ if TYPE_CHECKING:
     from elit.models.sit import SiT as SiT
     from elit.models.uvit import UViT as UViT
     from elit.planner.choose import plan as plan
+    from elit.planner.plan import Plan as Plan
     from elit.released.load import load_released as load_released
     from elit.sampling.pipeline import ElitPipeline as ElitPipeline
-    from elit.sampling.plan import Plan as Plan
     from elit.sampling.sample import sample as sample
+    from elit.sampling.settings import Sampling as Sampling
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,19 @@
 """Which steps of a run ask the network: TeaCache's rule, what it saves, and what guidance and budgets do to it."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from conftest import ELIT, conditions, opened
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit.flow.guidance import AG, CCFG, CFG
 from elit.flow.solver import time_grid
+from elit.planner.plan import Plan
 from elit.sampling.evaluations import evaluated_steps, reused_steps, sampling_flops, sampling_plan, time_changes
-from elit.sampling.pipeline import ElitPipeline
-from elit.sampling.plan import Plan
 from elit.sampling.sample import sample
+from elit.sampling.settings import Sampling
 
 pytestmark = pytest.mark.slow
 
@@ -136,27 +136,19 @@ def test_a_plan_is_its_settings():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "in_pipeline"),
+    "change",
     [
-        ("steps", 5, {"num_inference_steps": 5}),
-        ("budget", 8, {"budget": 8}),
-        ("step_budgets", [8] * 6, {"step_budgets": [8] * 6}),
-        ("sample_budgets", [8, 4], {"sample_budgets": [8, 4]}),
-        ("guidance", CCFG(3.0, 1), {"guidance_scale": 3.0}),
-        ("guidance", CCFG(3.0, 1), {"guidance_budget": 1}),
-        ("solver", "heun", {}),
-        ("cache", 0.2, {"cache": 0.2}),
+        {"steps": 5},
+        {"budget": 8},
+        {"sample_budgets": (8, 4)},
+        {"guidance": CCFG(3.0, 1)},
+        {"solver": "heun", "cache": 0},
     ],
 )
-def test_what_a_plan_decides_is_not_given_beside_it(name, value, in_pipeline):
-    model = opened("elit-dit")
-    plan = Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
-    with pytest.raises(ValueError, match=rf"plan, {name}=.*: a plan decides steps, budget, .*; leave {name} or it out"):
-        sample(model, [0, 1], plan=plan, **{name: value})
-    pipe = ElitPipeline(model, FlowMatchEulerDiscreteScheduler())
-    for key in in_pipeline:
-        with pytest.raises(ValueError, match=rf"plan, {key}=.*: a plan decides num_inference_steps, budget"):
-            pipe([0, 1], plan=plan, **in_pipeline)
+def test_what_is_given_by_name_takes_the_place_of_a_sampling(change):
+    model, sampling = opened("elit-dit"), Sampling(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+    changed = replace(sampling, **({"budget": None} if "sample_budgets" in change else {}) | change)
+    assert torch.equal(sample(model, [0, 1], sampling, **change), sample(model, [0, 1], changed))
 
 
 @pytest.mark.parametrize("given", [{"seed": 3}, {"seed": [1, 2]}, {"sample_size": 32}])

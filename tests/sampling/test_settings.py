@@ -60,3 +60,48 @@ def test_a_damaged_record_is_one_line(text):
 def test_settings_need_no_torch():
     code = "import sys, elit.sampling.settings; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SAMPLINGS = [
+    elit.Sampling(),
+    elit.Sampling(steps=8, budget=8, guidance=elit.CFG(2.0, interval=(0.2, 0.7)), seed=3, dtype="bfloat16"),
+    elit.Sampling(budget=0.5, guidance=elit.AG(1.5, 0.25), solver="heun"),
+    elit.Sampling(budget="50%@0-0.5,100%@0.5-1", guidance=elit.CCFG(3, 1), shift=2.0, cache=0.1),
+    elit.Sampling(steps=2, budget=(8, None)),
+    elit.Sampling(sample_budgets=(8, 0.5)),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_sampling_is_json_and_back(sampling):
+    assert elit.Sampling.from_dict(json.loads(json.dumps(sampling.to_dict()))) == sampling
+
+
+@pytest.mark.parametrize(
+    ("values", "sampling"),
+    [
+        ({"budget": "full", "guidance": "none", "scale": 1.5, "labels": ["3"]}, elit.Sampling()),
+        ({"budget": "8", "step_budgets": [], "sample_budgets": []}, elit.Sampling(budget=8)),
+        ({"detector": "x", "budget": "all", "guidance": "cfg", "scale": 2.0, "guidance_low": 0.1, "guidance_high": 0.5},
+         elit.Sampling(guidance=elit.CFG(2.0, interval=(0.1, 0.5)))),
+        ({"detector": "x", "budget": "0.5@0-0.5,1@0.5-1"}, elit.Sampling(budget="50%@0-0.5,100%@0.5-1")),
+        ({"detector": "x", "steps": 3, "budget": "8×1, 16×2"}, elit.Sampling(steps=3, budget=(8, 16, 16))),
+        ({"batch": 2, "steps": 3, "budget": 4, "kind": "ccfg", "weak": 2},
+         elit.Sampling(steps=3, budget=4, guidance=elit.CCFG(1.5, 2))),
+        ({"budget": [8, 16], "guidance": {"kind": "ag", "scale": 2.0, "budget": 4, "interval": [0, 1]}, "steps": 2},
+         elit.Sampling(steps=2, budget=(8, 16), guidance=elit.AG(2.0, 4))),
+    ],
+)  # fmt: skip
+def test_what_earlier_versions_wrote_is_read(values, sampling):
+    assert elit.Sampling.from_dict(values) == sampling
+
+
+def test_sampling_in_one_line():
+    assert [sampling.describe() for sampling in SAMPLINGS] == [
+        "40 steps",
+        "8 steps, budget 8, cfg 2 for t = 0.2 to 0.7",
+        "40 steps, budget 50%, ag 1.5 at budget 25%, heun",
+        "40 steps, budget 50%@0-0.5,100%@0.5-1, ccfg 3 at budget 1, shift 2, cache 0.1",
+        "2 steps, budget 8×1, full×1",
+        "40 steps",
+    ]

@@ -18,11 +18,11 @@ from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import CostModel, CostPolynomial
 from elit.planner.explanation import explain, setting_words
+from elit.planner.plan import Plan
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.planner.target import make_target
 from elit.pretrained import model_folder
-from elit.sampling.plan import Plan
 from elit.sampling.precision import as_dtype
 
 MOST_STEPS = 64

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from elit.models.transformer import Transformer
+from elit.planner.plan import Plan
 from elit.planner.quality import Quality
 from elit.planner.target import Target
-from elit.sampling.plan import Plan
 
 
 def explain(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from elit.arguments import real_number
-from elit.sampling.plan import Plan
+from elit.planner.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from elit.planner.choose import plan
+from elit.planner.plan import Plan
 from elit.planner.profile import measure_profile
 from elit.play.dial import GUIDANCES, Dial, pieces_of
 from elit.play.engine import Cancelled, NetworkEngine, Tick
-from elit.sampling.plan import Plan
 
 SECONDS = 12.0
 """Of measuring this machine, at least three rounds."""

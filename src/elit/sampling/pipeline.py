@@ -22,9 +22,9 @@ from elit.models.conditioning import Condition
 from elit.models.layout import nearest
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan
-from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
 from elit.sampling.sample import guided_network, mixed_budgets
+from elit.sampling.settings import Sampling
 
 
 class ElitPipeline(DiffusionPipeline):
@@ -79,7 +79,7 @@ class ElitPipeline(DiffusionPipeline):
         cache: float = 0.0,
         dtype: torch.dtype | str | None = None,
         compile: bool = False,
-        plan: Plan | None = None,
+        plan: Sampling | None = None,
         step_budgets: Sequence[Budget] | None = None,
         sample_budgets: Sequence[Budget] | None = None,
         height: int | None = None,
@@ -97,7 +97,7 @@ class ElitPipeline(DiffusionPipeline):
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
         in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
         frames, or has its frames behind B. return_dict: False gives a tuple. cache, dtype, compile: as in
-        `elit.sample`. plan: in the place of steps, budgets, guidance and cache.
+        `elit.sample`. plan: of `elit.plan` or an elit.Sampling, in the place of steps, budgets, guidance and cache.
         callback_on_step_end: called after every step as callback(pipe, step, timestep, {"latents": latents}); latents
         in the dict that it returns take the place of the state. Once it sets `pipe._interrupt = True` the remaining
         steps are left out. callback_on_step_end_tensor_inputs: what the dict holds, "latents" is all there is.
@@ -119,17 +119,10 @@ class ElitPipeline(DiffusionPipeline):
             CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
         )
         if plan is not None:
-            check_plan_alone(
-                plan,
-                num_inference_steps=(num_inference_steps, 40),
-                budget=(budget, None),
-                step_budgets=(step_budgets, None),
-                sample_budgets=(sample_budgets, None),
-                guidance_scale=(guidance_scale, 1.0),
-                guidance_budget=(guidance_budget, None),
-                cache=(cache, 0.0),
-            )
             num_inference_steps, budget, guidance, cache = plan.steps, plan.budget, plan.guidance, plan.cache
+            sample_budgets = plan.sample_budgets or None
+            if isinstance(budget, tuple):
+                budget, step_budgets = None, budget
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.
         num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1)

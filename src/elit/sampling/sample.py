@@ -14,8 +14,8 @@ from elit.models.conditioning import Condition, concatenate
 from elit.models.layout import as_size
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import Evaluations, sampling_plan, shares_head
-from elit.sampling.plan import Plan, check_plan_alone
 from elit.sampling.precision import runner
+from elit.sampling.settings import Sampling
 
 OnStep = Callable[[int, float, Tensor], None]
 Seed = int | torch.Generator
@@ -24,29 +24,31 @@ Seed = int | torch.Generator
 def sample(
     model: Transformer,
     y: Condition | Sequence[int] | int | Sequence[str] | str,
+    sampling: Sampling | None = None,
     *,
-    steps: int = 40,
+    steps: int | None = None,
     budget: Schedule = None,
     step_budgets: Sequence[Budget] | None = None,
     sample_budgets: Sequence[Budget] | None = None,
     guidance: Guidance | None = None,
-    solver: str = "euler",
-    seed: Seed | Sequence[Seed] = 0,
-    shift: float = 1.0,
+    solver: str | None = None,
+    seed: Seed | Sequence[Seed] | None = None,
+    shift: float | None = None,
     sample_size: int | Sequence[int] | None = None,
     noise: Tensor | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    cache: float = 0.0,
+    cache: float | None = None,
     dtype: torch.dtype | str | None = None,
     compile: bool = False,
-    plan: Plan | None = None,
+    plan: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Samples (B, C, H, W) or (B, C, T, H, W), float32 on the model's device; pixels in [-1, 1] or autoencoder cells.
 
     y: B labels, num_classes = no class; for a text-conditional network B prompts or their embeddings.
-    steps: the paper uses 40 with "euler"; "heun" evaluates twice a step.
+    sampling: all settings of the run at once (elit.Sampling); those that are given by name take the place of its own.
+    steps: default 40 as in the paper, with "euler"; "heun" evaluates twice a step.
     budget: one for all steps, or a schedule: a function of t, or text such as "50%@0-0.5,100%@0.5-1".
     step_budgets: in its place, one budget a step. sample_budgets: in its place, one budget a sample; head and tail of
     the network run for the whole batch together.
@@ -61,24 +63,26 @@ def sample(
     dtype: of the network, such as "bfloat16", default as it is; the solver's state stays float32. Another one makes a
     copy of the weights, which later calls use again. compile: the whole network by torch.compile, on a GPU with a CUDA
     graph a budget.
-    plan: of `elit.plan`, in the place of steps, budget, guidance, solver and cache.
+    plan: of `elit.plan`, the same as `sampling`.
     on_step: called as on_step(step, t, x) before every step of every batch, with the state (B, C, ...) at time t; what
     it raises ends the run.
 
     Raises ValueError for what does not fit the model, and for what is given twice.
     """
-    if plan is not None:
-        check_plan_alone(
-            plan,
-            steps=(steps, 40),
-            budget=(budget, None),
-            step_budgets=(step_budgets, None),
-            sample_budgets=(sample_budgets, None),
-            guidance=(guidance, None),
-            solver=(solver, "euler"),
-            cache=(cache, 0.0),
-        )
-        steps, budget, guidance, solver, cache = plan.steps, plan.budget, plan.guidance, "euler", plan.cache
+    sampling = sampling or plan or Sampling()
+    steps = sampling.steps if steps is None else steps
+    guidance = sampling.guidance if guidance is None else guidance
+    solver = sampling.solver if solver is None else solver
+    shift = sampling.shift if shift is None else shift
+    cache = sampling.cache if cache is None else cache
+    dtype = sampling.dtype if dtype is None else dtype
+    if budget is step_budgets is sample_budgets is None:
+        budget, sample_budgets = sampling.budget, sampling.sample_budgets or None
+        if isinstance(budget, tuple):
+            budget, step_budgets = None, budget
+    if noise is None:
+        seed = sampling.seed if seed is None else seed
+    seed = 0 if seed is None else seed
     if noise is not None and (not _is_default(seed) or sample_size is not None):
         name, value = ("sample_size", sample_size) if _is_default(seed) else ("seed", seed)
         raise ValueError(
