@@ -109,7 +109,7 @@ def test_there_is_a_recipe_for_every_row():
     kinds = [f"{elastic}{family}-xl" for family in ("dit", "uvit", "hdit") for elastic in ("", "elit-")]
     kinds += [f"elit-{family}-xl-mb" for family in ("dit", "uvit", "hdit")]
     images = {f"imagenet-{pixels}/{kind}.yaml" for pixels in (256, 512) for kind in kinds}
-    assert names == images | {"fashion-mnist/elit-dit.yaml"} | {
+    assert names == images | {"fashion-mnist/elit-dit.yaml", "emoji/elit-mmdit.yaml"} | {
         f"kinetics/{kind}.yaml" for kind in ("dit-xl", "elit-dit-xl", "elit-dit-xl-mb")
     }
 
