@@ -12,7 +12,6 @@ HTTP and Ray; `elit loadtest` measures those too. The trace is bursty, `--load` 
     low            the least budget always
     fewer steps    the same policy, full budget, steps in the place of latents
     shedding       full quality or refused at once
-    two models     the least and the full as two networks, with a swap between them (simulated only)
 """
 
 import argparse
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from simulator import simulate
 
 import elit
 from elit.budgets import resolve_budget
@@ -37,16 +37,13 @@ from elit.files import write_text
 from elit.planner.quality import Curve, read_quality
 from elit.serve.costs import Costs, Setting, spread
 from elit.serve.engine import Engine
-from elit.serve.outcomes import Outcome, over_time, summarize
+from elit.serve.loadtest import Arrival, Outcome, arrivals, bursty_rates, over_time, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.replica import Replica
-from elit.serve.requests import Job
+from elit.serve.requests import Job, qualities
 from elit.serve.settings import STEPS, ServiceSettings
-from elit.serve.simulator import qualities, simulate
 from elit.serve.table_ladder import table_ladder
-from elit.serve.trace import Arrival, arrivals, bursty_rates
 
-SWAP_MS = 500.0
 PIECES = 10
 
 
@@ -63,7 +60,6 @@ def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple
         "low": ((low,), True),
         "fewer steps": (steps, True),
         "shedding": ((full,), True),
-        "two models": ((replace(low, model=1), full), True),
     }
 
 
@@ -223,17 +219,15 @@ def main(line: Sequence[str] | None = None) -> int:
 
     for name, (rungs, refuse) in systems(service, engine.budgets).items():
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
-        priced = replace(costs, swap=SWAP_MS if name == "two models" else 0.0)
-        simulated[name] = simulate(trace, rungs, priced, own, deadline_ms=deadline_ms)
+        simulated[name] = simulate(trace, rungs, costs, own, deadline_ms=deadline_ms)
         record("simulated", name, simulated[name])
-        if name in args.systems and name != "two models" and not args.simulate_only:
+        if name in args.systems and not args.simulate_only:
             measured[name] = asyncio.run(measure(engine, costs, replace(service, refuse=refuse), rungs, trace))
             record("measured", name, measured[name])
     eight = arrivals(bursty_rates(args.seconds, 8 * args.load * capacity, args.seed), args.seed)
     for name, (rungs, refuse) in systems(service, engine.budgets).items():
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
-        priced = replace(costs, swap=SWAP_MS if name == "two models" else 0.0)
-        outcomes = simulate(eight, rungs, priced, own, deadline_ms=deadline_ms, replicas=8)
+        outcomes = simulate(eight, rungs, costs, own, deadline_ms=deadline_ms, replicas=8)
         record("simulated × 8", name, outcomes)
     columns = list(rows[0])
     cells = [[f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]

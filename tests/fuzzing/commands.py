@@ -82,7 +82,6 @@ def lines(place: Place) -> dict[str, list[list[str]]]:
         ],
         "sweep": [[p("model"), *scored, "--budgets", "1", "--guidance", "none", "--overwrite"]],
         "serve": [
-            ["--simulate", p("trace.jsonl"), "--profile", p("profile.json")],
             [p("model")],
             [p("model"), "--build", "x.yaml"],
         ],

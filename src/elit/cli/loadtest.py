@@ -1,104 +1,86 @@
 """elit loadtest"""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from elit.cli.main import parse as parse_arguments
 from elit.cli.main import show_progress
-from elit.files import check_new_output
+from elit.config import require
+from elit.files import check_new_output, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Send requests to a service as they would come, whatever becomes of those before, and say what became of them:
+    """Send requests to a service at the times of a trace, however long earlier ones take, and report their outcomes:
     violations of deadlines (refusals included), latencies, budgets. Needs pip install 'elit-diffusion[serve]'.
 
     Example: elit loadtest http://127.0.0.1:8000 --rate 4 --seconds 60 --arrivals bursty --deadline-ms 2000
     """
 
     url: Annotated[str, tyro.conf.Positional]
-    """Of the service, without /v1."""
+    """URL of the service, without /v1."""
     rate: float = 2.0
-    """Requests a second, in the mean."""
+    """Mean requests a second."""
     seconds: int = 30
     """How long requests are sent."""
     most: int = 10_000
-    """Requests in all, at most."""
+    """Maximum number of requests."""
     arrivals: Literal["poisson", "bursty"] = "poisson"
-    """At the same rate in every second, or in waves and bursts."""
+    """The same rate in every second, or waves and bursts."""
     trace: Path | None = None
-    """A file instead: one JSON object a line, {"at": seconds}, where wanted with deadline_ms and quality."""
+    """A file of arrivals instead: one JSON object a line, {"at": seconds}, optionally with deadline_ms and quality."""
     deadline_ms: float = 5000.0
-    """Of requests that have none."""
+    """Deadline of requests without one."""
     quality: Literal["auto", "low", "medium", "high"] = "auto"
-    """Of requests that have none."""
+    """Quality of requests without one."""
     prompts: tuple[str, ...] = ("0",)
     """Classes or texts, in turn."""
     seed: int = 0
-    """Of arrivals and images."""
+    """Seed of arrivals and images."""
     api_key: str | None = None
-    """Default: ELIT_API_KEY of the environment."""
+    """Key of the service; default: ELIT_API_KEY of the environment."""
     write_trace: Path | None = None
     """Write the trace there, and send nothing."""
     overwrite: bool = False
-    """Replace the file of --write-trace that is there, once the new is whole."""
+    """Replace an existing file of --write-trace, once the new one is whole."""
     json: bool = False
-    """Print what happened as JSON last on stdout."""
+    """Print the outcomes as JSON last on stdout."""
 
-
-def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "loadtest", arguments)
-    for name in ("rate", "seconds", "most", "deadline_ms"):
-        if not getattr(args, name) > 0:
-            raise ValueError(f"{name}={getattr(args, name)}: give a number above 0")
-    if not args.url.startswith(("http://", "https://")):
-        raise ValueError(f"url={args.url!r}: give http://HOST:PORT")
-    if not args.prompts:
-        raise ValueError("prompts: none given")
-    return args
+    def __post_init__(self) -> None:
+        for name in ("rate", "seconds", "most", "deadline_ms"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.url.startswith(("http://", "https://")), "url", self.url, "http://HOST:PORT")
+        require(len(self.prompts) > 0, "prompts", self.prompts, "at least one class or text")
 
 
 def run(args: Args) -> dict[str, Any]:
-    from collections import Counter
-
     from elit.evaluate.report.tables import print_table
-    from elit.serve.outcomes import over_time, summarize
-    from elit.serve.trace import arrivals, bursty_rates, read_trace, steady_rates, write_trace
+    from elit.serve.loadtest import arrivals, bursty_rates, over_time, read_trace, run_loadtest, summarize, trace_text
 
     if args.write_trace:
         check_new_output(args.write_trace, overwrite=args.overwrite, folder=False, name="write_trace")
     if args.trace:
         trace = read_trace(args.trace)
     else:
-        bursty = args.arrivals == "bursty"
-        rates = bursty_rates(args.seconds, args.rate, args.seed) if bursty else steady_rates(args.seconds, args.rate)
+        even = [args.rate] * args.seconds
+        rates = even if args.arrivals == "poisson" else bursty_rates(args.seconds, args.rate, args.seed)
         trace = arrivals(rates, args.seed, quality=args.quality)
     trace = trace[: args.most]
     if args.write_trace:
-        write_trace(args.write_trace, trace)
+        write_text(args.write_trace, trace_text(trace))
         return {"trace": str(args.write_trace), "requests": len(trace)}
-    try:
-        import aiohttp  # noqa: F401
-
-        from elit.serve.loadtest import run_loadtest
-    except ImportError:
-        raise ValueError("aiohttp is missing; pip install 'elit-diffusion[serve]'") from None
+    url = args.url.rstrip("/").removesuffix("/v1")
     key = args.api_key or os.environ.get("ELIT_API_KEY") or None
-    with show_progress("requests", len(trace)) as progress:
-        outcomes = run_loadtest(
-            args.url.rstrip("/").removesuffix("/v1"),
-            trace,
-            prompts=args.prompts,
-            deadline_ms=args.deadline_ms,
-            key=key,
-            seed=args.seed,
-            progress=progress,
-        )
+    options: dict[str, Any] = {"prompts": args.prompts, "deadline_ms": args.deadline_ms, "key": key, "seed": args.seed}
+    try:
+        with show_progress("requests", len(trace)) as progress:
+            outcomes = run_loadtest(url, trace, progress=progress, **options)
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; pip install 'elit-diffusion[serve]'") from None
     summary = summarize(outcomes)
     statuses = {str(status): count for status, count in sorted(Counter(each.status for each in outcomes).items())}
     if not args.json:

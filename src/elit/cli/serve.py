@@ -80,7 +80,7 @@ class Args:
     exact: bool | None = None
     """Every image alone in its forward, so that its bytes do not depend on the load; default: on a CPU."""
     profile: Path | None = None
-    """Of elit profile; default: the one beside the model, or measured at the start. With --simulate: whose costs."""
+    """Of elit profile; default: the one beside the model, or measured at the start."""
     drain_seconds: float = 30.0
     """After SIGTERM, for requests that are here."""
     address: str | None = None
@@ -89,27 +89,20 @@ class Args:
     """Write the Serve config that serve deploy takes, and serve nothing."""
     overwrite: bool = False
     """Replace the file of --build that is there, once the new is whole."""
-    simulate: Path | None = None
-    """A trace (one JSON object a line, {"at": seconds}): say what would become of its requests, and serve nothing.
-    With a model its sweep's table counts here too."""
     json: bool = False
     """Print what happened as JSON last on stdout."""
 
 
 def parse(arguments: Sequence[str]) -> Args:
+    if any(word.split("=")[0] == "--simulate" for word in arguments):
+        raise ValueError("simulate: moved; use python benchmarks/simulator.py TRACE --profile FILE, in the repository")
     args: Args = parse_arguments(Args, "serve", arguments)
-    if args.simulate and args.build:
-        raise ValueError("simulate, build: give one of them")
-    if args.simulate and not args.profile:
-        raise ValueError("simulate: needs --profile, a file of elit profile MODEL")
-    if not args.simulate and args.model == Path():
+    if args.model == Path():
         raise ValueError("model: none given; name a folder, or fashion")
     return args
 
 
 def run(args: Args) -> dict[str, Any]:
-    if args.simulate:
-        return simulated(args)
     if args.build:
         check_new_output(args.build, overwrite=args.overwrite, folder=False, name="build")
     for package in ("ray", "fastapi", "prometheus_client"):
@@ -215,48 +208,3 @@ def by_table(service: Any, network: Any, folder: Path) -> Any:
         return service
     print(f"elit serve: {measured}", file=sys.stderr, flush=True)
     return replace(service, steps=measured.rungs[-1][0], rungs=measured.rungs)
-
-
-def simulated(args: Args) -> dict[str, Any]:
-    """What would become of a trace, at this service's settings and a profile's costs."""
-    from elit.elastic.load_model import is_stock_pipeline, load_model
-    from elit.evaluate.report.tables import print_table
-    from elit.pretrained import model_folder
-    from elit.serve.costs import efficient_batch, read_costs
-    from elit.serve.outcomes import over_time, summarize
-    from elit.serve.policy import PolicySettings
-    from elit.serve.settings import STEPS, ServiceSettings
-    from elit.serve.simulator import simulate
-    from elit.serve.trace import read_trace
-
-    assert args.simulate is not None
-    assert args.profile is not None
-    costs, budgets = read_costs(args.profile)
-    costs = replace(costs, separate=args.exact if args.exact is not None else not costs.overlapping)
-    service = ServiceSettings(
-        model="",
-        steps=STEPS if args.steps is None else args.steps,
-        least_steps=args.least_steps,
-        least_budget=args.least_budget,
-        guidance_scale=args.guidance_scale,
-        guidance_budget=args.guidance_budget,
-        deadline_ms=args.deadline_ms,
-        max_batch=args.max_batch,
-        max_queue=args.max_queue,
-    )
-    folder = model_folder(args.model)
-    if args.steps is None and args.model != Path() and not is_stock_pipeline(folder):
-        service = by_table(service, load_model(folder), folder)
-    ladder = service.ladder(budgets)
-    slots = args.max_batch or efficient_batch(costs, ladder[0], 8)
-    own = PolicySettings(slots=slots, max_queue=args.max_queue)
-    outcomes = simulate(
-        read_trace(args.simulate), ladder, costs, own, deadline_ms=args.deadline_ms, replicas=args.replicas
-    )
-    summary = summarize(outcomes)
-    if not args.json:
-        full = costs.rate(ladder[-1], slots) * args.replicas
-        title = f"{args.replicas} replicas, {slots} images in progress each; {full:.1f} images/s at full quality"
-        rows = [(name, "" if value is None else f"{value:.4g}") for name, value in summary.items()]
-        print_table(("", "simulated"), rows, title=title)
-    return {"summary": summary, "over_time": over_time(outcomes)}

@@ -13,9 +13,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from elit.serve.loadtest import run_loadtest
-from elit.serve.outcomes import Outcome, summarize
-from elit.serve.trace import Arrival
+from elit.serve.loadtest import Arrival, Outcome, run_loadtest, summarize
 
 TIMEOUT = 70.0
 """Seconds."""

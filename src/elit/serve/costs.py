@@ -28,8 +28,6 @@ class Setting:
     """Latents per group of guidance's second branch; None = as many as the main branch."""
     guided: bool = False
     """Whether there is a second branch."""
-    model: int = 0
-    """Place of its network in a ladder of several; a batch is of one network."""
 
     @cached_property
     def branches(self) -> tuple[int, ...]:
@@ -58,8 +56,6 @@ class Costs:
     """Whether calls and work go on side by side, as on a GPU, so that the longer one counts."""
     separate: bool = False
     """Whether every image has a forward of its own, as where bytes must not depend on the batch."""
-    swap: float = 0.0
-    """Putting another network in the place of the one that is loaded."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

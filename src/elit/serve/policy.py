@@ -111,8 +111,6 @@ class Policy:
     running: list[Running] = field(default_factory=list)
     slowdown: float = 1.0
     """How much longer steps take than the costs say, by what was observed lately."""
-    loaded: int = 0
-    """The network that ran last."""
     level: int = -1
     _possible: int = -1
     _limited: float = -math.inf
@@ -154,15 +152,11 @@ class Policy:
         while self.waiting and self._free(self.running, self.waiting[0]):
             request = self.waiting[0]
             setting = request.at(level)
-            if any(each.setting.model != setting.model for each in self.running):
-                break
             if self.running and self._harms(now, request, setting):
                 break
             del self.waiting[0]
             self.running.append(Running(request, setting, setting.steps))
             starts.append((request, setting))
-        if starts:
-            self.loaded = starts[0][1].model
         return Decision(tuple(starts), refused)
 
     def stepped(self, ms: float | None = None) -> list[Running]:
@@ -184,14 +178,12 @@ class Policy:
         """When each would be done that runs, and that waits, in this order, at these settings; as they end."""
         scale = self.settings.safety * self.slowdown / 1e3
         running = [Running(each.request, each.setting, each.steps_left) for each in self.running]
-        loaded, place, at = self.loaded, 0, now
+        place, at = 0, now
         while running or place < len(waiting):
             while place < len(waiting):
                 request, setting = waiting[place]
-                if running and (setting.model != running[0].setting.model or not self._free(running, request)):
+                if not self._free(running, request):
                     break
-                if setting.model != loaded:
-                    loaded, at = setting.model, at + self.costs.swap * scale
                 running.append(Running(request, setting, setting.steps))
                 place += 1
             steps = min(each.steps_left for each in running)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
 from elit.serve.costs import Setting
 from elit.serve.settings import ServiceSettings, guided, parse_size
-from elit.serve.simulator import qualities
 
 # Of OpenAI's API, what says nothing to a model like this; taken and left alone.
 IGNORED = ("background", "moderation", "style", "output_compression", "safety_identifier")
@@ -101,6 +101,20 @@ def read_request(content: dict[str, Any]) -> ImageRequest:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ApiError(400, f"{name}: no such parameter{hint}", param=name) from None
         raise ApiError(400, f"{name}: {first['msg'][:200]}", param=name) from None
+
+
+def qualities(ladder: Sequence[Setting]) -> dict[str, tuple[tuple[Setting, ...], int]]:
+    """The rungs of a ladder that low, medium, high and auto accept, and the place of their first.
+
+    auto: all of them. high: the full setting alone. medium: from the middle up. low: up to the middle.
+    """
+    middle = len(ladder) // 2
+    return {
+        "auto": (tuple(ladder), 0),
+        "low": (tuple(ladder[: middle + 1]), 0),
+        "medium": (tuple(ladder[middle:]), middle),
+        "high": (tuple(ladder[-1:]), len(ladder) - 1),
+    }
 
 
 def make_job(request: ImageRequest, service: ServiceSettings, about: dict[str, Any], now: float) -> Job:

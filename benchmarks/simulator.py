@@ -1,32 +1,25 @@
-"""A service by discrete events: the same policy, the profile's costs, any number of replicas, no clock and no model."""
+"""A service by discrete events: the same policy, a profile's costs, any number of replicas, no clock and no model.
 
+elit profile MODEL
+elit loadtest http://127.0.0.1:8000 --rate 4 --arrivals bursty --write-trace trace.jsonl
+python benchmarks/simulator.py trace.jsonl --profile MODEL/profile-….json --replicas 8
+"""
+
+import argparse
 import heapq
 import random
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 
-from elit.serve.costs import Costs, Setting
-from elit.serve.outcomes import Outcome
+from elit.evaluate.report.tables import print_table
+from elit.serve.costs import Costs, Setting, efficient_batch, read_costs
+from elit.serve.loadtest import Arrival, Outcome, read_trace, summarize
 from elit.serve.policy import Policy, PolicySettings, Request
-from elit.serve.trace import Arrival
-
-Quality = dict[str, tuple[tuple[Setting, ...], int]]
-"""For each quality that a client may ask for, what it accepts, and the rung of the ladder where that begins."""
-
-
-def qualities(ladder: Sequence[Setting]) -> Quality:
-    """What low, medium, high and auto accept of a service's ladder, from its least to its full setting.
-
-    auto: all of it. high: the full setting or nothing. medium: from its middle up. low: up to its middle.
-    """
-    middle = len(ladder) // 2
-    return {
-        "auto": (tuple(ladder), 0),
-        "low": (tuple(ladder[: middle + 1]), 0),
-        "medium": (tuple(ladder[middle:]), middle),
-        "high": (tuple(ladder[-1:]), len(ladder) - 1),
-    }
+from elit.serve.requests import qualities
+from elit.serve.settings import ServiceSettings
 
 
 @dataclass
@@ -49,14 +42,12 @@ def simulate(
     believed: Costs | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
-    """What becomes of every request of `trace`, in its order.
+    """The outcome of every request of `trace`, in its order.
 
     Two replicas are drawn for a request, and the one with fewer requests takes it, as Ray Serve routes. deadline_ms:
-    of requests that have none. noise: standard deviation of the logarithm of a step's time. wait_ms: of a request on
+    of requests without one. noise: standard deviation of the logarithm of a step's time. wait_ms: of a request on
     its way to a replica and back, in no replica's time. believed: the policy's costs where they differ from the true.
     """
-    if replicas < 1:
-        raise ValueError(f"replicas={replicas}: give at least 1")
     accepted, draw, order = qualities(ladder), random.Random(seed), count()
     fleet = [Replica(Policy(believed or costs, len(ladder), settings)) for _ in range(replicas)]
     outcomes: list[Outcome | None] = [None] * len(trace)
@@ -65,26 +56,23 @@ def simulate(
     for place, arrival in enumerate(trace):
         heapq.heappush(events, (arrival.at, next(order), "arrival", place))
 
-    def refuse(request: Request, status: int) -> None:
-        outcomes[int(request.id)] = Outcome(arrival=request.arrival, deadline=request.deadline, status=status)
+    def refuse(request: Request) -> None:
+        outcomes[int(request.id)] = Outcome(arrival=request.arrival, deadline=request.deadline, status=429)
 
     def advance(which: int, now: float) -> None:
         """The replica decides, and runs its next step if it has any."""
-        replica = fleet[which]
-        policy, loaded = replica.policy, replica.policy.loaded
+        policy = fleet[which].policy
         decision = policy.decide(now)
         for refusal in decision.refused:
-            refuse(refusal.request, 429)
+            refuse(refusal.request)
         for request, setting in decision.starts:
             started[request.id] = (now, setting)
         if not policy.running:
             return
-        swap = costs.swap if policy.loaded != loaded else 0.0
         ms = costs.step_ms((each.setting, each.request.images) for each in policy.running)
-        ms = ms * draw.lognormvariate(0, noise) if noise else ms
-        replica.stepping = True
-        heapq.heappush(events, (now + (ms + swap) / 1e3, next(order), "step", which))
-        times[which] = ms
+        times[which] = ms * draw.lognormvariate(0, noise) if noise else ms
+        fleet[which].stepping = True
+        heapq.heappush(events, (now + times[which] / 1e3, next(order), "step", which))
 
     times = [0.0] * replicas
     finished = 0
@@ -97,7 +85,7 @@ def simulate(
             request = Request(id=str(which), arrival=now, deadline=due, settings=settings_of, first=first)
             place = route(fleet, draw)
             if fleet[place].policy.arrive(request, now):
-                refuse(request, 429)
+                refuse(request)
             elif not fleet[place].stepping:
                 advance(place, now)
         elif kind == "step":
@@ -130,3 +118,34 @@ def route(fleet: Sequence[Replica], draw: random.Random) -> int:
     one, other = draw.sample(range(len(fleet)), 2)
     sizes = [len(fleet[place].policy.waiting) + len(fleet[place].policy.running) for place in (one, other)]
     return one if sizes[0] <= sizes[1] else other
+
+
+def main(line: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trace", type=Path, help="one JSON object a line, as elit loadtest --write-trace writes it")
+    parser.add_argument("--profile", type=Path, required=True, help="costs: a file of elit profile")
+    parser.add_argument("--steps", type=int, help="at full quality; default: 20")
+    parser.add_argument("--least-steps", type=int)
+    parser.add_argument("--least-budget", default="")
+    parser.add_argument("--deadline-ms", type=float, default=5000.0)
+    parser.add_argument("--max-batch", type=int, default=0)
+    parser.add_argument("--max-queue", type=int, default=64)
+    parser.add_argument("--replicas", type=int, default=1)
+    args = parser.parse_args(line)
+    costs, budgets = read_costs(args.profile)
+    costs = replace(costs, separate=not costs.overlapping)
+    named = {name: getattr(args, name) for name in ("steps", "least_steps", "least_budget")}
+    ladder = ServiceSettings(model="", **{name: value for name, value in named.items() if value}).ladder(budgets)
+    slots = args.max_batch or efficient_batch(costs, ladder[0], 8)
+    policy = PolicySettings(slots=slots, max_queue=args.max_queue)
+    trace = read_trace(args.trace)
+    outcomes = simulate(trace, ladder, costs, policy, deadline_ms=args.deadline_ms, replicas=args.replicas)
+    full = costs.rate(ladder[-1], slots) * args.replicas
+    title = f"{args.replicas} replicas, {slots} images in progress each; {full:.1f} images/s at full quality"
+    rows = [(name, "" if value is None else f"{value:.4g}") for name, value in summarize(outcomes).items()]
+    print_table(("", "simulated"), rows, title=title)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
