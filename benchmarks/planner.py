@@ -35,9 +35,9 @@ from elit.files import write_text
 from elit.flow.guidance import Guidance
 from elit.planner.choose import Pricing
 from elit.planner.explanation import setting_words
+from elit.planner.plan import Plan
 from elit.planner.profile import Case, Profile, counts_of, held_out, machine, measure_profile, time_runs
 from elit.planner.quality import Quality, read_quality
-from elit.planner.plan import Plan
 
 RESULT = Path(__file__).parent / "results/planner.json"
 

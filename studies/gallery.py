@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from elit.data.images import image_grid
-from elit.data.picture_files import encode_picture
 from elit.elastic.load_model import load_model
 from elit.files import replacing
 from elit.sampling.draw import draw, environment_of, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
+from elit.sampling.pictures import encode_picture, image_grid
 from elit.sampling.settings import SampleRecord, SampleSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "gallery.md"

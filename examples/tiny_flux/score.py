@@ -19,8 +19,8 @@ from captions import NAMES, SIZE
 from torch import Tensor
 
 import elit
-from elit.data.images import image_grid, save_image
 from elit.evaluate.detectors import open_detector
+from elit.sampling.pictures import image_grid, save_image
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from elit.data.images import image_grid, save_image
+from elit.sampling.pictures import image_grid, save_image
 
 TEXT_LENGTH, WIDTH, TEXT_WIDTH = 8, 96, 64
 

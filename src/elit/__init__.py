@@ -18,7 +18,7 @@ _HOME = {
     "SiT": "elit.models.sit",
     "InterfaceSpec": "elit.models.interface",
     "Text": "elit.models.conditioning",
-    "TextEncoder": "elit.data.text",
+    "TextEncoder": "elit.models.text",
     "count_flops": "elit.costs.flops",
     "CFG": "elit.flow.guidance",
     "AG": "elit.flow.guidance",
@@ -41,7 +41,6 @@ __all__ = sorted(_HOME)  # pyrefly: ignore[unresolvable-dunder-all]
 
 if TYPE_CHECKING:
     from elit.costs.flops import count_flops as count_flops
-    from elit.data.text import TextEncoder as TextEncoder
     from elit.elastic.check import check_family as check_family
     from elit.elastic.context import budget as budget
     from elit.elastic.families import register_family as register_family
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from elit.models.presets import create_model as create_model
     from elit.models.presets import list_models as list_models
     from elit.models.sit import SiT as SiT
+    from elit.models.text import TextEncoder as TextEncoder
     from elit.models.uvit import UViT as UViT
     from elit.planner.choose import plan as plan
     from elit.planner.plan import Plan as Plan

@@ -7,8 +7,8 @@ from conftest import SIZES
 from PIL import Image
 
 from elit.cli.main import main
-from elit.data.picture_files import read_text
 from elit.models.presets import create_model
+from elit.sampling.pictures import read_text
 
 LATENTS = {"split": (1, 2, 1), "window": (4, 4)}
 

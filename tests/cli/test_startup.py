@@ -10,7 +10,7 @@ from conftest import opened
 
 from elit.cli.checks import PICTURES
 from elit.cli.main import COMMANDS, main
-from elit.data.picture_files import FORMATS
+from elit.sampling.pictures import FORMATS
 
 pytestmark = pytest.mark.slow
 

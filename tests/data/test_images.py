@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from elit.data.digits import digits
-from elit.data.images import ImageFolder, image_grid, read_image, to_uint8, write_samples
+from elit.data.images import ImageFolder, read_image
+from elit.sampling.pictures import image_grid, to_uint8, write_samples
 
 
 @pytest.fixture

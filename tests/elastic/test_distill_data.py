@@ -13,13 +13,13 @@ from tiny import autoencoder, with_text
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
-from elit.data.autoencoders import encode_mean
 from elit.data.images import read_image
 from elit.elastic.call_files import CallBatch
 from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.distill_objectives import Prediction
 from elit.elastic.families import FAMILIES
 from elit.elastic.pictures import aspect_sizes
+from elit.sampling.autoencoders import encode_mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 from parts import PIPELINES

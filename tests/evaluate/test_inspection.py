@@ -8,7 +8,6 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
-from elit.data.autoencoders import decode
 from elit.data.encode import Encoding, encode, finish, prepare
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
@@ -18,6 +17,7 @@ from elit.evaluate.inspect.page import PICTURES, write_inside
 from elit.evaluate.inspect.probe import Probe, losses, losses_without, single_drops
 from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
+from elit.sampling.autoencoders import decode
 from elit.sampling.sample import sample, seeded_noise
 
 pytestmark = pytest.mark.slow

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from elit.cli.main import main
-from elit.data.images import centre_crop, save_animation, to_uint8
+from elit.data.images import centre_crop
 from elit.evaluate import EvaluationWarning, detectors
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.features import Detection
 from elit.evaluate.pictures import open_pictures, write_npz
 from elit.evaluate.reference import load_reference, open_reference, save_reference
+from elit.sampling.pictures import save_animation, to_uint8
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 

@@ -7,7 +7,7 @@ from conftest import opened, small_vae
 from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.data.autoencoders import decode, load_autoencoder
+from elit.sampling.autoencoders import decode, load_autoencoder
 from elit.sampling.pipeline import ElitPipeline
 from elit.sampling.sample import sample, seeded_noise
 

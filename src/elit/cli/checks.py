@@ -36,7 +36,7 @@ BUDGETS = ("budget", "budgets", "schedules", "guidance_budget", "step_budgets", 
 DATA = ("digits", "moving-digits", "fashion-mnist")
 OWN_SAMPLES = "samples"  # of the model itself: elit inspect
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-"""Of `elit.data.picture_files.FORMATS`, which loads pillow."""
+"""Of `elit.sampling.pictures.FORMATS`, which loads pillow."""
 
 
 def check_arguments(args: Any, **least: int) -> None:

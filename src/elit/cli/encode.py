@@ -106,10 +106,10 @@ def _check(args: Args) -> None:
 def _inspect(args: Args, folder: Path) -> dict[str, Any]:
     import torch
 
-    from elit.data.autoencoders import decode
     from elit.data.encode import load_encoder
-    from elit.data.images import as_pictures, image_grid, save_image
     from elit.data.latents import LatentSet, posterior_sample
+    from elit.sampling.autoencoders import decode
+    from elit.sampling.pictures import as_pictures, image_grid, save_image
 
     data = LatentSet(folder)
     vae = load_encoder(args.vae or data.settings["vae"], args.vae_subfolder or data.settings["vae_subfolder"])

@@ -100,7 +100,7 @@ def liked(arguments: Sequence[str]) -> SampleRecord | None:
 
 def read_record(path: Path) -> SampleRecord:
     """Raises ValueError where there is no picture, or it does not say how it was made."""
-    from elit.data.picture_files import read_text
+    from elit.sampling.pictures import read_text
 
     try:
         text = read_text(path)
@@ -121,12 +121,12 @@ def run(args: Args) -> dict[str, Any]:
     if is_stock_pipeline(args.model):
         return run_pipeline(args)
 
-    from elit.data.images import is_sample, output_kind, save_animation, single_frames, write_samples
     from elit.elastic.load_model import load_network
     from elit.files import check_new_output
     from elit.pretrained import model_name
     from elit.sampling.draw import as_pixels, conditions_of, draw, environment_of, number_of_images, weights_fingerprint
     from elit.sampling.evaluations import sampling_flops
+    from elit.sampling.pictures import is_sample, output_kind, save_animation, single_frames, write_samples
 
     device = check_device(args.device)
     dtype = getattr(torch, args.dtype)
@@ -190,10 +190,10 @@ def run_pipeline(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.data.images import from_pictures, is_sample, output_kind, write_samples
     from elit.elastic.stock import StockPipeline, find_stock
     from elit.files import check_new_output
     from elit.sampling.draw import check_row, environment_of, weights_fingerprint
+    from elit.sampling.pictures import from_pictures, is_sample, output_kind, write_samples
 
     for name in (*TARGETS, "vae"):
         if getattr(args, name) is not None:

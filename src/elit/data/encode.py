@@ -26,11 +26,11 @@ from datasets.arrow_writer import ArrowWriter
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
-from elit.data.autoencoders import encode_moments, latent_normalization
 from elit.data.images import centre_crop
 from elit.data.source import Source
 from elit.files import replacing, write_text
 from elit.models.saved import check_hub_name, weights_digest
+from elit.sampling.autoencoders import encode_moments, latent_normalization
 
 FEATURES = Features({"row": Value("int64"), "label": Value("int64"), "mean": Value("binary"), "std": Value("binary")})
 DTYPE = torch.float16

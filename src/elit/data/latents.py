@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from elit.data.autoencoders import LatentNormalization
+from elit.sampling.autoencoders import LatentNormalization
 
 
 class LatentSet:

@@ -1,115 +1,11 @@
-"""Prompts as what a text-conditional network takes: the built-in characters, or a Hugging Face encoder's embeddings."""
+"""Images with prompts in the place of labels."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elit.arguments import whole_number
 from elit.data.images import ImageData
-from elit.files import existing, replacing
-from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
-from elit.models.saved import quiet_loading
-
-CACHE = ".text"  # folder beside the images
-
-
-class TextEncoder:
-    """A Hugging Face text encoder (CLIP, T5, BERT, a language model, …) by name or folder; needs the extra `text`.
-
-    length: tokens of a prompt at most, longer ones are cut. Raises ValueError where transformers is missing, the name
-    is neither a folder nor to be had from the hub, or the encoder takes fewer tokens.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        length: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ):
-        try:
-            from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise ValueError(
-                f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
-            ) from None
-        name, length = str(existing(name, "name")), whole_number("length", length, 1)
-        try:
-            with quiet_loading():
-                config = AutoConfig.from_pretrained(name)
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-                # Of CLIP the text half, of T5 the encoder; anything else, a language model for one, as it is.
-                halves = [half for half in (config, getattr(config, "text_config", None)) if half is not None]
-                half = next((half for half in halves if type(half) in MODEL_FOR_TEXT_ENCODING_MAPPING), None)
-                kind: Any = AutoModel if half is None else MODEL_FOR_TEXT_ENCODING_MAPPING[type(half)]
-                self.model: Any = kind.from_pretrained(name, config=half or config, dtype=dtype or torch.float32)
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            raise ValueError(f"text_encoder={name!r}: cannot be loaded ({reason}); give a name or a folder") from None
-        self.model.eval().requires_grad_(False).to(device)
-        self.tokenizer.padding_side = "right"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        places = getattr(half or config, "max_position_embeddings", None)
-        longest = min(self.tokenizer.model_max_length, places or self.tokenizer.model_max_length)
-        if length > longest:
-            raise ValueError(f"text_length={length}: {name} takes at most {longest} tokens")
-        self.length = length
-
-    def __call__(self, prompts: Sequence[str], *, batch_size: int = 64) -> Text:
-        """Prompts -> `Text` (P, M, F) on the CPU, M the longest of them; pooled (P, F) where the encoder gives it."""
-        return embed_prompts(prompts, self.tokenizer, self.model, length=self.length, batch_size=batch_size)
-
-
-@torch.no_grad()
-def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length: int, batch_size: int = 64) -> Text:
-    """What `TextEncoder` does, with transformers' tokenizer and model as they are."""
-    parts = []
-    for first in range(0, len(prompts), batch_size):
-        part = list(prompts[first : first + batch_size])
-        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
-        # Said for each call: a pipeline's tokenizer may pad on the left, and is not ours to change.
-        options |= {"padding_side": "right", "return_tensors": "pt"}
-        tokens = tokenizer(part, **options).to(model.device)
-        out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        pooled = getattr(out, "pooler_output", None)
-        parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))
-    embeddings, masks, pools = zip(*parts, strict=True)
-    mask = torch.cat(masks)
-    used = int(mask.any(0).sum())
-    text = torch.cat(embeddings)[:, :used].contiguous()
-    return Text(text, mask[:, :used].contiguous(), None if pools[0] is None else torch.cat(pools).cpu())
-
-
-def encode_prompts(
-    prompts: Sequence[str],
-    encoder: str,
-    *,
-    length: int,
-    cache: Path | None = None,
-    device: torch.device | str = "cpu",
-) -> Condition:
-    """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder.
-
-    Embeddings are computed once: they are kept in the folder `cache` under a name made of the encoder, the length and
-    the prompts, and read from there (mapped, not copied into memory) the next time. Raises ValueError.
-    """
-    if encoder == CHARACTERS:
-        return encode_characters(prompts, length)
-    if cache is None:
-        return TextEncoder(encoder, length=length, device=device)(prompts)
-    path = cache / f"{_digest(encoder, length, prompts)}.safetensors"
-    if not path.is_file():
-        text = TextEncoder(encoder, length=length, device=device)(prompts)
-        _save(text, path)
-    return Text(**load_file(path))
+from elit.models.conditioning import Condition
 
 
 class PromptedImages:
@@ -125,21 +21,3 @@ class PromptedImages:
         """images (B, C, H, W), and y of their prompts."""
         images, labels = self.data.__getitems__(indices)
         return images, self.table[labels]
-
-
-def _digest(encoder: str, length: int, prompts: Sequence[str]) -> str:
-    """Names a cache: the encoder (for a folder also its files' sizes and times), the length and the prompts."""
-    folder = Path(encoder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    state = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([encoder, length, state, list(prompts)]).encode()).hexdigest()[:24]
-
-
-def _save(text: Text, path: Path) -> None:
-    """Raises ValueError where the folder cannot be written."""
-    tensors = {name: value for name, value in vars(text).items() if value is not None}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary)
-    except OSError as error:
-        raise ValueError(f"data: cannot keep the encoded prompts in {str(path.parent)!r} ({error.strerror})") from None

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from elit.budgets import training_budgets
 from elit.config import DistillConfig
-from elit.data.images import save_image
 from elit.data.sampler import BucketSampler
 from elit.elastic.add_on import save_add_on
 from elit.elastic.call_files import CallBatch, RecordedCalls, save_calls
@@ -43,6 +42,7 @@ from elit.elastic.runtime import original
 from elit.elastic.surgery import elastify
 from elit.elastic.validation import ROWS, Validation
 from elit.files import write_text
+from elit.sampling.pictures import save_image
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task

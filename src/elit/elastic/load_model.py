@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from elit.arguments import shortened
-from elit.data.autoencoders import latent_channels, load_autoencoder
 from elit.models.saved import ELASTIC, load_own
 from elit.pretrained import model_folder
+from elit.sampling.autoencoders import latent_channels, load_autoencoder
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> Any:

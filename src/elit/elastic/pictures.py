@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from elit.config import DistillConfig
-from elit.data.autoencoders import downsampling
 from elit.data.encode import Encoding, encode, finish, prepare
 from elit.data.latents import LatentSet
 from elit.data.source import Source, Subset, open_source
@@ -27,6 +26,7 @@ from elit.elastic.pipelines import Requests
 from elit.elastic.recording import Arguments, first_call
 from elit.files import write_text
 from elit.models.saved import weights_digest
+from elit.sampling.autoencoders import downsampling
 
 Size = tuple[int, int]
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from elit.arguments import class_numbers
 from elit.budgets import Budget, Schedule, parse_budget, resolve_budget, schedule_budgets
-from elit.data.autoencoders import downsampling
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
@@ -29,6 +28,7 @@ from elit.elastic.recording import first_call, nested
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.storage import RECORD, InterfaceRecord, read_record
 from elit.flow.solver import time_grid
+from elit.sampling.autoencoders import downsampling
 from elit.sampling.settings import SampleSettings
 
 EXAMPLE = "a red boat"

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.data.images import image_grid
 from elit.elastic.call_files import CallBatch
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
@@ -16,6 +15,7 @@ from elit.elastic.families import family_of
 from elit.elastic.pipelines import Requests
 from elit.elastic.recording import output_tensor
 from elit.elastic.runtime import original
+from elit.sampling.pictures import image_grid
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
 ROWS, TIMES = 32, 5

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from elit._version import __version__
 from elit.data.builtin import named_images
-from elit.data.images import ImageSet, centre_crop, to_uint8
+from elit.data.images import ImageSet, centre_crop
 from elit.data.source import Example, FolderSource, TableSource, is_table
 from elit.evaluate import EvaluationWarning
 from elit.files import replacing
+from elit.sampling.pictures import to_uint8
 
 UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, EOFError)
 

@@ -12,9 +12,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
-from elit.data.images import as_pictures, save_animation, to_uint8
 from elit.evaluate.run import Score
 from elit.files import replacing
+from elit.sampling.pictures import as_pictures, save_animation, to_uint8
 
 BLUE, ORANGE, GREY = "#2563a8", "#d9822b", "#667085"
 LOOK = {"none": ("no guidance", BLUE, "o"), "ccfg": ("CCFG", ORANGE, "s")}

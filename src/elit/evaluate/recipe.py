@@ -12,11 +12,11 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit._version import __version__
-from elit.data.autoencoders import latent_normalization
 from elit.files import write_text
 from elit.models.conditioning import Condition
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
+from elit.sampling.autoencoders import latent_normalization
 
 PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from elit.budgets import Schedule, resolve_budget, schedule_budgets
 from elit.costs.timing import timed
-from elit.data.autoencoders import decode
-from elit.data.images import to_uint8
 from elit.evaluate.chunks import Chunks, Progress, Share
 from elit.evaluate.metrics import saturation
 from elit.evaluate.recipe import (
@@ -35,7 +33,9 @@ from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
+from elit.sampling.autoencoders import decode
 from elit.sampling.evaluations import evaluated_steps, sampling_flops, sampling_plan
+from elit.sampling.pictures import to_uint8
 from elit.sampling.sample import sample
 
 CHUNK = 32

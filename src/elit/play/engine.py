@@ -17,12 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
-from elit.data.images import sheet_frames
-from elit.data.picture_files import encode_picture
-from elit.data.text import CHARACTERS
 from elit.elastic.load_model import load_network
 from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
+from elit.models.text import CHARACTERS
 from elit.models.transformer import Transformer
 from elit.planner.choose import find_profile, network_folder
 from elit.planner.cost import CostPolynomial
@@ -30,6 +28,7 @@ from elit.planner.profile import Profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.sampling.draw import as_pixels, conditions_of, draw, environment_of, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
+from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import SampleRecord, SampleSettings
 
 Tick = Callable[[int, int], None]

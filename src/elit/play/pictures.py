@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from elit.data.images import to_uint8
+from elit.sampling.pictures import to_uint8
 
 SIDE = 384
 """Pixels of the longer side to which pictures of the page are enlarged, in whole steps."""

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from elit.data.images import from_pictures, sheet_frames
-from elit.data.picture_files import encode_picture
 from elit.elastic.stock import EXAMPLE, StockFolder, StockPipeline
 from elit.play.engine import Cancelled, Cost, Picture, Tick
 from elit.sampling.draw import environment_of, weights_fingerprint
+from elit.sampling.pictures import encode_picture, from_pictures, sheet_frames
 from elit.sampling.settings import SampleRecord, SampleSettings
 
 

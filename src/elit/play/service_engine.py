@@ -12,9 +12,9 @@ from PIL import Image
 
 from elit.arguments import class_numbers
 from elit.budgets import parse_budget, resolve_budget
-from elit.data.images import from_pictures, sheet_frames
 from elit.play.engine import Cancelled, Cost, Picture, Tick
 from elit.play.service import ServiceClient
+from elit.sampling.pictures import from_pictures, sheet_frames
 from elit.sampling.settings import SampleSettings
 
 DEADLINE_MS = 60_000.0

@@ -10,10 +10,10 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit._version import __version__
-from elit.data.autoencoders import decode
-from elit.data.text import encode_prompts
 from elit.models.conditioning import Condition
+from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer
+from elit.sampling.autoencoders import decode
 from elit.sampling.sample import OnStep, sample
 from elit.sampling.settings import SampleSettings
 

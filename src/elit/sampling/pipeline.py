@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from elit.arguments import shortened, whole_number
 from elit.budgets import Budget, Schedule, one_schedule
 from elit.compat import execution_device
-from elit.data.autoencoders import decode, downsampling
-from elit.data.images import to_uint8
-from elit.data.text import embed_prompts
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.layout import nearest
+from elit.models.text import embed_prompts
 from elit.models.transformer import Transformer
+from elit.sampling.autoencoders import decode, downsampling
 from elit.sampling.evaluations import sampling_plan
+from elit.sampling.pictures import to_uint8
 from elit.sampling.precision import runner
 from elit.sampling.sample import guided_network, mixed_budgets
 from elit.sampling.settings import Sampling

@@ -21,17 +21,17 @@ from PIL import Image
 from torch import Tensor
 
 from elit.costs.flops import count_flops
-from elit.data.autoencoders import decode, downsampling, load_autoencoder
-from elit.data.images import image_grid
-from elit.data.text import encode_prompts
 from elit.elastic.load_model import load_model
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition, concatenate
+from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer
 from elit.planner.cost import non_negative_prices
 from elit.pretrained import model_folder
+from elit.sampling.autoencoders import decode, downsampling, load_autoencoder
 from elit.sampling.evaluations import sampling_flops, sampling_plan
+from elit.sampling.pictures import image_grid
 from elit.sampling.precision import runner
 from elit.sampling.sample import guided_network, seeded_noise
 from elit.serve.costs import Costs, Setting, spread

@@ -13,14 +13,16 @@ from elit.budgets import resolve_budget, training_budgets
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
-from elit.data.images import ImageData, ImageFolder, as_pictures, image_grid, save_image
+from elit.data.images import ImageData, ImageFolder
 from elit.data.latents import LatentSet
 from elit.data.summary import summary
-from elit.data.text import CACHE, PromptedImages, encode_prompts
+from elit.data.text import PromptedImages
 from elit.models.conditioning import Condition, Text
 from elit.models.presets import create_model, model_config
 from elit.models.saved import load_shared_weights, save_model
+from elit.models.text import CACHE, encode_prompts
 from elit.models.transformer import Transformer
+from elit.sampling.pictures import as_pictures, image_grid, save_image
 from elit.sampling.sample import sample
 from elit.training.distributed import plain_network
 from elit.training.ema import AveragedWeights

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from elit.arguments import shortened, whole_number
 from elit.config import ModelConfig, TrainConfig
-from elit.data.autoencoders import decode, downsampling, encode_mean
 from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
 from elit.files import existing
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
+from elit.sampling.autoencoders import decode, downsampling, encode_mean
 from elit.sampling.sample import sample, seeded_noise
 from elit.training.train import load_data, load_prompts
 

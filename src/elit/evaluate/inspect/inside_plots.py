@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from elit.data.images import to_uint8
 from elit.evaluate import plots
 from elit.evaluate.inspect.inspection import Inspection
 from elit.evaluate.plots import BLUE, GREY, ORANGE, STYLE, bare, save_figure, show_picture
+from elit.sampling.pictures import to_uint8
 
 SHOWN = 6  # samples shown one by one
 

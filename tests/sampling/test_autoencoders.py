@@ -10,7 +10,12 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.autoencoders import (
+from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
+from elit.data.latents import LatentSet
+from elit.data.source import open_source
+from elit.evaluate.inspect.examples import load_examples
+from elit.evaluate.samples import Sampler, Setting
+from elit.sampling.autoencoders import (
     LatentNormalization,
     decode,
     downsampling,
@@ -19,11 +24,6 @@ from elit.data.autoencoders import (
     latent_normalization,
     load_autoencoder,
 )
-from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
-from elit.data.latents import LatentSet
-from elit.data.source import open_source
-from elit.evaluate.inspect.examples import load_examples
-from elit.evaluate.samples import Sampler, Setting
 
 MEAN, STD = [0.3, -0.2, 0.1, 0.5], [1.5, 0.7, 2.0, 0.4]
 VIDEO = {"z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True]}

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from elit.data.picture_files import FORMATS, MOVING, encode_picture, read_text
+from elit.sampling.pictures import FORMATS, MOVING, encode_picture, read_text
 
 FRAMES = [Image.new("RGB", (8, 6), (60 * i, 0, 99)) for i in range(3)]
 

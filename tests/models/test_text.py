@@ -13,8 +13,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import elit
-from elit.data.text import PromptedImages, TextEncoder, embed_prompts, encode_prompts
+from elit.data.text import PromptedImages
 from elit.models.conditioning import Text
+from elit.models.text import TextEncoder, embed_prompts, encode_prompts
 
 WORDS = ("<pad>", "<eos>", "<unk>", "a", "red", "blue", "boat", "on", "the", "sea")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -95,7 +96,7 @@ def test_prompts_are_encoded_once_and_kept(tmp_path, monkeypatch):
     cache = tmp_path / "images" / ".text"
     first = encode_prompts(PROMPTS, folder, length=8, cache=cache)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr("elit.data.text.TextEncoder", None)  # a second reading loads no encoder
+    monkeypatch.setattr("elit.models.text.TextEncoder", None)  # a second reading loads no encoder
     again = encode_prompts(PROMPTS, folder, length=8, cache=cache)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
     for change in ({"length": 7}, {"prompts": PROMPTS[:2]}):
