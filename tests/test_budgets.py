@@ -8,6 +8,7 @@ import pytest
 from elit.budgets import (
     draw_budget,
     equal_parts,
+    evenly_spaced,
     format_budget,
     format_schedule,
     parse_budget,
@@ -55,14 +56,14 @@ def test_valid_budgets(budget, budgets, expected):
 
 @pytest.mark.parametrize(
     "budget",
-    [0, 17, -1, 0.0, 1.5, -0.5, float("nan"), "x", "", "17", "1.5", "0%", "150%", "%", "8%%", True, False, [8]],
+    [0, 17, -1, 0.0, 1.5, -0.5, float("nan"), "x", "", "17", "1.5", "0%", "150%", "%", "8%%"],
 )
-def test_invalid_budgets_are_named(budget):
-    with pytest.raises(ValueError, match="budget="):
+def test_an_invalid_budget_is_named(budget):
+    with pytest.raises(ValueError, match="budget must be"):
         resolve_budget(budget, SIXTEEN)
 
 
-def test_a_count_between_the_valid_ones_is_refused():
+def test_a_budget_between_the_valid_ones_is_refused():
     with pytest.raises(ValueError, match="4 to 16 in steps of 4"):
         resolve_budget(6, FOURS)
 
@@ -110,9 +111,9 @@ def test_training_budgets_are_a_range_of_the_valid_ones():
     assert training_budgets(SIXTEEN, 16, 16) == (16,)
     assert training_budgets((), None, None) == ()
     for low, high in ((0, 4), (5, 4), (1, 17)):
-        with pytest.raises(ValueError, match=f"budget_min={low}, budget_max={high}"):
+        with pytest.raises(ValueError, match=f"got {low} and {high}"):
             training_budgets(SIXTEEN, low, high)
-    with pytest.raises(ValueError, match="no valid count between"):
+    with pytest.raises(ValueError, match="no budget of this model lies between"):
         training_budgets(FOURS, 5, 7)
     with pytest.raises(ValueError, match="no latent interface"):
         training_budgets((), 1, None)
@@ -149,6 +150,13 @@ def test_equal_parts_are_the_fewest():
     assert equal_parts([2, 2, 2, 2, 1, 1]) == [2, 2, 1]
 
 
+def test_evenly_spaced_values_have_the_first_and_the_last():
+    assert evenly_spaced(SIXTEEN, 4) == [1, 6, 11, 16]
+    assert evenly_spaced(SIXTEEN, 20) == list(SIXTEEN)
+    assert evenly_spaced("abc", 1) == ["a"]
+    assert evenly_spaced((), 3) == []
+
+
 def test_a_boundary_at_a_step_belongs_to_the_later_piece():
     times = [i / 10 for i in range(10)]
     assert schedule_budgets("1@0-0.3,16@0.3-1", [3 * 0.1 if t == 0.3 else t for t in times], SIXTEEN)[3] == 16
@@ -158,6 +166,6 @@ def test_a_boundary_at_a_step_belongs_to_the_later_piece():
     "schedule",
     ["0.5@0-0.4,1.0@0.5-1", "0.5@0-0.5", "0.5@0.5-1,1@0-0.5", "0.5@0-1.5", "x@0-1", "0.5@0", "20@0-1", [8, 8]],
 )
-def test_bad_schedules_are_named(schedule):
+def test_a_bad_schedule_is_named(schedule):
     with pytest.raises(ValueError, match="budget"):
         schedule_budgets(schedule, TIMES, SIXTEEN)

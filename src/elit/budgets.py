@@ -1,7 +1,7 @@
-"""What a budget is, how one is drawn in training, and how it may change along a sampling run.
+"""Budgets: their forms, the draw of one in training, and schedules of them over a sampling run.
 
 A network lists its valid budgets as `model.budgets`: latents kept per group, ascending, the last one full.
-A budget in a user's hand is
+Users write a budget as
     None            all latents
     int             that many latents of every group
     float (0, 1]    that share of them, rounded to the nearest valid count
@@ -19,53 +19,47 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from numbers import Integral, Real
-from typing import Any, TypeVar
-
-from elit.arguments import shortened
+from numbers import Integral
+from typing import TypeVar
 
 T = TypeVar("T")
 Budget = int | float | None
-TYPED = "give latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
+TYPED = "latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 ANY_COUNT = range(1, 1 << 31)
-"""Valid counts for a check of what is written, where no network is there to say its own."""
+"""Budgets to check a text against where no network is at hand."""
 
-budget_block: ContextVar[Any] = ContextVar("elit_budget", default=None)
-"""What a `with elit.budget(...)` block sets for elastified transformers; None outside of one."""
+budget_block: ContextVar[Schedule] = ContextVar("elit_budget", default=None)
+"""The budget that a `with elit.budget(...)` block sets for elastified transformers; None outside of one."""
 
 
 def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
     """The latents kept per group, one of `budgets`; None for a baseline (`budgets` empty).
 
-    Raises ValueError, naming the valid values, for anything else.
+    Raises ValueError, naming the valid values, for a budget that the network does not have.
     """
     if isinstance(budget, str):
         budget = parse_budget(budget)
-    budget = _plain(budget)
     if not budgets:
         if budget is not None:
-            raise ValueError(
-                f"budget={shortened(budget)}: this model has no latent interface, only budget=None is valid"
-            )
+            raise ValueError(f"budget must be None, since this model has no latent interface, got {budget!r}")
         return None
     if budget is None:
         return budgets[-1]
-    if isinstance(budget, Integral) and not isinstance(budget, bool):
+    step = budgets[0]  # budgets are multiples of the first
+    if isinstance(budget, Integral):
         # Inequalities, not a look-up: under torch.compile the budget is then one dynamic dimension.
-        step = _step(budgets)
         if budgets[0] <= budget <= budgets[-1] and (step == 1 or budget % step == 0):
             return budget if type(budget) is int else int(budget)
-    elif isinstance(budget, Real) and not isinstance(budget, bool) and 0 < budget <= 1:
-        step = _step(budgets)
-        return max(1, math.floor(float(budget) * budgets[-1] / step + 0.5)) * step
-    raise ValueError(f"budget={shortened(budget)}: {_valid(budgets)}")
+    elif 0 < budget <= 1:
+        return max(1, math.floor(budget * budgets[-1] / step + 0.5)) * step
+    raise ValueError(f"budget must be {_valid(budgets)}, got {budget!r}")
 
 
 def parse_budget(text: str) -> Budget:
     """A budget as typed: "8" latents per group, "50%" or "0.5" a share, "100%", "full" or "none" all.
 
-    Raises ValueError for what is none of these, and for a share that does not lie above 0% and at most at 100%.
+    Raises ValueError for any other text, and for a share that is not above 0% and at most 100%.
     """
     text = text.strip().lower()
     if text in ("none", "full"):
@@ -74,12 +68,11 @@ def parse_budget(text: str) -> Budget:
     try:
         if number == text:
             return float(number) if re.search("[^-+0-9]", number) else int(number)
-        share = float(number) / 100
+        if 0 < (share := float(number) / 100) <= 1:
+            return share
     except ValueError:
-        raise ValueError(f"budget={text!r}: not a budget; {TYPED}") from None
-    if not 0 < share <= 1:
-        raise ValueError(f"budget={text!r}: a share lies above 0% and at most at 100%; {TYPED}")
-    return share
+        pass
+    raise ValueError(f"budget must be {TYPED}, got {text!r}")
 
 
 def format_budget(budget: Budget) -> str:
@@ -95,9 +88,9 @@ def format_schedule(text: str) -> str:
 
 
 def saved_schedule(text: str) -> str:
-    """A schedule from a file that an earlier version may have written, as `format_schedule` writes it.
+    """A schedule from a file of any version, as `format_schedule` writes it.
 
-    Before shares could be percent, a bare 1 beside decimal shares stood for all latents.
+    Before there were percents, a bare 1 beside decimal shares stood for all latents.
     """
     pieces = [piece.partition("@") for piece in text.split(",")]
     if "%" not in text and any("." in budget for budget, _, _ in pieces):
@@ -117,29 +110,30 @@ def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
 
 
 def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) -> tuple[int, ...]:
-    """What a multi-budget run draws from, each with equal chance: J_min to J_max, 1 to J if not given.
+    """The budgets of a multi-budget run, drawn with equal chance: J_min to J_max, by default 1 to J.
 
-    Where valid budgets are multiples (HDiT), each number stands for the nearest valid one, the lower of two: 1 to 16
-    in steps of 4 are six times 4, four times 8 and 12, twice 16. So the mean, and the cost of training, is that of the
-    other networks, and the paper's (191 and 791 TFLOPs). Raises ValueError if no valid count lies between.
+    Where budgets are multiples (HDiT), each number stands for the nearest budget, the lower of two: 1 to 16 in steps
+    of 4 are six times 4, four times 8 and 12, twice 16. So the mean budget and the cost of training equal those of the
+    other networks, and the paper's (191 and 791 TFLOPs). Raises ValueError if no budget lies between.
     """
     if not budgets:
         if low is not None or high is not None:
-            raise ValueError("budget_min, budget_max: this model has no latent interface; leave both unset")
+            raise ValueError("budget_min and budget_max must be unset, since this model has no latent interface")
         return ()
     low, high = 1 if low is None else low, budgets[-1] if high is None else high
     if not 1 <= low <= high <= budgets[-1]:
-        raise ValueError(f"budget_min={low}, budget_max={high}: need 1 <= budget_min <= budget_max <= {budgets[-1]}")
-    valid = [count for count in budgets if low <= count <= high]
+        bounds = f"1 <= budget_min <= budget_max <= {budgets[-1]}"
+        raise ValueError(f"budget_min and budget_max must satisfy {bounds}, got {low} and {high}")
+    valid = [budget for budget in budgets if low <= budget <= high]
     if not valid:
-        raise ValueError(f"budget_min={low}, budget_max={high}: no valid count between them; {_valid(budgets)}")
-    return tuple(min(valid, key=lambda count: abs(count - number)) for number in range(low, high + 1))
+        raise ValueError(f"cannot train at budgets from {low} to {high}: no budget of this model lies between them")
+    return tuple(min(valid, key=lambda budget: abs(budget - number)) for number in range(low, high + 1))
 
 
 def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequence[int]) -> list[int | None]:
-    """The budget of every sampling step; `times` holds the t at which each step starts, 0 = noise, 1 = data.
+    """The budget of every sampling step; `times` are the t at which steps start, 0 = noise, 1 = data.
 
-    A schedule is one budget for all steps, text (see the top of this file), a list with one budget a step, or a
+    A schedule is one budget for all steps, text (see the top of this file), a sequence with one budget a step, or a
     function of t. Paper section 4: half of the tokens for t < 0.5 and all after scores about the same as all.
     """
     if isinstance(schedule, str) and "@" in schedule:
@@ -151,7 +145,7 @@ def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequen
         return [resolve_budget(schedule(t), budgets) for t in times]
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         if len(schedule) != len(times):
-            raise ValueError(f"step_budgets: a list of {len(schedule)} budgets for {len(times)} steps; give one a step")
+            raise ValueError(f"step_budgets must be one a step, got {len(schedule)} for {len(times)} steps")
         return [resolve_budget(budget, budgets) for budget in schedule]
     return [resolve_budget(schedule, budgets)] * len(times)
 
@@ -165,16 +159,15 @@ def one_schedule(
     """
     if is_list(budget):
         raise ValueError(
-            f"budget={shortened(budget)}: a list; give step_budgets= for one budget a step, or sample_budgets= for one "
-            "a sample"
+            f"budget must be one budget, got {budget!r}; step_budgets is one a step, sample_budgets one a sample"
         )
     named = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"{', '.join(given)}: give one of them")
+        raise ValueError(f"cannot take {' and '.join(given)} at once: give one of them")
     for name in ("step_budgets", "sample_budgets"):
         if named[name] is not None and not is_list(named[name]):
-            raise ValueError(f"{name}={shortened(named[name])}: give a list of budgets; budget= takes one for all")
+            raise ValueError(f"{name} must be a list of budgets, got {named[name]!r}")
     return budget if step_budgets is None else list(step_budgets)
 
 
@@ -189,7 +182,7 @@ def budgets_of_samples(values: Sequence[Budget], count: int, budgets: Sequence[i
     """One valid budget a sample. Raises ValueError, naming the argument, for a list of another length."""
     values = values.tolist() if hasattr(values, "tolist") else values
     if len(values) != count:
-        raise ValueError(f"{name}: a list of {len(values)} budgets for {count} samples; give one a sample")
+        raise ValueError(f"{name} must be one a sample, got {len(values)} for {count} samples")
     return [resolve_budget(value, budgets) for value in values]
 
 
@@ -217,26 +210,14 @@ def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
         try:
             pieces.append((parse_budget(budget), float(low), float(high)))
         except ValueError:
-            raise ValueError(f"budget={text!r}: cannot read {piece!r}; each piece is BUDGET@LOW-HIGH") from None
+            raise ValueError(f"cannot read budget {text!r}: {piece!r} is not of the form BUDGET@LOW-HIGH") from None
     edges = [0.0] + [high for _, _, high in pieces]
     if [low for _, low, _ in pieces] != edges[:-1] or edges[-1] != 1 or edges != sorted(set(edges)):
-        raise ValueError(f"budget={text!r}: the pieces must cover t from 0 to 1 in order, without gap or overlap")
+        raise ValueError(f"budget must cover t from 0 to 1 in order, without gap or overlap, got {text!r}")
     return pieces
 
 
-def _plain(budget: Any) -> Budget:
-    """A tensor or an array of one number as that number. torch.compile traces an int through here."""
-    if budget is None or isinstance(budget, int | float):
-        return budget
-    return budget.item() if getattr(budget, "ndim", None) == 0 and hasattr(budget, "item") else budget
-
-
-def _step(budgets: Sequence[int]) -> int:
-    """Valid counts are evenly spaced multiples of the first."""
-    return budgets[0]
-
-
 def _valid(budgets: Sequence[int]) -> str:
-    step = _step(budgets)
-    counts = f"{budgets[0]} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
-    return f"give a number of latents per group ({counts}), a share of them ('50%', in Python 0.5), or None for all"
+    step = budgets[0]
+    counts = f"{step} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
+    return f"a number of latents per group ({counts}), a share of them ('50%', in Python 0.5), or None for all"

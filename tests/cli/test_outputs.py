@@ -206,8 +206,8 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
         ("inspect MODEL --data digits --scale 2", "inspect: scale=2.0: goes with a guidance"),
         ("sample MODEL --guidance cfg --scale inf", "sample: scale=inf: give a finite number"),
         ("sample MODEL --device meta", "sample: device='meta': not usable here"),
-        ("sample MODEL --sample-budgets 8 4 --count 3", "sample: sample_budgets: a list of 2 budgets for 3 samples"),
-        ("sample MODEL --step-budgets 8 4 --budget 8", "sample: budget, step_budgets: give one of them"),
+        ("sample MODEL --sample-budgets 8 4 --count 3", "sample: sample_budgets must be one a sample, got 2 for 3"),
+        ("sample MODEL --step-budgets 8 4 --budget 8", "sample: cannot take budget and step_budgets at once"),
     ],
 )
 def test_an_option_that_does_nothing_is_told(capsys, tmp_path, saved, line, message):

@@ -99,8 +99,8 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
     [
         (("--count", "1"), "count=1: give at least 2"),
         (("--table", "t.csv"), "table='t.csv': give a name that ends in .jsonl or .parquet"),
-        (("--budgets", "17"), "budget=17: give a number of latents per group (1 to 16), a share of them ('50%'"),
-        (("--budgets", "half"), "budget='half': not a budget"),
+        (("--budgets", "17"), "budget must be a number of latents per group (1 to 16), a share of them ('50%'"),
+        (("--budgets", "half"), "budget must be latents per group (8), "),
         (("--schedules", "0.5@0-0.4"), "the pieces must cover t from 0 to 1"),
         (("--guidance", "cfg", "--scales"), "scales"),
         (("--scales", "-1"), "scales=-1: give a number >= 0; 1 is off"),

@@ -79,7 +79,7 @@ def test_a_call_can_be_given_up_and_its_errors_come_out():
     assert threading.active_count() == before
     assert call.output is None
     assert not call.advance()
-    with pytest.raises(ValueError, match="budget=99"):
+    with pytest.raises(ValueError, match="got 99"):
         stock.call(["a boat"], [0], steps=5, size=(32, 32), budget=99).advance()
 
 

@@ -188,7 +188,7 @@ def test_two_recipes_never_share_a_file(model, tmp_path):
         *("dtype", "device", "autoencoder", "conditions", "versions"),
     }
     assert stored["recipe"].keys() == {"samples", "count", "detector", "reference", "metrics", "chunk", "versions"}
-    with pytest.raises(ValueError, match="budget=17"):
+    with pytest.raises(ValueError, match="got 17"):
         sampler.recipe(Setting(budget=17))
 
 

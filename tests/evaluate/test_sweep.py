@@ -135,9 +135,9 @@ def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_p
         ({"budgets": ()}, "budgets: give at least one"),
         ({"guidance": ("cfg",)}, "scales: give at least one"),
         ({"guidance": ("apg",)}, "guidance='apg': give some of none, cfg, ag, ccfg"),
-        ({"budgets": (17,)}, "budget=17"),
+        ({"budgets": (17,)}, "got 17"),
         ({"steps": (0,)}, "steps=0"),
-        ({"guidance": ("ccfg",), "scales": (2.0,), "guidance_budget": 99}, "budget=99"),
+        ({"guidance": ("ccfg",), "scales": (2.0,), "guidance_budget": 99}, "got 99"),
     ):
         with pytest.raises(ValueError, match=said):
             make_settings(sampler, **(grid | wrong))

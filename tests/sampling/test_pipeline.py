@@ -164,8 +164,8 @@ def test_decode_undoes_scale_and_shift():
     ("call", "message"),
     [
         ({"class_labels": 6}, "y=6"),
-        ({"budget": 17}, "budget=17"),
-        ({"guidance_scale": 2.0, "guidance_budget": 0}, "budget=0"),
+        ({"budget": 17}, "got 17"),
+        ({"guidance_scale": 2.0, "guidance_budget": 0}, "got 0"),
         ({"output_type": "jpeg"}, "output_type='jpeg'"),
         ({"output_type": torch.zeros(2, 8)}, "give pil, np, pt or latent"),
         ({"return_dict": torch.ones(2)}, r"return_dict=tensor.*: give True or False"),

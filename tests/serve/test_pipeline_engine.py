@@ -95,7 +95,7 @@ def test_answers_are_the_pipelines_own_pixels_whatever_is_beside_them(service, s
         ({"size": "128x64"}, "at most 4096 pixels"),
         ({"size": "x"}, "WIDTHxHEIGHT"),
         ({"extra_body": {"negative_prompt": "dull", "guidance_scale": 1}}, "guidance_scale above 1"),
-        ({"extra_body": {"budget": 17}}, "budget=17"),
+        ({"extra_body": {"budget": 17}}, "got 17"),
     ],
 )
 def test_what_the_pipeline_does_not_take_is_one_line(service, wrong, message):
