@@ -32,18 +32,20 @@ def test_yaml_as_written_by_hand(tmp_path):
     [
         ("stepz: 7", "unknown field 'stepz'"),
         ("model: {nam: x}", "model: unknown field 'nam'"),
-        ("model: 3", "expected `field: value` lines"),
-        ("steps: many", "steps='many': expected int"),
-        ("steps: true", "steps=True: expected int"),
-        ("learning_rate: fast", "learning_rate='fast': expected a number"),
-        ("resume: 1", "resume=1: expected bool"),
+        ("model: 3", "must be `field: value` lines"),
+        ("steps: many", "steps must be int, got 'many'"),
+        ("steps: true", "steps must be int, got True"),
+        ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
+        ("resume: 1", "resume must be bool, got 1"),
         ("steps: 0", "steps must be at least 1, got 0"),
         ("seed: 9223372036854775808", "seed must be from 0 to 9223372036854775807, got 9223372036854775808"),
         ("steps: [", "not YAML"),
-        ("model: {window: 4}", "window=4"),
-        ("budget_min: half", "budget_min='half'"),
+        ("steps: 1\nseed: 0\nsteps: 2", "'steps' is there twice"),
+        ("precision: fp8", "precision must be fp32, bf16, got 'fp8'"),
+        ("model: {window: 4}", "model: window must be tuple or null, got 4"),
+        ("budget_min: half", "budget_min must be int or null"),
         ("trackers: [wandbb]", "trackers must be any of tensorboard, wandb, trackio, got 'wandbb'"),
-        ("trackers: wandb", "trackers='wandb': expected tuple"),
+        ("trackers: wandb", "trackers must be tuple, got 'wandb'"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -52,9 +54,12 @@ def test_bad_files_are_named(tmp_path, text, message):
         load_config(tmp_path / "c.yaml")
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         load_config(tmp_path / "missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\x89PNG\xff\x00")
+    with pytest.raises(ValueError, match="not YAML"):
+        load_config(tmp_path / "binary.yaml")
 
 
 @pytest.mark.parametrize(

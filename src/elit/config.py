@@ -1,8 +1,8 @@
-"""Settings of a training run: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
+"""Settings of training runs: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,15 +13,31 @@ import yaml
 
 from elit.files import write_text
 
-T = TypeVar("T", bound="RunConfig")
-MAX_COUNT = 10_000_000
-"""Most steps, samples and the like: more would fill the memory before anything is made."""
+T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
+MAX_COUNT = 10_000_000
+"""Most steps, samples and the like of a command: more would fill the memory before anything is made."""
+
+
+def require(holds: bool, name: str, value: object, valid: str) -> None:
+    """Raises ValueError, "`name` must be `valid`, got `value`", unless the condition holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def require_counts(settings: object, *names: str, least: int = 1, most: int | None = None) -> None:
+    """Checks the bounds of fields that are a number, a tuple of numbers, or None."""
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None:
+                require(number >= least, name, number, f"at least {least}")
+                require(most is None or number <= most, name, number, f"at most {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network to train; what is left unset comes from the preset or from the data."""
+    """The network to train; what is unset comes from the preset or from the data."""
 
     name: str = "ELIT-DiT-S/2"
     """A preset: one of elit.list_models()."""
@@ -36,21 +52,21 @@ class ModelConfig:
     hidden_size: int | None = None
     """Width d."""
     depth: int | None = None
-    """Transformer blocks in all."""
+    """Number of transformer blocks."""
     num_heads: int | None = None
     """Attention heads."""
     split: tuple[int, int, int] | None = None
     """Blocks in head, core and tail (ELIT)."""
     window: tuple[int, ...] | None = None
-    """Tokens of a group along each axis (ELIT)."""
+    """Tokens of a window along each axis (ELIT)."""
     num_latents: int | None = None
-    """J, latents of a group at full budget (ELIT); default: as many as tokens in the window."""
+    """J, latents of a window at full budget (ELIT); default: as many as tokens in the window."""
     text_encoder: str | None = None
     """MM-DiT: "characters", built in and trained along, or a Hugging Face encoder by name or folder."""
     text_features: int | None = None
     """MM-DiT: width of the text embeddings; a Hugging Face encoder decides it."""
     text_length: int | None = None
-    """MM-DiT: tokens of a prompt at most (bytes, for characters)."""
+    """MM-DiT: maximum number of tokens in a prompt (bytes, for characters)."""
     pooled_features: int | None = None
     """MM-DiT: width of the pooled text in the conditioning, 0 for none; a Hugging Face encoder decides it."""
 
@@ -61,10 +77,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training run has, whatever it trains."""
+    """Settings that all training runs share."""
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed")
-    """What makes a run the run it is; the rest may change when it goes on."""
+    """Fields that identify a run; the others may change when it resumes."""
 
     out: str = "runs/train"
     """Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/."""
@@ -72,7 +88,7 @@ class RunConfig:
     """Processes that load data."""
 
     steps: int = 10_000
-    """Optimizer steps in all."""
+    """Optimizer steps."""
     batch_size: int = 256
     """Samples a step, over all processes and accumulated micro-batches."""
     gradient_accumulation: int = 1
@@ -98,36 +114,34 @@ class RunConfig:
     fsdp: bool = False
     """Shard weights, their average, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
     ema_on_cpu: bool = False
-    """Keep the averaged weights in the CPU's memory; the copies travel beside the next step."""
+    """Keep the averaged weights in the CPU's memory; they are copied while the next step runs."""
     seed: int = 0
     """Seed of the weights, the data order, the noise, the times and the budgets."""
 
     max_skipped: int = 10
-    """Steps that may be left out because their gradient is not finite; one more stops the run."""
+    """Steps that may be skipped because their gradient is not finite; one more stops the run."""
     log_every: int = 50
     """Steps between lines on the console, and between writes of metrics.jsonl and the trackers."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where figures go besides metrics.jsonl: tensorboard, wandb, trackio."""
+    """Trackers that get the metrics besides metrics.jsonl: tensorboard, wandb, trackio."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     keep_last: int = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints kept."""
     keep_every: int | None = None
-    """Checkpoints at multiples of this step are kept for good."""
+    """Checkpoints at multiples of this step are never deleted."""
     preview_every: int = 1_000
     """Steps between preview pictures from the averaged weights; 0 for none."""
     resume: bool = False
-    """Go on from the newest checkpoint in `out`."""
+    """Resume from the newest checkpoint in `out`."""
 
     def learning_rate_at(self, step: int) -> float:
-        """Of a step, counted from 0."""
+        """Learning rate of a step, counted from 0."""
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     def __post_init__(self) -> None:
-        require_counts(
-            self, "steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_last"
-        )
-        require_counts(self, "keep_every")
+        require_counts(self, "steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every")
+        require_counts(self, "keep_last", "keep_every")
         require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", least=0)
         require(0 <= self.seed < 1 << 63, "seed", self.seed, f"from 0 to {(1 << 63) - 1}")
         for name in ("learning_rate", "max_grad_norm"):
@@ -136,26 +150,18 @@ class RunConfig:
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         for tracker in self.trackers:
             require(tracker in TRACKERS, "trackers", tracker, f"any of {', '.join(TRACKERS)}")
-        micro_batches = self.gradient_accumulation
-        require(
-            self.batch_size % micro_batches == 0,
-            "batch_size",
-            self.batch_size,
-            f"a multiple of gradient_accumulation={micro_batches}",
-        )
+        multiple = f"a multiple of gradient_accumulation={self.gradient_accumulation}"
+        require(self.batch_size % self.gradient_accumulation == 0, "batch_size", self.batch_size, multiple)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
     """One training run; the defaults are the paper's recipe (section 3) with the batch and length of a small run."""
 
-    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("model", "data", "image_size", "skip_unreadable"),
-        *RunConfig.FIXED_ON_RESUME,
-    )
+    FIXED_ON_RESUME = ("model", "data", "image_size", "skip_unreadable", *RunConfig.FIXED_ON_RESUME)
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Which network."""
+    """The network."""
     data: str = "digits"
     """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (its IDX files as Debian's
     dataset-fashion-mnist has them, or the Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a
@@ -164,13 +170,13 @@ class TrainConfig(RunConfig):
     image_size: int = 64
     """Images of a folder are resized and centre-cropped to this."""
     skip_unreadable: bool = False
-    """Leave unreadable images of a folder out instead of stopping at the first."""
+    """Skip unreadable images of a folder instead of stopping at the first."""
     class_dropout: float = 0.1
-    """Share of labels or prompts left out, for classifier-free guidance."""
+    """Share of labels or prompts dropped, for classifier-free guidance."""
     time_shift: float = 1.0
     """Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1)."""
     init: str | None = None
-    """Start from the weights of this saved model; what it lacks starts anew (a baseline's weights into ELIT)."""
+    """Start from the weights of this saved model; missing ones start anew (a baseline's weights into ELIT)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,21 +189,21 @@ class TrainConfig(RunConfig):
 class DistillConfig(RunConfig):
     """One distillation: a pretrained diffusers pipeline's transformer learns to work at every budget."""
 
-    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
+    FIXED_ON_RESUME = (
         *("pipeline", "prompts", "data", "sizes", "call", "trajectories", "teacher_steps", "teacher_batch"),
         *("read_after", "write_after", "window", "mode", "weights", "lora_rank", "base_precision", "prompt_dropout"),
         *RunConfig.FIXED_ON_RESUME,
     )
 
     out: str = "runs/distill"
-    """Folder for what is learned (elastic.json, elastic.safetensors), its card, and the run's files."""
+    """Folder for the add-on (elastic.json, elastic.safetensors), its card, and the run's files."""
     pipeline: str = ""
     """A diffusers pipeline, a folder or a hub name."""
     prompts: str | None = None
-    """A text file with a prompt a line (a class a line for a pipeline of classes): data-free, the original draws the
-    trajectories to learn from."""
+    """A text file with a prompt a line (a class a line for a pipeline of classes). No pictures are needed: training
+    uses trajectories that the original samples from these prompts."""
     data: str | None = None
-    """Instead of prompts, pictures: a folder with a metadata.jsonl of captions, or else with a sub-folder a caption or
+    """Pictures instead of prompts: a folder with a metadata.jsonl of captions, or else with a sub-folder a caption or
     class; .parquet or .tar files; or what `elit encode` wrote. Latents and prompts are encoded once."""
     sizes: tuple[str, ...] = ()
     """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928, or one number, 1024, for all usual
@@ -206,9 +212,9 @@ class DistillConfig(RunConfig):
     call: tuple[str, ...] = ()
     """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
     trajectories: int | None = None
-    """Pictures that the original draws, over all prompts; default: one a prompt."""
+    """Pictures that the original samples, over all prompts; default: one a prompt."""
     teacher_steps: int = 20
-    """Steps of each, num_inference_steps; every second batch of them takes three quarters as many, for other times."""
+    """Steps of each, num_inference_steps; every second batch takes three quarters as many, for other times."""
     teacher_batch: int = 8
     """Prompts that the pipeline runs at a time while trajectories are recorded."""
     read_after: int | None = None
@@ -216,23 +222,23 @@ class DistillConfig(RunConfig):
     write_after: int | None = None
     """Blocks before Write; default: the paper's proportion for this class."""
     window: tuple[int, ...] | None = None
-    """Tokens of a group along each axis; default: what divides the class's usual grids."""
+    """Tokens of a window along each axis; default: a size that divides the class's usual grids."""
     mode: Literal["carry", "learned"] = "carry"
-    """carry: latents start as the group's own tokens; learned: the paper's own."""
+    """carry: latents start as the window's own tokens; learned: the paper's own."""
     weights: Literal["lora", "interface", "all"] = "lora"
-    """What is trained: the interface alone, it and low-rank changes of the blocks (lora), or all weights."""
+    """Weights to train: the interface alone, it and low-rank changes of the blocks (lora), or all."""
     lora_rank: int = 16
-    """Rank of those changes."""
+    """Rank of the low-rank changes."""
     base_precision: Literal["fp32", "bf16"] | None = None
-    """Of the pipeline's own weights; default: bf16 where precision is, but fp32 where all weights are trained."""
+    """Precision of the pipeline's own weights; default: that of --precision, but fp32 where all weights are trained."""
     distillation: float = 20.0
     """With data: weight of the distance to the original beside the loss that the pipeline's class was trained with."""
     prompt_dropout: float = 0.1
-    """With data: share of prompts or labels left out, so that the unconditional branch learns too."""
+    """With data: share of prompts or labels dropped, so that the unconditional branch learns too."""
     time_shift: float = 1.0
     """With data: shift of the training times towards noise; 1 is logit-normal(0, 1)."""
     steps: int = 2_000
-    """Optimizer steps in all."""
+    """Optimizer steps."""
     batch_size: int = 32
     """Samples a step, over all processes and accumulated micro-batches."""
     warmup_steps: int = 50
@@ -242,7 +248,7 @@ class DistillConfig(RunConfig):
     preview_every: int = 500
     """Steps between validation pictures; 0 for none."""
     preview_prompts: int = 4
-    """Prompts in them, the first of the file."""
+    """Number of validation pictures, of the first prompts of the file."""
 
     def learning_rate_at(self, step: int) -> float:
         return super().learning_rate_at(step) * (1 - step / self.steps)
@@ -252,42 +258,16 @@ class DistillConfig(RunConfig):
         require_counts(self, "teacher_steps", "teacher_batch", "lora_rank", "preview_prompts")
         for name in ("distillation", "time_shift"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "in [0, 1)")
         if self.prompts and self.data:
             raise ValueError("cannot learn from prompts and data at once: give one of them")
-        require(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "in [0, 1)")
-        for name, valid in (
-            ("weights", ("lora", "interface", "all")),
-            ("mode", ("carry", "learned")),
-            ("base_precision", (None, "fp32", "bf16")),
-        ):
-            require(getattr(self, name) in valid, name, getattr(self, name), f"any of {', '.join(map(str, valid))}")
         for size in self.sizes:
             sides = size.split("x")
             whole = all(side.isdigit() and int(side) > 0 for side in sides) and len(sides) <= 2
             require(whole, "sizes", size, "HEIGHTxWIDTH in pixels, such as 1024x1024, or one number, 1024")
         for argument in self.call:
-            require(
-                argument.partition("=")[0].isidentifier() and "=" in argument,
-                "call",
-                argument,
-                "of the form NAME=VALUE",
-            )
-
-
-def require(holds: bool, name: str, value: object, valid: str) -> None:
-    """Raises ValueError, "`name` must be `valid`, got `value`", unless the condition holds."""
-    if not holds:
-        raise ValueError(f"{name} must be {valid}, got {value!r}")
-
-
-def require_counts(settings: object, *names: str, least: int = 1, most: int | None = None) -> None:
-    """Checks the bounds of fields that are a number, a tuple of numbers, or None."""
-    for name in names:
-        value = getattr(settings, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None:
-                require(number >= least, name, number, f"at least {least}")
-                require(most is None or number <= most, name, number, f"at most {most}")
+            name, equals, _ = argument.partition("=")
+            require(bool(equals) and name.isidentifier(), "call", argument, "of the form NAME=VALUE")
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -307,79 +287,66 @@ def recipes() -> dict[str, Path]:
 
 
 def config_file(name: str) -> Path:
-    """A settings file, or the one that "recipe:NAME" names. Raises ValueError for a recipe that is not there."""
+    """A settings file, or the one that "recipe:NAME" names. Raises ValueError for an unknown recipe."""
     if not name.startswith("recipe:"):
         return Path(name)
     known, wanted = recipes(), name.removeprefix("recipe:").removesuffix(".yaml")
     if wanted not in known:
-        close = difflib.get_close_matches(wanted, known, n=3)
-        hint = f"close ones: {', '.join(close)} (elit recipes lists all)" if close else "elit recipes lists all"
-        raise ValueError(f"config={name!r}: no such recipe; {hint}")
+        close = ", ".join(difflib.get_close_matches(wanted, known, n=3)) or "a name that elit recipes lists"
+        raise ValueError(f"config must be a recipe, such as {close}, got {name!r}")
     return known[wanted]
 
 
-class DuplicateField(yaml.YAMLError):
-    """A field that stands twice."""
-
-
 class UniqueLoader(yaml.SafeLoader):
-    """Refuses a field that stands twice, of which PyYAML would take the last."""
+    """Refuses a field that is there twice; PyYAML would take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, name in enumerate(names):
-            if isinstance(name, str) and name in names[:place]:
-                line = node.value[place][0].start_mark.line + 1
-                raise DuplicateField(f"{name!r} stands twice, the second time in line {line}")
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise yaml.YAMLError(f"{twice[0]!r} is there twice")
         return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:
-    """Reads YAML with any of `kind`'s fields. Raises ValueError naming an unknown field or a bad value."""
+    """Reads YAML with any of `kind`'s fields. Raises ValueError naming an unknown field or an invalid value."""
     path = config_file(str(path))
     if not path.is_file():
         raise ValueError(f"config={str(path)!r}: no such file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader) or {}
-    except UnicodeDecodeError:
-        raise ValueError(f"config={str(path)!r}: is no text file; give YAML") from None
-    except DuplicateField as error:
-        raise ValueError(f"config={str(path)!r}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that are no text, or dates that do not exist
         raise ValueError(f"config={str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
     return _build(kind, content, str(path))
 
 
-def _build(kind: type, content: Any, where: str) -> Any:
+def _build(kind: type[T], content: object, where: str) -> T:
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where}: expected `field: value` lines, found {type(content).__name__}")
+        raise ValueError(f"{where}: must be `field: value` lines, got {type(content).__name__}")
     hints = {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is not ClassVar}
     if unknown := sorted(set(map(str, content)) - set(hints)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; valid ones: {', '.join(hints)}")
-    values = {}
-    for name, value in content.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value, f"{where}: {name}")
-        else:
-            value = _checked(hints[name], value, f"{where}: {name}")
-        values[name] = value
-    return kind(**values)
+    build = {name: _build if dataclasses.is_dataclass(hint) else _value for name, hint in hints.items()}
+    return kind(**{name: build[name](hints[name], value, f"{where}: {name}") for name, value in content.items()})
 
 
-def _checked(hint: Any, value: Any, where: str) -> Any:
-    """The value as its field's type; YAML knows no tuples, and reads 1e-4 as text. Raises ValueError."""
+def _value(hint: Any, value: object, where: str) -> object:
+    """The value as its field's type; YAML has no tuples, and reads 1e-4 as text. Raises ValueError."""
     value = tuple(value) if isinstance(value, list) else value
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in kinds:
         if get_origin(kind) is Literal:
-            return value  # TrainConfig says which are valid
-        if get_origin(kind) is tuple:
-            if isinstance(value, tuple) and all(type(part) is get_args(kind)[0] for part in value):
+            if value in get_args(kind):
+                return value
+        elif get_origin(kind) is tuple:
+            if isinstance(value, tuple) and all(type(each) is get_args(kind)[0] for each in value):
                 return value
         elif type(value) is kind:
             return value
         elif kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 return float(value)
-    names = " or ".join("a number" if kind is float else getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise ValueError(f"{where}={value!r}: expected {names}".replace("NoneType", "null"))
+    names = [
+        ", ".join(get_args(kind)) if get_origin(kind) is Literal else getattr(kind, "__name__", "") for kind in kinds
+    ]
+    valid = " or ".join(names).replace("float", "a number").replace("NoneType", "null")
+    raise ValueError(f"{where} must be {valid}, got {value!r}")

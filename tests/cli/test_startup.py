@@ -122,7 +122,7 @@ def test_what_was_taken_or_refused_without_a_name(saved, tmp_path, capsys):
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     (tmp_path / "file").write_text("")
     for line, message in {
-        f"train --config {tmp_path}/binary.yaml": f"config='{tmp_path}/binary.yaml': is no text file",
+        f"train --config {tmp_path}/binary.yaml": f"config='{tmp_path}/binary.yaml': not YAML: ",
         f"encode {tmp_path} {tmp_path}/out --vae nowhere": "vae='nowhere': no such folder, and no name on the hub",
         f"sample {saved} --out {tmp_path}/file/x.png": f"out='{tmp_path}/file/x.png': cannot write there, ",
     }.items():
