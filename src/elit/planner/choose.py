@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from elit.arguments import real_number, shortened, whole_number
 from elit.budgets import Schedule, resolve_budget
 from elit.compat import write_count
 from elit.elastic.load_model import load_model
@@ -16,16 +15,15 @@ from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.files import existing
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
-from elit.planner.cost import CostModel, CostPolynomial
-from elit.planner.explanation import explain, setting_words
-from elit.planner.plan import Plan
+from elit.planner.cost import anatomy, evaluations_of, gflop_costs
+from elit.planner.plan import Plan, explain, make_target
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
-from elit.planner.quality import Curve, Quality, find_table, read_quality
-from elit.planner.target import make_target
+from elit.planner.quality import Quality, find_table, read_quality
 from elit.pretrained import model_folder
-from elit.sampling.precision import as_dtype
+from elit.sampling.precision import as_dtype, in_dtype
+from elit.sampling.settings import Sampling
 
-MOST_STEPS = 64
+MAX_STEPS = 64
 PAPER_STEPS, PAPER_SCALE = 40, 1.25
 Wanted = Guidance | Literal["any"] | None
 
@@ -63,23 +61,15 @@ def plan(
     Raises ValueError for a target that nothing keeps to, naming the least possible, where a profile is missing, and for
     a profile or table of another network; a neighbour's table beside the model's folder is not used.
     """
-    if not (guidance is None or guidance == "any" or isinstance(guidance, Guidance)):
-        raise ValueError(f"guidance={shortened(guidance)}: give elit.CFG(scale) or the like, None, or 'any'")
-    dtype, batch = as_dtype(dtype), whole_number("batch", batch, 1)
-    cache = None if cache is None else real_number("cache", cache, least=0)
-    for argument, text in (("quality", quality), ("table", table)):
-        if not (text is None or isinstance(text, str | Path)):
-            raise ValueError(f"{argument}={shortened(text)}: give a name")
+    dtype = as_dtype(dtype)
     network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
     target = make_target(**targets, batch=batch)
-    if not isinstance(profile, Profile | str | Path | None):
-        raise ValueError(f"profile={shortened(profile)}: give a file of elit profile")
-    if isinstance(profile, str | Path):
-        profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
-    elif profile is None:
+    if profile is None:
         profile = find_profile(network, folder, dtype, compile=compile)
+    elif not isinstance(profile, Profile):
+        profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
     if profile is None and target.ms is not None:
         name = folder or "MODEL"
         raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
@@ -91,12 +81,11 @@ def plan(
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
     target = replace(target, margin=profile.margin if profile else 0.0)
-    price = Pricing(network, batch, cache, profile.cost if profile else None)
-    measured = measured_plans(quality_table, price, guidance) if quality_table else []
-    guessed = ladder(network, price, guidance)
+    pricing = Pricing(network, batch, cache, profile)
+    measured = measured_plans(quality_table, pricing, guidance) if quality_table else []
+    guessed = ladder(network, pricing, guidance)
     fitting = [each for each in measured if target.met(each)]
     if quality_table and fitting:
-        assert all(each.quality is not None for each in fitting)
         best = min(fitting, key=lambda each: (quality_table.loss(each.quality or 0.0), target.cost(each)))
         return replace(best, words=explain(best, target, fitting, quality_table, network, note))
     for each in guessed:
@@ -105,7 +94,7 @@ def plan(
     least = min([*measured, *guessed], key=target.cost)
     unit = "GFLOPs an image" if target.ms is None else f"ms for {batch} image{'s' if batch > 1 else ''}"
     raise ValueError(
-        f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {setting_words(least)}"
+        f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {least.describe()}"
     )
 
 
@@ -114,44 +103,42 @@ def best_device() -> str:
 
 
 class Pricing:
-    """What settings cost: GFLOPs of an image always, milliseconds where there is a profile."""
+    """Settings with their cost: GFLOPs of an image always, milliseconds where there is a profile."""
 
-    def __init__(self, model: Transformer, batch: int, cache: float | None, cost: CostModel | None):
-        self.polynomial, self.batch, self.cache, self.cost = CostPolynomial(model), batch, cache, cost
+    def __init__(self, model: Transformer, batch: int = 1, cache: float | None = 0.0, profile: Profile | None = None):
+        self.model, self.batch, self.cache = model, batch, cache
+        parts = anatomy(model)
+        self.gflops, self.costs = gflop_costs(parts), profile and profile.costs(parts)
 
-    def plan(self, steps: int, budget: Schedule, guidance: Guidance | None, **more: Any) -> Plan:
-        cache = more.pop("cache", self.cache or 0.0)
-        settings: dict[str, Any] = {"steps": steps, "budget": budget, "guidance": guidance, "cache": cache}
-        counts = self.polynomial.counts(batch=self.batch, **settings)
-        ms = self.cost.ms(counts) if self.cost else None
-        return Plan(**settings, batch=self.batch, ms=ms, gflops=counts.gflops, **more)
+    def plan(self, setting: Sampling, **more: Any) -> Plan:
+        evaluations = evaluations_of(self.model, setting)
+        ms = self.costs.run_ms(evaluations, self.batch) if self.costs else None
+        return Plan(**vars(setting), batch=self.batch, ms=ms, gflops=self.gflops.run_ms(evaluations, 1), **more)
 
 
-def measured_plans(quality: Quality, price: Pricing, guidance: Wanted) -> list[Plan]:
-    """Every curve at all steps from its first to its last measured one; of a cached one at the measured ones alone,
-    since how many calls a threshold saves jumps between them.
+def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted) -> list[Plan]:
+    """Every curve at all steps from its first to its last measured one; a cached one at the measured ones alone, since
+    the number of calls that a threshold saves jumps between them.
     """
     plans = []
     for curve in quality.curves:
-        wanted = guidance == "any" or same_guidance(curve, guidance, price.polynomial.model.budgets)
-        if not wanted or price.cache not in (None, curve.cache):
+        wanted = guidance == "any" or same_guidance(curve.setting.guidance, guidance, pricing.model.budgets)
+        if not wanted or pricing.cache not in (None, curve.setting.cache):
             continue
-        for steps in curve.steps if curve.cache else range(curve.steps[0], curve.steps[-1] + 1):
-            value = {"metric": quality.metric, "quality": curve.at(steps), "cache": curve.cache}
-            plans.append(price.plan(steps, curve.budget, curve.guidance, **value))
+        for steps in curve.steps if curve.setting.cache else range(curve.steps[0], curve.steps[-1] + 1):
+            plans.append(pricing.plan(curve.sampling(steps), metric=quality.metric, quality=curve.at(steps)))
     return plans
 
 
-def same_guidance(curve: Curve, guidance: Wanted, budgets: Sequence[int]) -> bool:
-    """Whether a curve is of that guidance, however its budget is written."""
-    if guidance is None or curve.guidance is None:
-        return guidance is curve.guidance
-    assert isinstance(guidance, Guidance)
+def same_guidance(scored: Guidance | None, guidance: Guidance | None, budgets: Sequence[int]) -> bool:
+    """Whether a curve has that guidance, however its budget is written."""
+    if guidance is None or scored is None:
+        return guidance is scored
     weak = guidance.weak_budget(None, budgets) if guidance.kind == "ccfg" else guidance.budget
-    return replace(guidance, budget=weak) == curve.guidance
+    return replace(guidance, budget=weak) == scored
 
 
-def ladder(model: Transformer, price: Pricing, guidance: Wanted) -> list[Plan]:
+def ladder(model: Transformer, pricing: Pricing, guidance: Wanted) -> list[Plan]:
     """Settings from the dearest to the cheapest where nobody has measured quality: the paper's findings in order.
 
     1. 64 to 40 steps with all latents, guided: +G improves every row of its tables, and CCFG at the least budget is as
@@ -162,27 +149,27 @@ def ladder(model: Transformer, price: Pricing, guidance: Wanted) -> list[Plan]:
     4. Fewer tokens again, down to the least; then no guidance; then fewer steps, down to 1.
     """
     budgets = model.budgets
-    guide = guidance
-    if guide == "any":
-        guide = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
-    constant = guide is not None and guide.kind == "ag"  # whose main branch keeps more than the weak one does
-    least = resolve_budget(guide.budget, budgets) if guide and constant else None
+    default = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
+    first = default if isinstance(guidance, str) else guidance
+    last = None if isinstance(guidance, str) else guidance
+    constant = first is not None and first.kind == "ag"  # whose main branch keeps more than the weak one does
+    least = resolve_budget(first.budget, budgets) if first is not None and constant else None
     mains = [num_latents for num_latents in reversed(budgets) if num_latents > (least or 0)]
-    tokens: list[Schedule] = [num_latents if constant else halved(num_latents, budgets) for num_latents in mains] or [
-        None
-    ]
+    tokens = [num_latents if constant else halved(num_latents, budgets) for num_latents in mains] or [None]
     quarter = max(1, sum(4 * num_latents >= budgets[-1] for num_latents in mains))
-    high, low = tokens[:quarter], tokens[quarter:]
-    top = budgets[-1] if budgets else None
-    plans = [price.plan(steps, top, guide) for steps in range(MOST_STEPS, PAPER_STEPS - 1, -1)]
-    plans += [price.plan(PAPER_STEPS, num_latents, guide) for num_latents in high]
-    plans += [price.plan(steps, high[-1], guide) for steps in range(PAPER_STEPS - 1, 9, -1)]
-    plans += [price.plan(10, num_latents, guide) for num_latents in low]
-    last = tokens[-1]
-    if guidance == "any":
-        plans.append(price.plan(10, last, None))
-        guide = None
-    return plans + [price.plan(steps, last, guide) for steps in range(9, 0, -1)]
+    settings: list[tuple[int, Schedule, Guidance | None]] = [
+        *((steps, budgets[-1] if budgets else None, first) for steps in range(MAX_STEPS, PAPER_STEPS - 1, -1)),
+        *((PAPER_STEPS, budget, first) for budget in tokens[:quarter]),
+        *((steps, tokens[quarter - 1], first) for steps in range(PAPER_STEPS - 1, 9, -1)),
+        *((10, budget, first) for budget in tokens[quarter:]),
+        *([(10, tokens[-1], last)] if last is not first else []),
+        *((steps, tokens[-1], last) for steps in range(9, 0, -1)),
+    ]
+    cache = pricing.cache or 0.0
+    return [
+        pricing.plan(Sampling(steps=steps, budget=budget, guidance=guide, cache=cache))
+        for steps, budget, guide in settings
+    ]
 
 
 def halved(num_latents: int, budgets: Sequence[int]) -> Schedule:
@@ -210,25 +197,30 @@ def find_profile(
 
 
 def check_table(quality: Quality, model: Transformer, folder: Path | None) -> tuple[Quality | None, str]:
-    """The table if it is of this network, and what a plan has to say of it. Raises ValueError where it is of another.
+    """The table if it is of this network, and a note for the plan. Raises ValueError where it is of another network.
 
-    One that merely lies beside the model's folder may be that of a neighbour: it is passed over.
+    One that merely lies beside the model's folder may be a neighbour's: it is passed over.
     """
-    if not quality.model_sha256 or quality.model_sha256 == network_digest(model):
+    dtypes = (model.dtype, torch.bfloat16, torch.float16)  # a table may be of the same weights, rounded
+    if not quality.model_sha256 or any(network_digest(model, dtype) == quality.model_sha256 for dtype in dtypes):
         return quality, ""
-    if model.dtype != torch.float32:  # the digest is of weights as they are, so these cannot be told from others
+    if model.dtype != torch.float32:  # rounded weights may be those of the table
         return quality, f" {quality.path} was made with other weights, or these in another dtype."
     if folder is not None and quality.path.parent == folder.parent:
         return None, f" {quality.path} is of another network, and was not used: elit sweep makes one of this."
     raise ValueError(f"table={str(quality.path)!r}: made for another network; make it again with elit sweep")
 
 
-def network_digest(model: Transformer) -> str:
-    """As `elit sweep` names a network; worked out once, and again when its weights were written to."""
+def network_digest(model: Transformer, dtype: torch.dtype | None = None) -> str:
+    """The name that `elit sweep` gives a network, worked out again only when its weights were written to."""
     state = model.dtype, [(id(weight), write_count(weight)) for weight in model.parameters()]
     if model not in _digests or _digests[model][0] != state:
-        _digests[model] = state, recipe_digest(describe_network(model))
-    return _digests[model][1]
+        _digests[model] = state, {}
+    digests, dtype = _digests[model][1], dtype or model.dtype
+    if dtype not in digests:
+        network = model if dtype == model.dtype else in_dtype(model, dtype)
+        digests[dtype] = recipe_digest(describe_network(network))
+    return digests[dtype]
 
 
-_digests: WeakKeyDictionary[Transformer, tuple[Any, str]] = WeakKeyDictionary()
+_digests: WeakKeyDictionary[Transformer, tuple[Any, dict[torch.dtype, str]]] = WeakKeyDictionary()

@@ -1,137 +1,182 @@
-"""Milliseconds of a sampling run from what it does: a few terms with a price each, fitted to measured runs.
+"""The cost of sampling on one machine: a few prices, fitted by `elit profile`, for plans and for a service's steps.
 
-What a run does is counted in `TERMS`; its time is the sum of counts × prices. Where a device takes the work while the
-next calls are still on their way to it, as a GPU does, the longer of the two counts instead, step by step.
+    evaluation = call + core · (different budgets) + Σ over images and branches of (around + linear·J̃ + square·J̃²)
+
+Where calls and work overlap, as on a GPU, the larger of the two counts in place of their sum.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from elit.budgets import Schedule
+from elit.config import require
 from elit.costs.flops import count_flops, shared_flops
-from elit.flow.guidance import Branch, Guidance
+from elit.flow.guidance import Branch
 from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan, shares_head
+from elit.sampling.settings import Sampling
 
-RUN_TERMS = ("run", "image")
-"""Once a run; once an image, whose noise is drawn from its own seed."""
-CALL_TERMS = ("call", "core")
-"""Once an evaluation of the network; once for each different budget in it, whose core runs on its own."""
-WORK_TERMS = ("around", "linear", "attention")
-"""GFLOPs outside of the core; those that rise with the latents; those that rise with their square."""
-TERMS = (*RUN_TERMS, *CALL_TERMS, *WORK_TERMS)
+CALL_TERMS, WORK_TERMS = ("call", "core"), ("around", "linear", "attention")
+TERMS = ("run", "image", *CALL_TERMS, *WORK_TERMS)
+"""Names of a profile's prices; those of `WORK_TERMS` are per GFLOP."""
+Evaluations = Mapping[tuple[Branch, ...], int]
+"""The branches of a run's evaluations, and how often each set of them is evaluated."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What a run of `batch` images does."""
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Prices in milliseconds."""
 
-    batch: int
-    evaluations: tuple[tuple[int, tuple[float, ...], tuple[float, ...]], ...]
-    """How often, and of one of them the counts of `CALL_TERMS` and of `WORK_TERMS`."""
+    run: float = 0.0
+    """A run of `elit.sample`."""
+    image: float = 0.0
+    """An image beside its steps: noise and, in a service, decoding and writing the picture."""
+    call: float = 0.0
+    """A forward, whatever is in it."""
+    core: float = 0.0
+    """Each different budget of a forward, whose core runs on its own."""
+    around: float = 0.0
+    """A branch of an image, without the part that rises with its latents."""
+    linear: float = 0.0
+    """A latent per group of a branch."""
+    square: float = 0.0
+    """The same, squared: attention among the latents."""
+    shared: float = 0.0
+    """The part of `around` that both branches of autoguidance compute once."""
+    overlapping: bool = False
+    """True where calls and work go on side by side, so that the longer one counts."""
+    separate: bool = False
+    """True where every image has a forward of its own, so that its bytes do not depend on the batch."""
 
-    @property
-    def gflops(self) -> float:
-        """Of one image."""
-        return sum(times * sum(work) for times, _, work in self.evaluations) / self.batch
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(0 <= value < float("inf"), name, value, "milliseconds, 0 or more")
 
-    def row(self, launch_bound: bool | None = None) -> list[float]:
-        """Counts of all `TERMS`; launch_bound: leave out the work, or the calls if False."""
-        total = [1.0, float(self.batch), *[0.0] * (len(CALL_TERMS) + len(WORK_TERMS))]
-        for times, calls, work in self.evaluations:
-            parts = ((calls, launch_bound is not False), (work, launch_bound is not True))
-            counts = [count * used for part, used in parts for count in part]
-            total[2:] = [before + times * count for before, count in zip(total[2:], counts, strict=True)]
+    @classmethod
+    def from_prices(
+        cls, prices: Mapping[str, float], anatomy: Mapping[str, Any], *, overlapping: bool = False
+    ) -> "Costs":
+        """From the prices of a profile and the `anatomy` of its network."""
+        work = {name: prices[name] for name in ("run", "image", *CALL_TERMS)}
+        work |= {name: prices["around"] * anatomy.get(name, 0.0) for name in ("around", "shared")}
+        work |= {"linear": prices["linear"] * anatomy["linear"], "square": prices["attention"] * anatomy["square"]}
+        return cls(**work, overlapping=overlapping)
+
+    def work(self, latents: Iterable[int], *, shared: bool = False) -> float:
+        """The work of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""
+        total = sum(self.around + self.linear * count + self.square * count**2 for count in latents)
+        return total - self.shared if shared else total
+
+    def evaluation(self, latents: Collection[int], work: float) -> float:
+        """One forward. latents: the different ones in it."""
+        calls = self.call + self.core * len(latents)
+        return max(calls, work) if self.overlapping else calls + work
+
+    def run_ms(self, evaluations: Evaluations, batch: int) -> float:
+        """A run of `elit.sample` of `batch` images."""
+        total = self.run + batch * self.image
+        for branches, times in evaluations.items():
+            latents = [branch.budget or 0 for branch in branches]
+            work = self.work(latents, shared=shares_head(branches))
+            total += times * self.evaluation(set(latents), batch * work)
         return total
 
+    def step_ms(self, running: Iterable[tuple[Sampling, int]]) -> float:
+        """One step of a service: (setting, images) of each request in progress."""
+        steps = [(branch_latents(sampling), images) for sampling, images in running]
+        if self.separate:
+            return sum(images * self.evaluation(set(latents), self.work(latents)) for latents, images in steps)
+        different = set[int]().union(*(latents for latents, _ in steps))
+        work = sum(images * self.work(latents) for latents, images in steps)
+        return self.evaluation(different, work) if steps else 0.0
 
-class CostPolynomial:
-    """A network's cost as a polynomial in the latents of a group, from the closed form."""
+    def alone_ms(self, sampling: Sampling, images: int = 1) -> float:
+        """A whole request of a service with nothing beside it."""
+        return sampling.steps * self.step_ms([(sampling, images)]) + images * self.image
 
-    def __init__(self, model: Transformer):
-        self.model = model
-        self.shared = shared_flops(model) / 1e9
-        budgets = model.budgets
-        known = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [0]
-        costs = [count_flops(model, budget=num_latents or None) / 1e9 for num_latents in known]
-        coefficients = np.linalg.solve(np.vander(np.array(known, dtype=np.float64), increasing=True), costs).tolist()
-        self.around, self.linear, self.square = [*coefficients, 0.0, 0.0][:3]
+    def rate(self, sampling: Sampling, batch: int) -> float:
+        """Images a second with `batch` of them always in progress."""
+        return 1e3 * batch / self.alone_ms(sampling, batch)
 
-    def parts(self) -> dict[str, Any]:
-        """The polynomial's coefficients in GFLOPs, and the budgets it is for."""
-        parts = {"around": self.around, "linear": self.linear, "square": self.square, "shared": self.shared}
-        return parts | {"budgets": list(self.model.budgets)}
-
-    def counts(
-        self,
-        *,
-        batch: int = 1,
-        steps: int,
-        budget: Schedule = None,
-        guidance: Guidance | None = None,
-        cache: float = 0.0,
-    ) -> Counts:
-        """What `elit.sample` does at these settings. Raises ValueError for those that do not fit the network."""
-        plan = sampling_plan(self.model, time_grid(steps), budget, guidance, cache=cache)
-        seen = Counter(tuple(branches) for step in plan for branches in step.values() if branches)
-        return Counts(batch, tuple((times, *self._evaluation(batch, branches)) for branches, times in seen.items()))
-
-    def _evaluation(self, batch: int, branches: Sequence[Branch]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        counts = [branch.budget or 0 for branch in branches]
-        around = len(branches) * self.around - (self.shared if shares_head(branches) else 0.0)
-        work = (around, self.linear * sum(counts), self.square * sum(count**2 for count in counts))
-        return (1.0, float(len(set(counts)))), tuple(batch * part for part in work)
+    def efficient_batch(self, sampling: Sampling, most: int, share: float = 0.9) -> int:
+        """The fewest images in progress that reach `share` of the best rate of up to `most`; more only make all wait."""
+        rates = [self.rate(sampling, batch) for batch in range(1, most + 1)]
+        return next(batch for batch, rate in enumerate(rates, 1) if rate >= share * max(rates))
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Prices in milliseconds, one a term."""
-
-    prices: dict[str, float]
-    overlapping: bool
-    """Whether calls and work go on side by side, so that the longer one counts."""
-
-    def ms(self, counts: Counts) -> float:
-        """Predicted wall-clock of a run."""
-        prices = [self.prices[name] for name in TERMS]
-        once, call, work = prices[:2], prices[2:4], prices[4:]
-        total = _dot(once, (1.0, counts.batch))
-        for times, calls, done in counts.evaluations:
-            both = _dot(call, calls), _dot(work, done)
-            total += times * (max(both) if self.overlapping else sum(both))
-        return total
-
-    def error(self, runs: Sequence[Counts], ms: Sequence[float]) -> float:
-        """Mean relative error."""
-        return sum(abs(self.ms(run) / taken - 1) for run, taken in zip(runs, ms, strict=True)) / len(runs)
+@lru_cache(4096)
+def branch_latents(sampling: Sampling) -> tuple[int, ...]:
+    """Latents per group of every branch of a step, where the budgets are numbers; 0 without an interface."""
+    main: Any = sampling.budget or 0
+    guidance = sampling.guidance
+    if guidance is None or guidance.scale == 1:
+        return (main,)
+    weak: Any = guidance.budget or main
+    return (main, weak)
 
 
-def fit(runs: Sequence[Counts], ms: Sequence[float]) -> CostModel:
-    """The cost model with the least squared relative error, no price below 0; of its two forms the better one."""
-    one_by_one = _priced([run.row() for run in runs], ms, overlapping=False)
-    side_by_side = one_by_one
-    for _ in range(8):  # which runs wait for calls depends on the prices, and they on that
-        sides = [_launch_bound(side_by_side, run) for run in runs]
-        rows = [run.row(side) for run, side in zip(runs, sides, strict=True)]
-        side_by_side = _priced(rows, ms, overlapping=True)
-    return min((one_by_one, side_by_side), key=lambda model: model.error(runs, ms))
+def evaluations_of(model: Transformer, sampling: Sampling) -> Evaluations:
+    """The evaluations of `elit.sample` at these settings. Raises ValueError for those that do not fit the network."""
+    times = time_grid(sampling.steps, sampling.shift)
+    plan = sampling_plan(model, times, sampling.budget, sampling.guidance, sampling.solver, sampling.cache)
+    return Counter(tuple(branches) for step in plan for branches in step.values() if branches)
 
 
-def _launch_bound(model: CostModel, run: Counts) -> bool:
-    """Whether most of a run's time goes by with calls, not with work."""
-    prices = [model.prices[name] for name in TERMS]
-    calls = sum(times * _dot(prices[2:4], calls) for times, calls, _ in run.evaluations)
-    return calls > sum(times * _dot(prices[4:], work) for times, _, work in run.evaluations)
+def anatomy(model: Transformer) -> dict[str, Any]:
+    """GFLOPs of a forward of one image as a polynomial in the latents of a group, and the budgets it is for."""
+    budgets = model.budgets
+    known = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [0]
+    flops = [count_flops(model, budget=num_latents or None) / 1e9 for num_latents in known]
+    solved = np.linalg.solve(np.vander(np.array(known, dtype=np.float64), increasing=True), flops).tolist()
+    around, linear, square = [*solved, 0.0, 0.0][:3]
+    parts = {"around": around, "linear": linear, "square": square, "shared": shared_flops(model) / 1e9}
+    return parts | {"budgets": list(budgets)}
 
 
-def _priced(rows: Sequence[Sequence[float]], ms: Sequence[float], *, overlapping: bool) -> CostModel:
-    relative = np.array(rows, dtype=np.float64) / np.array(ms, dtype=np.float64)[:, None]
-    return CostModel(dict(zip(TERMS, non_negative_prices(relative), strict=True)), overlapping)
+def gflop_costs(anatomy: Mapping[str, Any]) -> Costs:
+    """Costs whose unit is a GFLOP: `run_ms(evaluations, 1)` is then the GFLOPs of one image."""
+    return Costs(**{name: anatomy[name] for name in ("around", "linear", "square", "shared")})
+
+
+Run = tuple[Evaluations, int]
+"""A run's evaluations and its number of images."""
+
+
+def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Mapping[str, Any]) -> tuple[dict[str, float], bool]:
+    """Prices with the least squared relative error, none below 0, and whether calls and work overlap.
+
+    Of the two forms the better one is taken.
+    """
+
+    def predict(prices: Mapping[str, float], run: Run) -> float:
+        return Costs.from_prices(dict.fromkeys(TERMS, 0.0) | prices, anatomy).run_ms(*run)
+
+    def priced(counts: np.ndarray) -> dict[str, float]:
+        relative = counts / np.array(ms, dtype=np.float64)[:, None]
+        return dict(zip(TERMS, non_negative_prices(relative), strict=True))
+
+    def error(prices: Mapping[str, float], *, overlapping: bool) -> float:
+        return mean_error(Costs.from_prices(prices, anatomy, overlapping=overlapping), runs, ms)
+
+    counts = np.array([[predict({name: 1.0}, run) for name in TERMS] for run in runs])
+    is_call, is_work = np.isin(TERMS, CALL_TERMS), np.isin(TERMS, WORK_TERMS)
+    one_by_one = side_by_side = priced(counts)
+    for _ in range(8):  # the runs that wait for calls depend on the prices, and the prices on those runs
+        calls, work = ({name: side_by_side[name] for name in names} for names in (CALL_TERMS, WORK_TERMS))
+        waiting = np.array([predict(calls, run) > predict(work, run) for run in runs])[:, None]
+        side_by_side = priced(np.where(waiting & is_work | ~waiting & is_call, 0.0, counts))
+    overlapping = error(side_by_side, overlapping=True) < error(one_by_one, overlapping=False)
+    return (side_by_side if overlapping else one_by_one), overlapping
+
+
+def mean_error(costs: Costs, runs: Sequence[Run], ms: Sequence[float]) -> float:
+    """Mean relative error of the predicted times."""
+    return sum(abs(costs.run_ms(*run) / taken - 1) for run, taken in zip(runs, ms, strict=True)) / len(runs)
 
 
 def non_negative_prices(relative: np.ndarray) -> list[float]:
@@ -141,7 +186,3 @@ def non_negative_prices(relative: np.ndarray) -> list[float]:
     scale = np.abs(relative).max(0)
     scale[scale == 0] = 1.0  # prices differ by many powers of ten
     return (nnls(relative / scale, np.ones(len(relative)))[0] / scale).tolist()
-
-
-def _dot(prices: Sequence[float], counts: Sequence[float]) -> float:
-    return sum(price * count for price, count in zip(prices, counts, strict=True))

@@ -9,7 +9,7 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,50 +17,43 @@ from typing import Any
 import torch
 
 from elit._version import __version__
+from elit.budgets import evenly_spaced
 from elit.costs.timing import timed
 from elit.evaluate.recipe import recipe_digest
 from elit.files import write_text
-from elit.flow.guidance import make_guidance
+from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
-from elit.planner.cost import CostModel, CostPolynomial, Counts, fit
+from elit.planner.cost import Costs, anatomy, evaluations_of, fit
 from elit.pretrained import measurements_folder
 from elit.sampling.sample import sample
+from elit.sampling.settings import Sampling
 
 Progress = Callable[[int, int], None]
-LEAST_ROUNDS = 3
+Case = tuple[Sampling, int]
+"""A sampling run to be timed: its settings and its number of images."""
+MIN_ROUNDS = 3
 HELD_OUT = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A sampling run to be timed."""
-
-    batch: int
-    steps: int
-    budget: int | None
-    kind: str = "none"
-    """Of guidance: none, cfg, ag or ccfg."""
-    weak: int | None = None
-    """Latents of the second branch of ag and ccfg."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of `elit.sample`; the scale of guidance takes no time."""
-        return {"steps": self.steps, "budget": self.budget, "guidance": make_guidance(self.kind, 1.5, self.weak)}
+SCALE = 1.5
+"""Of guidance in the timed runs, where it takes no time."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured runs of one network on one machine, and the cost model of them."""
+    """Measured runs of one network on one machine, and the prices fitted to them."""
 
     recipe: dict[str, Any]
-    """What the times are of; see `profile_recipe`."""
-    cost: CostModel
+    """The network, machine and versions that the times are of; see `profile_recipe`."""
+    cost: dict[str, Any]
+    """`prices` by term, and whether calls and work are `overlapping`."""
     rows: list[dict[str, Any]]
     """Every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit."""
     rounds: int
     anatomy: dict[str, Any] = field(default_factory=dict)
-    """GFLOPs of a forward of one image by part (`CostPolynomial`), and the budgets: what a cost needs beside prices."""
+    """GFLOPs of a forward of one image by part, and the budgets: what costs need beside prices."""
+
+    def costs(self, anatomy: Mapping[str, Any] | None = None) -> Costs:
+        """The prices of the network in milliseconds. anatomy: where the file is too old to hold it."""
+        return Costs.from_prices(anatomy=anatomy or self.anatomy, **self.cost)
 
     def error(self, *, held_out: bool) -> float:
         """Mean relative error over the runs that were, or were not, held out of the fit."""
@@ -69,7 +62,7 @@ class Profile:
 
     @property
     def margin(self) -> float:
-        """What plans leave room for: the mean error over held-out runs, 0 where none was held out."""
+        """The mean error over held-out runs, by which plans stay below a target; 0 where none was held out."""
         return self.error(held_out=True) if any(row["held_out"] for row in self.rows) else 0.0
 
     def save(self, folder: Path) -> Path:
@@ -89,58 +82,54 @@ def measure_profile(
 ) -> Profile:
     """Times runs of `elit.sample` over budgets, batch sizes and guidances, and fits the cost model.
 
-    seconds: how long to go on; there are three rounds at the least. progress: (seconds gone, seconds in all).
-    Every round goes through all runs in another order, and a run's time is its median: what else the machine does
-    hits all of them alike. Raises ValueError for a batch size that is none.
+    seconds: the time to measure for; there are at least three rounds. progress: (seconds gone, seconds in all).
+    Every round goes through all runs in another order, and a run's time is its median, so that other work on the
+    machine affects all of them alike.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"batch_sizes={tuple(batch_sizes)}: give numbers of images, at least 1 each")
     known = grid(model.budgets, batch_sizes)
-    unknown = held_out(model.budgets, batch_sizes, known)
-    cases = [*known, *unknown]
+    cases = [*known, *held_out(model.budgets, batch_sizes, known)]
     taken, rounds = time_runs(model, cases, dtype=dtype, compile=compile, seconds=seconds, progress=progress)
-    polynomial = CostPolynomial(model)
-    runs = [counts_of(polynomial, case) for case in cases]
-    cost = fit(runs[: len(known)], taken[: len(known)])
+    parts, fitted = anatomy(model), len(known)
+    runs = [(evaluations_of(model, sampling), batch) for sampling, batch in cases]
+    prices, overlapping = fit(runs[:fitted], taken[:fitted], parts)
+    costs = Costs.from_prices(prices, parts, overlapping=overlapping)
     rows = [
-        {**asdict(case), "held_out": i >= len(known), "ms": ms, "predicted_ms": cost.ms(run)}
+        {**case_row(case), "held_out": i >= fitted, "ms": ms, "predicted_ms": costs.run_ms(*run)}
         for i, (case, run, ms) in enumerate(zip(cases, runs, taken, strict=True))
     ]
-    return Profile(profile_recipe(model, dtype, compile=compile), cost, rows, rounds, polynomial.parts())
+    recipe = profile_recipe(model, dtype, compile=compile)
+    return Profile(recipe, {"prices": prices, "overlapping": overlapping}, rows, rounds, parts)
 
 
-def counts_of(polynomial: CostPolynomial, case: Case) -> Counts:
-    return polynomial.counts(batch=case.batch, **case.settings)
+def case_row(case: Case) -> dict[str, Any]:
+    """A case as plain values, which `Sampling.from_dict` reads."""
+    sampling, batch = case
+    guidance = sampling.guidance
+    kind, weak = (guidance.kind, guidance.budget) if guidance else ("none", None)
+    return {"batch": batch, "steps": sampling.steps, "budget": sampling.budget, "kind": kind, "weak": weak}
 
 
 def grid(budgets: Sequence[int], batch_sizes: Sequence[int]) -> list[Case]:
     """The runs the cost model is fitted to: five budgets, every batch size, four kinds of branches, 1 step or 3."""
-    cases = []
-    for batch in sorted(set(batch_sizes)):
-        for num_latents in spread(budgets, 5):
-            for kind, weak in branch_kinds(budgets, num_latents):
-                cases += [(batch, num_latents, kind, weak)]
+    settings = [
+        (batch, num_latents, guidance)
+        for batch in sorted(set(batch_sizes))
+        for num_latents in evenly_spaced(budgets, 5) or [None]
+        for guidance in guidances(budgets, num_latents)
+    ]
     return [
-        Case(batch=batch, steps=(1, 3)[i % 2], budget=num_latents, kind=kind, weak=weak)
-        for i, (batch, num_latents, kind, weak) in enumerate(cases)
+        (Sampling(steps=(1, 3)[i % 2], budget=num_latents, guidance=guidance), batch)
+        for i, (batch, num_latents, guidance) in enumerate(settings)
     ]
 
 
-def branch_kinds(budgets: Sequence[int], num_latents: int | None) -> list[tuple[str, int | None]]:
-    """Guidances beside a main branch of `num_latents` latents, with the second branch at its least and at half."""
-    if not budgets or num_latents is None:
-        return [("none", None), ("cfg", None)]
+def guidances(budgets: Sequence[int], num_latents: int | None) -> list[Guidance | None]:
+    """Guidances beside a main branch of `num_latents` latents, with the weak branch at its least and at half."""
+    if num_latents is None:
+        return [None, CFG(SCALE)]
     least, half = budgets[0], budgets[(len(budgets) - 1) // 2]
-    kinds: list[tuple[str, int | None]] = [("none", None), ("cfg", None), ("ccfg", least), ("ccfg", half)]
-    return kinds + ([("ag", least)] if least < num_latents else [])
-
-
-def spread(budgets: Sequence[int], count: int) -> list[int | None]:
-    """`count` of the budgets, the least and the most among them; a baseline has the one."""
-    if not budgets:
-        return [None]
-    places = {round(i * (len(budgets) - 1) / (count - 1)) for i in range(count)}
-    return [budgets[place] for place in sorted(places)]
+    kinds = [None, CFG(SCALE), CCFG(SCALE, least), CCFG(SCALE, half)]
+    return kinds + ([AG(SCALE, least)] if least < num_latents else [])
 
 
 def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence[Case]) -> list[Case]:
@@ -149,13 +138,13 @@ def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence
     drawn: list[Case] = []
     while len(drawn) < HELD_OUT:
         num_latents = draw.choice(budgets) if budgets else None
-        kind, weak = draw.choice(branch_kinds(budgets, num_latents))
-        if weak is not None:
-            weak = draw.choice(
-                [count for count in budgets if kind == "ccfg" or num_latents is None or count < num_latents]
-            )
+        guidance = draw.choice(guidances(budgets, num_latents))
+        if guidance is not None and guidance.kind != "cfg":
+            below = guidance.kind == "ag" and num_latents is not None
+            weak = draw.choice([count for count in budgets if not below or count < num_latents])
+            guidance = {"ag": AG, "ccfg": CCFG}[guidance.kind](SCALE, weak)
         batch = draw.randint(min(batch_sizes), max(batch_sizes))
-        case = Case(batch=batch, steps=draw.randint(2, 8), budget=num_latents, kind=kind, weak=weak)
+        case = (Sampling(steps=draw.randint(2, 8), budget=num_latents, guidance=guidance), batch)
         if case not in known and case not in drawn:
             drawn.append(case)
     return drawn
@@ -171,19 +160,20 @@ def time_runs(
     progress: Progress | None = None,
 ) -> tuple[list[float], int]:
     """Median milliseconds of each case, and over how many rounds; the first round warms up and does not count."""
-    conditions = model.example_condition(max(case.batch for case in cases))
+    conditions = model.example_condition(max(batch for _, batch in cases))
 
     def run(case: Case) -> float:
-        _, seconds = timed(
-            lambda: sample(model, conditions[: case.batch], dtype=dtype, compile=compile, **case.settings), model.device
+        sampling, batch = case
+        _, taken = timed(
+            lambda: sample(model, conditions[:batch], sampling, dtype=dtype, compile=compile), model.device
         )
-        return 1e3 * seconds
+        return 1e3 * taken
 
     for case in cases:
         run(case)
     taken: list[list[float]] = [[] for _ in cases]
     order, shuffle, start, rounds = list(range(len(cases))), random.Random(0), time.perf_counter(), 0
-    while rounds < LEAST_ROUNDS or time.perf_counter() - start < seconds:
+    while rounds < MIN_ROUNDS or time.perf_counter() - start < seconds:
         shuffle.shuffle(order)
         for i in order:
             taken[i].append(run(cases[i]))
@@ -194,7 +184,7 @@ def time_runs(
 
 
 def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False) -> dict[str, Any]:
-    """All that a run's time depends on, beside its settings: machine, versions, and the network's shape."""
+    """Everything that a run's time depends on, beside its settings: machine, versions, and the network's shape."""
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     return {
         "device": machine(model.device),
@@ -224,17 +214,18 @@ def profile_path(folder: Path, recipe: dict[str, Any]) -> Path:
     return measurements_folder(folder) / f"profile-{name}-torch{recipe['torch']}.json"
 
 
-def read_profile(path: Path, recipe: dict[str, Any]) -> Profile:
-    """The profile in a file. Raises ValueError where it is damaged, or of another machine, version or network."""
+def read_profile(path: Path, recipe: dict[str, Any] | None = None) -> Profile:
+    """The profile in a file. Raises ValueError where it is damaged or, with a recipe, of another machine or network."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        cost, anatomy = CostModel(**content["cost"]), content.get("anatomy", {})
-        profile = Profile(content["recipe"], cost, content["rows"], content["rounds"], anatomy)
-    except (ValueError, KeyError, TypeError):  # no JSON, no text, or another JSON
+        names = ("recipe", "cost", "rows", "rounds")
+        profile = Profile(*(content[name] for name in names), anatomy=content.get("anatomy", {}))
+        profile.costs(profile.anatomy or dict.fromkeys(("around", "linear", "square"), 1.0))
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, no text, or another JSON
         raise ValueError(f"profile={str(path)!r}: damaged; make it again with elit profile") from None
     except OSError as error:
         raise ValueError(f"profile={str(path)!r}: cannot be read ({error.strerror}); elit profile makes one") from None
-    for name, value in recipe.items():
+    for name, value in (recipe or {}).items():
         if profile.recipe.get(name) != value:
             has = "another network" if name == "model" else f"{name} {profile.recipe.get(name)}, here it is {value}"
             raise ValueError(f"profile={str(path)!r}: made for {has}; make it again with elit profile")

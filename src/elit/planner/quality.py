@@ -1,18 +1,17 @@
-"""What a sweep found of a network: quality over steps, a curve for each budget, guidance and cache."""
+"""Quality measured by a sweep: a curve over steps for each budget, guidance and cache."""
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elit.budgets import Schedule, saved_schedule
 from elit.evaluate.plane import loss
 from elit.evaluate.score import METRICS
-from elit.flow.guidance import Guidance, make_guidance
 from elit.pretrained import measurements_folder
+from elit.sampling.settings import Sampling
 
 NAMES = ("sweep.jsonl", "sweep.parquet")
 
@@ -21,14 +20,15 @@ NAMES = ("sweep.jsonl", "sweep.parquet")
 class Curve:
     """Settings that differ in their steps alone."""
 
-    budget: Schedule
-    guidance: Guidance | None
+    setting: Sampling
+    """All but its steps."""
     steps: tuple[int, ...]
     """Measured, ascending."""
     values: tuple[float, ...]
     """The metric there."""
-    cache: float = 0.0
-    """Threshold of step caching."""
+
+    def sampling(self, steps: int) -> Sampling:
+        return replace(self.setting, steps=steps)
 
     def at(self, steps: int) -> float | None:
         """The metric at `steps`: linear in log(steps) between the measured ones, None beyond them."""
@@ -36,8 +36,8 @@ class Curve:
             return None
         return float(np.interp(math.log(steps), np.log(self.steps), self.values))
 
-    def neighbours(self, steps: int) -> str:
-        """Where its value comes from, in words."""
+    def origin(self, steps: int) -> str:
+        """The measured steps that a value comes from."""
         if steps in self.steps:
             return f"measured at {steps} steps"
         low = max(count for count in self.steps if count < steps)
@@ -52,7 +52,7 @@ class Quality:
     metric: str
     curves: tuple[Curve, ...]
     model_sha256: str | None
-    """Of the network that was swept; None in a table that does not say."""
+    """Digest of the network that was swept; None in an older table."""
 
     def loss(self, value: float) -> float:
         """Lower is better, whatever the metric."""
@@ -60,7 +60,7 @@ class Quality:
 
 
 def find_table(folder: Path) -> Path | None:
-    """The table of a sweep that lies in a model's folder or beside it; of a packaged model, in the user's cache."""
+    """The table of a sweep in a model's folder or beside it; for a packaged model, also in the user's cache."""
     places = [place / name for place in (folder, folder.parent, measurements_folder(folder)) for name in NAMES]
     return next((place for place in places if place.is_file()), None)
 
@@ -68,30 +68,36 @@ def find_table(folder: Path) -> Path | None:
 def read_quality(path: Path, metric: str | None = None) -> Quality:
     """The curves of a sweep's table under its first detector that has `metric`, default that detector's first one.
 
-    Of sample counts the largest. Rows of another solver than Euler's, of shifted times, and of schedules that are
-    lists, which say nothing of other steps, are left out. Raises ValueError where nothing remains.
+    Rows count where their number of samples is the largest. Rows of another solver than Euler's, of shifted times, and
+    with one budget a step, which hold for no other steps, are left out. Raises ValueError where nothing remains.
     """
-    rows = _rows(path)
+    rows = _read_rows(path)
     metrics = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
     if metric is not None and metric not in metrics:
         raise ValueError(f"quality={metric!r}: {str(path)!r} has {', '.join(metrics) or 'no metric'}")
-    if metric is None:
-        metric = next((name for name in METRICS if rows and rows[0].get(name) is not None), None)
-    usable = [row for row in rows if metric and row.get(metric) is not None and _comparable(row)]
-    usable = [row for row in usable if row["detector"] == usable[0]["detector"]]
-    usable = [row for row in usable if row["count"] == max(other["count"] for other in usable)]
-    if metric is None or not usable:
+    metric = metric or next((name for name in METRICS if rows and rows[0].get(name) is not None), "")
+    scored = [(row, Sampling.from_dict(row)) for row in rows if row.get(metric) is not None]
+    usable = [(row, setting) for row, setting in scored if _comparable(setting)]
+    usable = [(row, setting) for row, setting in usable if row["detector"] == usable[0][0]["detector"]]
+    most = max((row["count"] for row, _ in usable), default=None)
+    usable = [(row, setting) for row, setting in usable if row["count"] == most]
+    if not usable:
         raise ValueError(f"table={str(path)!r}: has no scores of Euler steps; make one with elit sweep")
-    by_setting: dict[tuple[Any, ...], dict[int, float]] = {}
-    for row in usable:
-        interval = (row.get("guidance_low", 0.0), row.get("guidance_high", 1.0))
-        key = (row["budget"], row["guidance"], row["scale"], row["guidance_budget"], interval, row.get("cache", 0.0))
-        by_setting.setdefault(key, {})[row["steps"]] = row[metric]
-    curves = tuple(_curve(key, values) for key, values in by_setting.items())
-    return Quality(path, metric, curves, usable[0].get("model_sha256"))
+    by_setting: dict[Sampling, dict[int, float]] = {}
+    for row, setting in usable:
+        by_setting.setdefault(replace(setting, steps=1, seed=0), {})[setting.steps] = row[metric]
+    curves = [
+        Curve(setting, tuple(sorted(by)), tuple(by[steps] for steps in sorted(by)))
+        for setting, by in by_setting.items()
+    ]
+    return Quality(path, metric, tuple(curves), usable[0][0].get("model_sha256"))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _comparable(setting: Sampling) -> bool:
+    return setting.solver == "euler" and setting.shift == 1 and not isinstance(setting.budget, tuple)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"table={str(path)!r}: no such file; elit sweep writes one")
     if path.suffix == ".parquet":
@@ -102,16 +108,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
         raise ValueError(f"table={str(path)!r}: damaged ({error}); elit sweep writes it again") from None
-
-
-def _comparable(row: dict[str, Any]) -> bool:
-    return row.get("solver", "euler") == "euler" and row.get("shift", 1.0) == 1 and "×" not in row["budget"]
-
-
-def _curve(key: tuple[Any, ...], values: dict[int, float]) -> Curve:
-    budget, kind, scale, weak, interval, cache = key
-    schedule: Schedule = None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
-    steps = tuple(sorted(values))
-    return Curve(
-        schedule, make_guidance(kind, scale, weak, interval), steps, tuple(values[count] for count in steps), cache
-    )
