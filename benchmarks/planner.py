@@ -34,10 +34,10 @@ from elit.evaluate.sweep import make_settings, sweep, write_table
 from elit.files import write_text
 from elit.flow.guidance import Guidance
 from elit.planner.choose import Pricing
-from elit.planner.explanation import setting_words
 from elit.planner.plan import Plan
-from elit.planner.profile import Case, Profile, counts_of, held_out, machine, measure_profile, time_runs
+from elit.planner.profile import Case, Profile, case_row, held_out, machine, measure_profile, time_runs
 from elit.planner.quality import Quality, read_quality
+from elit.sampling.settings import Sampling
 
 RESULT = Path(__file__).parent / "results/planner.json"
 
@@ -67,8 +67,7 @@ def main() -> None:
         "versions": {"elit": elit.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "hardware": f"{machine(model.device)}, {torch.get_num_threads()} threads",
         "seconds": round(time.perf_counter() - start),
-        "prices": profile.cost.prices,
-        "overlapping": profile.cost.overlapping,
+        **profile.cost,
         "profile": {"error_fitted": profile.error(held_out=False), "error_held_out": profile.error(held_out=True)},
         "noise": {study.quality.metric: study.noise},
         "summary": summary(unseen, targets, study),
@@ -84,18 +83,19 @@ def main() -> None:
 
 def check_predictions(model: Any, profile: Profile, count: int, seconds: float) -> list[dict[str, Any]]:
     """Part 1: settings between those of the grid, others than the profile's own held-out ones."""
-    seen = [Case(**{k: row[k] for k in ("batch", "steps", "budget", "kind", "weak")}) for row in profile.rows]
+    seen = [(Sampling.from_dict(row), row["batch"]) for row in profile.rows]
     cases: list[Case] = []
     while len(cases) < count:
         cases += held_out(model.budgets, (1, 8), [*seen, *cases])
     cases = cases[:count]
     taken, rounds = time_runs(model, cases, seconds=seconds)
-    polynomial = Pricing(model, 1, 0.0, None).polynomial
     rows = []
-    for case, ms in zip(cases, taken, strict=True):
-        predicted = profile.cost.ms(counts_of(polynomial, case))
+    for (sampling, batch), ms in zip(cases, taken, strict=True):
+        predicted = profile.predict(model, sampling, batch)
         error = predicted / ms - 1
-        rows.append({**vars(case), "ms": ms, "predicted_ms": predicted, "error": error, "rounds": rounds})
+        rows.append(
+            {**case_row((sampling, batch)), "ms": ms, "predicted_ms": predicted, "error": error, "rounds": rounds}
+        )
     return rows
 
 
@@ -120,9 +120,9 @@ class Study:
         points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count, out=args.work)
         write_table(points, args.work / "sweep.jsonl")
         self.quality: Quality = read_quality(args.work / "sweep.jsonl")
-        self.price = Pricing(model, args.batch, 0.0, profile.cost)
+        self.price = Pricing(model, args.batch, 0.0, profile)
         self.measured = [
-            self.price.plan(steps, curve.budget, curve.guidance, metric=self.quality.metric, quality=value)
+            self.price.plan(curve.sampling(steps), metric=self.quality.metric, quality=value)
             for curve in self.quality.curves
             for steps, value in zip(curve.steps, curve.values, strict=True)
         ]
@@ -176,7 +176,7 @@ def judge(study: Study, target: float, plan: Plan, ms: float) -> dict[str, Any]:
     value = study.score(plan)
     return {
         "target_ms": target,
-        "plan": setting_words(plan, study.model),
+        "plan": plan.describe(),
         "predicted_ms": plan.ms,
         "ms": ms,
         "overshoot": ms / target - 1,
@@ -184,14 +184,17 @@ def judge(study: Study, target: float, plan: Plan, ms: float) -> dict[str, Any]:
         "fd": value,
         "front_fd": front,
         "on_front": value <= front + 2 * study.noise,
-        "full": full and setting_words(full[1], study.model),
+        "full": full and full[1].describe(),
         "full_fd": full and full[0],
     }
 
 
 def most_steps(study: Study, target: float, guidance: Guidance | None) -> Plan | None:
     """All latents and as many steps as keep to the target."""
-    plans = [study.price.plan(steps, study.model.budgets[-1], guidance) for steps in range(64, 0, -1)]
+    plans = [
+        study.price.plan(Sampling(steps=steps, budget=study.model.budgets[-1], guidance=guidance))
+        for steps in range(64, 0, -1)
+    ]
     return next((each for each in plans if (each.ms or 0.0) <= target), None)
 
 

@@ -114,8 +114,8 @@ def quality_of(path: Path | None, budgets: Sequence[int]) -> tuple[str, Callable
     table = read_quality(path)
     curves: dict[int, Curve] = {}
     for curve in table.curves:
-        schedule = curve.budget
-        if curve.guidance is not None or curve.cache:
+        schedule = curve.setting.budget
+        if curve.setting.guidance is not None or curve.setting.cache:
             continue
         if schedule is None or isinstance(schedule, int | float) or (isinstance(schedule, str) and "@" not in schedule):
             curves[resolve_budget(schedule, budgets) or 0] = curve

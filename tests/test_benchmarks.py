@@ -200,7 +200,7 @@ def test_planner(tmp_path, monkeypatch):
     save_model(model, tmp_path / "model")
     line = ["--quick", "--model", "model", "--work", "work", "--out", "result.json"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elit.planner.profile.LEAST_ROUNDS", 1)
+    monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     monkeypatch.setattr(sys, "argv", ["planner.py", *line])
     import_module("planner").main()
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))

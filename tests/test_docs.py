@@ -85,7 +85,7 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
 def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
     """With a network of random weights in the quickstart's place, and less time and fewer samples."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elit.planner.profile.LEAST_ROUNDS", 1)
+    monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
     model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
     save_model(model, tmp_path / "runs/quickstart/model")
@@ -121,7 +121,7 @@ def test_the_commands_of_the_serving_guide_run_as_written(tmp_path, monkeypatch,
     from elit.cli import serve
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elit.planner.profile.LEAST_ROUNDS", 1)
+    monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     model = saved_model(tmp_path / "runs/quickstart/model")
     lines = commands("serving.md")
     assert lines[:2] == ["pip install 'elit-diffusion[serve]'", lines[1]]

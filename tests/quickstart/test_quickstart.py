@@ -76,7 +76,7 @@ def test_the_readmes_commands_run_as_written(workplace, monkeypatch):
 
     measured, less_time = elit.cli.profile.measured, {"seconds": 0, "batch_sizes": (1, 2)}  # half a minute of a user's
     monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | less_time))
-    monkeypatch.setattr("elit.planner.profile.LEAST_ROUNDS", 1)
+    monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     commands = readme_commands()
     assert {line.split()[1] for line in commands} == {"train", "sample", "evaluate", "sweep", "flops"}
     less = {"evaluate": ["--count", "66"], "sweep": ["--count", "32", "--steps", "1", "2"]}

@@ -1,15 +1,17 @@
 """elit profile"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from elit.cli.checks import check_arguments
 from elit.cli.main import check_device, show_progress
-from elit.cli.main import parse as parse_arguments
+from elit.config import require_counts
+
+if TYPE_CHECKING:
+    from elit.models.transformer import Transformer
+    from elit.planner.profile import Profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +34,19 @@ class Args:
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     seconds: float = 60.0
-    """How long to measure; three rounds at the least, however long they take."""
+    """How long to measure; at least three rounds, however long they take."""
     json: bool = False
     """Print the profile as JSON last on stdout."""
 
-
-def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "profile", arguments)
-    check_arguments(args)
-    return args
+    def __post_init__(self) -> None:
+        require_counts(self, "batch_sizes")
 
 
 def run(args: Args) -> dict[str, Any]:
-    from dataclasses import asdict
-
     import torch
 
     from elit.elastic.load_model import load_model
+    from elit.evaluate.report.tables import print_table
     from elit.files import check_writable
     from elit.planner.choose import network_folder
     from elit.planner.profile import profile_path, profile_recipe
@@ -61,45 +59,29 @@ def run(args: Args) -> dict[str, Any]:
     profile = measured(model, batch_sizes=args.batch_sizes, seconds=args.seconds, compile=args.compile)
     profile.save(folder)
     if not args.json:
-        _print(profile)
+        columns = ("batch", "steps", "budget", "kind", "weak", "held_out", "ms", "predicted_ms")
+        rows = [
+            [*(_cell(row[name]) for name in columns), f"{row['predicted_ms'] / row['ms'] - 1:+.1%}"]
+            for row in sorted(profile.rows, key=lambda row: row["held_out"])
+        ]
+        title = ", ".join(f"{value}" for value in profile.recipe.values() if value)
+        print_table((*columns, "error"), rows, title=f"{title}: medians of {profile.rounds} rounds")
+        prices = ", ".join(f"{name} {price:.3g}" for name, price in profile.cost["prices"].items() if price)
+        print(f"Prices in ms (around, linear, attention: a GFLOP): {prices}")
+        print(f"Mean error: {profile.error(held_out=False):.1%} of the runs fitted, {profile.margin:.1%} held out.")
         print(f"Profile: {path}")
     return {"path": str(path), "error": profile.error(held_out=True), **asdict(profile)}
 
 
-def measured(model: Any, **options: Any) -> Any:
+def measured(model: "Transformer", *, seconds: float, **options: Any) -> "Profile":
     """A profile of the model, with a bar while it is measured."""
     from elit.planner.profile import measure_profile
 
-    with show_progress("measuring", round(options["seconds"])) as progress:
-        return measure_profile(model, progress=progress, **options)
+    with show_progress("measuring", round(seconds)) as progress:
+        return measure_profile(model, seconds=seconds, progress=progress, **options)
 
 
-def _print(profile: Any) -> None:
-    """Every run, measured and predicted; then the prices and the errors."""
-    from elit.evaluate.report.tables import print_table
-
-    headings = ("batch", "steps", "latents", "guidance", "held out", "ms", "predicted", "error")
-    rows = [
-        (
-            *(str(row["batch"]), str(row["steps"]), str(row["budget"] or "all")),
-            row["kind"] + (f" {row['weak']}" if row["weak"] else ""),
-            "yes" if row["held_out"] else "",
-            f"{row['ms']:.2f}",
-            f"{row['predicted_ms']:.2f}",
-            f"{row['predicted_ms'] / row['ms'] - 1:+.1%}",
-        )
-        for row in sorted(profile.rows, key=lambda row: row["held_out"])
-    ]
-    recipe = profile.recipe
-    threads = f", {recipe['threads']} threads" if recipe["threads"] else ""
-    compiled = ", compiled" if recipe["compiled"] else ""
-    title = f"{recipe['device']}{threads}, {recipe['dtype']}{compiled}, torch {recipe['torch']}"
-    print_table(headings, rows, title=f"{title}: medians of {profile.rounds} rounds")
-    units = {"around": "GFLOP", "linear": "GFLOP", "attention": "GFLOP"}
-    prices = (f"{price:.3g} ms a {units.get(name, '')} {name}" for name, price in profile.cost.prices.items() if price)
-    how = "; calls and work side by side" if profile.cost.overlapping else ""
-    print("Prices: " + ", ".join(" ".join(price.split()) for price in prices) + how)
-    print(
-        f"Mean error: {profile.error(held_out=False):.1%} of the runs fitted, "
-        f"{profile.error(held_out=True):.1%} of {sum(row['held_out'] for row in profile.rows)} held out."
-    )
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -275,7 +275,7 @@ def planned(args: Args, model: Any, batch: int) -> Any:
 
     from elit.cli.profile import measured
     from elit.planner.choose import find_profile, network_folder, plan
-    from elit.planner.target import make_target
+    from elit.planner.plan import make_target
 
     make_target(**targets, batch=batch)  # before anything is measured for it
     folder = network_folder(args.model)
@@ -298,10 +298,11 @@ def planned(args: Args, model: Any, batch: int) -> Any:
 
 def check_possible(model: Any, target: Any, batch: int, *, compile: bool) -> None:
     """Raises ValueError, before a profile is measured, for a time that not even the cheapest run keeps to."""
-    from elit.planner.profile import Case, time_runs
+    from elit.planner.profile import time_runs
+    from elit.sampling.settings import Sampling
 
-    least = Case(batch=batch, steps=1, budget=model.budgets[0] if model.budgets else None)
-    (ms,), _ = time_runs(model, [least], compile=compile, seconds=0.0)
+    least = Sampling(steps=1, budget=model.budgets[0] if model.budgets else None)
+    (ms,), _ = time_runs(model, [(least, batch)], compile=compile, seconds=0.0)
     if ms > target.ms:
         raise ValueError(
             f"{target.text}: the least possible here is {ms:.4g} ms for {batch} image{'s' if batch > 1 else ''}, one "

@@ -108,7 +108,7 @@ class Pricing:
     def __init__(self, model: Transformer, batch: int = 1, cache: float | None = 0.0, profile: Profile | None = None):
         self.model, self.batch, self.cache = model, batch, cache
         parts = anatomy(model)
-        self.gflops, self.costs = gflop_costs(parts), profile and profile.costs(parts)
+        self.gflops, self.costs = gflop_costs(parts), profile.costs(parts) if profile else None
 
     def plan(self, setting: Sampling, **more: Any) -> Plan:
         evaluations = evaluations_of(self.model, setting)

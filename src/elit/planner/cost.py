@@ -62,10 +62,17 @@ class Costs:
         cls, prices: Mapping[str, float], anatomy: Mapping[str, Any], *, overlapping: bool = False
     ) -> "Costs":
         """From the prices of a profile and the `anatomy` of its network."""
-        work = {name: prices[name] for name in ("run", "image", *CALL_TERMS)}
-        work |= {name: prices["around"] * anatomy.get(name, 0.0) for name in ("around", "shared")}
-        work |= {"linear": prices["linear"] * anatomy["linear"], "square": prices["attention"] * anatomy["square"]}
-        return cls(**work, overlapping=overlapping)
+        return cls(
+            run=prices["run"],
+            image=prices["image"],
+            call=prices["call"],
+            core=prices["core"],
+            around=prices["around"] * anatomy["around"],
+            linear=prices["linear"] * anatomy["linear"],
+            square=prices["attention"] * anatomy["square"],
+            shared=prices["around"] * anatomy.get("shared", 0.0),
+            overlapping=overlapping,
+        )
 
     def work(self, latents: Iterable[int], *, shared: bool = False) -> float:
         """The work of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""
@@ -104,7 +111,7 @@ class Costs:
         return 1e3 * batch / self.alone_ms(sampling, batch)
 
     def efficient_batch(self, sampling: Sampling, most: int, share: float = 0.9) -> int:
-        """The fewest images in progress that reach `share` of the best rate of up to `most`; more only make all wait."""
+        """The fewest images in progress that reach `share` of the best rate; more of them only make all wait."""
         rates = [self.rate(sampling, batch) for batch in range(1, most + 1)]
         return next(batch for batch, rate in enumerate(rates, 1) if rate >= share * max(rates))
 
@@ -153,7 +160,7 @@ def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Mapping[str, Any]) ->
     Of the two forms the better one is taken.
     """
 
-    def predict(prices: Mapping[str, float], run: Run) -> float:
+    def predict(prices: dict[str, float], run: Run) -> float:
         return Costs.from_prices(dict.fromkeys(TERMS, 0.0) | prices, anatomy).run_ms(*run)
 
     def priced(counts: np.ndarray) -> dict[str, float]:

@@ -55,6 +55,10 @@ class Profile:
         """The prices of the network in milliseconds. anatomy: where the file is too old to hold it."""
         return Costs.from_prices(anatomy=anatomy or self.anatomy, **self.cost)
 
+    def predict(self, model: Transformer, sampling: Sampling, batch: int = 1) -> float:
+        """Milliseconds of a run of `elit.sample`. Raises ValueError for settings that do not fit the network."""
+        return self.costs(anatomy(model)).run_ms(evaluations_of(model, sampling), batch)
+
     def error(self, *, held_out: bool) -> float:
         """Mean relative error over the runs that were, or were not, held out of the fit."""
         rows = [row for row in self.rows if row["held_out"] == held_out]

@@ -23,13 +23,12 @@ from elit.flow.solver import time_grid
 from elit.models.text import CHARACTERS
 from elit.models.transformer import Transformer
 from elit.planner.choose import find_profile, network_folder
-from elit.planner.cost import CostPolynomial
 from elit.planner.profile import Profile
 from elit.planner.quality import Curve, Quality, find_table, read_quality
 from elit.sampling.draw import as_pixels, conditions_of, draw, environment_of, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.pictures import encode_picture, sheet_frames
-from elit.sampling.settings import SampleRecord, SampleSettings
+from elit.sampling.settings import SampleRecord, SampleSettings, Sampling
 
 Tick = Callable[[int, int], None]
 """Steps done, steps in all."""
@@ -192,7 +191,7 @@ class NetworkEngine:
         predicted = None
         if self.profile is not None and settings.solver == "euler":
             arguments = {name: settings.arguments()[name] for name in ("steps", "budget", "guidance", "cache")}
-            predicted = self.profile.cost.ms(CostPolynomial(self.model).counts(batch=1, **arguments))
+            predicted = self.profile.predict(self.model, Sampling(**arguments))
         quality = self.quality(settings)
         return Cost(
             gflops=gflops,
@@ -209,15 +208,16 @@ class NetworkEngine:
             return None
         wanted = self._step_budgets(settings), self._guide(settings.guide())
         for curve in self.table.curves:
-            budget = "full" if curve.budget is None else str(curve.budget)
-            measured = self._step_budgets(replace(settings, budget=budget)), self._guide(curve.guidance)
-            if measured == wanted and curve.cache == settings.cache:
+            budget = "full" if curve.setting.budget is None else str(curve.setting.budget)
+            measured = self._step_budgets(replace(settings, budget=budget)), self._guide(curve.setting.guidance)
+            if measured == wanted and curve.setting.cache == settings.cache:
                 return curve.at(settings.steps)
         return None
 
     def curve_gflops(self, curve: Curve, steps: int) -> float:
         """Of a measured setting of a sweep."""
-        options: dict[str, Any] = {"budget": curve.budget, "guidance": curve.guidance, "cache": curve.cache}
+        setting = curve.setting
+        options: dict[str, Any] = {"budget": setting.budget, "guidance": setting.guidance, "cache": setting.cache}
         return sampling_flops(self.model, steps=steps, **options) / 1e9
 
     def generate(

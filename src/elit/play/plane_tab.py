@@ -6,7 +6,6 @@ import gradio as gr
 
 from elit.evaluate.plane import pareto_front
 from elit.evaluate.score import DISTANCES
-from elit.planner.explanation import setting_words
 from elit.planner.quality import Quality
 from elit.play.charts import Mark, plane_chart
 from elit.play.controls import Controls
@@ -50,7 +49,7 @@ def build_plane(play: Playground, engine: NetworkEngine, controls: Controls, tab
             request.session_hash, lambda stop: plan_for(engine, name, float(most), ticker(progress, "measuring"), stop)
         )
         dial = with_page_errors(lambda: dial_of_plan(play.dial(given), best, engine.budgets))
-        summary = f'<div class="facts"><b>{setting_words(best, engine.model)}</b><br>{best}</div>'
+        summary = f'<div class="facts"><b>{best.describe()}</b><br>{best}</div>'
         return [summary, *dial.controls()]
 
     gr.on([tab.select, present.change], show, values, chart, **HIDDEN)
@@ -65,8 +64,8 @@ def chart_of(engine: NetworkEngine, table: Quality, present: tuple[float, float 
     for curve in table.curves:
         for steps, value in zip(curve.steps, curve.values, strict=True):
             gflops = engine.curve_gflops(curve, steps)
-            budget = "all latents" if curve.budget is None else f"budget {curve.budget}"
-            guide = curve.guidance.kind.upper() if curve.guidance else "no guidance"
+            budget = "all latents" if curve.setting.budget is None else f"budget {curve.setting.budget}"
+            guide = curve.setting.guidance.kind.upper() if curve.setting.guidance else "no guidance"
             points.append((gflops, value, f"{budget}, {steps} steps, {guide}: {table.metric} {value:.4g}"))
     front = set(pareto_front([point[0] for point in points], [table.loss(point[1]) for point in points]))
     marks = [Mark(*point, front=i in front) for i, point in enumerate(points)]

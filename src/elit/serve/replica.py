@@ -247,7 +247,7 @@ def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
         folder = network_folder(model_folder(service.model))
         profile = find_profile(engine.model, folder and measurements_folder(folder), compile=service.compile)
         if profile is not None and profile.anatomy:
-            costs = costs_of_profile({"cost": vars(profile.cost), "anatomy": profile.anatomy})
+            costs = costs_of_profile({"cost": profile.cost, "anatomy": profile.anatomy})
         else:
             costs = engine.measure()
     return Replica(engine, replace(costs, separate=engine.exact), service, name)

@@ -55,7 +55,7 @@ def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings)
     """
     least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
     scored: list[tuple[float, float, Rung]] = []
-    for plan in measured_plans(quality, Pricing(model, 1, 0.0, None), guidance_of(service)):
+    for plan in measured_plans(quality, Pricing(model), guidance_of(service)):
         if not isinstance(plan.budget, int | None):
             continue
         num_latents = resolve_budget(plan.budget, model.budgets)
