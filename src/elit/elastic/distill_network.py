@@ -1,8 +1,9 @@
-"""Distillation of this library's own DiT, on the data it was trained on: what `elit elastify` does."""
+"""Distillation of this library's own DiT, on the data it was trained on."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,26 +11,28 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from elit.config import DistillConfig, TrainConfig
-from elit.data.images import ImageData
 from elit.data.latents import LatentSet
 from elit.elastic.cost import count_block_flops
-from elit.elastic.distill import student_budgets
 from elit.elastic.families import all_blocks
 from elit.elastic.runtime import original
-from elit.flow.path import flow_matching_loss
+from elit.elastic.student import prepare_student, student_budgets
+from elit.elastic.validation import validated_budgets
+from elit.flow.path import flow_matching_loss, interpolate
+from elit.models.saved import MANIFEST, load_own, save_model
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
-from elit.training.loop import train_task
 from elit.training.objectives import Draws, FlowMatching
 from elit.training.task import Task, step_sampler
+from elit.training.train import load_data
+
+ROWS = 64
+"""Samples of a validation."""
 
 
-def distill_network(network: nn.Module, data: ImageData, config: DistillConfig) -> Any:
-    """Trains a DiT that `prepare_student` had on `data`, in the folder `config.out`; returns it, in evaluation mode.
-
-    Resumes, stops and raises as `train_task`; ValueError too for a network of another kind or shape than the data.
-    """
-    return train_task(config, lambda accelerator: DistillNetwork(config, accelerator, network, data))
+def is_own_network(name: str) -> bool:
+    """Whether a folder holds a network or a checkpoint of this library, and not a pipeline."""
+    folder = Path(name)
+    return any((folder / file).is_file() for file in ("config.json", MANIFEST)) and bool(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +58,18 @@ class DistillNetwork(Task):
     config: DistillConfig
     network: Any
 
-    def __init__(self, config: DistillConfig, accelerator: Accelerator, network: Any, data: ImageData):
-        record = getattr(network, "elastic_record", None)
-        if record is None or record.kind != "DiT":
-            raise ValueError(f"student: a {type(network).__name__}; give a DiT of this library that elastify had")
+    def __init__(self, config: DistillConfig, accelerator: Accelerator):
+        self.config, self.device = config, accelerator.device
+        if config.data is None:
+            raise ValueError("data must be given for a network of this library: digits, or whatever it was trained on")
+        self.network = network = load_own(config.pipeline, torch_dtype=torch.float32)
+        self.examples = load_data(TrainConfig(data=config.data, image_size=network.sample_size[-1]))
         shape = (network.config.in_channels, *network.sample_size)
-        if tuple(data.shape) != shape:
-            raise ValueError(f"data: samples of shape {tuple(data.shape)}, the network's are {shape}")
-        self.config, self.network, self.examples = config, network, data
+        if tuple(self.examples.shape) != shape:
+            raise ValueError(f"data must have samples of shape {shape}, got {tuple(self.examples.shape)}")
+        prepare_student(network, config)
         # Where all weights move, the teacher must be another network.
-        self.teacher = copy.deepcopy(network).eval().to(accelerator.device) if config.weights == "all" else network
+        self.teacher = copy.deepcopy(network).eval().to(self.device) if config.weights == "all" else network
         self.blocks = all_blocks(network)
         self.budgets = student_budgets(network, config)
         tokens = (network.token_grid(network.sample_size),)
@@ -75,9 +80,10 @@ class DistillNetwork(Task):
             + passes * count_block_flops(network, tokens=tokens, budget=count)
             for count in network.budgets
         }
-        self.sampler = step_sampler(config, accelerator, len(data))
+        self.sampler = step_sampler(config, accelerator, len(self.examples))
 
     def initialize(self, *, resumed: bool) -> list[str]:
+        self.before = self.distances(self.network.to(self.device).eval())
         return []
 
     def objective(self, accelerator: Accelerator) -> FlowAndDistance:
@@ -94,9 +100,32 @@ class DistillNetwork(Task):
         )
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
-        """None: the command measures before and after."""
+        """None: what it learned is measured before and after."""
 
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Any:
+    def distances(self, network: Any) -> dict[int, float]:
+        """Root mean squared distance of the velocity to the original's on fixed samples, by budget."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        images, y = self.examples.__getitems__([i * len(self.examples) // ROWS for i in range(ROWS)])
+        images = images[:, 0] if isinstance(self.examples, LatentSet) else images  # the mean
+        t = torch.linspace(0.02, 0.98, ROWS)
+        x = interpolate(torch.randn(images.shape, generator=generator), images, t)
+        x, t, y = (part.to(self.device) for part in (x, t, y))
+        with torch.no_grad():
+            with original():
+                wanted = self.teacher(x, t, y)
+            counts = validated_budgets(network.budgets)
+            return {count: (network(x, t, y, count) - wanted).square().mean().sqrt().item() for count in counts}
+
+    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> dict[str, Any]:
         network = accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         network.load_state_dict(average.whole(), strict=False)
-        return network.requires_grad_().eval()
+        network.requires_grad_().eval()
+        after = self.distances(network)
+        if accelerator.is_main_process:
+            save_model(network, Path(self.config.out) / "model")
+        full = network.budgets[-1]
+        table = [
+            {"tokens": count, "share": count / full, "distance_before": self.before[count], "distance": distance}
+            for count, distance in after.items()
+        ]
+        return {"out": self.config.out, "model": str(Path(self.config.out) / "model"), "validation": table}

@@ -1,4 +1,4 @@
-"""What distillation of a pipeline minimises: the distance to recorded calls, or to pictures and to the original."""
+"""The losses of a distillation: the distance to recorded calls, or to pictures and to the original."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from elit.config import DistillConfig
 from elit.data.latents import posterior_sample
 from elit.data.sampler import BucketSampler
-from elit.elastic.call_files import TIMES, CallBatch
+from elit.elastic.captioned_images import CaptionedLatents
 from elit.elastic.context import budget
 from elit.elastic.families.family import Family
-from elit.elastic.pictures import CaptionedLatents
-from elit.elastic.recording import output_tensor
+from elit.elastic.recorded_calls import CallBatch
+from elit.elastic.recording import TIMES, output_tensor
 from elit.elastic.runtime import original
 from elit.flow.path import interpolate, logit_normal
 from elit.training.objectives import Draws
@@ -26,7 +26,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceToTeacher:
-    """‖v − v_teacher‖² on calls that were recorded of the original, whatever v is to its class."""
+    """‖v − v_teacher‖² on recorded calls of the original, whatever v is to its class."""
 
     noise: Callable[[Mapping[str, Any]], Tensor]
     """A call's noise level, 1 = noise."""
@@ -38,7 +38,7 @@ class DistanceToTeacher:
     def losses(self, model: nn.Module, batch: Any, draws: Draws, budget_: int | None) -> tuple[Tensor, Tensor]:
         teacher, call = batch
         with budget(budget_, doubled=False), self.autocast():
-            output = output_tensor(model(**call.nested()))
+            output = output_tensor(model(**call.arguments))
         t = (1 - self.noise(call.arguments).float()).expand(len(teacher)).clamp(0, 1)
         return t, mean_square(output.float() - teacher.float())
 
@@ -67,13 +67,13 @@ class Prediction:
         alphas = getattr(scheduler, "alphas_cumprod", None)
         if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(
-                f"data: a {name} does not say what is predicted (prediction_type={kind!r}); distil it with prompts"
+                f"data: not supported for a {name} with prediction_type={kind!r}; distil this pipeline with prompts"
             )
         return cls(family=family, alphas=torch.as_tensor(alphas, dtype=torch.float32), kind=kind)
 
     def call(self, x: Tensor, noise: Tensor, t: Tensor, call: CallBatch) -> tuple[dict[str, Any], Tensor]:
         """Arguments of a forward at time t (B,), 0 = noise, 1 = data, and its target; x, noise: packed, (B, ...)."""
-        arguments = dict(call.arguments)
+        arguments, sample = dict(call.arguments), self.family.sample
         name = next(name for name in TIMES if name in arguments)
         low, high = (
             float(self.family.noise({**arguments, name: torch.tensor(value)}).flatten()[0]) for value in (0.0, 1.0)
@@ -82,16 +82,14 @@ class Prediction:
             noisy, target = interpolate(noise, x, t), noise - x if high > low else x - noise
             time = (1 - t - low) / (high - low)
         else:
-            step = ((1 - t) * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
-            alpha = self.alphas.to(x.device)[step].view(-1, *[1] * (x.ndim - 1))
+            time = ((1 - t) * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+            alpha = self.alphas.to(x.device)[time].view(-1, *[1] * (x.ndim - 1))
             noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
             velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
             target = {"epsilon": noise, "v_prediction": velocity, "sample": x}[self.kind]
-            time = step
         arguments[name] = time.to(arguments[name].dtype)
-        sample = self.family.sample
         arguments[sample] = list(noisy.unbind()) if self.family.listed else noisy
-        return CallBatch(arguments).nested(), target
+        return arguments, target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,20 +120,22 @@ class PicturesAndTeacher:
 
     def losses(self, model: nn.Module, batch: Any, draws: Draws, budget_: int | None) -> tuple[Tensor, Tensor]:
         arguments, target = self.call(batch, draws)
-        t = draws[1]
-        with self.autocast():
-            with torch.no_grad(), original():
-                wanted = output_tensor(self.teacher(**arguments)).float()
-            with budget(budget_, doubled=False):
-                output = output_tensor(model(**arguments)).float()
+        wanted = self.wanted(arguments)
+        with self.autocast(), budget(budget_, doubled=False):
+            output = output_tensor(model(**arguments)).float()
         losses = self.config.distillation * mean_square(output - wanted)
         if not isinstance(arguments.get("guidance"), Tensor):
             predicted = output[:, : target.shape[1]]  # DiT and PixArt have variances behind it
             losses = losses + mean_square(predicted - target.float())
-        return t, losses
+        return draws[1], losses
+
+    def wanted(self, arguments: dict[str, Any]) -> Tensor:
+        """The original's prediction."""
+        with torch.no_grad(), original(), self.autocast():
+            return output_tensor(self.teacher(**arguments)).float()
 
     def call(self, batch: Any, draws: Draws) -> tuple[dict[str, Any], Tensor]:
-        """Arguments of a forward, and what the class's own training would want of it."""
+        """Arguments of a forward, and its target in the class's own training."""
         moments, call = batch
         noise, t, posterior = draws
         pack = self.prediction.family.pack

@@ -1,4 +1,4 @@
-"""load_elastic: a saved elastified transformer, or a pipeline that has one."""
+"""Loading: networks of this library, elastified transformers, pipelines that have one, and add-ons for those."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,32 @@ from typing import Any
 import diffusers
 import torch
 
-from elit.elastic.add_on import fetch, load_weights
 from elit.elastic.families import CLASSES
 from elit.elastic.low_rank import add_low_rank
-from elit.elastic.storage import RECORD, VARIANT, InterfaceRecord, read_record
+from elit.elastic.pipelines import check_transformer
+from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, load_weights, read_record
 from elit.elastic.surgery import elastify
 from elit.files import existing
 from elit.models.networks import NETWORKS
-from elit.models.saved import check_weights, saved_dtype
+from elit.models.saved import check_weights, load_own, saved_dtype
+from elit.models.transformer import Transformer
+from elit.pretrained import model_folder
+from elit.sampling.autoencoders import latent_channels, load_autoencoder
+
+
+def load_model(folder: str | Path, **kwargs: Any) -> Any:
+    """The network saved in `folder`: one of this library, or an elastified transformer; of a saved pipeline its own.
+
+    "fashion" is the model that comes with the package, unless there is a folder of that name here.
+    A checkpoint of a training run gives its averaged weights, however many processes it was sharded over.
+    kwargs: as in diffusers' from_pretrained; `torch_dtype` is by default the dtype that was saved. Raises ValueError
+    where the folder is missing, half-written or of another library.
+    """
+    folder = model_folder(folder)
+    if isinstance(dtype := kwargs.get("torch_dtype"), str):
+        kwargs["torch_dtype"] = getattr(torch, dtype)
+    inner = folder / "transformer" if (folder / "model_index.json").is_file() else folder
+    return load_transformer(inner, **kwargs) if (inner / RECORD).is_file() else load_own(folder, **kwargs)
 
 
 def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: Any) -> Any:
@@ -28,14 +46,14 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     Raises ValueError where the folder holds nothing elastified, or what it holds is damaged or for another class.
     """
     if name is not None:
-        return put_into(pipe_or_folder, str(existing(name, "name")))
+        return _put_into(pipe_or_folder, str(existing(name, "name")))
     if not isinstance(pipe_or_folder, str | Path):
-        raise ValueError(f"name: not given; elit.load_elastic(pipe, name) for a {type(pipe_or_folder).__name__}")
+        raise ValueError(f"name must be given: elit.load_elastic(pipe, name) for a {type(pipe_or_folder).__name__}")
     folder = existing(pipe_or_folder, "folder")
     if not (folder / "model_index.json").is_file():
         return load_transformer(folder, **kwargs)
-    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    of_models = {name: value for name, value in kwargs.items() if name not in parts}
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    of_models = {name: value for name, value in kwargs.items() if name not in index}
     elastic = {
         path.parent.name: load_transformer(path.parent, **of_models) for path in sorted(folder.glob(f"*/{RECORD}"))
     }
@@ -43,23 +61,18 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
         raise ValueError(
             f"folder={str(folder)!r}: none of this pipeline's parts has an {RECORD}; load it with diffusers"
         )
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **elastic, **kwargs)
+    # The base class would drop parts whose default is None, Wan's transformers for one.
+    kind = getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline)
+    return kind.from_pretrained(folder, **elastic, **kwargs)
 
 
-def put_into(pipe: Any, name: str) -> Any:
-    """Gives the transformer of `pipe`, in place, the add-on in the folder or hub repository `name`; returns it.
-
-    Weights of the pipeline stay as they are, quantised ones too. Raises ValueError where there is no add-on, it is
-    damaged or made for another class.
-    """
+def _put_into(pipe: Any, name: str) -> Any:
     folder = fetch(name)
-    transformer = getattr(pipe, "transformer", None)
-    if transformer is None:
-        raise ValueError(f"pipe: a {type(pipe).__name__} has no transformer")
+    check_transformer(pipe)
+    transformer = pipe.transformer
     if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
-        pipe.transformer = load_transformer(folder / "transformer", torch_dtype=transformer.dtype).to(
-            transformer.device
-        )
+        whole = load_transformer(folder / "transformer", torch_dtype=transformer.dtype)
+        pipe.transformer = whole.to(transformer.device)
         return pipe
     record = read_record(folder)
     if record.kind != type(transformer).__name__:
@@ -72,6 +85,20 @@ def put_into(pipe: Any, name: str) -> Any:
     return pipe
 
 
+def fetch(name: str | Path) -> Path:
+    """A folder as it is; of a hub repository, a copy of its add-on. Raises ValueError where there is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"name={str(name)!r}: no such folder, and cannot get it from the hub ({reason})") from None
+
+
 def load_transformer(folder: Path, **kwargs: Any) -> Any:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
@@ -82,23 +109,53 @@ def load_transformer(folder: Path, **kwargs: Any) -> Any:
     transformer, loading = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
     if wrong := sorted([*loading["missing_keys"], *loading["unexpected_keys"]]):
         raise ValueError(f"folder={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
-    _align(transformer)
+    for weight in transformer.parameters():  # in a mapped file some lie where they take other kernels
+        if weight.device.type == "cpu" and weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
     _restore(transformer, record, folder)
     return transformer.eval()
 
 
-def _align(transformer: torch.nn.Module) -> None:
-    """Weights that lie in a mapped file where no allocator puts them take other kernels, and the last bit differs."""
-    for weight in transformer.parameters():
-        if weight.device.type == "cpu" and weight.data_ptr() % 64:
-            weight.data = weight.data.clone()
-
-
 def _restore(transformer: Any, record: InterfaceRecord, folder: Path) -> None:
     """Interface and low-rank changes as `record` says, with the weights in `folder`."""
-    settings = {name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")}
-    elastify(transformer, **settings)
+    elastify(transformer, **{name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")})
     if record.lora_rank:
         add_low_rank(transformer, record.lora_rank)
     transformer.elastic_record = record
     load_weights(transformer, folder)
+
+
+def is_stock_pipeline(model: str | Path) -> bool:
+    """Whether a folder holds a diffusers pipeline whose transformer has a dial, or the add-on of one, by its files."""
+    folder = Path(model)
+    if (index := folder / "model_index.json").is_file():
+        return any(folder.glob(f"*/{RECORD}")) and '"ElitPipeline"' not in index.read_text(encoding="utf-8")
+    return not (folder / "config.json").is_file() and any(
+        (where / RECORD).is_file() for where in (folder, folder / "transformer")
+    )
+
+
+def load_network(
+    name: str | Path,
+    *,
+    vae: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, Any]:
+    """The model that `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
+
+    vae: its folder; by default the pipeline's that `name` is, and None where there is none.
+    Raises ValueError as `elit.load_model` and `load_autoencoder` do, and for an autoencoder whose latents have another
+    number of channels than the network.
+    """
+    model = load_model(name, torch_dtype=dtype).to(device).eval()
+    autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=dtype)
+    if autoencoder is None:
+        return model, None
+    channels = latent_channels(autoencoder)
+    if isinstance(model, Transformer) and channels not in (None, model.config.in_channels):
+        raise ValueError(
+            f"vae={str(vae or name)!r}: its latents have {channels} channels, the network's samples "
+            f"{model.config.in_channels}; give the autoencoder that it was trained in"
+        )
+    return model, autoencoder.to(device)

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +20,77 @@ OURS = ("prompt", "class_labels", "height", "width", "num_inference_steps", "gen
 
 
 def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
-    """The pipeline on `device`. Raises ValueError where there is none, or it has no transformer to train."""
+    """The pipeline on `device`. Raises ValueError where there is none, or no single transformer to train."""
     name = config.pipeline
     precision = config.base_precision or ("fp32" if config.weights == "all" else config.precision)
     try:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         with quiet_loading():
-            pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                name, torch_dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+            )
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"pipeline={name!r}: cannot be loaded ({reason}); give a folder or a hub name") from None
-    transformer = getattr(pipe, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        has = ", ".join(part for part, value in pipe.components.items() if isinstance(value, nn.Module))
-        raise ValueError(f"pipeline={name!r}: a {type(pipe).__name__} has no transformer, only {has}")
-    family_of(transformer)
+        raise ValueError(f"cannot load pipeline {name!r}: {reason}; give a folder or a hub name") from None
+    check_transformer(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
+def check_transformer(pipe: Any) -> None:
+    """Raises ValueError for a pipeline without a transformer of a known class, and with two of them."""
+    kind, transformer = type(pipe).__name__, getattr(pipe, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        has = ", ".join(part for part, value in pipe.components.items() if isinstance(value, nn.Module))
+        raise ValueError(f"pipeline must have a transformer, got a {kind} with {has}")
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise ValueError(f"pipeline must have one transformer, got a {kind} with two; not supported for those yet")
+    family_of(transformer)
+
+
 def check_pipeline(name: str) -> None:
-    """Raises ValueError for what can be no pipeline."""
+    """Raises ValueError for a name that cannot be a pipeline's."""
     if not name:
-        raise ValueError("pipeline: not given; elit distill PIPELINE OUT --prompts FILE")
+        raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
-        raise ValueError(f"pipeline={name!r}: no model_index.json in it; give a folder that a pipeline was saved in")
+        raise ValueError(f"pipeline must be a folder that a pipeline was saved in, got {name!r} without model_index.json")
     check_hub_name("pipeline", name)
 
 
 def read_prompts(path: str | None) -> list[str]:
     """The lines of a prompt file, empty ones left out. Raises ValueError."""
     if path is None:
-        raise ValueError("prompts: not given; give a text file with a prompt a line, or pictures as data")
-    if not Path(path).is_file():
-        raise ValueError(f"prompts={path!r}: no such file")
+        raise ValueError("prompts must be a text file with a prompt a line, unless pictures are given as data")
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"prompts={path!r}: is no UTF-8 text; give a file with a prompt a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ValueError(f"cannot read prompts {path!r}: {reason}; give a file with a prompt a line") from None
     if not (prompts := [line for line in lines if line]):
-        raise ValueError(f"prompts={path!r}: has no prompts; give a file with one a line")
+        raise ValueError(f"prompts must have a prompt a line, got the empty file {path!r}")
     return prompts
 
 
-class Requests:
-    """What a pipeline is called with, batch after batch: a function of the settings alone.
+def takes_classes(pipe: Any) -> bool:
+    return "class_labels" in inspect.signature(pipe.__call__).parameters
 
-    Raises ValueError for arguments that this pipeline's call does not know.
+
+class Requests:
+    """The calls of a pipeline, batch after batch: a function of the settings alone.
+
+    Raises ValueError for arguments that this pipeline's call does not have.
     """
 
     def __init__(self, pipe: Any, config: DistillConfig, prompts: list[str]):
         self.pipe, self.config = pipe, config
-        self.known = self.parameters(pipe)
-        self.call = {}
+        self.known = inspect.signature(pipe.__call__).parameters
+        self.call: dict[str, Any] = {}
         for each in config.call:
             name, _, value = each.partition("=")
             if name in OURS:
-                raise ValueError(f"call={each!r}: {name} is set by elit distill; leave it out")
+                raise ValueError(f"call must leave {name} to elit distill, got {each!r}")
             if name not in self.known:
                 known = ", ".join(self.known)
-                raise ValueError(f"call={each!r}: {type(pipe).__name__} takes no {name}; it takes {known}")
+                raise ValueError(f"call must name arguments of {type(pipe).__name__} ({known}), got {each!r}")
             try:
                 self.call[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError):
@@ -87,19 +98,14 @@ class Requests:
         if "use_kv_cache" in self.known:  # Qwen-Image 2.1: what a step has left for the next is no argument of a call
             self.call.setdefault("use_kv_cache", False)
         if config.sizes and "height" not in self.known:
-            raise ValueError(f"sizes={config.sizes}: {type(pipe).__name__} has one size; leave it out")
-        self.by_class = "class_labels" in self.known
+            raise ValueError(f"sizes must be left out for a {type(pipe).__name__}, which has one size")
+        self.by_class = takes_classes(pipe)
         self.prompts: list[Any] = [self._class_number(each) for each in prompts] if self.by_class else prompts
         self.sizes: list[Any] = [tuple(map(int, each.split("x"))) for each in config.sizes if "x" in each]
         self.sides = [int(each) for each in config.sizes if "x" not in each]
         """Of squares as large as the sizes that are still to be added."""
         if not config.sizes:
             self.sizes = [None]
-
-    @staticmethod
-    def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-        """What a pipeline's call takes."""
-        return inspect.signature(pipe.__call__).parameters
 
     @property
     def nothing(self) -> Any:
@@ -110,7 +116,7 @@ class Requests:
 
     @property
     def guided(self) -> bool:
-        """Whether the pipeline is asked for an unconditional branch."""
+        """Whether calls have an unconditional branch."""
         return "negative_prompt" in self.call
 
     def batches(self) -> Iterator[dict[str, Any]]:
@@ -119,8 +125,14 @@ class Requests:
         total = len(self.prompts) if config.trajectories is None else config.trajectories
         for number in range(math.ceil(total / size)):
             rows = range(number * size, min(number * size + size, total))
-            steps = config.teacher_steps if number % 2 == 0 else max(1, config.teacher_steps * 3 // 4)
+            even = number // len(self.sizes) % 2 == 0  # so that each size has both
+            steps = config.teacher_steps if even else max(1, config.teacher_steps * 3 // 4)
             yield self.request([self.prompts[row % len(self.prompts)] for row in rows], number=number, steps=steps)
+
+    def held_out(self) -> dict[str, Any]:
+        """A trajectory to validate with: a batch of noise that none of the recorded ones starts from."""
+        prompts = self.prompts[: self.config.teacher_batch]
+        return self.request(prompts, number=-1, steps=self.config.teacher_steps, size=self.sizes[0])
 
     def validation(self, **changes: Any) -> dict[str, Any]:
         """The first prompts, at the first size, always of the same seeds."""
@@ -143,9 +155,7 @@ class Requests:
         return request | {"generator": torch.Generator().manual_seed(seed)}
 
     def _class_number(self, name: str) -> int:
-        if name.isdigit():
-            return int(name)
         labels = getattr(self.pipe, "labels", {})
-        if name not in labels:
-            raise ValueError(f"prompts: {name!r} is no class of this pipeline; give one of its labels, or a number")
-        return labels[name]
+        if not name.isdigit() and name not in labels:
+            raise ValueError(f"prompts must be labels of this pipeline's classes, or numbers, got {name!r}")
+        return int(name) if name.isdigit() else labels[name]

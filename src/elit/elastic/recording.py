@@ -1,28 +1,27 @@
-"""What a pipeline hands to its transformer, and what comes back: recorded while the pipeline itself runs.
+"""The calls that a pipeline makes of its transformer, recorded while the pipeline itself runs.
 
 So nobody here repeats a pipeline: its text encoders, schedulers, guidance embeddings and both branches of guidance are
 as they are in use. Prompts are encoded first, all of them, and kept on disk; then the encoders can go.
 """
 
-import ast
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from elit.compat import execution_device
 from elit.elastic.context import current_branch
+from elit.elastic.families import family_of
 from elit.elastic.runtime import original
-from elit.files import replacing
+from elit.elastic.trees import Arguments, map_tensors, read_tree, write_tree
 
-Arguments = dict[str, Any]
+TIMES = ("timestep", "t")
+"""Names of the argument that holds the time."""
 
 
 class _Stop(Exception):
@@ -45,15 +44,15 @@ def first_call(pipe: Any, request: Mapping[str, Any]) -> Arguments:
         return calls[0]
     finally:
         handle.remove()
-    raise ValueError(f"pipeline: a {type(pipe).__name__} that did not call its transformer")
+    raise ValueError(f"cannot distil a {type(pipe).__name__}: it did not call its transformer")
 
 
-def record(pipe: Any, request: Mapping[str, Any]) -> dict[str, list[tuple[Arguments, Tensor]]]:
-    """Runs `pipe` as the original; (arguments, output) of each forward of its transformer, by branch of guidance."""
-    calls: dict[str, list[tuple[Arguments, Tensor]]] = {}
+def record(pipe: Any, request: Mapping[str, Any]) -> list[tuple[str, Arguments, Tensor]]:
+    """Runs `pipe` as the original; (branch of guidance, arguments, output) of each forward of its transformer."""
+    calls: list[tuple[str, Arguments, Tensor]] = []
 
     def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        calls.setdefault(current_branch() or "all", []).append((bound(module, args, kwargs), output_tensor(output)))
+        calls.append((current_branch() or "all", bound(module, args, kwargs), output_tensor(output)))
 
     handle = pipe.transformer.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -65,123 +64,53 @@ def record(pipe: Any, request: Mapping[str, Any]) -> dict[str, list[tuple[Argume
 
 
 def bound(module: Any, args: Any, kwargs: Any) -> Arguments:
-    """A forward's arguments by name, those of dictionaries and tuples of tensors among them as "name.key"."""
-    return dict(_flat(inspect.signature(module.forward).bind(*args, **kwargs).arguments))
-
-
-def _flat(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in arguments.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, tuple) and value and all(isinstance(part, Tensor) for part in value):
-            yield from ((f"{prefix}{name}.{i}", part) for i, part in enumerate(value))
-        else:
-            yield prefix + name, value
-
-
-def nested(arguments: Arguments) -> Arguments:
-    """What `bound` has laid flat."""
-    result: Arguments = {}
-    for name, value in arguments.items():
-        *outer, last = name.split(".")
-        place = result
-        for part in outer:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return {name: _tuples(value) for name, value in result.items()}
-
-
-def _tuples(value: Any) -> Any:
-    """Dictionaries with numbers as keys were tuples."""
-    if not isinstance(value, dict):
-        return value
-    parts = {name: _tuples(each) for name, each in value.items()}
-    return tuple(parts.values()) if parts and all(name.isdigit() for name in parts) else parts
-
-
-def arguments_by_row(one: Arguments, two: Arguments, sample: str) -> frozenset[str]:
-    """Which arguments have an entry a sample, told from a call for one prompt and a call for two."""
-    rows = len(one[sample]), len(two[sample])
-    return frozenset(
-        name
-        for name, value in one.items()
-        if isinstance(value, Tensor | list | tuple)
-        and (not isinstance(value, Tensor) or value.ndim)
-        and (len(value), len(two[name])) == rows
-    )
+    """A forward's arguments by name; a time that is one for all samples as one each."""
+    arguments = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    rows = len(arguments[family_of(module).sample])
+    for name in TIMES:
+        if isinstance(time := arguments.get(name), Tensor) and time.numel() == 1:
+            arguments[name] = time.reshape(-1).expand(rows)
+    return arguments
 
 
 def output_tensor(output: Any) -> Tensor:
-    """What a transformer predicts, of what its forward returns; a list with one tensor a sample as one."""
+    """The prediction in what a transformer's forward returns; a list with one tensor a sample as one tensor."""
     first = output if isinstance(output, Tensor) else output[0]
     return torch.stack(first) if isinstance(first, list) else first
 
 
-# --- Prompts, encoded once -------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
-    """Inside the block `pipe.encode_prompt` computes what it is asked once, and reads it from `folder` afterwards."""
-    encode: Callable[..., Any] = pipe.encode_prompt
+    """Inside the block `pipe.encode_prompt` encodes each prompt once, and reads it from `folder` afterwards."""
+    encode: Callable[..., Any] | None = getattr(pipe, "encode_prompt", None)
+    if encode is None:  # a pipeline of classes
+        yield
+        return
+    own = vars(pipe).get("encode_prompt")
 
     def cached(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(encode).bind(*args, **kwargs).arguments
-        plain = {name: value for name, value in bound.items() if not isinstance(value, torch.device)}
+        given = inspect.signature(encode).bind(*args, **kwargs).arguments
+        plain = {name: value for name, value in given.items() if not isinstance(value, torch.device)}
         if any(isinstance(value, Tensor) for value in plain.values()):
             return encode(*args, **kwargs)
-        key = hashlib.sha256(repr(sorted(plain.items())).encode()).hexdigest()[:24]
-        path = folder / f"{key}.safetensors"
+        path = folder / f"{hashlib.sha256(repr(sorted(plain.items())).encode()).hexdigest()[:24]}.pt"
         if not path.is_file():
-            parts = encode(*args, **kwargs)
-            lengths = [len(part) if isinstance(part, list) else None for part in parts]
-            tensors = dict(_named(parts))
-            write_tensors(tensors, path, {"lengths": repr(lengths)})
-        with safe_open(path, "pt") as file:
-            lengths = ast.literal_eval(file.metadata()["lengths"])
-            device = execution_device(pipe)
-            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
-            return tuple(
-                tensors.get(str(i)) if length is None else [tensors[f"{i}.{row}"] for row in range(length)]
-                for i, length in enumerate(lengths)
-            )
+            write_tree(encode(*args, **kwargs), path)
+        device = execution_device(pipe)
+        return map_tensors(lambda value: value.to(device, copy=True), read_tree(path))
 
-    own = vars(pipe).get("encode_prompt")
     pipe.encode_prompt = cached
     try:
         yield
     finally:
-        del pipe.encode_prompt
-        if own is not None:
+        if own is None:
+            del pipe.encode_prompt
+        else:
             pipe.encode_prompt = own
 
 
-def _named(parts: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of what `encode_prompt` returns, and of lists in it, which have one a prompt."""
-    for i, part in enumerate(parts):
-        if isinstance(part, Tensor):
-            yield str(i), part
-        elif isinstance(part, list):
-            yield from ((f"{i}.{row}", each) for row, each in enumerate(part))
-
-
 def free_text_encoders(pipe: Any) -> None:
-    """Drops the pipeline's text encoders; what `encoded_prompts` has on disk stands in for them."""
+    """Lets the text encoders go; what `encoded_prompts` has on disk stands in for them."""
     for name in list(pipe.components):
         if name.startswith("text_encoder"):
             setattr(pipe, name, None)
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
-    """A safetensors file, whole or not at all. Raises OSError where it cannot be written."""
-    with replacing(path) as temporary:
-        try:
-            plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-            places: set[int] = set()
-            for name, value in plain.items():
-                if value.data_ptr() in places:  # safetensors refuses one tensor under two names
-                    plain[name] = value.clone()
-                places.add(value.data_ptr())
-            save_file(plain, temporary, dict(about))
-        except SafetensorError as error:
-            raise OSError(f"{str(path)!r}: cannot be written ({error}); make room, or give another folder") from None

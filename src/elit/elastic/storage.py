@@ -2,17 +2,21 @@
 
 FOLDER/config.json, diffusion_pytorch_model*.safetensors    as diffusers writes them
 FOLDER/elastic.json                                         where the interface sits; size and CRC of its weights
-FOLDER/elastic.safetensors                                  its weights
+FOLDER/elastic.safetensors                                  its weights, and those of the low-rank changes
+
+An add-on, what distillation has learned, is the last two alone: a small file that a stock pipeline takes in. Where all
+weights were trained it is the whole transformer, in FOLDER/transformer/.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
@@ -22,7 +26,9 @@ from elit.models.saved import ELASTIC
 
 RECORD, WEIGHTS = ELASTIC, "elastic.safetensors"
 VARIANT = "elastic"
-NOTE = "; its weights were trained together with the interface and are no model without it"
+NOTE = "load this folder, or the pipeline it is in, with elit.load_elastic"
+NOTE_CHANGED = f"{NOTE}; its weights were trained together with the interface and are no model without it"
+NOTE_ADD_ON = "load it into the pipeline that it was made for: elit.load_elastic(pipe, folder)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,25 +71,18 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
     if any(WRAPPED_LAYER in name for name, _ in transformer.named_parameters()):
         # diffusers would write them under names that from_pretrained does not find.
         raise ValueError(
-            "transformer: has LoRA adapters; save those with save_lora_adapter, and delete or fuse them first"
+            "cannot save a transformer with LoRA adapters: save those with save_lora_adapter, and delete or fuse them"
         )
     folder, record = Path(folder), transformer.elastic_record
     now, then = sample_weights(transformer), transformer.elastic_samples
     changed = record.changed or any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
-    folder.mkdir(parents=True, exist_ok=True)
     # What is left if this stops half way is not taken for a whole model.
-    stale = [path for path in folder.glob("diffusion_pytorch_model*") if changed and f".{VARIANT}" not in path.name]
-    for path in (folder / RECORD, *stale):
-        path.unlink(missing_ok=True)
-    weights = {name: value.detach().contiguous().cpu() for name, value in transformer.elastic.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-    content = dataclasses.asdict(dataclasses.replace(record, changed=changed))
-    content["weights"] = fingerprint(folder / WEIGHTS)
-    content["note"] = "load this folder, or the pipeline it is in, with elit.load_elastic" + NOTE * changed
-    write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
-
+    for path in folder.glob("diffusion_pytorch_model*"):
+        if changed and f".{VARIANT}" not in path.name:
+            path.unlink()
     interface = transformer.elastic
+    record = dataclasses.replace(record, changed=changed)
+    _write_interface(folder, interface.state_dict(), record, NOTE_CHANGED if changed else NOTE)
     del transformer.elastic
     try:
         save(folder, **({"variant": VARIANT} if changed else {}))
@@ -91,20 +90,51 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
         transformer.elastic = interface
 
 
+def save_add_on(transformer: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes what was trained into `folder`. weights: by name, whole, on the CPU; all or those of `elastic` alone."""
+    if any(not name.startswith("elastic.") for name in weights):
+        transformer.load_state_dict(dict(weights), strict=False)
+        transformer.save_pretrained(folder / "transformer")
+        return
+    own = {name.removeprefix("elastic."): value for name, value in weights.items()}
+    _write_interface(folder, own, transformer.elastic_record, NOTE_ADD_ON)
+
+
+def _write_interface(folder: Path, weights: Mapping[str, Tensor], record: InterfaceRecord, note: str) -> None:
+    (folder / RECORD).unlink(missing_ok=True)  # beside new weights it would vouch for the old ones
+    with replacing(folder / WEIGHTS) as temporary:
+        try:
+            plain = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
+            save_file(plain, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {str(folder / WEIGHTS)!r}: {error}; make room, or give another folder") from None
+    content = dataclasses.asdict(record) | {"weights": fingerprint(folder / WEIGHTS), "note": note}
+    write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
+
+
 def read_record(folder: Path) -> InterfaceRecord:
-    """What a folder's elastic.json says. Raises ValueError where it or the weights beside it are missing or damaged."""
+    """The record in a folder. Raises ValueError where it or the weights beside it are missing or damaged."""
+    name = f"folder={str(folder)!r}"
     if not (folder / RECORD).is_file():
-        raise ValueError(
-            f"folder={str(folder)!r}: no {RECORD} in it; give a folder that an elastified model was saved in"
-        )
+        raise ValueError(f"{name}: no {RECORD} in it; give a folder that an elastified model was saved in")
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         size_and_sum, _ = content.pop("weights"), content.pop("note")
         record = InterfaceRecord(**content | {"window": tuple(content["window"])})
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"folder={str(folder)!r}: its {RECORD} is damaged; save or copy it again") from None
+        raise ValueError(f"{name}: its {RECORD} is damaged; save or copy it again") from None
     if record.kind not in FAMILIES:
-        raise ValueError(f"folder={str(folder)!r}: holds an elastified {record.kind!r}; known: {', '.join(FAMILIES)}")
+        raise ValueError(f"{name}: holds an elastified {record.kind!r}; known: {', '.join(FAMILIES)}")
     if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:
-        raise ValueError(f"folder={str(folder)!r}: its {WEIGHTS} is missing or damaged; save or copy it again")
+        raise ValueError(f"{name}: its {WEIGHTS} is missing or damaged; save or copy it again")
     return record
+
+
+def load_weights(transformer: Any, folder: Path) -> None:
+    """Reads interface and low-rank changes. Raises ValueError where they have other shapes."""
+    try:
+        transformer.elastic.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError:
+        raise ValueError(
+            f"folder={str(folder)!r}: its {WEIGHTS} does not fit: made for other sizes, or damaged; copy it again"
+        ) from None

@@ -1,6 +1,6 @@
-"""What a distilled pipeline is worth at each budget: pictures beside the original's, and distances to it."""
+"""The worth of a distilled pipeline at each budget: pictures beside the original's, and distances to it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,27 +8,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.elastic.call_files import CallBatch
+from elit.sampling.pictures import image_grid
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
+from elit.elastic.distill_objectives import mean_square
 from elit.elastic.families import family_of
 from elit.elastic.pipelines import Requests
+from elit.elastic.recorded_calls import CallBatch
 from elit.elastic.recording import output_tensor
 from elit.elastic.runtime import original
 from elit.sampling.pictures import image_grid
 
-SHARES = (1.0, 0.5, 0.25, 0.125)
 ROWS, TIMES = 32, 5
+
+
+def validated_budgets(budgets: Sequence[int]) -> list[int]:
+    """All, a half, a quarter and an eighth of a window's tokens."""
+    return list(dict.fromkeys(max(1, round(budgets[-1] * share)) for share in (1.0, 0.5, 0.25, 0.125)))
 
 
 class Validation:
     """Fixed prompts and seeds, and fixed calls: the same each time it measures.
 
-    teacher, call: what the original makes of a call. `draw_reference` before the network is trained, then `measure`.
+    teacher, call: the original's predictions for a call. `draw_reference` before training, then `measure`.
     """
 
     def __init__(self, pipe: Any, requests: Requests, teacher: Tensor, call: CallBatch):
         self.pipe, self.requests, self.teacher, self.call = pipe, requests, teacher, call
+        self.family, self.full = family_of(pipe.transformer), pipe.transformer.budgets[-1]
 
     def draw_reference(self) -> None:
         """The original's own samples."""
@@ -45,28 +52,18 @@ class Validation:
         finally:
             self.pipe.transformer.train(training)
 
-    def budgets(self) -> list[int]:
-        """All, a half, a quarter and an eighth of a window's tokens."""
-        full = self.pipe.transformer.budgets[-1]
-        return list(dict.fromkeys(max(1, round(full * share)) for share in SHARES))
-
     def measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
-        with self.evaluating():
-            return self._measure()
-
-    def _measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
         rows, table = [self.reference], []
-        guided = self.requests.guided
-        for count in self.budgets():
-            row: dict[str, Any] = {"tokens": count, "share": count / self.pipe.transformer.budgets[-1]}
-            row |= self.distances(count)
-            for name, guidance in (("", None), ("_ccfg", 1))[: 1 + guided]:
-                with budget(count) if guidance is None else budget(count, guidance=guidance):
-                    samples = self.samples()
-                row[f"picture_distance{name}"] = _distance(samples, self.reference)
-                rows.append(samples)
-            table.append(row)
+        with self.evaluating():
+            for count in validated_budgets(self.pipe.transformer.budgets):
+                row: dict[str, Any] = {"tokens": count, "share": count / self.full, **self.distances(count)}
+                for name, guidance in (("", {}), ("_ccfg", {"guidance": 1}))[: 1 + self.requests.guided]:
+                    with budget(count, **guidance):
+                        rows.append(self.samples())
+                    difference = rows[-1].float() - self.reference.float()
+                    row[f"picture_distance{name}"] = difference.square().mean().sqrt().item()
+                table.append(row)
         pictures = torch.cat(rows)
         if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
             return None, table
@@ -76,17 +73,16 @@ class Validation:
     def samples(self) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] by the pipeline; of a clip its first frame."""
         output = self.pipe(**self.requests.validation(output_type="pt"))
-        samples = torch.as_tensor(getattr(output, "images", None) if hasattr(output, "images") else output.frames)
+        samples = torch.as_tensor(output.images if hasattr(output, "images") else output.frames)
         samples = samples[:, 0] if samples.ndim == 5 else samples
         return samples[:, :3]  # Qwen-Image 2.1 has a fourth channel, of transparency
 
     def distances(self, count: int) -> dict[str, Any]:
         """Root mean squared distance of the prediction to the original's, over all calls and by t."""
-        teacher, call = self.teacher, self.call
         with budget(count, doubled=False):
-            predicted = output_tensor(self.pipe.transformer(**call.nested()))
-        squared = (predicted.float() - teacher.float()).square().flatten(1).mean(1)
-        t = (1 - family_of(self.pipe.transformer).noise(call.arguments).float()).expand(len(squared)).clamp(0, 1)
+            predicted = output_tensor(self.pipe.transformer(**self.call.arguments))
+        squared = mean_square(predicted.float() - self.teacher.float())
+        t = (1 - self.family.noise(self.call.arguments).float()).expand(len(squared)).clamp(0, 1)
         bucket = (t * TIMES).long().clamp(max=TIMES - 1)
         by_time = [squared[bucket == i] for i in range(TIMES)]
         return {
@@ -99,15 +95,13 @@ class Validation:
 
         passes: as many forwards as it costs. teacher: the original runs in it too.
         """
-        transformer, call = self.pipe.transformer, self.call.nested()
-        family = family_of(transformer)
-        sizes: Any = {"tokens": family.grids(transformer, call), "text_tokens": family.text(transformer, call)}
+        transformer, call = self.pipe.transformer, self.call.arguments
+        sizes: Any = {
+            "tokens": self.family.grids(transformer, call),
+            "text_tokens": self.family.text(transformer, call),
+        }
         beside = count_block_flops(transformer, **sizes, interface=False) if teacher else 0
         return {
             count: beside + passes * count_block_flops(transformer, **sizes, budget=count)
             for count in transformer.budgets
         }
-
-
-def _distance(samples: Tensor, reference: Tensor) -> float:
-    return (samples.float() - reference.float()).square().mean().sqrt().item()

@@ -8,7 +8,8 @@ training draws.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +21,45 @@ from elit.config import DistillConfig
 from elit.data.encode import Encoding, encode, finish, prepare
 from elit.data.latents import LatentSet
 from elit.data.source import Source, Subset, open_source
-from elit.elastic.call_files import CallBatch, CallFile, batch_of_rows, save_calls
 from elit.elastic.families.family import Family
-from elit.elastic.pipelines import Requests
-from elit.elastic.recording import Arguments, first_call
-from elit.files import write_text
+from elit.elastic.pipelines import Requests, takes_classes
+from elit.elastic.recorded_calls import CallBatch, RecordedCalls, buckets_of, save_calls
+from elit.elastic.recording import first_call
+from elit.elastic.trees import Tree, take_rows
 from elit.models.saved import weights_digest
 from elit.sampling.autoencoders import downsampling
 
 Size = tuple[int, int]
 
 
-class Pictures:
+class CaptionedImages:
     """The pictures that `config.data` names, by the size that each goes to.
 
     Raises ValueError where there are none, or nothing of this pipeline's class can be trained on them.
     """
 
-    def __init__(self, config: DistillConfig):
-        self.config = config
-        assert config.data is not None
-        self.root = Path(config.data)
-        self.encoded = (self.root / "encode.json").is_file()
-        self.source: Source | LatentSet | None = None
-
-    def open(self, pipe: Any, family: Family) -> None:
-        """Checks what can be checked before anything is written."""
-        self.pipe, self.family = pipe, family
-        kind = type(pipe).__name__
+    def __init__(self, config: DistillConfig, pipe: Any, family: Family):
+        self.config, self.pipe, self.family = config, pipe, family
+        kind, root = type(pipe).__name__, Path(str(config.data))
         if family.pack is None:
-            raise ValueError(f"data: pictures are not all that a {kind} draws; distil it with prompts")
+            raise ValueError(f"data: not supported for a {kind}, whose samples hold more; distil it with prompts")
         if getattr(pipe, "vae", None) is None:
             raise ValueError(f"data: this {kind} has no vae to encode pictures with; distil it with prompts")
-        if self.encoded:
-            self.source = LatentSet(self.root)
+        by_class = takes_classes(pipe)
+        self.source: Source | LatentSet
+        if (root / "encode.json").is_file():
+            self.source = LatentSet(root)
             if self.source.settings["autoencoder"]["weights"] != weights_digest(pipe.vae):
                 raise ValueError(
-                    f"data={str(self.root)!r}: was encoded by another autoencoder than the pipeline's; encode it with "
-                    f"--vae {self.config.pipeline} --vae-subfolder vae"
+                    f"data={str(root)!r}: was encoded by another autoencoder than the pipeline's; encode it with "
+                    f"--vae {config.pipeline} --vae-subfolder vae"
                 )
         else:
-            by_class = "class_labels" in Requests.parameters(pipe)
-            try:
-                self.source = open_source(self.root, captions=not by_class)
-            except ValueError as error:
-                raise ValueError(str(error).replace("src", "data", 1)) from None
-
-    def prompts(self, by_class: bool) -> list[str]:
-        """What each label stands for: captions, or names of classes."""
-        assert self.source is not None
-        return list(self.source.classes if by_class else self.source.captions)
+            with _naming_data():
+                self.source = open_source(root, captions=not by_class)
+        self.prompts: list[str] = list(self.source.classes if by_class else self.source.captions)
+        """The caption or class name of each label."""
+        self.latents: dict[Size, LatentSet] = {}
 
     def sizes(self, requested: Sequence[Size | None]) -> list[Size]:
         """(height, width) of pictures, in pixels."""
@@ -88,16 +78,13 @@ class Pictures:
         if isinstance(self.source, LatentSet):
             self.latents = {sizes[0]: self.source}
             return
-        assert self.source is not None
         frames = int(dict(each.split("=", 1) for each in self.config.call).get("num_frames", 1))
-        rows = nearest_sizes(self.source, sizes)
-        self.latents = {}
-        for size, of_size in rows.items():
+        for size, rows in nearest_sizes(self.source, sizes).items():
             folder = cache / f"latents-{size[0]}x{size[1]}"
-            part = Subset(self.source, of_size)
+            part = Subset(self.source, rows)
             encoding = Encoding(vae=self.config.pipeline, vae_subfolder="vae", image_size=size, frames=frames)
             if not (folder / "index.json").is_file():
-                try:
+                with _naming_data():
                     if rank == 0:
                         prepare(part, folder, self.pipe.vae, encoding)
                     wait()
@@ -106,76 +93,67 @@ class Pictures:
                     if rank == 0:
                         finish(part, folder, encoding)
                     wait()
-                except ValueError as error:
-                    raise ValueError(str(error).replace("src", "data", 1)) from None
             self.latents[size] = LatentSet(folder)
 
-    def record_captions(self, cache: Path, requests: Requests, by_row: frozenset[str]) -> None:
+    def record_captions(self, cache: Path, requests: Requests, layout: Tree) -> None:
         """Writes the calls of the captions that occur at each size, and of none: the unconditional branch."""
+        name, batch = self.family.sample, self.config.teacher_batch
+        layout = {argument: part for argument, part in layout.items() if argument != name}
         for size, latents in self.latents.items():
-            folder = cache / f"captions-{size[0]}x{size[1]}"
-            if (folder / "done.json").is_file():
-                continue
             prompts = [requests.prompts[label] for label in used_labels(latents)]
-            if self.config.prompt_dropout:
-                prompts.append(requests.nothing)
-            batch = self.config.teacher_batch
+            prompts += [requests.nothing] * (self.config.prompt_dropout > 0)
             for number in range(math.ceil(len(prompts) / batch)):
-                path = folder / f"{number:06d}.safetensors"
+                path = cache / captions_folder(size) / f"{number:06d}.pt"
                 if not path.is_file():
                     part = prompts[number * batch : (number + 1) * batch]
                     call = first_call(self.pipe, requests.request(part, number=0, steps=1, size=size))
-                    sample = call.pop(self.family.sample)
+                    sample = call.pop(name)
                     self.check(sample, latents, size)
-                    call, rows = conditional(call, by_row, len(sample), len(part), self.family.unconditional_half)
-                    save_calls(path, [(call, torch.zeros(rows, 1))], by_row - {self.family.sample})
-            write_text(folder / "done.json", "{}\n")
+                    if self.family.unconditional_half is not None and len(sample) == 2 * len(part):
+                        first = len(part) * (1 - self.family.unconditional_half)
+                        call = take_rows(layout, call, slice(first, first + len(part)))
+                    save_calls(path, [("cond", call, torch.zeros(len(part), 1))], layout)
 
     def check(self, sample: Any, latents: LatentSet, size: Size) -> None:
-        """Raises ValueError where the pipeline draws samples of another shape than the pictures'."""
+        """Raises ValueError where the pipeline samples another shape than the pictures'."""
         assert self.family.pack is not None
         drawn = tuple(sample[0].shape)
         pictures = tuple(self.family.pack(torch.zeros(1, *latents.shape)).shape[1:])
         if drawn != pictures:
             raise ValueError(
-                f"data: a {type(self.pipe).__name__} draws samples of shape {drawn} at {size[0]}x{size[1]}, pictures "
+                f"data: a {type(self.pipe).__name__} makes samples of shape {drawn} at {size[0]}x{size[1]}, pictures "
                 f"encode to {pictures}; give clips of as many frames (--call num_frames=…), or distil it with prompts"
             )
 
     def examples(self, cache: Path) -> "CaptionedLatents":
-        calls = {size: cache / f"captions-{size[0]}x{size[1]}" for size in self.latents}
-        return CaptionedLatents(self.latents, calls, self.config.prompt_dropout)
+        calls = [RecordedCalls(cache / captions_folder(size)) for size in self.latents]
+        return CaptionedLatents(list(self.latents.values()), calls, self.config.prompt_dropout)
+
+
+@contextmanager
+def _naming_data() -> Iterator[None]:
+    """Has the errors of `elit encode` name the option `data`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("src", "data", 1)) from None
 
 
 class CaptionedLatents:
     """Latents with the calls of their captions: an entry a picture, and for a share `dropout` of all, one without."""
 
-    def __init__(self, latents: dict[Size, LatentSet], calls: dict[Size, Path], dropout: float):
-        self.latents = list(latents.values())
-        self.files: list[CallFile] = []
-        self.entries: list[tuple[int, int, int, int]] = []
-        """(size, row of its latents, file, row of it)."""
-        kinds: dict[tuple[int, str], list[int]] = {}
-        for number, (size, of_size) in enumerate(latents.items()):
-            places: list[tuple[int, int]] = []
-            for batch in sorted({path.name.split(".")[0] for path in calls[size].glob("*.safetensors")}):
-                of_batch: dict[int, tuple[int, int]] = {}
-                for path in sorted(calls[size].glob(f"{batch}*.safetensors")):
-                    file = CallFile(path)
-                    of_batch |= {place: (len(self.files), row) for row, place in enumerate(file.places)}
-                    self.files.append(file)
-                places += [of_batch[place] for place in sorted(of_batch)]
-            order = {label: place for place, label in enumerate(used_labels(of_size))}
-            labels = labels_of(of_size)
-            rows = [(row, places[order[label]]) for row, label in enumerate(labels)]
+    def __init__(self, latents: list[LatentSet], calls: list[RecordedCalls], dropout: float):
+        self.latents, self.calls = latents, calls
+        self.entries: list[tuple[int, int, int]] = []
+        """(size, row of its latents, row of its call)."""
+        for number, (of_size, of_calls) in enumerate(zip(latents, calls, strict=True)):
+            labels = list(of_size.rows["label"])
+            place = {label: row for row, label in enumerate(used_labels(of_size))}
+            self.entries += [(number, row, place[label]) for row, label in enumerate(labels)]
             if dropout:
-                count = round(len(labels) * dropout / (1 - dropout))
-                rows += [(i * len(labels) // max(count, 1) % len(labels), places[-1]) for i in range(max(count, 1))]
-            for row, (file_number, place) in rows:
-                kinds.setdefault((number, self.files[file_number].kind), []).append(len(self.entries))
-                self.entries.append((number, row, file_number, place))
-        self.buckets = [np.array(kinds[kind]) for kind in sorted(kinds)]
-        """Entries that can be in one batch."""
+                count = max(1, round(len(labels) * dropout / (1 - dropout)))
+                self.entries += [(number, i * len(labels) // count, len(of_calls) - 1) for i in range(count)]
+        self.buckets = buckets_of([(number, calls[number].kinds[call]) for number, _, call in self.entries])
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -186,29 +164,17 @@ class CaptionedLatents:
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, CallBatch]:
         """moments (B, 2, C, ...) and the calls' arguments; indices: of one bucket."""
-        entries = [self.entries[index] for index in indices]
-        moments, _ = self.latents[entries[0][0]].__getitems__([row for _, row, _, _ in entries])
-        _, call = batch_of_rows([(self.files[file], 0, place) for _, _, file, place in entries])
-        return moments, call
+        numbers, rows, calls = zip(*(self.entries[index] for index in indices), strict=True)
+        moments, _ = self.latents[numbers[0]].__getitems__(rows)
+        return moments, self.calls[numbers[0]].__getitems__(calls)[1]
 
 
-def conditional(
-    call: Arguments, by_row: frozenset[str], rows: int, prompts: int, half: int | None
-) -> tuple[Arguments, int]:
-    """A call's arguments for its prompts alone, where the pipeline runs both branches of guidance in one batch."""
-    if half is None or rows != 2 * prompts:
-        return call, rows
-    first = prompts * (1 - half)
-    taken = slice(first, first + prompts)
-    return {name: value[taken] if name in by_row else value for name, value in call.items()}, prompts
-
-
-def labels_of(latents: LatentSet) -> list[int]:
-    return list(latents.rows["label"])
+def captions_folder(size: Size) -> str:
+    return f"captions-{size[0]}x{size[1]}"
 
 
 def used_labels(latents: LatentSet) -> list[int]:
-    return sorted(set(labels_of(latents)))
+    return sorted(set(latents.rows["label"]))
 
 
 def default_size(pipe: Any) -> Size:
