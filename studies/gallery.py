@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.files import replacing
 from elit.sampling.draw import draw, environment_of, weights_fingerprint
 from elit.sampling.evaluations import sampling_flops

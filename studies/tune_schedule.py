@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from elit.costs.flops import count_flops
-from elit.elastic.load_model import load_network
+from elit.elastic.load import load_network
 from elit.evaluate.inspect.examples import load_examples
 from elit.evaluate.inspect.probe import Probe, Tick, losses
 from elit.files import write_text

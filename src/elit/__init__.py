@@ -23,7 +23,7 @@ _HOME = {
     "CFG": "elit.flow.guidance",
     "AG": "elit.flow.guidance",
     "CCFG": "elit.flow.guidance",
-    "load_model": "elit.elastic.load_model",
+    "load_model": "elit.elastic.load",
     "load_released": "elit.released.load",
     "sample": "elit.sampling.sample",
     "ElitPipeline": "elit.sampling.pipeline",
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from elit.elastic.families import register_family as register_family
     from elit.elastic.families.family import Family as Family
     from elit.elastic.load import load_elastic as load_elastic
-    from elit.elastic.load_model import load_model as load_model
+    from elit.elastic.load import load_model as load_model
     from elit.elastic.surgery import elastify as elastify
     from elit.flow.guidance import AG as AG
     from elit.flow.guidance import CCFG as CCFG

@@ -198,13 +198,14 @@ class DistillConfig(RunConfig):
     out: str = "runs/distill"
     """Folder for the add-on (elastic.json, elastic.safetensors), its card, and the run's files."""
     pipeline: str = ""
-    """A diffusers pipeline, a folder or a hub name."""
+    """A diffusers pipeline, a folder or a hub name; or the folder of a DiT of this library, without an interface."""
     prompts: str | None = None
     """A text file with a prompt a line (a class a line for a pipeline of classes). No pictures are needed: training
     uses trajectories that the original samples from these prompts."""
     data: str | None = None
     """Pictures instead of prompts: a folder with a metadata.jsonl of captions, or else with a sub-folder a caption or
-    class; .parquet or .tar files; or what `elit encode` wrote. Latents and prompts are encoded once."""
+    class; .parquet or .tar files; or what `elit encode` wrote. Latents and prompts are encoded once. For a DiT of
+    this library, what it was trained on, digits for one."""
     sizes: tuple[str, ...] = ()
     """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928, or one number, 1024, for all usual
     aspect ratios of about that area whose sides the windows divide; default: the pipeline's own. A picture of `data`

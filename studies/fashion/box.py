@@ -18,7 +18,7 @@ import torch
 from elit.config import TrainConfig, load_config
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.evaluate.chunks import Share
 from elit.evaluate.detection import detect
 from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector

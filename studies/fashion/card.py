@@ -15,7 +15,7 @@ import torch
 
 from elit.budgets import parse_budget
 from elit.cli.main import show_progress
-from elit.elastic.load_model import load_network
+from elit.elastic.load import load_network
 from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
 from elit.evaluate.reference import load_reference
 from elit.evaluate.report.card import write_card

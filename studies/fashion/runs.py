@@ -17,7 +17,7 @@ from unittest.mock import patch
 from elit.budgets import training_budgets
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.models.dit import DiT
 from elit.models.networks import NETWORKS
 from elit.models.presets import model_config

@@ -37,7 +37,6 @@ REFUSALS = {
     "quickstart": (["--steps", "0"], "steps=0: give at least 1"),
     "encode": (["nowhere", "out", "--vae", "a/v"], "src='nowhere': no such file or folder"),
     "train": (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
-    "elastify": (["nowhere", "out"], "model='nowhere': no such folder"),
     "sample": (["nowhere"], "model='nowhere': no such folder"),
     "evaluate": (["nowhere"], "pictures='nowhere': no such file or folder"),
     "sweep": (["nowhere"], "model='nowhere': no such folder"),

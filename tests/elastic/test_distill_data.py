@@ -14,11 +14,11 @@ import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.data.images import read_image
-from elit.elastic.call_files import CallBatch
+from elit.elastic.captioned_images import aspect_sizes
 from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.distill_objectives import Prediction
 from elit.elastic.families import FAMILIES
-from elit.elastic.pictures import aspect_sizes
+from elit.elastic.recorded_calls import CallBatch
 from elit.sampling.autoencoders import encode_mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
@@ -103,8 +103,8 @@ def test_a_resumed_run_is_bit_equal_and_encodes_nothing_anew(tmp_path, folder, m
         patch.setattr(DistillPipeline, "preview", stop)
         with pytest.raises(SystemExit):
             distill(settings(tmp_path / "cut", "QwenImagePipeline", folder, **more | {"preview_every": 3}))
-    monkeypatch.setattr("elit.elastic.pictures.encode", None)
-    monkeypatch.setattr("elit.elastic.pictures.save_calls", None)
+    monkeypatch.setattr("elit.elastic.captioned_images.encode", None)
+    monkeypatch.setattr("elit.elastic.captioned_images.save_calls", None)
     distill(settings(tmp_path / "cut", "QwenImagePipeline", folder, **more | {"resume": True}))
     files = [(tmp_path / run / "elastic.safetensors").read_bytes() for run in ("whole", "cut")]
     assert files[0] == files[1]
@@ -194,12 +194,12 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
         ([*flux, *good, "--prompts", str(tmp_path / "prompts.txt")], "cannot learn from prompts and data at once"),
         ([*flux, "--data", "nowhere"], "data='nowhere': no such file or folder"),
         ([*flux, "--data", str(tmp_path / "empty")], "data="),
-        (["tiny/LTX2Pipeline", out, *good], "pictures are not all that a LTX2Pipeline draws"),
+        (["tiny/LTX2Pipeline", out, *good], "not supported for a LTX2Pipeline, whose samples hold more"),
         (["tiny/DiTPipeline", out, *good], "data="),
         ([*flux[:2], "--sizes", "9", *good], "sizes=9: a window has"),
-        ([*flux[:2], "--sizes", "0x8", *good], "give HEIGHTxWIDTH"),
+        ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
         ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),
-        ([*flux, *good, "--prompt-dropout", "1"], "prompt_dropout=1.0"),
+        ([*flux, *good, "--prompt-dropout", "1"], "prompt_dropout must be"),
     ):
         monkeypatch.setattr(
             "elit.elastic.distill.load_pipeline",

@@ -11,14 +11,13 @@ import torch
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
-from safetensors import SafetensorError
-from tiny import PIPELINES, build, pipeline, with_text
+from tiny import PIPELINES, pipeline, with_text
 
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.elastic.distill import DistillPipeline, distill
-from elit.elastic.load_model import is_stock_pipeline
+from elit.elastic.load import is_stock_pipeline
 from elit.elastic.pipelines import Requests
 
 pytestmark = pytest.mark.slow
@@ -78,8 +77,8 @@ def test_two_steps_a_picture_and_three_budgets_in_a_fresh_pipeline(tmp_path, pro
 def test_a_resumed_run_is_bit_equal_and_records_nothing_anew(tmp_path, prompts, monkeypatch):
     name, more = "QwenImagePipeline", {"steps": 6, "checkpoint_every": 2, "preview_every": 0, "log_every": 1}
     distill(settings(tmp_path / "whole", name, prompts, **more))
-    calls = sorted((tmp_path / "whole" / "cache").rglob("*.safetensors"))
-    assert {path.name.split(".")[1] for path in calls if path.parent.name == "calls"} == {"cond", "uncond"}
+    calls = sorted((tmp_path / "whole" / "cache").rglob("calls/*.pt"))
+    assert len(calls) == 2
 
     def stop(self, accelerator, average, log, step):
         raise SystemExit(0)
@@ -133,18 +132,18 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "addon").mkdir()
     good = ["--prompts", str(prompts)]
     for words, message in (
-        ([], "pipeline: not given"),
-        ([str(pipe), out], "prompts: not given"),
-        ([str(pipe), out, "--prompts", "nowhere.txt"], "prompts='nowhere.txt': no such file"),
-        ([str(pipe), out, "--prompts", str(tmp_path / "empty.txt")], "has no prompts"),
-        ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "is no UTF-8 text"),
-        ([str(tmp_path / "folder"), out, *good], "no model_index.json"),
-        ([str(tmp_path / "unet"), out, *good], "cannot be loaded"),
-        ([str(tmp_path / "other"), out, *good], "a DDPMPipeline has no transformer"),
+        ([], "pipeline must be given"),
+        ([str(pipe), out], "prompts must be a text file"),
+        ([str(pipe), out, "--prompts", "nowhere.txt"], "cannot read prompts 'nowhere.txt': No such file"),
+        ([str(pipe), out, "--prompts", str(tmp_path / "empty.txt")], "prompts must have a prompt a line"),
+        ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "not UTF-8 text"),
+        ([str(tmp_path / "folder"), out, *good], "without model_index.json"),
+        ([str(tmp_path / "unet"), out, *good], "cannot load pipeline"),
+        ([str(tmp_path / "other"), out, *good], "pipeline must have a transformer, got a DDPMPipeline"),
         ([str(pipe), out, *good, "--sizes", "big"], "sizes must be HEIGHTxWIDTH"),
         ([str(pipe), out, *good, "--call", "scale"], "call must be of the form NAME=VALUE, got 'scale'"),
-        ([str(pipe), out, *good, "--call", "prompt=x"], "prompt is set by elit distill"),
-        ([str(pipe), out, *good, "--call", "speed=2"], "FluxPipeline takes no speed"),
+        ([str(pipe), out, *good, "--call", "prompt=x"], "call must leave prompt to elit distill"),
+        ([str(pipe), out, *good, "--call", "speed=2"], "call must name arguments of FluxPipeline"),
         ([str(pipe), out, *good, "--weights", "some"], "some"),
         ([str(pipe), out, *good, "--mode", "other"], "other"),
         ([str(pipe), out, *good, "--lora-rank", "0"], "lora_rank must be at least 1, got 0"),
@@ -152,14 +151,12 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
         ([str(pipe), out, *good, "--window", "4"], "window=(4,): give 2 sides"),
         (
             [str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"],
-            "budget_max=4: at full budget the original",
+            "budget_max must be at most 3, got 4: at full budget the original",
         ),
         ([str(pipe), out, *good, "--window", "2", "2", "--budget-min", "9"], "budget_min=9"),
-        ([str(pipe), out, *good, "--batch-size", "3", "--gradient-accumulation", "2"], "batch_size=3"),
+        ([str(pipe), out, *good, "--batch-size", "3", "--gradient-accumulation", "2"], "batch_size must be"),
         ([str(pipe), out, *good, "--trackers", "none"], "trackers"),
-        ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub='name': give USER/NAME"),
-        (["nowhere", out, "--dry-run"], "pipeline='nowhere': no such folder"),
-        (["Qwen/Qwen-Image", out, "--dry-run", "--devices", "5"], "devices=5"),
+        ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub must be USER/NAME, got 'name'"),
     ):
         assert main(["distill", *words]) == 2, words
         error = capsys.readouterr().err.strip().splitlines()
@@ -176,19 +173,19 @@ def test_a_full_disk_and_other_settings_are_one_line(tmp_path, prompts, capsys, 
     words += ["--call", "max_sequence_length=5", "--lora-rank", "2"]
 
     def full(*args):
-        raise SafetensorError("No space left on device (os error 28)")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("elit.elastic.recording.save_file", full)
+        patch.setattr("torch.save", full)
         assert main(words) == 1
-    assert "No space left on device (os error 28)); make room, or give another folder" in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert "file write failed; make room, or give another folder" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.pt"))
     assert main(words) == 0  # with room, over what is there
     capsys.readouterr()
     for more, message in (
         ([], "holds a run at step 2; set resume to go on, or give another folder"),
         (["--resume", "--lora-rank", "4"], "lora_rank (2 → 4) cannot change within a run"),
-        (["--resume", "--prompts", str(tmp_path / "others.txt")], "others.txt': no such file"),
+        (["--resume", "--prompts", str(tmp_path / "others.txt")], "others.txt': No such file"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
@@ -223,31 +220,3 @@ def test_the_add_on_and_its_card_go_to_the_hub(tmp_path, prompts, capsys, monkey
     assert main(words) == 2
     assert "push_to_hub='me/dial': the hub refused (no route to the hub)" in capsys.readouterr().err
     assert (tmp_path / "again" / "elastic.safetensors").is_file()
-
-
-def test_a_dry_run_needs_a_config_alone(tmp_path, capsys):
-    folder = tmp_path / "pipe" / "transformer"
-    with torch.device("meta"):
-        small = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 24, "num_attention_heads": 4}
-        made = diffusers.FluxTransformer2DModel(**small, axes_dims_rope=(4, 10, 10), in_channels=16)
-    made.save_config(folder)
-    words = ["distill", str(tmp_path / "pipe"), "out", "--dry-run", "--devices", "2", "--sizes", "256x256", "--json"]
-    assert main(words) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["parameters"] == sum(weight.numel() for weight in made.parameters())
-    assert told["tokens"] == 256
-    by_way = {(part["weights"], part["sharded"]): part for part in told["parts"]}
-    assert by_way["all", True]["optimizer"] < by_way["all", False]["optimizer"]
-    assert by_way["lora", False]["optimizer"] < by_way["all", False]["optimizer"]
-    assert all(part["activations_checkpointed"] < part["activations"] for part in told["parts"])
-
-
-@pytest.mark.parametrize("kind", ["Flux2Transformer2DModel", "ChromaTransformer2DModel", "ZImageTransformer2DModel"])
-def test_a_dry_run_of_other_classes(tmp_path, capsys, kind):
-    model = build(kind)
-    model.save_config(tmp_path / "pipe" / "transformer")
-    words = ["distill", str(tmp_path / "pipe"), "out", "--dry-run", "--batch-size", "2", "--sizes", "128x128", "--json"]
-    assert main([*words, "--window", "4", "4"]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["parameters"] == sum(weight.numel() for weight in model.parameters())
-    assert all(part["activations_checkpointed"] < part["activations"] for part in told["parts"])

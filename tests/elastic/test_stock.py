@@ -9,8 +9,8 @@ import torch
 from tiny import open_branches, pipeline, with_text
 
 import elit
-from elit.elastic.add_on import save_add_on
 from elit.elastic.stock import StockPipeline, find_stock
+from elit.elastic.storage import save_add_on
 
 SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 

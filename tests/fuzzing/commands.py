@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from elit.cli.main import COMMANDS, main
 
-SLOW = ("inspect", "sweep", "train", "elastify", "profile", "play", "flops", "distill")
+SLOW = ("inspect", "sweep", "train", "profile", "play", "flops", "distill")
 """Take longest when their line is right, and are drawn less often."""
 LONG = 20.0
 """Seconds of processor time, longer than any line here may take."""
@@ -32,7 +32,7 @@ WORK = {
 }
 SMALL = {
     **{name: {"--count": "4"} for name in ("evaluate", "sweep")},
-    **{name: {"--steps": "1", "--batch-size": "2"} for name in ("train", "elastify")},
+    **{name: {"--steps": "1", "--batch-size": "2"} for name in ("train",)},
     "distill": {"--steps": "1", "--batch-size": "2", "--teacher-steps": "1"},
     "profile": {"--seconds": "0", "--batch-sizes": "1"},
     "loadtest": {"--seconds": "1", "--most": "2"},
@@ -66,7 +66,6 @@ def lines(place: Place) -> dict[str, list[list[str]]]:
             [p("stock"), "dial", "--prompts", p("prompts.txt"), *small, "--window", "2", "2", "--preview-every", "0"],
             [p("stock"), "dial", "--prompts", p("prompts.txt"), "--window", "2", "2", "--dry-run"],
         ],
-        "elastify": [[p("plain"), "out", "--read-after", "1", "--write-after", "2", "--samples", "2", *small]],
         "sample": [
             [p("model"), "--steps", "1", "--labels", "3"],
             [p("text"), "--steps", "1", "--prompts", "a"],

@@ -6,7 +6,7 @@ from conftest import ELIT, SETTINGS, conditions, fresh, inputs, opened
 from torch._dynamo.testing import CompileCounter
 
 import elit
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.models.conditioning import concatenate
 from elit.models.presets import create_model
 from elit.models.transformer import Transformer

@@ -7,7 +7,7 @@ import torch
 from conftest import inputs, opened
 from diffusers import UNet2DModel
 
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.models.saved import checkpoints, save_model
 from elit.sampling.autoencoders import load_autoencoder
 

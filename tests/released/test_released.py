@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import elit
 from elit.cli.main import main
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.sampling.sample import sample, seeded_noise
 
 pytestmark = pytest.mark.slow

@@ -240,7 +240,7 @@ def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
     """The model in `folder` with the autoencoder and the conditions of the options of that name."""
     import torch
 
-    from elit.elastic.load_model import load_network
+    from elit.elastic.load import load_network
     from elit.evaluate.samples import Sampler
 
     dtype = getattr(torch, args.dtype)

@@ -98,7 +98,7 @@ def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
 
     size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
     if model_folder(name).is_dir():
-        from elit.elastic.load_model import load_model
+        from elit.elastic.load import load_model
 
         model: Any = load_model(name)
         budgets, parameters = model.budgets, sum(parameter.numel() for parameter in model.parameters())

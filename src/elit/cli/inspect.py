@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> dict[str, Any]:
     import torch
 
-    from elit.elastic.load_model import load_network
+    from elit.elastic.load import load_network
     from elit.evaluate.inspect.attention import interface_of
     from elit.evaluate.inspect.examples import load_examples
     from elit.evaluate.inspect.inspection import inspect_model

@@ -28,8 +28,7 @@ COMMANDS = {
     "recipes": "the training runs that come with the package, for elit train --config recipe:NAME",
     "train": "train a model on digits or a folder of images",
     "import": "turn a published checkpoint into a saved model",
-    "distill": "give a pretrained diffusers pipeline a dial: train it to work on fewer tokens",
-    "elastify": "give a trained model a dial, and fit it to the original",
+    "distill": "give a pretrained pipeline or model a dial: train it to work on fewer tokens",
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
     "sweep": "score a model over budgets, steps and guidances: table, Pareto front, plots, report, model card",
@@ -42,7 +41,10 @@ COMMANDS = {
     "doctor": "what is installed here, what works and what is fast",
 }
 
-MOVED = {"tune-schedule": "python studies/tune_schedule.py, in this library's repository"}
+MOVED = {
+    "tune-schedule": "python studies/tune_schedule.py, in this library's repository",
+    "elastify": "elit distill MODEL OUT --data DATA, which takes this library's own networks too",
+}
 """Commands of earlier versions, and what does their work now."""
 
 BAD_PLACE = {

@@ -45,7 +45,7 @@ class Args:
 def run(args: Args) -> dict[str, Any]:
     import torch
 
-    from elit.elastic.load_model import load_model
+    from elit.elastic.load import load_model
     from elit.evaluate.report.tables import print_table
     from elit.files import check_writable
     from elit.planner.choose import network_folder

@@ -116,12 +116,12 @@ def run(args: Args) -> dict[str, Any]:
 
     import torch
 
-    from elit.elastic.load_model import is_stock_pipeline
+    from elit.elastic.load import is_stock_pipeline
 
     if is_stock_pipeline(args.model):
         return run_pipeline(args)
 
-    from elit.elastic.load_model import load_network
+    from elit.elastic.load import load_network
     from elit.files import check_new_output
     from elit.pretrained import model_name
     from elit.sampling.draw import as_pixels, conditions_of, draw, environment_of, number_of_images, weights_fingerprint

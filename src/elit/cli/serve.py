@@ -149,7 +149,7 @@ def settings(args: Args, device: str, *, needs_key: bool) -> Any:
     """The service's settings. Raises ValueError for a model or budget that cannot be."""
     import torch
 
-    from elit.elastic.load_model import is_stock_pipeline, load_model
+    from elit.elastic.load import is_stock_pipeline, load_model
     from elit.models.transformer import Transformer
     from elit.pretrained import model_folder, model_name
     from elit.serve.settings import STEPS, ServiceSettings

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from elit.config import DistillConfig
 from elit.data.sampler import BucketSampler
-from elit.elastic.add_on import save_add_on
 from elit.elastic.captioned_images import CaptionedImages, CaptionedLatents, aspect_sizes
 from elit.elastic.context import budget
 from elit.elastic.distill_network import DistillNetwork, is_own_network
@@ -29,6 +28,7 @@ from elit.elastic.pipelines import Requests, check_pipeline, load_pipeline, read
 from elit.elastic.recorded_calls import CallBatch, RecordedCalls, save_calls
 from elit.elastic.recording import encoded_prompts, first_call, free_text_encoders, output_tensor
 from elit.elastic.recording import record as record_calls
+from elit.elastic.storage import save_add_on
 from elit.elastic.student import prepare_student, student_budgets
 from elit.elastic.trees import Tree, layout_of
 from elit.elastic.validation import ROWS, Validation
@@ -208,7 +208,11 @@ class DistillPipeline(Task):
         """The same prompts and seeds at each budget beside the original, and the distance of each budget to it."""
         if not (accelerator.is_main_process or self.config.fsdp):  # a sharded network needs all processes
             return
-        with average.in_place_of(self.network), encoded_prompts(self.pipe, self.cache / "prompts"), accelerator.autocast():
+        with (
+            average.in_place_of(self.network),
+            encoded_prompts(self.pipe, self.cache / "prompts"),
+            accelerator.autocast(),
+        ):
             picture, table = self.validation.measure()
         if accelerator.is_main_process:
             folder = Path(self.config.out) / "samples"

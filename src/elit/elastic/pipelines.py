@@ -52,7 +52,9 @@ def check_pipeline(name: str) -> None:
     if not name:
         raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
-        raise ValueError(f"pipeline must be a folder that a pipeline was saved in, got {name!r} without model_index.json")
+        raise ValueError(
+            f"pipeline must be a folder that a pipeline was saved in, got {name!r} without model_index.json"
+        )
     check_hub_name("pipeline", name)
 
 

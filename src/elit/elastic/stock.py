@@ -22,9 +22,8 @@ from elit.budgets import Budget, Schedule, parse_budget, resolve_budget, schedul
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
-from elit.elastic.load import load_elastic, put_into
-from elit.elastic.load_model import is_stock_pipeline
-from elit.elastic.recording import first_call, nested
+from elit.elastic.load import is_stock_pipeline, load_elastic
+from elit.elastic.recording import first_call
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.storage import RECORD, InterfaceRecord, read_record
 from elit.flow.solver import time_grid
@@ -118,7 +117,7 @@ class StockPipeline:
                 pipe = load_elastic(stock.folder, torch_dtype=dtype)
             else:
                 pipe = diffusers.DiffusionPipeline.from_pretrained(stock.base, torch_dtype=dtype)
-                pipe = put_into(pipe, str(stock.folder))
+                pipe = load_elastic(pipe, stock.folder)
         except (OSError, KeyError, ImportError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"model={str(stock.folder)!r}: its pipeline cannot be loaded ({reason})") from None
@@ -254,7 +253,7 @@ class StockPipeline:
             example = EXAMPLE if self.takes_text else self.classes[0]
             request = self.arguments([example], steps=1, scale=1.0 if self.guides_by else None, size=size)
             call = first_call(self.pipe, request | {"generator": torch.Generator().manual_seed(0)})
-            grids = family_of(self.transformer).grids(self.transformer, nested(call))
+            grids = family_of(self.transformer).grids(self.transformer, call)
             text = call.get("encoder_hidden_states")
             length = 0 if text is None or not hasattr(text, "shape") else text.shape[1]
             self._layouts[size] = grids, length

@@ -107,7 +107,9 @@ def _write_interface(folder: Path, weights: Mapping[str, Tensor], record: Interf
             plain = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
             save_file(plain, temporary, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(f"cannot write {str(folder / WEIGHTS)!r}: {error}; make room, or give another folder") from None
+            raise OSError(
+                f"cannot write {str(folder / WEIGHTS)!r}: {error}; make room, or give another folder"
+            ) from None
     content = dataclasses.asdict(record) | {"weights": fingerprint(folder / WEIGHTS), "note": note}
     write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
 

@@ -35,9 +35,9 @@ def layout_of(one: Tree, two: Tree, rows: tuple[int, int]) -> Tree:
     """The layout of a call, told from one with rows[0] samples and one with rows[1]."""
     if isinstance(one, Mapping):
         return {name: layout_of(each, two[name], rows) for name, each in one.items()}
-    if isinstance(one, Tensor | list | tuple) and (not isinstance(one, Tensor) or one.ndim):
-        if (len(one), len(two)) == rows:
-            return True
+    sized = one.ndim > 0 if isinstance(one, Tensor) else isinstance(one, list | tuple)
+    if sized and (len(one), len(two)) == rows:
+        return True
     if isinstance(one, list | tuple):
         return type(one)(layout_of(*pair, rows) for pair in zip(one, two, strict=True))
     return False

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.sampling.pictures import image_grid
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
 from elit.elastic.distill_objectives import mean_square

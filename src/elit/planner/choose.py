@@ -10,7 +10,7 @@ import torch
 
 from elit.budgets import Schedule, resolve_budget
 from elit.compat import write_count
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.files import existing
 from elit.flow.guidance import CCFG, CFG, Guidance

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
-from elit.elastic.load_model import load_network
+from elit.elastic.load import load_network
 from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
 from elit.models.text import CHARACTERS

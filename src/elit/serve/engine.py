@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.costs.flops import count_flops
-from elit.elastic.load_model import load_model
+from elit.elastic.load import load_model
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition, concatenate

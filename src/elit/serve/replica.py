@@ -224,7 +224,7 @@ def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
     """The engine on this machine, its costs from a profile or measured now. Raises ValueError."""
     import torch
 
-    from elit.elastic.load_model import is_stock_pipeline
+    from elit.elastic.load import is_stock_pipeline
     from elit.planner.choose import find_profile, network_folder
     from elit.pretrained import measurements_folder, model_folder
     from elit.serve.costs import costs_of_profile, read_costs
