@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from elit.data.digits import digits
-from elit.data.images import ImageFolder, read_image
+from elit.data.images import ImageFiles
+from elit.data.source import open_source
 from elit.sampling.pictures import image_grid, to_uint8, write_samples
 
 
@@ -31,40 +32,11 @@ def test_digits_are_real_and_in_range():
 
 
 def test_a_folder_of_images(folder):
-    data = ImageFolder(folder, 16)
+    data = ImageFiles(open_source(folder), 16)
     images, labels = data.__getitems__([0, 5])
     assert (len(data), data.classes, data.shape) == (6, ("cats", "dogs"), (3, 16, 16))
     assert labels.tolist() == [0, 1]
     assert torch.allclose(images[1, :, 8, 8], torch.tensor([80, 80, 0]) / 127.5 - 1)
-
-
-def test_images_are_cropped_at_the_centre(tmp_path):
-    pixels = np.zeros((10, 30, 3), np.uint8)
-    pixels[:, 10:20] = 255
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png", 10).mean() > 0.9
-
-
-def test_an_unreadable_image_is_named_and_skipped_only_if_asked(folder):
-    whole = (folder / "dogs" / "1.png").read_bytes()
-    (folder / "dogs" / "1.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "cats" / "fake.jpg").write_text("not an image")
-    with pytest.raises(ValueError, match=r"cannot read '.*fake\.jpg'.*2 of 7 images are unreadable.*skip_unreadable"):
-        ImageFolder(folder, 16)
-    data = ImageFolder(folder, 16, skip_unreadable=True)
-    assert len(data) == 5
-    assert [path.name for path in data.skipped] == ["fake.jpg", "1.png"]
-
-
-def test_folders_without_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such folder"):
-        ImageFolder(tmp_path / "missing", 16)
-    with pytest.raises(ValueError, match="no images in its sub-folders"):
-        ImageFolder(tmp_path, 16)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.png").write_text("no")
-    with pytest.raises(ValueError, match="none of its 1 images is readable"):
-        ImageFolder(tmp_path, 16, skip_unreadable=True)
 
 
 def test_pictures():

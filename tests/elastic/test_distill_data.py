@@ -13,7 +13,7 @@ from tiny import autoencoder, with_text
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
-from elit.data.images import read_image
+from elit.data.reader import centre_crop, read_frames
 from elit.elastic.captioned_images import aspect_sizes
 from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.distill_objectives import Prediction
@@ -166,7 +166,7 @@ def test_samples_are_noised_as_the_schedulers_do():
 def test_latents_are_packed_and_normalized_as_the_pipeline_does(folder):
     """Against what FluxImg2ImgPipeline makes of a picture."""
     pipe = PIPELINES["FluxImg2ImgPipeline"].make()
-    pixels = read_image(folder / "1.png", 32)[None]
+    pixels = centre_crop(read_frames((folder / "1.png").read_bytes())[0], 32)[None]
     encoded = pipe._encode_vae_image(pixels, [torch.Generator()])
     packed = pipe._pack_latents(encoded, 1, 4, 8, 8)
     mean = encode_mean(pipe.vae, pixels)
@@ -192,10 +192,10 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
     flux = ["tiny/FluxPipeline", out, "--sizes", "32x32"]
     for words, message in (
         ([*flux, *good, "--prompts", str(tmp_path / "prompts.txt")], "cannot learn from prompts and data at once"),
-        ([*flux, "--data", "nowhere"], "data='nowhere': no such file or folder"),
-        ([*flux, "--data", str(tmp_path / "empty")], "data="),
+        ([*flux, "--data", "nowhere"], "cannot read 'nowhere': no such file or folder"),
+        ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
         (["tiny/LTX2Pipeline", out, *good], "not supported for a LTX2Pipeline, whose samples hold more"),
-        (["tiny/DiTPipeline", out, *good], "data="),
+        (["tiny/DiTPipeline", out, *good], "data: "),
         ([*flux[:2], "--sizes", "9", *good], "sizes=9: a window has"),
         ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
         ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),

@@ -8,7 +8,8 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
-from elit.data.encode import Encoding, encode, finish, prepare
+from elit.data.encode import encode, finish, prepare
+from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
 from elit.evaluate.inspect.examples import Examples, as_pictures, load_examples

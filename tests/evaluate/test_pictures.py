@@ -72,13 +72,11 @@ def evaluate(*arguments) -> int:
 
 
 BAD_FOLDERS = {
-    "empty": "no images in it",
+    "empty": "no pictures in it",
     "single": "1 picture; give at least 2",
     "mixed": "picture 'PLACE/b.png' is 6×7, others are 8×8; make them one size, or give image_size",
-    "alpha": "picture 'PLACE/b.png' has a transparent alpha channel; put it on the background it is meant for",
-    "deep": "picture 'PLACE/b.png' is I;16, expected 8-bit RGB or grey; convert it",
-    "unreadable": "picture 'PLACE/b.png' cannot be read (cannot identify image file",
-    "cut": "picture 'PLACE/b.png' cannot be read (",
+    "unreadable": "cannot read 'PLACE/b.png': cannot identify image file",
+    "cut": "cannot read 'PLACE/b.png': ",
 }
 
 
@@ -93,12 +91,6 @@ def test_pictures_that_cannot_be_used_are_named_in_one_line(kind, capsys, tmp_pa
     other.save(stream, "PNG")
     if kind == "mixed":
         other.resize((6, 7)).save(place / "b.png")
-    elif kind == "alpha":
-        clear = other.convert("RGBA")
-        clear.putalpha(100)
-        clear.save(place / "b.png")
-    elif kind == "deep":
-        Image.fromarray(PIXELS[0, :, :, 0].astype(np.uint16)).save(place / "b.png")
     elif kind == "unreadable":
         (place / "b.png").write_bytes(b"no picture at all")
     elif kind == "cut":

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import elit
-from elit.data.text import PromptedImages
+from elit.data.images import PromptedImages
 from elit.models.conditioning import Text
 from elit.models.text import TextEncoder, embed_prompts, encode_prompts
 
@@ -180,21 +180,6 @@ def test_a_folder_with_captions_trains_and_samples(tmp_path, captioned, capsys):
     )
     assert "boat.png: 2 images" in capsys.readouterr().out
     assert Image.open(out).size == (2 * 66 - 2, 64)
-
-
-def test_captions_are_read_from_metadata_or_else_the_folders_names(captioned):
-    from elit.data.images import ImageFolder
-
-    assert ImageFolder(captioned, 8, captions=True).captions == tuple(PROMPTS[:2])
-    assert ImageFolder(captioned, 8).captions == ("blue", "red")
-    (captioned / "metadata.jsonl").write_text('{"file_name": "red/1.png"}\n')
-    with pytest.raises(ValueError, match=r"line 1 of '.*metadata\.jsonl' is not"):
-        ImageFolder(captioned, 8, captions=True)
-    (captioned / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "a boat"}\n')
-    with pytest.raises(ValueError, match=r"cannot read '.*gone\.png'"):
-        ImageFolder(captioned, 8, captions=True)
-    (captioned / "metadata.jsonl").unlink()
-    assert ImageFolder(captioned, 8, captions=True).captions == ("blue", "red")
 
 
 def test_without_text_every_prompt_is_the_same():

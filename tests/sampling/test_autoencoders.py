@@ -10,7 +10,8 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
+from elit.data.encode import encode, finish, load_encoder, prepare
+from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
 from elit.evaluate.inspect.examples import load_examples

@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from elit.cli.checks import check_arguments, check_output
+from elit.cli.checks import check_output
 from elit.cli.main import check_device, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.data.encoding import Encoding
 from elit.files import check_new_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Encoding):
     """Encode images or clips with an autoencoder, once, for training on their latents. What is there already is kept:
     run it again after a kill. Several processes share the work under accelerate launch or torchrun.
 
@@ -25,22 +26,6 @@ class Args:
     """A folder of images (one sub-folder a class), of .parquet or webdataset .tar files, or one that datasets saved."""
     out: Annotated[Path, tyro.conf.Positional] = Path()
     """Folder for encode.json, shard-….arrow and index.json."""
-    vae: str = ""
-    """Any diffusers autoencoder, by hub name or folder."""
-    vae_subfolder: str | None = None
-    """Where the autoencoder is in it, such as vae in a pipeline's."""
-    image_size: int = 256
-    """Pixels along each axis, after ADM's centre crop."""
-    frames: int = 1
-    """Frames of a clip, from animated images; 1 = images."""
-    captions: bool = False
-    """Keep captions (metadata.jsonl, a text column) instead of classes."""
-    skip_unreadable: bool = False
-    """Leave unreadable pictures out instead of stopping at the first."""
-    batch_size: int = 8
-    """Samples at a time."""
-    shard_size: int = 1024
-    """Samples of a shard, the unit of work and of resuming."""
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     inspect: Path | None = None
@@ -53,8 +38,11 @@ class Args:
 
 def parse(arguments: Sequence[str]) -> Args:
     args: Args = parse_arguments(Args, "encode", arguments)
-    check_arguments(args)
-    _check(args)
+    if args.inspect is None:
+        missing = next((name for name in ("src", "out", "vae") if str(getattr(args, name)) in ("", ".")), None)
+        if missing:
+            raise ValueError(f"{missing}: not given; elit encode SRC OUT --vae NAME")
+        check_output(args.out)
     return args
 
 
@@ -64,43 +52,25 @@ def run(args: Args) -> dict[str, Any] | None:
         return _inspect(args, args.inspect)
     from accelerate import PartialState
 
-    from elit.data.encode import Encoding, encode, finish, load_encoder, prepare
+    from elit.data.encode import encode, finish, load_encoder, prepare
     from elit.data.source import open_source
 
-    shared = vars(args).keys() & Encoding.__dataclass_fields__.keys()
-    encoding = Encoding(**{name: getattr(args, name) for name in shared})
     state = PartialState(cpu=check_device(args.device) == "cpu")
     source = open_source(args.src, captions=args.captions)
     vae = load_encoder(args.vae, args.vae_subfolder, device=args.device or state.device)
     with show_progress("encoding", len(source)) as progress:
         with state.main_process_first():
-            prepare(source, args.out, vae, encoding)
-        encode(source, args.out, vae, encoding, rank=state.process_index, world=state.num_processes, progress=progress)
+            prepare(source, args.out, vae, args)
+        encode(source, args.out, vae, args, rank=state.process_index, world=state.num_processes, progress=progress)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    index = finish(source, args.out, encoding)
+    index = finish(source, args.out, args)
     result = {"out": str(args.out), "count": index["count"], "skipped": len(index["skipped"])}
     if not args.json:
         left_out = f", {result['skipped']} unreadable left out" if result["skipped"] else ""
         print(f"{args.out}: {index['count']} samples in {len(index['shards'])} shards{left_out}; counts and sums agree")
     return result
-
-
-def _check(args: Args) -> None:
-    """What can be said before anything is loaded. Raises ValueError."""
-    if args.inspect is not None:
-        return
-    for name, value in (("src", args.src), ("out", args.out)):
-        if value == Path():
-            raise ValueError(f"{name}: not given; elit encode SRC OUT --vae NAME")
-    if not args.vae:
-        raise ValueError("vae: not given; give a diffusers autoencoder by hub name or folder")
-    if "/" not in args.vae and not Path(args.vae).is_dir():
-        raise ValueError(f"vae={args.vae!r}: no such folder, and no name on the hub, which is OWNER/NAME")
-    if not args.src.exists():
-        raise ValueError(f"src={str(args.src)!r}: no such file or folder")
-    check_output(args.out)
 
 
 def _inspect(args: Args, folder: Path) -> dict[str, Any]:

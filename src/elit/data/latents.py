@@ -40,6 +40,8 @@ class LatentSet:
                 raise ValueError(f"data: {str(path)!r} has {len(part)} rows, {shard['rows']} wanted; encode it again")
             _check_labels(path, part.data.column("label"), len(settings["caption_texts"]))
             parts.append(part)
+        if not any(map(len, parts)):
+            raise ValueError(f"data={str(root)!r}: holds no samples")
         self.rows = concatenate_datasets(parts)
         self.classes, self.captions = tuple(settings["classes"]), tuple(settings["caption_texts"])
         self.shape = tuple(settings["shape"])

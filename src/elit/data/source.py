@@ -1,165 +1,256 @@
-"""Where pictures to encode come from: a folder, or anything Hugging Face `datasets` reads from this machine."""
+"""Sources of pictures: folders, parquet files, webdataset tars and data sets that Hugging Face `datasets` saved."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
-from elit.data.images import list_files, read_frames
+from elit.data.folders import TABLES, TEXTS, Labels, by_caption, by_class, list_folder, number_labels
+from elit.data.reader import SUFFIXES, ImageInfo, read_frames, read_info
+
+T = TypeVar("T")
+LABELS = ("label", "cls", "class")
 
 
-@dataclass(frozen=True)
-class Example:
-    """One picture, or the frames of one clip, and the number of its class or caption."""
+class Content(Protocol):
+    """A picture's file, wherever it lies."""
 
-    frames: list[Image.Image]
-    label: int
+    def read_bytes(self) -> bytes: ...
 
 
-class Source(Protocol):
-    """Examples in an order that never changes."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Pictures or clips in an order that never changes, read when asked for, each with a class or caption."""
 
+    root: Path
+    names: Sequence[str]
+    """Each picture's in messages: a path, or a file and a row."""
+    contents: Sequence[Content]
+    labels: Sequence[int]
+    """Numbers of classes or captions."""
     classes: tuple[str, ...]
-    captions: tuple[str, ...]
+    """What the labels stand for; none where pictures lie loose in a folder."""
+    files: Sequence[Path]
+    """What the pictures are read from."""
+    faults: dict[int, str] = field(default_factory=dict)
+    """By index, what is wrong with a label."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """By reason, the names of files that are not taken."""
 
-    def __len__(self) -> int: ...
+    @property
+    def folder(self) -> Path:
+        """Where to keep what belongs to the source."""
+        return self.root if self.root.is_dir() else self.root.parent
 
-    def __getitem__(self, index: int) -> Example:
-        """Raises OSError or ValueError for a picture that cannot be read."""
-        ...
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of a picture in pixels, upright. Raises as `__getitem__` does."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What identifies the source and its order, as JSON."""
-        ...
-
-
-class FolderSource:
-    """Images of a folder as `list_files` lists them, opened when asked for."""
-
-    def __init__(self, root: Path, *, captions: bool, loose: bool = False):
-        self.root = root
-        files, self.classes = list_files(root, captions=captions, loose=loose)
-        self.files, self.labels = [path for path, _ in files], [label for _, label in files]
-        self.captions = tuple(name.replace("_", " ") for name in self.classes)
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """A prompt for each label."""
+        return tuple(name.replace("_", " ") for name in self.classes)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
-    def __getitem__(self, index: int) -> Example:
-        return Example(read_frames(self.files[index]), self.labels[index])
+    def read(self, index: int, count: int | None = 1) -> list[Image.Image]:
+        """The first `count` frames of a picture, all for None, as `read_frames` gives them.
 
-    def size(self, index: int) -> tuple[int, int]:
-        with Image.open(self.files[index]) as image:
-            return _upright_size(image)
+        Raises ValueError, naming the picture, for any that cannot be read or has no valid label.
+        """
+        return self._named(index, lambda content: read_frames(content, count))
 
-    def describe(self) -> dict[str, Any]:
-        return {"folder": str(self.root), "files": [str(path.relative_to(self.root)) for path in self.files]}
+    def info(self, index: int) -> ImageInfo:
+        """A picture's header. Raises as `read`."""
+        return self._named(index, read_info)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells whether a source is the same: its count, a digest of names and labels, a stamp of its files."""
+        names = [name.removeprefix(f"{self.root}/") for name in self.names]
+        stats = [(str(path).removeprefix(f"{self.root}/"), path.stat()) for path in self.files if path.exists()]
+        return {
+            "count": len(self),
+            "source": _digest([names, list(self.labels), self.classes]),
+            "stamp": _digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]),
+        }
 
-class TableSource:
-    """Rows of local parquet files, webdataset tars or a folder that `datasets` saved; decoded when asked for.
+    def subset(self, rows: Sequence[int]) -> "Source":
+        """Some rows, as a source."""
+        faults = {index: self.faults[row] for index, row in enumerate(rows) if row in self.faults}
+        names, contents, labels = ([each[row] for row in rows] for each in (self.names, self.contents, self.labels))
+        return replace(self, names=names, contents=contents, labels=labels, faults=faults)
 
-    Columns are found by their type and name: the first with images; label, cls, class; text, caption, txt.
-    Raises ValueError where there are none to be found.
-    """
+    def summary(self) -> list[str]:
+        """A line for each reason for which files are not taken."""
+        return [f"not taken: {len(names)} {reason}, {names[0]!r} for one" for reason, names in self.left_out.items()]
 
-    def __init__(self, path: Path, *, captions: bool):
-        import datasets
-
-        self.path = path
-        self.files = sorted(path.glob("*.parquet")) + sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        kind = {".parquet": "parquet", ".tar": "webdataset"}.get(self.files[0].suffix) if self.files else None
-        names = [str(file) for file in self.files]
-        rows = datasets.load_dataset(kind, data_files=names, split="train") if kind else datasets.load_from_disk(path)
-        if isinstance(rows, dict):
-            raise ValueError(f"src={str(path)!r}: has splits {', '.join(rows)}; give the folder of one of them")
-        features = rows.features
-        image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
-        if image is None:
-            raise ValueError(f"src={str(path)!r}: no column of images among {', '.join(features)}")
-        wanted = ("text", "caption", "txt") if captions else ("label", "cls", "class")
-        label = next((name for name in wanted if name in features), None)
-        if label is None:
-            raise ValueError(f"src={str(path)!r}: none of the columns {', '.join(wanted)} among {', '.join(features)}")
-        self.rows, self.image = rows, image
-        values = list(rows[label])
-        if isinstance(features[label], datasets.ClassLabel):
-            self.classes, self.labels = tuple(features[label].names), values
-        elif not captions and all(isinstance(value, int) for value in values):
-            self.classes, self.labels = tuple(map(str, range(max(values) + 1))), values
-        else:
-            names = list(dict.fromkeys(map(str, values)))
-            numbers = {name: number for number, name in enumerate(names)}
-            self.classes, self.labels = tuple(names), [numbers[str(value)] for value in values]
-        self.captions = tuple(name.replace("_", " ") for name in self.classes)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example:
-        return Example([self.rows[index][self.image]], self.labels[index])
-
-    def size(self, index: int) -> tuple[int, int]:
-        return _upright_size(self.rows[index][self.image])
-
-    def describe(self) -> dict[str, Any]:
-        files = [[file.name, file.stat().st_size] for file in self.files]
-        return {"table": str(self.path), "files": files, "rows": len(self)}
+    def _named(self, index: int, read: Callable[[bytes], T]) -> T:
+        try:
+            if index in self.faults:
+                raise ValueError(self.faults[index])
+            return read(self.contents[index].read_bytes())
+        except Exception as error:  # whatever a decoder raises costs one picture, not the run
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"cannot read {self.names[index]!r}: {reason}") from None
 
 
-class Subset:
-    """Some rows of a source."""
+def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> Source:
+    """The pictures at `path`: a folder of them, of .parquet or of .tar files, one such file, or a saved data set.
 
-    def __init__(self, source: Source, rows: Sequence[int]):
-        self.source, self.rows = source, list(rows)
-        self.classes, self.captions = source.classes, source.captions
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.source[self.rows[index]]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self.source.size(self.rows[index])
-
-    def describe(self) -> dict[str, Any]:
-        return {"of": self.source.describe(), "rows": self.rows}
-
-
-SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
-ORIENTATION = 0x0112
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(ORIENTATION) in SIDEWAYS
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def open_source(path: Path, *, captions: bool) -> Source:
-    """The source at `path`: a folder of images or of .parquet or .tar files, one such file, or a saved dataset.
-
-    captions: labels number texts (metadata.jsonl, a text column) instead of classes. Raises ValueError.
+    captions: labels number texts (metadata, a text column) instead of classes. loose: pictures may lie beside the
+    sub-folders of a folder; then there are no classes. Raises ValueError.
     """
     if not path.exists():
-        raise ValueError(f"src={str(path)!r}: no such file or folder")
-    if is_table(path):
-        return TableSource(path, captions=captions)
+        raise ValueError(f"cannot read {str(path)!r}: no such file or folder")
     if path.is_file():
-        raise ValueError(f"src={str(path)!r}: give a folder, a .parquet or a .tar")
-    return FolderSource(path, captions=captions)
+        if path.suffix not in TABLES:
+            raise ValueError(f"cannot read {str(path)!r}: must be a folder, a .parquet or a .tar")
+        return _open_table(path, [path], captions)
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return _open_table(path, [], captions)
+    listing = list_folder(path)
+    if not listing.pictures and (tables := [table for table in listing.tables if table.parent == path]):
+        return _open_table(path, [table for table in tables if table.suffix == tables[0].suffix], captions)
+    left_out = listing.left_out
+    left_out["archives beside pictures"] += [table.name for table in listing.tables]
+    if captions and listing.metadata:
+        files, values = by_caption(path, listing)
+    elif loose and any(file.parent == path for file in listing.pictures):
+        files, values = listing.pictures, []
+    else:
+        files, values = by_class(path, listing)
+    left_out = {reason: names for reason, names in left_out.items() if names}
+    if not files:
+        where = "in it" if loose else "in its sub-folders, such as CLASS/PICTURE.png"
+        found = "".join(f"; {len(names)} {reason}" for reason, names in left_out.items())
+        raise ValueError(f"cannot read {str(path)!r}: no pictures {where}{found}")
+    labels = number_labels(values, captions=captions and bool(listing.metadata)) if values else None
+    return _source(path, labels or Labels([0] * len(files), (), {}), list(map(str, files)), files, files, left_out)
 
 
-def is_table(path: Path) -> bool:
-    """Whether `datasets` reads it: a .parquet or .tar file, a folder of them, or one that `datasets` saved."""
-    tables = (".parquet", ".tar")
-    if path.is_file():
-        return path.suffix in tables
-    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    return saved or any(file.suffix in tables for file in path.iterdir())
+def _source(
+    root: Path,
+    labels: Labels,
+    names: Sequence[str],
+    contents: Sequence[Content],
+    files: Sequence[Path],
+    left_out: dict[str, list[str]] | None = None,
+) -> Source:
+    return Source(
+        root=root,
+        names=names,
+        contents=contents,
+        labels=labels.numbers,
+        classes=labels.names,
+        files=files,
+        faults=labels.faults,
+        left_out=left_out or {},
+    )
+
+
+def _open_table(path: Path, files: Sequence[Path], captions: bool) -> Source:
+    return (
+        _open_tars(path, files, captions) if files and files[0].suffix == ".tar" else _open_rows(path, files, captions)
+    )
+
+
+class Cell(NamedTuple):
+    """A picture in a row of a table."""
+
+    column: Any
+    row: int
+
+    def read_bytes(self) -> bytes:
+        value = self.column[self.row]
+        if value is None:
+            raise ValueError("no picture in this row")
+        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+
+
+def _open_rows(path: Path, files: Sequence[Path], captions: bool) -> Source:
+    """Columns are found by type and name: the first of pictures; label, cls or class; text, caption or txt."""
+    import datasets
+
+    try:
+        names = [str(file) for file in files]
+        rows = (
+            datasets.load_dataset("parquet", data_files=names, split="train")
+            if files
+            else datasets.load_from_disk(path)
+        )
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"cannot read {str(path)!r}: {reason}") from None
+    if isinstance(rows, dict):
+        raise ValueError(f"cannot read {str(path)!r}: has splits {', '.join(rows)}; give the folder of one of them")
+    features = rows.features
+    image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    label = next((name for name in (TEXTS if captions else LABELS) if name in features), None)
+    if image is None or label is None:
+        missing = "of pictures" if image is None else " or ".join(TEXTS if captions else LABELS)
+        raise ValueError(f"cannot read {str(path)!r}: no column {missing} among {', '.join(features)}")
+    known = features[label].names if isinstance(features[label], datasets.ClassLabel) else ()
+    labels = number_labels(list(rows[label]), known, captions=captions)
+    column = rows.cast_column(image, datasets.Image(decode=False))[image]
+    names = [f"{path}, row {row}" for row in range(len(rows))]
+    return _source(
+        path, labels, names, [Cell(column, row) for row in range(len(rows))], files or sorted(path.iterdir())
+    )
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    archive: Path
+    start: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+def _open_tars(path: Path, files: Sequence[Path], captions: bool) -> Source:
+    """Members are samples by their name up to the first dot: a picture, with .cls, .label, .txt and their kin."""
+    samples: dict[str, dict[str, Member]] = {}
+    for file in files:
+        for name, member in _members(file):
+            folder, _, base = name.rpartition("/")
+            stem, _, kind = base.partition(".")
+            if stem:
+                samples.setdefault(f"{file}, {folder and f'{folder}/'}{stem}", {})[kind.lower()] = member
+    wanted = TEXTS if captions else LABELS
+    pictures = [
+        next((m for kind, m in each.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES), None)
+        for each in samples.values()
+    ]
+    texts = [next((m for kind, m in each.items() if kind in wanted), None) for each in samples.values()]
+    if not any(texts):
+        raise ValueError(f"cannot read {str(path)!r}: no members .{' or .'.join(wanted)}")
+    values: list[Any] = [text and text.read_bytes().decode("utf-8-sig", "replace").strip() for text in texts]
+    if not captions and all(value.lstrip("-").isdecimal() for value in values if value):
+        values = [int(value) if value else None for value in values]
+    labels = number_labels(values, captions=captions)
+    labels.faults.update({index: "no picture of this name" for index, each in enumerate(pictures) if each is None})
+    nothing = Member(path, 0, 0)
+    return _source(path, labels, list(samples), [picture or nothing for picture in pictures], files)
+
+
+def _members(path: Path) -> list[tuple[str, Member]]:
+    """The files in a tar. Raises ValueError for one that is cut short, wherever that is."""
+    try:
+        with tarfile.open(path, "r:") as archive, path.open("rb") as file:
+            members = [(each.name, Member(path, each.offset_data, each.size)) for each in archive if each.isfile()]
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("no end of the archive; it is cut short or damaged")
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error}") from None
+    return members
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -8,8 +8,7 @@ training draws.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from elit.config import DistillConfig
-from elit.data.encode import Encoding, encode, finish, prepare
+from elit.data.encode import encode, finish, prepare
+from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
-from elit.data.source import Source, Subset, open_source
+from elit.data.source import Source, open_source
 from elit.elastic.families.family import Family
 from elit.elastic.pipelines import Requests, takes_classes
 from elit.elastic.recorded_calls import CallBatch, RecordedCalls, buckets_of, save_calls
@@ -55,8 +55,7 @@ class CaptionedImages:
                     f"--vae {config.pipeline} --vae-subfolder vae"
                 )
         else:
-            with _naming_data():
-                self.source = open_source(root, captions=not by_class)
+            self.source = open_source(root, captions=not by_class)
         self.prompts: list[str] = list(self.source.classes if by_class else self.source.captions)
         """The caption or class name of each label."""
         self.latents: dict[Size, LatentSet] = {}
@@ -81,18 +80,17 @@ class CaptionedImages:
         frames = int(dict(each.split("=", 1) for each in self.config.call).get("num_frames", 1))
         for size, rows in nearest_sizes(self.source, sizes).items():
             folder = cache / f"latents-{size[0]}x{size[1]}"
-            part = Subset(self.source, rows)
+            part = self.source.subset(rows)
             encoding = Encoding(vae=self.config.pipeline, vae_subfolder="vae", image_size=size, frames=frames)
             if not (folder / "index.json").is_file():
-                with _naming_data():
-                    if rank == 0:
-                        prepare(part, folder, self.pipe.vae, encoding)
-                    wait()
-                    encode(part, folder, self.pipe.vae, encoding, rank=rank, world=world)
-                    wait()
-                    if rank == 0:
-                        finish(part, folder, encoding)
-                    wait()
+                if rank == 0:
+                    prepare(part, folder, self.pipe.vae, encoding)
+                wait()
+                encode(part, folder, self.pipe.vae, encoding, rank=rank, world=world)
+                wait()
+                if rank == 0:
+                    finish(part, folder, encoding)
+                wait()
             self.latents[size] = LatentSet(folder)
 
     def record_captions(self, cache: Path, requests: Requests, layout: Tree) -> None:
@@ -128,15 +126,6 @@ class CaptionedImages:
     def examples(self, cache: Path) -> "CaptionedLatents":
         calls = [RecordedCalls(cache / captions_folder(size)) for size in self.latents]
         return CaptionedLatents(list(self.latents.values()), calls, self.config.prompt_dropout)
-
-
-@contextmanager
-def _naming_data() -> Iterator[None]:
-    """Has the errors of `elit encode` name the option `data`."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("src", "data", 1)) from None
 
 
 class CaptionedLatents:
@@ -195,11 +184,8 @@ def nearest_sizes(source: Source, sizes: Sequence[Size]) -> dict[Size, list[int]
     logs = np.array([math.log(height / width) for height, width in sizes])
     rows: dict[Size, list[int]] = {}
     for index in range(len(source)):
-        try:
-            height, width = source.size(index)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"data: sample {index} cannot be read ({error}); mend or remove it") from None
-        rows.setdefault(sizes[int(np.abs(logs - math.log(height / width)).argmin())], []).append(index)
+        info = source.info(index)
+        rows.setdefault(sizes[int(np.abs(logs - math.log(info.height / info.width)).argmin())], []).append(index)
     return {size: rows[size] for size in sizes if size in rows}
 
 

@@ -14,18 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from elit._version import __version__
 from elit.data.builtin import named_images
-from elit.data.images import ImageSet, centre_crop
-from elit.data.source import Example, FolderSource, TableSource, is_table
+from elit.data.images import ImageSet
+from elit.data.reader import centre_crop
+from elit.data.source import open_source
 from elit.evaluate import EvaluationWarning
 from elit.files import replacing
 from elit.sampling.pictures import to_uint8
-
-UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, EOFError)
 
 
 class Pictures(Protocol):
@@ -110,16 +109,12 @@ class ArrayPictures:
 class FilePictures:
     """Images, or clips from animated ones, of a folder or of anything `datasets` reads here.
 
-    image_size: ADM's centre crop to it; without, all must have one size. Grey ones are repeated in three channels, with
-    a warning; transparent ones are refused, since the background they lie on is not known.
+    image_size: ADM's centre crop to it; without, all must have one size.
     """
 
     def __init__(self, path: Path, image_size: int | None = None):
         self.path, self.image_size = path, image_size
-        if not path.exists():
-            raise ValueError(f"pictures={str(path)!r}: no such file or folder")
-        table = is_table(path)
-        self.source = TableSource(path, captions=False) if table else FolderSource(path, captions=False, loose=True)
+        self.source = open_source(path, loose=True)
         self.size: tuple[int, ...] | None = None
         self.warned = False
 
@@ -138,44 +133,27 @@ class FilePictures:
         return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
 
     def stamp(self) -> str:
-        return stamp_of(self.source.files)
-
-    def _example(self, index: int) -> Example:
-        try:
-            return self.source[index]
-        except UNREADABLE as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self._name(index)} cannot be read ({reason}); mend or remove it") from None
+        return self.source.identity()["stamp"]
 
     def _picture(self, index: int) -> Tensor:
-        frames = [self._frame(frame, index) for frame in self._example(index).frames]
+        frames = [self._frame(frame) for frame in self.source.read(index, None)]
+        if not self.warned and self.source.info(index).mode in ("L", "LA", "1"):
+            line = f"{self.source.names[index]!r} is grey: repeated in three channels, as are all others like it"
+            warnings.warn(line, EvaluationWarning, stacklevel=2)
+            self.warned = True
         picture = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
         self.size = self.size or tuple(picture.shape)
         if tuple(picture.shape) != self.size:
             raise ValueError(
-                f"{self._name(index)} is {_size(picture.shape)}, others are {_size(self.size)}; "
+                f"picture {self.source.names[index]!r} is {_size(picture.shape)}, others are {_size(self.size)}; "
                 "make them one size, or give image_size"
             )
         return picture
 
-    def _frame(self, image: Image.Image, index: int) -> Tensor:
-        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise ValueError(
-                f"{self._name(index)} has a transparent alpha channel; put it on the background it is meant for"
-            )
-        if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "YCbCr"):
-            raise ValueError(f"{self._name(index)} is {image.mode}, expected 8-bit RGB or grey; convert it")
-        if image.mode in ("L", "LA", "1") and not self.warned:
-            line = f"{self._name(index)} is grey: repeated in three channels, as are all others like it"
-            warnings.warn(line, EvaluationWarning, stacklevel=2)
-            self.warned = True
+    def _frame(self, image: Image.Image) -> Tensor:
         if self.image_size is not None:
             return to_uint8(centre_crop(image, self.image_size))
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-    def _name(self, index: int) -> str:
-        name = self.source.files[index] if isinstance(self.source, FolderSource) else f"{self.path}, row {index}"
-        return f"picture {str(name)!r}"
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class First:
@@ -208,8 +186,6 @@ def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
         pictures = MemoryPictures(named, str(path))
     elif path.suffix == ".npz":
         pictures = ArrayPictures(path)
-    elif path.is_file() and not is_table(path):
-        raise ValueError(f"pictures={str(path)!r}: give a folder of images, an .npz, a .parquet or a .tar")
     else:
         pictures = FilePictures(path, image_size)
     if len(pictures) < 2:

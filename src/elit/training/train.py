@@ -13,10 +13,9 @@ from elit.budgets import resolve_budget, training_budgets
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
-from elit.data.images import ImageData, ImageFolder
+from elit.data.images import ImageData, ImageFiles, PromptedImages
 from elit.data.latents import LatentSet
-from elit.data.summary import summary
-from elit.data.text import PromptedImages
+from elit.data.source import open_source
 from elit.models.conditioning import Condition, Text
 from elit.models.presets import create_model, model_config
 from elit.models.saved import load_shared_weights, save_model
@@ -24,7 +23,7 @@ from elit.models.text import CACHE, encode_prompts
 from elit.models.transformer import Transformer
 from elit.sampling.pictures import as_pictures, image_grid, save_image
 from elit.sampling.sample import sample
-from elit.training.distributed import plain_network
+from elit.training.distributed import broadcast_from_main, plain_network
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
@@ -47,9 +46,9 @@ class TrainNetwork(Task):
     network: Transformer
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
-        self.data = load_data(config)
-        with accelerator.main_process_first():
-            self.prompts = load_prompts(config, self.data, accelerator.device)
+        broadcast_from_main(accelerator, lambda: self.load(config, accelerator.device))
+        if not accelerator.is_main_process:  # what the main process has read and encoded is kept
+            self.load(config, accelerator.device)
         self.config = config = resolve(config, self.data, self.prompts)
         self.sampler = step_sampler(config, accelerator, len(self.data))
         set_seed(config.seed)
@@ -60,16 +59,20 @@ class TrainNetwork(Task):
         self.flops = {budget: 3 * count_flops(network, budget=budget) for budget in network.budgets or (None,)}
         self.examples = self.data if self.prompts is None else PromptedImages(self.data, self.prompts)
 
+    def load(self, config: TrainConfig, device: torch.device) -> None:
+        self.data = load_data(config)
+        self.prompts = load_prompts(config, self.data, device)
+
     def initialize(self, *, resumed: bool) -> list[str]:
         notes = []
-        if isinstance(self.data, ImageFolder) and not resumed:
-            notes += summary(self.data, self.config.batch_size)
+        if isinstance(self.data, ImageFiles):
+            notes += [] if resumed else self.data.summary(self.config.batch_size)
+            if skipped := self.data.skipped:
+                notes.append(f"left out {len(skipped)} unreadable images: {skipped[0]}")
         if self.config.init and not resumed:
             new, left_out = load_shared_weights(self.network, self.config.init)
             names = f"{len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
             notes.append(f"init: {names}")
-        if skipped := getattr(self.data, "skipped", None):
-            notes.append(f"left out {len(skipped)} unreadable images, {str(skipped[0])!r} for one")
         return notes
 
     def objective(self, accelerator: Accelerator) -> FlowMatching:
@@ -114,9 +117,8 @@ def load_data(config: TrainConfig) -> ImageData:
         return images
     if (Path(config.data) / "encode.json").is_file():
         return LatentSet(config.data)
-    return ImageFolder(
-        config.data, config.image_size, skip_unreadable=config.skip_unreadable, captions=_takes_text(config)
-    )
+    source = open_source(Path(config.data), captions=_takes_text(config))
+    return ImageFiles(source, config.image_size, skip_unreadable=config.skip_unreadable)
 
 
 def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> Condition | None:
@@ -126,8 +128,8 @@ def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> 
     model = config.model
     plain = model.name.removeprefix("ELIT-")
     _, settings = model_config(plain, text_encoder=model.text_encoder, text_length=model.text_length)
-    encoder, root = settings["text_encoder"], getattr(data, "root", None)
-    cache = root and root / CACHE
+    encoder = settings["text_encoder"]
+    cache = data.source.folder / CACHE if isinstance(data, ImageFiles) else getattr(data, "root", None)
     return encode_prompts(data.captions, encoder, length=settings["text_length"], cache=cache, device=device)
 
 

@@ -1,0 +1,155 @@
+"""Any file that Pillow reads as upright 8-bit RGB, whatever its metadata are like."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from elit.data.reader import SUFFIXES, ImageInfo, centre_crop, read_frames, read_info
+
+CASES = Path(__file__).parent / "cases"
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def content(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(read_frames(data)[0])
+
+
+@pytest.mark.parametrize("path", sorted(CASES.iterdir()), ids=lambda path: path.name)
+def test_every_case_is_one_upright_picture(path):
+    """A picture of 64×48 with a ramp in it; turned where EXIF says so."""
+    (frame,), info = read_frames(path.read_bytes()), read_info(path.read_bytes())
+    size = (48, 64) if path.stem == "exif6" else (64, 48)
+    assert path.suffix in SUFFIXES
+    assert (frame.mode, frame.size, info[:2]) == ("RGB", size, size)
+    assert 1 < np.asarray(frame).std() < 100
+
+
+@pytest.mark.parametrize("name", ["phone_mpo.jpg", "stereo_mpo.jpg", "multipage.tif"])
+def test_previews_and_other_eyes_are_no_frames(name):
+    assert len(read_frames((CASES / name).read_bytes(), None)) == 1
+    with pytest.raises(ValueError, match="1 frames, 2 wanted"):
+        read_frames((CASES / name).read_bytes(), 2)
+
+
+def test_only_the_frames_asked_for_are_decoded():
+    cut = (CASES / "anim_cut.gif").read_bytes()
+    assert len(read_frames(cut)) == 1
+    with pytest.raises(OSError, match="truncated"):
+        read_frames(cut, 2)
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    clip = content(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert [np.array_equal(a, b) for a, b in zip(read_frames(clip, None), frames, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exifs_orientation_is_applied(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = content(Image.fromarray(PIXELS), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    turned = PIXELS if orientation < 5 else PIXELS.swapaxes(0, 1)
+    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
+    assert np.array_equal(pixels(data), np.flip(turned, flips))
+    assert read_info(data)[:2] == ((8, 6) if orientation < 5 else (6, 8))
+
+
+DEEP = np.array([[0, 257, 32896, 65535]])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (DEEP.astype(np.uint16), "PNG", [0, 1, 128, 255]),
+        (DEEP.astype(np.uint16), "TIFF", [0, 1, 128, 255]),
+        (DEEP.astype(np.int32), "TIFF", [0, 1, 128, 255]),
+        (np.array([[0, 7, 255]], np.int32), "TIFF", [0, 7, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), "TIFF", [0, 128, 255]),
+        (np.array([[0, 127.6, 255]], np.float32), "TIFF", [0, 128, 255]),
+    ],
+)
+def test_deep_grey_keeps_its_range(values, kind, expected):
+    assert pixels(content(Image.fromarray(values), kind))[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, 70_000.0])
+def test_floats_without_a_known_range_are_refused(value):
+    data = content(Image.fromarray(np.array([[0, value]], np.float32)), "TIFF")
+    with pytest.raises(ValueError, match="values must be from 0 to 65535, got"):
+        read_frames(data)
+
+
+def test_alpha_lies_on_white():
+    rgba = np.dstack((PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)))
+    assert np.array_equal(pixels(content(Image.fromarray(rgba), "PNG")), PIXELS)
+    rgba[..., 3] = 0
+    assert (pixels(content(Image.fromarray(rgba), "PNG")) == 255).all()
+    assert read_info(content(Image.fromarray(rgba), "PNG")) == ImageInfo(8, 6, "RGBA", True)
+    palette = Image.fromarray(PIXELS).quantize(4)
+    seen = pixels(content(palette, "PNG", transparency=0))
+    assert ((seen == 255).all(-1) == (np.asarray(palette) == 0)).all()
+    assert (pixels(content(Image.new("L", (2, 2), 9), "PNG", transparency=9)) == 255).all()
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes, crc: int | None = None) -> bytes:
+    """A PNG with one chunk more before its pixels."""
+    crc = zlib.crc32(kind + body) if crc is None else crc
+    return data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc) + data[33:]
+
+
+def damaged_jpeg(segment: bytes) -> bytes:
+    data = content(Image.fromarray(PIXELS), "JPEG", quality=100)
+    return data[:20] + segment[:2] + struct.pack(">H", len(segment)) + segment[2:] + data[20:]
+
+
+def test_damaged_metadata_costs_no_picture():
+    plain = content(Image.fromarray(PIXELS), "PNG")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    files = [
+        content(Image.fromarray(PIXELS), "PNG", pnginfo=text),
+        plain[:-12]
+        + with_chunk(plain, b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000)))[33 : -len(plain) + 33]
+        + plain[-12:],
+        with_chunk(plain, b"tEXt", b"broken", crc=0),
+        with_chunk(plain, b"eXIf", b"MM\0*\0\0\0\x08\xff\xff"),
+        with_chunk(plain, b"iCCP", b"\0\0\0"),
+    ]
+    assert all(np.array_equal(pixels(each), PIXELS) for each in files)
+    jpeg = pixels(content(Image.fromarray(PIXELS), "JPEG", quality=100))
+    segments = [
+        b"\xff\xe1Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+        b"\xff\xe2MPF\0MM\0*\0\0\0\x08\xff\xff",
+        b"\xff\xedPhotoshop 3.0\0",
+    ]
+    assert all(np.array_equal(pixels(damaged_jpeg(each)), jpeg) for each in segments)
+    with pytest.raises(OSError, match="cannot identify"):
+        read_frames(b"\x89PNG\r\n\x1a\n" + bytes(40))
+
+
+def test_long_pictures_are_cut_before_they_grow():
+    """1×30,000 resized to cover 256×256 would have 7.7 million rows."""
+    column = Image.new("RGB", (1, 30_000), (9, 9, 9))
+    assert centre_crop(column, 256).shape == (3, 256, 256)
+    assert centre_crop(column.transpose(Image.Transpose.ROTATE_90), (8, 16)).shape == (3, 8, 16)
+    with pytest.raises(Image.DecompressionBombError):
+        read_frames(content(Image.new("1", (20_000, 20_000)), "PNG"))
+
+
+def test_the_middle_is_taken_exactly_where_nothing_is_resized():
+    """And halved by boxes: ADM's crop."""
+    wide = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    exact = centre_crop(Image.fromarray(wide), 8)
+    assert np.array_equal(exact.permute(1, 2, 0), wide[:, 2:10].astype(np.float32) / 127.5 - 1)
+    boxes = wide.reshape(4, 2, 6, 2, 3).mean((1, 3))[:, 1:5]
+    assert np.allclose(centre_crop(Image.fromarray(wide), 4).permute(1, 2, 0), boxes / 127.5 - 1, atol=0.009)

@@ -1,0 +1,256 @@
+"""Folders and tables of pictures: what is taken, what is not, and how labels are numbered."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from elit.data.images import ImageFiles
+from elit.data.source import Source, open_source
+
+
+def png(size=(20, 16), mode="RGB", kind="PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind)
+    return file.getvalue()
+
+
+def write(path: Path, data: bytes | str | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png() if data is None else data.encode() if isinstance(data, str) else data)
+
+
+def faults(source: Source) -> list[str]:
+    found = []
+    for index in range(len(source)):
+        try:
+            source.read(index)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_files_that_are_not_taken_are_counted_by_reason(tmp_path):
+    for name in ("cat/0.png", "cat/1.JPG", "cat/deep/2.png", "dog/0.avif", "dog/1.jfif", "stray.png"):
+        write(tmp_path / name)
+    write(tmp_path / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    write(tmp_path / "cat" / "._0.png")
+    write(tmp_path / "dog" / "notes.txt", "a")
+    write(tmp_path / "old.tar", "a")
+    write(tmp_path / ".text" / "prompts.safetensors", "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "cat" / "circle").symlink_to(tmp_path)
+    source = open_source(tmp_path)
+    assert [Path(name).relative_to(tmp_path).as_posix() for name in source.names] == [
+        *("cat/0.png", "cat/1.JPG", "cat/deep/2.png", "dog/0.avif", "dog/1.jfif")
+    ]
+    assert (source.classes, source.labels) == (("cat", "dog"), [0, 0, 0, 1, 1])
+    assert {reason: len(names) for reason, names in source.left_out.items()} == {
+        "links to folders": 2,
+        "hidden files": 2,
+        ".txt files": 1,
+        "archives beside pictures": 1,
+        "pictures beside the classes' folders": 1,
+        "folders without pictures, which are no classes": 1,
+    }
+    loose = open_source(tmp_path, loose=True)
+    assert (len(loose), loose.classes) == (6, ())
+
+
+def test_a_summary_of_a_folder(tmp_path):
+    for number in range(3):
+        write(tmp_path / "cat" / f"{number}.png")
+    write(tmp_path / "dog" / "0.png", png((8, 8), "RGBA"))
+    write(tmp_path / "stray.png")
+    assert ImageFiles(open_source(tmp_path), 16).summary(8) == [
+        "data: 4 images, cat 3, dog 1; 8×8 to 20×16",
+        "data: not taken: 1 pictures beside the classes' folders, 'stray.png' for one",
+        "data: 1 images are transparent: they lie on white",
+        "data: 1 images are smaller than image_size=16 and are enlarged",
+        "data: 4 images are fewer than a batch of 8, so that some repeat in it",
+    ]
+    for label in range(9):
+        for number in range(1 + label):
+            write(tmp_path / "many" / f"c{label}" / f"{number}.png")
+    many = ImageFiles(open_source(tmp_path / "many"), 16)
+    assert many.summary(8) == ["data: 45 images, 9 classes, from 1 (c0) to 9 (c8); all 20×16"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "no pictures in its sub-folders"),
+        (["0.png"], "no pictures in its sub-folders, such as CLASS/PICTURE.png; 1 pictures beside"),
+        (["a/.hidden/0.png"], "no pictures in its sub-folders.*; 1 hidden files"),
+    ],
+)
+def test_a_folder_without_pictures_is_refused(tmp_path, files, message):
+    for name in files:
+        write(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        open_source(tmp_path / "missing")
+
+
+def test_what_was_found_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "0.png")
+    write(tmp_path / "a" / "1.png", "broken")
+    with pytest.raises(ValueError, match=r"cannot read '.*1\.png'.*; 1 of 2 pictures are unreadable.*skip_unreadable"):
+        ImageFiles(open_source(tmp_path), 16)
+    monkeypatch.setattr("elit.data.source.read_frames", None)  # a second look decodes nothing
+    data = ImageFiles(open_source(tmp_path), 16, skip_unreadable=True)
+    assert (len(data), len(data.skipped)) == (1, 1)
+    monkeypatch.undo()
+    write(tmp_path / "a" / "1.png")
+    assert len(ImageFiles(open_source(tmp_path), 16)) == 2
+    write(tmp_path / "a" / "0.png", "broken")
+    write(tmp_path / "a" / "1.png", "broken")
+    with pytest.raises(ValueError, match="none of 2 pictures"):
+        ImageFiles(open_source(tmp_path), 16, skip_unreadable=True)
+
+
+LINES = [{"file_name": "a/0.png", "text": "a boat\u2028at sea"}, {"file_name": "a/1.png", "text": "two\x85lines"}]
+JSONL = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
+CSV = 'file_name,caption\na/0.png,"a boat\u2028at sea"\na/1.png,two\x85lines\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("metadata.jsonl", JSONL),
+        ("metadata.jsonl", JSONL.replace("\n", "\r\n") + "\r\n\n"),
+        ("metadata.jsonl", JSONL.encode("utf-8-sig")),
+        ("metadata.jsonl", JSONL.encode("utf-16")),
+        ("metadata.csv", CSV),
+        ("metadata.csv", CSV.encode("utf-8-sig")),
+        ("a/metadata.jsonl", JSONL.replace("a/", "")),
+    ],
+)
+def test_captions_of_any_metadata_file(tmp_path, name, data):
+    for number in range(3):
+        write(tmp_path / "a" / f"{number}.png")
+    write(tmp_path / name, data)
+    source = open_source(tmp_path, captions=True)
+    assert source.captions == ("a boat\u2028at sea", "two\x85lines")
+    assert not faults(source)
+    assert source.left_out == {"pictures without a line of metadata": ["a/2.png"]}
+    assert open_source(tmp_path).classes == ("a",)
+    (tmp_path / name).unlink()
+    assert open_source(tmp_path, captions=True).captions == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('{"file_name": "a/0.png"}\n', r"cannot read line 1 of '.*metadata\.jsonl'"),
+        ('{"file_name": "a/0.png", "text": "a"}\n{"file_na', r"cannot read line 2 of '.*metadata\.jsonl'"),
+        ("[1]\n", "cannot read line 1"),
+        ("\n", "no lines"),
+        (b"\xff\x00", "must be UTF-8"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_named(tmp_path, data, message):
+    write(tmp_path / "a" / "0.png")
+    write(tmp_path / "metadata.jsonl", data)
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path, captions=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "got None"), (["a", "b"], r"got \['a', 'b'\]"), (True, "got True"), ({}, "got {}")]
+)
+def test_a_caption_that_is_no_text_costs_one_picture(tmp_path, text, message):
+    lines = [{"file_name": "a/0.png", "text": text}, {"file_name": "gone.png", "text": "a"}]
+    lines += [{"file_name": "a/1.png", "text": "a_boat"}]
+    write(tmp_path / "a" / "0.png")
+    write(tmp_path / "a" / "1.png")
+    write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    source = open_source(tmp_path, captions=True)
+    first, second = faults(source)
+    assert first.startswith(f"cannot read '{tmp_path / 'a' / '0.png'}': caption must be one text, got")
+    assert "gone.png" in second
+    assert source.captions == ("a", "a boat")
+    data = ImageFiles(source, 8, skip_unreadable=True)
+    assert (len(data), data.__getitems__([0])[1].tolist()) == (1, [1])
+
+
+def table(path: Path, column: str, values: list, images: list | None = None) -> Source:
+    images = images or [{"bytes": png(), "path": None}] * len(values)
+    features = {"image": datasets.Image()} | ({column: datasets.Value("string")} if not any(values) else {})
+    rows = datasets.Dataset.from_dict({"image": images, column: values}).cast_column("image", features["image"])
+    rows.to_parquet(path / "0.parquet")
+    return open_source(path, captions=column == "text")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "classes", "labels", "wrong"),
+    [
+        ("label", ["dog", "cat", "dog"], ("cat", "dog"), [1, 0, 1], 0),
+        ("label", [0, 2, 0], ("0", "1", "2"), [0, 2, 0], 0),
+        ("label", [0, None, 1], ("0", "1"), [0, 0, 1], 1),
+        ("label", [0.0, float("nan"), 1.0], ("0", "1"), [0, 0, 1], 1),
+        ("label", [-1, 0, 1], ("0", "1"), [0, 0, 1], 1),
+        ("cls", ["a", None, "b"], ("a", "b"), [0, 0, 1], 1),
+        ("text", ["b", None, "a"], ("b", "a"), [0, 0, 1], 1),
+        ("text", [["b", "a"], [], ["a"]], (), [0, 0, 0], 3),
+    ],
+)
+def test_labels_of_a_table(tmp_path, column, values, classes, labels, wrong):
+    """Classes are numbered by name, not by first appearance; a label that is none costs its row."""
+    source = table(tmp_path, column, values)
+    assert (source.classes, source.labels) == (classes, labels)
+    assert len(faults(source)) == wrong
+    assert all("0.parquet" not in line or "row" in line for line in faults(source))
+
+
+def test_a_row_without_a_picture_and_a_broken_table_are_named(tmp_path):
+    source = table(tmp_path, "label", [0, 1], [{"bytes": png(), "path": None}, None])
+    assert faults(source) == [f"cannot read '{tmp_path}, row 1': no picture in this row"]
+    content = (tmp_path / "0.parquet").read_bytes()
+    (tmp_path / "0.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cannot read '.*': .*[Pp]arquet"):
+        open_source(tmp_path)
+
+
+def tar(path: Path, members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    write(path, file.getvalue())
+    return file.getvalue()
+
+
+def test_shards_may_mix_formats_and_miss_members(tmp_path):
+    first = {"a/0.png": png(), "a/0.cls": b"1", "a/1.JPG": png(kind="JPEG"), "a/1.cls": b"0\n", "a/._1.jpg": b"x"}
+    tar(tmp_path / "0.tar", first)
+    tar(tmp_path / "1.tar", {"0.seg.webp": png(kind="WEBP"), "0.cls": b"2", "1.png": png(), "2.cls": b"1"})
+    source = open_source(tmp_path)
+    assert (source.classes, source.labels) == (("0", "1", "2"), [1, 0, 2, 0, 1])
+    assert faults(source) == [
+        f"cannot read '{tmp_path / '1.tar'}, 1': label must be a class, got None",
+        f"cannot read '{tmp_path / '1.tar'}, 2': no picture of this name",
+    ]
+    tar(tmp_path / "texts" / "0.tar", {"0.png": png(), "0.txt": "\ufeffa boat\n".encode()})
+    assert open_source(tmp_path / "texts" / "0.tar", captions=True).captions == ("a boat",)
+    with pytest.raises(ValueError, match=r"no members \.label or \.cls or \.class"):
+        open_source(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("cut", [100, 512 + 40, 1024, 1024 + 300, 2048, -512 * 20])
+def test_a_tar_that_is_cut_anywhere_is_named(tmp_path, cut):
+    """In a header, in a member, between two, or before the blocks that end it."""
+    whole = tar(tmp_path / "0.tar", {"0.png": png(), "0.cls": b"1", "1.png": png(), "1.cls": b"0"})
+    assert len(open_source(tmp_path)) == 2
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    (tmp_path / "0.tar").write_bytes(whole[: cut if cut > 0 else end])
+    with pytest.raises(ValueError, match=r"cannot read '.*0\.tar': "):
+        open_source(tmp_path)
