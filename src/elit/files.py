@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and what tells whether one is as it was written.
+"""Files that appear whole or not at all.
 
-Everything this library writes goes through here: first under a temporary name in the same folder, then renamed.
-A reader, or a run that was killed, never meets half a file.
+This library writes everything through this module: under a temporary name in the same folder first, then renamed. So no
+reader, and no run that was killed, ever meets half a file.
 """
 
 import errno
@@ -15,23 +15,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 LONG_AGO = 24 * 3600.0
-"""Seconds after which nobody writes a temporary file any more."""
+"""Seconds after which a temporary file has no writer any more."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; renames it to `path` at the end of the block.
+    """Gives a temporary path beside `path` to write to, and renames it to `path` at the end of the block.
 
-    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was. Of several that
-    write the same file at the same time, the last one's is there in the end, whole.
+    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was. When several write
+    one file at the same time, the last one's is there in the end, whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with _of_the_system(path, temporary):
+        with _system_errors(path, temporary):
             yield temporary
             os.replace(temporary, path)
     except BaseException:
@@ -40,10 +39,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _of_the_system(path: Path, temporary: Path) -> Iterator[None]:
-    """Inside the block, an error of the system while `path` is written names `path`, and is an OSError.
+def _system_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Makes errors of the system OSErrors that name `path`, while it is written under its temporary name.
 
-    Those of libraries in Rust, such as safetensors, are errors of their own; a full disk is one to the user.
+    Libraries in Rust, such as safetensors, have error classes of their own, for a full disk too.
     """
     try:
         yield
@@ -70,61 +69,62 @@ def _temporary(path: Path) -> Path:
 def check_new_output(
     path: Path, *, overwrite: bool, folder: bool, mine: Callable[[str], bool] | None = None, name: str = "out"
 ) -> None:
-    """Whether a command may write `path`, asked before its work. Raises ValueError, or an error of the system.
+    """Checks, before its work, that a command may write `path`. Raises ValueError, or an error of the system.
 
-    folder: it writes a folder there, otherwise a file. mine: whether a name in that folder is of such a command; what
-    holds anything else is not replaced even with `overwrite`. name: of the option.
+    folder: the output is a folder, otherwise a file. mine: tells names that such a command writes in its folder; a
+    folder with any other name is not replaced even with `overwrite`. name: of the option.
     """
-    argument = f"{name}={str(path)!r}"
     real = Path(os.path.realpath(path))  # `resolve` raises where links go in circles
+    exists = "it exists; give another name, or --overwrite to replace it"
+    fault = None
     if real in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(f"{argument}: is the folder you are in, or above it; give a name")
-    if folder and path.is_dir():
+        fault = "it is the current folder, or above it; give a name"
+    elif folder and path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
+        other = [] if mine is None else [each for each in names if not mine(each)]
         if names and not overwrite:
-            raise ValueError(f"{argument}: is there already; give another name, or --overwrite to replace it")
-        if mine is not None and (other := [each for each in names if not mine(each)]):
-            raise ValueError(f"{argument}: holds {other[0]!r}, which this command has not written; give another folder")
+            fault = exists
+        elif other:
+            fault = f"it holds {other[0]!r}, which this command has not written; give another folder"
     elif path.is_dir():
-        raise ValueError(f"{argument}: is a folder; give the name of a file")
+        fault = "it is a folder; give the name of a file"
     elif path.exists() or path.is_symlink():
-        if folder:
-            raise ValueError(f"{argument}: is a file; give the name of a folder")
-        if not overwrite:
-            raise ValueError(f"{argument}: is there already; give another name, or --overwrite to replace it")
+        fault = "it is a file; give the name of a folder" if folder else None if overwrite else exists
+    if fault:
+        raise ValueError(f"cannot write {name}={str(path)!r}: {fault}")
     check_writable(path, name)
 
 
 def check_writable(path: Path, name: str = "out") -> None:
-    """Whether a file or folder can be made at `path`, by making the first that it takes, and removing it again.
+    """Checks that a file or folder can be made at `path`, by making the first one it takes, and removing it again.
 
-    A mode does not tell: root may write where it says no, and nobody on what is mounted to be read. Raises ValueError.
+    A mode is not enough: root may write where it forbids it, and nobody on a read-only mount. Raises ValueError.
     """
     missing = path.absolute()
     while not missing.parent.exists():
         missing = missing.parent
+    above, fault = str(missing.parent), None
     if missing != path.absolute() and missing.is_symlink():
-        raise ValueError(f"{name}={str(path)!r}: {str(missing)!r} is a link to nothing; give another place")
-    if not missing.parent.is_dir():
-        raise ValueError(
-            f"{name}={str(path)!r}: cannot write there, {str(missing.parent)!r} is a file; give another place"
-        )
-    probe = _temporary(missing)
-    try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise ValueError(
-            f"{name}={str(path)!r}: cannot write there, {error.strerror} in {str(missing.parent)!r}; give another place"
-        ) from None
+        fault = f"{str(missing)!r} is a link to nothing"
+    elif not missing.parent.is_dir():
+        fault = f"{above!r} is a file"
+    else:
+        probe = _temporary(missing)
+        try:
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            fault = f"{error.strerror} in {above!r}"
+    if fault:
+        raise ValueError(f"cannot write {name}={str(path)!r}: {fault}; give another place")
 
 
 @contextmanager
 def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None]:
-    """Removes `folder`, with what was made above it, if the block raises a ValueError and it was not there before.
+    """Removes `folder`, and the folders made above it, if the block raises a ValueError and it was not there before.
 
-    For work that is kept when it is killed: what was refused is nothing to go on with. unless: a file with which the
-    work begins; where it is in the folder, all stays.
+    For work that survives kills: a refused run has nothing to resume. unless: a file with which the work begins; if
+    the folder has it, everything stays.
     """
     new = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     try:
@@ -136,15 +136,8 @@ def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None
 
 
 def existing(value: str | Path, name: str) -> Path:
-    """`value` as a path that can be asked whether it is there. Raises ValueError for one that is too long for that."""
-    if not isinstance(value, str | Path) or "\0" in str(value):
-        raise ValueError(f"{name}={' '.join(repr(value).split())[:80]}: give a name or a path")
-    path = Path(value)
-    try:
-        path.exists()
-    except OSError as error:
-        raise ValueError(f"{name}={str(value)[:60]!r}...: {error.strerror}") from None
-    return path
+    """`value` as a path."""
+    return Path(value)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -153,19 +146,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary folder, then puts it in the place of `folder`.
 
-    That takes two renames. A kill between them leaves the one before as `.NAME.old`, and nothing at `folder`.
-    `whole_folder` finds it there, and the next call puts it back before it writes. Of several that write the same
-    folder at the same time, the last one's is there in the end, whole.
+    That takes two renames. A kill between them leaves the old folder as `.NAME.old`, and nothing at `folder`:
+    `whole_folder` finds it there, and the next call puts it back before it writes. When several write one folder at
+    the same time, the last one's is there in the end, whole.
     """
     temporary, old = _temporary(folder), _set_aside(folder)
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
     temporary.mkdir(parents=True)
     try:
-        with _of_the_system(folder, temporary):
+        with _system_errors(folder, temporary):
             write(temporary)
             _put_in_place(temporary, folder, old)
     except BaseException:
@@ -175,7 +168,7 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path, old: Path) -> None:
-    """Renames `folder` to `old` and `temporary` to `folder`; once more where another writer comes between."""
+    """Renames `folder` to `old` and `temporary` to `folder`; tries again where another writer comes between."""
     for left in reversed(range(100)):
         try:
             if folder.exists():
@@ -189,7 +182,7 @@ def _put_in_place(temporary: Path, folder: Path, old: Path) -> None:
 
 
 def whole_folder(folder: Path) -> Path:
-    """Where to read what `write_folder` wrote: `folder`, or where a kill has left the one before."""
+    """The folder to read: `folder`, or the old one where a kill has left no other."""
     old = _set_aside(folder)
     return old if old.is_dir() and not folder.exists() else folder
 

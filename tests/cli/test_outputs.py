@@ -41,7 +41,9 @@ def test_a_sample_is_replaced_when_asked_to(capsys, tmp_path, saved, out):
     assert run(capsys, *line, "--count", 3)[0] == 0
     code, said, error = run(capsys, *line)
     assert (code, said) == (2, "")
-    assert error == f"elit sample: out='{out}': is there already; give another name, or --overwrite to replace it\n"
+    assert (
+        error == f"elit sample: cannot write out='{out}': it exists; give another name, or --overwrite to replace it\n"
+    )
     assert run(capsys, *line, "--overwrite")[0] == 0
     if out == "folder":  # no stale picture is left
         assert [path.name for path in (tmp_path / "folder").iterdir()] == ["000000.png"]
@@ -51,12 +53,15 @@ def test_a_sample_is_replaced_when_asked_to(capsys, tmp_path, saved, out):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("", "out='.': is the folder you are in, or above it; give a name"),
-        ("..", "out='..': is the folder you are in, or above it"),
-        ("dir.png", "out='dir.png': is a folder; give the name of a file"),
-        ("file", "out='file': is a file; give the name of a folder"),
-        ("file/x.png", "out='file/x.png': "),
-        ("mine", "out='mine': holds 'notes.txt', which this command has not written; give another folder"),
+        ("", "cannot write out='.': it is the current folder, or above it; give a name"),
+        ("..", "cannot write out='..': it is the current folder, or above it"),
+        ("dir.png", "cannot write out='dir.png': it is a folder; give the name of a file"),
+        ("file", "cannot write out='file': it is a file; give the name of a folder"),
+        ("file/x.png", "cannot write out='file/x.png': "),
+        (
+            "mine",
+            "cannot write out='mine': it holds 'notes.txt', which this command has not written; give another folder",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_told_before_the_work(capsys, tmp_path, saved, monkeypatch, out, message):
@@ -79,7 +84,7 @@ def test_a_finished_quickstart_is_not_touched(capsys, tmp_path):
     (out / "results.json").write_text("{}")
     code, _, error = run(capsys, "quickstart", "--out", out)
     assert code == 2
-    assert error.endswith("is there already; give another name, or --overwrite to replace it\n")
+    assert error.endswith("it exists; give another name, or --overwrite to replace it\n")
     assert (out / "results.json").read_text() == "{}"
     (out / "thesis.tex").write_text("")
     code, _, error = run(capsys, "quickstart", "--out", out, "--overwrite")
@@ -134,9 +139,9 @@ def test_every_command_asks(capsys, tmp_path, saved, command):
     code, _, error = run(capsys, *lines[command])
     assert code == 2
     assert list(tmp_path.iterdir()) == [out]
+    place = f"{option}='{out}'"
     assert (
-        error
-        == f"elit {command}: {option}='{out}': is there already; give another name, or --overwrite to replace it\n"
+        error == f"elit {command}: cannot write {place}: it exists; give another name, or --overwrite to replace it\n"
     )
 
 
@@ -168,7 +173,7 @@ def test_no_work_is_done_for_a_place_that_cannot_be_written(capsys, saved, comma
     code, _, error = run(capsys, command, *lines[command])
     assert (code, error.count("\n")) == (2, 1)
     assert "='/proc/x/y" in error
-    assert ": cannot write there" in error
+    assert error.startswith(f"elit {command}: cannot write ")
 
 
 def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
@@ -203,7 +208,7 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
         ("sweep MODEL --guidance none --scales 2", "sweep: scales=(2.0,): goes with a guidance"),
         ("sweep MODEL --guidance none cfg --guidance-budget 2", "sweep: guidance_budget='2': cfg keeps the first"),
         ("inspect MODEL --data digits --scale 2", "inspect: scale=2.0: goes with a guidance"),
-        ("sample MODEL --guidance cfg --scale inf", "sample: scale=inf: give a finite number"),
+        ("sample MODEL --guidance cfg --scale inf", "sample: scale must be finite, got inf"),
         ("sample MODEL --device meta", "sample: device='meta': not usable here"),
         ("sample MODEL --sample-budgets 8 4 --count 3", "sample: sample_budgets must be one a sample, got 2 for 3"),
         ("sample MODEL --step-budgets 8 4 --budget 8", "sample: cannot take budget and step_budgets at once"),
@@ -247,13 +252,4 @@ def test_a_name_that_is_too_long_is_bad_input_wherever_it_stands(line, capsys):
     assert main(line.format("x" * 300).split()) == 2
     error = capsys.readouterr().err
     assert "File name too long" in error
-    assert error.count("\n") == 1
-
-
-def test_a_link_to_itself_is_bad_input(capsys, tmp_path):
-    (tmp_path / "itself").symlink_to(tmp_path / "itself")
-    (tmp_path / "trace.jsonl").write_text('{"at": 0.1}\n')
-    assert main(["serve", "--simulate", "trace.jsonl", "--profile", "itself"]) == 2
-    error = capsys.readouterr().err
-    assert "'itself'" in error
     assert error.count("\n") == 1

@@ -123,7 +123,7 @@ def test_what_was_taken_or_refused_without_a_name(saved, tmp_path, capsys):
     for line, message in {
         f"train --config {tmp_path}/binary.yaml": f"config='{tmp_path}/binary.yaml': not YAML: ",
         f"encode {tmp_path} {tmp_path}/out --vae nowhere": "vae='nowhere': no such folder, and no name on the hub",
-        f"sample {saved} --out {tmp_path}/file/x.png": f"out='{tmp_path}/file/x.png': cannot write there, ",
+        f"sample {saved} --out {tmp_path}/file/x.png": f"cannot write out='{tmp_path}/file/x.png': ",
     }.items():
         assert main(line.split()) == 2
         said = capsys.readouterr().err

@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_numbers_and_only_a_quickstart_is_replaced(
         return [{k: v for k, v in row.items() if k != "ms_per_image"} for row in result["rows"]]
 
     first = numbers(0)
-    with pytest.raises(ValueError, match="is there already; give another name, or --overwrite to replace it"):
+    with pytest.raises(ValueError, match="it exists; give another name, or --overwrite to replace it"):
         numbers(0)
     assert numbers(0, overwrite=True) == first
     assert numbers(1, overwrite=True) != first

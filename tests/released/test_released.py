@@ -109,7 +109,7 @@ def test_import_takes_the_place_of_nothing_but_a_model(released, tmp_path, capsy
     (tmp_path / "keep.txt").write_text("mine")
     sizes = ["--num-heads", "2", "--tail-blocks", "1"]
     assert main(["import", str(released), str(tmp_path), *sizes]) == 2
-    assert "is there already; give another name, or --overwrite to replace it" in capsys.readouterr().err
+    assert "it exists; give another name, or --overwrite to replace it" in capsys.readouterr().err
     assert main(["import", str(released), str(tmp_path), *sizes, "--overwrite"]) == 2
     assert "is there, and no saved model" in capsys.readouterr().err
     assert (tmp_path / "keep.txt").read_text() == "mine"

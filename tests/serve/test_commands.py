@@ -68,7 +68,7 @@ def test_build_writes_what_serve_deploy_takes(folder, tmp_path, capsys):
     assert ServiceSettings.from_dict(own).steps == 12
     by_name = ["serve", "fashion", "--build", str(path)]  # by name: its folder is another one elsewhere
     assert main(by_name) == 2
-    assert "is there already; give another name, or --overwrite" in capsys.readouterr().err
+    assert "it exists; give another name, or --overwrite" in capsys.readouterr().err
     assert path.read_text() == text
     assert main([*by_name, "--overwrite"]) == 0
     assert yaml.safe_load(path.read_text())["applications"][0]["args"]["model"] == "fashion"

@@ -59,7 +59,7 @@ def _claim(lock: FileLock, config: RunConfig, parameters: int) -> None:
     except Timeout:
         raise ValueError(f"out={config.out!r}: another run is writing there; give another folder") from None
     except OSError as error:
-        raise ValueError(f"out={config.out!r}: cannot write there ({error.strerror}); give another folder") from None
+        raise ValueError(f"cannot write out={config.out!r}: {error.strerror}; give another place") from None
     there = len(checkpoints(out / "checkpoints"))
     wanted = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0) - there
     need = parameters * (BYTES_A_WEIGHT * max(wanted, 1) + 4)
