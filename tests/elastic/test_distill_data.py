@@ -195,7 +195,7 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
         ([*flux, "--data", "nowhere"], "cannot read 'nowhere': no such file or folder"),
         ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
         (["tiny/LTX2Pipeline", out, *good], "not supported for a LTX2Pipeline, whose samples hold more"),
-        (["tiny/DiTPipeline", out, *good], "data: "),
+        (["tiny/DiTPipeline", out, *good], "no pictures in its sub-folders"),
         ([*flux[:2], "--sizes", "9", *good], "sizes=9: a window has"),
         ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
         ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),

@@ -247,7 +247,7 @@ def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "missing-folder"}, "cannot read 'missing-folder': no such file or folder, and none of digits"),
+        ({"data": "missing-folder"}, "data must be a folder, a file or one of digits, .*, got 'missing-folder'"),
         ({"model": replace(TINY, name="ELIT-DiT-M/1")}, "unknown model 'ELIT-DiT-M/1'; close names"),
         ({"model": replace(TINY, sample_size=16)}, "model.sample_size=16: the data has 8"),
         ({"model": replace(TINY, in_channels=3)}, "model.in_channels=3: the data has 1"),

@@ -1,33 +1,30 @@
-"""Data sets that have a name: the built-in ones, and folders of IDX files. The names are known without torch."""
+"""Data sets that have a name: the built-in ones, and folders of IDX files."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from elit.data.images import ImageSet
+from elit.data.digits import digits, moving_digits
+from elit.data.idx import Split, fashion_mnist, idx_images
+from elit.data.images import ImageSet
 
-NAMES = ("digits", "moving-digits", "fashion-mnist", "idx:FOLDER")
+SETS: dict[str, Callable[[Split], ImageSet]] = {
+    "digits": lambda split: digits(),
+    "moving-digits": lambda split: moving_digits(),
+    "fashion-mnist": fashion_mnist,
+}
+"""Training takes the split "train", references take "test"; the digits have one set for both."""
+NAMES = (*SETS, "idx:FOLDER")
 
 
 def is_named(name: str) -> bool:
-    """Whether `named_images` knows the name; any other is a folder's."""
-    return name in NAMES or name.startswith("idx:")
+    """Tells whether `named_images` knows the name; any other is a folder's."""
+    return name in SETS or name.startswith("idx:")
 
 
-def named_images(name: str, *, split: Literal["train", "test"] = "train") -> "ImageSet | None":
-    """The data set of a name in NAMES; None for any other name, which is a folder's.
+def named_images(name: str, *, split: Split = "train") -> ImageSet | None:
+    """The data set of a name; None for any other, which is a folder's.
 
-    split: training takes "train", references take "test"; the digits have one set for both.
     Raises ValueError where the set is not on this machine.
     """
-    from elit.data.digits import digits, moving_digits
-    from elit.data.idx import fashion_mnist, idx_images
-
-    if name == "digits":
-        return digits()
-    if name == "moving-digits":
-        return moving_digits()
-    if name == "fashion-mnist":
-        return fashion_mnist(split)
     if name.startswith("idx:"):
         return idx_images(name.removeprefix("idx:"), split)
-    return None
+    return SETS[name](split) if name in SETS else None

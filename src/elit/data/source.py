@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
-from elit.data.builtin import NAMES
 from elit.data.folders import TABLES, TEXTS, Labels, by_caption, by_class, list_folder, number_labels
 from elit.data.reader import SUFFIXES, ImageInfo, read_frames, read_info
 
@@ -104,7 +103,7 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
     sub-folders of a folder; then there are no classes. Raises ValueError.
     """
     if not path.exists():
-        raise ValueError(f"cannot read {str(path)!r}: no such file or folder, and none of {', '.join(NAMES)}")
+        raise ValueError(f"cannot read {str(path)!r}: no such file or folder")
     if path.is_file():
         if path.suffix not in TABLES:
             raise ValueError(f"cannot read {str(path)!r}: must be a folder, a .parquet or a .tar")

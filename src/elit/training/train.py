@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from elit.budgets import resolve_budget, training_budgets
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
-from elit.data.builtin import named_images
+from elit.data.builtin import NAMES, named_images
 from elit.data.images import ImageData, ImageFiles, PromptedImages
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
@@ -115,9 +115,12 @@ def load_data(config: TrainConfig) -> ImageData:
     """The data set a run trains on."""
     if (images := named_images(config.data)) is not None:
         return images
-    if (Path(config.data) / "encode.json").is_file():
-        return LatentSet(config.data)
-    source = open_source(Path(config.data), captions=_takes_text(config))
+    root = Path(config.data)
+    if not root.exists():
+        raise ValueError(f"data must be a folder, a file or one of {', '.join(NAMES)}, got {config.data!r}")
+    if (root / "encode.json").is_file():
+        return LatentSet(root)
+    source = open_source(root, captions=_takes_text(config))
     return ImageFiles(source, config.image_size, skip_unreadable=config.skip_unreadable)
 
 
