@@ -13,7 +13,7 @@ from timing import difference, peak_bytes, take_turns
 from torch import Tensor
 
 import elit
-from elit.flow.solver import euler, time_grid
+from elit.flow.solver import euler, solve, time_grid
 from elit.models.dit import DiT
 from elit.sampling.sample import seeded_noise
 
@@ -76,7 +76,7 @@ def sampling(models: Models, args: argparse.Namespace) -> dict[str, Any]:
 
         noise = seeded_noise(range(args.batch_size), (args.in_channels, *model.sample_size)).to(args.device)
         with torch.no_grad():
-            return euler(velocity, noise, time_grid(args.steps))
+            return solve(euler(noise, time_grid(args.steps)), velocity)
 
     cases: dict[str, Callable[[], Tensor]] = {
         "elit": partial(elit.sample, model, y, steps=args.steps, budget=SHARE),

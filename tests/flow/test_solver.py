@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal, shift_time, target_velocity
-from elit.flow.solver import euler, get_solver, heun, time_grid
+from elit.flow.solver import euler, get_solver, heun, solve, time_grid
 
 MEAN, STD = 1.5, 0.3
 
@@ -20,7 +20,7 @@ def gaussian_velocity(x, t, step):
 def error(solver, steps):
     x0 = torch.linspace(-2, 2, 9, dtype=torch.float64)
     exact = MEAN + STD * x0
-    return (solver(gaussian_velocity, x0, time_grid(steps)) - exact).abs().max().item()
+    return (solve(solver(x0, time_grid(steps)), gaussian_velocity) - exact).abs().max().item()
 
 
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
@@ -44,7 +44,7 @@ def test_gaussian_velocity_is_the_conditional_mean():
 @pytest.mark.parametrize("solver", [euler, heun])
 def test_a_solver_visits_the_steps_in_order(solver):
     visited = []
-    solver(lambda x, t, step: visited.append((round(t, 3), step)) or x, torch.zeros(1), time_grid(3))
+    solve(solver(torch.zeros(1), time_grid(3)), lambda x, t, step: visited.append((round(t, 3), step)) or x)
     thirds = [0.0, 0.333, 0.667]
     if solver is euler:
         assert visited == list(zip(thirds, range(3), strict=True))
@@ -65,9 +65,9 @@ def test_time_grid_and_shift():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: time_grid(0), "steps=0"),
-        (lambda: time_grid(4, 0.0), "shift=0.0"),
-        (lambda: get_solver("rk4"), "solver='rk4': give one of euler, heun"),
+        (lambda: time_grid(0), "steps must be at least 1, got 0"),
+        (lambda: time_grid(4, 0.0), "shift must be above 0, got 0.0"),
+        (lambda: get_solver("rk4"), "solver must be one of euler, heun, got 'rk4'"),
     ],
 )
 def test_bad_settings_are_named(call, message):

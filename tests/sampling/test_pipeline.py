@@ -119,7 +119,7 @@ def test_every_backbone_matches_sample_through_a_saved_folder(kind, tmp_path):
 
 def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
     """Tokenizer and encoder are transformers' own parts of the pipeline."""
-    from data.test_text import PROMPTS, save_encoder
+    from models.test_text import PROMPTS, save_encoder
 
     folder = save_encoder("bert", tmp_path / "bert")
     encoder = elit.TextEncoder(folder, length=8)
@@ -142,10 +142,10 @@ def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "call", "message"),
     [
-        ("elit-dit", {}, "no condition given; this network takes class_labels"),
-        ("elit-dit", {"prompt": "a one"}, "prompt given; this network takes class_labels"),
-        ("elit-mmdit", {"class_labels": 1}, "class_labels given; this network takes prompt or prompt_embeds"),
-        ("elit-mmdit", {"prompt": "a", "prompt_embeds": torch.ones(1, 2)}, "prompt and prompt_embeds given"),
+        ("elit-dit", {}, "condition must be class_labels for this network, got none"),
+        ("elit-dit", {"prompt": "a one"}, "condition must be class_labels .*, got prompt"),
+        ("elit-mmdit", {"class_labels": 1}, "must be prompt or prompt_embeds for this network, got class_labels"),
+        ("elit-mmdit", {"prompt": "a", "prompt_embeds": torch.ones(1, 2)}, "got prompt and prompt_embeds"),
     ],
 )
 def test_the_wrong_condition_is_named(kind, call, message):
@@ -166,13 +166,9 @@ def test_decode_undoes_scale_and_shift():
         ({"class_labels": 6}, "y=6"),
         ({"budget": 17}, "got 17"),
         ({"guidance_scale": 2.0, "guidance_budget": 0}, "got 0"),
-        ({"output_type": "jpeg"}, "output_type='jpeg'"),
-        ({"output_type": torch.zeros(2, 8)}, "give pil, np, pt or latent"),
-        ({"return_dict": torch.ones(2)}, r"return_dict=tensor.*: give True or False"),
-        ({"num_inference_steps": 0}, "num_inference_steps=0"),
-        ({"generator": [None]}, r"generator=\[None\]: give a torch.Generator"),
-        ({"compile": torch.ones(2)}, r"compile=tensor.*: give True or False"),
-        ({"latents": torch.randn(1, 3, 16, 16)}, "latents: shape"),
+        ({"output_type": "jpeg"}, "output_type must be pil, np, pt or latent, got 'jpeg'"),
+        ({"num_inference_steps": 0}, "steps must be at least 1"),
+        ({"latents": torch.randn(1, 3, 16, 16)}, "latents must be of shape"),
         ({"output_type": "pil"}, "vae=None: samples of shape"),
     ],
 )
@@ -245,15 +241,13 @@ def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0: give a whole number of at least 1"),
-        ({"height": 31}, "height=31: give a multiple of 4 pixels, such as 28 or 32"),
-        ({"width": 34}, "width=34: give a multiple of 4 pixels, such as 32 or 36"),
-        ({"height": 0}, "height=0: give a whole number of at least 1"),
-        ({"width": 0}, "width=0: give a whole number of at least 1"),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"callback_on_step_end_tensor_inputs=\['noise'\]"),
-        ({"callback_on_step_end_tensor_inputs": torch.zeros(2, 1)}, "callback_on_step_end_tensor_inputs=tensor"),
-        ({"generator": [torch.Generator()] * 3}, "generator: 3 generators for 1 samples"),
-        ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents: shape"),
+        ({"height": 31}, "height must be a multiple of 4 pixels, such as 28 or 32, got 31"),
+        ({"width": 34}, "width must be a multiple of 4 pixels, such as 32 or 36, got 34"),
+        ({"height": 0}, "height must be a multiple of 4 .*, got 0"),
+        ({"width": 0}, "width must be a multiple of 4 .*, got 0"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs must be some of"),
+        ({"generator": [torch.Generator()] * 3}, "generator must be one or one a sample, got 3"),
+        ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents must be of shape"),
     ],
 )
 def test_what_diffusers_users_may_get_wrong(call, message):

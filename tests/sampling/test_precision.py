@@ -5,12 +5,12 @@ import copy
 import peft
 import pytest
 import torch
-from conftest import ELIT, conditions, fresh, inputs, opened
+from conftest import ELIT, conditions, fresh, opened
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch._dynamo.utils import counters
 
 from elit.flow.guidance import AG, CCFG, CFG
-from elit.sampling.precision import as_compiled, in_dtype, runner
+from elit.sampling.precision import as_compiled, in_dtype
 from elit.sampling.sample import sample
 
 pytestmark = pytest.mark.slow
@@ -84,13 +84,6 @@ def test_cuda_graphs_of_several_budgets_do_not_write_over_each_other():
         torch.testing.assert_close(compiled, sample(model, [0, 1], **settings), rtol=0, atol=1e-4)
 
 
-def test_the_runner_casts_what_goes_in():
-    model = opened("elit-dit")
-    x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
-    with torch.no_grad():
-        assert runner(model, torch.bfloat16)(x, t, y).dtype == torch.bfloat16
-
-
 def with_adapters(model):
     """Two LoRAs of random weights on its MLPs, of which the first is active."""
     settings = {"r": 2, "target_modules": ["fc1"], "init_lora_weights": False}
@@ -110,7 +103,7 @@ def test_a_copy_follows_what_leaves_no_trace_on_the_weights(change):
     layers = with_adapters(model)
     x, t, y = torch.randn(2, 4, 16, 16), torch.rand(2), torch.tensor([0, 1])
     with torch.inference_mode():
-        before = runner(model, torch.bfloat16)(x, t, y)
+        before = in_dtype(model, torch.bfloat16)(x.bfloat16(), t, y)
     if change == "data":
         model.patch_embed.weight.data.mul_(2)
     for layer in layers:
@@ -122,7 +115,7 @@ def test_a_copy_follows_what_leaves_no_trace_on_the_weights(change):
             "scale": lambda layer: layer.scale_layer(3.0),
         }[change](layer)
     with torch.no_grad():
-        after = runner(model, torch.bfloat16)(x, t, y)
+        after = in_dtype(model, torch.bfloat16)(x.bfloat16(), t, y)
         right = copy.deepcopy(model).to(torch.bfloat16).eval()(x.bfloat16(), t, y)
     assert torch.equal(after, right)
     assert change == "merge" or not torch.equal(after, before)  # merging changes where the sum is, in bfloat16
@@ -168,9 +161,10 @@ def test_a_budget_that_stands_twice_is_not_compiled(monkeypatch):
         calls.append(options["branch_budgets"])
         return model(x, *rest, **options)
 
-    monkeypatch.setattr("elit.sampling.precision.as_compiled", lambda network: compiled)
-    run, (x, t, y) = runner(model, compile=True), inputs(model, 4)
-    with torch.no_grad():
-        for parts in ([8, 1], [8], [8, 1, 8, 1]):
-            torch.testing.assert_close(run(x, t, y, branch_budgets=parts), model(x, t, y, branch_budgets=parts))
+    monkeypatch.setattr("elit.sampling.engine.as_compiled", lambda network: compiled)
+    for settings in ({"guidance": CCFG(1.5, 1)}, {}, {"sample_budgets": [8, 1], "guidance": CFG(1.5)}):
+        settings |= {} if "sample_budgets" in settings else {"budget": 8}
+        assert torch.equal(
+            sample(model, [0, 1], steps=1, compile=True, **settings), sample(model, [0, 1], steps=1, **settings)
+        )
     assert calls == [[8, 1], [8]]

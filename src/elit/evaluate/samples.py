@@ -37,6 +37,7 @@ from elit.sampling.autoencoders import decode
 from elit.sampling.evaluations import evaluated_steps, sampling_flops, sampling_plan
 from elit.sampling.pictures import to_uint8
 from elit.sampling.sample import sample
+from elit.sampling.settings import Sampling
 
 CHUNK = 32
 
@@ -147,7 +148,7 @@ class Sampler:
     def recipe(self, setting: Setting) -> dict[str, Any]:
         """Everything that decides a sample. Raises ValueError for a setting that does not fit the network."""
         times, budgets, guidance = time_grid(setting.steps, setting.shift), self.model.budgets, setting.guidance
-        sampling_plan(self.model, times, setting.budget, guidance, setting.solver, setting.cache)
+        sampling_plan(self.model, Sampling(**vars(setting)))
         of_steps = schedule_budgets(setting.budget, times[:-1], budgets)
         second = None
         if guidance is not None and guidance.scale != 1:
@@ -174,10 +175,7 @@ class Sampler:
 
     def calls(self, setting: Setting) -> int:
         """Steps that ask the network."""
-        times = time_grid(setting.steps, setting.shift)
-        return evaluated_steps(
-            sampling_plan(self.model, times, setting.budget, setting.guidance, setting.solver, setting.cache)
-        )
+        return evaluated_steps(sampling_plan(self.model, Sampling(**vars(setting))))
 
     def planned(self, setting: Setting, count: int) -> SampleSet:
         """The set as `draw` gives it, whether or not it has been made. Raises ValueError for what does not fit."""

@@ -7,7 +7,7 @@ v = v_weak + scale·(v − v_weak), where v is G(x | c; J̃) and v_weak is
 scale = λ + 1 of the paper: 1 is off, and "+G" in its tables is 1.25.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -121,11 +121,8 @@ def branches(guidance: Guidance | None, t: float, budget: int | None, budgets: S
     return [main, Branch(guidance.drop_class, guidance.weak_budget(budget, budgets))]
 
 
-def guided_velocity(
-    evaluate: "Callable[[Sequence[Branch]], Sequence[Tensor]]", plan: Sequence[Branch], scale: float
-) -> "Tensor":
-    """The guided velocity from the branches of `plan`, which `evaluate` may run in one batch."""
-    velocities = evaluate(plan)
+def guided_velocity(velocities: "Sequence[Tensor]", scale: float) -> "Tensor":
+    """The guided velocity from that of the main branch and, where guidance acts, that of the weak one."""
     if len(velocities) == 1:
         return velocities[0]
     main, weak = velocities

@@ -1,40 +1,43 @@
-"""Solvers of dx/dt = v(x, t) from noise (t = 0) to data (t = 1). A solver is a function of a callable.
+"""Solvers of dx/dt = v(x, t) from noise (t = 0) to data (t = 1).
 
-velocity(x, t, step) -> tensor like x; t is a float and `step` the index of the step it belongs to, so that a
-budget can change from step to step.
+A solver is a generator: it yields (x, t, step), takes the velocity there, a tensor like x, by `send`, and returns the
+sample. t is a float and `step` the index of the step it belongs to, so that a budget can change from step to step.
+Whoever drives it may evaluate several samples' velocities together, or stop between two steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
-from elit.arguments import real_number, shortened, whole_number
 from elit.flow.path import shift_time
 
-Velocity = Callable[[Tensor, float, int], Tensor]
+Solution = Generator[tuple[Tensor, float, int], Tensor, Tensor]
 
 
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     """steps + 1 times from 0 to 1, even before `shift_time`. Raises ValueError for steps < 1 or shift <= 0."""
-    steps, shift = whole_number("steps", steps, 1), real_number("shift", shift, above=0)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 < shift < float("inf"):
+        raise ValueError(f"shift must be above 0, got {shift}")
     return [shift_time(i / steps, shift) for i in range(steps + 1)]
 
 
-def euler(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Tensor:
+def euler(x: Tensor, times: Sequence[float]) -> Solution:
     """First order, one evaluation a step; the paper's sampler with 40 steps."""
     for step, (t, t_next) in enumerate(pairwise(times)):
-        x = x + (t_next - t) * velocity(x, t, step)
+        x = x + (t_next - t) * (yield x, t, step)
     return x
 
 
-def heun(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Tensor:
+def heun(x: Tensor, times: Sequence[float]) -> Solution:
     """Second order, two evaluations a step but one in the last: at t = 1 itself no network was trained."""
     last = len(times) - 2
     for step, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x, t, step)
+        v = yield x, t, step
         if step < last:
-            v = (v + velocity(x + (t_next - t) * v, t_next, step)) / 2
+            v = (v + (yield x + (t_next - t) * v, t_next, step)) / 2
         x = x + (t_next - t) * v
     return x
 
@@ -42,7 +45,17 @@ def heun(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Tensor:
 SOLVERS = {"euler": euler, "heun": heun}
 
 
-def get_solver(name: str) -> Callable[[Velocity, Tensor, Sequence[float]], Tensor]:
-    if not isinstance(name, str) or name not in SOLVERS:
-        raise ValueError(f"solver={shortened(name)}: give one of {', '.join(SOLVERS)}")
+def get_solver(name: str) -> Callable[[Tensor, Sequence[float]], Solution]:
+    if name not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {name!r}")
     return SOLVERS[name]
+
+
+def solve(solution: Solution, velocity: Callable[[Tensor, float, int], Tensor]) -> Tensor:
+    """Runs a solver to its end with a function of (x, t, step) as the velocity."""
+    try:
+        place = next(solution)
+        while True:
+            place = solution.send(velocity(*place))
+    except StopIteration as end:
+        return end.value

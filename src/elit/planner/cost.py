@@ -16,7 +16,6 @@ import numpy as np
 from elit.config import require
 from elit.costs.flops import count_flops, shared_flops
 from elit.flow.guidance import Branch
-from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan, shares_head
 from elit.sampling.settings import Sampling
@@ -129,8 +128,7 @@ def branch_latents(sampling: Sampling) -> tuple[int, ...]:
 
 def evaluations_of(model: Transformer, sampling: Sampling) -> Evaluations:
     """The evaluations of `elit.sample` at these settings. Raises ValueError for those that do not fit the network."""
-    times = time_grid(sampling.steps, sampling.shift)
-    plan = sampling_plan(model, times, sampling.budget, sampling.guidance, sampling.solver, sampling.cache)
+    plan = sampling_plan(model, sampling)
     return Counter(tuple(branches) for step in plan for branches in step.values() if branches)
 
 

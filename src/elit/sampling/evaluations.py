@@ -1,4 +1,4 @@
-"""What a sampling run evaluates: the branches of every step, which steps reuse the last output, and what all costs."""
+"""Evaluations of a sampling run: the branches of every step, the steps that reuse the last output, and the cost."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,39 +7,29 @@ from typing import Any
 
 import torch
 
-from elit.arguments import real_number, shortened
-from elit.budgets import Budget, Schedule, one_schedule, schedule_budgets
+from elit.budgets import schedule_budgets
 from elit.costs.flops import count_flops, shared_flops
 from elit.flow.guidance import Branch, Guidance, branches
 from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
+from elit.sampling.settings import Sampling, make_sampling
 
 Evaluations = list[dict[float, list[Branch]]]
-"""For every step, what is evaluated at which time; a time without branches reuses the last velocity."""
+"""For every step, the branches evaluated at each time; a time without branches reuses the last velocity."""
 
 
-def sampling_plan(
-    model: Transformer,
-    times: Sequence[float],
-    budget: Schedule,
-    guidance: Guidance | None,
-    solver: str = "euler",
-    cache: float = 0.0,
-) -> Evaluations:
-    """The evaluations of all steps between `times`; arguments as in `elit.sample`.
+def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float] | None = None) -> Evaluations:
+    """The evaluations of all steps, between `times` in the place of the sampling's own.
 
     Raises ValueError for an invalid budget, and for a cache with another solver than Euler's.
     """
-    cache = real_number("cache", cache, least=0)
-    if guidance is not None and not isinstance(guidance, Guidance):
-        raise ValueError(
-            f"guidance={shortened(guidance)}: give elit.CFG(scale), elit.AG(scale, budget) or elit.CCFG(...)"
-        )
-    if cache and solver != "euler":
-        raise ValueError(f"cache={cache}: goes with solver='euler' alone, {solver!r} looks at every step twice")
+    guidance, cache = sampling.guidance, sampling.cache
+    times = time_grid(sampling.steps, sampling.shift) if times is None else times
+    if cache and sampling.solver != "euler":
+        raise ValueError(f"cache={cache} is not supported for {sampling.solver!r}, which evaluates a step twice")
     plan: Evaluations = []
-    for step, num_latents in enumerate(schedule_budgets(budget, times[:-1], model.budgets)):
-        corrected = solver == "heun" and step < len(times) - 2
+    for step, num_latents in enumerate(schedule_budgets(sampling.budget, times[:-1], model.budgets)):
+        corrected = sampling.solver == "heun" and step < len(times) - 2
         at = times[step : step + 2] if corrected else times[step : step + 1]
         plan.append({t: branches(guidance, t, num_latents, model.budgets) for t in at})
     _check_guidance(guidance, plan)
@@ -97,29 +87,21 @@ def shares_head(branches: Sequence[Branch]) -> bool:
 
 def sampling_flops(
     model: Transformer,
+    sampling: Sampling | None = None,
     *,
-    steps: int = 40,
-    budget: Schedule = None,
-    step_budgets: Sequence[Budget] | None = None,
-    sample_budgets: Sequence[Budget] | None = None,
-    guidance: Guidance | None = None,
-    solver: str = "euler",
-    shift: float = 1.0,
-    cache: float = 0.0,
     sample_size: int | Sequence[int] | None = None,
+    **settings: Any,
 ) -> int:
-    """Floating-point operations of one whole sample, guidance branches included; arguments as in `elit.sample`.
+    """Floating-point operations of one whole sample, guidance branches included; settings as in `elit.sample`.
 
     Of samples with budgets of their own, the mean.
     """
-    schedule = one_schedule(budget, step_budgets, sample_budgets)
-    settings: dict[str, Any] = {"solver": solver, "shift": shift, "cache": cache, "sample_size": sample_size}
-    if sample_budgets is not None:
-        settings |= {"steps": steps, "guidance": guidance and replace(guidance, drop_class=True)}  # no shared head
-        return round(
-            statistics.mean(sampling_flops(model, budget=num_latents, **settings) for num_latents in sample_budgets)
-        )
-    plan = sampling_plan(model, time_grid(steps, shift), schedule, guidance, solver, cache)
+    sampling = make_sampling(sampling or Sampling(), **settings)
+    if sampling.sample_budgets:
+        guidance = sampling.guidance and replace(sampling.guidance, drop_class=True)  # no shared head
+        each = [replace(sampling, budget=b, sample_budgets=(), guidance=guidance) for b in sampling.sample_budgets]
+        return round(statistics.mean(sampling_flops(model, one, sample_size=sample_size) for one in each))
+    plan = sampling_plan(model, sampling)
     cost = {
         num_latents: count_flops(model, sample_size=sample_size, budget=num_latents)
         for num_latents in model.budgets or (None,)

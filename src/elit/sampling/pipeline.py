@@ -1,6 +1,7 @@
 """ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Optional
 
 import numpy as np
@@ -10,21 +11,18 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor, nn
 
-from elit.arguments import shortened, whole_number
-from elit.budgets import Budget, Schedule, one_schedule
+from elit.budgets import Budget, Schedule
 from elit.compat import execution_device
-from elit.flow.guidance import CCFG, CFG, Guidance
+from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
-from elit.models.layout import nearest
 from elit.models.text import embed_prompts
 from elit.models.transformer import Transformer
-from elit.sampling.autoencoders import decode, downsampling
-from elit.sampling.evaluations import sampling_plan
+from elit.sampling.autoencoders import decode
+from elit.sampling.engine import NetworkEngine
 from elit.sampling.pictures import to_uint8
-from elit.sampling.precision import runner
-from elit.sampling.sample import guided_network, mixed_budgets
-from elit.sampling.settings import Sampling
+from elit.sampling.precision import as_dtype
+from elit.sampling.settings import Sampling, make_sampling
 
 
 class ElitPipeline(DiffusionPipeline):
@@ -49,15 +47,6 @@ class ElitPipeline(DiffusionPipeline):
         tokenizer: Optional[object] = None,  # noqa: UP045
     ):
         super().__init__()
-        for name, part, fits, valid in (
-            ("transformer", transformer, isinstance(transformer, Transformer), "a network of elit"),
-            ("scheduler", scheduler, hasattr(scheduler, "set_timesteps"), "a FlowMatchEulerDiscreteScheduler"),
-            ("vae", vae, isinstance(vae, ModelMixin | None), "a diffusers autoencoder, or None"),
-            ("text_encoder", text_encoder, isinstance(text_encoder, nn.Module | None), "transformers' own, or None"),
-            ("tokenizer", tokenizer, tokenizer is None or callable(tokenizer), "transformers' own, or None"),
-        ):
-            if not fits:
-                raise TypeError(f"{name}: a {type(part).__name__}; give {valid}")
         self.register_modules(
             transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
@@ -104,69 +93,54 @@ class ElitPipeline(DiffusionPipeline):
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
-        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type={shortened(output_type)}: give pil, np, pt or latent")
-        if not isinstance(return_dict, bool):
-            raise ValueError(f"return_dict={shortened(return_dict)}: give True or False")
-        inputs, own = callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
-        if not isinstance(inputs, list | tuple) or not all(isinstance(each, str) and each in own for each in inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs={shortened(inputs)}: give some of {own}")
-        num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt, 1)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be some of {self._callback_tensor_inputs}, got "
+                f"{callback_on_step_end_tensor_inputs!r}"
+            )
         model, device = self.transformer, execution_device(self)
         y = self._conditions(class_labels, prompt, prompt_embeds)
         y = y[torch.arange(len(y)).repeat_interleave(num_images_per_prompt)]
-        guidance: Guidance | None = (
-            CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
-        )
-        if plan is not None:
-            num_inference_steps, budget, guidance, cache = plan.steps, plan.budget, plan.guidance, plan.cache
-            sample_budgets = plan.sample_budgets or None
-            if isinstance(budget, tuple):
-                budget, step_budgets = None, budget
+        if plan is None:
+            guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
+            budgets = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
+            plan = make_sampling(Sampling(steps=num_inference_steps, guidance=guidance, cache=cache), **budgets)
+        if dtype is not None:
+            plan = replace(plan, dtype=str(as_dtype(dtype)).removeprefix("torch."))
+        engine = NetworkEngine(model, self.vae, compile=compile)
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.
-        num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1)
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps, endpoint=False), device=device)
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps, endpoint=False), device=device)
         times = [1 - sigma for sigma in self.scheduler.sigmas.tolist()]
-        exact = time_grid(num_inference_steps, self.scheduler.config.shift)
+        exact = time_grid(plan.steps, self.scheduler.config.shift)
         if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
             times = exact
-        schedule = one_schedule(budget, step_budgets, sample_budgets)
-        evaluations = sampling_plan(model, times, schedule, guidance, cache=cache)
-        counts = None if sample_budgets is None else mixed_budgets(model, sample_budgets, len(y), guidance)
-        network = runner(model, dtype, compile=compile)
-        velocity = guided_network(model, y.to(device), evaluations, guidance, network, counts)
 
-        size = self._sample_size(height, width)
-        shape = (len(y), model.config.in_channels, *size)
+        shape = (len(y), model.config.in_channels, *engine.latent_size(height, width))
         if latents is None:
-            generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
-            if not all(isinstance(each, torch.Generator) for each in generators):
-                raise ValueError(f"generator={shortened(generator)}: give a torch.Generator, or a list of one a sample")
             if isinstance(generator, list) and len(generator) != len(y):
-                raise ValueError(
-                    f"generator: {len(generator)} generators for {len(y)} samples; give one a sample, or one"
-                )
+                raise ValueError(f"generator must be one or one a sample, got {len(generator)} for {len(y)} samples")
             latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
-        elif not isinstance(latents, Tensor):
-            raise TypeError(f"latents: a {type(latents).__name__}, expected a tensor of shape {shape}")
         elif latents.shape != shape and (
             latents.shape[:2] != shape[:2] or latents.ndim != len(shape) or (height, width) != (None, None)
         ):
-            raise ValueError(f"latents: shape {tuple(latents.shape)}, expected {shape}")
-        x = latents.to(device, torch.float32)
-        self._guidance_scale, self._num_timesteps = guidance.scale if guidance else 1.0, len(self.scheduler.timesteps)
-        self._interrupt = False
+            raise ValueError(f"latents must be of shape {shape}, got {tuple(latents.shape)}")
+        run = engine.begin(y, (), plan, noise=latents.to(device), times=times)
+        self._guidance_scale, self._num_timesteps, self._interrupt = run.scale, run.total, False
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self._interrupt:
                 continue  # as in diffusers' pipelines, the bar runs to its end
+            (run.velocity,) = engine.velocities([run])
             # Scheduler convention: the derivative in the noise level, noise − data.
-            x = self.scheduler.step(-velocity(x, times[step], step), timestep, x, return_dict=False)[0]
+            x = self.scheduler.step(-run.velocity, timestep, run.x, return_dict=False)[0]
             if callback_on_step_end is not None:
                 state = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
                 x = (callback_on_step_end(self, step, timestep, state) or {}).get("latents", x)
+            run.x, run.t, run.steps_done = x, times[step + 1], step + 1
 
-        images = self._finish(x, output_type)
+        images = self._finish(run.x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -185,33 +159,14 @@ class ElitPipeline(DiffusionPipeline):
         """Whether the remaining steps are left out; a callback sets `_interrupt`."""
         return self._interrupt
 
-    def _sample_size(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        """What the network works on for a picture of that many pixels. Raises ValueError, in pixels."""
-        model, factor = self.transformer, downsampling(self.vae)
-        size, cell = list(model.sample_size), model.kind.cell(model.patch_size, model.spec)
-        for axis, (name, pixels) in enumerate({"height": height, "width": width}.items()):
-            if pixels is None:
-                continue
-            step = factor * cell[axis - 2]
-            if whole_number(name, pixels, 1) % step:
-                valid = " or ".join(map(str, nearest(pixels, step)))
-                raise ValueError(f"{name}={pixels}: give a multiple of {step} pixels, such as {valid}")
-            size[axis - 2] = pixels // factor
-        if (height, width) != (None, None):
-            try:
-                model.token_grid(size)
-            except ValueError as error:
-                pictures = "×".join(str(length * factor) for length in size[-2:])
-                cells = f" ({factor} pixels an autoencoder's cell)" if factor > 1 else ""
-                raise ValueError(f"height, width: {pictures} pixels do not fit{cells}: {error}") from None
-        return tuple(size)
-
     def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
         given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
         names = [name for name, value in given.items() if value is not None]
         takes = ["prompt", "prompt_embeds"] if self.transformer.takes_text else ["class_labels"]
         if len(names) != 1 or names[0] not in takes:
-            raise ValueError(f"{' and '.join(names) or 'no condition'} given; this network takes {' or '.join(takes)}")
+            raise ValueError(
+                f"condition must be {' or '.join(takes)} for this network, got {' and '.join(names) or 'none'}"
+            )
         if prompt is not None and self.text_encoder is not None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             length = self.transformer.config.text_length

@@ -1,14 +1,12 @@
-"""The network as a sampler runs it: in another dtype, compiled, or as it is."""
+"""Networks in another dtype, and compiled ones."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from elit.arguments import shortened
 from elit.compat import copy_all
 from elit.models.transformer import Transformer
 
@@ -18,39 +16,13 @@ _compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype from its name, such as "bfloat16"; others as they are. Raises ValueError for none of floating point."""
+    """A dtype from its name, such as "bfloat16"; others as they are. Raises ValueError unless it is floating point."""
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if resolved is None and dtype is None:
         return None
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point or resolved.itemsize < 2:
-        raise ValueError(f"dtype={shortened(dtype)}: give torch.float32, torch.bfloat16 or torch.float16")
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype!r}")
     return resolved
-
-
-def runner(
-    model: Transformer, dtype: torch.dtype | str | None = None, *, compile: bool = False
-) -> Callable[..., Tensor]:
-    """A callable with the arguments of `model`'s forward, whose x may be float32 and whose output is the dtype's.
-
-    Norms, softmax and rotation compute in float32 whatever the dtype. Raises ValueError for a dtype that is none of
-    floating point.
-    """
-    wanted = as_dtype(dtype)
-    if not isinstance(compile, bool):
-        raise ValueError(f"compile={shortened(compile)}: give True or False")
-    network = model if wanted is None or wanted == model.dtype else in_dtype(model, wanted)
-    if not compile:
-        return lambda x, *rest, **options: network(x.to(network.dtype), *rest, **options)
-    compiled = as_compiled(network)
-
-    def run(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        parts = options.get("branch_budgets") or ()
-        if len(set(parts)) < len(parts):  # torch 2.13's code asks for the one of two equal numbers that is gone
-            return network(x.to(network.dtype), *rest, **options)
-        torch.compiler.cudagraph_mark_step_begin()
-        return compiled(x.to(network.dtype), *rest, **options).clone()  # a CUDA graph writes there again
-
-    return run
 
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args
 
-from elit.budgets import Budget, Schedule, format_budget, is_list, parse_budget, saved_schedule
+from elit.budgets import Budget, Schedule, format_budget, is_list, one_schedule, parse_budget, saved_schedule
+from elit.config import require
 from elit.flow.guidance import Guidance, make_guidance
 
 GuidanceKind = Literal["none", "cfg", "ag", "ccfg"]
@@ -42,6 +44,11 @@ class Sampling:
         elif is_list(self.budget):
             object.__setattr__(self, "budget", tuple(self.budget))
         object.__setattr__(self, "sample_budgets", tuple(self.sample_budgets))
+        require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(0 < self.shift < math.inf, "shift", self.shift, "above 0")
+        require(0 <= self.cache < math.inf, "cache", self.cache, "at least 0")
+        for name, valid in (("solver", get_args(Solver)), ("dtype", (None, *get_args(Precision)))):
+            require(getattr(self, name) in valid, name, getattr(self, name), f"one of {', '.join(filter(None, valid))}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as JSON has them, which `from_dict` reads. Raises ValueError for a budget that is a function."""
@@ -87,11 +94,11 @@ class Sampling:
             budget=budget,
             sample_budgets=tuple(map(_read_budget, _value(given, "sample_budgets", (list, tuple), ()))),
             guidance=_read_guidance(given),
-            solver=_one_of(given, "solver", get_args(Solver), "euler"),
+            solver=given.get("solver", "euler"),
             shift=float(_value(given, "shift", (int, float), 1.0)),
             cache=float(_value(given, "cache", (int, float), 0.0)),
             seed=_value(given, "seed", int, 0),
-            dtype=_one_of(given, "dtype", get_args(Precision), None),
+            dtype=given.get("dtype"),
         )
 
     def describe(self) -> str:
@@ -113,6 +120,21 @@ class Sampling:
         parts += [f"shift {self.shift:g}"] * (self.shift != 1)
         parts += [f"cache {self.cache:g}"] * (self.cache != 0)
         return ", ".join(parts)
+
+
+def make_sampling(
+    sampling: Sampling,
+    *,
+    budget: Schedule = None,
+    step_budgets: Sequence[Budget] | None = None,
+    sample_budgets: Sequence[Budget] | None = None,
+    **changes: Any,
+) -> Sampling:
+    """`sampling` with those settings that are not None. Raises ValueError for two kinds of budgets."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if (schedule := one_schedule(budget, step_budgets, sample_budgets)) is not None or sample_budgets is not None:
+        changes |= {"budget": schedule, "sample_budgets": sample_budgets or ()}
+    return replace(sampling, **changes)
 
 
 def _budget_text(budget: Any) -> str:
@@ -150,7 +172,8 @@ def _read_guidance(values: Mapping[str, Any]) -> Guidance | None:
             **{"guidance": nested.get("kind"), "scale": nested.get("scale")},
         }
         values = {name: value for name, value in values.items() if value is not None}
-    kind = _one_of(values, "guidance", get_args(GuidanceKind), values.get("kind", "none"))
+    kind = values.get("guidance", values.get("kind", "none"))
+    require(kind in get_args(GuidanceKind), "guidance", kind, f"one of {', '.join(get_args(GuidanceKind))}")
     if kind == "none":
         return None
     weak = values.get("guidance_budget", values.get("weak", 1))
@@ -166,13 +189,6 @@ def _value(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], 
     if not isinstance(value, kind) or isinstance(value, bool):
         names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{name} must be {names}, got {value!r}")
-    return value
-
-
-def _one_of(values: Mapping[str, Any], name: str, valid: Sequence[str], default: Any) -> Any:
-    value = values.get(name, default)
-    if value is not default and value not in valid:
-        raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}")
     return value
 
 

@@ -10,7 +10,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,13 @@ from torch import Tensor
 from elit.costs.flops import count_flops
 from elit.elastic.load import load_model
 from elit.flow.guidance import CCFG, CFG, Guidance
-from elit.flow.solver import time_grid
-from elit.models.conditioning import Condition, concatenate
-from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer
 from elit.planner.cost import non_negative_prices
 from elit.pretrained import model_folder
-from elit.sampling.autoencoders import decode, downsampling, load_autoencoder
-from elit.sampling.evaluations import sampling_flops, sampling_plan
+from elit.sampling.autoencoders import downsampling, load_autoencoder
+from elit.sampling.engine import NetworkEngine, NetworkRun
 from elit.sampling.pictures import image_grid
-from elit.sampling.precision import runner
-from elit.sampling.sample import guided_network, seeded_noise
+from elit.sampling.settings import Sampling
 from elit.serve.costs import Costs, Setting, spread
 
 MOST_COSTS = 17
@@ -44,25 +40,19 @@ Forward = Callable[..., Tensor]
 
 @dataclass
 class Images:
-    """The images of one request in progress."""
+    """The images of one request in progress, a run each."""
 
-    x: Tensor
-    """(images, C, H, W) float32."""
-    y: Condition
+    runs: list[NetworkRun]
     setting: Setting
-    guidance: Guidance | None
-    times: list[float]
-    step: int = 0
-    last: Tensor | None = None
-    """The velocity of the last step."""
-    velocities: list[Callable[[Tensor, float, int], Tensor]] = field(default_factory=list)
-    """Of each image, where each has a forward of its own."""
     error: Exception | None = None
-    """What ended this request alone."""
 
     @property
     def count(self) -> int:
-        return len(self.x)
+        return len(self.runs)
+
+    @property
+    def step(self) -> int:
+        return self.runs[0].steps_done
 
 
 class Engine:
@@ -93,8 +83,7 @@ class Engine:
         if len(self.model.sample_size) != 2 or (self.vae is None and self.model.config.in_channels not in (1, 3)):
             raise ValueError(f"model={str(model)!r}: makes no pictures; elit serve serves images")
         self.exact = self.model.device.type == "cpu" if exact is None else exact
-        self.network: Forward = runner(self.model, None, compile=compile)
-        self._flops: dict[tuple[Setting, Guidance | None], float] = {}
+        self.engine = NetworkEngine(self.model, self.vae, name=str(model), compile=compile, exact=self.exact)
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -142,84 +131,27 @@ class Engine:
 
         Raises ValueError for an unknown class.
         """
-        y = self.condition(prompt, len(seeds))
-        guidance = guidance_of(setting, scale)
-        shape = (self.model.config.in_channels, *self.model.sample_size)
-        x = seeded_noise(seeds, shape).to(self.model.device, torch.float32)
-        images = Images(x, y.to(self.model.device), setting, guidance, time_grid(setting.steps))
-        if self.exact:
-            plan = sampling_plan(self.model, images.times, setting.budget, guidance)
-            rows = [images.y[i : i + 1] for i in range(len(seeds))]
-            images.velocities = [guided_network(self.model, row, plan, guidance, self.network) for row in rows]
-        return images
+        y, sampling = self.engine.conditions([prompt]), sampling_of(setting, scale)
+        return Images([self.engine.begin(y, [seed], sampling) for seed in seeds], setting)
 
-    def condition(self, prompt: str, count: int) -> Condition:
-        """y of `count` images of one class or prompt, on the CPU. Raises ValueError for an unknown class."""
-        if self.model.takes_text:
-            config = self.model.config
-            one = encode_prompts([prompt], config.text_encoder, length=config.text_length, device=self.model.device)
-        else:
-            one = self.model.prepare_condition([prompt])
-        return concatenate([one] * count)
-
-    @torch.no_grad()
     def step(self, running: Sequence[Images]) -> None:
         """One step of all."""
-        if self.exact:
-            for each in running:
-                at = each.times[each.step]
-                rows = [v(each.x[i : i + 1], at, each.step) for i, v in enumerate(each.velocities)]
-                each.last = torch.cat(rows)
-        elif running:
-            self._together(running)
-        for each in running:
-            assert each.last is not None
-            t, t_next = each.times[each.step : each.step + 2]
-            each.x = each.x + (t_next - t) * each.last
-            each.step += 1
+        self.engine.step([run for each in running for run in each.runs])
 
-    def _together(self, running: Sequence[Images]) -> None:
-        """The velocities of all in one forward: first the main branches, then the weak ones of those guided."""
-        guided = [each for each in running if each.setting.guided]
-        rows = [*running, *guided]
-        x = torch.cat([each.x for each in rows])
-        t = torch.cat([torch.full((len(each.x),), each.times[each.step]) for each in rows]).to(x.device)
-        conditions = [each.y for each in running] + [self.model.without_condition(each.y) for each in guided]
-        row_budgets = [each.setting.budget for each in running for _ in each.x]
-        row_budgets += [each.setting.branches[1] or None for each in guided for _ in each.x]
-        v = self.network(x, t, concatenate(conditions), row_budgets).to(x.dtype)
-        parts = v.split([len(each.x) for each in rows])
-        for each, main in zip(running, parts, strict=False):
-            each.last = main
-        for each, weak in zip(guided, parts[len(running) :], strict=True):
-            assert each.last is not None
-            assert each.guidance is not None
-            each.last = each.last + (each.guidance.scale - 1) * (each.last - weak)
-
-    @torch.no_grad()
     def finish(self, images: Images, kind: str = "png") -> list[bytes]:
         """The pictures, each a file's content."""
-        parts = images.x.split(1) if self.exact else [images.x]
-        pixels = torch.cat([decode(self.vae, part) for part in parts])
-        return [encode(image_grid(image[None], 1), kind) for image in pixels]
+        return [encode(image_grid(run.pictures(), 1), kind) for run in images.runs]
 
-    @torch.no_grad()
     def preview(self, images: Images, kind: str = "png") -> bytes:
-        """What the first picture would be if the velocity stayed as it is."""
-        x = images.x[:1] if images.last is None else images.x[:1] + (1 - images.times[images.step]) * images.last[:1]
-        return encode(image_grid(decode(self.vae, x), 1), kind)
+        """The first picture as it would be if the velocity stayed as it is."""
+        return encode(image_grid(images.runs[0].preview(), 1), kind)
 
     def leave(self, images: Images) -> None:
         """Nobody waits for these images any more: they hold nothing but their tensors."""
 
     def gflops(self, setting: Setting, scale: float, size: tuple[int, int] | None = None) -> float:
         """Of one image, all steps and guidance."""
-        key = (setting, guidance_of(setting, scale))
-        if key not in self._flops:
-            self._flops[key] = (
-                sampling_flops(self.model, steps=setting.steps, budget=setting.budget, guidance=key[1]) / 1e9
-            )
-        return self._flops[key]
+        return self.engine.gflops(sampling_of(setting, scale))
 
     def measure(self, *, seconds: float = 4.0) -> Costs:
         """What steps take here: forwards at the least, the middle and the full budget, of one image, of two, guided."""
@@ -236,7 +168,7 @@ class Engine:
             while len(taken[-1]) < 3 or time.perf_counter() - start < seconds:  # the first round warms up
                 for case, times in zip(cases, taken, strict=True):
                     n = len(case)
-                    times.append(self._timed(partial(self.network, x[:n], x.new_full((n,), 0.5), y[:n], case)))
+                    times.append(self._timed(partial(self.model, x[:n], x.new_full((n,), 0.5), y[:n], case)))
                 if time.perf_counter() - start > 3 * seconds and len(taken[-1]) > 1:
                     break
         ms = [statistics.median(times[1:]) for times in taken]
@@ -263,11 +195,12 @@ class Engine:
         return 1e3 * (time.perf_counter() - start)
 
 
-def guidance_of(setting: Setting, scale: float) -> Guidance | None:
-    """elit.CFG or elit.CCFG of a guided setting."""
-    if not setting.guided:
-        return None
-    return CFG(scale) if setting.weak_budget is None else CCFG(scale, setting.weak_budget)
+def sampling_of(setting: Setting, scale: float) -> Sampling:
+    """The settings of an image; a guided one has elit.CFG or elit.CCFG."""
+    guidance: Guidance | None = None
+    if setting.guided:
+        guidance = CFG(scale) if setting.weak_budget is None else CCFG(scale, setting.weak_budget)
+    return Sampling(steps=setting.steps, budget=setting.budget, guidance=guidance)
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:

@@ -1,0 +1,333 @@
+"""Engines make samples step by step: `elit.sample` loops over a run, a service interleaves runs, a page follows one.
+
+`NetworkEngine` runs a network of this library, `elit.elastic.engine.PipelineEngine` a pipeline of diffusers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from elit.budgets import budgets_of_samples, equal_parts
+from elit.flow.guidance import Branch, guided_velocity
+from elit.flow.solver import get_solver, time_grid
+from elit.models.conditioning import Condition, concatenate
+from elit.models.layout import nearest
+from elit.models.text import encode_prompts
+from elit.models.transformer import Transformer, joined
+from elit.sampling.autoencoders import decode, downsampling
+from elit.sampling.evaluations import sampling_flops, sampling_plan, shares_head
+from elit.sampling.noise import Seed, seeded_noise
+from elit.sampling.precision import as_compiled, as_dtype, in_dtype
+from elit.sampling.settings import Sampling
+
+
+class Run(ABC):
+    """Samples in progress."""
+
+    engine: "Engine"
+    count: int
+    """Samples in it."""
+    steps_done: int = 0
+    total: int
+    """Steps in all."""
+    error: Exception | None = None
+    """An error that ended this run alone."""
+
+    @property
+    def done(self) -> bool:
+        return self.steps_done >= self.total
+
+    def step(self) -> None:
+        """One step. Raises what ended the run."""
+        self.engine.step([self])
+        if self.error is not None:
+            raise self.error
+
+    @abstractmethod
+    def pictures(self) -> Tensor:
+        """The samples, once the run is done, as pixels (B, 1 or 3, ...) in [-1, 1] on the CPU, float32."""
+
+    def preview(self) -> Tensor | None:
+        """The pixels that the first sample would have if its velocity stayed as it is; None where none are known."""
+        return None
+
+    def close(self) -> None:
+        """Ends the run before its last step."""
+        self.total = self.steps_done
+
+
+class Engine(Protocol):
+    """A model, ready to make samples."""
+
+    name: str
+    """Its folder, or that of a model in the box."""
+    network: Any
+    """The module whose weights make the samples; None where they are elsewhere."""
+    exact: bool
+    """Whether runs are stepped one by one, so that their bits do not depend on what runs beside them."""
+    budgets: tuple[int, ...]
+    takes_text: bool
+    takes_negatives: bool
+    """Whether there are negative prompts."""
+    classes: tuple[str, ...]
+    """Names of the classes, or their numbers; empty for a model that takes text."""
+    size: tuple[int, int]
+    """(width, height) in pixels where a run names none."""
+    multiple: int
+    """Width and height may be multiples of it; 0 where there is one size."""
+    guidance_kinds: tuple[str, ...]
+    default_scale: float
+    """Guidance scale where nobody names one; 1 is off."""
+    example: str
+    """A condition."""
+
+    def conditions(self, names: Sequence[str]) -> Any:
+        """Classes or prompts as `begin` takes them. Raises ValueError for an unknown class."""
+        ...
+
+    def begin(
+        self,
+        conditions: Any,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        size: tuple[int, int] | None = None,
+        negatives: Sequence[str] = (),
+    ) -> Run:
+        """A run of one sample a condition and seed. Raises ValueError for what does not fit the model."""
+        ...
+
+    def step(self, runs: Sequence[Any]) -> None:
+        """One step of all runs; a run whose own call fails has an `error`."""
+        ...
+
+    def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
+        """Of one sample, all steps and guidance."""
+        ...
+
+
+class NetworkRun(Run):
+    """Samples of a network in progress."""
+
+    def __init__(self, engine: "NetworkEngine", y: Condition, x: Tensor, sampling: Sampling, times: Sequence[float]):
+        model = engine.network
+        self.engine, self.count, self.total = engine, len(y), len(times) - 1
+        self.network = engine.network_in(sampling.dtype)
+        self.evaluations = sampling_plan(model, sampling, times)
+        self.scale = sampling.guidance.scale if sampling.guidance else 1.0
+        self.sample_budgets: list[list[int | None]] = []
+        """Of every sample, by branch; empty where they are the same."""
+        if sampling.sample_budgets:
+            main = budgets_of_samples(sampling.sample_budgets, self.count, model.budgets, "sample_budgets")
+            guidance = sampling.guidance
+            weak = [guidance.weak_budget(each, model.budgets) if guidance else None for each in main]
+            self.sample_budgets = [main, weak]
+        self.y = y.to(model.device)
+        self.null = model.without_condition(self.y)
+        self.velocity: Tensor | None = None
+        """That of the last evaluation."""
+        self._solution = get_solver(sampling.solver)(x.to(model.device, torch.float32), times)
+        self.x, self.t, _ = next(self._solution)
+        """The state (B, C, ...), and its time."""
+
+    @property
+    def branches(self) -> list[Branch]:
+        """Evaluations of the network due at this state; none where the last velocity is used again."""
+        return self.evaluations[self.steps_done][self.t]
+
+    def budgets_of(self, branch: int) -> list[int | None]:
+        """One budget a sample."""
+        if self.sample_budgets:
+            return self.sample_budgets[branch]
+        return [self.branches[branch].budget] * self.count
+
+    def advance(self, velocity: Tensor) -> None:
+        """Goes on to the next state that needs a velocity, or to the end."""
+        self.velocity = velocity
+        try:
+            self.x, self.t, self.steps_done = self._solution.send(velocity)
+        except StopIteration as end:
+            self.x, self.t, self.steps_done = end.value, 1.0, self.total
+
+    @torch.no_grad()
+    def pictures(self) -> Tensor:
+        parts = self.x.split(1) if self.engine.exact else [self.x]
+        return torch.cat([decode(self.engine.vae, part).float().cpu() for part in parts])
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        x = self.x[:1] if self.velocity is None else self.x[:1] + (1 - self.t) * self.velocity[:1]
+        return decode(self.engine.vae, x).float().cpu()
+
+
+class NetworkEngine:
+    """A network of this library, with the autoencoder it was trained in.
+
+    name: as pictures record it. text_encoder: of prompts, default as saved. compile: the whole network by
+    torch.compile. exact: see `Engine`.
+    """
+
+    takes_negatives = False
+    multiple = 0
+    default_scale = 1.0
+
+    def __init__(
+        self,
+        model: Transformer,
+        vae: ModelMixin | None = None,
+        *,
+        name: str = "",
+        text_encoder: str | None = None,
+        compile: bool = False,
+        exact: bool = False,
+    ):
+        self.network, self.vae, self.name, self.exact = model, vae, name, exact
+        self.text_encoder, self.compile = text_encoder, compile
+        self._networks: dict[torch.dtype | None, Transformer] = {}
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        return self.network.budgets
+
+    @property
+    def takes_text(self) -> bool:
+        return self.network.takes_text
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        config = self.network.config
+        if self.takes_text:
+            return ()
+        return tuple(config.get("class_names") or map(str, range(config.num_classes)))
+
+    @property
+    def example(self) -> str:
+        return "a picture" if self.takes_text else "0"
+
+    @property
+    def guidance_kinds(self) -> tuple[str, ...]:
+        return ("none", "cfg", "ag", "ccfg") if self.budgets else ("none", "cfg")
+
+    @property
+    def makes_pictures(self) -> bool:
+        """Whether samples can be decoded to pixels."""
+        return self.vae is not None or self.network.config.in_channels in (1, 3)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = (length * downsampling(self.vae) for length in self.network.sample_size[-2:])
+        return width, height
+
+    def network_in(self, dtype: torch.dtype | str | None) -> Transformer:
+        """The network in another dtype, with the weights that it has now, or had in this engine's first run."""
+        wanted = as_dtype(dtype)
+        if wanted is None or wanted == self.network.dtype:
+            return self.network
+        if wanted not in self._networks:
+            self._networks[wanted] = in_dtype(self.network, wanted)
+        return self._networks[wanted]
+
+    def conditions(self, names: Sequence[str]) -> Condition:
+        model, config = self.network, self.network.config
+        if not self.takes_text:
+            return model.prepare_condition(list(names))
+        encoder = self.text_encoder or config.text_encoder
+        return encode_prompts(list(names), encoder, length=config.text_length, device=str(model.device))
+
+    def begin(
+        self,
+        conditions: Condition | Sequence[str],
+        seeds: Sequence[Seed],
+        sampling: Sampling,
+        *,
+        size: tuple[int, int] | None = None,
+        negatives: Sequence[str] = (),
+        noise: Tensor | None = None,
+        times: Sequence[float] | None = None,
+    ) -> NetworkRun:
+        """A run; noise takes the place of seeds and size, times that of the sampling's own."""
+        y = self.conditions(conditions) if isinstance(conditions, Sequence) else conditions
+        if noise is None:
+            latents = self.network.sample_size if size is None else self.latent_size(size[1], size[0])
+            noise = seeded_noise(seeds, (self.network.config.in_channels, *latents))
+        times = time_grid(sampling.steps, sampling.shift) if times is None else times
+        return NetworkRun(self, y, noise, sampling, times)
+
+    @torch.no_grad()
+    def step(self, runs: Sequence[NetworkRun]) -> None:
+        if self.exact and len(runs) > 1:
+            for run in runs:
+                self.step([run])
+            return
+        ends = {run: run.steps_done + 1 for run in runs}
+        while due := [run for run in runs if run.steps_done < ends[run]]:  # some solvers evaluate a step twice
+            for run, velocity in zip(due, self.velocities(due), strict=True):
+                run.advance(velocity)
+
+    def velocities(self, runs: Sequence[NetworkRun]) -> list[Tensor]:
+        """The guided velocity of every run at its state, float32: all branches in one forward, each at its budget."""
+        found: dict[NetworkRun, Tensor] = {run: run.velocity for run in runs if run.velocity is not None}
+        asked = [run for run in runs if run.branches]
+        for network in dict.fromkeys(run.network for run in asked):
+            together = [run for run in asked if run.network is network]
+            found.update(zip(together, self._evaluate(network, together), strict=True))
+        return [found[run] for run in runs]
+
+    def _evaluate(self, network: Transformer, runs: Sequence[NetworkRun]) -> list[Tensor]:
+        """Main branches first, then the weak ones of guided runs; branches that share their head are one."""
+        first = runs[0]
+        shared = len(runs) == 1 and shares_head(first.branches) and not first.sample_budgets
+        rows = [(run, branch) for branch in range(1 if shared else 2) for run in runs if branch < len(run.branches)]
+        x = joined([run.x for run, _ in rows])
+        # float32 times whatever the network's dtype: bfloat16 has 8 bits for them.
+        t = joined([torch.full((run.count,), run.t, device=x.device, dtype=torch.float32) for run, _ in rows])
+        y = concatenate([run.null if run.branches[branch].drop_class else run.y for run, branch in rows])
+        if shared:
+            budgets = [branch.budget for branch in first.branches]
+        else:
+            budgets = equal_parts([budget for run, branch in rows for budget in run.budgets_of(branch)])
+        v = self._forward(network, x, t, y, budgets, shared).to(x.dtype)
+        if shared:
+            return [guided_velocity(v.chunk(2), first.scale)]
+        parts = dict(zip(rows, v.split([run.count for run, _ in rows]), strict=True))
+        return [guided_velocity([parts[run, i] for i in range(len(run.branches))], run.scale) for run in runs]
+
+    def _forward(
+        self, network: Transformer, x: Tensor, t: Tensor, y: Condition, budgets: Sequence[int | None], shared: bool
+    ) -> Tensor:
+        x = x.to(network.dtype)
+        # torch 2.13's code asks for the one of two equal numbers that is gone
+        if not self.compile or len(set(budgets)) < len(budgets):
+            return network(x, t, y, branch_budgets=budgets, shared=shared)
+        torch.compiler.cudagraph_mark_step_begin()
+        # A CUDA graph writes its output again.
+        return as_compiled(network)(x, t, y, branch_budgets=budgets, shared=shared).clone()
+
+    def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
+        latents = None if size is None else self.latent_size(size[1], size[0])
+        return sampling_flops(self.network, sampling, sample_size=latents) / 1e9
+
+    def latent_size(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        """The network's own size of a picture of that many pixels. Raises ValueError, in pixels."""
+        model, factor = self.network, downsampling(self.vae)
+        size, cell = list(model.sample_size), model.kind.cell(model.patch_size, model.spec)
+        for axis, (name, pixels) in enumerate({"height": height, "width": width}.items()):
+            if pixels is None:
+                continue
+            step = factor * cell[axis - 2]
+            if pixels < 1 or pixels % step:
+                valid = " or ".join(map(str, nearest(pixels, step)))
+                raise ValueError(f"{name} must be a multiple of {step} pixels, such as {valid}, got {pixels}")
+            size[axis - 2] = pixels // factor
+        if (height, width) != (None, None):
+            try:
+                model.token_grid(size)
+            except ValueError as error:
+                pictures = "×".join(str(length * factor) for length in size[-2:])
+                cells = f" ({factor} pixels an autoencoder's cell)" if factor > 1 else ""
+                raise ValueError(f"height, width: {pictures} pixels do not fit{cells}: {error}") from None
+        return tuple(size)
