@@ -27,10 +27,11 @@ import torch
 
 import elit
 from elit.evaluate.detectors import open_detector
+from elit.evaluate.plane import write_table
 from elit.evaluate.reference import open_reference
-from elit.evaluate.samples import Sampler, Setting
+from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup, score
-from elit.evaluate.sweep import make_settings, sweep, write_table
+from elit.evaluate.sweep import make_settings, sweep
 from elit.files import write_text
 from elit.flow.guidance import Guidance
 from elit.planner.choose import Pricing
@@ -114,9 +115,9 @@ class Study:
         reference = open_reference(Path("digits"), detector, out=args.work, chunk=32)
         self.metrics = MetricGroup("digits", detector, reference, ("fd",))
         self.sampler = Sampler(model, args.work)
-        guidance: dict[str, Any] = {"guidance": ("none", "ccfg"), "scales": scales, "guidance_budget": model.budgets[0]}
+        guidance = [None, *(elit.CCFG(scale, model.budgets[0]) for scale in scales)]
         schedules = [f"{model.budgets[0]}@0-0.5,{model.budgets[-1]}@0.5-1"]
-        settings, _ = make_settings(self.sampler, budgets=[*budgets, *schedules], steps=steps, **guidance)
+        settings, _ = make_settings(self.sampler, budgets=[*budgets, *schedules], steps=steps, guidance=guidance)
         points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count, out=args.work)
         write_table(points, args.work / "sweep.jsonl")
         self.quality: Quality = read_quality(args.work / "sweep.jsonl")
@@ -133,9 +134,9 @@ class Study:
     def score(self, plan: Plan, other: int = 1) -> float:
         """Of samples with other seeds than the sweep's."""
         seed = other * 1_000_000
-        setting = Setting(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
-        drawn = self.sampler.draw(setting, self.args.count)
-        result = score(drawn, self.metrics.detector, self.metrics.reference, out=self.args.work, metrics=("fd",))
+        sampling = elit.Sampling(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
+        samples = self.sampler.make(sampling, self.args.count)
+        result = score(samples, self.metrics.detector, self.metrics.reference, out=self.args.work, metrics=("fd",))
         assert result is not None
         return result.scores["fd"]
 

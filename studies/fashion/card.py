@@ -13,21 +13,23 @@ from typing import Any
 
 import torch
 
+import elit
 from elit.budgets import parse_budget
 from elit.cli.main import show_progress
 from elit.elastic.load import load_network
 from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
+from elit.evaluate.plane import write_table
 from elit.evaluate.reference import load_reference
 from elit.evaluate.report.card import write_card
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
-from elit.evaluate.sweep import make_settings, sweep, write_table
+from elit.evaluate.sweep import make_settings, sweep
 from elit.files import write_text
 
 ALL = ("100%", "50%", "25%", "12.5%", "6.25%")
 SWEEPS: tuple[dict[str, Any], ...] = (
-    {"budgets": ALL, "steps": (8, 4), "guidance": ("none",)},
-    {"budgets": ALL[:3], "steps": (8, 4), "guidance": ("cfg", "ag", "ccfg")},
+    {"budgets": ALL, "steps": (8, 4), "guidance": (None,)},
+    {"budgets": ALL[:3], "steps": (8, 4), "guidance": (elit.CFG(1.5), elit.AG(1.5, 1), elit.CCFG(1.5, 1))},
 )
 TRAINING = "\n## How it was trained\n"
 
@@ -45,7 +47,7 @@ def main(line: Sequence[str] | None = None) -> None:
     settings = []
     for each in SWEEPS:
         options: dict[str, Any] = each | {"budgets": [parse_budget(budget) for budget in each["budgets"]]}
-        settings += make_settings(sampler, scales=(1.5,), **options)[0]
+        settings += make_settings(sampler, **options)[0]
     metrics = ("fd", "precision", "recall", "accuracy")
     reference = load_reference(REFERENCE, detector)
     group = MetricGroup(specification="fashion-mnist", detector=detector, reference=reference, metrics=metrics)

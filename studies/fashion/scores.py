@@ -16,9 +16,8 @@ from elit.budgets import Schedule
 from elit.data.idx import fashion_mnist
 from elit.data.images import ImageSet
 from elit.evaluate.fashion_mnist import FashionDetector
-from elit.evaluate.metrics import frechet_distance
+from elit.evaluate.metrics import Moments, frechet_distance
 from elit.evaluate.reference import load_reference
-from elit.evaluate.statistics import Moments
 from elit.flow.guidance import Guidance
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.dit import DiT

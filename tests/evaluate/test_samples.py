@@ -14,15 +14,15 @@ from conftest import opened, small_vae
 from transformers import Dinov2Config, Dinov2Model
 
 import elit
+from elit import Sampling
 from elit.cli.main import main
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.detectors import open_detector
-from elit.evaluate.metrics import frechet_distance
+from elit.evaluate.metrics import Moments, frechet_distance
 from elit.evaluate.pictures import as_samples, open_pictures
 from elit.evaluate.reference import open_reference
-from elit.evaluate.samples import Sampler, Setting, classes_of
-from elit.evaluate.score import load_results, score
-from elit.evaluate.statistics import Moments
+from elit.evaluate.samples import Sampler, classes_of
+from elit.evaluate.score import score
 from elit.models.saved import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
@@ -61,6 +61,10 @@ def command(model: Path, out: Path, *options: object) -> list[str]:
     metrics = ("--metrics", "fdd", "kid", "precision", "recall", "--count", COUNT, "--chunk", 4)
     second = ("--steps", 6, "--guidance", "ccfg", "--scale", "2", "--budget", "0.5")
     return list(map(str, ("evaluate", model, "--out", out, "--json", *detector, *metrics, *second, *options)))
+
+
+def stored_in(out: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((out / "scores").glob("*.json"))]
 
 
 def result(text: str) -> dict:
@@ -114,9 +118,9 @@ def test_killed_and_run_again(model, batches_of_64, capsys, tmp_path):
 def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model, tmp_path):
     """A plain loop over elit.sample, and the detector on all at once."""
     network = elit.load_model(model)
-    setting = Setting(steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
+    setting = Sampling(steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
     sampler, detector = Sampler(network, tmp_path, chunk=8), open_detector("digits")
-    made = sampler.draw(setting, 20)
+    made = sampler.make(setting, 20)
     plain = elit.sample(network, [i % 10 for i in range(20)], steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
     expected = ((plain.clamp(-1, 1) + 1) * 127.5).round()
     assert (made.read(0, 20).float() - expected).abs().max() <= 1  # rounding in a batch of 20
@@ -131,7 +135,7 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
     assert found.scores["fd"] == pytest.approx(by_hand, rel=1e-4)
     assert found.set_sha256 == made.digest
 
-    more = sampler.draw(setting, 30)  # goes on from the 24 that are there
+    more = sampler.make(setting, 30)  # goes on from the 24 that are there
     assert torch.equal(more.read(0, 20), made.read(0, 20))
     assert len(list(tmp_path.glob("sets/*/pictures/*"))) == 2
 
@@ -142,17 +146,17 @@ def test_a_sample_shows_the_class_of_its_label_or_of_its_prompts_number():
     for prompts in (characters, opened("mmdit-embeddings").example_condition(3)):
         assert classes_of(prompts).tolist() == [0, 1, 2]
     assert classes_of(torch.tensor([4, 2])).tolist() == [4, 2]
-    drawn = Sampler(network, Path(), conditions=characters).planned(Setting(), 5)
+    drawn = Sampler(network, Path(), conditions=characters).planned(Sampling(), 5)
     assert drawn.labels(1, 5).tolist() == [1, 2, 0, 1]
 
 
 def test_a_compiled_network_draws_the_same_samples_up_to_rounding(model, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
-    network, setting = elit.load_model(model), Setting(steps=2)
-    plain = Sampler(network, tmp_path, chunk=8).draw(setting, 8)
+    network, setting = elit.load_model(model), Sampling(steps=2)
+    plain = Sampler(network, tmp_path, chunk=8).make(setting, 8)
     assert not compiled
-    fast = Sampler(network, tmp_path, chunk=8, compile=True).draw(setting, 8)
+    fast = Sampler(network, tmp_path, chunk=8, compile=True).make(setting, 8)
     assert compiled
     assert fast.folder != plain.folder  # other roundings: another recipe
     assert fast.recipe == plain.recipe | {"compile": True}
@@ -163,33 +167,33 @@ def test_two_recipes_never_share_a_file(model, tmp_path):
     network, detector = elit.load_model(model), open_detector("digits")
     sampler = Sampler(network, tmp_path, chunk=8)
     settings = [
-        Setting(steps=2),
-        Setting(steps=3),
-        Setting(steps=2, seed=1),
-        Setting(steps=2, shift=2.0),
-        Setting(steps=2, solver="heun"),
-        Setting(steps=2, budget=8),
-        Setting(steps=2, budget="8@0-0.5,16@0.5-1"),
-        *(Setting(steps=2, guidance=guidance) for guidance in (elit.CFG(2.0), elit.AG(2.0, 1), elit.CCFG(2.0, 1))),
-        Setting(steps=2, guidance=elit.CFG(2.0, interval=(0.0, 0.5))),
+        Sampling(steps=2),
+        Sampling(steps=3),
+        Sampling(steps=2, seed=1),
+        Sampling(steps=2, shift=2.0),
+        Sampling(steps=2, solver="heun"),
+        Sampling(steps=2, budget=8),
+        Sampling(steps=2, budget="8@0-0.5,16@0.5-1"),
+        *(Sampling(steps=2, guidance=guidance) for guidance in (elit.CFG(2.0), elit.AG(2.0, 1), elit.CCFG(2.0, 1))),
+        Sampling(steps=2, guidance=elit.CFG(2.0, interval=(0.0, 0.5))),
     ]
-    results = [score(sampler.draw(setting, 8), detector, None, out=tmp_path, metrics=["is"]) for setting in settings]
-    assert len({result.path for result in results}) == len(settings) == len(load_results(tmp_path))
-    for setting, same in ((Setting(steps=2, budget=0.5), 5), (Setting(steps=2, guidance=elit.CFG(1.0)), 0)):
-        again = score(sampler.draw(setting, 8), detector, None, out=tmp_path, metrics=["is"])
-        assert again.path == results[same].path  # the same recipe, written in another way
+    results = [score(sampler.make(setting, 8), detector, None, out=tmp_path, metrics=["is"]) for setting in settings]
+    assert len({result.recipe_sha256 for result in results}) == len(settings) == len(stored_in(tmp_path))
+    for setting, same in ((Sampling(steps=2, budget=0.5), 5), (Sampling(steps=2, guidance=elit.CFG(1.0)), 0)):
+        again = score(sampler.make(setting, 8), detector, None, out=tmp_path, metrics=["is"])
+        assert again.recipe_sha256 == results[same].recipe_sha256  # the same recipe, written in another way
     with torch.no_grad():
         next(network.parameters()).add_(1)
     other = Sampler(network, tmp_path, chunk=8).recipe(settings[0])
     assert other["model"]["weights"] != results[0].recipe["samples"]["model"]["weights"]
-    stored = load_results(tmp_path)[0]
+    stored = stored_in(tmp_path)[0]
     assert stored["recipe"]["samples"].keys() >= {
         *("model", "solver", "steps", "shift", "budget", "guidance", "seed", "chunk"),
         *("dtype", "device", "autoencoder", "conditions", "versions"),
     }
     assert stored["recipe"].keys() == {"samples", "count", "detector", "reference", "metrics", "chunk", "versions"}
     with pytest.raises(ValueError, match="got 17"):
-        sampler.recipe(Setting(budget=17))
+        sampler.recipe(Sampling(budget=17))
 
 
 def test_samples_of_latents_are_decoded_and_written_as_adm_reads_them(capsys, tmp_path):
@@ -200,26 +204,26 @@ def test_samples_of_latents_are_decoded_and_written_as_adm_reads_them(capsys, tm
     line = ["evaluate", str(tmp_path / "model"), "--count", "8", "--steps", "1", "--chunk", "4"]
     line += ["--detector", f"dinov2:{tmp_path / 'dino'}", "--reference", str(tmp_path / "real.npz")]
     assert main([*line, "--out", str(tmp_path / "samples.npz")]) == 2
-    assert "elit evaluate: vae: not given; samples of 4 channels are no pictures" in capsys.readouterr().err
+    assert "elit evaluate: cannot make pictures of samples of 4 channels: give vae" in capsys.readouterr().err
     assert main([*line, "--vae", str(tmp_path / "vae"), "--out", str(tmp_path / "samples.npz")]) == 0
     assert "dinov2" in capsys.readouterr().out
     arrays = np.load(tmp_path / "samples.npz")
     assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((8, 32, 32, 3), np.uint8)
     assert arrays["arr_1"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    (stored,) = load_results(tmp_path / "samples")
+    (stored,) = stored_in(tmp_path / "samples")
     assert stored["recipe"]["samples"]["autoencoder"]["scaling_factor"] == 0.5
     again = open_pictures(tmp_path / "samples.npz")
     assert torch.equal(again.read(2, 5), torch.from_numpy(arrays["arr_0"][2:5]).permute(0, 3, 1, 2))
 
 
 def test_a_missing_or_damaged_file_is_named(model, tmp_path):
-    made = Sampler(elit.load_model(model), tmp_path, chunk=4).draw(Setting(steps=1), 8, batch_size=4)
+    made = Sampler(elit.load_model(model), tmp_path, chunk=4).make(Sampling(steps=1), 8, batch_size=4)
     first, second = sorted(made.chunks.folder.iterdir())
     second.write_bytes(second.read_bytes()[:50])
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="damaged"):
         made.read(0, 8)
     second.unlink()
-    with pytest.raises(ValueError, match="rows from 4 are missing; run the command again"):
+    with pytest.raises(ValueError, match="rows from 4 are missing; run it again"):
         made.read(0, 8)
     assert made.read(0, 4).shape == (4, 1, 8, 8)
     assert first.is_file()

@@ -10,16 +10,30 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 import elit
+from elit import Sampling
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.metrics import saturation
-from elit.evaluate.plane import Point, best, degradation, degradations, front_of, loss, pareto_front
+from elit.evaluate.plane import (
+    Point,
+    best,
+    degradation,
+    degradations,
+    front_of,
+    loss,
+    pareto_front,
+    read_table,
+    write_table,
+)
 from elit.evaluate.recipe import recipe_digest
 from elit.evaluate.reference import open_reference
-from elit.evaluate.samples import Sampler, Setting
-from elit.evaluate.score import MetricGroup, load_results, score
-from elit.evaluate.sweep import make_settings, part_ends, sweep, write_table
+from elit.evaluate.samples import Sampler
+from elit.evaluate.score import MetricGroup, score
+from elit.evaluate.sweep import make_settings, part_ends, sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
+
+
+SCALES = (1.0, 2.0, 3.0)
 
 
 def point(budget: str = "8", **values) -> Point:
@@ -118,28 +132,33 @@ def network():
 
 def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_path):
     sampler = Sampler(network, tmp_path, chunk=4)
-    kinds, grid = ("none", "cfg", "ag", "ccfg"), {"budgets": (16, 0.5, 8, 1), "steps": (1, 2)}
-    settings, notes = make_settings(sampler, **grid, guidance=kinds, scales=(1.0, 2.0, 3.0), guidance_budget=2)
+    guidance = [
+        None,
+        *(elit.CFG(s) for s in SCALES),
+        *(elit.AG(s, 2) for s in SCALES),
+        *(elit.CCFG(s, 2) for s in SCALES),
+    ]
+    grid = {"budgets": (16, 0.5, 8, 1), "steps": (1, 2)}
+    settings, notes = make_settings(sampler, **grid, guidance=guidance)
     assert len(settings) == 2 * (2 * 7 + 5)  # 0.5 is 8, scale 1 is no guidance, AG at 1 would lower nothing
     assert notes == ["AG at budget 1 is left out: its second branch keeps 2 latents"]
     assert len({recipe_digest(sampler.recipe(setting)) for setting in settings}) == len(settings)
-    scheduled, _ = make_settings(sampler, budgets=(16, "4@0-0.5,16@0.5-1"), steps=(2, 4), shift=2.0, seed=7)
+    scheduled, _ = make_settings(
+        sampler, budgets=(16, "4@0-0.5,16@0.5-1"), steps=(2, 4), like=Sampling(shift=2.0, seed=7)
+    )
     assert [(s.budget, s.steps, s.shift, s.seed) for s in scheduled] == [
         *((16, 2, 2.0, 7), (16, 4, 2.0, 7)),
         *(("4@0-0.5,16@0.5-1", 2, 2.0, 7), ("4@0-0.5,16@0.5-1", 4, 2.0, 7)),
     ]
-    cached, _ = make_settings(sampler, budgets=(16,), steps=(4,), caches=(0.5, 3.0))
+    cached, _ = make_settings(sampler, budgets=(16,), steps=(4,), caches=(0.0, 0.5, 3.0))
     assert [setting.cache for setting in cached] == [0.0, 0.5, 3.0]
-    for wrong, said in (
-        ({"caches": (-1.0,)}, "cache=-1.0: give a number of at least 0"),
-        ({"budgets": ()}, "budgets: give at least one"),
-        ({"guidance": ("cfg",)}, "scales: give at least one"),
-        ({"guidance": ("apg",)}, "guidance='apg': give some of none, cfg, ag, ccfg"),
-        ({"budgets": (17,)}, "got 17"),
-        ({"steps": (0,)}, "steps=0"),
-        ({"guidance": ("ccfg",), "scales": (2.0,), "guidance_budget": 99}, "got 99"),
+    for wrong, message in (
+        ({"caches": (-1.0,)}, "cache"),
+        ({"budgets": (17,)}, "budget"),
+        ({"steps": (0,)}, "steps"),
+        ({"guidance": (elit.CCFG(2.0, 99),)}, "budget"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             make_settings(sampler, **(grid | wrong))
 
 
@@ -162,10 +181,10 @@ def groups(out: Path) -> list[MetricGroup]:
 def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch):
     sampler, wanted = Sampler(network, tmp_path, chunk=8), groups(tmp_path)
     evaluated = score(
-        sampler.draw(Setting(steps=2, budget=4), 20), wanted[0].detector, wanted[0].reference, out=tmp_path, chunk=8,
+        sampler.make(Sampling(steps=2, budget=4), 20), wanted[0].detector, wanted[0].reference, out=tmp_path, chunk=8,
         metrics=["fdd", "precision"],
     )  # fmt: skip
-    settings, _ = make_settings(sampler, budgets=(16, 4), steps=(1, 2), guidance=("none", "ccfg"), scales=(2.0,))
+    settings, _ = make_settings(sampler, budgets=(16, 4), steps=(1, 2), guidance=(None, elit.CCFG(2.0, 1)))
     told: list[tuple[int, int]] = []
     options = {"count": 20, "out": tmp_path, "chunk": 8}
     points, known = sweep(sampler, settings, wanted, progress=lambda *now: told.append(now), **options)
@@ -173,7 +192,7 @@ def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch
     assert told[-1] == (140, 140)
     assert [p.budget for p in points] == ["16"] * 4 + ["4"] * 4
     found = next(p for p in points if (p.budget, p.steps, p.guidance) == ("4", 2, "none"))
-    assert (found.file, found.scores) == (f"scores/{evaluated.path.name}", evaluated.scores)
+    assert (found.file, found.scores) == (f"scores/{evaluated.recipe_sha256[:32]}.json", evaluated.scores)
     assert found.gflops == pytest.approx(2 * elit.count_flops(network, budget=4) / 1e9)
     assert len({p.recipe_sha256 for p in points}) == 8
     for each in points:  # from the table to everything that decides a number
@@ -182,7 +201,7 @@ def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch
         assert stored["recipe"]["samples"]["steps"] == each.steps
         assert str(stored["recipe"]["samples"]["budget"]) == each.budget
         assert (stored["scores"], stored["saturation"]) == (each.scores, each.saturation)
-    assert len(load_results(tmp_path)) == 8
+    assert len(list((tmp_path / "scores").iterdir())) == 8
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("sampled again")
@@ -192,7 +211,7 @@ def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch
 
     broken = tmp_path / points[3].file
     broken.write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="damaged"):
         sweep(sampler, settings, wanted, **options)
     broken.unlink()  # its samples are there; only the score is made anew
     monkeypatch.setattr(Sampler, "warm_up", lambda self: None)
@@ -210,3 +229,5 @@ def test_tables_as_json_lines_and_parquet(tmp_path):
     assert [row["fid"] for row in rows] == [None, 3.0]
     assert rows[1]["accuracy"] is None
     assert list(rows[0])[-3:] == ["fd", "accuracy", "fid"]
+    assert read_table(tmp_path / "a.jsonl") == read_table(tmp_path / "deep/a.parquet") == points
+    assert points[1].sampling == Sampling(steps=4, budget=16, guidance=elit.AG(2.0, 1))

@@ -16,7 +16,7 @@ from elit.evaluate.detectors import open_detector
 from elit.evaluate.inspect.examples import load_examples
 from elit.evaluate.inspect.probe import Probe, losses
 from elit.evaluate.reference import open_reference
-from elit.evaluate.samples import Sampler, Setting
+from elit.evaluate.samples import Sampler
 from elit.evaluate.score import score
 
 WORK = {"steps", "num_inference_steps", "sample_size", "batch", "height", "width", "num_images_per_prompt", "draws"}
@@ -143,8 +143,8 @@ def functions(place: Place) -> dict[str, Call]:
             },
             ("image_size", "chunk", "batch_size"),
         ),
-        "Setting": (
-            lambda **given: Sampler(place.model, place.work / "s").planned(Setting(**given), 2),
+        "Sampling": (
+            lambda **given: Sampler(place.model, place.work / "s").planned(elit.Sampling(**given), 2),
             {"steps": 1},
             ("steps", "budget", "guidance", "solver", "shift", "cache", "seed"),
         ),

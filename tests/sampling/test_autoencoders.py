@@ -15,7 +15,7 @@ from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
 from elit.evaluate.inspect.examples import load_examples
-from elit.evaluate.samples import Sampler, Setting
+from elit.evaluate.samples import Sampler
 from elit.sampling.autoencoders import (
     LatentNormalization,
     decode,
@@ -158,7 +158,7 @@ def test_encoded_sampled_scored_and_looked_at(kind, vae, model, photos, tmp_path
     pictures = pipe([0, 1], num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert pictures.shape == (2, 3, 16, 16)
     torch.testing.assert_close(pictures, (decode(vae, latents.images).clamp(-1, 1) + 1) / 2)
-    drawn = Sampler(model, tmp_path / "sets", vae=vae, chunk=2).draw(Setting(steps=1), 2, batch_size=2)
+    drawn = Sampler(model, tmp_path / "sets", vae=vae, chunk=2).make(elit.Sampling(steps=1), 2, batch_size=2)
     assert drawn.read(0, 2).shape == (2, 3, 16, 16)
     model.save_pretrained(tmp_path / "model")
     line = ["sample", str(tmp_path / "model"), "--vae", str(tmp_path / "vae"), "--steps", "1"]

@@ -1,40 +1,35 @@
 """elit evaluate"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
+from accelerate import PartialState
 
-from elit.cli.checks import check_arguments, check_output
-from elit.cli.main import check_device, show_notes, show_progress
-from elit.cli.main import parse as parse_arguments
-from elit.cli.sample import conditions_from, guidance_from
+from elit.cli.main import check_device, check_output, show_notes, show_progress
+from elit.cli.sampling import SamplingArgs
+from elit.config import require, require_counts
 from elit.data.builtin import is_named
+from elit.evaluate.chunks import Share
+from elit.evaluate.detection import detect
+from elit.evaluate.pictures import Pictures, open_pictures, write_npz
+from elit.evaluate.reference import reference_from, save_reference
+from elit.evaluate.score import MetricGroup, Result, score, score_path
+from elit.evaluate.scoring import FIELD_COUNT, Scoring
 from elit.files import check_new_output, leaving_nothing
-from elit.pretrained import model_folder
-
-FIELD_COUNT = 50_000  # samples behind published figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
-    """Score a model's samples, or pictures from a folder or an .npz, against reference statistics. What a killed run
-    has made is kept: run it again. Several processes share the work under accelerate launch or torchrun.
+class Args(SamplingArgs, Scoring):
+    """Score a model's samples, or pictures from a folder or an .npz, against reference statistics. The work of a killed
+    run is kept: run it again. Several processes share the work under accelerate launch or torchrun.
 
     Example: elit evaluate runs/quickstart/model --reference digits --detector digits --count 200 --steps 16
     """
 
     pictures: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline; or a folder of images, a .npz (arr_0), .parquet, .tar or saved dataset."""
-    reference: Path | None = None
-    """Real pictures (as above, or digits, moving-digits), statistics saved with --save-reference, or ADM's .npz."""
-    detector: tuple[str, ...] = ("inception",)
-    """One or more of: inception[:WEIGHTS.pth] (FID), dinov2[:NAME or FOLDER] (FDD), classifier:NAME-or-FOLDER
-    (accuracy), i3d:FILE.pt (FVD), digits, moving-digits."""
-    metrics: tuple[str, ...] = ()
-    """Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: what each detector is used for."""
+    """Folder of a saved model or pipeline; or a folder of images, a .npz (arr_0), .parquet or .tar."""
     count: int | None = None
     """Samples to score; default: 50,000 of a model, all of given pictures."""
     out: Path = Path("runs/evaluate")
@@ -42,250 +37,118 @@ class Args:
     that folder beside it, of the same name without .npz."""
     save_reference: Path | None = None
     """Save the statistics of the pictures as this .safetensors, to be given as --reference; scores nothing."""
-    image_size: int | None = None
-    """Cut the reference's pictures as ADM does (and the scored ones, if files); default: they are of one size."""
-    labels: tuple[str, ...] = ()
-    """Classes, by number or name of a model's samples, in turn; default: all of the model's."""
-    prompts: tuple[str, ...] = ()
-    """Texts, in turn, for a text-conditional model; accuracy takes the first for class 0, the second for class 1 and
-    so on."""
-    prompts_file: Path | None = None
-    """A file with one text a line instead."""
-    text_encoder: str | None = None
-    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
-    budget: str = "full"
-    """Latents per group (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
-    (50%@0-0.5,100%@0.5-1)."""
-    guidance: Literal["none", "cfg", "ag", "ccfg"] = "none"
-    """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
-    scale: float = 1.5
-    """Guidance scale; 1 is off."""
-    guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance acts; 0 = noise, 1 = data."""
-    steps: int = 40
-    """Solver steps."""
-    solver: Literal["euler", "heun"] = "euler"
-    """heun is second order and evaluates twice a step."""
-    shift: float = 1.0
-    """More of the steps near noise; 1 is even."""
-    cache: float = 0.0
-    """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
-    seed: int = 0
-    """Seed of the first sample; the next ones count up."""
-    vae: Path | None = None
-    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
-    chunk: int = 32
-    """Samples computed at once, by network, autoencoder and detector. Decides roundings, so part of the recipe."""
-    batch_size: int = 256
-    """Samples between two files, in whole chunks; changes no sample and no score."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network; the solver's state and the detectors stay float32."""
-    compile: bool = False
-    """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
     overwrite: bool = False
-    """Replace the .npz or .safetensors that is there, once the new is whole. Scores and sample sets are never replaced:
-    other settings go into other files of the folder."""
+    """Replace the .npz or .safetensors at that place, once the new one is whole. Scores and sample sets are never
+    replaced: other settings go into other files of the folder."""
     json: bool = False
     """Print the scores as JSON last on stdout."""
 
+    def __post_init__(self) -> None:
+        SamplingArgs.__post_init__(self)
+        Scoring.__post_init__(self)
+        require_counts(self, "count", least=2)
+        if self.save_reference is not None:
+            name = str(self.save_reference)
+            require(self.save_reference.suffix == ".safetensors", "save_reference", name, "a .safetensors")
+            require(len(self.detector) == 1, "detector", " ".join(self.detector), "one alone with --save-reference")
 
-def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "evaluate", arguments)
-    check_arguments(args, count=2)
-    _check(args)
-    check_output(work_folder(args))
-    return args
+    @property
+    def folder(self) -> Path:
+        """Place of sample sets, references and scores."""
+        return self.out.with_suffix("") if self.out.suffix == ".npz" else self.out
 
 
 def run(args: Args) -> dict[str, Any] | None:
-    with show_notes("evaluate"), leaving_nothing(work_folder(args)):
-        return _run(args)
-
-
-def _run(args: Args) -> dict[str, Any] | None:
-    from accelerate import PartialState
-
-    from elit.evaluate.chunks import Share
-    from elit.evaluate.pictures import First, open_pictures
-    from elit.evaluate.score import score
-
+    if not is_named(str(args.pictures)) and not args.pictures.exists():
+        raise ValueError(f"cannot read pictures={str(args.pictures)!r}: no such file or folder")
+    check_output(args.folder)
     if args.save_reference is not None:
         check_new_output(args.save_reference, overwrite=args.overwrite, folder=False, name="save_reference")
     elif args.out.suffix == ".npz":
         check_new_output(args.out, overwrite=args.overwrite, folder=False)
+    with show_notes("evaluate"), leaving_nothing(args.folder):
+        return _run(args)
+
+
+def _run(args: Args) -> dict[str, Any] | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
-    work = work_folder(args)
-    options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
-
-    # What is quick to refuse, then detectors and references, then sampling, which takes longest.
+    # Cheap refusals first, then detectors and references, then sampling, which takes longest.
     if is_model(args.pictures):
-        sampler, setting = _sampler(args, device, work)
-        groups = open_metrics(args, device, work, share)
-        pictures = _draw(args, sampler, setting, share)
+        sampler, count = args.open_sampler(args.pictures, device, args.folder), args.count or FIELD_COUNT
+        sampler.recipe(args.sampling())
+        groups = _open_metrics(args, device, share)
+        with show_progress("sampling", count) as progress:
+            pictures = sampler.make(args.sampling(), count, **args.work(share, progress))
     else:
-        given = open_pictures(args.pictures, args.image_size)
-        groups = open_metrics(args, device, work, share)
-        pictures = given if args.count is None else First(given, args.count)
+        pictures = open_pictures(args.pictures, args.image_size)
+        groups = _open_metrics(args, device, share)
+        pictures = pictures if args.count is None else pictures.truncated(args.count)
     if args.save_reference is not None:
-        return _save_reference(args, pictures, groups[0].detector, work, options)
+        return _save_reference(args, args.save_reference, pictures, groups[0], share)
 
-    results: dict[str, Any] = {}
+    results: dict[str, Result | None] = {}
     for group in groups:
         with show_progress(group.detector.name, len(pictures)) as progress:
-            options_of_group: dict[str, Any] = {"metrics": group.metrics, "progress": progress}
+            options = args.work(share, progress)
             results[group.specification] = score(
-                pictures, group.detector, group.reference, out=work, **options_of_group, **options
+                pictures,
+                group.detector,
+                group.reference,
+                out=args.folder,
+                metrics=group.metrics,
+                chunk=args.chunk,
+                **options,
             )
     if not share.main:
         return None
     if args.out.suffix == ".npz":
-        from elit.evaluate.pictures import write_npz
-
         write_npz(pictures, args.out)
-    return _report(args, pictures, results)
-
-
-def work_folder(args: Args) -> Path:
-    """Where sample sets, references and scores go."""
-    return args.out.with_suffix("") if args.out.suffix == ".npz" else args.out
-
-
-def check_detectors(args: Any) -> None:
-    """Whether there is a detector at all, and none twice. Raises ValueError."""
-    if not args.detector:
-        raise ValueError("detector: give at least one")
-    if len(set(args.detector)) < len(args.detector):
-        raise ValueError(f"detector={' '.join(args.detector)!r}: one of them stands twice")
-
-
-def _check(args: Args) -> None:
-    """What can be said before anything is loaded. Raises ValueError."""
-    check_detectors(args)
-    if not is_named(str(args.pictures)) and not model_folder(args.pictures).exists():
-        raise ValueError(f"pictures={str(args.pictures)!r}: no such file or folder")
-    if args.prompts_file is not None and not args.prompts_file.is_file():
-        raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
-    if args.save_reference is not None:
-        if args.save_reference.suffix != ".safetensors":
-            raise ValueError(f"save_reference={str(args.save_reference)!r}: give a name that ends in .safetensors")
-        if len(args.detector) != 1:
-            raise ValueError("save_reference: a reference is of one detector; give one")
-
-
-def open_metrics(args: Any, device: str, work: Path, share: Any) -> list[Any]:
-    """The detectors of the options of that name, with their references and the metrics asked of each.
-
-    Raises ValueError for what cannot be had.
-    """
-    from elit.evaluate.detectors import open_detector
-    from elit.evaluate.reference import open_reference
-    from elit.evaluate.score import MetricGroup
-
-    detectors = [open_detector(specification, device=device) for specification in args.detector]
-    wanted = _metrics_of(detectors, args.metrics)
-    options: dict[str, Any] = {"out": work, "image_size": args.image_size, "share": share}
-    options |= {"chunk": args.chunk, "batch_size": args.batch_size}
-    groups = []
-    for specification, detector in zip(args.detector, detectors, strict=True):
-        reference = None
-        if args.reference is not None:
-            with show_progress("reference", 1) as progress:
-                reference = open_reference(args.reference, detector, progress=progress, **options)
-        groups.append(MetricGroup(specification, detector, reference, wanted[detector.name]))
-    return groups
-
-
-def _metrics_of(detectors: Sequence[Any], metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The metrics asked for, by the detector that offers them. Raises ValueError for one that none does."""
-    for name in metrics:
-        if not any(name in detector.offers for detector in detectors):
-            here = "; ".join(f"{detector.name} offers {', '.join(detector.offers)}" for detector in detectors)
-            raise ValueError(f"metrics={name!r}: {here}")
-    by_detector = {detector.name: tuple(name for name in metrics if name in detector.offers) for detector in detectors}
-    if metrics and (idle := [name for name, names in by_detector.items() if not names]):
-        raise ValueError(f"detector={idle[0]!r}: offers none of the metrics {', '.join(metrics)}")
-    return by_detector
+    return _report(args, len(pictures), {name: result for name, result in results.items() if result is not None})
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a saved model or pipeline lies there, and no pictures."""
+    """A saved model or pipeline lies there, and no pictures."""
     return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
 
 
-def _sampler(args: Args, device: str, work: Path) -> tuple[Any, Any]:
-    """What draws the model's samples, and how. Raises ValueError for a setting that does not fit the model."""
-    from elit.evaluate.samples import Setting
-
-    sampler = open_sampler(args, args.pictures, device, work)
-    same = {name: getattr(args, name) for name in ("steps", "budget", "solver", "shift", "cache", "seed")}
-    setting = Setting(guidance=guidance_from(args), **same)
-    sampler.recipe(setting)
-    return sampler, setting
-
-
-def _draw(args: Args, sampler: Any, setting: Any, share: Any) -> Any:
-    """A model's samples, made now."""
-    count = args.count or FIELD_COUNT
-    with show_progress("sampling", count) as progress:
-        return sampler.draw(setting, count, batch_size=args.batch_size, share=share, progress=progress)
-
-
-def open_sampler(args: Any, folder: Path, device: str, work: Path) -> Any:
-    """The model in `folder` with the autoencoder and the conditions of the options of that name."""
-    import torch
-
-    from elit.elastic.load import load_network
-    from elit.evaluate.samples import Sampler
-
-    dtype = getattr(torch, args.dtype)
-    model, vae = load_network(folder, vae=args.vae, device=device, dtype=dtype)
-    if args.prompts_file is not None:
-        if not args.prompts_file.is_file():
-            raise ValueError(f"prompts_file={str(args.prompts_file)!r}: no such file")
-        args = replace(args, prompts=tuple(args.prompts_file.read_text(encoding="utf-8").splitlines()))
-    conditions = conditions_from(args, model, device)
-    return Sampler(model, work, vae=vae, conditions=conditions, chunk=args.chunk, compile=args.compile)
+def _open_metrics(args: Args, device: str, share: Share) -> list[MetricGroup]:
+    with show_progress("reference", 1) as progress:
+        return args.open_metrics(device, args.folder, share, progress)
 
 
 def _save_reference(
-    args: Args, pictures: Any, detector: Any, work: Path, options: dict[str, Any]
+    args: Args, path: Path, pictures: Pictures, group: MetricGroup, share: Share
 ) -> dict[str, Any] | None:
-    from elit.evaluate.detection import detect
-    from elit.evaluate.reference import reference_from, save_reference
-
+    detector = group.detector
     with show_progress(detector.name, len(pictures)) as progress:
-        detections = detect(pictures, detector, work, progress=progress, **options)
-    if not options["share"].main:
+        detections = detect(pictures, detector, args.folder, chunk=args.chunk, **args.work(share, progress))
+    if not share.main:
         return None
     reference = reference_from(detections, pictures, detector)
-    assert args.save_reference is not None
-    save_reference(reference, args.save_reference)
+    save_reference(reference, path)
     if not args.json:
-        print(f"{args.save_reference}: {detector.name}'s statistics of {detections.count} pictures")
-    return {"reference": str(args.save_reference), "count": detections.count, "made": reference.origin}
+        print(f"{path}: {detector.name}'s statistics of {detections.count} pictures")
+    return {"reference": str(path), "count": detections.count, "made": reference.origin}
 
 
-def _report(args: Args, pictures: Any, results: dict[str, Any]) -> dict[str, Any]:
-    """Prints a line a detector; returns what --json prints."""
+def _report(args: Args, count: int, results: dict[str, Result]) -> dict[str, Any]:
+    """Prints a line a detector; returns the content of --json."""
     first = next(iter(results.values()))
+    files = {name: str(score_path(result.recipe, args.folder)) for name, result in results.items()}
     if not args.json:
         for name, result in results.items():
             figures = "  ".join(f"{metric} {value:.4f}" for metric, value in result.scores.items())
-            print(f"{name}, {len(pictures)} samples: {figures}  ({result.path})")
-        if first.gflops is not None:
-            print(f"{first.gflops:.3f} GFLOPs and {first.ms:.1f} ms a sample")
+            print(f"{name}, {count} samples: {figures}  ({files[name]})")
+        if first.gflops_per_sample is not None:
+            print(f"{first.gflops_per_sample:.3f} GFLOPs and {first.ms_per_sample:.1f} ms a sample")
     return {
-        "count": len(pictures),
+        "count": count,
         "set_sha256": first.set_sha256,
         "scores": {name: result.scores for name, result in results.items()},
         "notes": list(dict.fromkeys(note for result in results.values() for note in result.notes)),
-        "gflops_per_sample": first.gflops,
-        "ms_per_sample": first.ms,
-        "files": {name: str(result.path) for name, result in results.items()},
+        "gflops_per_sample": first.gflops_per_sample,
+        "ms_per_sample": first.ms_per_sample,
+        "files": files,
     }

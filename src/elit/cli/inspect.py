@@ -79,8 +79,8 @@ def run(args: Args) -> dict[str, Any]:
     from elit.evaluate.inspect.inspection import inspect_model
     from elit.evaluate.inspect.page import is_inspection, write_inside
     from elit.evaluate.inspect.probe import Probe
-    from elit.evaluate.samples import Setting
     from elit.files import check_new_output, write_folder
+    from elit.sampling.settings import Sampling
 
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=is_inspection)
@@ -90,7 +90,7 @@ def run(args: Args) -> dict[str, Any]:
     examples = load_examples(model, args.data, args.count, **wanted)
     settings = {name: getattr(args, name) for name in ("times", "draws", "seed", "batch_size")}
     probe = Probe(x=examples.x, y=examples.y, **settings)
-    setting = Setting(steps=args.steps, guidance=guidance_from(args), seed=args.seed)
+    setting = Sampling(steps=args.steps, guidance=guidance_from(args), seed=args.seed)
     with show_progress("looking", 1) as progress:
         inspection = inspect_model(model, examples, probe, setting, vae=vae, progress=progress)
     write_folder(args.out, lambda folder: write_inside(inspection, folder, str(args.model)))

@@ -4,40 +4,46 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
+from accelerate import PartialState
 
-from elit.cli.checks import check_arguments, check_output
-from elit.cli.evaluate import FIELD_COUNT, check_detectors, open_metrics, open_sampler
-from elit.cli.main import check_device, show_notes, show_progress
-from elit.cli.main import parse as parse_arguments
+from elit.budgets import ANY_COUNT, parse_budget, schedule_budgets
+from elit.cli.main import check_device, check_output, show_notes, show_progress
+from elit.cli.sampling import check_guidance_is_used
+from elit.config import require, require_counts
+from elit.evaluate.chunks import Share
+from elit.evaluate.plane import Point, front_of, write_table
+from elit.evaluate.report.card import write_card
+from elit.evaluate.report.sweep import cells, headings, write_sweep_report
+from elit.evaluate.report.tables import print_table
+from elit.evaluate.samples import Sampler, SampleSet
+from elit.evaluate.score import MetricGroup, possible_metrics
+from elit.evaluate.scoring import FIELD_COUNT, Scoring
+from elit.evaluate.sweep import make_settings, sweep
 from elit.files import check_new_output, check_writable, leaving_nothing
+from elit.flow.guidance import make_guidance
 from elit.pretrained import measurements_folder
+from elit.sampling.settings import GuidanceKind, Sampling, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Scoring):
     """Score a model at many budgets, steps and guidances: one table, the Pareto front, a report with plots, and a model
-    card. What is scored already, here or by elit evaluate with the same --out, is not scored again, and what a killed
-    run has made is kept. Several processes share the work under accelerate launch or torchrun.
+    card. A score that is there already, from here or from elit evaluate with the same --out, is not computed again, and
+    the work of a killed run is kept. Several processes share the work under accelerate launch or torchrun.
 
     Example: elit sweep runs/quickstart/model --reference digits --detector digits --count 200 --steps 4 8 16
     """
 
     model: Annotated[Path, tyro.conf.Positional]
     """Folder of a saved model or pipeline."""
-    reference: Path | None = None
-    """Real pictures, saved statistics, or ADM's .npz, as for elit evaluate."""
-    detector: tuple[str, ...] = ("inception",)
-    """One or more, as for elit evaluate."""
-    metrics: tuple[str, ...] = ()
-    """Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: what each detector is used for."""
     quality: str | None = None
     """The metric of plots, front and card; default: the first of the first detector."""
     out: Path = Path("runs/sweep")
     """Folder for sample sets, scores, the table, plots and report.html. Scores are kept and added to; table, plots and
-    report are made of this line's settings, in the place of the last ones."""
+    report hold this command's settings and replace the last ones."""
     table: Path | None = None
     """Results, a row a setting and detector: Parquet where it ends in .parquet, else JSON lines; default:
     OUT/sweep.jsonl."""
@@ -47,7 +53,7 @@ class Args:
     """Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1)."""
     steps: tuple[int, ...] = (40,)
     """Solver steps."""
-    guidance: tuple[Literal["none", "cfg", "ag", "ccfg"], ...] = ("none", "ccfg")
+    guidance: tuple[GuidanceKind, ...] = ("none", "ccfg")
     """Kinds; cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
     scales: tuple[float, ...] = (1.5,)
     """Guidance scales of every kind but none; 1 is off."""
@@ -59,92 +65,69 @@ class Args:
     """Thresholds of step caching, beside none: a step reuses the last output while times have moved by less."""
     count: int = FIELD_COUNT
     """Samples a setting."""
-    image_size: int | None = None
-    """Cut the reference's pictures as ADM does; default: they are of one size."""
-    labels: tuple[str, ...] = ()
-    """Classes, by number or name of the samples, in turn; default: all of the model's."""
-    prompts: tuple[str, ...] = ()
-    """Texts, in turn, for a text-conditional model; accuracy takes the first for class 0, the second for class 1 and
-    so on."""
-    prompts_file: Path | None = None
-    """A file with one text a line instead."""
-    text_encoder: str | None = None
-    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
-    solver: Literal["euler", "heun"] = "euler"
+    solver: Solver = "euler"
     """heun is second order and evaluates twice a step."""
     shift: float = 1.0
     """More of the steps near noise; 1 is even."""
     seed: int = 0
     """Seed of the first sample of every setting; the next ones count up."""
-    vae: Path | None = None
-    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
-    chunk: int = 32
-    """Samples computed at once. Decides roundings, so part of the recipe."""
-    batch_size: int = 256
-    """Samples between two files, in whole chunks; changes no sample and no score."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network; the solver's state and the detectors stay float32."""
-    compile: bool = False
-    """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
     card: bool = True
-    """Write MODEL/README.md; where there is one that no sweep has written, OUT/README.md. The table goes to
+    """Write MODEL/README.md, or OUT/README.md beside a README.md that no sweep wrote. The table goes to
     MODEL/sweep.jsonl too, where elit.plan finds it."""
     overwrite: bool = False
-    """Replace the file of --table that is there, and in MODEL the table of a sweep with another --out."""
+    """Replace the file of --table, and in MODEL the table of a sweep with another --out."""
     license: str = "unknown"
     """Of the weights, for the card, as the Hub names it, such as apache-2.0."""
     datasets: tuple[str, ...] = ()
     """Names on the Hub of the data that the model was trained on, for the card."""
     json: bool = False
-    """Print where everything is, and the front, as JSON last on stdout."""
+    """Print the places of all files, and the front, as JSON last on stdout."""
 
-
-def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "sweep", arguments)
-    check_arguments(args, count=2)
-    _check(args)
-    check_output(args.out)
-    return args
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "steps")
+        require_counts(self, "count", least=2)
+        for name in ("budgets", "steps", "guidance"):
+            require(bool(getattr(self, name)), name, "none", "at least one")
+        for budget in (*self.budgets, *self.schedules):
+            schedule_budgets(budget, [0.0], ANY_COUNT)
+        table = self.table
+        require(table is None or table.suffix in (".jsonl", ".parquet"), "table", str(table), "a .jsonl or .parquet")
+        guided = [kind for kind in self.guidance if kind != "none"]
+        require(bool(self.scales) or not guided, "scales", "none", f"at least one for {', '.join(guided)}")
+        check_guidance_is_used(self, self.guidance, "scales")
 
 
 def run(args: Args) -> dict[str, Any] | None:
+    check_output(args.out)
     with show_notes("sweep"), leaving_nothing(args.out):
         return _run(args)
 
 
 def _run(args: Args) -> dict[str, Any] | None:
-    from accelerate import PartialState
-
-    from elit.budgets import parse_budget
-    from elit.evaluate.chunks import Share
-    from elit.evaluate.sweep import make_settings, sweep, write_table
-
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
-    sampler = open_sampler(args, args.model, device, args.out)
+    sampler = args.open_sampler(args.model, device, args.out)
     settings, notes = make_settings(
         sampler,
         budgets=[*map(parse_budget, args.budgets if sampler.model.budgets else ("full",)), *args.schedules],
         steps=args.steps,
-        guidance=args.guidance,
-        scales=args.scales,
-        guidance_budget=parse_budget(args.guidance_budget),
-        interval=args.guidance_interval,
-        caches=args.caches,
-        solver=args.solver,
-        shift=args.shift,
-        seed=args.seed,
+        guidance=[
+            make_guidance(kind, scale, args.guidance_budget, args.guidance_interval)
+            for kind in args.guidance
+            for scale in (args.scales if kind != "none" else (1.0,))
+        ],
+        caches=(0.0, *args.caches),
+        like=Sampling(solver=args.solver, shift=args.shift, seed=args.seed),
     )
     _check_tables(args)
-    groups = open_metrics(args, device, args.out, share)
+    groups = args.open_metrics(device, args.out, share)
     if share.main:
         detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
-    options: dict[str, Any] = {"chunk": args.chunk, "batch_size": args.batch_size, "share": share}
     with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
-        points, known = sweep(sampler, settings, groups, count=args.count, out=args.out, progress=progress, **options)
+        work = args.work(share, progress)
+        points, known = sweep(sampler, settings, groups, count=args.count, out=args.out, chunk=args.chunk, **work)
     if not share.main:
         return None
     table = args.table or args.out / "sweep.jsonl"
@@ -158,15 +141,8 @@ def _run(args: Args) -> dict[str, Any] | None:
     return {"points": len(points), "known": known, "notes": notes, **result}
 
 
-def _check(args: Args) -> None:
-    """What can be said before anything is loaded. Raises ValueError."""
-    check_detectors(args)
-    if args.table is not None and args.table.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"table={str(args.table)!r}: give a name that ends in .jsonl or .parquet")
-
-
 def _models_table(args: Args) -> Path:
-    """Where plans look for the table."""
+    """The table that plans find."""
     return measurements_folder(args.model) / "sweep.jsonl"
 
 
@@ -181,15 +157,13 @@ def _check_tables(args: Args) -> None:
     same = there.is_file() and own.is_file() and there.read_bytes() == own.read_bytes()
     if there.exists() and not same and not args.overwrite:
         raise ValueError(
-            f"model={str(args.model)!r}: {str(there)!r} is of another sweep than out={str(args.out)!r}; --overwrite to "
-            "replace it, or --no-card to leave it"
+            f"cannot replace {str(there)!r}, the table of another sweep than out={str(args.out)!r}: add --overwrite, "
+            "or --no-card to leave it"
         )
 
 
-def _quality(args: Args, groups: Sequence[Any], example: Any) -> tuple[str, str]:
-    """Specification of the detector and the metric that plots are of. Raises ValueError."""
-    from elit.evaluate.score import possible_metrics
-
+def _quality(args: Args, groups: Sequence[MetricGroup], example: SampleSet) -> tuple[str, str]:
+    """Specification of the detector and the metric of the plots. Raises ValueError."""
     scored = {
         group.specification: possible_metrics(example, group.detector, group.reference, group.metrics)
         for group in groups
@@ -197,24 +171,25 @@ def _quality(args: Args, groups: Sequence[Any], example: Any) -> tuple[str, str]
     for specification, metrics in scored.items():
         if args.quality is None or args.quality in metrics:
             return specification, args.quality or metrics[0]
-    here = "; ".join(f"{name} scores {', '.join(metrics)}" for name, metrics in scored.items())
-    raise ValueError(f"quality={args.quality!r}: {here}")
+    known = "; ".join(f"{name} scores {', '.join(metrics)}" for name, metrics in scored.items())
+    raise ValueError(f"cannot use quality={args.quality!r}: {known}")
 
 
-def _report(args: Args, sampler: Any, points: Sequence[Any], quality: str, table: Path) -> dict[str, Any]:
-    """Writes report and card; returns where they are and the front, as --json prints it."""
-    from elit.evaluate.plane import front_of
-    from elit.evaluate.report.card import write_card
-    from elit.evaluate.report.sweep import write_sweep_report
-
+def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str, table: Path) -> dict[str, Any]:
+    """Writes report and card; returns their places and the front, as --json prints them."""
     grey = sampler.vae is None and sampler.model.config.in_channels == 1
     report = write_sweep_report(args.out, points, quality, model=args.model, grey=grey, table=table)
     card = None
     if args.card:
-        reference = args.reference.name if args.reference else "none"
-        known: dict[str, Any] = {"reference": reference, "license": args.license, "datasets": args.datasets}
         card = write_card(
-            measurements_folder(args.model), sampler.model, points, quality, instead=args.out / "README.md", **known
+            measurements_folder(args.model),
+            sampler.model,
+            points,
+            quality,
+            reference=args.reference.name if args.reference else "none",
+            license=args.license,
+            datasets=args.datasets,
+            instead=args.out / "README.md",
         )
     return {
         "table": str(table),
@@ -225,12 +200,8 @@ def _report(args: Args, sampler: Any, points: Sequence[Any], quality: str, table
     }
 
 
-def _print(points: Sequence[Any], quality: str, known: int, notes: Sequence[str], result: dict[str, Any]) -> None:
-    """The front as a table, and where everything is."""
-    from elit.evaluate.plane import front_of
-    from elit.evaluate.report.sweep import cells, headings
-    from elit.evaluate.report.tables import print_table
-
+def _print(points: Sequence[Point], quality: str, known: int, notes: Sequence[str], result: dict[str, Any]) -> None:
+    """The front as a table, and the places of all files."""
     for note in notes:
         print(f"elit sweep: note: {note}", file=sys.stderr)
     rows = [cells(point, [quality]) for point in front_of(points, quality, "gflops")]

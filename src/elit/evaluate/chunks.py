@@ -7,7 +7,7 @@ Batches group chunks into files and nothing else, and processes take turns at ba
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,27 +16,39 @@ from torch import Tensor
 
 from elit.files import replacing
 
+CHUNK = 32
+"""Pictures computed at once unless told otherwise; the number decides roundings."""
 Progress = Callable[[int, int], None]
 
 
 class Share(NamedTuple):
-    """Which of how many processes this is, and how it waits for the others."""
+    """One of several processes that share the work."""
 
     rank: int = 0
     world: int = 1
     wait: Callable[[], object] = lambda: None
+    """Returns when all processes have called it."""
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
 
+class Work(TypedDict, total=False):
+    """Options of everything that works chunk by chunk."""
+
+    batch_size: int
+    """Pictures of a file, default 256, rounded up to whole chunks; changes no number."""
+    share: Share
+    """Default: one process does everything."""
+    progress: Progress | None
+    """Called with (pictures done, pictures of this process)."""
+
+
 class Chunks:
     """A folder of files FIRST-STOP.safetensors, each with whole chunks of rows."""
 
     def __init__(self, folder: Path, size: int):
-        if size < 1:
-            raise ValueError(f"chunk={size}: give at least 1")
         self.folder, self.size = folder, size
 
     def fill(
@@ -44,22 +56,19 @@ class Chunks:
         count: int,
         make: Callable[[int], dict[str, Tensor]],
         *,
-        batch_size: int,
-        share: Share,
+        batch_size: int = 256,
+        share: Share = Share(),  # noqa: B008
         progress: Progress | None = None,
     ) -> None:
-        """Makes the chunks that the first `count` rows need and that are not there yet.
+        """Makes the missing chunks of the first `count` rows; returns when all processes are through.
 
-        make: first row of a chunk -> its rows, `size` of each tensor. batch_size: rows of a file, rounded up to whole
-        chunks. progress: called with (rows done, rows of this process). Returns when all processes are through.
+        make: first row of a chunk -> its rows, `size` of each tensor. Other arguments as in `Work`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: give at least 1")
         starts = range(0, count, self.size)
         fair = -(-len(starts) // share.world)  # a batch must not leave the other processes without work
         in_batch = min(-(-batch_size // self.size), fair)
         batches = [starts[i : i + in_batch] for i in range(0, len(starts), in_batch)][share.rank :: share.world]
-        # Listed once: others write meanwhile, but only what is theirs.
+        # Listed once: others write meanwhile, but only their own chunks.
         present = self._files()
         done, total = 0, sum(map(len, batches)) * self.size
         for batch in batches:
@@ -81,14 +90,14 @@ class Chunks:
         files, parts = self._files(), []
         for chunk in range(first - first % self.size, stop, self.size):
             if chunk not in files:
-                raise ValueError(f"{str(self.folder)!r}: rows from {chunk} are missing; run the command again")
+                raise ValueError(f"cannot read {str(self.folder)!r}: rows from {chunk} are missing; run it again")
             path, start = files[chunk]
             rows = slice(max(first, chunk) - start, min(chunk + self.size, stop) - start)
             try:
                 with safe_open(path, "pt") as file:
                     parts.append(file.get_slice(name)[rows])
             except SafetensorError as error:
-                raise ValueError(f"{str(path)!r} is damaged ({error}); remove it and run the command again") from None
+                raise ValueError(f"cannot read {str(path)!r}: damaged ({error}); remove it and run it again") from None
         return torch.cat(parts)
 
     def stream(self, count: int, name: str) -> Iterator[Tensor]:
@@ -97,13 +106,13 @@ class Chunks:
             yield self.read(first, min(first + self.size, count), name)
 
     def names(self) -> set[str]:
-        """The tensors that are here; all files have the same."""
+        """Tensors in the files; all files have the same."""
         path, _ = next(iter(self._files().values()))
         with safe_open(path, "pt") as file:
             return set(file.keys())
 
     def _files(self) -> dict[int, tuple[Path, int]]:
-        """Where each chunk is, by its first row: the file, and the file's first row."""
+        """The file of each chunk, by the chunk's first row, and the file's first row."""
         files = {}
         for path in sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors")):
             start, stop = map(int, path.stem.split("-"))

@@ -1,33 +1,30 @@
-"""A detector run over pictures; what it finds is kept chunk by chunk, like the pictures themselves."""
+"""A detector run over pictures; its features are kept chunk by chunk, like the pictures themselves."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from elit.evaluate.chunks import Chunks, Progress, Share
+from elit.evaluate.chunks import CHUNK, Chunks, Share, Work
 from elit.evaluate.features import Detector
+from elit.evaluate.metrics import Moments
 from elit.evaluate.pictures import Pictures, as_samples
 from elit.evaluate.recipe import claim_folder, recipe_digest, sample_digests, set_digest
-from elit.evaluate.statistics import Moments
 
 
 class DetectedFeatures:
-    """What a detector found in `count` pictures; tensors are named as the fields of `Detection`."""
+    """A detector's results for `count` pictures; tensors are named as the fields of `Detection`."""
 
     def __init__(self, chunks: Chunks, count: int):
         self.chunks, self.count = chunks, count
 
-    def has(self, name: str) -> bool:
-        return name in self.chunks.names()
-
-    def rows(self, name: str, most: int | None = None) -> Tensor:
-        """(count, ...) of one tensor; where that is more than `most`, so many of them, evenly spaced."""
-        if most is None or self.count <= most:
+    def rows(self, name: str, limit: int | None = None) -> Tensor:
+        """(count, ...) of one tensor; above `limit`, that many of them, evenly spaced."""
+        if limit is None or self.count <= limit:
             return self.chunks.read(0, self.count, name)
-        rows = torch.arange(most) * self.count // most
+        rows = torch.arange(limit) * self.count // limit
         parts, first = [], 0
         for part in self.chunks.stream(self.count, name):
             inside = rows[(rows >= first) & (rows < first + len(part))]
@@ -36,7 +33,7 @@ class DetectedFeatures:
         return torch.cat(parts)
 
     def moments(self, name: str) -> Moments:
-        """Mean and covariance of one tensor; sums are in the order of the pictures, whoever looked at them."""
+        """Mean and covariance of one tensor, summed in the order of the pictures."""
         total: Moments | None = None
         for part in self.chunks.stream(self.count, name):
             total = (total or Moments(part.shape[1])).add(part)
@@ -50,20 +47,14 @@ class DetectedFeatures:
 
 
 def detect(
-    pictures: Pictures,
-    detector: Detector,
-    out: Path,
-    *,
-    chunk: int,
-    batch_size: int,
-    share: Share,
-    progress: Progress | None = None,
+    pictures: Pictures, detector: Detector, out: Path, *, chunk: int = CHUNK, **work: Unpack[Work]
 ) -> DetectedFeatures:
-    """Runs the detector over all pictures, `chunk` at once, together with the other processes.
+    """Runs the detector over all pictures, together with the other processes.
 
-    What a killed run has found in the same pictures is under OUT/features, and is not looked for again.
+    Features that a killed run has found in the same pictures are under OUT/features and are not computed again.
     Raises ValueError for a picture that cannot be used, and for features that are not finite.
     """
+    share = work.get("share", Share())
     recipe = {
         "pictures": pictures.describe(),
         "stamp": pictures.stamp(),
@@ -76,8 +67,7 @@ def detect(
         claim_folder(folder, recipe)
     share.wait()
     chunks = Chunks(folder, chunk)
-    options: dict[str, Any] = {"batch_size": batch_size, "share": share, "progress": progress}
-    chunks.fill(len(pictures), lambda first: _detect_chunk(pictures, detector, first, chunk), **options)
+    chunks.fill(len(pictures), lambda first: _detect_chunk(pictures, detector, first, chunk), **work)
     return DetectedFeatures(chunks, len(pictures))
 
 

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elit.arguments import shortened
 from elit.compat import inception_network
 from elit.data.digits import digits
 from elit.data.images import ImageSet
@@ -43,8 +42,6 @@ KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "m
 
 def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
     """The detector that a specification names; see the top of this file. Raises ValueError."""
-    if not isinstance(specification, str):
-        raise TypeError(f"detector={shortened(specification)}: give one of {', '.join(KINDS)}")
     kind, _, place = specification.partition(":")
     if kind == "inception":
         return InceptionDetector(place or None, device)
@@ -63,7 +60,7 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
     raise ValueError(f"detector={specification!r}: give one of {', '.join(KINDS)}")
 
 
-class InceptionDetector:
+class InceptionDetector(Detector):
     """TensorFlow's Inception of 2015 as torch-fidelity has ported it, with its resize to 299 pixels.
 
     features (B, 2048) before the last layer, logits (B, 1008) without its bias, spatial (B, 2023): the first 7 channels
@@ -74,6 +71,7 @@ class InceptionDetector:
     name, distance, width = "inception", "fid", 2048
     offers = ("fid", "sfid", "is", "kid", "precision", "recall")
     default = ("fid", "sfid", "is", "precision", "recall")
+    input = "299 bilinear as TensorFlow 1, 8-bit RGB"
 
     def __init__(self, weights: str | None, device: torch.device | str):
         if weights is not None and not Path(weights).is_file():
@@ -87,15 +85,12 @@ class InceptionDetector:
             ) from None
         self.network.to(device)
         self.device = torch.device(device)
-        self.digest = weights_digest(self.network)
+        self.weights = weights_digest(self.network)
         self.spatial: Tensor | None = None
         layer.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: Any, inputs: Any, output: Tensor) -> None:
         self.spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": self.digest, "input": "299 bilinear as TensorFlow 1, 8-bit RGB"}
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
@@ -104,7 +99,7 @@ class InceptionDetector:
         return Detection(features, logits=logits, spatial=self.spatial)
 
 
-class DinoDetector:
+class DinoDetector(Detector):
     """DINOv2 through transformers: features (B, F) are the class token after the last norm, 1024 for ViT-L/14.
 
     Pictures are resized to 224×224, bicubic with antialiasing, and normalised as ImageNet: Stein et al. 2023, "Exposing
@@ -115,15 +110,12 @@ class DinoDetector:
     offers = ("fdd", "kid", "precision", "recall")
     default = ("fdd",)
     size = 224
+    input = f"{size} bicubic, antialiased, ImageNet's mean and std"
 
     def __init__(self, name: str, device: torch.device | str):
         self.network = _from_transformers("Dinov2Model", name, "dinov2").to(device)
         self.width = self.network.config.hidden_size
-        self.digest = weights_digest(self.network)
-
-    def describe(self) -> dict[str, Any]:
-        size = f"{self.size} bicubic, antialiased, ImageNet's mean and std"
-        return {"name": self.name, "weights": self.digest, "input": size}
+        self.weights = weights_digest(self.network)
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
@@ -131,7 +123,7 @@ class DinoDetector:
         return Detection(self.network(normalised(x, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 0])
 
 
-class ClassifierDetector:
+class ClassifierDetector(Detector):
     """An image classifier of transformers, for the share of samples it gives the class asked for.
 
     Size, mean and std come from its preprocessor_config.json where there is one, else 224 pixels and ImageNet's; its
@@ -145,16 +137,13 @@ class ClassifierDetector:
     def __init__(self, name: str, device: torch.device | str):
         self.network = _from_transformers("AutoModelForImageClassification", name, "classifier").to(device)
         self.width = self.network.config.num_labels
-        self.digest = weights_digest(self.network)
+        self.weights = weights_digest(self.network)
         path = Path(name) / "preprocessor_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.size = _side(settings.get("crop_size") or settings.get("size") or {}) or 224
         self.mean = tuple(settings.get("image_mean") or IMAGENET_MEAN)
         self.std = tuple(settings.get("image_std") or IMAGENET_STD)
-
-    def describe(self) -> dict[str, Any]:
-        size = f"{self.size} bicubic, antialiased, mean {self.mean}, std {self.std}"
-        return {"name": self.name, "weights": self.digest, "input": size}
+        self.input = f"{self.size} bicubic, antialiased, mean {self.mean}, std {self.std}"
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
@@ -163,7 +152,7 @@ class ClassifierDetector:
         return Detection(logits, label=logits.argmax(1), logits=logits)
 
 
-class I3DDetector:
+class I3DDetector(Detector):
     """I3D as a TorchScript file, the way published FVDs are made: features (B, 400) before the softmax.
 
     It is called as StyleGAN-V's metrics call it, module(clips, rescale=False, resize=True, return_features=True) on
@@ -174,6 +163,7 @@ class I3DDetector:
     offers = ("fvd", "kid", "precision", "recall")
     default = ("fvd",)
     width = 400
+    input = "[-1, 1], the module's own resize"
 
     def __init__(self, path: Path, device: torch.device | str):
         if not path.is_file():
@@ -184,10 +174,7 @@ class I3DDetector:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"detector: {str(path)!r} is no TorchScript file ({reason})") from None
         self.device = torch.device(device)
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": self.digest, "input": "[-1, 1], the module's own resize"}
+        self.weights = hashlib.sha256(path.read_bytes()).hexdigest()
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:

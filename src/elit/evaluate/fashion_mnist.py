@@ -1,30 +1,26 @@
 """The detector for Fashion-MNIST: a small classifier, trained on its training split and kept in the package."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from elit.data.images import ImageSet
-from elit.evaluate.features import Detection
+from elit.evaluate.features import Classifier, ImageDetector
 from elit.files import replacing
-from elit.models.saved import weights_digest
 from elit.pretrained import HERE
 
 WEIGHTS = HERE / "fashion" / "detector" / "classifier.safetensors"
 REFERENCE = WEIGHTS.with_name("test-statistics.safetensors")
-SIZE = 32
 
 
-class FashionClassifier(nn.Module):
-    """Three convolutions and two linear layers; its features are the 64 units before the last layer."""
+class FashionClassifier(Classifier):
+    """Three convolutions and two linear layers for 32×32 pictures."""
 
     def __init__(self, num_classes: int = 10, features: int = 64):
-        super().__init__()
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             *_stage(1, 32),
             *_stage(32, 64),
             *_stage(64, 128),
@@ -33,12 +29,7 @@ class FashionClassifier(nn.Module):
             nn.Linear(128 * 4, features),
             nn.ReLU(),
         )
-        self.head = nn.Linear(features, num_classes)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 1, 32, 32) in [-1, 1] -> features (B, 64), logits (B, classes)."""
-        features = self.body(images)
-        return features, self.head(features)
+        super().__init__(body, features, num_classes)
 
 
 def _stage(channels: int, width: int) -> tuple[nn.Module, ...]:
@@ -74,7 +65,7 @@ def train_fashion_classifier(
 
 @torch.no_grad()
 def accuracy(model: FashionClassifier, data: ImageSet, batch_size: int = 500) -> float:
-    """Share of the pictures whose class the classifier sees."""
+    """Share of the pictures whose class the classifier recognises."""
     correct = 0
     for rows in torch.arange(len(data)).split(batch_size):
         images, labels = data.__getitems__(rows.tolist())
@@ -89,31 +80,13 @@ def save_classifier(model: FashionClassifier, path: Path) -> None:
         save_file(floats, temporary)
 
 
-class FashionDetector:
-    """Fréchet distance on the classifier's 64 features, the class it sees, precision and recall; 32×32 pictures.
+class FashionDetector(ImageDetector):
+    """The classifier in the package, or that of another file of weights."""
 
-    Of three channels the first. weights: by default the ones in the package.
-    """
-
-    name, distance = "fashion-mnist", "fd"
-    offers: tuple[str, ...] = ("fd", "accuracy", "is", "kid", "precision", "recall")
-    default: tuple[str, ...] = ("fd", "accuracy", "precision", "recall")
+    name, size = "fashion-mnist", 32
 
     def __init__(self, weights: Path = WEIGHTS, device: torch.device | str = "cpu"):
         state = load_file(weights)
-        self.classifier = FashionClassifier(len(state["head.bias"]))
-        self.classifier.load_state_dict(state)
-        self.classifier.eval().requires_grad_(False).to(device)
-        self.width, self.device = self.classifier.head.in_features, torch.device(device)
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": weights_digest(self.classifier), "input": f"{SIZE}×{SIZE} grey"}
-
-    @torch.no_grad()
-    def __call__(self, samples: Tensor) -> Detection:
-        if samples.shape[2:] != (SIZE, SIZE):
-            raise ValueError(
-                f"detector='{self.name}': takes {SIZE}×{SIZE} pictures; these are {tuple(samples.shape[2:])}"
-            )
-        features, logits = self.classifier(samples[:, :1].to(self.device))
-        return Detection(features, logits.argmax(1), logits=logits)
+        classifier = FashionClassifier(len(state["head.bias"]))
+        classifier.load_state_dict(state)
+        super().__init__(classifier.eval().requires_grad_(False).to(device))

@@ -1,7 +1,7 @@
-"""What a detector is, and the small ones that are trained here: images or clips to features and classes."""
+"""Detectors, and the small ones that are trained here: images or clips to features and classes."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,58 +12,63 @@ from elit.models.saved import weights_digest
 
 
 class Detection(NamedTuple):
-    """What a detector finds in a batch."""
+    """A detector's results for a batch."""
 
     features: Tensor
     """(B, F)."""
     label: Tensor | None = None
-    """(B,) int64, the class seen, by detectors that know classes."""
+    """(B,) int64, the recognised class, by detectors that know classes."""
     steady: Tensor | None = None
-    """(B,) bool for clips: whether every frame shows that class."""
+    """(B,) bool for clips: every frame shows that class."""
     logits: Tensor | None = None
     """(B, K), for the Inception score."""
     spatial: Tensor | None = None
-    """(B, S), features that say where, for sFID."""
+    """(B, S), features with positions, for sFID."""
 
 
-class Detector(Protocol):
-    """Samples (B, C, ...) in [-1, 1] -> `Detection`."""
+class Detector:
+    """A network that turns samples (B, C, ...) in [-1, 1] into a `Detection`."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def width(self) -> int:
-        """F, features of a sample."""
-        ...
+    name: str
+    width: int
+    """F, features of a sample."""
+    distance: str
+    """Name of the Fréchet distance on its features: fid, fdd, fvd, or fd."""
+    offers: tuple[str, ...]
+    """Metrics that can be computed from its detections."""
+    default: tuple[str, ...]
+    """Those computed unless others are wanted."""
+    weights: str
+    """SHA-256 of its weights."""
+    input: str
+    """Preparation of the pictures, in words."""
 
-    @property
-    def distance(self) -> str:
-        """What the Fréchet distance on its features is called: fid, fdd, fvd, or fd."""
-        ...
+    def describe(self) -> dict[str, str]:
+        """Its part of a recipe."""
+        return {"name": self.name, "weights": self.weights, "input": self.input}
 
-    @property
-    def offers(self) -> tuple[str, ...]:
-        """Metrics that can be made of what it finds."""
-        ...
-
-    @property
-    def default(self) -> tuple[str, ...]:
-        """Those made unless others are asked for."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Which network it is, its weights' SHA-256 and what it does to pictures first, as JSON."""
-        ...
-
-    def __call__(self, samples: Tensor) -> Detection: ...
+    def __call__(self, samples: Tensor) -> Detection:
+        raise NotImplementedError
 
 
-class DigitClassifier(nn.Module):
-    """A small convolutional classifier of 8×8 digits; its features are the 64 units before the last layer."""
+class Classifier(nn.Module):
+    """A small network whose features are the units before its last layer."""
+
+    def __init__(self, body: nn.Module, features: int, num_classes: int):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(features, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 1, H, W) in [-1, 1] -> features (B, F), logits (B, classes)."""
+        features = self.body(images)
+        return features, self.head(features)
+
+
+class DigitClassifier(Classifier):
+    """Two convolutions and two linear layers for 8×8 digits."""
 
     def __init__(self, num_classes: int = 10, features: int = 64):
-        super().__init__()
-        self.body = nn.Sequential(
+        body = nn.Sequential(
             nn.Conv2d(1, 24, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(24, 48, 3, padding=1, stride=2),
@@ -72,12 +77,7 @@ class DigitClassifier(nn.Module):
             nn.Linear(48 * 16, features),
             nn.ReLU(),
         )
-        self.head = nn.Linear(features, num_classes)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 1, 8, 8) in [-1, 1] -> features (B, 64), logits (B, classes)."""
-        features = self.body(images)
-        return features, self.head(features)
+        super().__init__(body, features, num_classes)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TrainedClassifier:
     accuracy: float
     """On the images it was not trained on."""
     held_out: int
-    """How many those were."""
+    """Number of those images."""
 
 
 def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -> TrainedClassifier:
@@ -117,37 +117,33 @@ def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -
     return TrainedClassifier(model, accuracy, len(held_out))
 
 
-class DigitDetector:
-    """What `ImageDetector` and `ClipDetector` share."""
+class ImageDetector(Detector):
+    """Grey images of a classifier's own size; of three channels the first."""
 
-    name, distance = "digits", "fd"
-    offers: tuple[str, ...] = ("fd", "accuracy", "is", "kid", "precision", "recall")
-    default: tuple[str, ...] = ("fd", "accuracy", "precision", "recall")
+    name, distance, size = "digits", "fd", 8
+    offers = ("fd", "accuracy", "is", "kid", "precision", "recall")
+    default = ("fd", "accuracy", "precision", "recall")
 
-    def __init__(self, classifier: DigitClassifier):
+    def __init__(self, classifier: Classifier):
         self.classifier, self.width = classifier, classifier.head.in_features
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": weights_digest(self.classifier), "input": "8×8 grey"}
-
-
-class ImageDetector(DigitDetector):
-    """Images of the classifier's own size; of three channels the first."""
+        self.weights, self.input = weights_digest(classifier), f"{self.size}×{self.size} grey"
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
-        if samples.shape[2:] != (8, 8):
-            raise ValueError(f"detector='digits': takes 8×8 pictures; these are {tuple(samples.shape[2:])}")
-        features, logits = self.classifier(samples[:, :1])
+        if samples.shape[2:] != (self.size, self.size):
+            raise ValueError(
+                f"detector={self.name!r}: takes {self.size}×{self.size} pictures; these are {tuple(samples.shape[2:])}"
+            )
+        features, logits = self.classifier(samples[:, :1].to(next(self.classifier.parameters()).device))
         return Detection(features, logits.argmax(1), logits=logits)
 
 
-class ClipDetector(DigitDetector):
+class ClipDetector(ImageDetector):
     """Clips (B, 1, T, H, W): each frame cut out around its digit; features and class are the mean over the frames."""
 
     name = "moving-digits"
-    offers = (*DigitDetector.offers, "steady")
-    default = (*DigitDetector.default, "steady")
+    offers = (*ImageDetector.offers, "steady")
+    default = (*ImageDetector.default, "steady")
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:

@@ -1,12 +1,40 @@
-"""Distances and scores from features; pure functions in float64.
+"""Distances and scores from features, in float64.
 
-Letters: N real samples, M made ones, F features, K classes.
+N real samples, M generated ones, F features, K classes.
 """
 
 import torch
 from torch import Tensor
 
 BLOCK = 1024  # rows of a distance matrix held at a time
+
+
+class Moments:
+    """Streaming mean and covariance of features (B, F); sums are float64 whatever the features are."""
+
+    def __init__(self, features: int):
+        self.count = 0
+        self.sum = torch.zeros(features, dtype=torch.float64)
+        self.outer = torch.zeros(features, features, dtype=torch.float64)
+
+    def add(self, features: Tensor) -> "Moments":
+        """Adds a batch (B, F); returns itself."""
+        x = features.detach().to("cpu", torch.float64)
+        self.count += len(x)
+        self.sum += x.sum(0)
+        self.outer += x.T @ x
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, (F, F). Raises ValueError below two samples."""
+        if self.count < 2:
+            raise ValueError(f"cannot compute the covariance of {self.count} samples: give at least 2")
+        return (self.outer - torch.outer(self.sum, self.mean)) / (self.count - 1)
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -32,7 +60,7 @@ def kernel_distance(
     """
     size = min(subset_size, len(real), len(generated))
     if size < 2:
-        raise ValueError(f"{size} samples have no kernel distance; give at least 2")
+        raise ValueError(f"cannot compute the kernel distance of {size} samples: give at least 2")
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(subsets):
@@ -65,13 +93,15 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
 
 
 def precision_recall(real: Tensor, generated: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
-    """Share of made samples on the manifold of the real ones, and of real samples on that of the made ones.
+    """Share of generated samples on the manifold of the real ones, and of real samples on the generated manifold.
 
     real (N, F), generated (M, F). A manifold is the union of balls around its samples that reach to their k-th nearest
     neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
     """
     if min(len(real), len(generated)) <= neighbours:
-        raise ValueError(f"{min(len(real), len(generated))} samples have no {neighbours} neighbours; give more")
+        raise ValueError(
+            f"cannot find {neighbours} neighbours among {min(len(real), len(generated))} samples: give more"
+        )
     centre = real.double().mean(0)  # close to the origin, squares lose fewer digits
     real, generated = real.double() - centre, generated.double() - centre
     real_radius, generated_radius = (_squared_radii(values, neighbours) for values in (real, generated))
@@ -81,11 +111,11 @@ def precision_recall(real: Tensor, generated: Tensor, *, neighbours: int = 3) ->
 
 
 def saturation(pictures: Tensor) -> Tensor:
-    """How vivid pictures are (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8, C = 1 or 3.
+    """Vividness of pictures (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8, C = 1 or 3.
 
     Colour: the mean over pixels of HSV's saturation, (max − min) / max over the channels, 0 for black. Grey pictures
     have none; there it is their contrast, the mean of |pixel − the picture's mean| over half of the range: 1 where one
-    half is black and the other white. What guidance overdoes in colours, it overdoes in contrast.
+    half is black and the other white.
     """
     x = pictures.double().flatten(2)  # (B, C, pixels)
     if x.shape[1] == 1:

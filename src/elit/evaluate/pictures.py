@@ -1,8 +1,9 @@
-"""Pictures to be scored: 8-bit, as the field scores them, read a few at a time wherever they come from.
+"""Pictures to be scored: 8-bit, as the field scores them, read a few at a time from any origin.
 
 B pictures, C = 1 or 3 channels; clips have frames T behind C.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,41 +24,50 @@ from elit.data.images import ImageSet
 from elit.data.reader import centre_crop
 from elit.data.source import open_source
 from elit.evaluate import EvaluationWarning
+from elit.evaluate.recipe import Recipe
 from elit.files import replacing
 from elit.sampling.pictures import to_uint8
 
 
-class Pictures(Protocol):
+class Pictures:
     """Pictures in an order that never changes."""
 
-    def __len__(self) -> int: ...
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
 
     def read(self, first: int, stop: int) -> Tensor:
         """(B, C, H, W) or (B, C, T, H, W) uint8. Raises ValueError naming a picture that cannot be used."""
-        ...
+        raise NotImplementedError
 
     def labels(self, first: int, stop: int) -> Tensor | None:
-        """(B,) int64, the classes they show or were made for; None where that is not known."""
-        ...
+        """(B,) int64, the classes they show or were made for; None where these are unknown."""
+        return None
 
-    def describe(self) -> dict[str, Any]:
-        """Where they come from, as JSON."""
-        ...
+    def describe(self) -> Recipe:
+        """Their origin, for a recipe."""
+        raise NotImplementedError
 
     def stamp(self) -> str:
-        """Changes where the pictures may have; what was kept of them is then not used."""
-        ...
+        """Changes when the files do; features of the old ones are then not used."""
+        return ""
+
+    def truncated(self, count: int) -> Self:
+        """The first `count` of them. Raises ValueError where there are fewer."""
+        if count > self.count:
+            raise ValueError(f"count must be at most {self.count}, the number of pictures, got {count}")
+        first = copy.copy(self)
+        first.count = count
+        return first
 
 
-class MemoryPictures:
+class MemoryPictures(Pictures):
     """A data set in memory."""
 
     def __init__(self, data: ImageSet, name: str):
         self.pixels = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
-        self.class_labels, self.name = data.labels, name
-
-    def __len__(self) -> int:
-        return len(self.pixels)
+        self.class_labels, self.name, self.count = data.labels, name, len(data)
 
     def read(self, first: int, stop: int) -> Tensor:
         return self.pixels[first:stop]
@@ -65,33 +75,31 @@ class MemoryPictures:
     def labels(self, first: int, stop: int) -> Tensor:
         return self.class_labels[first:stop]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Recipe:
         return {"kind": "data", "name": self.name}
 
     def stamp(self) -> str:
         return __version__
 
 
-class ArrayPictures:
+class ArrayPictures(Pictures):
     """arr_0 of an npz, as the ADM evaluator has it: (N, H, W, 3) uint8, clips (N, T, H, W, 3); labels in arr_1.
 
-    Mapped into memory, unless it was compressed. Raises ValueError where it is no such file.
+    Mapped into memory, unless it is compressed. Raises ValueError where the file does not hold that.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.array, self.class_labels = array_in(path, "arr_0"), None
+        self.count = len(self.array)
         if self.array.dtype != np.uint8 or self.array.ndim not in (4, 5) or self.array.shape[-1] not in (1, 3):
             raise ValueError(
-                f"{str(path)!r}: arr_0 is {self.array.dtype} {self.array.shape}; expected uint8 pictures (N, H, W, 3)"
+                f"arr_0 of {str(path)!r} must be uint8 pictures (N, H, W, 3), got {self.array.dtype} {self.array.shape}"
             )
         if "arr_1" in keys_of(path):
             labels = array_in(path, "arr_1")
             if labels.shape == self.array.shape[:1] and np.issubdtype(labels.dtype, np.integer):
                 self.class_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.array)
 
     def read(self, first: int, stop: int) -> Tensor:
         return torch.from_numpy(np.array(self.array[first:stop])).movedim(-1, 1).contiguous()
@@ -99,15 +107,15 @@ class ArrayPictures:
     def labels(self, first: int, stop: int) -> Tensor | None:
         return None if self.class_labels is None else self.class_labels[first:stop]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Recipe:
         return {"kind": "npz", "name": self.path.name}
 
     def stamp(self) -> str:
         return stamp_of([self.path])
 
 
-class FilePictures:
-    """Images, or clips from animated ones, of a folder or of anything `datasets` reads here.
+class FilePictures(Pictures):
+    """Images, or clips from animated ones, of a folder, a .parquet or a .tar.
 
     image_size: ADM's centre crop to it; without, all must have one size.
     """
@@ -115,71 +123,45 @@ class FilePictures:
     def __init__(self, path: Path, image_size: int | None = None):
         self.path, self.image_size = path, image_size
         self.source = open_source(path, loose=True)
+        self.count = len(self.source)
         self.size: tuple[int, ...] | None = None
         self.warned = False
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def read(self, first: int, stop: int) -> Tensor:
         return torch.stack([self._picture(index) for index in range(first, stop)])
 
     def labels(self, first: int, stop: int) -> Tensor | None:
-        if not self.source.classes:
-            return None
-        return torch.tensor(self.source.labels[first:stop])
+        return torch.tensor(self.source.labels[first:stop]) if self.source.classes else None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Recipe:
         return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
 
     def stamp(self) -> str:
         return self.source.identity()["stamp"]
 
     def _picture(self, index: int) -> Tensor:
-        frames = [self._frame(frame) for frame in self.source.read(index, None)]
+        size, name = self.image_size, self.source.names[index]
+        frames = [
+            as_tensor(image) if size is None else to_uint8(centre_crop(image, size))
+            for image in self.source.read(index, None)
+        ]
         if not self.warned and self.source.info(index).mode in ("L", "LA", "1"):
-            line = f"{self.source.names[index]!r} is grey: repeated in three channels, as are all others like it"
+            line = f"{name!r} is grey: repeated in three channels, as are all others like it"
             warnings.warn(line, EvaluationWarning, stacklevel=2)
             self.warned = True
         picture = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
         self.size = self.size or tuple(picture.shape)
         if tuple(picture.shape) != self.size:
             raise ValueError(
-                f"picture {self.source.names[index]!r} is {_size(picture.shape)}, others are {_size(self.size)}; "
-                "make them one size, or give image_size"
+                f"cannot use picture {name!r}: it is {_size(picture.shape)}, others are {_size(self.size)}; make them "
+                "one size, or give image_size"
             )
         return picture
-
-    def _frame(self, image: Image.Image) -> Tensor:
-        if self.image_size is not None:
-            return to_uint8(centre_crop(image, self.image_size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-class First:
-    """The first `count` of other pictures. Raises ValueError where there are fewer."""
-
-    def __init__(self, pictures: Pictures, count: int):
-        if count > len(pictures):
-            raise ValueError(f"count={count}: there are {len(pictures)} pictures")
-        self.pictures, self.count = pictures, count
-        self.read, self.labels, self.describe, self.stamp = (
-            pictures.read,
-            pictures.labels,
-            pictures.describe,
-            pictures.stamp,
-        )
-
-    def __len__(self) -> int:
-        return self.count
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
     """The pictures at `path`: a data set's name (elit.data.builtin.NAMES), of which the test split; an npz, a folder of
-    images, or what `datasets` reads.
-
-    Raises ValueError where there are fewer than 2.
-    """
+    images, a .parquet or a .tar. Raises ValueError where there are fewer than 2."""
     pictures: Pictures
     named = None if path.exists() else named_images(str(path), split="test")
     if named is not None:
@@ -189,18 +171,23 @@ def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
     else:
         pictures = FilePictures(path, image_size)
     if len(pictures) < 2:
-        raise ValueError(f"pictures={str(path)!r}: {len(pictures)} picture; give at least 2")
+        raise ValueError(f"pictures={str(path)!r} must hold at least 2, got {len(pictures)}")
     return pictures
 
 
+def as_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def as_samples(pictures: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1], what detectors take."""
+    """uint8 -> float32 in [-1, 1], as detectors take them."""
     return pictures.float() / 127.5 - 1
 
 
-def write_npz(pictures: Pictures, path: Path, *, count: int | None = None, chunk: int = 64) -> None:
-    """The ADM evaluator's format, written a chunk at a time: arr_0 (N, H, W, 3) uint8, labels in arr_1."""
-    count = len(pictures) if count is None else count
+def write_npz(pictures: Pictures, path: Path, *, chunk: int = 64) -> None:
+    """Writes the ADM evaluator's format, a chunk at a time: arr_0 (N, H, W, 3) uint8, labels in arr_1."""
+    count = len(pictures)
     _, _, *size = pictures.read(0, 1).shape
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         # Entries of one date: the same pictures give the same file.
@@ -219,18 +206,18 @@ def write_npz(pictures: Pictures, path: Path, *, count: int | None = None, chunk
 def keys_of(path: Path) -> list[str]:
     """The arrays of an npz. Raises ValueError where it cannot be read."""
     if not path.is_file():
-        raise ValueError(f"{str(path)!r}: no such file")
+        raise ValueError(f"cannot read {str(path)!r}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{str(path)!r}: not a readable npz ({error})") from None
+        raise ValueError(f"cannot read {str(path)!r}: not an npz ({error})") from None
 
 
 def array_in(path: Path, key: str) -> np.ndarray:
     """One array of an npz; mapped into memory where the file is not compressed. Raises ValueError."""
     if key not in keys_of(path):
-        raise ValueError(f"{str(path)!r}: no {key} among its keys {', '.join(keys_of(path))}")
+        raise ValueError(f"{str(path)!r} must have {key}, got {', '.join(keys_of(path))}")
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{key}.npy")
@@ -247,11 +234,11 @@ def array_in(path: Path, key: str) -> np.ndarray:
             name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
         return np.memmap(path, dtype, "r", entry.header_offset + 30 + name + extra + header, shape)
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{str(path)!r}: its {key} cannot be read ({' '.join(str(error).split())})") from None
+        raise ValueError(f"cannot read {key} of {str(path)!r}: {' '.join(str(error).split())}") from None
 
 
 def stamp_of(paths: Sequence[Path]) -> str:
-    """Of the names, sizes and times of change of files."""
+    """SHA-256 of the names, sizes and modification times of files."""
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 

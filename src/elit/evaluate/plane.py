@@ -1,14 +1,15 @@
-"""The compute–quality plane: the points of a sweep, which of them are worth their cost, what a smaller budget loses.
+"""The compute–quality plane: the points of a sweep, the front among them, and the loss of smaller budgets."""
 
-Pure functions of numbers; `sweep.py` measures the points.
-"""
-
+import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
 
 from elit.evaluate.score import DISTANCES
+from elit.files import replacing, write_text
+from elit.sampling.settings import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class Point:
     """One setting under one detector."""
 
     budget: str
-    """Latents per group, or the schedule if it changes over the steps; "all" for a network without an interface."""
+    """Latents per group, or a schedule over the steps; "all" for a network without an interface."""
     share: float
     """Of the latents, mean over the steps."""
     steps: int
@@ -37,13 +38,13 @@ class Point:
     detector: str
     """Its specification."""
     recipe_sha256: str
-    """Of everything that decides the scores."""
+    """Digest of everything that decides the scores."""
     file: str
     """The stored score with that recipe, in the sweep's folder."""
     cache: float = 0.0
     """Threshold of step caching; 0 is off."""
     calls: int | None = None
-    """Steps that ask the network; with a cache fewer than `steps`."""
+    """Steps that evaluate the network; with a cache fewer than `steps`."""
     solver: str = "euler"
     shift: float = 1.0
     guidance_low: float = 0.0
@@ -55,13 +56,56 @@ class Point:
     """By metric."""
 
     @property
+    def sampling(self) -> Sampling:
+        """The settings; with the default seed."""
+        return Sampling.from_dict(asdict(self))
+
+    @property
     def scheduled(self) -> bool:
         return not self.budget.isdigit() and self.budget != "all"
 
     def row(self) -> dict[str, Any]:
-        """Of the results table: flat, a column a metric."""
+        """A row of the results table: flat, a column a metric."""
         flat = asdict(self)
         return flat | flat.pop("scores")
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """A point from its row, of any version; other columns are metrics, those of None left out."""
+        names = {each.name for each in fields(cls)} - {"scores"}
+        known = {name: value for name, value in row.items() if name in names}
+        return cls(**known, scores={n: v for n, v in row.items() if n not in names and v is not None})
+
+
+def write_table(points: Sequence[Point], path: Path) -> None:
+    """A row a point, whole or not at all: Parquet where the name ends so, else JSON lines. All have all columns."""
+    rows = [point.row() for point in points]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{name: row.get(name) for name in columns} for row in rows]
+    if path.suffix != ".parquet":
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with replacing(path) as temporary:
+        parquet.write_table(pa.Table.from_pylist(rows), temporary)
+
+
+def read_table(path: Path) -> list[Point]:
+    """Reads a file of `write_table`, of any version. Raises ValueError where it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"cannot read table={str(path)!r}: no such file; elit sweep writes one")
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            rows = parquet.read_table(path).to_pylist()
+        else:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Point.from_row(row) for row in rows]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read table={str(path)!r}: damaged ({error}); elit sweep writes it again") from None
 
 
 def loss(metric: str, value: float) -> float:
@@ -75,13 +119,13 @@ def best(points: Iterable[Point], metric: str) -> Point:
 
 
 def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Which points no other one beats, by rising cost: their indices (the envelope of paper Figures 1, 8 and 14).
+    """Indices of the points that no other one beats, by rising cost (the envelope of paper Figures 1, 8 and 14).
 
     A point is beaten by one that is no worse in both, and better in one. Points that are equal in both do not beat
     each other: all of them are on the front, in their order. Raises ValueError for numbers that are not finite.
     """
     if not all(map(math.isfinite, [*costs, *losses])):
-        raise ValueError("pareto_front: costs and losses must be finite numbers")
+        raise ValueError("costs and losses must be finite")
     front: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], losses[i])):
         last = front[-1] if front else None
@@ -97,10 +141,10 @@ def front_of(points: Sequence[Point], metric: str, cost: str) -> list[Point]:
 
 
 def degradation(metric: str, at_budget: float, at_full: float) -> float | None:
-    """ρ, what a budget loses (paper Table 5): 1 is nothing, 2 is twice as bad, below 1 is better than the full budget.
+    """ρ, the loss of a budget (paper Table 5): 1 is nothing, 2 is twice as bad, below 1 is better than the full budget.
 
-    Of a distance Q(J̃) / Q(J), of a metric that rises with quality Q(J) / Q(J̃), where all else is equal: steps, guidance
-    and scale. None where a score is not above 0, as KID's unbiased estimate may be: there is no ratio then.
+    Q(J̃) / Q(J) for a distance, Q(J) / Q(J̃) for a metric that rises with quality, where all else is equal: steps,
+    guidance and scale. None where a score is not above 0, as KID's unbiased estimate may be.
     """
     if min(at_budget, at_full) <= 0:
         return None

@@ -1,4 +1,4 @@
-"""What decides a score, as JSON, and names made of its hash."""
+"""Everything that decides a score, as JSON, and names made of its hash."""
 
 import hashlib
 import json
@@ -19,24 +19,25 @@ from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import latent_normalization
 
 PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")
+Recipe = dict[str, Any]
 
 
-def recipe_digest(recipe: dict[str, Any]) -> str:
+def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 of a recipe, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
-    """Writes recipe.json into `folder`, or checks that the one there is the same. Raises ValueError."""
+def claim_folder(folder: Path, recipe: Recipe) -> None:
+    """Writes recipe.json into `folder`. Raises ValueError where there is one of another recipe."""
     path = folder / "recipe.json"
     if not path.is_file():
         write_text(path, json.dumps(recipe, indent=2) + "\n")
     elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(recipe)):
-        raise ValueError(f"out={str(folder)!r}: its recipe.json says otherwise; remove that folder or give another")
+        raise ValueError(f"cannot use out={str(folder)!r}: its recipe.json is another one; remove that folder")
 
 
 def versions() -> dict[str, str]:
-    """What numbers may depend on, of what is installed."""
+    """Versions of the installed packages that numbers may depend on."""
     numbers = {"elit": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -53,13 +54,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
-def describe_network(model: Transformer) -> dict[str, Any]:
+def describe_network(model: Transformer) -> Recipe:
     """Class, settings and weights."""
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     return {"class": type(model).__name__, "config": config, "weights": weights_digest(model)}
 
 
-def describe_autoencoder(vae: ModelMixin | None) -> dict[str, Any] | None:
+def describe_autoencoder(vae: ModelMixin | None) -> Recipe | None:
     if vae is None:
         return None
     return {
@@ -87,5 +88,5 @@ def sample_digests(pictures: Tensor) -> Tensor:
 
 
 def set_digest(digests: Tensor) -> str:
-    """One SHA-256 for pictures in this order, from their own: independent of how they were batched."""
+    """One SHA-256 for pictures in this order, made of their own: independent of how they were batched."""
     return hashlib.sha256(digests.contiguous().numpy().tobytes()).hexdigest()

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from elit.costs.timing import timed
 from elit.evaluate.features import Detector
-from elit.evaluate.metrics import frechet_distance
-from elit.evaluate.statistics import Moments
+from elit.evaluate.metrics import Moments, frechet_distance
 from elit.flow.guidance import Guidance
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer

@@ -1,42 +1,46 @@
-"""Scores: what a detector finds in pictures against a reference, each stored with everything that decides it.
+"""Scores of pictures against a reference, each stored with everything that decides it.
 
-OUT/scores/HASH.json    recipe, scores, SHA-256 of the sample set, cost; HASH is that of the recipe
+OUT/scores/HASH.json    scores, SHA-256 of the sample set, cost, recipe; HASH is that of the recipe
 """
 
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor
 
-from elit.arguments import whole_number
 from elit.evaluate import EvaluationWarning
-from elit.evaluate.chunks import Progress, Share
+from elit.evaluate.chunks import CHUNK, Share, Work
 from elit.evaluate.detection import DetectedFeatures, detect
 from elit.evaluate.features import Detector
 from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.evaluate.pictures import Pictures
-from elit.evaluate.recipe import recipe_digest, versions
+from elit.evaluate.recipe import Recipe, recipe_digest, versions
 from elit.evaluate.reference import FEATURES_KEPT, Reference
-from elit.evaluate.samples import CHUNK, SampleSet
+from elit.evaluate.samples import SampleSet
 from elit.files import write_text
 
 FRECHET = ("fid", "fdd", "fvd", "fd")
 DISTANCES = (*FRECHET, "sfid", "kid")  # lower is better; of all others, higher
 METRICS = (*FRECHET, "sfid", "is", "kid", "precision", "recall", "accuracy", "steady")
 COMPARED = {*FRECHET, "sfid", "kid", "precision", "recall"}  # need a reference
-KID = {"subsets": 100, "subset_size": 1000, "seed": 0}
-IS = {"splits": 10, "seed": 0}
 NEIGHBOURS = 3
+OPTIONS = {
+    "kid": {"subsets": 100, "subset_size": 1000, "seed": 0, "most": FEATURES_KEPT},
+    "is": {"splits": 10, "seed": 0},
+    "precision": {"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
+    "recall": {"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
+}
+"""Settings of the metrics, as recipes have them; most: features kept."""
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """A detector, what it compares with, and which of its metrics are wanted; none given: its own choice."""
+    """A detector, its reference, and the metrics to compute; none given: the detector's default."""
 
     specification: str
     detector: Detector
@@ -46,24 +50,23 @@ class MetricGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Scores of one set of pictures under one detector."""
+    """Scores of one set of pictures under one detector; the content of a score's file."""
 
     scores: dict[str, float]
     """By metric; kid_std and is_std are spreads over subsets and splits."""
-    recipe: dict[str, Any]
-    """Everything that decides them."""
     set_sha256: str
     """Of the pictures, in their order."""
-    notes: tuple[str, ...]
-    """What to know before believing them."""
-    path: Path
-    """Where they are stored."""
-    gflops: float | None = None
-    """Of a sample, all steps and guidance included; None for pictures that were given."""
-    ms: float | None = None
-    """Of a sample in the fastest chunk, likewise, without the autoencoder."""
+    gflops_per_sample: float | None = None
+    """All steps and guidance included; None for pictures that no network made here."""
+    ms_per_sample: float | None = None
+    """Likewise, in the fastest chunk, without the autoencoder."""
     saturation: float | None = None
-    """Mean over a model's samples, of grey ones the contrast: `metrics.saturation`."""
+    """Mean over a network's samples, of grey ones the contrast: `metrics.saturation`."""
+    notes: tuple[str, ...] = ()
+    """Reasons to doubt them."""
+    recipe_sha256: str
+    recipe: Recipe
+    """Everything that decides them."""
 
 
 def score(
@@ -74,103 +77,103 @@ def score(
     out: Path,
     metrics: Sequence[str] = (),
     chunk: int = CHUNK,
-    batch_size: int = 256,
-    share: Share = Share(),  # noqa: B008
-    progress: Progress | None = None,
+    **work: Unpack[Work],
 ) -> Result | None:
-    """Looks at the pictures and scores them; the result is in OUT/scores too. None in processes but the main one.
+    """Computes the metrics of the pictures; writes them into OUT/scores. None in processes but the main one.
 
-    metrics: of those the detector offers, default its own choice of what the reference and the pictures allow.
+    metrics: of those the detector offers, default its own default as far as the reference and the pictures allow.
     reference: from `open_reference`; without, only scores that compare with nothing. Raises ValueError for a metric
-    that cannot be had, naming what it lacks.
+    that cannot be computed, with the reason.
     """
-    chunk, batch_size = whole_number("chunk", chunk, 1), whole_number("batch_size", batch_size, 1)
-    if share.main:
+    main = work.get("share", Share()).main
+    if main:
         metrics = possible_metrics(pictures, detector, reference, metrics)
-    options: dict[str, Any] = {"chunk": chunk, "batch_size": batch_size, "share": share, "progress": progress}
-    detections = detect(pictures, detector, out, **options)
-    if not share.main:
+    detections = detect(pictures, detector, out, chunk=chunk, **work)
+    if not main:
         return None
-    # A name does not say what the pictures are, as a network's recipe does.
-    given = {} if isinstance(pictures, SampleSet) else {"sha256": detections.digest}
-    recipe = score_recipe(pictures.describe() | given, detections.count, detector, reference, metrics, chunk)
+    # A name does not decide the pictures, as a network's recipe does.
+    known = {} if isinstance(pictures, SampleSet) else {"sha256": detections.digest}
+    recipe = score_recipe(pictures.describe() | known, detections.count, detector, reference, metrics, chunk)
     notes = _notes(detections, detector, reference) if COMPARED & set(metrics) else ()
     for note in notes:
         warnings.warn(note, EvaluationWarning, stacklevel=2)
     drawn = pictures if isinstance(pictures, SampleSet) else None
     result = Result(
         scores=_measure(metrics, detections, pictures, reference),
-        recipe=recipe,
         set_sha256=detections.digest,
-        notes=notes,
-        path=_file(out, recipe),
-        gflops=drawn.gflops if drawn else None,
-        ms=drawn.ms if drawn else None,
+        gflops_per_sample=drawn.gflops if drawn else None,
+        ms_per_sample=drawn.ms if drawn else None,
         saturation=drawn.saturation if drawn else None,
+        notes=notes,
+        recipe_sha256=recipe_digest(recipe),
+        recipe=recipe,
     )
-    _store(result)
+    stored_score(recipe, out)  # raises where the file holds another recipe
+    write_text(score_path(recipe, out), json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
 def score_recipe(
-    samples: dict[str, Any],
+    samples: Recipe,
     count: int,
     detector: Detector,
     reference: Reference | None,
     metrics: Sequence[str],
     chunk: int = CHUNK,
-) -> dict[str, Any]:
-    """Everything that decides a score. samples: what decides the pictures; metrics: from `possible_metrics`."""
+) -> Recipe:
+    """Everything that decides a score. samples: the recipe of the pictures; metrics: from `possible_metrics`."""
     return {
         "samples": samples,
         "count": count,
         "detector": detector.describe() | {"dtype": "float32"},
         "reference": reference.describe() if reference else None,
-        "metrics": {name: _options(name) for name in metrics},
+        "metrics": {name: OPTIONS.get(name, {}) for name in metrics},
         "chunk": chunk,
         "versions": versions(),
     }
 
 
-def stored_score(recipe: dict[str, Any], out: Path) -> Result | None:
+def score_path(recipe: Recipe, out: Path) -> Path:
+    return out / "scores" / f"{recipe_digest(recipe)[:32]}.json"
+
+
+def stored_score(recipe: Recipe, out: Path) -> Result | None:
     """The score of this recipe under OUT, None where there is none yet. Raises ValueError for a damaged file."""
-    path = _file(out, recipe)
+    path = score_path(recipe, out)
     if not path.is_file():
         return None
-    content = _same_recipe(path, recipe)
-    return Result(
-        scores=content["scores"],
-        recipe=content["recipe"],
-        set_sha256=content["set_sha256"],
-        notes=tuple(content["notes"]),
-        path=path,
-        gflops=content["gflops_per_sample"],
-        ms=content["ms_per_sample"],
-        saturation=content["saturation"],
-    )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"cannot read {str(path)!r}: damaged ({error}); remove it") from None
+    if content["recipe"] != json.loads(json.dumps(recipe)):
+        raise ValueError(f"cannot use {str(path)!r}: it holds another recipe; remove it")
+    return Result(**content | {"notes": tuple(content["notes"])})
 
 
 def possible_metrics(
     pictures: Pictures, detector: Detector, reference: Reference | None, wanted: Sequence[str]
 ) -> tuple[str, ...]:
-    """The metrics asked for, or the detector's own choice less what cannot be had. Raises ValueError for the former."""
-    lacks: dict[str, str] = {}
+    """The wanted metrics, or the possible ones of the detector's default. Raises ValueError for a wanted one that
+    cannot be computed, with the reason."""
+    reasons: dict[str, str] = {}
+    real: Mapping[str, Tensor] = reference.tensors if reference else {}
     for name in {*detector.offers, *wanted}:
         if name not in detector.offers:
-            lacks[name] = f"detector {detector.name} offers {', '.join(detector.offers)}"
+            reasons[name] = f"detector {detector.name} offers {', '.join(detector.offers)}"
         elif name in COMPARED and reference is None:
-            lacks[name] = "give a reference"
-        elif name in ("kid", "precision", "recall") and reference and "features" not in reference.tensors:
-            lacks[name] = "the reference has no features of single pictures; give one with its pictures (arr_0)"
-        elif name == "sfid" and reference and "spatial_mean" not in reference.tensors:
-            lacks[name] = "the reference has no spatial statistics (mu_s, sigma_s)"
+            reasons[name] = "give a reference"
+        elif name in ("kid", "precision", "recall") and "features" not in real:
+            reasons[name] = "the reference has no features of single pictures; give one with its pictures (arr_0)"
+        elif name == "sfid" and "spatial_mean" not in real:
+            reasons[name] = "the reference has no spatial statistics (mu_s, sigma_s)"
         elif name == "accuracy" and pictures.labels(0, 1) is None:
-            lacks[name] = "the classes of the pictures are not known; give sub-folders, labels in arr_1, or a model"
-    if missing := [name for name in wanted if name in lacks]:
-        raise ValueError(f"metrics={missing[0]!r}: {lacks[missing[0]]}")
-    names = tuple(wanted) or tuple(name for name in detector.default if name not in lacks)
+            reasons[name] = "the classes of the pictures are not known; give sub-folders, labels in arr_1, or a model"
+    if missing := [name for name in wanted if name in reasons]:
+        raise ValueError(f"cannot compute metrics={missing[0]!r}: {reasons[missing[0]]}")
+    names = tuple(wanted) or tuple(name for name in detector.default if name not in reasons)
     if not names:
-        raise ValueError(f"metrics: detector {detector.name} has none to give here; {next(iter(lacks.values()))}")
+        raise ValueError(f"cannot compute any metric with detector {detector.name}: {next(iter(reasons.values()))}")
     return tuple(name for name in METRICS if name in names)
 
 
@@ -189,71 +192,27 @@ def _measure(
                 real["spatial_mean"], real["spatial_covariance"], moments.mean, moments.covariance
             )
         elif name == "is":
-            scores["is"], scores["is_std"] = inception_score(detections.rows("logits"), **IS)
+            scores["is"], scores["is_std"] = inception_score(detections.rows("logits"))
         elif name == "kid":
             features = detections.rows("features", FEATURES_KEPT)
-            scores["kid"], scores["kid_std"] = kernel_distance(real["features"], features, **KID)
+            scores["kid"], scores["kid_std"] = kernel_distance(real["features"], features)
         elif name == "accuracy":
             right = torch.eq(detections.rows("label"), cast(Tensor, pictures.labels(0, detections.count)))
             scores[name] = right.double().mean().item()
         elif name == "steady":
             scores[name] = detections.rows("steady").double().mean().item()
-    if neighbours := {"precision", "recall"} & set(metrics):
+    if {"precision", "recall"} & set(metrics):
         features = detections.rows("features", FEATURES_KEPT)
         both = precision_recall(real["features"], features, neighbours=NEIGHBOURS)
-        scores |= {name: value for name, value in zip(("precision", "recall"), both, strict=True) if name in neighbours}
+        scores |= {name: value for name, value in zip(("precision", "recall"), both, strict=True) if name in metrics}
     return scores
 
 
-def _options(metric: str) -> dict[str, int]:
-    """What else decides a metric; for the recipe."""
-    features = {"most": FEATURES_KEPT}
-    neighbours = features | {"neighbours": NEIGHBOURS}
-    return {"kid": KID | features, "is": IS, "precision": neighbours, "recall": neighbours}.get(metric, {})
-
-
 def _notes(detections: DetectedFeatures, detector: Detector, reference: Reference | None) -> tuple[str, ...]:
-    counts = [("samples", detections.count), ("reference pictures", reference.count if reference else None)]
+    counts = {"samples": detections.count, "reference pictures": reference.count if reference else None}
     return tuple(
-        f"{count} {what} for {detector.width} features: their covariance is singular and distances come out too "
+        f"{count} {name} for {detector.width} features: their covariance is singular and distances come out too "
         f"large; give more than {detector.width}"
-        for what, count in counts
+        for name, count in counts.items()
         if count is not None and count <= detector.width
     )
-
-
-def _store(result: Result) -> None:
-    """Raises ValueError where the file holds another recipe."""
-    if result.path.is_file():
-        _same_recipe(result.path, result.recipe)
-    content = {
-        "scores": result.scores,
-        "set_sha256": result.set_sha256,
-        "gflops_per_sample": result.gflops,
-        "ms_per_sample": result.ms,
-        "saturation": result.saturation,
-        "notes": list(result.notes),
-        "recipe_sha256": recipe_digest(result.recipe),
-        "recipe": result.recipe,
-    }
-    write_text(result.path, json.dumps(content, indent=2) + "\n")
-
-
-def _file(out: Path, recipe: dict[str, Any]) -> Path:
-    return out / "scores" / f"{recipe_digest(recipe)[:32]}.json"
-
-
-def _same_recipe(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The content of a score's file. Raises ValueError where it is of another recipe: damaged, or renamed."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"out: {str(path)!r} is damaged ({error}); remove it") from None
-    if content["recipe"] != json.loads(json.dumps(recipe)):
-        raise ValueError(f"out: {str(path)!r} holds another recipe; remove it")
-    return content
-
-
-def load_results(out: Path) -> list[dict[str, Any]]:
-    """Every score stored under OUT, as its file has it, in the order of their names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "scores").glob("*.json"))]

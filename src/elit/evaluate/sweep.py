@@ -4,23 +4,23 @@ OUT/sets, features, references, scores    as `elit evaluate` leaves and finds th
 OUT/sweep.jsonl                           a row a setting and detector; or any name that ends in .parquet
 """
 
-import json
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import replace
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from accelerate.utils import broadcast_object_list
 
-from elit.budgets import Budget, Schedule, format_schedule, resolve_budget, schedule_budgets
-from elit.evaluate.chunks import Progress, Share
+from elit.budgets import Schedule, format_schedule, resolve_budget, schedule_budgets
+from elit.evaluate.chunks import CHUNK, Share, Work
 from elit.evaluate.plane import Point
-from elit.evaluate.recipe import recipe_digest
-from elit.evaluate.samples import CHUNK, Sampler, SampleSet, Setting
-from elit.evaluate.score import MetricGroup, Result, possible_metrics, score, score_recipe, stored_score
-from elit.files import replacing, write_text
-from elit.flow.guidance import KINDS, Guidance, make_guidance
+from elit.evaluate.recipe import Recipe, recipe_digest
+from elit.evaluate.samples import Sampler, SampleSet
+from elit.evaluate.score import MetricGroup, possible_metrics, score, score_path, score_recipe, stored_score
+from elit.flow.guidance import Guidance
 from elit.flow.solver import time_grid
+from elit.sampling.settings import Sampling
 
 
 def make_settings(
@@ -28,97 +28,83 @@ def make_settings(
     *,
     budgets: Sequence[Schedule],
     steps: Sequence[int],
-    guidance: Sequence[str] = ("none",),
-    scales: Sequence[float] = (),
-    guidance_budget: Budget = 1,
-    interval: tuple[float, float] = (0.0, 1.0),
-    caches: Sequence[float] = (),
-    **same: Any,
-) -> tuple[list[Setting], list[str]]:
+    guidance: Sequence[Guidance | None] = (None,),
+    caches: Sequence[float] = (0.0,),
+    like: Sampling = Sampling(),  # noqa: B008
+) -> tuple[list[Sampling], list[str]]:
     """All combinations, budgets outermost, and a note on each that was left out: two ways to write one recipe are one.
 
-    budgets: counts, shares or schedules over t. guidance: of `KINDS`; all but none at each of `scales`.
-    guidance_budget, interval: of `Guidance`. caches: thresholds of step caching, beside none.
-    same: further fields of `Setting`. AG is left out where its second branch
-    would keep more latents than the first. Raises ValueError for what does not fit the network.
+    like: the settings that all have alike. AG is left out where its second branch would keep more latents than the
+    first. Raises ValueError for settings that do not fit the network.
     """
-    for name, values in (("budgets", budgets), ("steps", steps), ("guidance", guidance)):
-        if not values:
-            raise ValueError(f"{name}: give at least one")
-    if wrong := [kind for kind in guidance if kind not in KINDS]:
-        raise ValueError(f"guidance={wrong[0]!r}: give some of {', '.join(KINDS)}")
-    if not scales and set(guidance) - {"none"}:
-        raise ValueError("scales: give at least one for guidance other than none")
-    guides: list[Guidance | None] = []
-    for kind in guidance:
-        many = [1.0] if kind == "none" else scales
-        guides += [make_guidance(kind, scale, guidance_budget, interval) for scale in many]
-    by_recipe: dict[str, Setting] = {}
-    notes: list[str] = []
-    for budget in budgets:
-        for count in steps:
-            of_steps = schedule_budgets(budget, time_grid(count, same.get("shift", 1.0))[:-1], sampler.model.budgets)
-            for guide in guides:
-                if guide is not None and guide.kind == "ag" and sampler.model.budgets and guide.scale != 1:
-                    weak = resolve_budget(guide.budget, sampler.model.budgets)
-                    # pyrefly: ignore[unsupported-operation]
-                    if any(weak > main for main in of_steps) or all(weak == main for main in of_steps):
-                        notes.append(f"AG at budget {budget} is left out: its second branch keeps {weak} latents")
-                        continue
-                for cache in (0.0, *caches):
-                    setting = Setting(steps=count, budget=budget, guidance=guide, cache=cache, **same)
-                    by_recipe.setdefault(recipe_digest(sampler.recipe(setting)), setting)
-    return list(by_recipe.values()), list(dict.fromkeys(notes))
+    by_recipe: dict[str, Sampling] = {}
+    notes: dict[str, None] = {}
+    for budget, count, each, cache in product(budgets, steps, guidance, caches):
+        sampling = replace(like, steps=count, budget=budget, guidance=each, cache=cache)
+        weak = _too_many(sampler, sampling)
+        if weak is not None:
+            notes[f"AG at budget {budget} is left out: its second branch keeps {weak} latents"] = None
+        else:
+            by_recipe.setdefault(recipe_digest(sampler.recipe(sampling)), sampling)
+    return list(by_recipe.values()), list(notes)
+
+
+def _too_many(sampler: Sampler, sampling: Sampling) -> int | None:
+    """Latents of AG's second branch where it would not weaken the first; else None."""
+    guidance, budgets = sampling.guidance, sampler.model.budgets
+    if guidance is None or guidance.kind != "ag" or not budgets or guidance.scale == 1:
+        return None
+    weak = resolve_budget(guidance.budget, budgets)
+    times = time_grid(sampling.steps, sampling.shift)[:-1]
+    of_steps = [count for count in schedule_budgets(sampling.budget, times, budgets) if count is not None]
+    return weak if weak is not None and (weak > min(of_steps) or weak == max(of_steps)) else None
 
 
 def sweep(
     sampler: Sampler,
-    settings: Sequence[Setting],
+    settings: Sequence[Sampling],
     groups: Sequence[MetricGroup],
     *,
     count: int,
     out: Path,
     chunk: int = CHUNK,
-    batch_size: int = 256,
-    share: Share = Share(),  # noqa: B008
-    progress: Progress | None = None,
+    **work: Unpack[Work],
 ) -> tuple[list[Point], int]:
-    """Scores `count` samples of every setting under every group; (points, how many were there). Empty but in main.
+    """Scores `count` samples of every setting under every group; (points, scores found). Empty but in the main process.
 
-    A score that OUT has already, from this or from `elit evaluate`, is taken from there. All settings are sampled a
-    part at a time in turn, each part as long as all before it: what else the machine does then hits them alike, and
-    a setting's milliseconds, of its fastest chunk, compare. progress: (samples done, samples to make).
+    A score that OUT has already, from this or from `elit evaluate`, is read from there. All settings are sampled a
+    part at a time in turn, each part as long as all before it, so that the machine's other work slows all alike and
+    their milliseconds, of the fastest chunk, compare. progress: (samples done, samples to make).
     """
-    sets = [sampler.planned(setting, count) for setting in settings]
+    share, progress = work.get("share", Share()), work.pop("progress", None)
+    sets = [sampler.planned(sampling, count) for sampling in settings]
     missing = _missing(sets, groups, out, chunk, share)
     total, done = count * sum(map(bool, missing)), 0
     if total:
         sampler.warm_up()
     ends = part_ends(count, sampler.chunk * share.world)
     for begin, end in zip([0, *ends], ends, strict=False):
-        for setting, samples, wanted in zip(settings, sets, missing, strict=True):
+        for sampling, samples, wanted in zip(settings, sets, missing, strict=True):
             if not wanted:
                 continue
-            sampler.draw(setting, end, batch_size=batch_size, share=share)
+            sampler.make(sampling, end, **work)
             for group in (groups[j] for j in wanted) if end == count else ():
-                options: dict[str, Any] = {"metrics": group.metrics, "chunk": chunk, "batch_size": batch_size}
-                score(samples, group.detector, group.reference, out=out, share=share, **options)
+                score(samples, group.detector, group.reference, out=out, metrics=group.metrics, chunk=chunk, **work)
             done += end - begin
             if progress:
                 progress(done, total)
     if not share.main:
         return [], 0
-    points = []
-    for setting, samples in zip(settings, sets, strict=True):
-        for group in groups:
-            result = stored_score(_recipe(samples, group, chunk), out)
-            assert result is not None
-            points.append(_point(setting, samples, group, result, sampler, out))
+    points = [
+        _point(sampling, samples, group, _recipe(samples, group, chunk), sampler, out)
+        for sampling, samples in zip(settings, sets, strict=True)
+        for group in groups
+    ]
     return points, len(points) - sum(map(len, missing))
 
 
 def part_ends(count: int, first: int) -> list[int]:
-    """Where each part of `count` samples ends: at `first`, then twice as far every time, and at `count`."""
+    """The end of each part of `count` samples: `first`, then twice as far every time, and `count`."""
     ends = []
     while first < count:
         ends.append(first)
@@ -126,22 +112,7 @@ def part_ends(count: int, first: int) -> list[int]:
     return [*ends, count]
 
 
-def write_table(points: Sequence[Point], path: Path) -> None:
-    """A row a point, whole or not at all: Parquet where the name ends so, else JSON lines. All have all columns."""
-    rows = [point.row() for point in points]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    rows = [{name: row.get(name) for name in columns} for row in rows]
-    if path.suffix != ".parquet":
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        return
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with replacing(path) as temporary:
-        parquet.write_table(pa.Table.from_pylist(rows), temporary)
-
-
-def _recipe(samples: SampleSet, group: MetricGroup, chunk: int) -> dict[str, Any]:
+def _recipe(samples: SampleSet, group: MetricGroup, chunk: int) -> Recipe:
     metrics = possible_metrics(samples, group.detector, group.reference, group.metrics)
     return score_recipe(samples.recipe, samples.count, group.detector, group.reference, metrics, chunk)
 
@@ -149,47 +120,46 @@ def _recipe(samples: SampleSet, group: MetricGroup, chunk: int) -> dict[str, Any
 def _missing(
     sets: Sequence[SampleSet], groups: Sequence[MetricGroup], out: Path, chunk: int, share: Share
 ) -> list[list[int]]:
-    """For every set, the groups whose score is not there yet. The main process looks, since it alone has references."""
-    looked: list[list[list[int]]] = [[]]
+    """For every set, the groups whose score is missing. The main process decides: it alone has the references."""
+    found: list[list[list[int]]] = [[]]
     if share.main:
-        looked = [
-            [
-                [j for j, group in enumerate(groups) if stored_score(_recipe(samples, group, chunk), out) is None]
-                for samples in sets
-            ]
+        found[0] = [
+            [j for j, group in enumerate(groups) if stored_score(_recipe(samples, group, chunk), out) is None]
+            for samples in sets
         ]
-    return broadcast_object_list(looked)[0] if share.world > 1 else looked[0]
+    return broadcast_object_list(found)[0] if share.world > 1 else found[0]
 
 
 def _point(
-    setting: Setting, samples: SampleSet, group: MetricGroup, result: Result, sampler: Sampler, out: Path
+    sampling: Sampling, samples: SampleSet, group: MetricGroup, recipe: Recipe, sampler: Sampler, out: Path
 ) -> Point:
-    recipe, budgets = samples.recipe, sampler.model.budgets
-    of_steps = recipe["budget"] if isinstance(recipe["budget"], list) else [recipe["budget"]]
-    guided = recipe["guidance"] or {"kind": "none", "scale": 1.0, "budget": None, "interval": [0.0, 1.0]}
-    assert result.ms is not None
+    result, drawn, budgets = stored_score(recipe, out), samples.recipe, sampler.model.budgets
+    assert result is not None
+    assert result.ms_per_sample is not None
     assert result.saturation is not None
+    of_steps = drawn["budget"] if isinstance(drawn["budget"], list) else [drawn["budget"]]
+    guidance = drawn["guidance"] or {"kind": "none", "scale": 1.0, "budget": None, "interval": [0.0, 1.0]}
     return Point(
-        budget=_name(setting.budget, of_steps) if budgets else "all",
+        budget=_name(sampling.budget, of_steps) if budgets else "all",
         share=sum(of_steps) / len(of_steps) / budgets[-1] if budgets else 1.0,
-        steps=recipe["steps"],
-        guidance=guided["kind"],
-        scale=float(guided["scale"]),
-        guidance_budget=guided["budget"],
+        steps=drawn["steps"],
+        guidance=guidance["kind"],
+        scale=float(guidance["scale"]),
+        guidance_budget=guidance["budget"],
         count=samples.count,
         gflops=samples.gflops,
-        ms=result.ms,
+        ms=result.ms_per_sample,
         saturation=result.saturation,
-        cache=recipe["cache"],
-        calls=sampler.calls(setting),
+        cache=drawn["cache"],
+        calls=sampler.calls(sampling),
         detector=group.specification,
-        recipe_sha256=recipe_digest(result.recipe),
-        file=str(result.path.relative_to(out)),
-        solver=recipe["solver"],
-        shift=float(recipe["shift"]),
-        guidance_low=float(guided["interval"][0]),
-        guidance_high=float(guided["interval"][1]),
-        model_sha256=recipe_digest(recipe["model"]),
+        recipe_sha256=result.recipe_sha256,
+        file=str(score_path(recipe, out).relative_to(out)),
+        solver=drawn["solver"],
+        shift=float(drawn["shift"]),
+        guidance_low=float(guidance["interval"][0]),
+        guidance_high=float(guidance["interval"][1]),
+        model_sha256=recipe_digest(drawn["model"]),
         scores=result.scores,
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from elit.evaluate.inspect.attention import as_grid
 from elit.evaluate.inspect.examples import Examples, as_pictures
 from elit.evaluate.inspect.probe import Look, Probe, look, losses, losses_without, rank_correlation, single_drops
 from elit.evaluate.recipe import describe_autoencoder, device_name, versions
-from elit.evaluate.samples import Setting
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.sample import sample
+from elit.sampling.settings import Sampling
 
 MOST_BUDGETS, MOST_SAMPLES = 16, 8
 HOW = {
@@ -65,7 +65,7 @@ def inspect_model(
     model: Transformer,
     examples: Examples,
     probe: Probe,
-    setting: Setting,
+    setting: Sampling,
     *,
     vae: ModelMixin | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -85,7 +85,10 @@ def inspect_model(
             progress(done, total)
 
     # Before the work: some guidance fits no small budget.
-    costs = {budget: sampling_flops(model, **(setting.arguments() | {"budget": budget})) for budget in budgets}
+    costs = {
+        budget: sampling_flops(model, steps=setting.steps, budget=budget, guidance=setting.guidance)
+        for budget in budgets
+    }
     seen = look(model, probe, tick=tick)
     by_budget = {budget: losses(model, probe, budget, tick) for budget in model.budgets}
     without = [(slots, losses_without(model, probe, slots, tick)) for slots in drops]
@@ -93,8 +96,7 @@ def inspect_model(
     y = probe.y[torch.tensor(rows)]
     drawn = {}
     for budget in budgets:
-        arguments = setting.arguments() | {"budget": budget, "seed": setting.seed}
-        drawn[budget] = sample(model, y, batch_size=probe.batch_size, **arguments).cpu()
+        drawn[budget] = sample(model, y, replace(setting, budget=budget), batch_size=probe.batch_size).cpu()
         tick()
 
     size = probe.x.shape[2:]
@@ -149,7 +151,7 @@ def budgets_shown(budgets: Sequence[int], most: int = MOST_BUDGETS) -> list[int]
 
 
 def describe_run(
-    model: Transformer, examples: Examples, probe: Probe, setting: Setting, vae: ModelMixin | None
+    model: Transformer, examples: Examples, probe: Probe, setting: Sampling, vae: ModelMixin | None
 ) -> dict[str, Any]:
     """Everything that decides the numbers, as JSON."""
     guidance = None if setting.guidance is None else dict(vars(setting.guidance))

@@ -1,0 +1,70 @@
+"""Options of commands that sample a network."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Any
+
+from elit.budgets import ANY_COUNT, schedule_budgets
+from elit.config import require, require_counts
+from elit.flow.guidance import Guidance, make_guidance
+from elit.sampling.settings import GuidanceKind, Sampling, Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceArgs:
+    """Options of guidance."""
+
+    guidance: GuidanceKind = "none"
+    """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
+    scale: float = 1.5
+    """Guidance scale; 1 is off."""
+    guidance_budget: str = "1"
+    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance acts; 0 = noise, 1 = data."""
+
+    def __post_init__(self) -> None:
+        check_guidance_is_used(self, {self.guidance}, "scale")
+        self.make_guidance()
+
+    def make_guidance(self) -> Guidance | None:
+        return make_guidance(self.guidance, self.scale, self.guidance_budget, self.guidance_interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingArgs(GuidanceArgs):
+    """Options that become a `Sampling`."""
+
+    budget: str = "full"
+    """Latents per group (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
+    (50%@0-0.5,100%@0.5-1)."""
+    steps: int = 40
+    """Solver steps."""
+    solver: Solver = "euler"
+    """heun is second order and evaluates twice a step."""
+    shift: float = 1.0
+    """More of the steps near noise; 1 is even."""
+    cache: float = 0.0
+    """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
+    seed: int = 0
+    """Seed of the first sample; the next ones count up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, "steps")
+        require(self.shift > 0, "shift", self.shift, "above 0")
+        require(self.cache >= 0, "cache", self.cache, "at least 0")
+        schedule_budgets(self.budget, [0.0], ANY_COUNT)
+
+    def sampling(self) -> Sampling:
+        return Sampling.from_dict({each.name: getattr(self, each.name) for each in fields(SamplingArgs)})
+
+
+def check_guidance_is_used(args: Any, kinds: Collection[str], *scales: str) -> None:
+    """Raises ValueError for an option of guidance that has no effect with these kinds of it."""
+    names = (*scales, "guidance_budget", "guidance_interval")
+    given = [name for name in names if getattr(args, name) != getattr(type(args), name)]
+    if given and set(kinds) <= {"none"}:
+        raise ValueError(f"{given[0]} has no effect without guidance: add --guidance cfg, ag or ccfg")
+    if "guidance_budget" in given and set(kinds) <= {"none", "cfg"}:
+        raise ValueError("guidance_budget has no effect with cfg: use --guidance ag or ccfg")
