@@ -153,7 +153,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
             [str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"],
             "budget_max must be at most 3, got 4: at full budget the original",
         ),
-        ([str(pipe), out, *good, "--window", "2", "2", "--budget-min", "9"], "budget_min=9"),
+        ([str(pipe), out, *good, "--window", "2", "2", "--budget-min", "9"], "budget_min and budget_max must"),
         ([str(pipe), out, *good, "--batch-size", "3", "--gradient-accumulation", "2"], "batch_size must be"),
         ([str(pipe), out, *good, "--trackers", "none"], "trackers"),
         ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub must be USER/NAME, got 'name'"),
