@@ -82,7 +82,7 @@ def test_a_second_order_scheduler_counts_timesteps(sd3):
     with elit.budget([4, 8, 16]):
         draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
     assert [kept for kept, _ in spy.seen] == [4, 8, 8, 16, 16]
-    with elit.budget([4, 8]), pytest.raises(ValueError, match="a list of 2 budgets, and this is step 3"):
+    with elit.budget([4, 8]), pytest.raises(ValueError, match="a list of 2 budgets in step 3"):
         draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
 
 
@@ -101,7 +101,7 @@ def test_without_a_pipeline_it_must_be_said(sd3):
     pipe, spy = sd3
     given = inputs("SD3Transformer2DModel", batch=2)
     with torch.no_grad():
-        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="doubled: not given, and no diffusers pipe"):
+        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="doubled must be given where no diffusers pipe"):
             pipe.transformer(**given)
         with elit.budget(8, guidance=1, doubled=True):
             pipe.transformer(**given)
@@ -114,7 +114,7 @@ def test_three_branches_are_refused(sd3):
     pipe, _ = sd3
     type(pipe).do_perturbed_attention_guidance = True
     try:
-        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="perturbs attention in a branch of its own"):
+        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="perturbs attention in another branch"):
             draw(pipe)
     finally:
         del type(pipe).do_perturbed_attention_guidance

@@ -67,7 +67,7 @@ def make_counts(kept):
     return kept if isinstance(kept, tuple) else (kept, kept)
 
 
-@pytest.mark.parametrize("value", [0, 1.5, "much", [4, 2.0], "0.5@0-0.4", True])
+@pytest.mark.parametrize("value", [0, 1.5, "much", [4, 2.0], "0.5@0-0.4"])
 def test_what_cannot_be_a_budget_is_said_at_once(value):
     with pytest.raises(ValueError, match="budget"), elit.budget(value):
         pass

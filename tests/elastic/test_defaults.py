@@ -38,10 +38,10 @@ def test_a_pipeline_is_elastified_in_place_and_is_what_it_was():
     assert torch.equal(draw(pipe), right)
     with elit.budget(0.25):
         assert not torch.equal(draw(pipe), right)
-    with pytest.raises(ValueError, match="elastified already"):
+    with pytest.raises(ValueError, match="cannot elastify a transformer twice"):
         elit.elastify(pipe)
     pipe.transformer = None
-    with pytest.raises(ValueError, match="model: a FluxPipeline without a transformer"):
+    with pytest.raises(ValueError, match="got a FluxPipeline without one"):
         elit.elastify(pipe)
 
 
@@ -94,7 +94,7 @@ def test_sequential_offloading_brings_what_the_interface_has_learned_along():
 
 def test_context_parallel_is_refused_with_a_reason():
     model = elit.elastify(build("FluxTransformer2DModel"))
-    with pytest.raises(ValueError, match="config: context parallel deals the tokens out over devices"):
+    with pytest.raises(ValueError, match="context parallel is not supported"):
         model.enable_parallelism(config=diffusers.ContextParallelConfig(ring_degree=2))
 
 

@@ -81,7 +81,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     kept = [count for count, _ in spy.seen]
     assert kept == sorted(kept)
     assert set(kept) == {4, 16}
-    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets, and this is step 2"):
+    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets in step 2"):
         draw(pipe)
 
 
@@ -160,7 +160,7 @@ def test_a_lora_works_on_top(name, before):
         pipe.transformer = elit.elastify(pipe.transformer, **SPLIT)
     assert torch.equal(draw(pipe), draw(original))
     assert not torch.equal(draw(pipe), right)
-    with pytest.raises(ValueError, match="has LoRA adapters"):
+    with pytest.raises(ValueError, match="with LoRA adapters"):
         pipe.transformer.save_pretrained("nowhere")
     with elit.budget(0.5):
         half = draw(pipe)

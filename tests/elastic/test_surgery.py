@@ -21,12 +21,11 @@ SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"read_after": 3}, "read_after=3, write_after=3: need 0 <= read_after < write_after <= 4"),
-        ({"write_after": 5}, "write_after=5"),
-        ({"window": (4,)}, r"window=\(4,\): give 2 sides"),
-        ({"window": (4, 0)}, r"window=\(4, 0\)"),
-        ({"mode": "magic"}, "mode='magic': give carry or learned"),
-        ({"mode": torch.zeros(2, 8, 8)}, "mode=tensor.*: give carry or learned"),
+        ({"read_after": 3}, "got 3 and 3"),
+        ({"write_after": 5}, "got 1 and 5"),
+        ({"window": (4,)}, r"window must have 2 sides of at least 1 token, got \(4,\)"),
+        ({"window": (4, 0)}, r"got \(4, 0\)"),
+        ({"mode": "magic"}, "mode must be carry or learned, got 'magic'"),
     ],
 )
 def test_bad_settings_are_one_line(changes, said):
@@ -39,7 +38,7 @@ def test_other_classes_and_a_second_time():
     with pytest.raises(ValueError, match="a Linear is not known"):
         elit.elastify(nn.Linear(2, 2), **SPLIT)
     model = elit.elastify(build("DiTTransformer2DModel"), **SPLIT)
-    with pytest.raises(ValueError, match="elastified already"):
+    with pytest.raises(ValueError, match="cannot elastify a transformer twice"):
         elit.elastify(model, **SPLIT)
 
 
@@ -48,13 +47,13 @@ def test_forwards_that_do_not_fit_are_one_line():
     model = elit.elastify(build("SD3Transformer2DModel"), **SPLIT)
     with elit.budget(17), pytest.raises(ValueError, match=r"budget must be .*\(1 to 16\), .* got 17"):
         model(**x)
-    with elit.budget(8), pytest.raises(ValueError, match="hidden_states: an empty batch"):
+    with elit.budget(8), pytest.raises(ValueError, match="hidden_states must have at least one sample"):
         model(**{name: value[:0] for name, value in x.items()})
-    with pytest.raises(ValueError, match=r"skip_layers=\[2\]"):
+    with pytest.raises(ValueError, match="skip_layers must leave out 2"):
         model(**x, skip_layers=[2])
     residuals = [torch.ones(2, 64, 24)] * 4
     assert model(**x, block_controlnet_hidden_states=residuals).sample.isfinite().all()
-    with elit.budget(8), pytest.raises(ValueError, match="residuals for all tokens"):
+    with elit.budget(8), pytest.raises(ValueError, match="residuals are for all tokens"):
         model(**x, block_controlnet_hidden_states=residuals)
     with pytest.raises(RuntimeError, match="inside the transformer's forward only"):
         model.transformer_blocks[1](torch.zeros(1, 64, 24), torch.zeros(1, 5, 24), torch.zeros(1, 24))
@@ -63,7 +62,7 @@ def test_forwards_that_do_not_fit_are_one_line():
 def test_first_block_cache_needs_a_block_before_read():
     model = elit.elastify(build("QwenImageTransformer2DModel"), **SPLIT | {"read_after": 0})
     with pytest.raises(
-        ValueError, match="read_after=0: FirstBlockCache needs a first block before Read; elastify with"
+        ValueError, match="read_after must be at least 1 with FirstBlockCache"
     ):
         model.enable_cache(FirstBlockCacheConfig())
     assert not model.is_cache_enabled

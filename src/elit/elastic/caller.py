@@ -1,9 +1,8 @@
-"""What the diffusers pipeline that is calling a transformer says of its run: whether it guides, and its timestep.
+"""The diffusers pipeline that calls a transformer: whether its run has guidance, and its timestep.
 
-A pipeline hands its transformer tensors and nothing else. Two prompts that start from the same noise are then the same
-batch as one prompt with both branches of guidance, and a timestep in bfloat16 may be that of two steps. So the
-pipeline itself is asked: it is the innermost one on the call stack, and its `__call__` has the names that all of
-diffusers' pipelines have.
+A pipeline gives its transformer tensors and nothing else. Two prompts that start from the same noise are then the same
+batch as one prompt with both branches of guidance, and a timestep in bfloat16 may be that of two steps. The innermost
+pipeline on the call stack knows: its `__call__` has the names that all of diffusers' pipelines have.
 """
 
 import inspect
@@ -24,16 +23,17 @@ def calling_pipeline() -> FrameType | None:
     return None
 
 
-def pipeline_guides(frame: FrameType) -> bool | None:
+def has_guidance(frame: FrameType) -> bool | None:
     """Whether the pipeline of that `__call__` runs an unconditional branch; None if it does not say.
 
     Raises ValueError for perturbed attention guidance, whose batch has three branches or two others.
     """
-    pipeline, names = frame.f_locals["self"], frame.f_locals
+    names = frame.f_locals
+    pipeline = names["self"]
     if getattr(pipeline, "do_perturbed_attention_guidance", False):
         raise ValueError(
-            f"guidance: {type(pipeline).__name__} perturbs attention in a branch of its own; leave `guidance` out, so "
-            "that all of its branches run at one budget"
+            f"guidance is not supported for {type(pipeline).__name__}, which perturbs attention in another branch; "
+            "leave it out, so that all branches run at one budget"
         )
     if "apply_cfg" in names:  # Z-Image, which can stop guiding before the end
         return bool(names["apply_cfg"])

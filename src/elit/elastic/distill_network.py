@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from elit.config import DistillConfig, TrainConfig
 from elit.data.latents import LatentSet
+from elit.elastic.context import original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks
-from elit.elastic.runtime import original
 from elit.elastic.student import prepare_student, student_budgets
 from elit.elastic.validation import validated_budgets
 from elit.flow.path import flow_matching_loss, interpolate

@@ -13,11 +13,10 @@ from elit.config import DistillConfig
 from elit.data.latents import posterior_sample
 from elit.data.sampler import BucketSampler
 from elit.elastic.captioned_images import CaptionedLatents
-from elit.elastic.context import budget
+from elit.elastic.context import budget, original
 from elit.elastic.families.family import Family
 from elit.elastic.recorded_calls import CallBatch
 from elit.elastic.recording import TIMES, output_tensor
-from elit.elastic.runtime import original
 from elit.flow.path import interpolate, logit_normal
 from elit.training.objectives import Draws
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
+from elit.elastic.context import bypassed
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.interface import placed
-from elit.elastic.runtime import bypassed
 
 
 class LowRank(nn.Module):

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from elit.compat import execution_device
-from elit.elastic.context import current_branch
+from elit.elastic.context import current_branch, original
 from elit.elastic.families import family_of
-from elit.elastic.runtime import original
 from elit.elastic.trees import Arguments, map_tensors, read_tree, write_tree
 
 TIMES = ("timestep", "t")

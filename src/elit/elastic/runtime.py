@@ -1,7 +1,7 @@
-"""One forward of an elastified transformer, as its core blocks see it.
+"""One forward of an elastified transformer, as its core blocks run it.
 
-B batch, N image tokens, K latents, d width. A forward opens a `Call`; the first core block hands it the tokens and goes
-on with latents, all core blocks take the positions of the carried tokens, and the last one gives all tokens back.
+B batch, N image tokens, K latents, d width. A forward opens a `Call`; the first core block gives it the tokens and goes
+on with latents, all core blocks take the positions of the kept tokens, and the last one gives all tokens back.
 
 Under torch.compile what is here runs as it is, between graphs of diffusers' own forwards, Read and Write: traced, it
 would compute each token order anew and have graphs for every budget.
@@ -10,17 +10,26 @@ would compute each token order anew and have graphs for every budget.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from elit.elastic.context import within
 from elit.elastic.families.family import Arguments, Family, Places
 from elit.elastic.interface import ElasticInterface
 from elit.elastic.token_order import TokenOrder
+
+PLAIN: Any = object()
+"""The call of a forward without interface."""
+current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
+
+
+def active(call: Any) -> AbstractContextManager[None]:
+    return within(current_call, call)
 
 
 class CoreBlock:
@@ -50,7 +59,7 @@ class HintBlock:
 
 
 def hinted(call: Any, output: Any) -> Any:
-    """Its output for the carried tokens."""
+    """A hint's output for the kept tokens."""
     if call is None or call is PLAIN or call.order.full:
         return output
     return (output[0].index_select(1, call.order.carried), *output[1:])
@@ -70,13 +79,13 @@ class Call:
 
     @torch.compiler.disable(recursive=False)
     def enter(self, block: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A core block's arguments, for the carried tokens."""
+        """A core block's arguments, for the kept tokens."""
         arguments, name = dict(arguments), self.family.tokens
         if self.tokens is None:
             sequence, count = arguments[name], len(self.order.grouped)
             self.others = sequence.shape[1] - count if block.joined else 0
             if self.others < 0 or (not block.joined and sequence.shape[1] != count):
-                raise ValueError(f"{name}: {sequence.shape[1]} tokens, and their grids say {count}")
+                raise ValueError(f"{name} must have the {count} tokens of its grids, got {sequence.shape[1]}")
             self.before = self.family.before(self.arguments, self.others)
             self.tokens = _image_of(sequence, self.before, count) if block.joined else sequence
             self.start = self.interface("start", self.tokens, self.family.condition(block, arguments), self.order)
@@ -98,14 +107,12 @@ class Call:
         if not block.writes:
             return output
         place = self.family.output if isinstance(output, tuple) else None
-        assert self.tokens is not None
-        assert self.start is not None
         sequence = output if place is None else output[place]
-        carried = len(self.order.carried)
-        latents = _image_of(sequence, self.before, carried) if block.joined else sequence
+        kept = len(self.order.carried)
+        latents = _image_of(sequence, self.before, kept) if block.joined else sequence
         tokens = self.interface("finish", self.tokens, self.start, latents, self.order)
         if block.joined:
-            tokens = _with_image(sequence, self.before, carried, tokens)
+            tokens = _with_image(sequence, self.before, kept, tokens)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
 
 
@@ -126,35 +133,11 @@ def _with_image(sequence: Tensor, before: int | Sequence[int], count: int, image
 
 def _sequence_places(before: int | Sequence[int], others: int, order: TokenOrder) -> Tensor:
     """See `Places.sequence`; a text that is a stream of its own lies before the image."""
-    count, carried = len(order.grouped), order.carried
+    count, kept = len(order.grouped), order.carried
     if not isinstance(before, int):
         return torch.stack([_sequence_places(first, others, order) for first in before])
-    end = torch.arange(before + count, max(others, before) + count, device=carried.device)
-    return torch.cat((torch.arange(before, device=carried.device), before + carried, end))
-
-
-PLAIN: Any = object()
-current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
-bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
-
-
-@contextmanager
-def original() -> Iterator[None]:
-    """Inside the block elastified transformers run without their interface: a teacher's forward, on shared weights."""
-    token = bypassed.set(True)
-    try:
-        yield
-    finally:
-        bypassed.reset(token)
-
-
-@contextmanager
-def active(call: Any) -> Iterator[None]:
-    token = current_call.set(call)
-    try:
-        yield
-    finally:
-        current_call.reset(token)
+    end = torch.arange(before + count, max(others, before) + count, device=kept.device)
+    return torch.cat((torch.arange(before, device=kept.device), before + kept, end))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +159,7 @@ def checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
         return checkpoint(block, *args)
     if call is PLAIN:
         return checkpoint(_Plain(block), *args)
-    kind: Any = type(block)
-    bound = signature_of(kind).bind(*args)
+    bound = signature_of(type(block)).bind(*args)
     bound.arguments.update(call.enter(block, bound.arguments))
     return call.leave(block, checkpoint(_Plain(block), *bound.args))
 

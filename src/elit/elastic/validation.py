@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.elastic.context import budget
+from elit.elastic.context import budget, original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.distill_objectives import mean_square
 from elit.elastic.families import family_of
 from elit.elastic.pipelines import Requests
 from elit.elastic.recorded_calls import CallBatch
 from elit.elastic.recording import output_tensor
-from elit.elastic.runtime import original
 from elit.sampling.pictures import image_grid
 
 ROWS, TIMES = 32, 5

@@ -49,8 +49,8 @@ class Family:
     """Attributes that hold its blocks, in the order in which forward runs them."""
     grids: Callable[[Any, Arguments], tuple[Grid, ...]]
     """Token grids that make up the image sequence, one behind the other, (rows, columns) or (frames, rows, columns)."""
-    references: Callable[[Any, Arguments], int] = lambda model, arguments: 0
-    """How many of those grids, the last ones, are pictures that are only looked at."""
+    num_references: Callable[[Any, Arguments], int] = lambda model, arguments: 0
+    """How many of those grids, the last ones, are reference images."""
     axes: int = 2
     """Of a grid."""
     window: Callable[[Any], Grid] = lambda model: (8, 8)
@@ -91,8 +91,8 @@ class Family:
     """Modules of a block that are called before or after it too: sharding gathers them apart."""
     unconditional_half: int | None = None
     """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
-    unnamed_branches: bool = False
-    """Pipelines run the branches apart and name neither: the second forward of one sample is the unconditional one."""
+    unlabelled_branches: bool = False
+    """Pipelines run the branches apart, and where they name neither, the second forward of a sample is unconditional."""
     text: Callable[[Any, Arguments], int] = lambda model, arguments: text_length(arguments)
     """For costs: tokens of a sample that are not of the image."""
     streams: tuple[tuple[str, str], ...] = ()

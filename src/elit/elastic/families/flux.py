@@ -11,7 +11,7 @@ from elit.elastic.families.family import Arguments, Family, Grid, of_sequence, p
 
 @torch.compiler.disable
 def _grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
-    """From the coordinates (N, 3 or 4) of the tokens; read once, as pipelines hand in the same tensor each step."""
+    """From the coordinates (N, 3 or 4) of the tokens; read once, as pipelines give the same tensor each step."""
     ids = arguments["img_ids"]
     version = None if ids.is_inference() else write_count(ids)
     known = transformer.__dict__.get("_elastic_grid")
@@ -34,21 +34,22 @@ def _raster_grids(ids: Tensor) -> tuple[Grid, ...]:
     return tuple(grids)
 
 
-def _references(transformer: nn.Module, arguments: Arguments) -> int:
-    """Kontext and Flux 2 put the pictures that are looked at behind the one that is drawn."""
+def _num_references(transformer: nn.Module, arguments: Arguments) -> int:
+    """Kontext and Flux 2 put reference images behind the new one."""
     return len(_grids(transformer, arguments)) - 1
 
 
 FLUX = Family(
     blocks=("transformer_blocks", "single_transformer_blocks"),
     grids=_grids,
-    references=_references,
+    num_references=_num_references,
     noise=lambda arguments: arguments["timestep"],
     pack=pack_patches,
     condition=lambda block, arguments: arguments["temb"],
     output=1,
     per_token={"image_rotary_emb": of_sequence(0)},
     residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
+    unlabelled_branches=True,  # image to image, inpainting and Kontext
     streams=(("norm", "sample"), ("single_", "both"), ("add_|ff_context", "text")),
     attention=lambda block, image, text: (image + text) ** 2,
 )
@@ -63,7 +64,7 @@ def _flux2_condition(block: nn.Module, arguments: Arguments) -> Tensor:
 FLUX2 = Family(
     blocks=("transformer_blocks", "single_transformer_blocks"),
     grids=_grids,
-    references=_references,
+    num_references=_num_references,
     noise=lambda arguments: arguments["timestep"],
     pack=None,
     condition=_flux2_condition,
@@ -72,7 +73,7 @@ FLUX2 = Family(
     output=1,
     per_token={"image_rotary_emb": of_sequence(0)},
     full_only={"kv_cache_mode": "the cache holds keys of all reference tokens"},
-    unnamed_branches=True,
+    unlabelled_branches=True,
     streams=(("single_", "both"), ("add_|ff_context", "text")),
     attention=lambda block, image, text: (image + text) ** 2,
 )
@@ -86,7 +87,7 @@ def _chroma_condition(block: Any, arguments: Arguments) -> Tensor:
 CHROMA = Family(
     blocks=("transformer_blocks", "single_transformer_blocks"),
     grids=_grids,
-    references=_references,
+    num_references=_num_references,
     noise=lambda arguments: arguments["timestep"],
     pack=pack_patches,
     condition=_chroma_condition,
@@ -95,7 +96,7 @@ CHROMA = Family(
     output=1,
     per_token={"image_rotary_emb": of_sequence(0), "attention_mask": of_sequence(1)},
     residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
-    unnamed_branches=True,
+    unlabelled_branches=True,
     streams=(("single_", "both"), ("add_|ff_context", "text")),
     attention=lambda block, image, text: (image + text) ** 2,
 )

@@ -18,8 +18,8 @@ def _grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
     return tuple((rows, columns) for frames, rows, columns in _images(arguments) for _ in range(frames))
 
 
-def _references(transformer: Any, arguments: Arguments) -> int:
-    """Edited pictures come behind the one that is drawn; Qwen-Image-Layered draws several, and looks at the last."""
+def _num_references(transformer: Any, arguments: Arguments) -> int:
+    """Edited images come behind the new one; Qwen-Image-Layered makes several, and the last is its reference."""
     frames = [image[0] for image in _images(arguments)]
     if getattr(transformer.config, "use_layer3d_rope", False):
         return sum(frames[-1:]) if len(frames) > 1 else 0
@@ -29,7 +29,7 @@ def _references(transformer: Any, arguments: Arguments) -> int:
 QWEN = Family(
     blocks=("transformer_blocks",),
     grids=_grids,
-    references=_references,
+    num_references=_num_references,
     noise=lambda arguments: arguments["timestep"],
     pack=pack_patches,
     # Edited images have a second half, their condition at t = 0.
@@ -46,7 +46,7 @@ QWEN = Family(
 
 
 def _last_picture_grid(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
-    """Of the picture that is drawn, the last of them; those that it looks at stay whole, as the text does."""
+    """Of the new image, the last of them; references stay whole, as the text does."""
     return (tuple(_images(arguments)[-1][1:]),)
 
 

@@ -29,7 +29,7 @@ WAN = {
     "condition": _wan_condition,
     "condition_width": lambda model, block: 6 * widths(model)[0],
     "per_token": {"rotary_emb": of_image(1), "temb": _wan_temb},  # (1, N, 1, h)
-    "unnamed_branches": True,
+    "unlabelled_branches": True,
     "streams": (("attn2.(to_[kv]|add_)", "text"),),
     "attention": lambda block, image, text: image * (image + text),
 }
