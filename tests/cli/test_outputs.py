@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
         ("sweep MODEL --guidance none cfg --guidance-budget 2", "sweep: guidance_budget='2': cfg keeps the first"),
         ("inspect MODEL --data digits --scale 2", "inspect: scale=2.0: goes with a guidance"),
         ("sample MODEL --guidance cfg --scale inf", "sample: scale must be finite, got inf"),
-        ("sample MODEL --device meta", "sample: device='meta': not usable here"),
+        ("sample MODEL --device meta", "sample: device must be usable on this machine, got 'meta'"),
         ("sample MODEL --sample-budgets 8 4 --count 3", "sample: sample_budgets must be one a sample, got 2 for 3"),
         ("sample MODEL --step-budgets 8 4 --budget 8", "sample: cannot take budget and step_budgets at once"),
     ],

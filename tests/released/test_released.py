@@ -111,7 +111,7 @@ def test_import_takes_the_place_of_nothing_but_a_model(released, tmp_path, capsy
     assert main(["import", str(released), str(tmp_path), *sizes]) == 2
     assert "it exists; give another name, or --overwrite to replace it" in capsys.readouterr().err
     assert main(["import", str(released), str(tmp_path), *sizes, "--overwrite"]) == 2
-    assert "is there, and no saved model" in capsys.readouterr().err
+    assert "it holds no saved model" in capsys.readouterr().err
     assert (tmp_path / "keep.txt").read_text() == "mine"
 
 

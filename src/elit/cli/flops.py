@@ -1,21 +1,29 @@
 """elit flops"""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import tyro
 
-from elit.cli.checks import check_arguments
+from elit.budgets import resolve_budget
 from elit.cli.main import check_device
-from elit.cli.main import parse as parse_arguments
+from elit.config import MAX_COUNT, require_counts
+from elit.costs.flops import count_flops
+from elit.costs.paper import paper_figures
+from elit.costs.timing import measure_ms
+from elit.elastic.load import load_model
+from elit.evaluate.report.tables import print_table
+from elit.models.presets import create_model
+from elit.pretrained import model_folder
+
+Row = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """What a model costs at each budget: GFLOPs of one forward of one sample (multiply-add = 2), its share of the full
-    cost, TFLOPs of a training iteration (3 × forward × batch 256), parameters, and on request measured milliseconds.
+    """Print a model's cost at each budget: GFLOPs of one forward of one sample (multiply-add = 2), their share of the
+    full cost, TFLOPs of a training iteration (3 × forward × batch 256), parameters, and with --measure milliseconds.
 
     Example: elit flops ELIT-DiT-XL/2 --sample-size 64 --budgets 100% 50% 25%
     """
@@ -25,116 +33,89 @@ class Args:
     sample_size: tuple[int, ...] = ()
     """One number for square images, three for video (frames rows columns), in autoencoder cells or pixels."""
     budgets: tuple[str, ...] = ("100%", "75%", "50%", "25%", "12.5%", "6.25%")
-    """Latents per group (8; 1 is one latent) or shares of them (50%)."""
+    """Latents per window (8; 1 is one latent) or shares of them (50%)."""
     paper: bool = False
-    """Print the paper's cost figures instead, ours and the difference."""
+    """Print the paper's cost figures instead, with ours and the difference."""
     measure: bool = False
     """Also time a forward on this machine."""
     batch_size: int = 1
     """Samples of a timed forward."""
     device: str | None = None
-    """Device of the timing; default: cuda where there is one."""
+    """Device to time on; default: cuda where there is one."""
     json: bool = False
     """Print the rows as JSON last on stdout."""
 
-
-def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "flops", arguments)
-    check_arguments(args)
-    idle = [
-        each.name
-        for each in fields(args)
-        if each.name not in ("paper", "json") and getattr(args, each.name) != each.default
-    ]
-    if args.paper and idle:
-        raise ValueError(
-            f"{idle[0]}: the paper's figures are of its own networks and budgets; leave it out, or --paper"
-        )
-    return args
+    def __post_init__(self) -> None:
+        require_counts(self, "batch_size", "sample_size", most=MAX_COUNT)
+        options = [each for each in fields(self) if each.name not in ("paper", "json")]
+        given = [each.name for each in options if getattr(self, each.name) != each.default]
+        if self.paper and given:
+            raise ValueError(
+                f"cannot take {given[0]} with --paper: its figures are of the paper's networks and budgets"
+            )
 
 
-def run(args: Args) -> list[dict[str, Any]]:
-    from elit.evaluate.report.tables import print_table
-
+def run(args: Args) -> list[Row]:
     if args.paper:
-        return _paper(args)
-    rows = [row for model in args.models for row in _model_rows(args, model)]
-    if not args.json:
-        headings = ["model", "budget", "latents/group", "GFLOPs", "of full", "TFLOPs/iteration", "parameters"]
-        cells = [
-            [
-                row["model"],
-                "" if row["budget"] is None else f"{100 * row['budget']:.4g}%",
-                "" if row["tokens_per_group"] is None else str(row["tokens_per_group"]),
-                f"{row['gflops']:.4g}",
-                f"{row['of_full']:.1%}",
-                f"{row['training_tflops']:.4g}",
-                f"{row['parameters'] / 1e6:.1f}M",
-                *([f"{row['ms']:.1f}"] if args.measure else []),
-            ]
-            for row in rows
+        rows: list[Row] = [
+            {"row": each.row, "paper": each.paper, "ours": each.ours, "difference": each.difference}
+            for each in paper_figures()
         ]
-        print_table(headings + (["ms/sample"] if args.measure else []), cells)
+        headings = ["figure", "paper", "ours", "difference"]
+        formats = ["{row}", "{paper:.4g}", "{ours:.4g}", "{difference:+.2%}"]
+    else:
+        rows = [row for name in args.models for row in _cost_rows(args, name)]
+        headings = ["model", "budget", "latents/window", "GFLOPs", "of full", "TFLOPs/iteration", "parameters"]
+        formats = [
+            "{model}",
+            "{share}",
+            "{latents}",
+            "{gflops:.4g}",
+            "{of_full:.1%}",
+            "{training_tflops:.4g}",
+            "{size}",
+        ]
+        if args.measure:
+            headings, formats = [*headings, "ms/sample"], [*formats, "{ms:.1f}"]
+    if not args.json:
+        print_table(headings, [[cell.format(**row, **_texts(row)) for cell in formats] for row in rows])
     return rows
 
 
-def _paper(args: Args) -> list[dict[str, Any]]:
-    from elit.costs.paper import paper_figures
-    from elit.evaluate.report.tables import print_table
+def _texts(row: Row) -> dict[str, str]:
+    """Cells of the table that are empty for a baseline, or in other units."""
+    share, latents, size = row.get("budget"), row.get("tokens_per_group"), row.get("parameters")
+    return {
+        "share": f"{100 * float(share):.4g}%" if share else "",
+        "latents": str(latents or ""),
+        "size": f"{float(size or 0) / 1e6:.1f}M",
+    }
 
-    figures = paper_figures()
-    if not args.json:
-        cells = [[f.row, f"{f.paper:.4g}", f"{f.ours:.4g}", f"{f.difference:+.2%}"] for f in figures]
-        print_table(["figure", "paper", "ours", "difference"], cells)
-    return [{"row": f.row, "paper": f.paper, "ours": f.ours, "difference": f.difference} for f in figures]
 
-
-def _model_rows(args: Args, name: str) -> list[dict[str, Any]]:
-    from elit.budgets import resolve_budget
-    from elit.costs.flops import count_flops, valid_budgets
-    from elit.costs.parameters import count_parameters
-    from elit.models.presets import model_config
-    from elit.pretrained import model_folder
-
-    size = None if not args.sample_size else args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size
+def _cost_rows(args: Args, name: str) -> list[Row]:
+    size = args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size or None
+    device = check_device(args.device) if args.measure else "meta"
     if model_folder(name).is_dir():
-        from elit.elastic.load import load_model
-
-        model: Any = load_model(name)
-        budgets, parameters = model.budgets, sum(parameter.numel() for parameter in model.parameters())
-    else:  # by its name alone: neither torch nor a network
-        model, (kind, config) = name, model_config(name, sample_size=size)
-        budgets, parameters = valid_budgets(kind, config), count_parameters(kind, config)
-    measure = _clock(args, model, size) if args.measure else None
-    counts = dict.fromkeys(resolve_budget(budget, budgets) for budget in args.budgets) if budgets else [None]
+        model = load_model(name)
+        model = model.to(device) if args.measure else model
+    else:
+        with torch.device(device):
+            model = create_model(name, sample_size=size)
+    budgets = dict.fromkeys(resolve_budget(text, model.budgets) for text in args.budgets) if model.budgets else [None]
     full = count_flops(model, sample_size=size)
-    rows = []
-    for count in counts:
-        flops = count_flops(model, sample_size=size, budget=count)
-        row: dict[str, Any] = {
+    rows: list[Row] = []
+    for budget in budgets:
+        flops = count_flops(model, sample_size=size, budget=budget)
+        row: Row = {
             "model": name,
-            "budget": None if count is None else count / budgets[-1],
-            "tokens_per_group": count,
+            "budget": None if budget is None else budget / model.budgets[-1],
+            "tokens_per_group": budget,
             "gflops": flops / 1e9,
             "of_full": flops / full,
             "training_tflops": 3 * 256 * flops / 1e12,
-            "parameters": parameters,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
-        if measure is not None:
-            row["ms"] = measure(budget=count)
+        if args.measure:
+            row["ms"] = measure_ms(model, sample_size=size, budget=budget, batch_size=args.batch_size)
         rows.append(row)
     return rows
-
-
-def _clock(args: Args, model: Any, size: Any) -> Callable[..., float]:
-    """Milliseconds of a forward at a budget, measured on this machine."""
-    import torch
-
-    from elit.costs.timing import measure_ms
-    from elit.models.presets import create_model
-
-    device = check_device(args.device)
-    if isinstance(model, str):
-        with torch.device(device):
-            model = create_model(model, sample_size=size)
-    return partial(measure_ms, model.to(device), sample_size=size, batch_size=args.batch_size)

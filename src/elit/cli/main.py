@@ -1,9 +1,14 @@
-"""`elit COMMAND ...`: finds the command's module, parses its arguments, and turns bad input into one line."""
+"""`elit COMMAND ...`: finds the command's module, parses its arguments, and turns bad input into one line.
+
+A command's module has `Args`, a dataclass with a line of doc a field, and `run(args)`, which returns the result that
+--json prints.
+"""
 
 import contextlib
 import difflib
 import errno
 import io
+import itertools
 import json
 import keyword
 import math
@@ -23,39 +28,39 @@ from elit.files import check_writable
 from elit.pretrained import model_folder
 
 COMMANDS = {
-    "quickstart": "train a small model on digits, turn its dial, write a report (two to four minutes)",
-    "encode": "turn images or clips into an autoencoder's latents, once",
-    "recipes": "the training runs that come with the package, for elit train --config recipe:NAME",
+    "quickstart": "train a small model on digits, sample at every budget, write a report (two to four minutes)",
+    "encode": "encode images or clips into an autoencoder's latents, once",
+    "recipes": "list the training recipes in the package, for elit train --config recipe:NAME",
     "train": "train a model on digits or a folder of images",
-    "import": "turn a published checkpoint into a saved model",
+    "import": "convert a published checkpoint into a saved model",
     "distill": "give a pretrained pipeline or model a dial: train it to work on fewer tokens",
     "sample": "make images with a trained model at any budget",
     "evaluate": "score a model's samples, or any pictures: FID, FDD, IS, KID, precision, recall, FVD, accuracy",
     "sweep": "score a model over budgets, steps and guidances: table, Pareto front, plots, report, model card",
     "serve": "serve images over OpenAI's API with a budget that follows the load",
-    "loadtest": "send a service requests as they would come, and say what became of them",
-    "profile": "measure what a model takes on this machine, for plans that meet a time",
-    "inspect": "look inside a model: what Read reads beside the loss, which latents matter, every budget",
-    "flops": "what a model costs at each budget",
-    "play": "open a page: turn the budget, compare, plan, look inside",
-    "doctor": "what is installed here, what works and what is fast",
+    "loadtest": "send requests to a service at a given rate, and report latencies and refusals",
+    "profile": "measure a model's speed on this machine, to plan sampling for a target time",
+    "inspect": "look inside a model: Read's attention beside the loss, and pictures at every budget",
+    "flops": "print a model's cost at each budget",
+    "play": "open the playground: a page to try budgets, compare and plan",
+    "doctor": "check this installation: versions, devices, speed, known problems",
 }
 
 MOVED = {
     "tune-schedule": "python studies/tune_schedule.py, in this library's repository",
     "elastify": "elit distill MODEL OUT --data DATA, which takes this library's own networks too",
 }
-"""Commands of earlier versions, and what does their work now."""
+"""Commands of earlier versions, and their successors."""
 
 BAD_PLACE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
     errno.ELOOP,
 }
-"""What the system says of a path that is bad input."""
+"""Errors of the system that mean that a path is bad input."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 for one that was stopped."""
+    """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 for an interrupted one."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _forgiving_output():
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -74,10 +79,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         close = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
-    # No module can be named by a word of Python's own: those have a line behind.
-    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     try:
-        command = import_module(f"elit.cli.{module}")
+        command = import_module(f"elit.cli.{name}{'_' * keyword.iskeyword(name)}")
         args = command.parse(arguments) if hasattr(command, "parse") else parse(command.Args, name, arguments)
         result = command.run(args)
     except ValueError as error:
@@ -86,25 +89,25 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise
     except (OSError, FloatingPointError) as error:
         if isinstance(error, OSError) and error.errno in BAD_PLACE:
-            where = f"{str(error.filename)!r}: " if error.filename else ""
-            return _fail(f"elit {name}: {where}cannot be used ({error.strerror}); give another place", 2)
+            place = repr(str(error.filename)) if error.filename else "a file"
+            return _fail(f"elit {name}: cannot use {place}: {error.strerror}; give another", 2)
         return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
         return _fail(f"elit {name}: stopped", 130)
-    if args.json and result is not None:  # of several processes, the main one speaks
+    if args.json and result is not None:  # of several processes, only the main one has a result
         print(json.dumps(result))
     return 0
 
 
 @contextlib.contextmanager
 def _forgiving_output() -> Iterator[None]:
-    """Inside the block stdout is there, even if it was closed, and takes any character; what it cannot write is a '?'.
+    """Opens stdout if it was closed, and lets it take any character, '?' for those that it cannot write.
 
-    Exits with 1 where not all could be written: without a word where the reader has gone, as `head` does.
+    Exits with 1 where not all could be written: silently where the reader has gone, as `head` does.
     """
     with contextlib.ExitStack() as stack:
         stdout: TextIO | None = sys.stdout
-        if stdout is None:  # closed by who started this process
+        if stdout is None:  # closed by the parent process
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
@@ -115,7 +118,7 @@ def _forgiving_output() -> Iterator[None]:
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            # Python would try once more at its end, and say so.
+            # Python would try once more at its end, and print the error.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if not isinstance(error, BrokenPipeError):
@@ -126,7 +129,7 @@ def _forgiving_output() -> Iterator[None]:
 def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any:
     """The dataclass `kind` filled from `arguments`. Raises ValueError with one line for what does not fit.
 
-    tyro explains itself in a box on stderr; a command that fails says one line.
+    tyro prints an error as a box on stderr; a command that fails prints one line.
     """
     import tyro
 
@@ -140,70 +143,14 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
         raise ValueError(_one_line(output.getvalue(), name)) from None
     for field, value in vars(args).items():
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float):
-                require(math.isfinite(number), field, number, "finite")
-    # A model may be named instead: one in the package.
+            require(not isinstance(number, float) or math.isfinite(number), field, number, "finite")
+    # A model may be the name of one in the package.
     given = {field: getattr(args, field, None) for field in ("model", "pictures")}
-    boxed = {field: model_folder(folder) for field, folder in given.items() if folder is not None}
-    return replace(args, **boxed) if boxed else args
-
-
-def check_output(out: Path, name: str = "out") -> None:
-    """Raises ValueError where nothing can be written at `out`, or in it where it is a folder."""
-    check_writable(out / "file" if out.is_dir() or out.is_symlink() else out, name)
-
-
-def check_device(name: str | None) -> str:
-    """The device as given, or the best here. Raises ValueError where this machine has no such device."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()  # a meta tensor has no value
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name!r}: not usable here ({reason}); elit doctor lists what is") from None
-    return name
-
-
-@contextlib.contextmanager
-def show_progress(what: str, total: int) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr to be told (done, total); None, and nothing shown, where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def show_notes(name: str) -> Iterator[None]:
-    """Prints what to know before believing a score as a line on stderr, each once."""
-    from elit.evaluate import EvaluationWarning
-
-    printed: set[str] = set()
-
-    def say(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if not issubclass(category, EvaluationWarning):
-            others(message, category, *rest, **more)
-        elif str(message) not in printed:
-            printed.add(str(message))
-            print(f"elit {name}: note: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", EvaluationWarning)
-        others, warnings.showwarning = warnings.showwarning, say
-        yield
+    return replace(args, **{field: model_folder(folder) for field, folder in given.items() if folder is not None})
 
 
 def _one_line(box: str, name: str) -> str:
-    """What tyro says in its box first, without frame, title and advice; a plain box has its title inside."""
+    """The first message in tyro's box, without frame, title and advice; a box without a frame has its title inside."""
     sections: list[list[str]] = [[]]
     for line in box.splitlines():
         line = re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │")
@@ -214,6 +161,67 @@ def _one_line(box: str, name: str) -> str:
     reason = sections[0 if "╭" in box else 1]
     message = re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(" ".join(reason).split()))
     return f"{message} (see elit {name} --help)"
+
+
+def option_value(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option on which the defaults of the others depend, before they are parsed."""
+    given = [following for each, following in itertools.pairwise(arguments) if each == option]
+    given += [each.removeprefix(f"{option}=") for each in arguments if each.startswith(f"{option}=")]
+    return given[-1] if given else None
+
+
+def check_output(out: Path, name: str = "out") -> None:
+    """Raises ValueError where nothing can be written at `out`, or in it where it is a folder."""
+    check_writable(out / "file" if out.is_dir() or out.is_symlink() else out, name)
+
+
+def check_device(name: str | None) -> str:
+    """The device as given, or the best one of this machine. Raises ValueError for a device that is not usable."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()  # a meta tensor has no value
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be usable on this machine, got {name!r} ({reason}); see elit doctor") from None
+    return name
+
+
+@contextlib.contextmanager
+def show_progress(title: str, total: int) -> Iterator[Callable[[int, int], None] | None]:
+    """Gives a function (done, total) that moves a bar on stderr; None where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def show_notes(name: str) -> Iterator[None]:
+    """Prints warnings about scores as lines on stderr, each once."""
+    from elit.evaluate import EvaluationWarning
+
+    printed: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, EvaluationWarning):
+            others(message, category, *rest, **more)
+        elif str(message) not in printed:
+            printed.add(str(message))
+            print(f"elit {name}: note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EvaluationWarning)
+        others, warnings.showwarning = warnings.showwarning, show
+        yield
 
 
 def _overview() -> str:
@@ -236,7 +244,3 @@ def _overview() -> str:
 def _fail(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
