@@ -106,7 +106,10 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
         ("sample MODEL --wrong 1", "elit sample: "),
         ("flops ELIT-DiT-XXL/2", "elit flops: unknown model 'ELIT-DiT-XXL/2'; close names"),
         ("flops ELIT-DiT-XL/2 --budgets 2.0", "elit flops: budget must be"),
-        ("flops --paper --budgets 50%", "elit flops: cannot take budgets with --paper: its figures are of the paper's networks"),
+        (
+            "flops --paper --budgets 50%",
+            "elit flops: cannot take budgets with --paper: its figures are of the paper's networks",
+        ),
         ("flops ELIT-DiT-XL/2 --sample-size 35", "elit flops: sample_size=(35, 35)"),
         ("train --config nothing.yaml", "elit train: config='nothing.yaml': no such file"),
         ("train --steps 0", "elit train: steps must be at least 1, got 0"),

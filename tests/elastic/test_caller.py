@@ -101,7 +101,10 @@ def test_without_a_pipeline_it_must_be_said(sd3):
     pipe, spy = sd3
     given = inputs("SD3Transformer2DModel", batch=2)
     with torch.no_grad():
-        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="doubled must be given where no diffusers pipe"):
+        with (
+            elit.budget(8, guidance=1),
+            pytest.raises(ValueError, match="doubled must be given where no diffusers pipe"),
+        ):
             pipe.transformer(**given)
         with elit.budget(8, guidance=1, doubled=True):
             pipe.transformer(**given)

@@ -61,9 +61,7 @@ def test_forwards_that_do_not_fit_are_one_line():
 
 def test_first_block_cache_needs_a_block_before_read():
     model = elit.elastify(build("QwenImageTransformer2DModel"), **SPLIT | {"read_after": 0})
-    with pytest.raises(
-        ValueError, match="read_after must be at least 1 with FirstBlockCache"
-    ):
+    with pytest.raises(ValueError, match="read_after must be at least 1 with FirstBlockCache"):
         model.enable_cache(FirstBlockCacheConfig())
     assert not model.is_cache_enabled
     with torch.no_grad(), elit.budget(4):
