@@ -1,6 +1,6 @@
 """Closed-form cost of an elastified transformer's blocks: a multiply-add is 2, attention 4·d per pair of query and key.
 
-B = 1, N image tokens, K carried ones, L text tokens, n tokens of a window, J̃ of them carried, d width.
+N image tokens, K kept ones, L text tokens, n tokens of a window, J̃ of them kept, d width.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from elit.elastic.families import Family, all_blocks, family_of
+from elit.elastic.families import all_blocks, family_of
 from elit.models.layout import parts_of
 
 
@@ -32,15 +32,27 @@ def count_block_flops(
     family, record = family_of(transformer), transformer.elastic_record
     windows = _windows(tokens, record.window, budget)
     image = sum(count * n for count, n, _ in windows)
-    carried = sum(count * j for count, _, j in windows)
-    total = _interface(transformer, windows) if interface else 0
+    kept = sum(count * j for count, _, j in windows)
+    width, _ = family.sizes(transformer)
     names = {module: name for name, module in transformer.named_modules()}
+    total = 0
     for number, block in enumerate(all_blocks(transformer)):
         core = interface and record.read_after <= number < record.write_after
-        total += _block(
-            family, names[block], block, carried if core else image, text_tokens, family.sizes(transformer)[0]
-        )
-    return total
+        own = kept if core else image
+        runs_over = {"image": own, "text": text_tokens, "both": own + text_tokens, "sample": 1, "other": 0}
+        total += 4 * width * family.attention(block, own, text_tokens)
+        for part, layer in block.named_modules(prefix=names[block]):
+            if isinstance(layer, nn.Linear):
+                stream = next((to for pattern, to in family.streams if re.search(pattern, part)), "image")
+                total += 2 * runs_over[stream] * layer.weight.numel()
+    if not interface:
+        return total
+    # Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged.
+    linear = 6 * (image + kept) * width**2 + transformer.elastic.reader.modulation.linear.weight.numel()
+    # Each latent attends to its window's tokens, and each token to its window's latents.
+    pairs = sum(count * n * j for count, n, j in windows)
+    spread = sum(count * n * j for count, n, j in windows if j < n) if transformer.elastic.carry else 0
+    return total + 2 * linear + 8 * width * pairs + 4 * width * spread
 
 
 def _windows(
@@ -50,33 +62,12 @@ def _windows(
     full = prod(window)
     if isinstance(tokens, int):
         if tokens % full:
-            raise ValueError(f"tokens={tokens}: windows of {full} do not make up that many; give the token grid")
-        return [(tokens // full, full, full if budget is None else int(budget))]  # pyrefly: ignore[bad-argument-type]
-    counts = [full if budget is None else budget] * len(tokens) if isinstance(budget, int | None) else budget
+            raise ValueError(f"tokens must be a multiple of {full}, or the token grids, got {tokens}")
+        tokens = ((tokens // full, full),)
+        window = (1, full)
+    budgets = budget if isinstance(budget, Sequence) else [full if budget is None else budget] * len(tokens)
     return [
         (part.windows, part.tokens, part.num_latents)
-        for grid, count in zip(tokens, counts, strict=True)
+        for grid, count in zip(tokens, budgets, strict=True)
         for part in parts_of(tuple(grid), window, count)
     ]
-
-
-def _block(family: Family, name: str, block: nn.Module, image: int, text: int, width: int) -> int:
-    runs_over = {"image": image, "text": text, "both": image + text, "sample": 1, "other": 0}
-    total = 4 * width * family.attention(block, image, text)
-    for part, layer in block.named_modules():
-        if isinstance(layer, nn.Linear):
-            stream = next((to for piece, to in family.streams if re.search(piece, f"{name}.{part}")), "image")
-            total += 2 * runs_over[stream] * layer.weight.numel()
-    return total
-
-
-def _interface(transformer: Any, windows: list[tuple[int, int, int]]) -> int:
-    """Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged."""
-    width, _ = family_of(transformer).sizes(transformer)
-    modulation = transformer.elastic.reader.modulation.linear.weight.numel()
-    tokens, carried = (sum(window[0] * window[i] for window in windows) for i in (1, 2))
-    # Each latent looks at its window's tokens, and each token at its window's latents.
-    pairs = sum(count * n * j for count, n, j in windows)
-    spread = sum(count * n * j for count, n, j in windows if j < n) if transformer.elastic.carry else 0
-    linear = (6 * tokens + 6 * carried) * width**2 + modulation
-    return 2 * linear + 2 * 4 * width * pairs + 2 * 2 * width * spread

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
 from elit.elastic.context import bypassed
 from elit.elastic.families import all_blocks, family_of
-from elit.elastic.interface import placed
 
 
 class LowRank(nn.Module):
@@ -43,31 +42,26 @@ class AddLowRank:
 
 
 def add_low_rank(transformer: Any, rank: int, *, seed: int = 0) -> None:
-    """Puts changes of rank `rank` on the linear layers of all blocks but their modulations. Raises ValueError.
+    """Puts changes of rank `rank` on the linear layers of all blocks but their modulations.
 
     Blocks of head and tail have them too: behind Write they learn what is missing at a low budget.
     """
-    if rank < 1:
-        raise ValueError(f"lora_rank={rank}: give at least 1")
-    layers = linear_layers(transformer)
-    some = next(transformer.elastic.parameters())
+    changes = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        changes = {
-            # pyrefly: ignore[bad-argument-type]
-            name.replace(".", "-"): LowRank(layer.in_features, layer.out_features, rank)
-            for name, layer in layers.items()
-        }
-    for change, layer in zip(changes.values(), layers.values(), strict=True):
-        layer.register_forward_hook(AddLowRank(change))
-    transformer.elastic.low_rank = placed(nn.ModuleDict(changes), some.device, some.dtype)
+        for name, layer in linear_layers(transformer).items():
+            change = LowRank(layer.in_features, layer.out_features, rank)
+            changes[name.replace(".", "-")] = change
+            layer.register_forward_hook(AddLowRank(change))
+    some = transformer.elastic.latents
+    transformer.elastic.low_rank = changes.to(some.device, some.dtype)
 
 
-def linear_layers(transformer: Any) -> dict[str, nn.Module]:
+def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
     """The linear layers of a transformer's blocks by name, those left out that a sample passes once (modulations)."""
     blocks, family = set(all_blocks(transformer)), family_of(transformer)
     modulation = [pattern for pattern, stream in family.streams if stream == "sample"]
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Linear] = {}
     for block_name, block in transformer.named_modules():
         if block not in blocks:
             continue

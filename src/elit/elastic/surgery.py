@@ -231,8 +231,8 @@ class Elastic:
         """diffusers' own. Raises ValueError for context parallel: it deals a window's tokens out over devices."""
         if isinstance(config, ContextParallelConfig) or getattr(config, "context_parallel_config", None) is not None:
             raise ValueError(
-                "context parallel is not supported, since Read needs a window's tokens on one device; run it without the "
-                "dial, or the branches of guidance on a device each"
+                "context parallel is not supported, since Read needs a window's tokens on one device; run it without "
+                "the dial, or the branches of guidance on a device each"
             )
         super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 

@@ -92,7 +92,7 @@ class Family:
     unconditional_half: int | None = None
     """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
     unlabelled_branches: bool = False
-    """Pipelines run the branches apart, and where they name neither, the second forward of a sample is unconditional."""
+    """Pipelines run the branches apart; where they name neither, the second forward of a sample is unconditional."""
     text: Callable[[Any, Arguments], int] = lambda model, arguments: text_length(arguments)
     """For costs: tokens of a sample that are not of the image."""
     streams: tuple[tuple[str, str], ...] = ()
