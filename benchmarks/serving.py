@@ -31,28 +31,30 @@ import torch
 from simulator import simulate
 
 import elit
-from elit.budgets import resolve_budget
+from elit.budgets import evenly_spaced, resolve_budget
 from elit.evaluate.report.tables import print_table
 from elit.files import write_text
+from elit.planner.cost import Costs
 from elit.planner.quality import Curve, read_quality
-from elit.serve.costs import Costs, Setting, spread
+from elit.sampling.settings import Sampling
 from elit.serve.engine import Engine
+from elit.serve.ladder import qualities
 from elit.serve.loadtest import Arrival, Outcome, arrivals, bursty_rates, over_time, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.replica import Replica
-from elit.serve.requests import Job, qualities
+from elit.serve.requests import Job
 from elit.serve.settings import STEPS, ServiceSettings
 from elit.serve.table_ladder import table_ladder
 
 PIECES = 10
 
 
-def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple[tuple[Setting, ...], bool]]:
+def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple[tuple[Sampling, ...], bool]]:
     """Each system's ladder, and whether it refuses what would be late."""
     elastic, by_rule = service.ladder(budgets), replace(service, rungs=()).ladder(budgets)
     full, low = elastic[-1], replace(elastic[-1], budget=budgets[0] if budgets else None)
-    cheapest = max(1, service.steps // 4)
-    steps = tuple(replace(full, steps=count) for count in spread(range(cheapest, service.steps + 1), len(by_rule)))
+    counts = range(max(1, full.steps // 4), full.steps + 1)
+    steps = tuple(replace(full, steps=count) for count in evenly_spaced(counts, len(by_rule)))
     return {
         "elastic": (elastic, True),
         "by rule": (by_rule, True),
@@ -64,7 +66,7 @@ def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple
 
 
 async def measure(
-    engine: Engine, costs: Costs, service: ServiceSettings, ladder: Sequence[Setting], trace: Sequence[Arrival]
+    engine: Engine, costs: Costs, service: ServiceSettings, ladder: Sequence[Sampling], trace: Sequence[Arrival]
 ) -> list[Outcome]:
     """What becomes of a trace's requests at a replica in this process."""
     replica = Replica(engine, costs, service, ladder=ladder)
@@ -85,7 +87,6 @@ async def measure(
             settings=settings,
             first=first,
             seeds=(place,),
-            guidance_scale=service.scale(1.0),
         )
         answer = await replica.generate(job)
         if "images" not in answer:
@@ -193,11 +194,10 @@ def main(line: Sequence[str] | None = None) -> int:
     load_before = os.getloadavg()[0]
     costs = engine.measure(seconds=min(6.0, args.seconds / 5))
     limits = {"least_budget": args.least_budget, "max_batch": args.max_batch, "max_queue": 64}
-    service = ServiceSettings(model=args.model, steps=args.steps or STEPS, **limits)
-    scored = table_ladder(engine.model, read_quality(args.sweep), service) if args.sweep and not args.steps else None
-    if scored:
-        print(scored)
-        service = replace(service, steps=scored.rungs[-1][0], rungs=scored.rungs)
+    service = ServiceSettings(model=Path(args.model), steps=args.steps or STEPS, **limits)
+    rungs = table_ladder(engine.model, read_quality(args.sweep), service) if args.sweep and not args.steps else ()
+    if rungs:
+        service = replace(service, steps=rungs[-1][0], rungs=rungs)
     ladder = service.ladder(engine.budgets)
     slots = Replica(engine, costs, service).policy.settings.slots
     capacity = costs.rate(ladder[-1], slots)

@@ -15,10 +15,12 @@ from itertools import count
 from pathlib import Path
 
 from elit.evaluate.report.tables import print_table
-from elit.serve.costs import Costs, Setting, efficient_batch, read_costs
+from elit.planner.cost import Costs, branch_latents
+from elit.planner.profile import read_profile
+from elit.sampling.settings import Sampling
+from elit.serve.ladder import qualities
 from elit.serve.loadtest import Arrival, Outcome, read_trace, summarize
 from elit.serve.policy import Policy, PolicySettings, Request
-from elit.serve.requests import qualities
 from elit.serve.settings import ServiceSettings
 
 
@@ -30,7 +32,7 @@ class Replica:
 
 def simulate(
     trace: Sequence[Arrival],
-    ladder: Sequence[Setting],
+    ladder: Sequence[Sampling],
     costs: Costs,
     settings: PolicySettings,
     *,
@@ -51,7 +53,7 @@ def simulate(
     accepted, draw, order = qualities(ladder), random.Random(seed), count()
     fleet = [Replica(Policy(believed or costs, len(ladder), settings)) for _ in range(replicas)]
     outcomes: list[Outcome | None] = [None] * len(trace)
-    started: dict[str, tuple[float, Setting]] = {}
+    started: dict[str, tuple[float, Sampling]] = {}
     events: list[tuple[float, int, str, int]] = []
     for place, arrival in enumerate(trace):
         heapq.heappush(events, (arrival.at, next(order), "arrival", place))
@@ -96,7 +98,7 @@ def simulate(
                     arrival=request.arrival,
                     deadline=request.deadline,
                     finish=now + wait_ms / 1e3,
-                    budget=setting.budget,
+                    budget=branch_latents(setting)[0] or None,
                     steps=setting.steps,
                     queue_ms=1e3 * (begun - request.arrival),
                     compute_ms=1e3 * (now - begun),
@@ -132,11 +134,12 @@ def main(line: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-queue", type=int, default=64)
     parser.add_argument("--replicas", type=int, default=1)
     args = parser.parse_args(line)
-    costs, budgets = read_costs(args.profile)
-    costs = replace(costs, separate=not costs.overlapping)
+    profile = read_profile(args.profile)
+    costs = replace(profile.costs(), separate=not profile.cost["overlapping"])
     named = {name: getattr(args, name) for name in ("steps", "least_steps", "least_budget")}
-    ladder = ServiceSettings(model="", **{name: value for name, value in named.items() if value}).ladder(budgets)
-    slots = args.max_batch or efficient_batch(costs, ladder[0], 8)
+    service = ServiceSettings(model=Path(), **{name: value for name, value in named.items() if value})
+    ladder = service.ladder(profile.anatomy["budgets"])
+    slots = args.max_batch or costs.efficient_batch(ladder[0], 8)
     policy = PolicySettings(slots=slots, max_queue=args.max_queue)
     trace = read_trace(args.trace)
     outcomes = simulate(trace, ladder, costs, policy, deadline_ms=args.deadline_ms, replicas=args.replicas)

@@ -126,7 +126,7 @@ def test_the_commands_of_the_serving_guide_run_as_written(tmp_path, monkeypatch,
     lines = commands("serving.md")
     assert lines[:2] == ["pip install 'elit-diffusion[serve]'", lines[1]]
     service = serve.settings(serve.parse(shlex.split(lines[1], comments=True)[2:]), "cpu", needs_key=False)
-    assert (service.model, service.deadline_ms) == ("fashion", 2000)
+    assert (str(service.model), service.deadline_ms) == ("fashion", 2000)
     less = {"loadtest": ["--seconds", "1"], "profile": ["--seconds", "0"], "serve": []}
     with served(replace(service, model=str(model), rungs=(), deadline_ms=60_000, name="fashion")) as (url, _, _):
         for line in lines[2:]:

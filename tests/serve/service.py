@@ -21,6 +21,9 @@ from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
 
 PROFILE = {
+    "recipe": {},
+    "rows": [],
+    "rounds": 0,
     "cost": {
         "prices": {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 0},
         "overlapping": False,
@@ -66,7 +69,7 @@ class LocalBackend:
 
     async def describe(self) -> dict[str, Any]:
         self._start()
-        return self.replica.engine.describe()
+        return self.replica.describe()
 
     async def generate(self, job: Job) -> dict[str, Any]:
         self._start()
@@ -85,9 +88,9 @@ def served(
     """URL, replica and app of a running service. replica: default that of a `saved_model`, with `PROFILE` as its costs,
     or each service would measure for four seconds first."""
     if replica is None:
-        profile = Path(service.model).with_name("profile.json")
+        profile = service.model.with_name("profile.json")
         profile.write_text(json.dumps(PROFILE))
-        replica = load_replica(replace(service, profile=str(profile)))
+        replica = load_replica(replace(service, profile=profile))
     backend = LocalBackend(replica)
     app = make_app(service, backend, key=key)
     with socket.socket() as probe:

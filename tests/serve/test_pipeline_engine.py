@@ -17,7 +17,6 @@ from service import served
 import elit
 from elit.cli.main import main
 from elit.elastic.stock import StockPipeline
-from elit.serve.costs import Setting
 from elit.serve.pipeline_engine import PipelineEngine
 from elit.serve.replica import Replica, load_replica
 from elit.serve.settings import ServiceSettings
@@ -145,9 +144,9 @@ def test_a_call_that_fails_is_the_error_of_its_request_alone(service, stock, mon
 
 def test_what_is_alike_shares_a_call_and_what_is_not_does_not(stock):
     engine = PipelineEngine(stock, exact=False)
-    setting, other = Setting(steps=2, budget=4), Setting(steps=2, budget=2)
+    setting, other = elit.Sampling(steps=2, budget=4), elit.Sampling(steps=2, budget=2)
     asked = [("a boat", [1, 2], setting), ("a kite", [3], setting), ("a kite", [3], other)]
-    images = [engine.begin(prompt, seeds, each, 1.0) for prompt, seeds, each in asked]
+    images = [engine.begin(prompt, seeds, each) for prompt, seeds, each in asked]
     engine.step(images)
     first, second, third = (each.batches[0] for each in images)
     assert first is second

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from service import PROFILE, saved_model
 
-from elit.serve.costs import Costs, efficient_batch, ladder
+from elit.planner.cost import Costs
 from elit.serve.loadtest import Arrival, Outcome, arrivals, bursty_rates, over_time, read_trace, summarize, trace_text
 from elit.serve.policy import PolicySettings
-from elit.serve.requests import qualities
+from elit.serve.settings import ServiceSettings
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import serving
@@ -19,7 +19,7 @@ import simulator
 from simulator import simulate
 
 COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
-RUNGS = ladder(range(1, 17), steps=8)
+RUNGS = ServiceSettings(model="digits", steps=8, least_steps=8).ladder(range(1, 17))
 
 
 def test_one_request_alone_takes_what_the_costs_say():
@@ -40,7 +40,7 @@ def test_first_come_first_served_is_the_single_server_queue():
 
 
 def test_elastic_meets_more_deadlines_than_full_and_gives_more_than_the_floor():
-    slots = efficient_batch(COSTS, RUNGS[0], 8)
+    slots = COSTS.efficient_batch(RUNGS[0], 8)
     capacity = COSTS.rate(RUNGS[-1], slots)
     trace = arrivals(bursty_rates(60, 1.6 * capacity, seed=3), seed=3)
 
@@ -64,13 +64,6 @@ def test_replicas_share_the_load():
     )
     assert eight["violations"] < one["violations"]
     assert eight["mean_budget"] > one["mean_budget"]
-
-
-def test_qualities_are_parts_of_the_ladder():
-    accepted = qualities(RUNGS)
-    assert accepted["high"] == (RUNGS[-1:], len(RUNGS) - 1)
-    assert accepted["auto"] == (RUNGS, 0)
-    assert accepted["low"][0][-1] == accepted["medium"][0][0]
 
 
 def test_traces_are_a_function_of_their_seed_and_keep_their_mean(tmp_path):

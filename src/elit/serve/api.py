@@ -1,4 +1,4 @@
-"""HTTP: OpenAI's images API, and beside it health, readiness and metrics. It knows neither Ray nor torch.
+"""HTTP: OpenAI's images API, and beside it health, readiness and metrics. No Ray, no torch.
 
 POST /v1/images/generations    GET /v1/models, /v1/models/NAME    GET /health, /ready    GET /metrics
 """
@@ -25,18 +25,22 @@ from elit.serve.settings import ServiceSettings
 
 log = logging.getLogger("elit.serve")
 OPEN = ("/health", "/ready")
-"""What needs no key."""
+"""Paths without a key."""
+
+NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) | {
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}
+}
 
 
 class Backend(Protocol):
-    """Where jobs go."""
+    """The replicas, which jobs go to."""
 
     async def describe(self) -> dict[str, Any]:
-        """`Engine.describe()` of the model. Raises ApiError where there is none yet."""
+        """`replica.describe` of the model. Raises ApiError where there is none yet."""
         ...
 
     async def generate(self, job: Job) -> dict[str, Any]:
-        """A replica's answer: images and how they were made, or why not. Raises ApiError."""
+        """A replica's answer: images and their settings, or a refusal. Raises ApiError."""
         ...
 
     def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
@@ -45,7 +49,7 @@ class Backend(Protocol):
 
 
 def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = None) -> FastAPI:
-    """The app. Its `state` has `metrics`, and `draining`, which turns new requests away."""
+    """The app. Its `state` has `metrics`, and `draining`, which refuses new requests."""
     app = FastAPI(title="elit serve", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.metrics, app.state.draining = Metrics(), False
     metrics: Metrics = app.state.metrics
@@ -57,13 +61,13 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         known = "POST /v1/images/generations, GET /v1/models, /health, /ready and /metrics"
-        message = {404: f"no such path; there are {known}", 405: f"method not allowed; there are {known}"}
-        return as_response(ApiError(error.status_code, message.get(error.status_code, error.detail)))
+        message = {404: "no such path", 405: "method not allowed"}.get(error.status_code)
+        return as_response(ApiError(error.status_code, f"{message}; there are {known}" if message else error.detail))
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
         if key and request.url.path not in OPEN and not has_key(request, key):
-            response: Response = as_response(ApiError(401, "no valid API key: send Authorization: Bearer KEY"))
+            response: Response = as_response(ApiError(401, "invalid API key; send Authorization: Bearer KEY"))
         else:
             try:
                 response = await call_next(request)
@@ -90,17 +94,17 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [await about_model()]}
+        return {"object": "list", "data": [await model_info()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
             raise ApiError(404, f"model: {name[:64]!r} is not served here; give {service.name!r}", param="model")
-        return await about_model()
+        return await model_info()
 
-    async def about_model() -> dict[str, Any]:
-        about = await backend.describe()
-        return {"id": service.name, "object": "model", "created": 0, "owned_by": "elit", "elit": about}
+    async def model_info() -> dict[str, Any]:
+        info = await backend.describe()
+        return {"id": service.name, "object": "model", "created": 0, "owned_by": "elit", "elit": info}
 
     @app.post("/v1/images/generations")
     async def generate(request: Request) -> Response:
@@ -135,7 +139,7 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
                         check_served(answer)
                         count(answer, job)
                         for image in answer["images"]:
-                            event = {"b64_json": base64_of(image), "usage": no_usage(), "elit": report(answer, job)}
+                            event = {"b64_json": base64_of(image), "usage": NO_USAGE, "elit": report(answer, job)}
                             yield as_event("image_generation.completed", event | common(wanted, job, answer))
             except ApiError as error:
                 count_failure(error)
@@ -169,7 +173,7 @@ def has_key(request: Request, key: str) -> bool:
 
 async def read_body(request: Request, service: ServiceSettings) -> bytes:
     """The body, of at most `most_body` bytes within `body_seconds`. Raises ApiError."""
-    too_large = ApiError(413, f"body: give at most {service.most_body} bytes")
+    too_large = ApiError(413, f"body must have at most {service.most_body} bytes")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length[:20]) > service.most_body:
         raise too_large
@@ -182,14 +186,14 @@ async def read_body(request: Request, service: ServiceSettings) -> bytes:
                     raise too_large
                 parts.append(part)
     except TimeoutError:
-        raise ApiError(408, f"body: did not come within {service.body_seconds:g} s") from None
+        raise ApiError(408, f"body must arrive within {service.body_seconds:g} s") from None
     except ClientDisconnect:
         raise ApiError(400, "body: the connection was closed") from None
     return b"".join(parts)
 
 
 def check_served(answer: dict[str, Any]) -> None:
-    """Raises ApiError for an answer that is none."""
+    """Raises ApiError for a refusal, and for what the model does not take."""
     if "refused" in answer:
         seconds = max(1, math.ceil(answer["retry_after"]))
         why = {
@@ -202,16 +206,14 @@ def check_served(answer: dict[str, Any]) -> None:
 
 
 def as_images(answer: dict[str, Any], wanted: ImageRequest, job: Job, service: ServiceSettings) -> dict[str, Any]:
-    """OpenAI's ImagesResponse, and under "elit" what was served."""
-    if wanted.response_format == "url":
-        start = f"data:image/{job.output_format};base64,"
-        data = [{"url": start + base64_of(image)} for image in answer["images"]]
-    else:
-        data = [{"b64_json": base64_of(image)} for image in answer["images"]]
+    """OpenAI's ImagesResponse, with the settings of the images under "elit"."""
+    name, start = (
+        ("url", f"data:image/{job.output_format};base64,") if wanted.response_format == "url" else ("b64_json", "")
+    )
     width, height = answer["size"]
     return {
         "created": int(time.time()),
-        "data": data,
+        "data": [{name: start + base64_of(image)} for image in answer["images"]],
         "output_format": job.output_format,
         "size": f"{width}x{height}",
         "model": service.name,
@@ -220,28 +222,17 @@ def as_images(answer: dict[str, Any], wanted: ImageRequest, job: Job, service: S
 
 
 def report(answer: dict[str, Any], job: Job) -> dict[str, Any]:
-    """What was served."""
+    """How images were made."""
     names = ("budget", "steps", "guidance", "gflops", "queue_ms", "compute_ms", "batch", "replica")
     more = {"seeds": list(job.seeds), "deadline_met": time.time() <= job.deadline}
     return {name: answer[name] for name in names} | more
 
 
 def common(wanted: ImageRequest, job: Job, answer: dict[str, Any]) -> dict[str, Any]:
-    """What all events of a stream say."""
-    width, height = answer["size"]
-    quality = wanted.quality or "auto"
-    return {
-        "created_at": int(time.time()),
-        "output_format": job.output_format,
-        "size": f"{width}x{height}",
-        "quality": quality,
-        "background": "opaque",
-    }
-
-
-def no_usage() -> dict[str, Any]:
-    details = {"image_tokens": 0, "text_tokens": 0}
-    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details}
+    """The fields of all events of a stream."""
+    size, quality = "{}x{}".format(*answer["size"]), wanted.quality or "auto"
+    more = {"output_format": job.output_format, "size": size, "quality": quality, "background": "opaque"}
+    return {"created_at": int(time.time())} | more
 
 
 def as_event(kind: str, content: dict[str, Any]) -> str:

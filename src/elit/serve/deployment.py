@@ -1,4 +1,4 @@
-"""Ray Serve around it: a deployment of replicas, each with a model, and one that speaks HTTP and sends jobs to them.
+"""Ray Serve: a deployment of replicas, each with a model, and a gateway that speaks HTTP and sends jobs to them.
 
     client -> Serve's proxy -> Gateway (api.py) -> Engines, one of two with the shorter queue -> policy, engine
 
@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from ray import serve
@@ -30,10 +30,10 @@ GRACE = 5.0
 
 
 def listen_on_loopback() -> None:
-    """Where Ray is on this machine alone, this process's gRPC servers are too.
+    """Binds this process's gRPC servers to loopback where Ray is on this machine alone.
 
-    A replica of Serve opens one for calls of other replicas, on all addresses whatever Ray's own are, and what comes in
-    is unpickled: nobody else may reach it.
+    A replica of Serve opens one for calls of other replicas, on all addresses whatever Ray's own are, and unpickles
+    what arrives: no other machine may reach it.
     """
     import grpc.aio
 
@@ -74,8 +74,8 @@ class Engines:
     async def describe(self) -> dict[str, Any]:
         self._start()
         policy = self.replica.policy
-        own = {"slots": policy.settings.slots, "costs": vars(policy.costs)}
-        return self.replica.engine.describe() | own | {"process": os.getpid(), "replica": self.replica.name}
+        own = {"slots": policy.settings.slots, "costs": vars(policy.costs), "process": os.getpid()}
+        return self.replica.describe() | own | {"replica": self.replica.name}
 
     async def generate(self, job: Job) -> dict[str, Any]:
         self._start()
@@ -91,31 +91,25 @@ class Engines:
 
 
 class Router:
-    """Sends jobs to replicas: the app's backend."""
+    """The app's backend, which sends jobs to replicas."""
 
     def __init__(self, engines: DeploymentHandle, retried: Callable[[], None]):
         self.engines, self.retried = engines, retried
-        self.about: dict[str, Any] | None = None
+        self.model: dict[str, Any] | None = None
 
     async def describe(self) -> dict[str, Any]:
-        if self.about is None:
-            self.about = await self._guarded(self._describe, 10.0)
-        return self.about
-
-    async def _describe(self) -> dict[str, Any]:
-        return await self.engines.describe.remote()
+        if self.model is None:
+            self.model = await self._guarded(lambda: self.engines.describe.remote(), 10.0)
+        return self.model
 
     async def generate(self, job: Job) -> dict[str, Any]:
         for attempt in range(TRIES):
             patience = job.deadline - time.time() + GRACE
             try:
-                return await self._guarded(lambda: self._ask(job), max(patience, GRACE))
+                return await self._guarded(lambda: self.engines.generate.remote(job), max(patience, GRACE))
             except RayActorError:
                 self._count_retry(attempt, job)
         raise unavailable("the replicas that had this request died")
-
-    async def _ask(self, job: Job) -> dict[str, Any]:
-        return await self.engines.generate.remote(job)
 
     async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         for attempt in range(TRIES):
@@ -139,8 +133,8 @@ class Router:
             raise unavailable("a replica died, and the deadline has passed") from None
         log.warning("replica died; job %s is sent again (%d)", job.id, attempt + 1)
 
-    async def _guarded(self, ask: Callable[[], Coroutine[Any, Any, Any]], seconds: float) -> Any:
-        """What a replica answers, within `seconds`. Raises ApiError, and RayActorError where the replica died."""
+    async def _guarded(self, ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
+        """A replica's answer within `seconds`. Raises ApiError, and RayActorError where the replica died."""
         try:
             async with asyncio.timeout(seconds):
                 return await ask()
@@ -171,7 +165,7 @@ class Gateway:
         from elit.serve import deployment
 
         deployment.listen_on_loopback()
-        deployment._process.gateway = self
+        deployment.gateways.append(self)
         self.engines, self.service = engines, ServiceSettings.from_dict(service)
         self.http_app: Any = None
 
@@ -184,7 +178,7 @@ class Gateway:
         return self.http_app
 
     async def drain(self, seconds: float) -> int:
-        """Turns new requests away, and waits for those here; returns how many are left after `seconds`."""
+        """Refuses new requests, and waits for unanswered ones; returns how many are left after `seconds`."""
         self.http_app.state.draining = True
         metrics = self.http_app.state.metrics
         end = time.monotonic() + seconds
@@ -193,48 +187,34 @@ class Gateway:
         return int(metrics.unanswered)
 
 
-class _Process:
-    """The gateway of this process: Serve builds the app apart from the object it belongs to."""
-
-    gateway: Gateway | None = None
-
-
-_process = _Process()
+gateways: list[Gateway] = []
+"""The gateway of this process: Serve builds the app apart from the object it belongs to."""
 
 
 def build_app() -> Any:
     """The app of this process's gateway; Serve calls it after the gateway's constructor."""
     from elit.serve import deployment  # the module's own state, not that of a pickled copy
 
-    if deployment._process.gateway is None:
-        raise RuntimeError("no gateway in this process")
-    return deployment._process.gateway.build()
+    return deployment.gateways[-1].build()
 
 
 def application(options: dict[str, Any]) -> Any:
     """Serve's application, as a config's import_path names it.
 
-    options: `ServiceSettings` by name, and beside them replicas, min_replicas and max_replicas, cpus and gpus of a
-    replica, drain_seconds. Raises ValueError for others.
+    options: `ServiceSettings` by name. Raises ValueError for others.
     """
-    options = dict(options)
-    replicas, low, high = options.pop("replicas", 1), options.pop("min_replicas", 0), options.pop("max_replicas", 0)
-    cpus, gpus = options.pop("cpus", 1.0), options.pop("gpus", 0.0)
-    drain = options.pop("drain_seconds", 30.0)
     service = ServiceSettings.from_dict(options)
-    # Everything that a replica's policy may hold; it refuses what is beyond.
-    ongoing = service.max_queue + 64
-    scale: dict[str, Any] = {"num_replicas": replicas}
-    if high:
-        autoscaling = {"min_replicas": max(1, low), "max_replicas": high, "target_ongoing_requests": 4}
-        scale = {"autoscaling_config": autoscaling}
+    scale: dict[str, Any] = {"num_replicas": service.replicas}
+    if high := service.max_replicas:
+        low = max(1, service.min_replicas)
+        scale = {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 4}}
     engines: Any = serve.deployment(
         Engines,
         name="Engines",
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        max_ongoing_requests=ongoing,
+        ray_actor_options={"num_cpus": service.cpus, "num_gpus": service.gpus or 0.0},
+        max_ongoing_requests=service.max_queue + 64,  # more than a replica's policy holds; it refuses the rest
         max_queued_requests=service.max_queue,
-        graceful_shutdown_timeout_s=drain,
+        graceful_shutdown_timeout_s=service.drain_seconds,
         health_check_period_s=2.0,
         health_check_timeout_s=20.0,
         **scale,
@@ -245,6 +225,6 @@ def application(options: dict[str, Any]) -> Any:
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=drain,
+        graceful_shutdown_timeout_s=service.drain_seconds,
     )
     return gateway.bind(engines.bind(service.to_dict()), service.to_dict())

@@ -20,17 +20,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elit.budgets import evenly_spaced
 from elit.costs.flops import count_flops
 from elit.elastic.load import load_model
-from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
-from elit.planner.cost import non_negative_prices
+from elit.planner.cost import Costs, non_negative_prices
 from elit.pretrained import model_folder
 from elit.sampling.autoencoders import downsampling, load_autoencoder
 from elit.sampling.engine import NetworkEngine, NetworkRun
 from elit.sampling.pictures import image_grid
 from elit.sampling.settings import Sampling
-from elit.serve.costs import Costs, Setting, spread
 
 MOST_COSTS = 17
 """Budgets of which a service tells the cost of a step; between them it is nearly linear."""
@@ -43,7 +42,7 @@ class Images:
     """The images of one request in progress, a run each."""
 
     runs: list[NetworkRun]
-    setting: Setting
+    setting: Sampling
     error: Exception | None = None
 
     @property
@@ -114,25 +113,24 @@ class Engine:
     @cached_property
     def _step_gflops(self) -> list[tuple[int, float]]:
         """(latents per group, GFLOPs) of one branch of a step of one image; 0 latents where there is no dial."""
-        counts: Sequence[int | None] = spread(self.budgets, MOST_COSTS) or [None]
+        counts: Sequence[int | None] = evenly_spaced(self.budgets, MOST_COSTS) or [None]
         return [(count or 0, count_flops(self.model, budget=count) / 1e9) for count in counts]
 
     def begin(
         self,
         prompt: str,
         seeds: Sequence[int],
-        setting: Setting,
-        scale: float,
+        setting: Sampling,
         *,
         size: tuple[int, int] | None = None,
         negative: str = "",
     ) -> Images:
-        """Noise and conditions of a request; its guidance has `scale`. size, negative: a network has one and none.
+        """Noise and conditions of a request. size, negative: a network has one and none.
 
         Raises ValueError for an unknown class.
         """
-        y, sampling = self.engine.conditions([prompt]), sampling_of(setting, scale)
-        return Images([self.engine.begin(y, [seed], sampling) for seed in seeds], setting)
+        y = self.engine.conditions([prompt])
+        return Images([self.engine.begin(y, [seed], setting) for seed in seeds], setting)
 
     def step(self, running: Sequence[Images]) -> None:
         """One step of all."""
@@ -149,9 +147,9 @@ class Engine:
     def leave(self, images: Images) -> None:
         """Nobody waits for these images any more: they hold nothing but their tensors."""
 
-    def gflops(self, setting: Setting, scale: float, size: tuple[int, int] | None = None) -> float:
+    def gflops(self, setting: Sampling, size: tuple[int, int] | None = None) -> float:
         """Of one image, all steps and guidance."""
-        return self.engine.gflops(sampling_of(setting, scale))
+        return self.engine.gflops(setting)
 
     def measure(self, *, seconds: float = 4.0) -> Costs:
         """What steps take here: forwards at the least, the middle and the full budget, of one image, of two, guided."""
@@ -178,7 +176,7 @@ class Engine:
         ]
         relative = np.array(rows, dtype=np.float64) / np.array(ms)[:, None]
         call, core, around, linear, square = non_negative_prices(relative)
-        image = self.begin(self.example(), [0], Setting(steps=1, budget=budgets[-1] if budgets else None), 1.0)
+        image = self.begin(self.example(), [0], Sampling(steps=1, budget=budgets[-1] if budgets else None))
         finish = statistics.median(self._timed(lambda: self.finish(image)) for _ in range(3))
         return Costs(
             call=call, core=core, around=around, linear=linear, square=square, image=finish, separate=self.exact
@@ -193,14 +191,6 @@ class Engine:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return 1e3 * (time.perf_counter() - start)
-
-
-def sampling_of(setting: Setting, scale: float) -> Sampling:
-    """The settings of an image; a guided one has elit.CFG or elit.CCFG."""
-    guidance: Guidance | None = None
-    if setting.guided:
-        guidance = CFG(scale) if setting.weak_budget is None else CCFG(scale, setting.weak_budget)
-    return Sampling(steps=setting.steps, budget=setting.budget, guidance=guidance)
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a service tells Prometheus: counted where requests come in, from what the replicas answer."""
+"""Metrics for Prometheus, counted at the gateway from the answers of the replicas."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,29 +17,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._make(Counter, "requests", "Answers by HTTP status", ["status"])
-        self.rejections = self._make(Counter, "rejections", "Refused requests by reason", ["reason"])
-        self.images = self._make(Counter, "images", "Images served by latents per group and steps", ["budget", "steps"])
-        self.latency = self._make(
-            Histogram, "latency_seconds", "From arrival to answer, of what was served", [], SECONDS
-        )
-        self.wait = self._make(Histogram, "queue_wait_seconds", "Before the first step", [], SECONDS)
-        self.batch = self._make(
-            Histogram, "batch_images", "Images in progress, mean over a request's steps", [], (1, 2, 4, 8, 16, 32, 64)
-        )
-        self.deadlines = self._make(Counter, "deadlines", "Requests by whether their deadline was met", ["met"])
-        self.attainment = self._make(Gauge, "slo_attainment", "Share of all requests answered with images in time", [])
-        self.queue = self._make(
-            Gauge, "queue_length", "Requests waiting at a replica when it answered last", ["replica"]
-        )
-        self.in_flight = self._make(Gauge, "in_flight", "Requests without an answer", [])
-        self.retries = self._make(Counter, "retries", "Requests sent again since a replica died", [])
+        make = self._make
+        self.requests = make(Counter, "requests", "Answers by HTTP status", ["status"])
+        self.rejections = make(Counter, "rejections", "Refused requests by reason", ["reason"])
+        self.images = make(Counter, "images", "Images served by latents per group and steps", ["budget", "steps"])
+        self.latency = make(Histogram, "latency_seconds", "From arrival to answer, of served requests", [], SECONDS)
+        self.wait = make(Histogram, "queue_wait_seconds", "Before the first step", [], SECONDS)
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self.batch = make(Histogram, "batch_images", "Images in progress, mean over a request's steps", [], sizes)
+        self.deadlines = make(Counter, "deadlines", "Requests by whether their deadline was met", ["met"])
+        self.attainment = make(Gauge, "slo_attainment", "Share of all requests answered with images in time", [])
+        self.queue = make(Gauge, "queue_length", "Requests waiting at a replica at its last answer", ["replica"])
+        self.in_flight = make(Gauge, "in_flight", "Requests without an answer", [])
+        self.retries = make(Counter, "retries", "Requests sent again since a replica died", [])
         self.attained = self.judged = self.unanswered = 0
         self.attainment.set(1)
 
-    def _make(self, kind: Any, name: str, about: str, labels: list[str], buckets: Any = None) -> Any:
+    def _make(self, kind: Any, name: str, help: str, labels: list[str], buckets: Any = None) -> Any:
         more = {"buckets": buckets} if buckets else {}
-        return kind(f"elit_{name}", about, labels, registry=self.registry, **more)
+        return kind(f"elit_{name}", help, labels, registry=self.registry, **more)
 
     @contextmanager
     def in_progress(self) -> Iterator[None]:

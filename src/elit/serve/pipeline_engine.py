@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from elit.budgets import evenly_spaced
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.stock import EXAMPLE, StockPipeline
-from elit.planner.cost import non_negative_prices
-from elit.serve.costs import Costs, Setting, spread
+from elit.planner.cost import Costs, branch_latents, non_negative_prices
+from elit.sampling.settings import Sampling
 from elit.serve.engine import MOST_COSTS, encode
 
 MEASURED_STEPS = 3
@@ -41,7 +42,7 @@ class PipelineImages:
     prompt: str
     negative: str
     seeds: tuple[int, ...]
-    setting: Setting
+    setting: Sampling
     scale: float
     size: tuple[int, int]
     step: int = 0
@@ -97,21 +98,21 @@ class PipelineEngine:
     def _step_gflops(self) -> list[tuple[int, float]]:
         """(latents per window, GFLOPs) of one branch of a step of one image."""
         return [
-            (count, self.stock.flops(budget=count, size=self.size) / 1e9) for count in spread(self.budgets, MOST_COSTS)
+            (count, self.stock.flops(budget=count, size=self.size) / 1e9)
+            for count in evenly_spaced(self.budgets, MOST_COSTS)
         ]
 
     def begin(
         self,
         prompt: str,
         seeds: Sequence[int],
-        setting: Setting,
-        scale: float,
+        setting: Sampling,
         *,
         size: tuple[int, int] | None = None,
         negative: str = "",
     ) -> PipelineImages:
         """A request, whose call begins with its first step."""
-        return PipelineImages(prompt, negative, tuple(seeds), setting, scale, size or self.size)
+        return PipelineImages(prompt, negative, tuple(seeds), setting, scale_of(setting), size or self.size)
 
     def step(self, running: Sequence[PipelineImages]) -> None:
         """One step of all; where a call fails, its requests have an `error`."""
@@ -138,7 +139,7 @@ class PipelineEngine:
 
         def alike(each: PipelineImages) -> Any:
             setting = each.setting
-            return each.size, setting.steps, setting.budget or 0, setting.weak_budget or 0, each.scale
+            return each.size, setting.steps, setting.budget or 0, weak_of(setting) or 0, each.scale
 
         for _, group in groupby(sorted(new, key=alike), key=alike):
             together = list(group)
@@ -157,7 +158,7 @@ class PipelineEngine:
             steps=one.setting.steps,
             budget=one.setting.budget,
             scale=one.scale,
-            guidance_budget=one.setting.weak_budget,
+            guidance_budget=weak_of(one.setting),
             size=one.size,
             negatives=[each.negative for each in rows],
         )
@@ -176,10 +177,10 @@ class PipelineEngine:
             if not batch.requests:
                 batch.call.give_up()
 
-    def gflops(self, setting: Setting, scale: float, size: tuple[int, int] | None = None) -> float:
+    def gflops(self, setting: Sampling, size: tuple[int, int] | None = None) -> float:
         """Of one image, all steps and guidance: the transformer's blocks, Read and Write."""
         size = size or self.size
-        branches = [self.stock.flops(budget=count, size=size) for count in setting.branches]
+        branches = [self.stock.flops(budget=count, size=size) for count in branch_latents(setting)]
         return setting.steps * sum(branches) / 1e9
 
     def measure(self) -> Costs:
@@ -189,7 +190,7 @@ class PipelineEngine:
         rows, ms, ends = [], [], []
         for count in (1,) if self.exact else (1, 2):
             for latents in measured:
-                step_ms, end_ms = self._time(count, Setting(steps=MEASURED_STEPS, budget=latents))
+                step_ms, end_ms = self._time(count, Sampling(steps=MEASURED_STEPS, budget=latents))
                 rows.append((0 if self.exact else 1, count, count * latents, count * latents**2))
                 ms.append(step_ms)
                 ends.append(end_ms / count)
@@ -207,10 +208,9 @@ class PipelineEngine:
             separate=self.exact,
         )
 
-    def _time(self, count: int, setting: Setting) -> tuple[float, float]:
+    def _time(self, count: int, setting: Sampling) -> tuple[float, float]:
         """Milliseconds of a step, and of all else (text encoder, autoencoder, files)."""
-        scale = 1.0 if self.stock.guides_by else self.stock.own_scale
-        images = self.begin(self.example(), range(count), setting, scale)
+        images = self.begin(self.example(), range(count), setting)
         steps = []
         start = time.perf_counter()
         for _ in range(setting.steps):
@@ -230,3 +230,11 @@ class PipelineEngine:
         device = self.stock.transformer.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+
+def scale_of(setting: Sampling) -> float:
+    return setting.guidance.scale if setting.guidance else 1.0
+
+
+def weak_of(setting: Sampling) -> Any:
+    return setting.guidance.budget if setting.guidance else None

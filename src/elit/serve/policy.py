@@ -1,11 +1,11 @@
-"""Which requests start, at what budget, and which are refused. Pure: it knows neither Ray nor torch nor a clock.
+"""The policy of a replica: the requests that start, their budgets, and refusals. Pure: no Ray, no network, no clock.
 
-A replica asks between two steps. Requests wait in the order of their deadlines, and a timeline says when each would be
-done: `slots` images in progress at a time, the next in order where one is done. From it follows all else.
+It decides between two steps. Requests wait in the order of their deadlines, and a timeline predicts when each would be
+done: `slots` images in progress at a time, the next in order where one is done. Everything else follows from it.
 
-    admission   a request is taken if, with everybody at the least they accept, nobody becomes late; else it is refused
-                at once, with the seconds after which it would be taken
-    level       the highest rung of the ladder of settings at which nobody who waits becomes late, clipped for each
+    admission   a request is taken if, with all requests at the least they accept, none becomes late; else it is
+                refused at once, with the seconds after which it would be taken
+    level       the highest rung of the ladder of settings at which no waiting request becomes late, clipped for each
                 request to what it accepts; it falls at once, and rises after `hold` seconds in which it could
     order       the earliest deadline first; as many start as there are free slots
 
@@ -17,31 +17,31 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from elit.serve.costs import Costs, Setting
+from elit.planner.cost import Costs
+from elit.sampling.settings import Sampling
+
+HALF_LIFE = 10.0
+"""Seconds without a step in which an observed slowdown halves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a client asks for. Times are seconds on any one clock."""
+    """A request of a client. Times are seconds on any one clock."""
 
     id: str
     arrival: float
     deadline: float
-    settings: tuple[Setting, ...]
-    """What it accepts, from the least to the wished."""
+    settings: tuple[Sampling, ...]
+    """The settings it accepts, from the least to the preferred."""
     first: int = 0
     """Rung of the ladder that settings[0] is."""
     images: int = 1
 
-    def __post_init__(self) -> None:
-        if not self.settings or self.images < 1:
-            raise ValueError(f"request {self.id}: needs at least one setting and one image")
-
     @property
-    def least(self) -> Setting:
+    def least(self) -> Sampling:
         return self.settings[0]
 
-    def at(self, level: int) -> Setting:
+    def at(self, level: int) -> Sampling:
         """The rung `level`, or the nearest that it accepts."""
         return self.settings[min(max(level - self.first, 0), len(self.settings) - 1)]
 
@@ -51,7 +51,7 @@ class Running:
     """A request in progress."""
 
     request: Request
-    setting: Setting
+    setting: Sampling
     steps_left: int
 
 
@@ -66,18 +66,18 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Decision:
-    starts: tuple[tuple[Request, Setting], ...] = ()
+    starts: tuple[tuple[Request, Sampling], ...] = ()
     refused: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What the owner of a service decides."""
+    """The limits of a policy."""
 
     slots: int = 8
     """Images in progress at a time."""
     max_queue: int = 64
-    """Images that wait at most."""
+    """Limit of waiting images."""
     safety: float = 1.1
     """Predicted times are taken this many times longer."""
     overhead_ms: float = 0.0
@@ -87,15 +87,7 @@ class PolicySettings:
     hold: float = 0.5
     """Seconds for which a higher level must have been possible before it is taken."""
     refuse: bool = True
-    """False: take all that the queue holds, and serve it late (what a plain server does)."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("slots", 1), ("max_queue", 1), ("safety", 1.0), ("overhead_ms", 0.0), ("hold", 0.0)):
-            value = getattr(self, name)
-            if not (value >= low and math.isfinite(value)):
-                raise ValueError(f"{name}={value}: give at least {low}")
-        if not 0 <= self.reserve < 1:
-            raise ValueError(f"reserve={self.reserve}: give a share in [0, 1)")
+    """False: take everything that the queue holds, and serve it late, as a plain server does."""
 
 
 @dataclass
@@ -110,18 +102,21 @@ class Policy:
     """By deadline, then arrival."""
     running: list[Running] = field(default_factory=list)
     slowdown: float = 1.0
-    """How much longer steps take than the costs say, by what was observed lately."""
+    """The time of recent steps over their predicted time."""
     level: int = -1
     _possible: int = -1
     _limited: float = -math.inf
+    _last: float = 0.0
+    """When a request or a decision came last."""
 
     def __post_init__(self) -> None:
         self.level = self._possible = self.levels - 1
 
-    # What happens
-
     def arrive(self, request: Request, now: float) -> Refusal | None:
-        """A request comes: it waits, unless it is refused."""
+        """Queues a request, unless it is refused."""
+        if not self.running and self.slowdown > 1:  # no step corrects it, and it may refuse everything
+            self.slowdown = 1 + (self.slowdown - 1) * 0.5 ** ((now - self._last) / HALF_LIFE)
+        self._last = now
         if self._images(self.waiting) + request.images > self.settings.max_queue and self.waiting:
             drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
             return Refusal(request=request, reason="queue", retry_after=drained)
@@ -131,17 +126,18 @@ class Policy:
         return None
 
     def leave(self, id: str) -> bool:
-        """A client has gone, or its request has failed: its place is free. Whether it was here."""
+        """Frees the place of a request whose client has gone or which has failed; returns whether it was here."""
         before = len(self.waiting) + len(self.running)
         self.waiting = [request for request in self.waiting if request.id != id]
         self.running = [each for each in self.running if each.request.id != id]
         return len(self.waiting) + len(self.running) < before
 
     def decide(self, now: float) -> Decision:
-        """Between two steps: who starts, at what, and who can no longer be met (where steps took longer than thought).
+        """The requests that start between two steps, and those that can no longer be met, since steps took longer.
 
-        Where anybody waits and nothing runs, somebody starts.
+        Where any request waits and nothing runs, one starts.
         """
+        self._last = now
         if not self.waiting or not self._free(self.running, self.waiting[0]):
             return Decision()
         refused = tuple(self._hopeless(now)) if self.settings.refuse else ()
@@ -160,10 +156,10 @@ class Policy:
         return Decision(tuple(starts), refused)
 
     def stepped(self, ms: float | None = None) -> list[Running]:
-        """A step is over, which took `ms`; returns what is done."""
+        """Counts a step of `ms`; returns the requests that are done."""
         predicted = self.costs.step_ms((each.setting, each.request.images) for each in self.running)
         if ms is not None and predicted > 0:
-            # A single step may be disturbed by anything: a tenth of what it says, and at most 4 times the old value.
+            # A single step may be disturbed by anything: it counts a tenth, and at most 4 times the old value.
             ratio = min(ms / predicted, 4 * self.slowdown)
             self.slowdown = max(0.25, 0.9 * self.slowdown + 0.1 * ratio)
         for each in self.running:
@@ -172,10 +168,8 @@ class Policy:
         self.running = [each for each in self.running if each.steps_left > 0]
         return done
 
-    # What will happen
-
-    def finishes(self, now: float, waiting: Sequence[tuple[Request, Setting]]) -> Iterable[tuple[Request, float]]:
-        """When each would be done that runs, and that waits, in this order, at these settings; as they end."""
+    def finishes(self, now: float, waiting: Sequence[tuple[Request, Sampling]]) -> Iterable[tuple[Request, float]]:
+        """When running requests, and waiting ones in this order and at these settings, would be done; as they end."""
         scale = self.settings.safety * self.slowdown / 1e3
         running = [Running(each.request, each.setting, each.steps_left) for each in self.running]
         place, at = 0, now
@@ -196,7 +190,7 @@ class Policy:
             running = [each for each in running if each.steps_left > 0]
 
     def _delay_caused(self, now: float, request: Request) -> float:
-        """By how many seconds, with everybody at the least, somebody misses a deadline because of `request`."""
+        """The seconds by which, with all at the least, a deadline is missed because of `request`."""
         late = self._late(now, sorted([*self.waiting, request], key=by_deadline))
         if late and request.id not in late:
             before = self._late(now, self.waiting)
@@ -204,20 +198,20 @@ class Policy:
         return max(late.values(), default=0.0)
 
     def _late(self, now: float, waiting: Sequence[Request]) -> dict[str, float]:
-        """Who misses a deadline with everybody at the least, and by how many seconds."""
+        """The requests that miss a deadline with all at the least, and by how many seconds."""
         ends = self.finishes(now, [(each, each.least) for each in waiting])
         return {request.id: at - request.deadline for request, at in ends if at > request.deadline}
 
-    def _met(self, now: float, waiting: Sequence[tuple[Request, Setting]]) -> bool:
+    def _met(self, now: float, waiting: Sequence[tuple[Request, Sampling]]) -> bool:
         reserve = self.settings.reserve
         ends = self.finishes(now, waiting)
         return all(at <= each.deadline - reserve * (each.deadline - each.arrival) for each, at in ends)
 
-    def _harms(self, now: float, request: Request, setting: Setting) -> bool:
-        """Whether those in progress are met as things are, but not if this one starts beside them now."""
+    def _harms(self, now: float, request: Request, setting: Sampling) -> bool:
+        """Whether requests in progress meet their deadlines now, but not if this one starts beside them."""
         ids = {each.request.id for each in self.running}
 
-        def met(waiting: Sequence[tuple[Request, Setting]]) -> bool:
+        def met(waiting: Sequence[tuple[Request, Sampling]]) -> bool:
             return all(at <= each.deadline for each, at in self.finishes(now, waiting) if each.id in ids)
 
         return not met([(request, setting)]) and met([])
@@ -234,7 +228,7 @@ class Policy:
         return low
 
     def _steady(self, target: int, now: float) -> int:
-        """Down at once; up to what has been possible for all of the last `hold` seconds."""
+        """Down at once; up to the level that has been possible for all of the last `hold` seconds."""
         if target <= self.level:
             self.level, self._possible, self._limited = target, self.levels - 1, now
             return target
@@ -244,7 +238,7 @@ class Policy:
         return self.level
 
     def _hopeless(self, now: float) -> Iterable[Refusal]:
-        """Takes those out who would be late at their least: it is better not to begin."""
+        """Takes out the requests that would be late at their least: it is better not to begin them."""
         while True:
             late = self._late(now, self.waiting)
             first = next((request for request in self.waiting if request.id in late), None)

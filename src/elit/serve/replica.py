@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elit.serve.costs import Costs, Setting, efficient_batch
+from elit.planner.cost import Costs
+from elit.sampling.settings import Sampling
 from elit.serve.engine import Engine, Images
 from elit.serve.policy import Policy, PolicySettings, Refusal, Request
 from elit.serve.requests import Job
@@ -54,13 +54,13 @@ class Replica:
         service: ServiceSettings,
         name: str = "0",
         *,
-        ladder: Sequence[Setting] | None = None,
+        ladder: Sequence[Sampling] | None = None,
     ):
         """ladder: default the service's own."""
         self.engine: Any = engine
         self.service, self.name = service, name
         ladder = ladder or service.ladder(engine.budgets, engine.describe()["guidance_scale"])
-        slots = service.max_batch or efficient_batch(costs, ladder[0], MOST_SLOTS)
+        slots = service.max_batch or costs.efficient_batch(ladder[0], MOST_SLOTS)
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
         self.policy = Policy(costs, len(ladder), own)
         self.here: dict[str, Progress] = {}
@@ -72,6 +72,9 @@ class Replica:
 
     def start(self) -> None:
         self._loop_task = asyncio.get_running_loop().create_task(self._run())
+
+    def describe(self) -> dict[str, Any]:
+        return self.engine.describe()
 
     def check(self) -> None:
         """Raises RuntimeError where the loop has ended: this replica must be replaced."""
@@ -130,7 +133,7 @@ class Replica:
                 job = progress.job
                 try:
                     begin = partial(self.engine.begin, size=job.size, negative=job.negative_prompt)
-                    progress.images = await self._in_thread(begin, job.prompt, job.seeds, setting, job.guidance_scale)
+                    progress.images = await self._in_thread(begin, job.prompt, job.seeds, setting)
                 except ValueError as error:
                     self.policy.leave(request.id)
                     self._answer(request.id, {"invalid": " ".join(str(error).split())})
@@ -183,12 +186,12 @@ class Replica:
         assert images is not None
         try:
             pictures = await self._in_thread(self.engine.finish, images, job.output_format)
-            gflops = await self._in_thread(self.engine.gflops, images.setting, job.guidance_scale, job.size)
+            gflops = await self._in_thread(self.engine.gflops, images.setting, job.size)
         except Exception as error:  # such as memory for the autoencoder
             self._fail(progress, error)
             return
         setting, now = images.setting, time.time()
-        guidance = {"scale": job.guidance_scale, "budget": setting.weak_budget} if setting.guided else None
+        guidance = {"scale": setting.guidance.scale, "budget": setting.guidance.budget} if setting.guidance else None
         self._answer(
             job.id,
             {
@@ -226,30 +229,27 @@ def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
 
     from elit.elastic.load import is_stock_pipeline
     from elit.planner.choose import find_profile, network_folder
+    from elit.planner.profile import read_profile
     from elit.pretrained import measurements_folder, model_folder
-    from elit.serve.costs import costs_of_profile, read_costs
 
     if service.threads:
         torch.set_num_threads(service.threads)
-    dtype = getattr(torch, service.dtype)
+    dtype, device = getattr(torch, service.dtype), service.device or "cpu"
     engine: Engine | PipelineEngine
+    costs = None
     if is_stock_pipeline(service.model):
         engine = _load_pipeline(service, dtype)
     else:
-        engine = Engine(service.model, device=service.device, dtype=dtype, compile=service.compile, exact=service.exact)
+        engine = Engine(service.model, device=device, dtype=dtype, compile=service.compile, exact=service.exact)
         if service.pixels() not in (None, engine.size):
             raise ValueError(f"size={service.size}: this model makes {engine.size[0]}x{engine.size[1]}")
-    if service.profile:
-        costs, _ = read_costs(Path(service.profile))
-    elif not isinstance(engine, Engine):
-        costs = engine.measure()
-    else:
         folder = network_folder(model_folder(service.model))
         profile = find_profile(engine.model, folder and measurements_folder(folder), compile=service.compile)
         if profile is not None and profile.anatomy:
-            costs = costs_of_profile({"cost": profile.cost, "anatomy": profile.anatomy})
-        else:
-            costs = engine.measure()
+            costs = profile.costs()
+    if service.profile:
+        costs = read_profile(service.profile).costs()
+    costs = costs or engine.measure()
     return Replica(engine, replace(costs, separate=engine.exact), service, name)
 
 
@@ -259,7 +259,7 @@ def _load_pipeline(service: ServiceSettings, dtype: Any) -> "PipelineEngine":
 
     stock = find_stock(service.model)
     assert stock is not None
-    pipe = StockPipeline.load(stock, device=service.device, dtype=dtype)
+    pipe = StockPipeline.load(stock, device=service.device or "cpu", dtype=dtype)
     if service.compile:
         pipe.transformer.compile()
     return PipelineEngine(pipe, exact=service.exact, size=service.pixels())

@@ -1,7 +1,8 @@
-"""A client's JSON as a job for a replica: read, limited, checked. Nothing in it is ever opened or run."""
+"""A client's JSON as a job for a replica: read, limited, checked. Nothing in it is opened or run."""
 
 import difflib
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
-from elit.serve.costs import Setting
-from elit.serve.settings import ServiceSettings, guided, parse_size
+from elit.sampling.settings import Sampling
+from elit.serve.ladder import make_guidance, qualities
+from elit.serve.settings import ServiceSettings, parse_size
 
-# Of OpenAI's API, what says nothing to a model like this; taken and left alone.
+# OpenAI's fields without a meaning for these models.
 IGNORED = ("background", "moderation", "style", "output_compression", "safety_identifier")
 Number = StrictInt | StrictFloat
 
@@ -27,6 +29,7 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
 
     def body(self) -> dict[str, Any]:
+        """The content of the answer."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -59,17 +62,18 @@ class ImageRequest(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a replica is asked for."""
+    """A checked request, as a replica takes it."""
 
     id: str
     prompt: str
     arrival: float
     """Seconds of the wall clock, as the deadline."""
     deadline: float
-    settings: tuple[Setting, ...]
+    settings: tuple[Sampling, ...]
+    """The settings it accepts, from the least to the preferred."""
     first: int
+    """Rung of the ladder that settings[0] is."""
     seeds: tuple[int, ...]
-    guidance_scale: float
     size: tuple[int, int] | None = None
     """(width, height); None = the model's own."""
     negative_prompt: str = ""
@@ -82,14 +86,14 @@ def read_json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):  # not UTF-8, not JSON, NaN, thousands of digits or of brackets
-        raise ApiError(400, "body: not valid JSON in UTF-8") from None
+        raise ApiError(400, "body: invalid JSON or not UTF-8") from None
     if not isinstance(content, dict):
-        raise ApiError(400, f"body: a JSON {type(content).__name__}; give an object, such as {{'prompt': '3'}}")
+        raise ApiError(400, f"body must be a JSON object such as {{'prompt': '3'}}, got {type(content).__name__}")
     return content
 
 
 def read_request(content: dict[str, Any]) -> ImageRequest:
-    """Raises ApiError naming the first field that does not fit."""
+    """Raises ApiError naming the first invalid field."""
     wanted = {name: value for name, value in content.items() if name not in IGNORED}
     try:
         return ImageRequest.model_validate(wanted)
@@ -103,138 +107,123 @@ def read_request(content: dict[str, Any]) -> ImageRequest:
         raise ApiError(400, f"{name}: {first['msg'][:200]}", param=name) from None
 
 
-def qualities(ladder: Sequence[Setting]) -> dict[str, tuple[tuple[Setting, ...], int]]:
-    """The rungs of a ladder that low, medium, high and auto accept, and the place of their first.
+def make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, Any], now: float) -> Job:
+    """The job of a request that arrives at `now`. model: its description (`replica.describe`).
 
-    auto: all of them. high: the full setting alone. medium: from the middle up. low: up to the middle.
-    """
-    middle = len(ladder) // 2
-    return {
-        "auto": (tuple(ladder), 0),
-        "low": (tuple(ladder[: middle + 1]), 0),
-        "medium": (tuple(ladder[middle:]), middle),
-        "high": (tuple(ladder[-1:]), len(ladder) - 1),
-    }
-
-
-def make_job(request: ImageRequest, service: ServiceSettings, about: dict[str, Any], now: float) -> Job:
-    """The job of a request, whose clock is at `now`. about: `Engine.describe()`. Raises ApiError for what is beyond
-    the service's limits or not the model's.
+    Raises ApiError beyond the service's limits, and for what the model does not support.
     """
     if request.model not in (None, "", service.name):
         message = f"model: {request.model[:64]!r} is not served here; give {service.name!r}" if request.model else ""
         raise ApiError(404, message, param="model", code="model_not_found")
     count = request.n or 1
-    if count > service.most_images:
-        raise ApiError(400, f"n={count}: give at most {service.most_images}", param="n")
-    if request.guidance_scale not in (None, 1) and not about["guides"]:
-        raise ApiError(400, "guidance_scale: this model has no classifier-free guidance", param="guidance_scale")
-    size = _size(request.size, about)
-    prompt = _prompt(request.prompt, service, about)
-    ladder, first, scale = _accepted(request, service, about)
-    negative = _negative(request.negative_prompt or "", service, about, scale)
+    _require(count <= service.most_images, "n", count, f"at most {service.most_images}")
+    if request.guidance_scale not in (None, 1) and not model["guides"]:
+        raise ApiError(400, "guidance_scale: not supported by this model", param="guidance_scale")
+    size = _size(request.size, model)
+    prompt = _prompt(request.prompt, service, model)
+    settings, first = _accepted(request, service, model)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    if seed + count > 2**63:
-        raise ApiError(400, f"seed={seed}: give less than 2**63 - n", param="seed")
-    patience = (request.deadline_ms or service.deadline_ms) / 1e3
+    _require(seed + count <= 2**63, "seed", seed, "less than 2**63 - n")
     return Job(
         id=secrets.token_hex(8),
         prompt=prompt,
         arrival=now,
-        deadline=now + patience,
-        settings=ladder,
+        deadline=now + (request.deadline_ms or service.deadline_ms) / 1e3,
+        settings=settings,
         first=first,
         seeds=tuple(range(seed, seed + count)),
-        guidance_scale=scale,
         size=size,
-        negative_prompt=negative,
+        negative_prompt=_negative(request.negative_prompt or "", service, model, settings[0]),
         output_format=request.output_format or "png",
         previews=(request.partial_images or 0) if request.stream else 0,
     )
 
 
 def _accepted(
-    request: ImageRequest, service: ServiceSettings, about: dict[str, Any]
-) -> tuple[tuple[Setting, ...], int, float]:
-    """What a request accepts of the service's ladder, where that begins, and its guidance scale."""
-    own, budgets = service.scale(about["guidance_scale"]), about["budgets"]
-    scale = own if request.guidance_scale is None else float(request.guidance_scale)
+    request: ImageRequest, service: ServiceSettings, model: dict[str, Any]
+) -> tuple[tuple[Sampling, ...], int]:
+    """The part of the service's ladder that a request accepts, and where that begins."""
+    default, budgets, steps = model["guidance_scale"], model["budgets"], request.num_inference_steps
+    scale = service.scale(default) if request.guidance_scale is None else float(request.guidance_scale)
     if request.guidance_budget is not None and scale == 1:
         raise ApiError(400, "guidance_budget: goes with a guidance_scale other than 1", param="guidance_budget")
-    weak = request.guidance_budget if request.guidance_budget is not None else service.guidance_budget or None
-    steps = request.num_inference_steps
-    if steps is not None and steps > service.most_steps:
-        message = f"num_inference_steps={steps}: give at most {service.most_steps}"
-        raise ApiError(400, message, param="num_inference_steps")
-    ladder = service.ladder(budgets)
+    _require(
+        steps is None or steps <= service.most_steps, "num_inference_steps", steps, f"at most {service.most_steps}"
+    )
+    ladder = service.ladder(budgets, default)
     accepted, first = qualities(ladder)[request.quality or "auto"]
     if request.budget is not None:
         if request.quality not in (None, "auto"):
             raise ApiError(400, f"budget, quality={request.quality!r}: give one of them", param="budget")
-        num_latents = _resolved("budget", request.budget, budgets)
-        accepted, first = (replace(ladder[-1], budget=num_latents),), 0
+        accepted, first = (replace(ladder[-1], budget=_resolved("budget", request.budget, budgets)),), 0
     if steps is not None:
         # The rungs with fewer steps stand for their budget; one of each remains.
         same = [(place, replace(rung, steps=steps)) for place, rung in enumerate(accepted)]
         last = [(place, rung) for place, rung in same if rung not in [other for _, other in same[place + 1 :]]]
-        rising = sorted((rung for _, rung in last), key=lambda rung: rung.budget or 0)
-        accepted, first = tuple(rising), first + last[0][0]
-    weak_latents = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
-    return tuple(guided(rung, scale, weak_latents, budgets) for rung in accepted), first, scale
+        first += last[0][0]
+        accepted = tuple(sorted((rung for _, rung in last), key=lambda rung: _budget(rung)))
+    weak = request.guidance_budget if request.guidance_budget is not None else service.guidance_budget or None
+    weak = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
+    guidance = make_guidance(scale, weak, budgets)
+    return tuple(replace(rung, guidance=guidance) for rung in accepted), first
 
 
-def _resolved(name: str, value: Any, budgets: tuple[int, ...]) -> int | None:
+def _budget(rung: Sampling) -> int:
+    """Latents per group of a rung, whose budget is a number."""
+    return rung.budget if isinstance(rung.budget, int) else 0
+
+
+def _resolved(name: str, value: int | float | str, budgets: Sequence[int]) -> int | None:
     try:
         return resolve_budget(value[:64] if isinstance(value, str) else value, budgets)
     except (ValueError, OverflowError) as error:
-        raise ApiError(400, str(error).replace("budget=", f"{name}=", 1)[:300], param=name) from None
+        raise ApiError(400, re.sub("^budget", name, str(error))[:300], param=name) from None
 
 
-def _prompt(prompt: str | int, service: ServiceSettings, about: dict[str, Any]) -> str:
+def _prompt(prompt: str | int, service: ServiceSettings, model: dict[str, Any]) -> str:
     text = str(prompt).strip()[: service.most_prompt + 1]
-    if not text:
-        raise ApiError(400, "prompt: empty", param="prompt")
-    if len(text) > service.most_prompt:
-        raise ApiError(400, f"prompt: give at most {service.most_prompt} characters", param="prompt")
-    if about["text"]:
+    if not 1 <= len(text) <= service.most_prompt:
+        raise ApiError(400, f"prompt must have 1 to {service.most_prompt} characters", param="prompt")
+    if model["text"]:
         return text
-    names, classes = about["class_names"], about["classes"]
+    names, classes = model["class_names"], model["classes"]
     try:
         (number,) = class_numbers([text], names, classes)
     except ValueError as error:
-        raise ApiError(400, str(error).replace("labels=", "prompt=", 1), param="prompt") from None
-    if not 0 <= number < classes:
-        raise ApiError(400, f"prompt={text[:64]!r}: classes are 0 to {classes - 1}", param="prompt")
+        raise ApiError(400, re.sub("^labels?", "prompt", str(error)), param="prompt") from None
+    _require(0 <= number < classes, "prompt", text[:64], f"a class, 0 to {classes - 1}")
     return str(number)
 
 
-def _negative(text: str, service: ServiceSettings, about: dict[str, Any], scale: float) -> str:
-    if text and not about["negative_prompt"]:
-        raise ApiError(400, "negative_prompt: this model takes none; leave it out", param="negative_prompt")
-    if text and not scale > 1:
+def _negative(text: str, service: ServiceSettings, model: dict[str, Any], setting: Sampling) -> str:
+    if text and not model["negative_prompt"]:
+        raise ApiError(400, "negative_prompt: not supported by this model", param="negative_prompt")
+    if text and (setting.guidance is None or setting.guidance.scale < 1):
         raise ApiError(400, "negative_prompt: goes with a guidance_scale above 1", param="negative_prompt")
     if len(text) > service.most_prompt:
-        message = f"negative_prompt: give at most {service.most_prompt} characters"
+        message = f"negative_prompt must have at most {service.most_prompt} characters"
         raise ApiError(400, message, param="negative_prompt")
     return text
 
 
-def _size(size: str | None, about: dict[str, Any]) -> tuple[int, int] | None:
+def _size(size: str | None, model: dict[str, Any]) -> tuple[int, int] | None:
     """(width, height), or None for the model's own."""
-    own, multiple = tuple(about["size"]), about["multiple"]
+    own, multiple = tuple(model["size"]), model["multiple"]
     if size in (None, "auto", f"{own[0]}x{own[1]}"):
         return None
-    if not multiple:
-        message = f"size={str(size)[:32]!r}: this model makes {own[0]}x{own[1]}; give that, or auto"
-        raise ApiError(400, message, param="size")
+    _require(bool(multiple), "size", str(size)[:32], f"{own[0]}x{own[1]}, the size of this model, or auto")
     try:
         width, height = parse_size(str(size))
     except ValueError as error:
         raise ApiError(400, str(error), param="size") from None
-    if width % multiple or height % multiple or width * height > own[0] * own[1]:
-        message = f"size={size}: give multiples of {multiple}, of at most {own[0] * own[1]} pixels ({own[0]}x{own[1]})"
-        raise ApiError(400, message, param="size")
+    valid = not width % multiple and not height % multiple and width * height <= own[0] * own[1]
+    _require(valid, "size", size, f"multiples of {multiple}, at most {own[0] * own[1]} pixels ({own[0]}x{own[1]})")
     return width, height
+
+
+def _require(holds: bool, name: str, value: object, valid: str) -> None:
+    if not holds:
+        raise ApiError(400, f"{name} must be {valid}, got {value!r}", param=name)
 
 
 def _no_constant(name: str) -> None:

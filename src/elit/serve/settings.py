@@ -1,110 +1,161 @@
-"""What the owner of a service decides: plain values, which go to replicas and into a Serve config as they are."""
+"""The settings of a service: the options of `elit serve`, which go to replicas and into a Serve config as they are."""
 
+import ipaddress
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from elit.budgets import resolve_budget
-from elit.serve.costs import Rung, Setting, ladder
+from elit.config import require, require_counts
+from elit.sampling.settings import Sampling
+from elit.serve.ladder import Rung, ladder_by_rule, make_guidance
 
 KEY_VARIABLE = "ELIT_API_KEY"
 STEPS = 20
-"""At full quality, where neither the owner nor a sweep's table says it."""
+"""At full quality, where neither the owner nor a sweep's table names them."""
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
-    """One service; `from_dict(to_dict())` gives it back."""
+    """Serve images over OpenAI's API with a budget that follows the load: every request gets the most compute that all
+    deadlines allow. Ray Serve, on this machine or on a cluster. Needs pip install 'elit-diffusion[serve]'.
 
-    model: str
-    """Folder, or name of a model of the package."""
+    Example: elit serve runs/quickstart/model --deadline-ms 2000
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a saved model or ElitPipeline, of a diffusers pipeline whose transformer has a dial, or of an add-on of
+    elit distill; or fashion, the model in the package."""
+    host: str = "127.0.0.1"
+    """Address to listen at; any but this machine's own needs a key."""
+    port: int = 8000
+    """0 = any free one."""
     name: str = ""
-    """By which clients know it; "" = the folder's."""
-    steps: int = STEPS
+    """Name of the model for clients; default: the folder's."""
+    steps: int | None = None
+    """Solver steps at full quality; default: the ladder of settings is from the table of elit sweep beside the model
+    (sweep.jsonl), and has 20 steps where there is none."""
     least_steps: int | None = None
-    """None = half of `steps`."""
+    """The fewest steps, where even the least budget is too slow; default: half."""
     least_budget: str = ""
-    """"" = the network's least."""
-    rungs: tuple[Rung, ...] = ()
+    """The floor: 8 latents per group, or a share such as 25%; default: the model's least."""
+    rungs: Annotated[tuple[Rung, ...], tyro.conf.Suppress] = ()
     """The ladder, from the least to full, as (steps, latents per group); () = made of `steps` and the least two."""
     guidance_scale: float | None = None
-    """Of requests that name none; None = the model's own: 1, which is off, or a pipeline's default."""
-    size: str = ""
-    """Such as 1024x768, of requests that name none; "" = the model's own."""
+    """For requests without one; 1 is off. Default: off, or the default of a pipeline's own call."""
     guidance_budget: str = ""
-    """Of the second branch where there is guidance; "" = as many latents as the main one (CFG)."""
+    """Budget of the second branch (CCFG); default: as the first (CFG)."""
     deadline_ms: float = 5000.0
-    """Of requests that name none."""
-    device: str = "cpu"
-    dtype: str = "float32"
-    compile: bool = False
-    exact: bool | None = None
-    threads: int | None = None
-    """Of a replica on a CPU; None = as torch chooses."""
+    """For requests without one."""
+    size: str = ""
+    """Such as 1024x768: size of a pipeline's pictures where a request has none; default: the pipeline's own."""
     max_batch: int = 0
-    """Images in progress at a time; 0 = as many as pay, at most 8."""
+    """Images in progress at a time in a replica; default: as many as pay, at most 8."""
     max_queue: int = 64
-    refuse: bool = True
-    profile: str = ""
-    """A file of elit profile; "" = the one in the model's folder or, without one, measured at the start."""
+    """Images waiting at a replica; more are refused."""
+    refuse: Annotated[bool, tyro.conf.Suppress] = True
+    """False: take everything that the queue holds, and serve it late."""
     most_images: int = 4
+    """Images of one request."""
     most_steps: int = 100
-    most_prompt: int = 1000
+    """Steps of one request."""
+    most_prompt: Annotated[int, tyro.conf.Suppress] = 1000
     """Characters."""
-    most_body: int = 65536
+    most_body: Annotated[int, tyro.conf.Suppress] = 65536
     """Bytes."""
-    body_seconds: float = 10.0
-    """In which a request's body must have come."""
-    needs_key: bool = False
-    """Whether replicas must find an API key in the environment variable ELIT_API_KEY."""
+    body_seconds: Annotated[float, tyro.conf.Suppress] = 10.0
+    """Time for a request's body to arrive."""
+    replicas: int = 1
+    """Copies of the model."""
+    min_replicas: int = 0
+    """Autoscaling, with --max-replicas."""
+    max_replicas: int = 0
+    """Autoscaling between --min-replicas and this; 0 = off."""
+    cpus: float = 1.0
+    """Cores that Ray books for a replica."""
+    gpus: float | None = None
+    """GPUs of a replica; default: 1 on a GPU, else 0. 0.5 puts two on one."""
+    threads: int | None = None
+    """Threads of a replica on a CPU; default: as elit sample has here, divided by --replicas."""
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the network."""
+    compile: bool = False
+    """Compile the network first."""
+    exact: bool | None = None
+    """Every image alone in its forward, so that its bytes do not depend on the load; default: on a CPU."""
+    profile: Path | None = None
+    """File of elit profile; default: the one beside the model, or measured at the start."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, for unanswered requests."""
+    address: str | None = None
+    """Address of a Ray cluster, such as auto or ray://head:10001; default: this machine alone."""
+    needs_key: Annotated[bool, tyro.conf.Suppress] = False
+    """True where replicas must find an API key in the environment variable ELIT_API_KEY."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "max_queue", "most_images", "most_steps", "most_prompt", "most_body"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        counts = ("steps", "least_steps", "max_queue", "most_images", "most_steps", "most_prompt", "most_body")
+        require_counts(self, *counts, "threads", "replicas")
+        require_counts(self, "max_batch", "min_replicas", "max_replicas", least=0)
+        limit = f"0 to max_replicas={self.max_replicas}"
+        require(self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, limit)
+        require(0 <= self.port < 65536, "port", self.port, "0 to 65535")
+        require(0 < self.deadline_ms < math.inf, "deadline_ms", self.deadline_ms, "milliseconds above 0")
+        for name in ("guidance_scale", "cpus", "gpus", "drain_seconds"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < math.inf, name, value, "a number, 0 or more")
+        require(self.full_steps <= self.most_steps, "steps", self.full_steps, f"at most most_steps={self.most_steps}")
+        object.__setattr__(self, "model", Path(self.model))
+        object.__setattr__(self, "profile", Path(self.profile) if self.profile else None)
         object.__setattr__(self, "rungs", tuple((steps, budget) for steps, budget in self.rungs))
-        if self.rungs and self.rungs[-1][0] != self.steps:
-            raise ValueError(f"rungs={self.rungs}: the last must have steps={self.steps}")
-        if not 0 < self.deadline_ms < math.inf:
-            raise ValueError(f"deadline_ms={self.deadline_ms}: give milliseconds above 0")
-        if self.steps > self.most_steps:
-            raise ValueError(f"steps={self.steps}: most_steps is {self.most_steps}")
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale={self.guidance_scale}: give a number >= 0; 1 is off")
+        full = self.rungs[-1][0] if self.rungs else self.full_steps
+        require(full == self.full_steps, "rungs", self.rungs, f"a ladder whose last steps are steps={self.full_steps}")
         self.pixels()
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads={self.threads}: give at least 1")
-        if self.max_batch < 0:
-            raise ValueError(f"max_batch={self.max_batch}: give 0 or more")
+
+    @property
+    def full_steps(self) -> int:
+        return self.steps or STEPS
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All settings as JSON and YAML have them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ServiceSettings":
-        """Raises ValueError for a name that is none of the settings."""
-        known = {field.name for field in fields(cls)}
+    def from_dict(cls, values: Mapping[str, Any]) -> "ServiceSettings":
+        """From `to_dict`, or some of it. Raises ValueError for an unknown name."""
+        known = {field.name for field in fields(ServiceSettings)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"{unknown[0]}: no setting of a service; settings: {', '.join(sorted(known))}")
-        return cls(**values)
+            raise ValueError(f"{unknown[0]}: not a setting of a service; settings: {', '.join(sorted(known))}")
+        return ServiceSettings(**values)
 
-    def ladder(self, budgets: Sequence[int], own_scale: float = 1.0) -> tuple[Setting, ...]:
-        """The service's settings, from the floor to full, with its own guidance. own_scale: the model's."""
-        if self.rungs:
-            rungs = tuple(Setting(steps=steps, budget=resolve_budget(count, budgets)) for steps, count in self.rungs)
-        else:
-            least = resolve_budget(self.least_budget or None, budgets) if self.least_budget else None
-            least_steps = self.least_steps if self.least_steps is not None else (self.steps + 1) // 2
-            rungs = ladder(budgets, steps=self.steps, least=least, least_steps=least_steps)
-        scale = self.scale(own_scale)
-        return tuple(guided(rung, scale, self.guidance_budget or None, budgets) for rung in rungs)
+    def options(self) -> dict[str, Any]:
+        """The settings that are no defaults, without the address to listen at: a Serve config has that elsewhere."""
+        default = ServiceSettings(model=Path()).to_dict()
+        aside = ("host", "port", "address")
+        return {name: value for name, value in self.to_dict().items() if value != default[name] and name not in aside}
 
-    def scale(self, own: float) -> float:
-        """Guidance scale of requests that name none. own: the model's."""
-        return own if self.guidance_scale is None else self.guidance_scale
+    def ladder(self, budgets: Sequence[int], default_scale: float = 1.0) -> tuple[Sampling, ...]:
+        """The service's settings, from the floor to full, with its own guidance. default_scale: the model's."""
+        rungs = self.rungs
+        if not rungs:
+            least = resolve_budget(self.least_budget, budgets) if self.least_budget else None
+            least_steps = self.least_steps or (self.full_steps + 1) // 2
+            rungs = ladder_by_rule(budgets, steps=self.full_steps, least=least, least_steps=least_steps)
+        guidance = make_guidance(self.scale(default_scale), self.guidance_budget or None, budgets)
+        return tuple(
+            Sampling(steps=steps, budget=resolve_budget(count, budgets), guidance=guidance) for steps, count in rungs
+        )
+
+    def scale(self, default: float) -> float:
+        """Guidance scale of requests without one. default: the model's."""
+        return default if self.guidance_scale is None else self.guidance_scale
 
     def pixels(self) -> tuple[int, int] | None:
         """`size` as (width, height). Raises ValueError."""
@@ -114,14 +165,22 @@ class ServiceSettings:
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) of such as 1024x768. Raises ValueError."""
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and len(text) <= 16 and int(width) > 0 and int(height) > 0):
-        raise ValueError(f"size={text[:32]!r}: give WIDTHxHEIGHT in pixels, such as 1024x768")
+    valid = width.isdecimal() and height.isdecimal() and len(text) <= 16 and int(width) > 0 and int(height) > 0
+    require(valid, "size", text[:32], "WIDTHxHEIGHT in pixels, such as 1024x768")
     return int(width), int(height)
 
 
-def guided(setting: Setting, scale: float, weak: int | float | str | None, budgets: Sequence[int]) -> Setting:
-    """`setting` with guidance of `scale` (1 is off), its second branch at the budget `weak`. Raises ValueError."""
-    if scale == 1:
-        return replace(setting, guided=False, weak_budget=None)
-    weak_budget = resolve_budget(weak, budgets) if weak is not None else None
-    return replace(setting, guided=True, weak_budget=weak_budget)
+def check_key(host: str, key: str | None) -> None:
+    """Raises ValueError where others could use the service without a key."""
+    if not is_loopback(host) and not key:
+        raise ValueError(f"host={host!r}: others can reach it; give --api-key, or {KEY_VARIABLE} in the environment")
+    if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):
+        raise ValueError("api_key must be at least 8 printable characters without a space")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
