@@ -15,8 +15,9 @@ from typing import Any
 class StepwiseCall:
     """`pipe(**arguments)` inside `context`, begun by the first `advance`."""
 
-    def __init__(self, pipe: Any, arguments: dict[str, Any], context: AbstractContextManager[Any]):
-        self.pipe, self.arguments, self.context = copy.copy(pipe), arguments, context
+    def __init__(self, pipe: Any, arguments: dict[str, Any], context: AbstractContextManager[Any], *, users: int = 1):
+        """users: how many may `leave` before the call is given up."""
+        self.pipe, self.arguments, self.context, self.users = copy.copy(pipe), arguments, context, users
         self.pipe.scheduler = scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.step = self._pausing(scheduler.step)
         self.steps = 0
@@ -51,6 +52,12 @@ class StepwiseCall:
         while self.advance():
             pass
         return self.output
+
+    def leave(self) -> None:
+        """One user fewer; with the last one the call ends."""
+        self.users -= 1
+        if self.users <= 0:
+            self.give_up()
 
     def give_up(self) -> None:
         """Ends the call behind the step that it is in."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from elit.budgets import budgets_of_samples, equal_parts
 from elit.flow.guidance import Branch, guided_velocity
 from elit.flow.solver import get_solver, time_grid
-from elit.models.conditioning import Condition, concatenate
+from elit.models.conditioning import Condition, Text, concatenate
 from elit.models.layout import nearest
 from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer, joined
@@ -28,7 +28,7 @@ from elit.sampling.settings import Sampling
 class Run(ABC):
     """Samples in progress."""
 
-    engine: "Engine"
+    engine: Any
     count: int
     """Samples in it."""
     steps_done: int = 0
@@ -75,8 +75,6 @@ class Engine(Protocol):
     """Whether there are negative prompts."""
     classes: tuple[str, ...]
     """Names of the classes, or their numbers; empty for a model that takes text."""
-    size: tuple[int, int]
-    """(width, height) in pixels where a run names none."""
     multiple: int
     """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
@@ -84,6 +82,11 @@ class Engine(Protocol):
     """Guidance scale where nobody names one; 1 is off."""
     example: str
     """A condition."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels where a run names none."""
+        ...
 
     def conditions(self, names: Sequence[str]) -> Any:
         """Classes or prompts as `begin` takes them. Raises ValueError for an unknown class."""
@@ -171,10 +174,6 @@ class NetworkEngine:
     torch.compile. exact: see `Engine`.
     """
 
-    takes_negatives = False
-    multiple = 0
-    default_scale = 1.0
-
     def __init__(
         self,
         model: Transformer,
@@ -187,30 +186,13 @@ class NetworkEngine:
     ):
         self.network, self.vae, self.name, self.exact = model, vae, name, exact
         self.text_encoder, self.compile = text_encoder, compile
+        self.budgets, self.takes_text, self.takes_negatives = model.budgets, model.takes_text, False
+        self.classes: tuple[str, ...] = ()
+        if not self.takes_text:
+            self.classes = tuple(model.config.get("class_names") or map(str, range(model.config.num_classes)))
+        self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ag", "ccfg") if self.budgets else ("none", "cfg")
+        self.example, self.default_scale, self.multiple = "a picture" if self.takes_text else "0", 1.0, 0
         self._networks: dict[torch.dtype | None, Transformer] = {}
-
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        return self.network.budgets
-
-    @property
-    def takes_text(self) -> bool:
-        return self.network.takes_text
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        config = self.network.config
-        if self.takes_text:
-            return ()
-        return tuple(config.get("class_names") or map(str, range(config.num_classes)))
-
-    @property
-    def example(self) -> str:
-        return "a picture" if self.takes_text else "0"
-
-    @property
-    def guidance_kinds(self) -> tuple[str, ...]:
-        return ("none", "cfg", "ag", "ccfg") if self.budgets else ("none", "cfg")
 
     @property
     def makes_pictures(self) -> bool:
@@ -250,7 +232,7 @@ class NetworkEngine:
         times: Sequence[float] | None = None,
     ) -> NetworkRun:
         """A run; noise takes the place of seeds and size, times that of the sampling's own."""
-        y = self.conditions(conditions) if isinstance(conditions, Sequence) else conditions
+        y = conditions if isinstance(conditions, Tensor | Text) else self.conditions(conditions)
         if noise is None:
             latents = self.network.sample_size if size is None else self.latent_size(size[1], size[0])
             noise = seeded_noise(seeds, (self.network.config.in_channels, *latents))

@@ -68,15 +68,23 @@ def sample(
 
     Raises ValueError for what does not fit the model, and for what is given twice.
     """
-    settings = {"steps": steps, "guidance": guidance, "solver": solver, "shift": shift, "cache": cache}
-    settings |= {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
     wanted = as_dtype(dtype)
-    settings["dtype"] = wanted and str(wanted).removeprefix("torch.")
-    sampling = make_sampling(sampling or plan or Sampling(), **settings)
+    sampling = make_sampling(
+        sampling or plan or Sampling(),
+        steps=steps,
+        budget=budget,
+        step_budgets=step_budgets,
+        sample_budgets=sample_budgets,
+        guidance=guidance,
+        solver=solver,
+        shift=shift,
+        cache=cache,
+        dtype=wanted and str(wanted).removeprefix("torch."),
+    )
     if noise is not None and (seed not in (None, 0) or sample_size is not None):
         raise ValueError("cannot take noise with seed or sample_size, whose place it takes: give one of them")
-    y = model.prepare_condition(y)
-    count, budgets = len(y), sampling.sample_budgets
+    conditions: Condition = model.prepare_condition(y)
+    count, budgets = len(conditions), sampling.sample_budgets
     if budgets and len(budgets) != count:
         raise ValueError(f"sample_budgets must be one a sample, got {len(budgets)} for {count} samples")
     size = as_size(model.config.sample_size if sample_size is None else sample_size)
@@ -92,7 +100,7 @@ def sample(
     for first in range(0, count, batch_size):
         part = slice(first, first + batch_size)
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
-        run = engine.begin(y[part], (), replace(sampling, sample_budgets=budgets[part]), noise=x)
+        run = engine.begin(conditions[part], (), replace(sampling, sample_budgets=budgets[part]), noise=x)
         while not run.done:
             if on_step is not None:
                 on_step(run.steps_done, run.t, run.x)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from elit.budgets import Budget, Schedule, format_budget, is_list, one_schedule, parse_budget, saved_schedule
 from elit.config import require
@@ -42,7 +42,7 @@ class Sampling:
         if isinstance(self.budget, str):
             object.__setattr__(self, "budget", _read_budget(self.budget))
         elif is_list(self.budget):
-            object.__setattr__(self, "budget", tuple(self.budget))
+            object.__setattr__(self, "budget", tuple(cast(Sequence[Budget], self.budget)))
         object.__setattr__(self, "sample_budgets", tuple(self.sample_budgets))
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(0 < self.shift < math.inf, "shift", self.shift, "above 0")
@@ -54,7 +54,7 @@ class Sampling:
         """Plain values as JSON has them, which `from_dict` reads. Raises ValueError for a budget that is a function."""
         if callable(self.budget):
             raise ValueError("budget must be text to be written, got a function of t")
-        several = isinstance(self.budget, tuple)
+        several = self.budget if isinstance(self.budget, tuple) else ()
         guidance: dict[str, Any] = {"guidance": "none"}
         if self.guidance is not None:
             guidance = {"guidance": self.guidance.kind, "scale": self.guidance.scale}
@@ -64,7 +64,7 @@ class Sampling:
         return {
             "steps": self.steps,
             "budget": "full" if several else _budget_text(self.budget),
-            "step_budgets": [_budget_text(each) for each in self.budget] if several else [],
+            "step_budgets": [_budget_text(each) for each in several],
             "sample_budgets": [_budget_text(each) for each in self.sample_budgets],
             **guidance,
             "solver": self.solver,

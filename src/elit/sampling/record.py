@@ -1,0 +1,123 @@
+"""The text inside a picture: all that it takes to make it again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from elit._version import __version__
+from elit.config import require
+from elit.sampling.settings import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The samples to make: of which classes or prompts, and how many."""
+
+    labels: tuple[str, ...] = ()
+    """Classes, by number or name, in turn; default: all of the model's."""
+    prompts: tuple[str, ...] = ()
+    """Texts, in turn, for a model that takes text."""
+    text_encoder: str | None = None
+    """Hugging Face name or folder of the encoder that a network was trained with; default: as saved."""
+    count: int | None = None
+    """How many images; default: one a label or prompt, at most 64."""
+    batch_size: int = 64
+    """Images at a time; changes an image by rounding at most."""
+
+    def __post_init__(self) -> None:
+        require(self.count is None or self.count >= 1, "count", self.count, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRecord:
+    """How a picture was made."""
+
+    model: str
+    """As it was named: a folder, or a model in the box."""
+    weights: str
+    """Its `weights_fingerprint`."""
+    sampling: Sampling
+    subject: Subject
+    row: int | None = None
+    """Number of the one image that the picture shows; None: all of them."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions and device, on which rounding depends."""
+
+    def to_text(self) -> str:
+        """JSON, ASCII."""
+        content = {name: getattr(self, name) for name in ("model", "weights", "row", "made_with")}
+        settings = asdict(self.subject) | self.sampling.to_dict()
+        return json.dumps(content | {"settings": settings}, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "PictureRecord":
+        """Reads the text of a picture of any version. Raises ValueError where it is damaged."""
+        try:
+            content = json.loads(text)
+            settings = content.pop("settings")
+            known = {each.name for each in fields(Subject)} | KNOWN
+            if unknown := sorted(set(settings) - known):
+                raise ValueError(f"unknown setting {unknown[0]!r}")
+            record = cls(sampling=Sampling.from_dict(settings), subject=_subject(settings), **content)
+            strings = [record.model, record.weights, *record.made_with, *record.made_with.values()]
+            row = record.row is None or (type(record.row) is int and record.row >= 0)
+            if not all(isinstance(each, str) for each in strings) or not row:
+                raise ValueError("model, weights, row or made_with is of the wrong kind")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"the settings in it are damaged: {reason}") from None
+        return record
+
+
+KNOWN = {*Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
+
+
+def _subject(settings: Mapping[str, Any]) -> Subject:
+    """Raises ValueError for values of the wrong kind."""
+    values: dict[str, Any] = {each.name: settings[each.name] for each in fields(Subject) if each.name in settings}
+    for name in ("labels", "prompts"):
+        value = values.get(name, ())
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        require(texts or value == (), name, value, "a list of texts")
+        values[name] = tuple(value)
+    for name, kind in (("text_encoder", str), ("count", int), ("batch_size", int)):
+        value = values.get(name)
+        require(value is None or type(value) is kind, name, value, f"of type {kind.__name__}")
+    return Subject(**values)
+
+
+def make_record(engine: Any, sampling: Sampling, subject: Subject, row: int | None = None) -> PictureRecord:
+    """The record of samples that an engine makes."""
+    network = engine.network
+    made_with = environment(network.device, compile=getattr(engine, "compile", False))
+    weights = weights_fingerprint(network)
+    return PictureRecord(
+        model=engine.name, weights=weights, sampling=sampling, subject=subject, row=row, made_with=made_with
+    )
+
+
+@torch.no_grad()
+def weights_fingerprint(model: nn.Module) -> str:
+    """A digest of a network's class, its dtype and the first weights of every tensor; training changes all of them.
+
+    Quick for a network of any size, on any device.
+    """
+    digest = hashlib.sha256(f"{type(model).__name__} {model.dtype}".encode())
+    for name, value in sorted(model.state_dict().items()):
+        first = value.flatten()[:64].float().cpu()
+        digest.update(f"{name} {tuple(value.shape)}".encode() + first.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def environment(device: torch.device, *, compile: bool = False) -> dict[str, str]:
+    """Versions and device, on which rounding depends beside the settings."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = {"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}
+    compiled = {"compile": "yes"} if compile else {}
+    return {"elit": __version__, "torch": torch.__version__, "device": name} | threads | compiled

@@ -1,0 +1,159 @@
+"""Pipelines of diffusers as engines: their own calls, step by step, to the bit."""
+
+import threading
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from tiny import open_branches, pipeline, with_text
+
+import elit
+from elit import CCFG, CFG, Sampling
+from elit.elastic.engine import PipelineEngine, load_engine
+from elit.elastic.open_pipeline import open_pipeline
+from elit.elastic.storage import save_add_on
+from elit.sampling.pictures import from_pictures
+
+SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
+
+
+def engine_of(name, **options):
+    pipe = with_text(name)
+    open_branches(elit.elastify(pipe.transformer, **SPLIT))
+    return PipelineEngine(pipe, name, **options)
+
+
+def alone(engine, condition, seed, budget, guidance=None, **call):
+    """The pipeline's own call."""
+    generator = torch.Generator().manual_seed(seed)
+    name = "prompt" if engine.takes_text else "class_labels"
+    with elit.budget(budget) if guidance is None else elit.budget(budget, guidance=guidance):
+        return from_pictures(engine.pipe(**{name: [condition]}, generator=generator, **call).images)
+
+
+CASES = {
+    "QwenImagePipeline": {"scale": 3.0, "own": {"true_cfg_scale": 3.0, "negative_prompt": ["dull"]}},
+    "FluxPipeline": {"scale": 1.0, "own": {"true_cfg_scale": 1.0}},
+    "StableDiffusion3Pipeline": {"scale": 3.0, "own": {"guidance_scale": 3.0, "negative_prompt": ["dull"]}},
+    "DiTPipeline": {"scale": 4.0, "own": {"guidance_scale": 4.0}},
+}
+SCHEDULE = "25%@0-0.5,100%@0.5-1"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_runs_in_turn_are_each_the_pipelines_own_to_the_bit(name):
+    engine, case = engine_of(name, exact=True), CASES[name]
+    size = {"width": 32, "height": 64} if engine.multiple else {}
+    weak = 1 if case["scale"] > 1 else None
+    conditions = ["a boat", "a red kite"] if engine.takes_text else ["7", "9"]
+    guidance = CCFG(case["scale"], 1) if weak else None
+    settings = [Sampling(steps=2, budget=4, guidance=guidance), Sampling(steps=3, budget=SCHEDULE, guidance=guidance)]
+    runs = [
+        engine.begin([condition], [seed], sampling, size=(32, 64) if size else None, negatives=["dull"])
+        for condition, seed, sampling in zip(conditions, (3, 4), settings, strict=True)
+    ]
+    while going := [run for run in runs if not run.done]:
+        engine.step(going)
+    assert [run.error for run in runs] == [None, None]
+    own = [7, 9] if not engine.takes_text else conditions
+    pictures = [
+        alone(engine, own[0], 3, 4, weak, num_inference_steps=2, **case["own"], **size),
+        alone(engine, own[1], 4, SCHEDULE, weak, num_inference_steps=3, **case["own"], **size),
+    ]
+    for run, right in zip(runs, pictures, strict=True):
+        assert torch.equal(run.pictures(), right)
+
+
+def test_runs_that_are_alike_share_a_call_and_others_do_not():
+    engine = engine_of("StableDiffusion3Pipeline", exact=False)
+    setting = Sampling(steps=2, budget=4)
+    asked = [("a boat", 1, setting), ("a kite", 3, setting), ("a kite", 3, replace(setting, budget=2))]
+    runs = [engine.begin([prompt], [seed], each) for prompt, seed, each in asked]
+    engine.step(runs)
+    assert runs[0].call is runs[1].call
+    assert runs[0].call is not runs[2].call
+    assert runs[0].call.pipe.transformer is runs[2].call.pipe.transformer
+    runs[0].close()
+    engine.step(runs[1:])
+    right = alone(engine, "a kite", 3, 4, num_inference_steps=2, guidance_scale=1.0)
+    assert (runs[1].pictures() - right).abs().max() <= 2 / 255  # rounding of a batch
+    assert torch.equal(runs[2].pictures(), alone(engine, "a kite", 3, 2, num_inference_steps=2, guidance_scale=1.0))
+
+
+def test_a_run_can_be_closed_and_an_error_is_its_own():
+    engine = engine_of("FluxPipeline")
+    before = threading.active_count()
+    run = engine.begin(["a boat"], [0], Sampling(steps=5), size=(32, 32))
+    run.step()
+    run.close()
+    run.call._thread.join(10)
+    assert threading.active_count() == before
+    assert run.call.output is None
+    wrong, right = (
+        engine.begin(["a boat"], [0], Sampling(steps=2, budget=budget), size=(32, 32)) for budget in (99, 4)
+    )
+    engine.step([wrong, right])
+    assert "got 99" in str(wrong.error)
+    assert right.error is None
+    right.close()
+    with pytest.raises(ValueError, match="got 99"):
+        wrong.step()
+
+
+def test_costs_fall_with_the_budget_and_sizes_and_settings_are_checked():
+    engine = engine_of("StableDiffusion3Pipeline")
+    full, small = Sampling(steps=1), Sampling(steps=1, budget=1)
+    assert engine.gflops(small) < engine.gflops(Sampling(steps=1, budget=8)) < engine.gflops(full)
+    assert engine.gflops(Sampling(steps=1, budget=4), (32, 64)) < engine.gflops(Sampling(steps=1, budget=4))
+    assert engine.gflops(replace(full, guidance=CFG(2.0))) == 2 * engine.gflops(full)
+    assert engine.gflops(replace(full, guidance=CCFG(2.0, 1))) == engine.gflops(full) + engine.gflops(small)
+    assert (engine.size, engine.multiple, engine.default_scale) == ((64, 64), 8, 7.0)
+    assert engine.guidance_kinds == ("none", "cfg", "ccfg")
+    with pytest.raises(ValueError, match="width must be a multiple of 8, got 33"):
+        engine.begin(["a boat"], [0], full, size=(33, 64))
+    for change, message in (
+        ({"solver": "heun"}, "solver=heun is not supported"),
+        ({"cache": 0.1}, "cache=0.1 is not supported"),
+        ({"guidance": elit.AG(2.0, 1)}, "guidance must be one of"),
+        ({"guidance": CFG(2.0, interval=(0, 0.5))}, "guidance_interval is not supported"),
+        ({"budget": (1, 2)}, "step_budgets must be one a step, got 2 for 1 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.begin(["a boat"], [0], replace(full, **change))
+    classes = engine_of("DiTPipeline")
+    assert (classes.takes_text, len(classes.classes), classes.size) == (False, 1000, (64, 64))
+    for wrong in ("1000", "boat"):
+        with pytest.raises(ValueError, match="labels"):
+            classes.begin([wrong], [0], full)
+    with pytest.raises(ValueError, match="size must be 64x64 for a DiTPipeline, got '32x32'"):
+        classes.begin(["1"], [0], full, size=(32, 32))
+    with pytest.raises(ValueError, match="not elastified"):
+        PipelineEngine(pipeline("DiTPipeline"), "plain")
+
+
+def test_a_pipeline_and_an_add_on_are_found_by_their_folders(tmp_path):
+    pipe = pipeline("DiTPipeline")
+    pipe.save_pretrained(tmp_path / "base")
+    assert open_pipeline(tmp_path / "base") is None
+    assert open_pipeline("fashion") is None
+    open_branches(elit.elastify(pipe.transformer, **SPLIT))
+    pipe.save_pretrained(tmp_path / "whole")
+    weights = {f"elastic.{name}": value for name, value in pipe.transformer.elastic.state_dict().items()}
+    (tmp_path / "add-on").mkdir()
+    save_add_on(pipe.transformer, weights, tmp_path / "add-on")
+    with pytest.raises(ValueError, match="does not name its pipeline"):
+        open_pipeline(tmp_path / "add-on")
+    pipe.transformer.elastic_record = replace(pipe.transformer.elastic_record, base=str(tmp_path / "base"))
+    save_add_on(pipe.transformer, weights, tmp_path / "add-on")
+    pictures = []
+    for name in ("whole", "add-on"):
+        opened = open_pipeline(tmp_path / name)
+        assert (opened.kind, list(opened.budgets)) == (diffusers.DiTPipeline, list(range(1, 17)))
+        engine = load_engine(tmp_path / name)
+        run = engine.begin(["3"], [0], Sampling(steps=1, budget=4, guidance=CFG(4.0)))
+        run.step()
+        pictures.append(run.pictures())
+    assert np.array_equal(*pictures)
+    assert torch.equal(pictures[0], alone(engine, 3, 0, 4, num_inference_steps=1))
