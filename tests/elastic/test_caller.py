@@ -1,5 +1,8 @@
 """Which branches a batch holds, and which step a forward belongs to: by what the pipeline says, never by guessing."""
 
+import sys
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
@@ -7,6 +10,9 @@ from test_pipelines import Spy, elastic_pipeline
 from tiny import TEXT, autoencoder, build, inputs
 
 import elit
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
+from parts import PIPELINES as STOCK
 
 
 @pytest.fixture
@@ -121,3 +127,18 @@ def test_three_branches_are_refused(sd3):
             draw(pipe)
     finally:
         del type(pipe).do_perturbed_attention_guidance
+
+
+@pytest.mark.parametrize(
+    "name", ["FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline (edit)", "ChromaPipeline"]
+)
+def test_branches_that_a_pipeline_does_not_label_have_their_budgets(name, monkeypatch):
+    """Two calls a step with the same sample, without a cache context: the second is the unconditional one."""
+    stock = STOCK[name]
+    pipe = stock.make()
+    elit.elastify(pipe, read_after=1, write_after=3, window=(4, 4))
+    spy = Spy(pipe.transformer, monkeypatch)
+    with elit.budget(8, guidance=1):
+        stock.run(pipe)
+    assert [kept for kept, _ in spy.seen] == [8, 1] * (len(spy.seen) // 2)
+    assert len(spy.seen) >= 4

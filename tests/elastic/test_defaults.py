@@ -11,6 +11,7 @@ from tiny import KINDS, MORE, build, draw, inputs, pipeline
 
 import elit
 from elit.elastic.families import FAMILIES
+from elit.elastic.storage import save_add_on
 from elit.elastic.surgery import default_blocks
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
@@ -45,13 +46,29 @@ def test_a_pipeline_is_elastified_in_place_and_is_what_it_was():
         elit.elastify(pipe)
 
 
-def test_both_transformers_of_a_pipeline():
-    parts = {name: build("WanTransformer3DModel") for name in ("transformer", "transformer_2")}
-    pipe = diffusers.WanPipeline(
+def wan(**parts):
+    return diffusers.WanPipeline(
         tokenizer=None, text_encoder=None, vae=None, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **parts
     )
-    elit.elastify(pipe, window=(2, 2, 4))
-    assert pipe.transformer.budgets == pipe.transformer_2.budgets == tuple(range(1, 17))
+
+
+@pytest.mark.parametrize("names", [("transformer",), ("transformer_2",), ("transformer", "transformer_2")])
+def test_a_video_pipeline_keeps_its_dials_when_it_is_loaded(tmp_path, names):
+    """diffusers' base class drops parts whose default is None, as both transformers of Wan are."""
+    pipe = elit.elastify(wan(**{name: build("WanTransformer3DModel") for name in names}), window=(2, 2, 4))
+    pipe.save_pretrained(tmp_path)
+    again = elit.load_elastic(tmp_path, tokenizer=None, text_encoder=None, vae=None)
+    for name in names:
+        assert getattr(again, name).budgets == getattr(pipe, name).budgets == tuple(range(1, 17))
+
+
+def test_an_add_on_for_one_of_two_transformers_is_refused(tmp_path):
+    transformer = elit.elastify(build("WanTransformer3DModel"), window=(2, 2, 4))
+    save_add_on(transformer, {f"elastic.{name}": w for name, w in transformer.elastic.state_dict().items()}, tmp_path)
+    parts = {name: build("WanTransformer3DModel") for name in ("transformer", "transformer_2")}
+    with pytest.raises(ValueError, match="pipeline must have one transformer, got a WanPipeline with two"):
+        elit.load_elastic(wan(**parts), tmp_path)
+    assert elit.load_elastic(wan(transformer=parts["transformer"]), tmp_path).transformer.budgets == tuple(range(1, 17))
 
 
 @pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "FluxTransformer2DModel"])

@@ -19,6 +19,7 @@ from elit.config import DistillConfig
 from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.load import is_stock_pipeline
 from elit.elastic.pipelines import Requests
+from elit.elastic.recorded_calls import RecordedCalls
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +99,35 @@ def test_a_resumed_run_is_bit_equal_and_records_nothing_anew(tmp_path, prompts, 
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("name", ["FluxPipeline", "QwenImagePipeline", "StableDiffusion3Pipeline"])
+def test_a_base_in_bfloat16_trains_in_full_precision(tmp_path, prompts, name, monkeypatch):
+    """The interface stays in float32, and meets tokens in bfloat16."""
+    monkeypatch.setattr(
+        "elit.elastic.distill.load_pipeline",
+        lambda config, device: with_text(config.pipeline.removeprefix("tiny/")).to(torch.bfloat16),
+    )
+    result = distill(settings(tmp_path / "out", name, prompts, base_precision="bf16"))
+    assert result["validation"][-1]["distance"] > 0
+
+
+def test_what_cannot_train_fails_before_anything_is_recorded(tmp_path, prompts, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("expected mat1 and mat2 to have the same dtype")
+
+    monkeypatch.setattr("elit.elastic.interface.ElasticInterface.finish", fail)
+    with pytest.raises(RuntimeError, match="the same dtype"):
+        distill(settings(tmp_path / "out", "FluxPipeline", prompts))
+    assert not list((tmp_path / "out").rglob("calls/*.pt"))
+
+
+def test_validation_measures_calls_that_are_not_trained_on(tmp_path, prompts):
+    distill(settings(tmp_path / "out", "FluxPipeline", prompts, preview_every=0))
+    (held_out,) = (tmp_path / "out").rglob("held-out/*.pt")
+    trained = RecordedCalls(next((tmp_path / "out").rglob("calls")))
+    noise = torch.load(held_out)["calls"][0][0]["hidden_states"]
+    assert all(not torch.equal(noise[:1], trained.__getitems__([i])[1].arguments["hidden_states"]) for i in range(3))
+
+
 def test_all_weights_are_a_transformer_of_their_own(tmp_path, prompts):
     distill(settings(tmp_path / "out", "FluxPipeline", prompts, weights="all", preview_every=0))
     pipe = with_text("FluxPipeline")
@@ -137,18 +167,18 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
         ([str(pipe), out, "--prompts", "nowhere.txt"], "cannot read prompts 'nowhere.txt': No such file"),
         ([str(pipe), out, "--prompts", str(tmp_path / "empty.txt")], "prompts must have a prompt a line"),
         ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "not UTF-8 text"),
-        ([str(tmp_path / "folder"), out, *good], "without model_index.json"),
+        ([str(tmp_path / "folder"), out, *good], "cannot load pipeline"),
         ([str(tmp_path / "unet"), out, *good], "cannot load pipeline"),
         ([str(tmp_path / "other"), out, *good], "pipeline must have a transformer, got a DDPMPipeline"),
         ([str(pipe), out, *good, "--sizes", "big"], "sizes must be HEIGHTxWIDTH"),
         ([str(pipe), out, *good, "--call", "scale"], "call must be of the form NAME=VALUE, got 'scale'"),
-        ([str(pipe), out, *good, "--call", "prompt=x"], "call must leave prompt to elit distill"),
+        ([str(pipe), out, *good, "--call", "prompt=x"], "call must name arguments of FluxPipeline"),
         ([str(pipe), out, *good, "--call", "speed=2"], "call must name arguments of FluxPipeline"),
         ([str(pipe), out, *good, "--weights", "some"], "some"),
         ([str(pipe), out, *good, "--mode", "other"], "other"),
         ([str(pipe), out, *good, "--lora-rank", "0"], "lora_rank must be at least 1, got 0"),
-        ([str(pipe), out, *good, "--read-after", "9", "--write-after", "2"], "read_after=9"),
-        ([str(pipe), out, *good, "--window", "4"], "window=(4,): give 2 sides"),
+        ([str(pipe), out, *good, "--read-after", "9", "--write-after", "2"], "read_after and write_after must"),
+        ([str(pipe), out, *good, "--window", "4"], "window must have 2 sides"),
         (
             [str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"],
             "budget_max must be at most 3, got 4: at full budget the original",

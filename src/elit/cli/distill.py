@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.main import option_value
 from elit.cli.main import parse as parse_arguments
 from elit.config import DistillConfig, load_config
 
@@ -39,12 +40,8 @@ def parse(arguments: Sequence[str]) -> Args:
     for option in ("--pipeline", "--out"):
         if words and not words[0].startswith("-"):
             named += [option, words.pop(0)]
-    settings = DistillConfig()
-    for i, argument in enumerate(words):
-        if argument == "--config" and i + 1 < len(words):
-            settings = load_config(words[i + 1], DistillConfig)
-        elif argument.startswith("--config="):
-            settings = load_config(argument.removeprefix("--config="), DistillConfig)
+    config = option_value(words, "--config")
+    settings = load_config(config, DistillConfig) if config else DistillConfig()
     return parse_arguments(Args, "distill", [*named, *words], default=Args(settings=settings))
 
 

@@ -24,7 +24,7 @@ from elit.elastic.context import budget
 from elit.elastic.distill_network import DistillNetwork, is_own_network
 from elit.elastic.distill_objectives import DistanceToTeacher, PicturesAndTeacher, Prediction
 from elit.elastic.families import all_blocks, family_of
-from elit.elastic.pipelines import Requests, check_pipeline, load_pipeline, read_prompts
+from elit.elastic.pipelines import Requests, load_pipeline, read_prompts
 from elit.elastic.recorded_calls import CallBatch, RecordedCalls, save_calls
 from elit.elastic.recording import encoded_prompts, first_call, free_text_encoders, output_tensor
 from elit.elastic.recording import record as record_calls
@@ -42,6 +42,8 @@ from elit.training.task import Task
 
 def distill(config: DistillConfig) -> dict[str, Any]:
     """Trains what `config` says; returns the last validation. Resumes, stops and raises as `train_task`."""
+    if not config.pipeline:
+        raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
     task = DistillNetwork if is_own_network(config.pipeline) else DistillPipeline
     return train_task(config, lambda accelerator: task(config, accelerator))
 
@@ -56,7 +58,6 @@ class DistillPipeline(Task):
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        check_pipeline(config.pipeline)
         prompts = [] if config.data else read_prompts(config.prompts)
         self.pipe = load_pipeline(config, accelerator.device)
         self.network = network = self.pipe.transformer

@@ -32,7 +32,7 @@ ROWS = 64
 def is_own_network(name: str) -> bool:
     """Whether a folder holds a network or a checkpoint of this library, and not a pipeline."""
     folder = Path(name)
-    return any((folder / file).is_file() for file in ("config.json", MANIFEST)) and bool(name)
+    return any((folder / file).is_file() for file in ("config.json", MANIFEST))
 
 
 @dataclass(frozen=True, kw_only=True)

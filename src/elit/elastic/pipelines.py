@@ -22,6 +22,7 @@ OURS = ("prompt", "class_labels", "height", "width", "num_inference_steps", "gen
 def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
     """The pipeline on `device`. Raises ValueError where there is none, or no single transformer to train."""
     name = config.pipeline
+    check_hub_name("pipeline", name)
     precision = config.base_precision or ("fp32" if config.weights == "all" else config.precision)
     try:
         with quiet_loading():
@@ -45,17 +46,6 @@ def check_transformer(pipe: Any) -> None:
     if getattr(pipe, "transformer_2", None) is not None:
         raise ValueError(f"pipeline must have one transformer, got a {kind} with two; not supported for those yet")
     family_of(transformer)
-
-
-def check_pipeline(name: str) -> None:
-    """Raises ValueError for a name that cannot be a pipeline's."""
-    if not name:
-        raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
-    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
-        raise ValueError(
-            f"pipeline must be a folder that a pipeline was saved in, got {name!r} without model_index.json"
-        )
-    check_hub_name("pipeline", name)
 
 
 def read_prompts(path: str | None) -> list[str]:
@@ -88,10 +78,8 @@ class Requests:
         self.call: dict[str, Any] = {}
         for each in config.call:
             name, _, value = each.partition("=")
-            if name in OURS:
-                raise ValueError(f"call must leave {name} to elit distill, got {each!r}")
-            if name not in self.known:
-                known = ", ".join(self.known)
+            if name not in self.known or name in OURS:
+                known = ", ".join(known for known in self.known if known not in OURS)
                 raise ValueError(f"call must name arguments of {type(pipe).__name__} ({known}), got {each!r}")
             try:
                 self.call[name] = ast.literal_eval(value)

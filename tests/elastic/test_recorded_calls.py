@@ -1,0 +1,79 @@
+"""Recorded calls: nested trees on disk, and batches of calls that are alike."""
+
+import pickle
+
+import pytest
+import torch
+from tiny import build, inputs, with_text
+
+from elit.config import DistillConfig
+from elit.elastic.context import original
+from elit.elastic.pipelines import Requests
+from elit.elastic.recorded_calls import RecordedCalls, save_calls
+from elit.elastic.recording import output_tensor, record
+from elit.elastic.trees import join_rows, layout_of, map_tensors, take_rows
+
+
+def recorded(folder, sizes):
+    """Two batches of a tiny Flux pipeline at each size."""
+    pipe = with_text("FluxPipeline")
+    config = DistillConfig(sizes=sizes, call=("max_sequence_length=5",), teacher_batch=2, teacher_steps=4)
+    requests = Requests(pipe, config, ["a boat", "a tree"] * 2 * len(sizes))
+    calls = [record(pipe, request) for request in requests.batches()]
+    one = record(pipe, requests.request(["a boat"], number=0, steps=1))
+    layout = layout_of(one[0][1], calls[0][0][1], (1, 2))
+    for number, of_request in enumerate(calls):
+        save_calls(folder / f"{number:06d}.pt", of_request, layout)
+    return pipe, calls
+
+
+@pytest.mark.parametrize("sizes", [("64x32", "32x64"), ("32x32", "64x64"), ("32x32", "64x32", "32x64")])
+def test_sizes_with_as_many_tokens_are_never_in_one_batch(tmp_path, sizes):
+    """The original gives its recorded outputs again, whichever rows are batched: the coordinates are theirs."""
+    pipe, _ = recorded(tmp_path, sizes)
+    examples = RecordedCalls(tmp_path)
+    assert len(examples.buckets) == len(sizes)
+    for bucket in examples.buckets:
+        outputs, call = examples.__getitems__([int(entry) for entry in bucket])
+        with torch.no_grad(), original():
+            again = output_tensor(pipe.transformer(**call.arguments))
+        assert torch.allclose(again, outputs, atol=1e-5)
+
+
+def test_every_size_has_both_numbers_of_steps(tmp_path):
+    _, calls = recorded(tmp_path, ("32x32", "64x64"))
+    assert [len(each) for each in calls] == [4, 4, 3, 3]
+
+
+def test_workers_that_are_spawned_get_a_copy(tmp_path):
+    recorded(tmp_path, ("32x32",))
+    examples = RecordedCalls(tmp_path)
+    (right, call), (copied, same) = (
+        each.__getitems__([3, 0]) for each in (examples, pickle.loads(pickle.dumps(examples)))
+    )
+    assert torch.equal(right, copied)
+    assert call.arguments.keys() == same.arguments.keys()
+
+
+def test_a_damaged_file_and_an_empty_folder_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no recorded calls"):
+        RecordedCalls(tmp_path)
+    (tmp_path / "000000.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"cannot read '.*000000\.pt': damaged") as refusal:
+        RecordedCalls(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["PixArtTransformer2DModel", "ZImageTransformer2DModel", "QwenImageTransformer2DModel",
+                                  "CogVideoXTransformer3DModel", "LTX2VideoTransformer3DModel"])  # fmt: skip
+def test_rows_come_apart_and_together_again(kind):
+    """Of nested dictionaries, tuples, lists with an entry a sample, and what all samples share."""
+    one, three = inputs(kind, batch=1), inputs(kind, batch=3)
+    layout = layout_of(one, three, (1, 3))
+    again = join_rows(layout, [take_rows(layout, three, slice(row, row + 1)) for row in range(3)])
+    with torch.no_grad():
+        outputs = [output_tensor(build(kind)(**given, return_dict=False)) for given in (three, again)]
+    assert torch.equal(*outputs)
+    assert repr(map_tensors(lambda value: value.tolist(), again)) == repr(
+        map_tensors(lambda value: value.tolist(), three)
+    )
