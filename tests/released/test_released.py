@@ -183,30 +183,29 @@ ONE = torch.zeros(1)
 WRONG = {
     "missing key": (
         lambda: checkpoint(ELIT) | {"ema": without(checkpoint(ELIT)["ema"], f"{READ}.learned_query_embed")},
-        "'input_token_editor.adapters.0.learned_query_embed' is missing",
+        "missing weights: 1, the first is 'input_token_editor.adapters.0.learned_query_embed'",
     ),
     "missing block": (
         lambda: checkpoint(ELIT) | {"ema": without(checkpoint(ELIT)["ema"], "blocks.1.attn.qkv.weight")},
-        "'blocks.1.attn.qkv.weight' is missing",
+        "missing weights: 1, the first is 'blocks.1.attn.qkv.weight'",
     ),
-    "extra key": (lambda: ema_with(head__weight=ONE), "'head.weight' is not known in such a file"),
-    "extra block": (lambda: ema_with(blocks__99999999__attn__qkv__weight=ONE), "is missing, and"),
-    "extra entry": (lambda: checkpoint(ELIT) | {"hook": 1}, "unknown entry 'hook'"),
+    "extra key": (lambda: ema_with(head__weight=ONE), "unknown weights: 1, the first is 'head.weight'"),
+    "extra block": (lambda: ema_with(blocks__99999999__attn__qkv__weight=ONE), "missing weights: "),
     "no ema": (lambda: without(checkpoint(ELIT), "ema"), "entry 'ema' is missing"),
     "no args": (lambda: without(checkpoint(ELIT), "args"), "entry 'args' is missing"),
-    "other args": (lambda: checkpoint(ELIT) | {"args": {"model": "ELIT"}}, "entry 'args' is a dict"),
+    "other args": (lambda: checkpoint(ELIT) | {"args": {"model": "ELIT"}}, "entries 'ema' and 'args' must be"),
     "shape": (lambda: ema_with(blocks__0__attn__proj__bias=ONE), r"proj.bias' has shape \(1,\), expected \(48,\)"),
     "axes": (lambda: ema_with(x_embedder__proj__weight=ONE), r"proj.weight' has shape \(1,\), expected 4 axes"),
-    "integers": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48).int()), "'pos_embed' is no tensor of floating"),
-    "a number": (lambda: ema_with(pos_embed=3), "'pos_embed' is no tensor of floating"),
+    "integers": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48).int()), "'pos_embed' must be a tensor of floating"),
+    "a number": (lambda: ema_with(pos_embed=3), "'pos_embed' must be a tensor of floating"),
     "positions": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48)), "'pos_embed' is not the fixed sin-cos table"),
     "qk_norm": (lambda: checkpoint(ELIT, qk_norm=True), "trained with qk_norm=True"),
     "prediction": (lambda: checkpoint(ELIT, prediction="x"), "trained with prediction='x'"),
-    "window": (lambda: checkpoint(ELIT, elit_group_size="4"), "args.elit_group_size='4', expected a whole number"),
-    "odd window": (lambda: checkpoint(ELIT, elit_group_size=3), "sizes do not fit each other; sample_size"),
-    "head": (lambda: checkpoint(ELIT, encoder_depth=3), "3 head and 1 tail blocks of 4 leave none"),
+    "window": (lambda: checkpoint(ELIT, elit_group_size="4"), "elit_group_size='4', encoder_depth=1"),
+    "odd window": (lambda: checkpoint(ELIT, elit_group_size=3), "sample_size"),
+    "head": (lambda: checkpoint(ELIT, encoder_depth=3), "encoder_depth=3 and 1 tail blocks of 4"),
     "a list": (lambda: [ONE], "holds no weights by name"),
-    "bare": (lambda: weights(ELIT, elit=False), "those of SiT and DiT look the same; give kind"),
+    "bare": (lambda: weights(ELIT, elit=False), "indistinguishable; kind must be sit or dit"),
     "nothing": (dict, "entry 'args' is missing"),
 }
 
@@ -231,7 +230,7 @@ def test_another_class_is_refused_and_not_run(place, zipped, tmp_path, capsys):
     torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
     assert main(["import", str(tmp_path / "evil.pt"), str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"holds posix\.mkdir, which is no weight; not loaded, nothing was run", line)
+    assert re.search(r"holds posix\.mkdir, which is not a weight; not loaded, nothing was run", line)
     assert not (tmp_path / "done").exists()
     assert not (tmp_path / "out").exists()
 
@@ -246,7 +245,7 @@ def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
     parts += [whole[:-1], old[:-1], whole[1:], b"PK\x03\x04", b"a page about a missing file", os.urandom(4096)]
     for part in parts:
         (tmp_path / "part.pt").write_bytes(part)
-        with pytest.raises(ValueError, match=r"part.pt'.*: truncated, damaged or no checkpoint") as failed:
+        with pytest.raises(ValueError, match=r"part.pt'.*: truncated, damaged or not a torch checkpoint") as failed:
             elit.load_released(tmp_path / "part.pt", **SIZES)
         assert "\n" not in str(failed.value)
     with pytest.raises(ValueError, match="no such file"):
@@ -258,15 +257,10 @@ def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"its width 48 is no preset's \(384, 768, 1024, 1152\); give num_heads"),
-        ({"num_heads": 0}, "num_heads=0: give a whole number of at least 1"),
+        ({}, "num_heads must be given for width 48; presets have 384, 768, 1024, 1152"),
         ({"num_heads": 5}, "hidden_size=48, num_heads=5"),
-        ({"num_heads": 2, "tail_blocks": -1}, "tail_blocks=-1"),
-        ({"num_heads": 2, "tail_blocks": 3}, "1 head and 3 tail blocks of 4"),
-        ({"num_heads": 2, "kind": "sit"}, "an ELIT-SiT; kind='sit' does not fit"),
-        ({"num_heads": 2, "kind": "pixart"}, "kind='pixart': give one of elit, sit, dit"),
-        ({"num_heads": 2, "kind": torch.zeros(2, 2)}, "give one of elit, sit, dit"),
-        ({"num_heads": 2, "ema": torch.tensor([1, 2])}, r"ema=tensor.*: give True or False"),
+        ({"num_heads": 2, "tail_blocks": 3}, "encoder_depth=1 and 3 tail blocks of 4"),
+        ({"num_heads": 2, "kind": "sit"}, "kind must be elit for an ELIT-SiT, got sit"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(released, settings, message):
@@ -325,8 +319,6 @@ def test_a_bare_pickle_that_calls_something_is_named_and_not_run(tmp_path, proto
 
     path = tmp_path / "file.pt"
     path.write_bytes(pickle.dumps({"ema": Hostile()}, protocol=protocol))
-    with pytest.raises(
-        ValueError, match=r"file\.pt': (is a pickle that would call|holds) posix\.mkdir.*nothing was run$"
-    ):
+    with pytest.raises(ValueError, match=r"file\.pt': holds posix\.mkdir.*nothing was run$"):
         elit.load_released(path)
     assert not (tmp_path / "ran").exists()

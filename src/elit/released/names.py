@@ -1,4 +1,4 @@
-"""What published files call their weights, and how those lie in them.
+"""Names and layouts of the weights in published files.
 
 N spatial tokens, d width, C channels, p patch.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from elit.models.layers import grid_positions
 from elit.models.sit import SiT, sincos_positions
 
-# Their names, ours. Each stands for a weight and, where there is one, a bias.
+# Their names, ours; each for a weight and, if any, a bias.
 OUTER = {
     "x_embedder.proj": "patch_embed",
     "t_embedder.mlp.0": "conditioning.time.linear_1",
@@ -58,55 +58,40 @@ def names(depth: int, elit: bool) -> dict[str, str]:
     return single | {f"{a}.{part}": f"{b}.{part}" for a, b in linear.items() for part in ("weight", "bias")}
 
 
-def translated(weights: dict[str, Tensor], model: SiT, name: str) -> dict[str, Tensor]:
+def translated(weights: dict[str, Tensor], model: SiT) -> dict[str, Tensor]:
     """Their weights by our names, float32, in memory of their own. Raises ValueError where a shape does not fit."""
-    own, changed = model.state_dict(), _changed(weights, model)
-    renamed = {}
-    for theirs, ours in names(len(model.blocks), model.spec is not None).items():
-        shape, change = changed.get(theirs, (tuple(own[ours].shape), _same))
-        _check_shape(weights[theirs], shape, theirs, name)
-        renamed[ours] = change(weights[theirs].detach().float()).clone(memory_format=torch.contiguous_format)
-    _check_positions(weights["pos_embed"], model, name)
-    return renamed
-
-
-def _changed(weights: dict[str, Tensor], model: SiT) -> dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]]:
-    """What lies otherwise in their files: {their name: (its shape there, how it becomes ours)}."""
     (d, channels), p = (model.config.hidden_size, model.config.in_channels), model.patch_size[0]
+    own, depth, elit = model.state_dict(), len(model.blocks), model.latent_interface is not None
     sign = -1 if model.config.convention == "noise" else 1  # theirs is noise − data
-    # SiT and DiT may have said a variance beside every channel.
+    # The original SiT and DiT predict a variance beside every channel.
     double = model.config.convention != "noise" and len(weights["final_layer.linear.bias"]) == 2 * p * p * channels
     outputs = (2 if double else 1) * channels
 
-    def first(value: Tensor) -> Tensor:
+    def velocity(value: Tensor) -> Tensor:
         return sign * value.unflatten(0, (p * p, outputs))[:, :channels].flatten(0, 1)
 
-    def first_six(value: Tensor) -> Tensor:
-        return value[: 6 * d]
-
-    return {
+    changed: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
         # A strided convolution is a linear layer over (patch row, patch column, channel).
         "x_embedder.proj.weight": ((d, channels, p, p), lambda value: value.permute(0, 2, 3, 1).flatten(1)),
-        "final_layer.linear.weight": ((p * p * outputs, d), first),
-        "final_layer.linear.bias": ((p * p * outputs,), first),
-        f"{READ_MODULATION}.weight": ((7 * d, d), first_six),
-        f"{READ_MODULATION}.bias": ((7 * d,), first_six),
+        "final_layer.linear.weight": ((p * p * outputs, d), velocity),
+        "final_layer.linear.bias": ((p * p * outputs,), velocity),
+        f"{READ_MODULATION}.weight": ((7 * d, d), lambda value: value[: 6 * d]),
+        f"{READ_MODULATION}.bias": ((7 * d,), lambda value: value[: 6 * d]),
     }
+    renamed = {}
+    for theirs, ours in names(depth, elit).items():
+        shape, change = changed.get(theirs, (tuple(own[ours].shape), lambda value: value))
+        _check_shape(weights[theirs], shape, theirs)
+        renamed[ours] = change(weights[theirs].detach().float()).clone(memory_format=torch.contiguous_format)
+
+    grid = [length // p for length in model.sample_size]
+    _check_shape(weights["pos_embed"], (1, grid[0] * grid[1], d), "pos_embed")
+    positions = sincos_positions(grid_positions(grid, grid, weights["pos_embed"].device), d)
+    if not torch.allclose(weights["pos_embed"][0].float(), positions, atol=1e-4):
+        raise ValueError("'pos_embed' is not the fixed sin-cos table; other positions are not supported")
+    return renamed
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
-def _check_positions(table: Tensor, model: SiT, name: str) -> None:
-    """The file's fixed positions are those that `SiT` computes, or its output would be another."""
-    grid = [length // model.patch_size[0] for length in model.sample_size]
-    _check_shape(table, (1, grid[0] * grid[1], model.config.hidden_size), "pos_embed", name)
-    computed = sincos_positions(grid_positions(grid, grid, table.device), model.config.hidden_size)
-    if not torch.allclose(table[0].float(), computed, atol=1e-4):
-        raise ValueError(f"{name}: 'pos_embed' is not the fixed sin-cos table; other positions cannot be loaded")
-
-
-def _check_shape(value: Tensor, shape: tuple[int, ...], key: str, name: str) -> None:
+def _check_shape(value: Tensor, shape: tuple[int, ...], key: str) -> None:
     if value.shape != shape:
-        raise ValueError(f"{name}: {key!r} has shape {tuple(value.shape)}, expected {shape}")
+        raise ValueError(f"{key!r} has shape {tuple(value.shape)}, expected {shape}")
