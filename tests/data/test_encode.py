@@ -133,7 +133,7 @@ def test_tables_give_what_the_folder_gives(kind, place, tmp_path):
     for i in (0, 13, 29):
         assert source.labels[i] == folder.labels[i]
         assert np.array_equal(np.asarray(source.read(i)[0]), np.asarray(folder.read(i)[0]))
-    assert open_source(table).identity() == source.identity()
+    assert open_source(table).identity == source.identity
 
 
 def test_captions_and_clips(place, tmp_path):

@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from elit.config import ModelConfig, TrainConfig, load_config, save_config
 from elit.data.sampler import StepSampler
 from elit.training.distributed import clip_gradients, make_accelerator
 from elit.training.ema import AveragedWeights
-from elit.training.logger import RunLog, _peak_of_process
-from elit.training.objectives import draw_step
+from elit.training.logger import RunLog, _peak_memory
+from elit.training.objectives import FlowMatching
 from elit.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -153,13 +153,14 @@ def test_ctrl_c_saves_a_checkpoint_and_a_second_one_leaves_at_once(tmp_path, mon
 
 def test_peak_memory_on_every_system(monkeypatch):
     """In bytes: KiB are counted on Linux, bytes on macOS, and Windows has no `resource`."""
-    here = _peak_of_process()
+    cpu = torch.device("cpu")
+    here = _peak_memory(cpu)
     assert 0.5 * psutil.Process().memory_info().rss < here < psutil.virtual_memory().total
     monkeypatch.setattr("sys.platform", "darwin")
-    assert _peak_of_process() == pytest.approx(here / 1024, rel=0.1)
-    monkeypatch.setitem(sys.modules, "resource", None)
+    assert _peak_memory(cpu) == pytest.approx(here / 1024, rel=0.1)
+    monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=5)))
-    assert _peak_of_process() == 5
+    assert _peak_memory(cpu) == 5
 
 
 def test_a_run_repeats_from_its_config(tmp_path):
@@ -236,11 +237,12 @@ def test_a_folder_of_images_trains(tmp_path, capfd):
 
 def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
     config = tiny(tmp_path, batch_size=4096, class_dropout=0.1)
-    noise, t, dropped = draw_step(config, 3, (1, 2, 2), torch.device("cpu"))
-    again = draw_step(config, 3, (1, 2, 2), torch.device("cpu"))
-    other = draw_step(config, 4, (1, 2, 2), torch.device("cpu"))
-    assert all(map(torch.equal, (noise, t, dropped), again))
-    assert not torch.equal(noise, other[0])
+    settings = {"moments": True, "drop_condition": lambda y, dropped: y, "autocast": nullcontext}
+    objective = FlowMatching(config=config, shape=(1, 2, 2), device=torch.device("cpu"), **settings)
+    noise, t, dropped, posterior = objective.draw(3)
+    assert all(map(torch.equal, (noise, t, dropped, posterior), objective.draw(3)))
+    assert not torch.equal(noise, objective.draw(4)[0])
+    assert not torch.equal(noise, posterior)
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
 
 

@@ -86,7 +86,7 @@ def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> N
             "weights": weights_digest(vae),
             **latent_normalization(vae).to_json(),
         },
-        **source.identity(),
+        **source.identity,
         "shape": list(encode_moments(vae, torch.zeros(1, 3, *size))[0].shape[1:]),
         "classes": list(source.classes),
         "caption_texts": list(source.captions),

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -28,6 +29,10 @@ class ImageData(Protocol):
     classes: tuple[str, ...]
     captions: tuple[str, ...]
     """A prompt for each label."""
+    folder: Path | None
+    """Where to keep what belongs to it."""
+    stamp: str
+    """Changes with the files it is read from."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,6 +51,9 @@ class ImageSet:
 
     Images are float32 in [-1, 1], or uint8, a quarter of the memory, of which batches are made as float32 in [-1, 1].
     """
+
+    folder: Path | None = None
+    stamp: str = ""
 
     def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...], captions: tuple[str, ...] = ()):
         self.images, self.labels = images, labels
@@ -85,6 +93,8 @@ class ImageFiles:
         self.source, self.image_size = source.subset(rows) if self.skipped else source, image_size
         self.infos = [info for info in infos if not isinstance(info, str)]
         self.classes, self.captions = source.classes, source.captions
+        self.folder: Path | None = source.folder
+        self.stamp: str = source.identity["stamp"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,7 +137,7 @@ def inspect_pictures(source: Source) -> list[ImageInfo | str]:
 
     All are decoded once; what was found is kept beside them, and holds until a file changes.
     """
-    path, identity = source.folder / f".{source.root.name}{KEPT}", source.identity()
+    path, identity = source.folder / f".{source.root.name}{KEPT}", source.identity
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["identity"] == identity:

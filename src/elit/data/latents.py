@@ -1,5 +1,6 @@
 """Encoded data as training reads it: Arrow shards mapped into memory, a fresh sample of the posterior every time."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ class LatentSet:
     def __init__(self, root: str | Path):
         from datasets import Dataset, concatenate_datasets  # most runs read none of these
 
-        self.root = root = Path(root)
+        root = Path(root)
+        self.folder: Path | None = root
         index = _read(root / "index.json")
+        self.stamp = hashlib.sha256(json.dumps(index).encode()).hexdigest()
         settings = _read(root / "encode.json")
         parts = []
         for shard in index["shards"]:

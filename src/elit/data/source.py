@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -66,6 +67,7 @@ class Source:
         """A picture's header. Raises as `read`."""
         return self._named(index, read_info)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What tells whether a source is the same: its count, a digest of names and labels, a stamp of its files."""
         names = [name.removeprefix(f"{self.root}/") for name in self.names]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from elit.config import DistillConfig, TrainConfig
 from elit.data.latents import LatentSet
+from elit.data.sampler import StepSampler
 from elit.elastic.context import original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks
@@ -22,7 +23,7 @@ from elit.models.saved import MANIFEST, load_own, save_model
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.objectives import Draws, FlowMatching
-from elit.training.task import Task, step_sampler
+from elit.training.task import Task, order_of
 from elit.training.train import load_data
 
 ROWS = 64
@@ -80,7 +81,7 @@ class DistillNetwork(Task):
             + passes * count_block_flops(network, tokens=tokens, budget=count)
             for count in network.budgets
         }
-        self.sampler = step_sampler(config, accelerator, len(self.examples))
+        self.sampler = StepSampler(len(self.examples), **order_of(config, accelerator))
 
     def initialize(self, *, resumed: bool) -> list[str]:
         self.before = self.distances(self.network.to(self.device).eval())

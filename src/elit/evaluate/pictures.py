@@ -137,7 +137,7 @@ class FilePictures(Pictures):
         return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
 
     def stamp(self) -> str:
-        return self.source.identity()["stamp"]
+        return self.source.identity["stamp"]
 
     def _picture(self, index: int) -> Tensor:
         size, name = self.image_size, self.source.names[index]

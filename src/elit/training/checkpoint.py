@@ -41,33 +41,37 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
     """
     out = Path(config.out)
     lock = FileLock(out / "logs" / ".lock")
+
+    def claim() -> None:
+        try:
+            (out / "logs").mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            write_text(out / ".probe", "x" * 65536)
+            (out / ".probe").unlink()
+        except Timeout:
+            raise ValueError(f"out={config.out!r}: another run is writing there; give another folder") from None
+        except OSError as error:
+            raise ValueError(f"cannot write out={config.out!r}: {error.strerror}; give another place") from None
+        check_room(config, parameters)
+
     with leaving_nothing(out, unless="config.yaml") if accelerator.is_main_process else nullcontext():
         try:
-            broadcast_from_main(accelerator, lambda: _claim(lock, config, parameters))
+            broadcast_from_main(accelerator, claim)
             yield
         finally:
             lock.release()
 
 
-def _claim(lock: FileLock, config: RunConfig, parameters: int) -> None:
+def check_room(config: RunConfig, parameters: int) -> None:
+    """Raises ValueError where the disk has no room for the checkpoints to come and the model."""
     out = Path(config.out)
-    try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        write_text(out / ".probe", "x" * 65536)
-        (out / ".probe").unlink()
-    except Timeout:
-        raise ValueError(f"out={config.out!r}: another run is writing there; give another folder") from None
-    except OSError as error:
-        raise ValueError(f"cannot write out={config.out!r}: {error.strerror}; give another place") from None
-    there = len(checkpoints(out / "checkpoints"))
-    wanted = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0) - there
-    need = parameters * (BYTES_A_WEIGHT * max(wanted, 1) + 4)
-    free = shutil.disk_usage(out).free
+    kept = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0)
+    more = max(kept - len(checkpoints(out / "checkpoints")), 1)
+    need, free = parameters * (BYTES_A_WEIGHT * more + 4), shutil.disk_usage(out).free
     if free < need:
         raise ValueError(
-            f"out={config.out!r}: {free / 2**30:.2f} GiB free, {need / 2**30:.2f} wanted for {max(wanted, 1)} more "
-            "checkpoints and the model; make room, give another folder, or keep fewer"
+            f"out={config.out!r}: {free / 2**30:.2f} GiB free, {need / 2**30:.2f} wanted for {more} more checkpoints "
+            "and the model; make room, give another folder, or keep fewer"
         )
 
 
@@ -77,9 +81,10 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     average: AveragedWeights,
     config: RunConfig,
+    identity: dict[str, Any],
     step: int,
 ) -> None:
-    """Everything needed to resume after `step` steps; drops old checkpoints as config says.
+    """Everything needed to resume after `step` steps on the data of this `identity`; drops old checkpoints.
 
     Every process calls it and writes its part. Raises OSError where it cannot be written; nothing is left of it then.
     """
@@ -108,13 +113,9 @@ def save_state(
         with torch.device("meta"):
             unsharded_class(network).from_config(network.config).save_config(temporary)
         files |= {name: fingerprint(temporary / name) for name in (".metadata", "config.json")}
-        about = {
-            "step": step,
-            "processes": accelerator.num_processes,
-            "elit": __version__,
-            "torch": torch.__version__,
-        }
-        write_text(temporary / MANIFEST, json.dumps(about | {"files": dict(sorted(files.items()))}, indent=1) + "\n")
+        versions = {"elit": __version__, "torch": torch.__version__}
+        manifest = {"step": step, "processes": accelerator.num_processes, **versions, "data": identity}
+        write_text(temporary / MANIFEST, json.dumps(manifest | {"files": dict(sorted(files.items()))}, indent=1) + "\n")
         if target.exists():  # a damaged one, passed over when the run went on
             shutil.rmtree(target)
         temporary.replace(target)
@@ -135,9 +136,9 @@ def load_state(path: Path, network: Any, optimizer: torch.optim.Optimizer, avera
     average.steps = state["averaged_steps"]
 
 
-def saved_by(path: Path) -> int:
-    """How many processes saved a whole checkpoint."""
-    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["processes"]
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `save_state` says of a whole checkpoint: its step, how many processes saved it, its data."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 
 def verify_checkpoint(path: Path, accelerator: Accelerator) -> str | None:

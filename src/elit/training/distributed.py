@@ -10,7 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -26,10 +31,11 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         # accelerate shards on GPUs alone, with one precision for all parts; elit's own way runs on CPUs too.
         raise ValueError("ACCELERATE_USE_FSDP is set: launch with distributed_type MULTI_GPU and give --fsdp instead")
     forget_precision()  # a process may train twice, the second time in another precision
-    # The text stream of a pretrained transformer's last block may go nowhere.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, DistillConfig))
     return Accelerator(
-        kwargs_handlers=[unused],
+        # The text stream of a pretrained transformer's last block may go nowhere.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, DistillConfig))],
+        # The loop divides by the micro-batches; accelerate would too, for a number in the environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         cpu=not torch.accelerator.is_available(),  # else processes started by torchrun would not find each other
         log_with=list(config.trackers) or None,
@@ -133,9 +139,7 @@ class Termination:
     """
 
     def __init__(self, accelerator: Accelerator):
-        self.seen = False
-        self.signal = "SIGTERM"
-        """Which one it was, of this process."""
+        self.noticed, self.signal = False, "SIGTERM"
         self.before: dict[int, Any] = {}
         # A group of its own: its questions must not queue behind gradients.
         self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
@@ -147,16 +151,14 @@ class Termination:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self.before.items():
-                signal.signal(number, handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def should_stop(self) -> bool:
-        """Whether to stop, once a step; of several processes, what any of them knew a step ago."""
+        """Once a step: this process's own signal; of several processes, any that was met a step ago."""
         if self.group is None:
-            return self.seen
-        earlier = self.question
-        flag = torch.tensor(int(self.seen))
+            return self.noticed
+        earlier, flag = self.question, torch.tensor(int(self.noticed))
         self.question = (flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group, async_op=True))
         if earlier is None:
             return False
@@ -164,7 +166,7 @@ class Termination:
         return bool(earlier[0])
 
     def _notice(self, number: int, *_: object) -> None:
-        self.seen = True
+        self.noticed = True
         if number == signal.SIGINT:
             self.signal = "Ctrl-C"
             signal.signal(number, self.before[number])

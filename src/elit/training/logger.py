@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from elit.files import write_text
 from elit.models.saved import checkpoints
 
 BUCKETS = 10  # of t, equally wide
-SKIPPED = "skipped.jsonl"
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+Row = dict[str, Any]
 
 
 class RunLog:
@@ -35,30 +36,21 @@ class RunLog:
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, flops: dict[int | None, int], sampler: StepSampler):
         self.config, self.accelerator, self.sampler = config, accelerator, sampler
-        self.start = start = sampler.start
-        self.out = Path(config.out)
+        self.start, self.out = sampler.start, Path(config.out)
         self.cost = {budget: config.batch_size * count for budget, count in flops.items()}
-        self.pending: list[dict[str, Any]] = []
+        self.pending: list[Row] = []
         self.by_time = torch.zeros(2, BUCKETS, device=accelerator.device)  # sums of losses, and how many
         self.skipped = 0
         self.since, self.waited = time.perf_counter(), 0.0
         self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
-        self.task = self.bar.add_task("training", total=config.steps, completed=start, figures="")
+        figures = TextColumn("{task.fields[figures]}")
+        self.bar = Progress(*columns, figures, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("training", total=config.steps, completed=self.start, figures="")
         self._start_trackers()
         if accelerator.is_main_process:
-            # A run that was killed after its last checkpoint repeats those steps; forget their first try.
-            for name in ("metrics.jsonl", SKIPPED):
-                path = self.out / name
-                lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
-                before_start = [line for line in lines if json.loads(line)["step"] <= start]
-                if before_start or path.is_file() or name != SKIPPED:
-                    write_text(path, "".join(f"{line}\n" for line in before_start))
-
-    def progress(self) -> AbstractContextManager[Any]:
-        """Shows the bar while training; without a terminal each flush prints a line instead."""
-        return self.bar if self.console.is_terminal else nullcontext()
+            for name in (METRICS, SKIPPED):
+                self._forget_later_steps(self.out / name)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -82,26 +74,23 @@ class RunLog:
     def flush(self, waited: float) -> None:
         """Writes what was collected; `waited`: seconds so far in which steps stood still for data.
 
-        Raises FloatingPointError where more steps than `max_skipped` had no finite gradient.
+        Raises FloatingPointError where no step of the run, or more than `max_skipped`, had a finite gradient.
         """
-        if not self.pending:
-            return
-        now = time.perf_counter()
-        own = [*(row["loss"] for row in self.pending), torch.tensor(waited - self.waited, device=self.by_time.device)]
+        rows, self.pending = self.pending, []
+        seconds, count = time.perf_counter() - self.since, len(rows)
+        own = [*(row["loss"] for row in rows), torch.tensor(waited - self.waited, device=self.by_time.device)]
         *losses, wait = self.accelerator.reduce(torch.stack(own), reduction="mean").tolist()
-        norms = torch.stack([row["gradient_norm"] for row in self.pending]).tolist()
+        norms = torch.stack([row["gradient_norm"] for row in rows]).tolist()
         sums, counts = self.accelerator.reduce(self.by_time, reduction="sum").tolist()
-        seconds, count = now - self.since, len(self.pending)
-        figures: dict[str, Any] = {
+        flops = sum(self.cost[row["budget"]] for row in rows) / self.accelerator.num_processes
+        figures: Row = {
             "images_per_s": round(count * self.config.batch_size / seconds, 1),
             "data_wait": round(wait / seconds, 4),
-            "tflops_per_s": self._tflops([row["budget"] for row in self.pending], seconds),
+            "tflops_per_s": round(flops / seconds / 1e12, 4),
             "memory_gib": round(_peak_memory(self.accelerator.device) / 2**30, 3),
         }
-        rows = [
-            row | {"loss": loss, "gradient_norm": norm} | figures
-            for row, loss, norm in zip(self.pending, losses, norms, strict=True)
-        ]
+        for row, loss, norm in zip(rows, losses, norms, strict=True):
+            row |= {"loss": loss, "gradient_norm": norm} | figures
         bad = [row for row in rows if not math.isfinite(row["gradient_norm"])]
         self.skipped += len(bad)
         rows[-1] |= {
@@ -109,64 +98,72 @@ class RunLog:
             "loss_by_budget": _by_budget(rows),
             "skipped": self.skipped,
         }
-        self.pending, self.since, self.waited = [], time.perf_counter(), waited
+        self.since, self.waited = time.perf_counter(), waited
         self.by_time.zero_()
         self._write(rows, bad)
-        self._show(rows, losses, figures)
-        if self.skipped > self.config.max_skipped:
+        self._show(rows)
+        step = rows[-1]["step"]
+        if self.skipped > self.config.max_skipped or (step == self.config.steps and self.skipped == step - self.start):
             self._stop(bad[-1]["step"])
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, from the main process only."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def image(self, image: Image.Image, step: int) -> None:
         """Puts a preview into the trackers; main process only."""
-        pixels = np.asarray(image)[None]
         for tracker in self.accelerator.trackers:
             if tracker.name == "trackio":
                 import trackio
 
-                tracker.tracker.log({"samples": trackio.Image(pixels[0])}, step=step)
+                tracker.tracker.log({"samples": trackio.Image(np.asarray(image))}, step=step)
+            elif tracker.name == "tensorboard":
+                tracker.log_images({"samples": np.asarray(image)[None]}, step=step, dataformats="NHWC")
             else:
-                form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({"samples": pixels if form else [image]}, step=step, **form)
+                tracker.log_images({"samples": [image]}, step=step)
 
     def _start_trackers(self) -> None:
         name = self.out.resolve().name
-        options: dict[str, Any] = {"tensorboard": {"purge_step": self.start or None}}
+        options: dict[str, Row] = {"tensorboard": {"purge_step": self.start or None}}
         options["trackio"] = {"name": name, "resume": "allow" if self.start else "never"}
         if "wandb" in self.config.trackers and self.accelerator.is_main_process:
-            # One run in the tracker however often this one is resumed.
-            file = self.out / "logs" / "run-id"
+            file = self.out / "logs" / "run-id"  # one run in the tracker however often this one is resumed
             if not (self.start and file.is_file()):
                 write_text(file, uuid.uuid4().hex)
             run = file.read_text(encoding="utf-8")
             options["wandb"] = {"name": name, "id": run, "resume": "allow", "dir": str(self.out / "logs")}
         self.accelerator.init_trackers("elit", init_kwargs=options)
 
-    def _write(self, rows: list[dict[str, Any]], bad: list[dict[str, Any]]) -> None:
+    def _forget_later_steps(self, path: Path) -> None:
+        """Drops what a run that was killed after its last checkpoint has written since, a torn line included."""
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if self.start and path.is_file() else []:
+            with suppress(json.JSONDecodeError):
+                kept += [line] if json.loads(line)["step"] <= self.start else []
+        if kept or path.is_file() or path.name == METRICS:
+            write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def _write(self, rows: list[Row], bad: list[Row]) -> None:
         if self.accelerator.is_main_process:
-            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in rows)
-            if bad:
-                columns = ("step", "loss", "gradient_norm", "budget")
-                with (self.out / SKIPPED).open("a", encoding="utf-8") as file:
-                    for row in bad:
-                        samples = self.sampler.samples(row["step"] - 1)
-                        file.write(_line({key: row[key] for key in columns} | {"samples": samples}))
+            with (self.out / METRICS).open("a", encoding="utf-8") as file:
+                file.writelines(map(_line, rows))
+        if self.accelerator.is_main_process and bad:
+            with (self.out / SKIPPED).open("a", encoding="utf-8") as file:
+                for row in bad:
+                    figures = {key: row[key] for key in ("step", "loss", "gradient_norm", "budget")}
+                    file.write(_line(figures | {"samples": self.sampler.samples(row["step"] - 1)}))
         for row in rows:
             self.accelerator.log(_scalars(row), step=row["step"])
 
-    def _show(self, rows: list[dict[str, Any]], losses: list[float], figures: dict[str, Any]) -> None:
+    def _show(self, rows: list[Row]) -> None:
         last = rows[-1]
-        finite = [loss for loss in losses if math.isfinite(loss)]
+        finite = [row["loss"] for row in rows if math.isfinite(row["loss"])]
         mean = f"{sum(finite) / len(finite):.4f}" if finite else "not finite"
         budget = "" if last["budget"] is None else f" · {last['budget']} latents"
         skipped = f" · {self.skipped} skipped" if self.skipped else ""
-        text = f"loss {mean} · {figures['images_per_s']:,.0f} images/s{budget}{skipped}"
+        text = f"loss {mean} · {last['images_per_s']:,.0f} images/s{budget}{skipped}"
         self.bar.update(self.task, figures=text)
-        if not self.console.is_terminal:
+        if self.bar.disable:
             self.say(f"step {last['step']:,}/{self.config.steps:,} · {text}")
 
     def _stop(self, step: int) -> None:
@@ -177,30 +174,22 @@ class RunLog:
             f"or lower learning_rate; last good checkpoint: {saved[-1] if saved else 'none'}"
         )
 
-    def _tflops(self, budgets: list[int | None], seconds: float) -> float:
-        """TFLOP/s of one device."""
-        total = sum(self.cost[budget] for budget in budgets) / self.accelerator.num_processes
-        return round(total / seconds / 1e12, 4)
 
-
-def _by_budget(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _by_budget(rows: list[Row]) -> dict[str, float]:
     """Mean loss of the steps at each budget; JSON's keys are text."""
-    losses: dict[str, list[float]] = defaultdict(list)
+    losses: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         if row["budget"] is not None and math.isfinite(row["loss"]):
-            losses[str(row["budget"])].append(row["loss"])
-    return {budget: round(sum(losses[budget]) / len(losses[budget]), 6) for budget in sorted(losses, key=int)}
+            losses[row["budget"]].append(row["loss"])
+    return {str(budget): round(sum(values) / len(values), 6) for budget, values in sorted(losses.items())}
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     """A row as JSON, which knows no NaN."""
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-    }
-    return json.dumps(plain) + "\n"
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
 
 
-def _scalars(row: dict[str, Any]) -> dict[str, Any]:
+def _scalars(row: Row) -> Row:
     """A row as trackers take it: one number a name."""
     scalars = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
     for i, loss in enumerate(row.get("loss_by_t", [])):
@@ -211,18 +200,13 @@ def _scalars(row: dict[str, Any]) -> dict[str, Any]:
 
 def _peak_memory(device: torch.device) -> int:
     """Bytes at most so far, of the device or, on a CPU, of this process."""
-    if device.type == "cpu":
-        return _peak_of_process()
-    return torch.get_device_module(device).max_memory_allocated(device)
-
-
-def _peak_of_process() -> int:
-    """Bytes of memory that this process has had at most. psutil knows the peak on Windows alone."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if device.type != "cpu":
+        return torch.get_device_module(device).max_memory_allocated(device)
+    if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -16,7 +16,7 @@ from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
 from elit.data.sampler import batch_slice
 from elit.models.saved import checkpoint_step, checkpoints
-from elit.training.checkpoint import claimed_folder, load_state, save_state, saved_by, verify_checkpoint
+from elit.training.checkpoint import claimed_folder, load_state, read_manifest, save_state, verify_checkpoint
 from elit.training.distributed import (
     Termination,
     broadcast_from_main,
@@ -59,7 +59,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     """The loop, in a folder that is this run's alone."""
     config, network = task.config, task.network
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    resumed, notes = find_checkpoint(config, accelerator)
+    resumed, notes = find_checkpoint(config, accelerator, task.identity)
     notes += task.initialize(resumed=resumed is not None)
     sampler, parts = task.sampler, config.gradient_accumulation
     model = prepare(accelerator, network, task.blocks, config)
@@ -77,7 +77,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     feed = Feed(task.examples, sampler, workers=config.workers, device=device, say=log.say)
     objective = task.objective(accelerator)
     model.train()
-    with log.progress(), Termination(accelerator) as termination, whole_graphs_under_ddp():
+    with log.bar, Termination(accelerator) as termination, whole_graphs_under_ddp():
         for step in range(sampler.start, config.steps):
             budget, lr = draw_budget(config.seed, step, task.budgets), config.learning_rate_at(step)
             draws = objective.draw(step)
@@ -110,7 +110,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
                 if config.preview_every and (done % config.preview_every == 0 or end):
                     task.preview(accelerator, average, log, done)
                 if save:
-                    save_state(accelerator, network, optimizer, average, config, done)
+                    save_state(accelerator, network, optimizer, average, config, task.identity, done)
             if stop and not end:
                 log.say(f"stopped by {termination.signal} after step {done:,}, checkpoint saved; set resume to go on")
                 raise SystemExit(0)
@@ -118,19 +118,29 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     return task.finish(accelerator, average)
 
 
-def find_checkpoint(config: RunConfig, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
+def find_checkpoint(
+    config: RunConfig, accelerator: Accelerator, identity: dict[str, Any]
+) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, to go on from, and what there is to say about that.
 
-    Raises ValueError where the folder and `resume` do not agree, or none of its checkpoints is whole.
+    Raises ValueError where the folder and `resume` do not agree, the data has other classes, or no checkpoint is whole.
     """
     paths, notes = broadcast_from_main(accelerator, lambda: inspect_run_dir(config))
     for path in reversed(paths):
-        if not (fault := verify_checkpoint(path, accelerator)):
-            was, now = saved_by(path), accelerator.num_processes
-            if was != now:
-                notes.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
-            return path, notes
-        notes.insert(0, f"ignored: {fault}")
+        if fault := verify_checkpoint(path, accelerator):
+            notes.insert(0, f"ignored: {fault}")
+            continue
+        manifest, now = read_manifest(path), accelerator.num_processes
+        if (was := manifest["processes"]) != now:
+            notes.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
+        before = manifest.get("data") or identity
+        if before.get("classes") != identity.get("classes"):
+            raise ValueError("resume: the classes of the data cannot change within a run; give another folder")
+        if before != identity:
+            notes.append(
+                f"changed: the data, {before['count']:,} → {identity['count']:,} samples; its order is another"
+            )
+        return path, notes
     if paths:
         raise ValueError(notes[0].removeprefix("ignored: "))
     return None, notes
@@ -144,6 +154,11 @@ def _difference(before: Any, now: Any) -> str:
     return ", ".join(f"{name} {getattr(before, name)!r} → {getattr(now, name)!r}" for name in names)
 
 
+def _same(name: str, before: Any, now: Any) -> bool:
+    paths = name == "data" and isinstance(before, str) and isinstance(now, str)
+    return before == now or (paths and Path(before).resolve() == Path(now).resolve())
+
+
 def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
     out = Path(config.out)
@@ -152,23 +167,21 @@ def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     for half in (out / "checkpoints").glob(".step-*.tmp"):
         notes.append(f"ignored and removed: {str(half)!r}, a checkpoint that was only half written")
         shutil.rmtree(half)
-    if not config.resume and paths:
-        raise ValueError(
-            f"out={config.out!r}: holds a run at step {checkpoint_step(paths[-1])}; set resume to go on, or give "
-            "another folder"
-        )
     if not paths:
         return [], notes
+    step = checkpoint_step(paths[-1])
+    if not config.resume:
+        raise ValueError(f"out={config.out!r}: holds a run at step {step}; set resume to go on, or give another folder")
+    if step > config.steps:
+        raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {step}")
     before = load_config(out / "config.yaml", type(config))
     changed = {
         name: _difference(getattr(before, name), value)
         for name, value in vars(config).items()
-        if name not in ("resume", "out", "init") and value != getattr(before, name)
+        if name not in ("resume", "out", "init") and not _same(name, getattr(before, name), value)
     }
     if fixed := [f"{name} ({changed[name]})" for name in config.FIXED_ON_RESUME if name in changed]:
         raise ValueError(f"resume: {', '.join(fixed)} cannot change within a run; give another folder")
-    if checkpoint_step(paths[-1]) > config.steps:
-        raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {checkpoint_step(paths[-1])}")
     if changed:
         notes.append("changed: " + ", ".join(f"{name} {change}" for name, change in changed.items()))
     return paths, notes

@@ -1,4 +1,4 @@
-"""What a run minimises. The loop knows no more of an objective than `Objective` says.
+"""What a run minimises.
 
 B samples of a step's whole batch, b of a process's micro-batch.
 """
@@ -20,15 +20,13 @@ Draws = Sequence[Tensor]
 
 
 class Objective(Protocol):
-    """Both methods depend on nothing but what they are handed, so a resumed run repeats itself."""
+    """All that the loop knows of an objective; both methods are functions of their arguments, so that runs repeat."""
 
     def draw(self, step: int) -> Draws:
         """What chance decides of a step, each (B, ...): a function of (seed, step), the same on every process."""
         ...
 
-    def losses(
-        self, model: nn.Module, batch: Any, draws: Sequence[Tensor], budget: int | None
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, model: nn.Module, batch: Any, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
         """t (b,) and losses (b,) of a micro-batch; draws: its rows of `draw`."""
         ...
 
@@ -39,7 +37,7 @@ class FlowMatching:
 
     config: TrainConfig
     shape: tuple[int, ...]
-    """Of a sample, (C, ...)."""
+    """(C, ...) of a sample."""
     device: torch.device
     moments: bool
     """Batches hold the moments of latents, from which a sample is drawn."""
@@ -49,18 +47,25 @@ class FlowMatching:
     """Around the network's forward."""
 
     def draw(self, step: int) -> Draws:
-        posterior = (draw_posterior(self.config, step, self.shape, self.device),) if self.moments else ()
-        return *draw_step(self.config, step, self.shape, self.device), *posterior
+        """Noise (B, *shape), times (B,), dropped labels (B,) bool; for moments also the noise of their samples."""
+        config, size = self.config, (self.config.batch_size,)
+        generator = self._generator("step", step)
+        noise = torch.randn(*size, *self.shape, generator=generator, device=self.device)
+        normal = torch.randn(size, generator=generator, device=self.device)
+        dropped = torch.rand(size, generator=generator, device=self.device) < config.class_dropout
+        draws = (noise, logit_normal(normal, config.time_shift), dropped)
+        if not self.moments:
+            return draws
+        posterior = self._generator("posterior", step)
+        return *draws, torch.randn(*size, *self.shape, generator=posterior, device=self.device)
 
-    def losses(
-        self, model: nn.Module, batch: Any, draws: Sequence[Tensor], budget: int | None
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, model: nn.Module, batch: Any, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
         images, y, noise, t, x = self.noised(batch, draws)
         with self.autocast():
             velocity = model(x, t, y, budget)
         return t, flow_matching_loss(velocity, noise, images)
 
-    def noised(self, batch: Any, draws: Sequence[Tensor]) -> tuple[Tensor, Any, Tensor, Tensor, Tensor]:
+    def noised(self, batch: Any, draws: Draws) -> tuple[Tensor, Any, Tensor, Tensor, Tensor]:
         """X1, y with some conditions gone, X0, t and X_t of a micro-batch."""
         images, y = batch
         noise, t, dropped, *posterior = draws
@@ -68,23 +73,6 @@ class FlowMatching:
             images = posterior_sample(images, posterior[0])
         return images, self.drop_condition(y, dropped), noise, t, interpolate(noise, images, t)
 
-
-def draw_step(
-    config: TrainConfig, step: int, shape: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise (B, *shape), times (B,) and dropped labels (B,) bool of a step's whole batch, on every process alike.
-
-    A function of (seed, step): a step is the same however many processes share it and wherever a run resumed.
-    """
-    seed = random.Random(f"step/{config.seed}/{step}").getrandbits(63)
-    generator = torch.Generator(device).manual_seed(seed)
-    noise = torch.randn(config.batch_size, *shape, generator=generator, device=device)
-    normal = torch.randn(config.batch_size, generator=generator, device=device)
-    dropped = torch.rand(config.batch_size, generator=generator, device=device) < config.class_dropout
-    return noise, logit_normal(normal, config.time_shift), dropped
-
-
-def draw_posterior(config: TrainConfig, step: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Noise (B, *shape) with which a step's latents are drawn from their posteriors; as `draw_step`, for all alike."""
-    seed = random.Random(f"posterior/{config.seed}/{step}").getrandbits(63)
-    return torch.randn(config.batch_size, *shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+    def _generator(self, purpose: str, step: int) -> torch.Generator:
+        seed = random.Random(f"{purpose}/{self.config.seed}/{step}").getrandbits(63)
+        return torch.Generator(self.device).manual_seed(seed)

@@ -14,7 +14,7 @@ from elit.training.objectives import Objective
 
 
 class Task(Protocol):
-    """What a run trains, on what, and what it leaves: all that `training/loop.py` does not know."""
+    """A network, its data and what a run leaves: all that `training/loop.py` does not know."""
 
     config: RunConfig
     """Complete: what the data decides is filled in."""
@@ -29,6 +29,8 @@ class Task(Protocol):
     examples: Any
     """A data set whose `__getitems__` gives (samples, conditions), both with `.to`."""
     sampler: StepSampler
+    identity: dict[str, Any] = {}  # noqa: RUF012
+    """What tells a resumed run whether its data is the same, as JSON: classes, count, a stamp of its files."""
 
     def initialize(self, *, resumed: bool) -> list[str]:
         """The rest of what a run needs, once its folder is claimed, and the weights that a new one starts from.
@@ -48,14 +50,13 @@ class Task(Protocol):
         ...
 
 
-def step_sampler(config: RunConfig, accelerator: Accelerator, examples: int) -> StepSampler:
-    """The order of a run over so many examples, this process's share of it."""
-    return StepSampler(
-        examples,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        parts=config.gradient_accumulation,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        stop=config.steps,
-    )
+def order_of(config: RunConfig, accelerator: Accelerator) -> dict[str, int]:
+    """The settings of the sampler of a run in this process."""
+    return {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "parts": config.gradient_accumulation,
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "stop": config.steps,
+    }

@@ -15,6 +15,7 @@ from elit.costs.flops import count_flops
 from elit.data.builtin import NAMES, named_images
 from elit.data.images import ImageData, ImageFiles, PromptedImages
 from elit.data.latents import LatentSet
+from elit.data.sampler import StepSampler
 from elit.data.source import open_source
 from elit.models.conditioning import Condition, Text
 from elit.models.presets import create_model, model_config
@@ -28,7 +29,7 @@ from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.objectives import FlowMatching
-from elit.training.task import Task, step_sampler
+from elit.training.task import Task, order_of
 
 
 def train(config: TrainConfig) -> Transformer:
@@ -50,9 +51,13 @@ class TrainNetwork(Task):
         if not accelerator.is_main_process:  # what the main process has read and encoded is kept
             self.load(config, accelerator.device)
         self.config = config = resolve(config, self.data, self.prompts)
-        self.sampler = step_sampler(config, accelerator, len(self.data))
+        self.sampler = StepSampler(len(self.data), **order_of(config, accelerator))
+        self.identity = {"count": len(self.data), "stamp": self.data.stamp}
+        names: dict[str, Any] = {}
+        if self.prompts is None:
+            names = {"class_names": tuple(self.data.classes)}
+            self.identity["classes"] = list(self.data.classes)
         set_seed(config.seed)
-        names: dict[str, Any] = {"class_names": tuple(self.data.classes)} if self.prompts is None else {}
         self.network = network = create_model(**config.model.arguments(), **names)
         self.blocks = network.blocks
         self.budgets = training_budgets(network.budgets, config.budget_min, config.budget_max)
@@ -92,10 +97,8 @@ class TrainNetwork(Task):
             return
         numbers = torch.arange(8) % len(self.data.classes)
         y: Condition = numbers if self.prompts is None else self.prompts[numbers]
-        least = network.budgets[0] if network.budgets else None
-        budgets = (
-            dict.fromkeys(resolve_budget(b, network.budgets) for b in (None, 0.5, 0.25, least)) if least else [None]
-        )
+        wanted = (None, 0.5, 0.25, network.budgets[0]) if network.budgets else ()
+        budgets = list(dict.fromkeys(resolve_budget(budget, network.budgets) for budget in wanted)) or [None]
         with average.in_place_of(network), torch.compiler.set_stance("force_eager"), accelerator.autocast():
             rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in budgets]
         if accelerator.is_main_process:
@@ -131,9 +134,9 @@ def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> 
     model = config.model
     plain = model.name.removeprefix("ELIT-")
     _, settings = model_config(plain, text_encoder=model.text_encoder, text_length=model.text_length)
-    encoder = settings["text_encoder"]
-    cache = data.source.folder / CACHE if isinstance(data, ImageFiles) else getattr(data, "root", None)
-    return encode_prompts(data.captions, encoder, length=settings["text_length"], cache=cache, device=device)
+    cache = data.folder and data.folder / CACHE
+    encoder, length = settings["text_encoder"], settings["text_length"]
+    return encode_prompts(data.captions, encoder, length=length, cache=cache, device=device)
 
 
 def _takes_text(config: TrainConfig) -> bool:
