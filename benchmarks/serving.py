@@ -136,14 +136,10 @@ def quality_of(path: Path | None, budgets: Sequence[int]) -> tuple[str, Callable
 
 def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Callable[[Outcome], float] | None) -> None:
     """Load, budget, latency, violations and, with a sweep's table, quality over time, a line a system."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from elit.evaluate.plots import new_figure
 
-    from elit.evaluate.plots import STYLE, save_figure
-
-    with mpl.rc_context(STYLE):
-        count = 5 if quality else 4
-        figure = Figure(figsize=(9, 2.25 * count), dpi=110, layout="constrained")
+    count = 5 if quality else 4
+    with new_figure(path, 9, 2.25 * count) as figure:
         axes = figure.subplots(count, 1, sharex=True)
         for number, (name, outcomes) in enumerate(runs.items()):
             rows = over_time(outcomes, 40, quality)
@@ -161,7 +157,6 @@ def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Calla
         axes[2].set_yscale("log")
         axes[-1].set_xlabel("seconds")
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=len(runs))
-        save_figure(figure, path)
 
 
 def parse(line: Sequence[str] | None) -> argparse.Namespace:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import elit
-from elit.cli.quickstart_run import RECIPES
+from elit.cli.quickstart import RECIPES
 from elit.evaluate.report.tables import print_table
 from elit.models.saved import save_model
 from elit.pretrained import model_folder

@@ -6,16 +6,14 @@ The curve is of the sweep's table beside the model.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from runs import ROOT
 
 import elit
-from elit.evaluate import plots
-from elit.evaluate.plane import Point
-from elit.evaluate.report import sweep_plots
+from elit.evaluate import plots, sheets
+from elit.evaluate.plane import read_table
 from elit.pretrained import HERE
 
 TABLE = HERE / "fashion" / "sweep.jsonl"
@@ -33,19 +31,13 @@ def draw_strip(path: Path) -> None:
         images = elit.sample(model, names, steps=STEPS, budget=share, guidance=guidance, seed=SEED)
         cost = elit.count_flops(model, budget=share) / full
         rows.append((f"{100 * share:.4g}%\n{cost:.2f}× FLOPs", images))
-    plots.samples_by_budget(rows, names, path)
+    sheets.samples_by_budget(rows, names, path)
 
 
 def draw_curve(path: Path) -> None:
     """The Fréchet distance of every point of the sweep against the GFLOPs of a sample, with the front."""
-    fields = Point.__dataclass_fields__
-    points = []
-    for line in TABLE.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        known = {name: row.pop(name) for name in list(row) if name in fields}
-        points.append(Point(**known, scores=row))
     # Milliseconds are left out: the sweep ran beside other work.
-    sweep_plots.compute_quality(points, "fd", path, sweep_plots.COSTS[:1])
+    plots.compute_quality(read_table(TABLE), "fd", path, plots.COSTS[:1])
 
 
 def main() -> None:

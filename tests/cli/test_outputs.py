@@ -100,9 +100,9 @@ def test_a_quickstart_that_fails_leaves_the_one_before(capsys, tmp_path, monkeyp
     def fail(config):
         raise OSError("no space left")
 
-    monkeypatch.setattr("elit.cli.quickstart_run.train", fail)
+    monkeypatch.setattr("elit.cli.quickstart.train", fail)
     monkeypatch.setattr(
-        "elit.cli.quickstart_run.train_digit_classifier",
+        "elit.cli.quickstart.train_digit_classifier",
         lambda *_, **__: type("C", (), {"accuracy": 1, "held_out": 1})(),
     )
     assert run(capsys, "quickstart", "--out", out, "--overwrite")[0] == 1

@@ -87,7 +87,7 @@ def test_the_wheel_has_all_it_needs(installed, tmp_path):
 def test_every_public_name_is_there_and_a_quickstart_runs_from_the_wheel(installed, tmp_path):
     small = (
         "import elit; [getattr(elit, name) for name in elit.__all__]; "
-        "import elit.cli.quickstart_run as q; from dataclasses import replace; from functools import partial; "
+        "import elit.cli.quickstart as q; from dataclasses import replace; from functools import partial; "
         "from elit.cli.main import main; q.RECIPES['dit'] = replace(q.RECIPES['dit'], samples=20); "
         "q.SAMPLING_STEPS = 2; q.train_digit_classifier = partial(q.train_digit_classifier, epochs=1); "
         "raise SystemExit(main(['quickstart', '--steps', '2']))"

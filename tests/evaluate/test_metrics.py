@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import inputs, opened
+from elit.evaluate.dial import score_dial
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
@@ -15,7 +16,6 @@ from elit.data.images import ImageSet
 from elit.evaluate.features import ClipDetector, ImageDetector, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.metrics import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
-from elit.evaluate.run import score_dial
 from elit.models.transformer import Transformer
 
 
@@ -148,7 +148,7 @@ def test_precision_and_recall_against_a_loop(count, width, monkeypatch):
     copies = real[:1].expand(9, width) + 1e3
     assert precision_recall(copies, copies) == (1, 1)
     assert precision_recall(real, copies)[0] == 0
-    with pytest.raises(ValueError, match="3 samples have no 3 neighbours"):
+    with pytest.raises(ValueError, match="cannot find 3 neighbours among 3 samples"):
         precision_recall(real[:3], made)
 
 
@@ -213,11 +213,11 @@ def test_scores_of_prompts_and_of_clips(classifier):
     assert real.steady.float().mean() > 0.99
     settings = {"conditions": torch.arange(10), "budgets": (12,), "guidance": (None,), "count": 20, "steps": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("elit.evaluate.run.sample", lambda model, y, **_: clips.images[one_of_each[y]])
+        patch.setattr("elit.evaluate.dial.sample", lambda model, y, *_, **__: clips.images[one_of_each[y]])
         (right,) = score_dial(model, detector, clips.images, **settings)
         shuffled = clips.images[one_of_each].clone()
         shuffled[:, :, 2] = shuffled.roll(1, 0)[:, :, 2]  # another digit in the last frame
-        patch.setattr("elit.evaluate.run.sample", lambda model, y, **_: shuffled[y])
+        patch.setattr("elit.evaluate.dial.sample", lambda model, y, *_, **__: shuffled[y])
         (wrong,) = score_dial(model, detector, clips.images, **settings)
     assert (right.accuracy, right.steady) == (1.0, 1.0)
     assert wrong.steady < 0.2
@@ -251,5 +251,5 @@ def test_read_attention_sums_to_one_in_every_window_and_leaves_no_hook(kind):
     sums = maps.unfold(2, 4, 4).unfold(3, 4, 4).sum((-1, -2))
     assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
     assert not model.latent_interface.reader._forward_pre_hooks
-    with pytest.raises(ValueError, match="a baseline has no Read"):
+    with pytest.raises(ValueError, match="cannot inspect a baseline"):
         read_attention(opened("dit"), x, t, y)

@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from elit.evaluate.plane import Point, best, degradations, front_of
+from elit.evaluate.plots import at_best_scale, budgets_of
 from elit.evaluate.report.card import MARK, card_points, pipeline_tag, write_card
 from elit.evaluate.report.sweep import command, describe, write_sweep_report
-from elit.evaluate.report.sweep_plots import at_best_scale, budgets_of
 
 pytestmark = pytest.mark.slow
 

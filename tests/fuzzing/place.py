@@ -176,7 +176,7 @@ def quick() -> Any:
 
     with contextlib.ExitStack() as stack:
         for target, value in (
-            ("elit.cli.quickstart_run.train", stop),
+            ("elit.cli.quickstart.train", stop),
             ("elit.planner.profile.HELD_OUT", 2),
             ("elit.planner.profile.MIN_ROUNDS", 1),
             ("elit.planner.profile.time_runs", lambda *args, **given: time_runs(*args, **given | {"seconds": 0.0})),

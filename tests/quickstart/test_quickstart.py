@@ -11,7 +11,7 @@ from conftest import links_of
 from PIL import Image
 
 from elit.cli.main import main
-from elit.cli.quickstart_run import PRODUCTS, RECIPES
+from elit.cli.quickstart import PRODUCTS, RECIPES
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -25,9 +25,9 @@ def workplace(tmp_path_factory, digit_classifiers):
     300 of its 700 steps of training are enough."""
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("elit.cli.quickstart_run.train_digit_classifier", digit_classifiers)
+        patch.setattr("elit.cli.quickstart.train_digit_classifier", digit_classifiers)
         patch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=50))
-        patch.setattr("elit.cli.quickstart_run.SAMPLING_STEPS", 8)
+        patch.setattr("elit.cli.quickstart.SAMPLING_STEPS", 8)
         patch.chdir(folder)
         assert main(["quickstart", "--steps", "300"]) == 0
     return folder

@@ -1,123 +1,292 @@
-"""Pictures of the dial: samples by budget, quality against cost, what the latents read."""
+"""Curves of reports: quality against cost, guidance, caching, smaller budgets."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from PIL import Image
-from torch import Tensor
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from elit.evaluate.run import Score
+from elit.budgets import evenly_spaced
+from elit.evaluate.plane import Point, best, degradations, front_of
+from elit.evaluate.score import DISTANCES
 from elit.files import replacing
-from elit.sampling.pictures import as_pictures, save_animation, to_uint8
 
-BLUE, ORANGE, GREY = "#2563a8", "#d9822b", "#667085"
-LOOK = {"none": ("no guidance", BLUE, "o"), "ccfg": ("CCFG", ORANGE, "s")}
+if TYPE_CHECKING:
+    from elit.evaluate.dial import Score
+
+BLUE, ORANGE, GREY, DARK = "#2563a8", "#d9822b", "#667085", "#1d2939"
+LOOK = {
+    "none": ("no guidance", BLUE, "o"),
+    "cfg": ("CFG", "#1f9d6b", "^"),
+    "ag": ("AG", "#8a4fb0", "D"),
+    "ccfg": ("CCFG", ORANGE, "s"),
+}
+"""Name, colour and marker of a kind of guidance."""
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
+COSTS = (("gflops", "GFLOPs per sample"), ("ms", "ms per sample (measured)"))
+SHAPES = "osD^vPX*"  # of step counts
+MAX_PANELS = 6
+At = Sequence[tuple[float, float]]
 
 
-def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
-    """A row of images or clips (B, 1 or 3, ...) in [-1, 1] for every budget, labelled at its left; clips as strips."""
-    save_figure(_sample_sheet([(label, as_pictures(samples)) for label, samples in rows], headings), path)
-
-
-def animate(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
-    """Clips (B, 1 or 3, T, H, W) in [-1, 1] as `samples_by_budget` shows images, moving: a GIF that loops."""
-    pictures = []
-    for frame in range(rows[0][1].shape[2]):
-        buffer = io.BytesIO()
-        _sample_sheet([(label, clips[:, :, frame]) for label, clips in rows], headings).savefig(buffer, format="png")
-        pictures.append(Image.open(buffer).convert("RGB"))
-    save_animation(pictures, path)
-
-
-def _sample_sheet(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str]) -> Figure:
-    columns, (height, width) = len(headings), rows[0][1].shape[-2:]
+@contextmanager
+def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches; written as a PNG at the end of the block."""
     with mpl.rc_context(STYLE):
-        size = (1.6 + 0.75 * columns * width / height, 0.4 + 0.8 * len(rows))
-        figure = Figure(figsize=size, dpi=130, layout="constrained")
-        axes = figure.subplots(len(rows), columns, squeeze=False)
-        for row, (label, images) in zip(axes, rows, strict=True):
-            for ax, image in zip(row, images, strict=True):
-                show_picture(ax, to_uint8(image).numpy())
-            row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        size_of_headings = 8 if max(map(len, headings)) > 4 else None  # captions need the room
-        for ax, heading in zip(axes[0], headings, strict=True):
-            ax.set_title(heading, size=size_of_headings)
-        return figure
+        figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+        yield figure
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
-def compute_quality(scores: Sequence[Score], path: Path) -> None:
+def dial(scores: Sequence["Score"], path: Path) -> None:
     """Fréchet distance and accuracy against GFLOPs and against measured milliseconds (paper Figures 1 and 5)."""
     costs = (("gflops_per_image", "GFLOPs per sample"), ("ms_per_image", "ms per sample (measured)"))
     qualities = (("fd", "Fréchet distance (lower is better)"), ("accuracy", "class accuracy"))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 7), dpi=130, layout="constrained")
-        for row, (quality, quality_label) in zip(figure.subplots(2, 2), qualities, strict=True):
+    with new_figure(path, 8.5, 7) as figure:
+        for row, (quality, label) in zip(figure.subplots(2, 2), qualities, strict=True):
             for ax, (cost, cost_label) in zip(row, costs, strict=True):
-                for kind, (name, colour, marker) in LOOK.items():
+                for kind, offset in (("none", (7, 5)), ("ccfg", (7, -11))):
+                    name, colour, marker = LOOK[kind]
                     line = [score for score in scores if score.guidance == kind]
-                    x = [getattr(score, cost) for score in line]
-                    y = [getattr(score, quality) for score in line]
-                    ax.plot(x, y, color=colour, marker=marker, label=name)
-                    offset = (7, 5) if kind == "none" else (7, -11)
-                    for score, at in zip(line, zip(x, y, strict=True), strict=True):
-                        text = str(score.tokens_per_group)
-                        ax.annotate(text, at, xytext=offset, textcoords="offset points", color=colour, size=8)
-                ax.set(xlabel=cost_label, ylabel=quality_label)
+                    at = [(getattr(score, cost), getattr(score, quality)) for score in line]
+                    ax.plot(*zip(*at, strict=True), color=colour, marker=marker, label=name)
+                    _annotate(ax, at, [str(score.tokens_per_group) for score in line], offset, color=colour)
+                ax.set(xlabel=cost_label, ylabel=label)
                 if quality == "fd":
-                    ax.set_yscale("log")
-                    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                    ax.yaxis.set_minor_formatter(NullFormatter())
+                    _set_log(ax.yaxis, ax.set_yscale)
                 else:
                     ax.set_ylim(0, 1.08)
                 ax.grid(alpha=0.25)
         figure.axes[2].legend(frameon=False, title="numbers: latents per group", loc="lower right")
-        save_figure(figure, path)
 
 
-def read_attention(
-    images: Tensor, maps: Tensor, slots: Sequence[int], path: Path, *, images_are: str = "input"
+def compute_quality(points: Sequence[Point], metric: str, path: Path, costs: Sequence[tuple[str, str]] = COSTS) -> None:
+    """Quality against each of `costs`, all points and their Pareto front (paper Figures 1, 8, 14)."""
+    steps = sorted({point.steps for point in points})
+    shapes = {count: SHAPES[i % len(SHAPES)] for i, count in enumerate(steps)}
+    with new_figure(path, 0.75 + 4.9 * len(costs), 5.6) as figure:
+        axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+        for ax, (cost, label) in zip(axes, costs, strict=True):
+            front = front_of(points, metric, cost)
+            at = [(getattr(point, cost), point.scores[metric]) for point in front]
+            ax.plot(*zip(*at, strict=True), color=DARK, linewidth=1.2, zorder=1, drawstyle="steps-post")
+            for point in points:
+                colour, marker = LOOK[point.guidance][1], shapes[point.steps]
+                bold: dict[str, Any] = {"s": 26, "alpha": 0.4, "edgecolors": "none", "zorder": 2}
+                if point in front:
+                    bold = {"s": 52, "alpha": 1, "edgecolors": DARK, "zorder": 3}
+                ax.scatter(getattr(point, cost), point.scores[metric], marker=marker, color=colour, **bold)
+            offset, side = ((-3, -5), "top") if metric in DISTANCES else ((-3, 5), "bottom")
+            for point, place in zip(front, at, strict=True):
+                name, colour = "sched." if point.scheduled else point.budget, LOOK[point.guidance][1]
+                _annotate(ax, [place], [name], offset, ha="right", va=side, color=colour)
+            _log(ax.xaxis, ax.set_xscale, [getattr(point, cost) for point in points])
+            _quality_axis(ax, metric, [point.scores[metric] for point in points])
+            ax.set(xlabel=label)
+            ax.grid(alpha=0.25)
+        figure.axes[0].set_ylabel(quality_label(metric))
+        keys = [_key(LOOK[kind][0], color=LOOK[kind][1], marker="o") for kind in _kinds(points)]
+        keys += [_key(f"{count} steps", color=GREY, marker=shapes[count]) for count in steps]
+        keys.append(Line2D([], [], color=DARK, linewidth=1.2, label="Pareto front (latents per group)"))
+        columns = min(len(keys), 4 * len(costs))
+        figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
+    """A line a step count along the budgets, a panel a kind of guidance: tokens or steps (Figures 8, 14)."""
+    kinds, steps = _kinds(points), sorted({point.steps for point in points})
+    with _panels(path, len(kinds), 3.4, quality_label(metric)) as axes:
+        for ax, kind in zip(axes, kinds, strict=True):
+            of_kind = at_best_scale(points, metric, kind)
+            for i, count in enumerate(steps):
+                line = sorted((point for point in of_kind if point.steps == count), key=lambda point: point.gflops)
+                fixed = [point for point in line if not point.scheduled]
+                at = [(point.gflops, point.scores[metric]) for point in fixed]
+                stars = [(point.gflops, point.scores[metric]) for point in line if point.scheduled]
+                colour = _colour(i, len(steps))
+                _line(ax, at, color=colour, marker="o", markersize=4.5, label=f"{count} step{'s' if count > 1 else ''}")
+                _line(ax, stars, "*", color=colour, markersize=10)
+                if i in (0, len(steps) - 1):  # lines often run close together: only the outer ones name their points
+                    lower = i == 0 and len(steps) > 1
+                    offset, side = ((-3, -4), ("right", "top")) if lower else ((3, 3), ("left", "bottom"))
+                    _annotate(ax, at, [p.budget for p in fixed], offset, ha=side[0], va=side[1], color=colour)
+            _log(ax.xaxis, ax.set_xscale, [point.gflops for point in points])
+            _quality_axis(ax, metric, [point.scores[metric] for point in points])
+            ax.set(xlabel=COSTS[0][1], title=_titled(kind, of_kind))
+
+
+def guidance_curves(points: Sequence[Point], metric: str, path: Path) -> None:
+    """Quality against guidance scale, a line a kind with its cost, a panel a budget (paper Figure 5)."""
+    _over_scales(points, lambda point: point.scores[metric], quality_label(metric), path, metric=metric)
+
+
+def saturation_curves(points: Sequence[Point], path: Path, *, grey: bool) -> None:
+    """Mean saturation of the samples, of grey ones their contrast, against guidance scale (paper Figure 15)."""
+    _over_scales(points, lambda point: point.saturation, "mean contrast" if grey else "mean saturation", path)
+
+
+def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
+    """Quality against the share of evaluations that step caching saves: a line a budget, a panel a kind and steps."""
+    panels = [(kind, count) for kind in _kinds(points) for count in sorted({point.steps for point in points})]
+    shown = evenly_spaced(budgets_of(points), MAX_PANELS)
+    # Guided scores may be far from the others: no common axis.
+    with _panels(path, len(panels), 3.4, quality_label(metric), share=False) as axes:
+        for ax, (kind, count) in zip(axes, panels, strict=True):
+            same_steps = [point for point in at_best_scale(points, metric, kind) if point.steps == count]
+            for i, budget in enumerate(shown):
+                line = sorted((p for p in same_steps if p.budget == budget), key=lambda point: point.cache)
+                at = [(100 * (1 - (p.calls or p.steps) / p.steps), p.scores[metric]) for p in line]
+                if at:
+                    colour = _colour(i, len(shown))
+                    _line(ax, at, color=colour, marker="o", markersize=4.5, label=latents(line[0]))
+            if metric in DISTANCES and same_steps:  # from 0, beside the score itself
+                ax.set_ylim(0, 1.1 * max(point.scores[metric] for point in same_steps))
+            ax.set(xlabel="% of calls saved", title=f"{_titled(kind, same_steps)}, {count} steps" if same_steps else "")
+
+
+def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None:
+    """ρ against the share of the latents, a line a kind at its best scale, a panel a step count (paper Table 5)."""
+    steps = sorted({point.steps for point in points})[-MAX_PANELS:]
+    ratios = degradations(points, metric)
+    shares = sorted({point.share for point, _ in ratios if not point.scheduled})
+    with _panels(path, len(steps), 3.4, "degradation ratio ρ (1: no loss)") as axes:
+        for ax, count in zip(axes, steps, strict=True):
+            ax.axhline(1, color=GREY, linewidth=1, linestyle="--")
+            for kind, (name, colour, marker) in LOOK.items():
+                of_kind = at_best_scale(points, metric, kind)
+                here = [(point, rho) for point, rho in ratios if point in of_kind and point.steps == count]
+                line = sorted((point.share, rho) for point, rho in here if not point.scheduled)
+                stars = [(point.share, rho) for point, rho in here if point.scheduled]
+                _line(ax, line, color=colour, marker=marker, markersize=5, label=name)
+                _line(ax, stars, "*", color=colour, markersize=10)
+            _log(ax.yaxis, ax.set_yscale, [rho for _, rho in ratios])
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_locator(FixedLocator(shares))
+            ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+            ax.xaxis.set_minor_locator(NullLocator())
+            if len(shares) > 5:
+                ax.tick_params(axis="x", rotation=60)
+            ax.set(xlabel="share of the latents", title=f"{count} step{'s' if count > 1 else ''}")
+
+
+def _over_scales(
+    points: Sequence[Point], value: Callable[[Point], float], label: str, path: Path, *, metric: str | None = None
 ) -> None:
-    """What the latents `slots`, and all of them, read in each image (B, 1 or 3, H, W): maps (B, J, rows, columns)."""
-    titles = [images_are, *(f"latent {j + 1}" for j in slots), "mean of all"]
-    with mpl.rc_context(STYLE):
-        size = (1.05 * len(titles), 0.4 + 1.05 * len(images) * images.shape[-2] / images.shape[-1])
-        figure = Figure(figsize=size, dpi=130, layout="constrained")
-        axes = figure.subplots(len(images), len(titles), squeeze=False)
-        for row, image, attention in zip(axes, images, maps, strict=True):
-            show_picture(row[0], to_uint8(image).numpy())
-            panels = [attention[j] for j in slots] + [attention.mean(0)]
-            for ax, panel in zip(row[1:], panels, strict=True):
-                ax.imshow(panel.cpu().numpy(), cmap="magma", vmin=0)
-                bare(ax)
-        for ax, title in zip(axes[0], titles, strict=True):
-            ax.set_title(title, size=9)
-        save_figure(figure, path)
+    """Lines at the most steps; every kind's starts without guidance, at scale 1. The legend has their last costs."""
+    steps = max(point.steps for point in points)
+    same_steps = [point for point in points if point.steps == steps]
+    shown = evenly_spaced(budgets_of(same_steps), MAX_PANELS)
+    # A poor budget must not flatten the others.
+    with _panels(path, len(shown), 4.2, f"{label}, {steps} steps", share=metric is None, legend=False) as axes:
+        for ax, budget in zip(axes, shown, strict=True):
+            here = [point for point in same_steps if point.budget == budget]
+            plain = [point for point in here if point.guidance == "none"]
+            for point in plain:
+                ax.axhline(value(point), color=BLUE, linewidth=1, linestyle=":")
+                ax.plot(1, value(point), "o", color=BLUE, label=f"none: {point.gflops:.3g} GFLOPs", zorder=3)
+            for kind, (name, colour, marker) in LOOK.items():
+                line = sorted((point for point in here if point.guidance == kind), key=lambda point: point.scale)
+                if kind != "none" and line:
+                    at = sorted([(1.0, value(p)) for p in plain] + [(p.scale, value(p)) for p in line])
+                    named = f"{name}: {line[-1].gflops:.3g} GFLOPs"
+                    _line(ax, at, color=colour, marker=marker, markersize=5, label=named)
+            if metric:
+                _quality_axis(ax, metric, [value(point) for point in here])
+            share = "" if budget == "all" else f" ({100 * here[0].share:.3g}%)"
+            title = "all tokens" if budget == "all" else (budget if here[0].scheduled else latents(here[0]))
+            ax.set_xlabel("guidance scale")
+            ax.set_title(title + share, fontsize=11 if len(title) < 16 else 8)
+            ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+def at_best_scale(points: Sequence[Point], metric: str, kind: str) -> list[Point]:
+    """The points of a kind of guidance at the scale of its best point; all of them without guidance."""
+    of_kind = [point for point in points if point.guidance == kind]
+    return [p for p in of_kind if p.scale == best(of_kind, metric).scale] if of_kind else []
 
 
-def show_picture(ax: Axes, pixels: np.ndarray) -> None:
-    """Pixels (1 or 3, H, W) uint8, without axes."""
-    if pixels.shape[0] == 1:
-        ax.imshow(pixels[0], cmap="gray", vmin=0, vmax=255)
-    else:
-        ax.imshow(pixels.transpose(1, 2, 0))
-    bare(ax)
+def budgets_of(points: Sequence[Point]) -> list[str]:
+    """Names of the budgets and schedules, by falling share of the latents."""
+    return list(dict.fromkeys(point.budget for point in sorted(points, key=lambda point: -point.share)))
 
 
-def bare(ax: Axes) -> None:
-    """Takes the axes of a picture away."""
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+def latents(point: Point) -> str:
+    """The budget in words."""
+    if point.scheduled:
+        return f"latents {point.budget}"
+    return f"{point.budget} latent{'s' if point.budget != '1' else ''}"
+
+
+def quality_label(metric: str) -> str:
+    return f"{metric.upper() if len(metric) < 4 else metric} ({'lower' if metric in DISTANCES else 'higher'} is better)"
+
+
+@contextmanager
+def _panels(
+    path: Path, count: int, height: float, label: str, *, share: bool = True, legend: bool = True
+) -> Iterator[list[Axes]]:
+    """A figure of `count` axes, at most three a row, legible on a small page. share: one y axis."""
+    columns = 2 if count in (2, 4) else min(count, 3)
+    rows = -(-count // columns)
+    with new_figure(path, 3.3 * columns + 0.6, height * rows) as figure:
+        axes = list(figure.subplots(rows, columns, sharey=share, squeeze=False).flat)
+        for unused in axes[count:]:
+            unused.remove()
+        yield axes[:count]
+        for ax in axes[:count]:
+            ax.grid(alpha=0.25)
+        figure.supylabel(label, fontsize=11)
+        if legend:
+            axes[0].legend(frameon=False, fontsize=9)
+
+
+def _kinds(points: Sequence[Point]) -> list[str]:
+    return [kind for kind in LOOK if any(point.guidance == kind for point in points)]
+
+
+def _colour(number: int, count: int) -> tuple[float, ...]:
+    return mpl.colormaps["viridis"].resampled(256)(0.85 * number / max(1, count - 1))
+
+
+def _line(ax: Axes, at: At, *marks: str, **look: Any) -> None:
+    if at:
+        ax.plot(*zip(*at, strict=True), *marks, **look)
+
+
+def _annotate(ax: Axes, at: At, names: Sequence[str], offset: tuple[int, int], **look: Any) -> None:
+    for name, place in zip(names, at, strict=True):
+        ax.annotate(name, place, xytext=offset, textcoords="offset points", size=8, **look)
+
+
+def _key(label: str, **look: Any) -> Line2D:
+    return Line2D([], [], linestyle="none", label=label, **look)
+
+
+def _titled(kind: str, points: Sequence[Point]) -> str:
+    return LOOK[kind][0] + (f", scale {points[0].scale:g}" if kind != "none" else "")
+
+
+def _quality_axis(ax: Axes, metric: str, values: Sequence[float]) -> None:
+    if metric in DISTANCES:
+        _log(ax.yaxis, ax.set_yscale, values)
+
+
+def _log(axis: Axis, set_scale: Callable[[str], None], values: Sequence[float]) -> None:
+    """Logarithmic where values span more than a factor of 3."""
+    if min(values) > 0 and max(values) >= 3 * min(values):
+        _set_log(axis, set_scale)
+
+
+def _set_log(axis: Axis, set_scale: Callable[[str], None]) -> None:
+    """Logarithmic, with plain numbers on the axis."""
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())

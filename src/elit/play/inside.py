@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elit.budgets import schedule_budgets
 from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.inspect.probe import only_latents, single_drops
+from elit.evaluate.inspect.left_out import only_latents, single_drops
 from elit.models.conditioning import Condition
 from elit.play.engine import Cancelled, NetworkEngine, Picture, Tick
 from elit.play.pictures import as_image, enlarge, evenly

@@ -1,4 +1,4 @@
-"""Looking at what Read reads; costs nothing while nobody looks."""
+"""The attention of Read; costs nothing while it is not recorded."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from elit.models.transformer import Transformer
 
 
 def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budget: Budget = None) -> Tensor:
-    """How much latent j reads from each token of its own window, mean over heads: (B, J̃, *token grid).
+    """Attention of latent j to each token of its own window, mean over heads: (B, J̃, *token grid).
 
     Arguments as in the model's forward. Every window's weights sum to 1 (paper Figures 2 and 12).
-    Raises ValueError for a baseline, which reads nothing.
+    Raises ValueError for a baseline, and for windows of several sizes.
     """
-    with watched_read(model) as maps, torch.no_grad():
+    with recorded_attention(model) as maps, torch.no_grad():
         model(x, t, y, budget)
     weights = maps[0].mean(1)  # (B·G, J̃, n)
     tokens = weights.unflatten(0, (len(x), -1)).transpose(2, 3).flatten(1, 2)  # (B, N, J̃)
@@ -27,22 +27,20 @@ def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budge
 
 
 @contextmanager
-def watched_read(model: Transformer) -> Iterator[list[Tensor]]:
-    """Inside the block every forward adds what Read reads, (B·G, H, J̃, n), to the list.
+def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
+    """A list to which every forward in the block adds Read's attention, (B·G, H, J̃, n).
 
     Raises ValueError for a baseline.
     """
     reader = interface_of(model).reader
     maps: list[Tensor] = []
 
-    def look(_: object, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    def record(_: object, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         if not isinstance(inputs[1], Tensor):
-            raise ValueError(
-                "x: its windows are not all of one size, as maps of them must be; give a size that divides"
-            )
+            raise ValueError("cannot map attention over windows of several sizes: give a size that divides into them")
         maps.append(reader.attention_map(*inputs))
 
-    hook = reader.register_forward_pre_hook(look)
+    hook = reader.register_forward_pre_hook(record)
     try:
         yield maps
     finally:
@@ -50,7 +48,7 @@ def watched_read(model: Transformer) -> Iterator[list[Tensor]]:
 
 
 def as_grid(model: Transformer, tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """Group-major tokens (B, N, k) of samples of `size` laid out as the picture has them: (B, k, *token grid)."""
+    """Group-major tokens (B, N, k) of samples of `size` in raster order: (B, k, *token grid)."""
     grid = model.token_grid(size)
     return unpatchify(tokens, grid, (1,) * len(grid), model.window(size))
 
@@ -58,5 +56,5 @@ def as_grid(model: Transformer, tokens: Tensor, size: Sequence[int]) -> Tensor:
 def interface_of(model: Transformer) -> LatentInterface:
     """Raises ValueError for a baseline."""
     if model.latent_interface is None:
-        raise ValueError("model: a baseline has no Read to look at; give an ELIT model")
+        raise ValueError("cannot inspect a baseline, which has no Read: give an ELIT model")
     return model.latent_interface

@@ -1,32 +1,30 @@
-"""What `elit inspect` writes: the pictures, inspect.json and a page about them."""
+"""Output of `elit inspect`: the pictures, inspect.json and a page about them."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from elit.evaluate.inspect import inside_plots
+from elit.evaluate import sheets
 from elit.evaluate.inspect.inspection import Inspection
 from elit.evaluate.report.html import Section, write_page
 from elit.files import write_text
 
 PICTURES = {
-    "attention_and_loss.png": inside_plots.attention_and_loss,
-    "examples.png": inside_plots.examples,
-    "latents_read.png": inside_plots.latents_read,
-    "entropy.png": inside_plots.entropy,
-    "latents_matter.png": inside_plots.latents_matter,
-    "budgets.png": inside_plots.budgets,
+    "attention_and_loss.png": sheets.attention_and_loss,
+    "examples.png": sheets.examples,
+    "latents_read.png": sheets.latents_read,
+    "budgets.png": sheets.budgets,
 }
+OLD = ("entropy.png", "latents_matter.png")  # of earlier versions
 CORRELATION = ("t", "loss", "correlation", "std", "inside windows", "std", "of the mean maps")
-WITHOUT = ("dropped", "loss", "increase", "standard error")
 
 
 def is_inspection(name: str) -> bool:
-    """Whether a file of that name is one of those that `write_inside` writes."""
-    return name in (*PICTURES, "inspect.json", "report.html")
+    """A file of that name is one of those that `write_inspection` writes."""
+    return name in (*PICTURES, *OLD, "inspect.json", "report.html")
 
 
-def write_inside(inspection: Inspection, out: Path, title: str) -> Path:
+def write_inspection(inspection: Inspection, out: Path, title: str) -> Path:
     """Writes the pictures, inspect.json and report.html into `out`; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():
@@ -37,32 +35,27 @@ def write_inside(inspection: Inspection, out: Path, title: str) -> Path:
 
 
 def lead(inspection: Inspection) -> str:
-    """How the numbers were made, in a few sentences."""
-    how = inspection.numbers["made"]
-    times = ", ".join(f"{time:g}" for time in how["times"])
-    clips = (
-        " Of clips the first frame is shown."
-        if inspection.look.loss.shape[2] > inspection.maps["loss"][0, 0].numel()
-        else ""
-    )
+    """The measurements in a few sentences."""
+    made = inspection.numbers["made"]
+    times = ", ".join(f"{time:g}" for time in made["times"])
+    frames = inspection.read.loss.shape[2] > inspection.maps["loss"][0, 0].numel()
     return (
-        f"{len(inspection.names)} samples of {how['examples']['data']}, each seen through {how['draws']} draws of "
-        f"noise at t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers, and "
-        f"how they were made, are in inspect.json.{clips}"
+        f"{len(inspection.names)} samples of {made['examples']['data']}, with {made['draws']} draws of noise each at "
+        f"t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers and their "
+        f"settings are in inspect.json.{' Of clips the first frame is shown.' if frames else ''}"
     )
 
 
 def sections(inspection: Inspection, out: Path) -> list[Section]:
     """A section a picture, with its numbers."""
-    rows, without, budgets = (inspection.numbers[name] for name in ("attention_and_loss", "without", "budgets"))
-    latents = inspection.numbers["latents"]
-    first, last = latents[0]["entropy"], latents[-1]["entropy"]
+    rows, budgets = inspection.numbers["attention_and_loss"], inspection.numbers["budgets"]
+    pixels = inspection.numbers["made"]["pictures"]
     return [
         Section(
-            title="Where Read looks, and where the loss is",
-            text="A latent's weights sum to 1 over its window, so their sum over latents says how much each token is "
-            "read: one number above another inside a window, while every window gets as much in all. White lines are "
-            "windows. The rank correlation (Spearman's) is of single samples; below 0, high loss is read less.",
+            title="Read's attention and the loss",
+            text="A latent's weights sum to 1 over its window, so their sum over latents compares tokens inside a "
+            "window, while every window gets the same total. White lines are windows. The rank correlation "
+            "(Spearman's) is of single samples; below 0, tokens of high loss are read less.",
             image=out / "attention_and_loss.png",
             alt="Maps of attention and loss at several times, and their rank correlations",
             headings=CORRELATION,
@@ -75,63 +68,38 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
             alt="Data, attention and loss of single samples",
         ),
         Section(
-            title="What the first and the last latents read",
+            title="The first and the last latents",
             text="Mean over all times and draws. Each window has its own copy of a latent.",
             image=out / "latents_read.png",
             alt="Attention of single latents",
         ),
         Section(
-            title="How widely each latent reads",
-            text=f"Entropy of the attention of a latent over its window of {inspection.look.tokens_per_group} tokens: "
-            f"{first:.2f} nats for the first latent, {last:.2f} for the last, {latents[0]['most']:.2f} at most.",
-            image=out / "entropy.png",
-            alt="Entropy of the attention of each latent",
-        ),
-        Section(
-            title="Which latents matter",
-            text="Left: one latent is gone from every group, the others keep their places. Right: the tail is cut as a "
-            "budget does. Bars are standard errors over samples; on the right, of the difference to all latents.",
-            image=out / "latents_matter.png",
-            alt="Loss as each latent is dropped, and loss of every budget",
-            headings=WITHOUT,
-            rows=[without_cells(row) for row in without],
-        ),
-        Section(
             title="The loss of every budget",
-            text="Latents kept of every group, and the cost of one forward.",
+            text="Latents kept of every group, and the cost of one forward. Standard errors are over samples, of the "
+            "increase.",
             headings=("latents", "GFLOPs", "loss", "increase", "standard error"),
             rows=[[str(row["latents"]), f"{row['gflops']:.4g}", *_loss(row)] for row in budgets],
         ),
         Section(
             title="The same noise at every budget",
             text=f"{_sampling(inspection.numbers['made'])} Only the number of latents changes from row to row."
-            + (
-                ""
-                if inspection.numbers["made"]["pictures"]
-                else " Not pictures: the mean over the channels of latents."
-            ),
+            + ("" if pixels else " Not pictures: the mean over the channels of latents."),
             image=out / "budgets.png",
             alt="Samples, one row a budget",
         ),
     ]
 
 
-def _sampling(how: dict[str, Any]) -> str:
-    guidance = how["sampling"]["guidance"]
-    with_ = f"{guidance['kind'].upper()} at scale {guidance['scale']:g}" if guidance else "no guidance"
-    return f"{how['sampling']['steps']} steps ({how['sampling']['solver']}), {with_}."
+def _sampling(made: dict[str, Any]) -> str:
+    guidance = made["sampling"]["guidance"]
+    guided = f"{guidance['kind'].upper()} at scale {guidance['scale']:g}" if guidance else "no guidance"
+    return f"{made['sampling']['steps']} steps ({made['sampling']['solver']}), {guided}."
 
 
 def correlation_cells(row: dict[str, Any]) -> list[str]:
     """The columns of `CORRELATION`, of a row of inspect.json's attention_and_loss."""
     spreads = [_text(row[kind][part]) for kind in ("spearman", "in_windows") for part in ("mean", "std")]
     return [f"{row['t']:g}", f"{row['loss']:.4f}", *spreads, _text(row["of_means"])]
-
-
-def without_cells(row: dict[str, Any]) -> list[str]:
-    """The columns of `WITHOUT`, of a row of inspect.json's without."""
-    latents = row["latents"]
-    return [str(latents[0]) if len(latents) == 1 else f"{latents[0]}–{latents[-1]}", *_loss(row)]
 
 
 def _loss(row: dict[str, Any]) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from elit.evaluate.plane import Point, best
+from elit.evaluate.plots import LOOK, at_best_scale
 from elit.evaluate.report.sweep import cells, command, describe, headings
-from elit.evaluate.report.sweep_plots import LOOK, at_best_scale
 from elit.files import write_text
 from elit.models.transformer import Transformer
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from elit.evaluate import plots
 from elit.evaluate.plane import Point, best, degradations, front_of
-from elit.evaluate.report import sweep_plots as plots
+from elit.evaluate.plots import LOOK, at_best_scale, budgets_of, latents
 from elit.evaluate.report.html import Section, write_page
-from elit.evaluate.report.sweep_plots import LOOK, at_best_scale, budgets_of, latents
 
 
 def write_sweep_report(
