@@ -32,14 +32,17 @@ from simulator import simulate
 
 import elit
 from elit.budgets import evenly_spaced, resolve_budget
+from elit.elastic.engine import load_engine
 from elit.evaluate.report.tables import print_table
 from elit.files import write_text
 from elit.planner.cost import Costs
 from elit.planner.quality import Curve, read_quality
+from elit.pretrained import model_folder
+from elit.sampling.engine import Engine
 from elit.sampling.settings import Sampling
-from elit.serve.engine import Engine
 from elit.serve.ladder import qualities
 from elit.serve.loadtest import Arrival, Outcome, arrivals, bursty_rates, over_time, summarize
+from elit.serve.measure import measure_costs
 from elit.serve.policy import PolicySettings
 from elit.serve.replica import Replica
 from elit.serve.requests import Job
@@ -185,12 +188,13 @@ def main(line: Sequence[str] | None = None) -> int:
     args = parse(line)
     if args.threads:
         torch.set_num_threads(args.threads)
-    engine = Engine(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = load_engine(model_folder(args.model), device=device, exact=device == "cpu")
     load_before = os.getloadavg()[0]
-    costs = engine.measure(seconds=min(6.0, args.seconds / 5))
+    costs = measure_costs(engine, seconds=min(6.0, args.seconds / 5))
     limits = {"least_budget": args.least_budget, "max_batch": args.max_batch, "max_queue": 64}
     service = ServiceSettings(model=Path(args.model), steps=args.steps or STEPS, **limits)
-    rungs = table_ladder(engine.model, read_quality(args.sweep), service) if args.sweep and not args.steps else ()
+    rungs = table_ladder(engine.network, read_quality(args.sweep), service) if args.sweep and not args.steps else ()
     if rungs:
         service = replace(service, steps=rungs[-1][0], rungs=rungs)
     ladder = service.ladder(engine.budgets)

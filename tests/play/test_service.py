@@ -14,7 +14,7 @@ from elit.play.engine import Cancelled
 from elit.play.pictures import as_image
 from elit.play.service import LoadMonitor, ServiceClient, burst_words
 from elit.play.service_engine import ServiceEngine
-from elit.serve.replica import load_replica
+from elit.serve.measure import load_replica
 from elit.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,8 @@ import uvicorn
 
 import elit
 from elit.serve.api import make_app
-from elit.serve.replica import Replica, load_replica
+from elit.serve.measure import load_replica
+from elit.serve.replica import Replica
 from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
 
@@ -60,23 +61,16 @@ class LocalBackend:
     """One replica, in the event loop of the server."""
 
     def __init__(self, replica: Replica):
-        self.replica, self.started = replica, False
-
-    def _start(self) -> None:
-        if not self.started:
-            self.started = True
-            self.replica.start()
+        self.replica = replica
 
     async def describe(self) -> dict[str, Any]:
-        self._start()
+        self.replica.start()
         return self.replica.describe()
 
     async def generate(self, job: Job) -> dict[str, Any]:
-        self._start()
         return await self.replica.generate(job)
 
     async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
-        self._start()
         async for answer in self.replica.stream(job):
             yield answer
 

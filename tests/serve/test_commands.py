@@ -8,7 +8,7 @@ import yaml
 from service import saved_model, served
 
 from elit.cli.main import main
-from elit.serve.replica import load_replica
+from elit.serve.measure import load_replica
 from elit.serve.server import StopSignal
 from elit.serve.settings import ServiceSettings, check_key, is_loopback
 

@@ -11,7 +11,6 @@ from service import saved_model
 import elit
 from elit.cli.main import main
 from elit.planner.choose import network_digest
-from elit.serve.engine import Engine
 from elit.serve.requests import ImageRequest, make_job
 from elit.serve.settings import ServiceSettings
 from elit.serve.table_ladder import find_ladder
@@ -108,7 +107,8 @@ def test_requests_and_files_have_the_ladder(model, folder):
     assert again == service
     ladder = again.ladder(model.budgets)
     assert [(rung.steps, rung.budget) for rung in ladder] == [(2, 4), (6, 4), (12, 2)]
-    about = Engine(folder).describe()
+    about = {"guidance_scale": 1.0, "budgets": model.budgets, "guides": True, "size": [8, 8], "multiple": 0}
+    about |= {"text": False, "classes": 10, "class_names": [], "negative_prompt": False}
     for asked, rungs in ((None, [(2, 4), (6, 4), (12, 2)]), ("high", [(12, 2)]), ("medium", [(6, 4), (12, 2)])):
         job = make_job(ImageRequest(prompt="3", quality=asked), again, about, 0.0)
         assert [(rung.steps, rung.budget) for rung in job.settings] == rungs

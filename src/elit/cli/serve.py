@@ -78,11 +78,11 @@ def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceS
     network: Any = None
     # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
     if is_stock_pipeline(args.model):
-        from elit.elastic.stock import find_stock
+        from elit.elastic.open_pipeline import open_pipeline
 
-        stock = find_stock(args.model)
-        assert stock is not None
-        budgets = tuple(stock.budgets)
+        pipeline = open_pipeline(args.model)
+        assert pipeline is not None
+        budgets = tuple(pipeline.budgets)
     elif not isinstance(network := load_model(args.model), Transformer):
         raise ValueError(f"model={str(args.model)!r}: an elastified transformer alone; give the folder of its pipeline")
     else:

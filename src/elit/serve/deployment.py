@@ -59,30 +59,22 @@ class Engines:
 
     def __init__(self, service: dict[str, Any]):
         from elit.serve.deployment import listen_on_loopback  # the module's own, not a pickled copy
-        from elit.serve.replica import load_replica
+        from elit.serve.measure import load_replica
 
         listen_on_loopback()
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = load_replica(ServiceSettings.from_dict(service), name)
-        self.started = False
-
-    def _start(self) -> None:
-        if not self.started:
-            self.started = True
-            self.replica.start()
 
     async def describe(self) -> dict[str, Any]:
-        self._start()
-        policy = self.replica.policy
-        own = {"slots": policy.settings.slots, "costs": vars(policy.costs), "process": os.getpid()}
-        return self.replica.describe() | own | {"replica": self.replica.name}
+        self.replica.start()
+        return self.replica.describe() | {"process": os.getpid()}
 
     async def generate(self, job: Job) -> dict[str, Any]:
-        self._start()
+        self.replica.start()
         return await self.replica.generate(job)
 
     async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
-        self._start()
+        self.replica.start()
         async for answer in self.replica.stream(job):
             yield answer
 

@@ -1,46 +1,54 @@
-"""One replica: its queue, its policy, and the loop that steps the engine. asyncio and torch, no Ray.
+"""One replica: its queue, its policy, and the loop that steps the engine. asyncio, no Ray.
 
-The queue is the replica's own. Ray Serve's `@serve.batch` knows neither deadlines nor priorities, sends what does not
-fit to the back of its queue, asks for a request's size before its budget is known, and lets none join a running batch.
+The queue is the replica's own. Ray Serve's `@serve.batch` knows neither deadlines nor priorities, sends requests that
+do not fit to the back of its queue, needs a request's size before its budget is known, and lets none join a running
+batch.
 """
 
 import asyncio
+import io
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
-from elit.planner.cost import Costs
+from torch import Tensor
+
+from elit.budgets import evenly_spaced
+from elit.planner.cost import Costs, branch_latents
+from elit.sampling.engine import Engine, Run
+from elit.sampling.pictures import image_grid
 from elit.sampling.settings import Sampling
-from elit.serve.engine import Engine, Images
 from elit.serve.policy import Policy, PolicySettings, Refusal, Request
 from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
 
-if TYPE_CHECKING:  # diffusers' pipelines take seconds to import
-    from elit.serve.pipeline_engine import PipelineEngine, PipelineImages
-
 log = logging.getLogger("elit.serve")
-MOST_SLOTS = 8
+MAX_SLOTS = 8
+MAX_COSTS = 17
+"""Budgets with a cost in the description; between them it is nearly linear."""
+MAX_FAILURES = 3
+"""Failed steps in a row after which the replica is unhealthy."""
 
 
 @dataclass
 class Progress:
-    """A job here, and how it gets on."""
+    """A job at this replica."""
 
     job: Job
     answers: asyncio.Queue[dict[str, Any] | Exception] = field(default_factory=asyncio.Queue)
-    images: "Images | PipelineImages | None" = None
+    runs: list[Run] = field(default_factory=list)
+    """One an image, so that its bytes do not depend on the request's others."""
+    setting: Sampling | None = None
     started: float = 0.0
     batches: list[int] = field(default_factory=list)
     """Images in progress in each of its steps."""
 
     def wants_preview(self) -> bool:
-        assert self.images is not None
-        steps, step, previews = self.images.setting.steps, self.images.step, self.job.previews
+        steps, step, previews = self.runs[0].total, self.runs[0].steps_done, self.job.previews
         return step < steps and any(step == max(1, steps * (i + 1) // (previews + 1)) for i in range(previews))
 
 
@@ -49,7 +57,7 @@ class Replica:
 
     def __init__(
         self,
-        engine: "Engine | PipelineEngine",
+        engine: Engine,
         costs: Costs,
         service: ServiceSettings,
         name: str = "0",
@@ -57,40 +65,63 @@ class Replica:
         ladder: Sequence[Sampling] | None = None,
     ):
         """ladder: default the service's own."""
-        self.engine: Any = engine
-        self.service, self.name = service, name
-        ladder = ladder or service.ladder(engine.budgets, engine.describe()["guidance_scale"])
-        slots = service.max_batch or costs.efficient_batch(ladder[0], MOST_SLOTS)
-        own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
-        self.policy = Policy(costs, len(ladder), own)
+        self.engine, self.service, self.name = engine, service, name
+        ladder = ladder or service.ladder(engine.budgets, engine.default_scale)
+        slots = service.max_batch or costs.efficient_batch(ladder[0], MAX_SLOTS)
+        limits = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
+        self.policy = Policy(replace(costs, separate=engine.exact), len(ladder), limits)
         self.here: dict[str, Progress] = {}
-        self._left: list[Any] = []
-        """Images that nobody waits for any more; all that touches the engine runs in its thread, between two steps."""
+        self.failures = 0
+        """Failed steps in a row."""
+        self._left: list[Run] = []
+        """Runs without a client; everything that touches the engine is done in its thread, between two steps."""
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._loop_task = asyncio.get_running_loop().create_task(self._run())
-
-    def describe(self) -> dict[str, Any]:
-        return self.engine.describe()
+        if self._loop_task is None:
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
 
     def check(self) -> None:
-        """Raises RuntimeError where the loop has ended: this replica must be replaced."""
-        if self._loop_task is not None and self._loop_task.done():
-            raise RuntimeError("the engine's loop has ended")
+        """Raises RuntimeError where this replica must be replaced."""
+        if self.failures >= MAX_FAILURES or (self._loop_task is not None and self._loop_task.done()):
+            raise RuntimeError("the engine fails")
+
+    def describe(self) -> dict[str, Any]:
+        """The model for its clients: size (width, height) in pixels, budgets, classes or text, and costs."""
+        engine, policy = self.engine, self.policy
+        return {
+            "size": list(engine.size),
+            "multiple": engine.multiple,
+            "budgets": list(engine.budgets),
+            "text": engine.takes_text,
+            "classes": len(engine.classes),
+            "class_names": list(engine.classes),
+            "negative_prompt": engine.takes_negatives,
+            "guides": "cfg" in engine.guidance_kinds,
+            "step_gflops": self._step_gflops,
+            "guidance_scale": engine.default_scale,
+            "slots": policy.settings.slots,
+            "costs": vars(policy.costs),
+            "replica": self.name,
+        }
+
+    @cached_property
+    def _step_gflops(self) -> list[tuple[int, float]]:
+        """(latents per group, GFLOPs) of one branch of a step of one image; 0 latents without an interface."""
+        counts: Sequence[int | None] = evenly_spaced(self.engine.budgets, MAX_COSTS) or [None]
+        return [(count or 0, self.engine.gflops(Sampling(steps=1, budget=count))) for count in counts]
 
     async def generate(self, job: Job) -> dict[str, Any]:
-        """Pictures and how they were made, or {"refused", "retry_after"}, or {"invalid"}."""
+        """Pictures and their settings, or {"refused", "retry_after"}, or {"invalid"}."""
         answer: dict[str, Any] = {}
         async for answer in self.stream(job):  # noqa: B007
             pass
         return answer
 
     async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
-        """Previews, then the answer. Whoever stops listening frees the job's place."""
-        now = time.time()
+        """Previews, then the answer. A client that leaves frees the job's place."""
         request = Request(
             id=job.id,
             arrival=job.arrival,
@@ -99,7 +130,7 @@ class Replica:
             first=job.first,
             images=len(job.seeds),
         )
-        if refusal := self.policy.arrive(request, now):
+        if refusal := self.policy.arrive(request, time.time()):
             yield refused(refusal)
             return
         progress = self.here[job.id] = Progress(job)
@@ -114,152 +145,132 @@ class Replica:
                     return
         finally:
             self.here.pop(job.id, None)
-            self.policy.leave(job.id)
-            if progress.images is not None:
-                self._left.append(progress.images)
-                self._wake.set()
+            self._end(progress)
+
+    def _end(self, progress: Progress) -> None:
+        """Frees the job's place; its runs are closed before the next step."""
+        self.policy.leave(progress.job.id)
+        self._left += progress.runs
+        progress.runs = []
+        self._wake.set()
 
     async def _run(self) -> None:
         """Decide, step, answer, for ever."""
         while True:
             while self._left:
-                await self._in_thread(self.engine.leave, self._left.pop())
+                await self._in_thread(self._left.pop().close)
             decision = self.policy.decide(time.time())
             for refusal in decision.refused:
                 self._answer(refusal.request.id, refused(refusal))
             for request, setting in decision.starts:
-                progress = self.here[request.id]
-                progress.started = time.time()
-                job = progress.job
-                try:
-                    begin = partial(self.engine.begin, size=job.size, negative=job.negative_prompt)
-                    progress.images = await self._in_thread(begin, job.prompt, job.seeds, setting)
-                except ValueError as error:
-                    self.policy.leave(request.id)
-                    self._answer(request.id, {"invalid": " ".join(str(error).split())})
-            if not self.policy.running:
+                if progress := self.here.get(request.id):  # else the client left while another request began
+                    await self._begin(progress, setting)
+            if self.policy.running:
+                await self._step()
+            elif not self._left:
                 self._wake.clear()
                 if not self.policy.waiting:
                     await self._wake.wait()
-                continue
-            await self._step()
+
+    async def _begin(self, progress: Progress, setting: Sampling) -> None:
+        job, engine = progress.job, self.engine
+        progress.started, progress.setting = time.time(), setting
+
+        def begin() -> list[Run]:
+            conditions, negatives = engine.conditions([job.prompt]), [job.negative_prompt]
+            options: dict[str, Any] = {"size": job.size, "negatives": negatives}
+            return [engine.begin(conditions, [seed], setting, **options) for seed in job.seeds]
+
+        try:
+            progress.runs = await self._in_thread(begin)
+        except Exception as error:  # out of memory, too, is this request's alone
+            self._fail(progress, error)
+            return
+        if job.id not in self.here:
+            self._end(progress)
 
     async def _step(self) -> None:
         """One step of all in progress; those at their end are answered."""
-        running = [self.here[each.request.id] for each in self.policy.running]
-        images = [each.images for each in running if each.images is not None]
-        busy = sum(each.count for each in images)
+        running = [progress for each in self.policy.running if (progress := self.here.get(each.request.id))]
+        runs = [run for each in running for run in each.runs]
         start = time.perf_counter()
         try:
-            await self._in_thread(self.engine.step, images)
-        except Exception:
-            log.exception("a step failed")
+            await self._in_thread(self.engine.step, runs)
+        except Exception as error:
+            self.failures += 1
             for each in running:
-                self.policy.leave(each.job.id)
-                self._answer(each.job.id, RuntimeError("the engine failed"))
+                self._fail(each, RuntimeError("the engine failed"), cause=error)
             return
+        self.failures = 0
         done = {each.request.id for each in self.policy.stepped(1e3 * (time.perf_counter() - start))}
         for each in running:
-            each.batches.append(busy)
-            if each.images is None or each.job.id not in self.here:
+            each.batches.append(len(runs))
+            if not each.runs:  # its client has left
                 continue
-            if each.images.error is not None:
-                self._fail(each, each.images.error)
-                continue
-            if each.job.id in done:
+            if error := next((run.error for run in each.runs if run.error), None):
+                self._fail(each, error)
+            elif each.job.id in done:
                 await self._finish(each)
-            elif each.job.previews and self.engine.has_previews and each.wants_preview():
-                picture = await self._in_thread(self.engine.preview, each.images, each.job.output_format)
-                each.answers.put_nowait({"preview": picture, "size": self.engine.size})
+            elif each.job.previews and each.wants_preview():
+                pixels = await self._in_thread(each.runs[0].preview)
+                if pixels is not None:
+                    picture = {"preview": encode(pixels, each.job.output_format), "size": self.engine.size}
+                    each.answers.put_nowait(picture)
 
-    def _fail(self, progress: Progress, error: Exception) -> None:
+    def _fail(self, progress: Progress, error: Exception, cause: Exception | None = None) -> None:
         """Ends one request; the others go on."""
-        self.policy.leave(progress.job.id)
+        self._end(progress)
         if isinstance(error, ValueError):
             self._answer(progress.job.id, {"invalid": " ".join(str(error).split())[:300]})
         else:
-            log.error("a request failed", exc_info=error)
+            log.error("a request failed", exc_info=cause or error)
             self._answer(progress.job.id, RuntimeError("the engine failed"))
 
     async def _finish(self, progress: Progress) -> None:
-        images, job = progress.images, progress.job
-        assert images is not None
+        runs, job, setting = progress.runs, progress.job, progress.setting
+        assert setting is not None
+
+        def finish() -> tuple[list[bytes], float]:
+            pictures = [encode(run.pictures(), job.output_format) for run in runs]
+            return pictures, self.engine.gflops(setting, job.size)
+
         try:
-            pictures = await self._in_thread(self.engine.finish, images, job.output_format)
-            gflops = await self._in_thread(self.engine.gflops, images.setting, job.size)
+            pictures, gflops = await self._in_thread(finish)
         except Exception as error:  # such as memory for the autoencoder
             self._fail(progress, error)
             return
-        setting, now = images.setting, time.time()
-        guidance = {"scale": setting.guidance.scale, "budget": setting.guidance.budget} if setting.guidance else None
-        self._answer(
-            job.id,
-            {
-                "images": pictures,
-                "size": job.size or self.engine.size,
-                "budget": setting.budget,
-                "steps": setting.steps,
-                "guidance": guidance,
-                "gflops": gflops,
-                "queue_ms": 1e3 * (progress.started - job.arrival),
-                "compute_ms": 1e3 * (now - progress.started),
-                "batch": sum(progress.batches) / max(1, len(progress.batches)),
-                "queue_length": len(self.policy.waiting),
-                "level": self.policy.level,
-                "slowdown": self.policy.slowdown,
-                "replica": self.name,
-            },
-        )
+        now, guidance = time.time(), setting.guidance
+        answer = {
+            "images": pictures,
+            "size": job.size or self.engine.size,
+            "budget": branch_latents(setting)[0] or None,
+            "steps": setting.steps,
+            "guidance": {"scale": guidance.scale, "budget": guidance.budget} if guidance else None,
+            "gflops": gflops,
+            "queue_ms": 1e3 * (progress.started - job.arrival),
+            "compute_ms": 1e3 * (now - progress.started),
+            "batch": sum(progress.batches) / max(1, len(progress.batches)),
+            "queue_length": len(self.policy.waiting),
+            "level": self.policy.level,
+            "slowdown": self.policy.slowdown,
+            "replica": self.name,
+        }
+        self._answer(job.id, answer)
 
     def _answer(self, id: str, answer: dict[str, Any] | Exception) -> None:
         if id in self.here:  # else the client has gone
             self.here[id].answers.put_nowait(answer)
 
-    async def _in_thread(self, run: Any, *arguments: Any) -> Any:
+    async def _in_thread(self, run: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run, *arguments)
+
+
+def encode(pixels: Tensor, kind: str) -> bytes:
+    """One picture (1, C, H, W) as a file's content."""
+    content = io.BytesIO()
+    image_grid(pixels, 1).save(content, format=kind.upper())
+    return content.getvalue()
 
 
 def refused(refusal: Refusal) -> dict[str, Any]:
     return {"refused": refusal.reason, "retry_after": refusal.retry_after}
-
-
-def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
-    """The engine on this machine, its costs from a profile or measured now. Raises ValueError."""
-    import torch
-
-    from elit.elastic.load import is_stock_pipeline
-    from elit.planner.choose import find_profile, network_folder
-    from elit.planner.profile import read_profile
-    from elit.pretrained import measurements_folder, model_folder
-
-    if service.threads:
-        torch.set_num_threads(service.threads)
-    dtype, device = getattr(torch, service.dtype), service.device or "cpu"
-    engine: Engine | PipelineEngine
-    costs = None
-    if is_stock_pipeline(service.model):
-        engine = _load_pipeline(service, dtype)
-    else:
-        engine = Engine(service.model, device=device, dtype=dtype, compile=service.compile, exact=service.exact)
-        if service.pixels() not in (None, engine.size):
-            raise ValueError(f"size={service.size}: this model makes {engine.size[0]}x{engine.size[1]}")
-        folder = network_folder(model_folder(service.model))
-        profile = find_profile(engine.model, folder and measurements_folder(folder), compile=service.compile)
-        if profile is not None and profile.anatomy:
-            costs = profile.costs()
-    if service.profile:
-        costs = read_profile(service.profile).costs()
-    costs = costs or engine.measure()
-    return Replica(engine, replace(costs, separate=engine.exact), service, name)
-
-
-def _load_pipeline(service: ServiceSettings, dtype: Any) -> "PipelineEngine":
-    from elit.elastic.stock import StockPipeline, find_stock
-    from elit.serve.pipeline_engine import PipelineEngine
-
-    stock = find_stock(service.model)
-    assert stock is not None
-    pipe = StockPipeline.load(stock, device=service.device or "cpu", dtype=dtype)
-    if service.compile:
-        pipe.transformer.compile()
-    return PipelineEngine(pipe, exact=service.exact, size=service.pixels())

@@ -1,0 +1,101 @@
+"""The loop of a replica: nothing that one request does ends it, and an engine that fails is replaced."""
+
+import asyncio
+import time
+
+import pytest
+from service import saved_model
+
+import elit
+from elit.planner.cost import Costs
+from elit.sampling.engine import NetworkEngine
+from elit.serve.measure import measure_costs
+from elit.serve.replica import MAX_FAILURES, Replica
+from elit.serve.requests import Job
+from elit.serve.settings import ServiceSettings
+
+SETTING = elit.Sampling(steps=2, budget=2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return elit.load_model(saved_model(tmp_path_factory.mktemp("replica") / "digits"))
+
+
+@pytest.fixture
+def replica(model):
+    service = ServiceSettings(model="digits", steps=2, max_batch=4)
+    return Replica(NetworkEngine(model, exact=True), Costs(call=1.0, around=1.0), service)
+
+
+def job(id, prompt="3"):
+    now = time.time()
+    return Job(id=id, prompt=prompt, arrival=now, deadline=now + 60, settings=(SETTING,), first=0, seeds=(0,))
+
+
+def test_a_client_that_leaves_while_another_request_begins(replica, monkeypatch):
+    begin = replica.engine.begin
+    monkeypatch.setattr(replica.engine, "begin", lambda *args, **given: time.sleep(0.2) or begin(*args, **given))
+
+    async def run():
+        replica.start()
+        first, leaving, itself = (asyncio.create_task(replica.generate(job(id))) for id in "abc")
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        await asyncio.sleep(0.2)
+        itself.cancel()  # while its own run begins
+        answers = [await first, await replica.generate(job("d"))]
+        replica.check()
+        return answers
+
+    assert all(answer["images"] for answer in asyncio.run(run()))
+    assert not replica.here
+    assert not replica.policy.running
+
+
+def test_an_error_of_a_beginning_is_its_own_requests(replica, monkeypatch):
+    conditions = replica.engine.conditions
+
+    def picky(prompts):
+        if prompts[0] in ("large", "wrong"):
+            raise MemoryError("secret") if prompts[0] == "large" else ValueError("no such\nclass")
+        return conditions(prompts)
+
+    monkeypatch.setattr(replica.engine, "conditions", picky)
+
+    async def run():
+        replica.start()
+        tasks = [replica.generate(job(prompt, prompt)) for prompt in ("large", "3", "wrong")]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    failed, good, invalid = asyncio.run(run())
+    assert str(failed) == "the engine failed"
+    assert good["images"]
+    assert invalid == {"invalid": "no such class"}
+
+
+def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):
+    def fail(runs):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(replica.engine, "step", fail)
+
+    async def run():
+        replica.start()
+        for number in range(MAX_FAILURES):
+            replica.check()
+            with pytest.raises(RuntimeError, match="the engine failed"):
+                await replica.generate(job(str(number)))
+        with pytest.raises(RuntimeError, match="the engine fails"):
+            replica.check()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_measured_costs_rise_with_latents_and_guidance(model, exact):
+    costs = measure_costs(NetworkEngine(model, exact=exact), seconds=0.2)
+    guided = elit.Sampling(steps=1, budget=2, guidance=elit.CFG(2.0))
+    assert 0 < costs.step_ms([(elit.Sampling(steps=1, budget=2), 1)]) <= costs.step_ms([(guided, 1)])
+    assert costs.image > 0
+    assert costs.separate == exact
