@@ -180,7 +180,7 @@ def quick() -> Any:
             ("elit.planner.profile.HELD_OUT", 2),
             ("elit.planner.profile.MIN_ROUNDS", 1),
             ("elit.planner.profile.time_runs", lambda *args, **given: time_runs(*args, **given | {"seconds": 0.0})),
-            ("elit.play.server.serve", lambda page, host, port, ready: ready()),
+            ("elit.play.server.serve", lambda page, host, port, line, address=None: print(line)),
             ("elit.serve.server.start", lambda *_: "http://127.0.0.1:8000"),
             ("elit.serve.server.stop", lambda *_: 0),
             ("elit.serve.server.StopSignal.listen", lambda _: None),

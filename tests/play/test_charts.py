@@ -1,14 +1,14 @@
-"""Drawings as SVG: well-formed, labelled, and at the right places."""
+"""Charts as SVG: well-formed, labelled, marks at the right places."""
 
 from xml.etree import ElementTree
 
 import pytest
 
-from elit.play.charts import Axis, Mark, bar_chart, lines_chart, plane_chart, schedule_chart
+from elit.play.charts import Axis, lines_chart, plane_chart
 
 
-def parts(drawing: str, kind: str):
-    root = ElementTree.fromstring(drawing)
+def parts(chart: str, kind: str):
+    root = ElementTree.fromstring(chart)
     assert root.get("role") == "img"
     assert root.get("aria-label")
     return [each for each in root.iter() if kind in (each.get("class") or "").split()]
@@ -17,29 +17,24 @@ def parts(drawing: str, kind: str):
 def test_an_axis_has_round_ticks():
     assert Axis(0, 16, "").ticks() == [0, 5, 10, 15]
     assert Axis(0.8, 30, "", logarithmic=True).ticks() == pytest.approx([1, 2, 5, 10, 20])
-    assert Axis.over([1, 100], "").place(100) > Axis.over([1, 100], "").place(10) > 0.4
+    assert Axis.over([1, 100], "").position(100) > Axis.over([1, 100], "").position(10) > 0.4
     assert not Axis.over([-1, 100], "").logarithmic
 
 
-def test_a_schedule_is_a_stepped_line_with_its_knots():
-    drawing = schedule_chart([(0, 0.5, 4), (0.5, 1, 16)], 16)
-    (line,) = parts(drawing, "line")
-    assert len(line.get("points").split()) == 4
-    assert len(parts(drawing, "knot")) == 2
-
-
 def test_the_plane_marks_front_and_present():
-    marks = [Mark(1, 9, "a", front=True), Mark(2, 5, "b <i>", front=True), Mark(2, 7, "c")]
-    drawing = plane_chart(marks, "fd", "GFLOPs", (1.5, None), "lower")
-    assert (len(parts(drawing, "front")), len(parts(drawing, "point"))) == (2, 1)
-    assert parts(drawing, "present")[0].tag == "line"
-    assert parts(plane_chart(marks, "fd", "GFLOPs", (1.5, 6.0), "lower"), "present")[0].tag == "circle"
-    heights = [float(each.get("cy")) for each in parts(drawing, "front")]
+    points, front, labels = [(1, 9, "a"), (2, 7, "c"), (2, 5, "b <i>")], [0, 2], ("GFLOPs", "fd")
+    chart = plane_chart(points, front, labels, (1.5, None))
+    assert (len(parts(chart, "front")), len(parts(chart, "point"))) == (2, 1)
+    assert parts(chart, "present")[0].tag == "polyline"
+    assert parts(plane_chart(points, front, labels, (1.5, 6.0)), "present")[0].tag == "circle"
+    heights = [float(each.get("cy")) for each in parts(chart, "front")]
     assert max(heights) - min(heights) > 50  # 5 and 9 are far apart
 
 
-def test_bars_and_lines():
-    assert len(parts(bar_chart([("1", 0.2), ("2", 0.0)], "share", "title"), "bar")) == 2
-    drawing = lines_chart([0, 1, 2], [("queue", [0, 3, None]), ("<b>", [None] * 3)], "requests", "load")
-    assert len(parts(drawing, "line")) == 1
-    assert lines_chart([], [("queue", [])], "requests", "load")
+def test_lines():
+    schedule = [(0.0, 4.0), (0.5, 4.0), (0.5, 16.0), (1.0, 16.0)]
+    (line,) = parts(lines_chart({"latents": schedule}, "t", "", "Budget over time", 16), "line")
+    assert len(line.get("points").split()) == 4
+    chart = lines_chart({"queue": [(0, 0), (1, 3)], "<b>": []}, "seconds", "requests", "load")
+    assert len(parts(chart, "series-0")) == 4  # the line, two dots, the name
+    assert lines_chart({"queue": []}, "seconds", "requests", "load")

@@ -1,23 +1,25 @@
-"""The page in a real browser: headless Chromium by Playwright, against a small network in this process."""
+"""The page in headless Chromium, driven by Playwright, with a small network in this process."""
 
 import re
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import SIZES
+from conftest import SETTINGS, SIZES
 from serve.service import saved_model, served
 
-from elit.arguments import free_port
 from elit.cli.main import main
+from elit.elastic.engine import load_engine
 from elit.models.presets import create_model
-from elit.play.engine import NetworkEngine
+from elit.play.renderer import Renderer
 from elit.play.server import make_app, quiet_gradio
 from elit.play.service import LoadMonitor, ServiceClient
-from elit.serve.measure import load_replica
+from elit.sampling.engine import NetworkEngine
+from elit.serve.replica import load_replica
 from elit.serve.settings import ServiceSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -33,27 +35,39 @@ NAMES = ["Trouser", "Pullover", "Bag", "Sneaker", "Ankle boot"]
 SLOW = 99
 """A seed whose steps take long, so that there is time to cancel."""
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-LONG = 60_000
 
 
-class SlowAtTimes(NetworkEngine):
-    def generate(self, settings, tick=None, stop=None):
+class SlowAtTimes(Renderer):
+    def draw(self, request, tick=None, stop=None):
         def slow(done, total):
-            time.sleep(0.2 if settings.seed == SLOW else 0)
+            time.sleep(0.2 if request.sampling.seed == SLOW else 0)
             if tick:
                 tick(done, total)
 
-        return super().generate(settings, slow, stop)
+        return super().draw(request, slow, stop)
+
+
+@contextmanager
+def page_of(renderer, monitor=None):
+    """The address of a renderer's page."""
+    import uvicorn
+
+    quiet_gradio()
+    from elit.play.page import build_page
+
+    config = uvicorn.Config(make_app(build_page(renderer, monitor), "127.0.0.1"), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(20)
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    import uvicorn
-
-    quiet_gradio()
-    from elit.play.opening import Opening
-    from elit.play.page import build_page
-
     torch.manual_seed(0)
     sizes = SIZES | {"in_channels": 3, "num_classes": 5, "split": (1, 2, 1), "window": (4, 4), "class_names": NAMES}
     model = create_model("ELIT-DiT-S/2", **sizes)
@@ -62,22 +76,14 @@ def address(tmp_path_factory):
             parameter.add_(0.1 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("page") / "model"
     model.save_pretrained(folder)
-    engine = SlowAtTimes.load(str(folder), vae=None, device="cpu", dtype="float32")
-    port = free_port("127.0.0.1", 0)
+    renderer = SlowAtTimes(load_engine(str(folder), device="cpu", dtype="float32"), "float32")
     digits = saved_model(tmp_path_factory.mktemp("watched") / "digits")
     settings = ServiceSettings(model=str(digits), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
     with served(settings, KEY, load_replica(settings)) as (url, _, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.play.service.CALM_BEFORE", 1)
         patch.setattr("elit.play.service.CALM_AFTER", 1)
-        app = make_app(build_page(Opening(engine), LoadMonitor(ServiceClient(url, KEY))), "127.0.0.1")
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/"
-        server.should_exit = True
-        thread.join(20)
+        with page_of(renderer, LoadMonitor(ServiceClient(url, KEY))) as address:
+            yield address
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +95,12 @@ def browser():
 
 
 class Visitor:
-    """A browser of its own, with what it asked for."""
+    """A browser of its own, with the hosts it contacted."""
 
     def __init__(self, browser, address, query="?steps=2"):
         self.context = browser.new_context(accept_downloads=True)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(LONG)
+        self.page.set_default_timeout(60_000)
         self.hosts: set[str] = set()
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
@@ -106,20 +112,23 @@ class Visitor:
     def text(self, where):
         return self.page.locator(where).inner_text()
 
-    def wait(self, words, where):
-        script = "([where, words]) => document.querySelector(where)?.innerText.includes(words)"
-        self.page.wait_for_function(script, arg=[where, words])
+    def wait(self, text, where):
+        script = "([where, text]) => document.querySelector(where)?.innerText.includes(text)"
+        self.page.wait_for_function(script, arg=[where, text])
 
     def set(self, where, value):
         box = self.page.locator(f"{where} input[type=number]")
         box.fill(str(value))
         box.press("Enter")
 
+    def click(self, where):
+        self.page.locator(where).click()
+
     def open(self, tab):
         self.page.get_by_role("tab", name=tab).click()
 
-    def source(self):
-        return self.page.locator("#picture img").get_attribute("src")
+    def source(self, where="#picture"):
+        return self.page.locator(f"{where} img").get_attribute("src")
 
     @property
     def gflops(self):
@@ -133,7 +142,7 @@ def visitor(browser, address):
     guest.context.close()
 
 
-def test_turning_the_budget_gives_another_picture_for_less(visitor):
+def test_a_smaller_budget_gives_another_picture_for_less(visitor):
     before, gflops = visitor.source(), visitor.gflops
     assert "budget 16" in visitor.text("#facts")
     visitor.set("#budget", 2)
@@ -145,7 +154,7 @@ def test_turning_the_budget_gives_another_picture_for_less(visitor):
 
 def test_a_download_is_made_again_byte_for_byte(visitor, tmp_path):
     with visitor.page.expect_download() as download:
-        visitor.page.locator("#download").click()
+        visitor.click("#download")
     download.value.save_as(tmp_path / "a.png")
     assert main(["sample", "--like", str(tmp_path / "a.png"), "--out", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -153,64 +162,65 @@ def test_a_download_is_made_again_byte_for_byte(visitor, tmp_path):
 
 def test_compare(visitor):
     visitor.open("Compare")
-    visitor.page.locator("#compare").click()
+    visitor.click("#compare")
     visitor.wait("16 of 16", "#compared")
     visitor.page.wait_for_selector("#slider img")
     visitor.page.wait_for_selector("#apart img")
     assert "4 of 16" in visitor.text("#compared")
-    visitor.page.locator("#strip").click()
+    visitor.click("#strip")
     visitor.page.wait_for_function("document.querySelectorAll('#every img').length == 16")
 
 
 def test_inspect_a_latent(visitor):
     visitor.open("Inside")
-    visitor.page.locator("#look").click()
+    visitor.click("#look")
     visitor.wait("Latent 1 of 2", "#looked")
-    first = visitor.page.locator("#overlay img").get_attribute("src")
+    first = visitor.source("#overlay")
     visitor.set("#latent", 2)
     visitor.wait("Latent 2 of 2", "#looked")
-    assert visitor.page.locator("#overlay img").get_attribute("src") != first
+    assert visitor.source("#overlay") != first
     assert visitor.page.locator("#frames img").count() == 3
-    visitor.page.locator("#matter").click()
-    visitor.page.wait_for_selector("#bars svg .bar")
 
 
 def test_plan_by_target(visitor):
     visitor.open("Plane")
     assert "no sweep.jsonl" in visitor.text("#plane")
     visitor.page.locator("#target input").fill("1")
-    visitor.page.locator("#plan").click()
-    visitor.wait("asked: target_gflops=1", "#planned")
+    visitor.click("#plan")
+    visitor.wait("target_gflops=1", "#planned")
     visitor.page.wait_for_function("Number(document.querySelector('#cost b').innerText.split(' ')[0]) <= 1")
     visitor.page.locator("#target input").fill("0.000001")
-    visitor.page.locator("#plan").click()
-    visitor.page.get_by_text("the least possible here").first.wait_for()
+    visitor.click("#plan")
+    visitor.wait("least possible", "#planned")
 
 
 def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
     visitor.open("Load")
     visitor.page.wait_for_function("document.querySelectorAll('#load svg').length == 3")
-    assert not visitor.page.locator("#load svg").nth(1).locator("polyline").count()
+    assert not visitor.page.locator("#load svg").nth(1).locator("circle").count()
     visitor.set("#requests", 12)
     visitor.set("#seconds", 1)
-    visitor.page.locator("#burst").click()
+    visitor.click("#burst")
     visitor.wait("served, with", "#burst-words")
-    visitor.page.wait_for_function(
-        "document.querySelectorAll('#load svg')[1].querySelector('circle, polyline') != null"
-    )
+    visitor.page.wait_for_function("document.querySelectorAll('#load svg')[1].querySelector('circle') != null")
 
 
-def test_a_wrong_class_is_a_clear_message(visitor):
+def test_invalid_values_are_a_message(visitor):
     visitor.open("Dial")
     box = visitor.page.get_by_label("Class").first
     box.fill("boots")
     box.press("Enter")
-    visitor.wait("no such class; did you mean 'Ankle boot'?", "#cost")
-    visitor.page.locator("#draw").click()
-    visitor.wait("no such class", "#facts")
+    visitor.wait("did you mean 'Ankle boot'?", "#cost")
+    visitor.click("#draw")
+    visitor.wait("Ankle boot", "#facts")
     box.fill("Bag")
     box.press("Enter")
     visitor.wait("Bag · seed 0", "#facts")
+    visitor.set("#seed", -5)
+    visitor.wait("seed must be 0 to", "#facts")
+    visitor.set("#seed", 0)
+    visitor.wait("Bag · seed 0", "#facts")
+    assert not visitor.page.locator(".error").count()
 
 
 def test_nothing_comes_from_another_host(visitor, address):
@@ -227,7 +237,7 @@ def test_two_browsers_keep_their_own_settings_and_cancel_works(browser, address)
         one.set("#seed", SLOW)
         one.page.locator(".progress-text, .progress-level").first.wait_for()
         begin = time.monotonic()
-        one.page.locator("#cancel").click()
+        one.click("#cancel")
         other.set("#budget", 1)  # waits for the network until the other's run is gone
         other.wait("budget 1 ·", "#facts")
         assert time.monotonic() - begin < 10  # of 13 seconds
@@ -236,6 +246,19 @@ def test_two_browsers_keep_their_own_settings_and_cancel_works(browser, address)
     finally:
         one.context.close()
         other.context.close()
+
+
+def test_a_text_model_has_a_prompt(browser):
+    name, sizes = SETTINGS["elit-mmdit"]
+    model = create_model(name, **sizes | {"in_channels": 3}).eval()
+    with page_of(Renderer(NetworkEngine(model, name="texts"))) as address:
+        guest = Visitor(browser, address, "?steps=1&budget=99")  # a budget that it has not
+        box = guest.page.get_by_label("Prompt")
+        box.fill("a one")
+        box.press("Enter")
+        guest.wait("a one · seed 0 · budget 16", "#facts")
+        guest.page.wait_for_url("**of=a+one**")
+        guest.context.close()
 
 
 def test_files_are_out_of_reach(address):
@@ -248,20 +271,13 @@ def test_files_are_out_of_reach(address):
     assert "font-src 'self'" in httpx.get(address).headers["content-security-policy"]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("play --host 0.0.0.0", "host='0.0.0.0': the page has no password"),
-        ("play --port 99999", "port=99999: give 0 to 65535"),
-        ("play nowhere", "model='nowhere': no such folder"),
-    ],
-)
-def test_the_command_refuses(line, message, capsys):
-    assert main(line.split()) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_taken_port_is_named(address, capsys):
+def test_the_command_refuses(address, capsys):
     port = address.split(":")[2].strip("/")
-    assert main(["play", "--port", port]) == 2
-    assert f"port={port}: Address already in use" in capsys.readouterr().err
+    for line, message in (
+        ("--host 0.0.0.0", "the page has no password"),
+        ("--port 99999", "port must be 0 to 65535, got 99999"),
+        ("nowhere", "nowhere"),
+        (f"--port {port}", f"{port}"),
+    ):
+        assert main(["play", *line.split()]) == 2
+        assert message in capsys.readouterr().err

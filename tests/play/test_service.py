@@ -9,12 +9,12 @@ from serve.service import saved_model, served
 
 import elit
 from elit.cli.main import main
-from elit.play.dial import Dial
-from elit.play.engine import Cancelled
-from elit.play.pictures import as_image
-from elit.play.service import LoadMonitor, ServiceClient, burst_words
+from elit.play.renderer import Cancelled, Renderer
+from elit.play.request import Request
+from elit.play.service import LoadMonitor, ServiceClient, describe_burst
 from elit.play.service_engine import ServiceEngine
-from elit.serve.measure import load_replica
+from elit.sampling.pictures import sheet_frames
+from elit.serve.replica import load_replica
 from elit.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow
@@ -34,35 +34,33 @@ def service(folder):
         yield ServiceClient(url, KEY), replica
 
 
-def settings(**changes):
-    return Dial(**{"condition": "three", "budgets": (2, 4, 4), "steps": 3} | changes).settings(takes_text=False)
+def request(condition="three", **changes):
+    return Request(condition, elit.Sampling(**{"budget": 2, "steps": 3} | changes))
 
 
 def test_pictures_are_the_services_and_cost_what_it_says(service, folder):
-    engine = ServiceEngine(service[0])
+    renderer = Renderer(ServiceEngine(service[0]))
+    engine = renderer.engine
     assert (engine.budgets, engine.takes_text, engine.classes[3]) == ((1, 2, 3, 4), False, "three")
-    wanted = settings(seed=5, guidance="ccfg", scale=2)
-    picture = engine.generate(wanted)
+    wanted = request(seed=5, guidance=elit.CCFG(2, 1))
+    picture = renderer.draw(wanted)
     model = elit.load_model(folder)
     own = elit.sample(model, ["three"], steps=3, budget=2, guidance=elit.CCFG(2, 1), seed=5)
-    assert np.array_equal(np.asarray(as_image(picture.pixels)), np.asarray(as_image(own[0])))
-    cost = engine.cost(wanted)
-    assert cost.gflops == pytest.approx(picture.gflops)
+    assert np.array_equal(np.asarray(picture.image()), np.asarray(sheet_frames(own, ".png")[0]))
+    cost = renderer.cost(wanted)
+    gflops = {budget: elit.count_flops(model, budget=budget) / 1e9 for budget in (1, 2, 4)}
+    assert cost.gflops == pytest.approx(picture.gflops) == pytest.approx(3 * (gflops[1] + gflops[2]))
+    assert cost.full_gflops == pytest.approx(3 * (gflops[1] + gflops[4]))
     assert cost.measured_ms == picture.ms > 0
-    assert engine.generate(settings(budgets=(4, 4, 4))).gflops == pytest.approx(cost.full_gflops - 3 * gflops(model, 1))
-    for changes, message in (
-        ({"condition": "boot"}, "ankle boot"),
-        ({"pieces": 2, "knots": (0.5, 0.7)}, "one budget for all steps"),
-        ({"guidance": "ag"}, "this service has none, cfg, ccfg"),
+    for wrong, message in (
+        (request("boot"), "ankle boot"),
+        (request(budget="2@0-0.5,4@0.5-1"), "same for all steps"),
+        (request(guidance=elit.AG(2, 1)), "guidance must be one of none, cfg, ccfg, got ag"),
     ):
         with pytest.raises(ValueError, match=message):
-            engine.check(settings(**changes))
-    with pytest.raises(ValueError, match="answers 400: num_inference_steps=200"):
-        engine.generate(settings(steps=200))
-
-
-def gflops(model, budget):
-    return elit.count_flops(model, budget=budget) / 1e9
+            renderer.cost(wrong)
+    with pytest.raises(ValueError, match=r"answered 400: .*num_inference_steps"):
+        renderer.draw(request(steps=200))
 
 
 def test_a_cancelled_run_frees_its_place(service):
@@ -78,7 +76,7 @@ def test_a_cancelled_run_frees_its_place(service):
     replica.engine.step = step
     try:
         with pytest.raises(Cancelled):
-            ServiceEngine(client).generate(settings(steps=100), stop=stop)
+            Renderer(ServiceEngine(client)).draw(request(steps=100), stop=stop)
     finally:
         replica.engine.step = slow
     end = time.monotonic() + 10
@@ -96,7 +94,7 @@ def test_a_burst_is_bounded_and_seen_in_the_readings(service, monkeypatch):
     ticks = []
     outcomes = monitor.burst(12, 1, 30_000, lambda done, total: ticks.append(done))
     assert ticks[-1] == len(outcomes) == 2 + 12 + 1
-    assert "served, with " in burst_words(outcomes)
+    assert "served, with " in describe_burst(outcomes)
     time.sleep(0.5)
     last = monitor.read()[-1]
     assert 1 <= last.budget <= 4
@@ -105,19 +103,19 @@ def test_a_burst_is_bounded_and_seen_in_the_readings(service, monkeypatch):
 
     assert load_charts(list(monitor.readings)).count("<svg") == 3
     for wrong in ((65, 1, 1000), (1, 11, 1000), (0, 1, 1000), (5, 1, 1e9)):
-        with pytest.raises(ValueError, match="a burst has 1 to 64 requests"):
+        with pytest.raises(ValueError, match="must be 1 to"):
             monitor.burst(*wrong)
-    with monitor._bursting, pytest.raises(ValueError, match="a burst is running"):
+    with monitor.bursting, pytest.raises(ValueError, match="another one is running"):
         monitor.burst(5, 1, 1000)
 
 
-def test_what_is_no_service_is_one_line(service, capsys):
+def test_services_that_cannot_be_used_are_one_line(service, capsys):
     url = service[0].url
     for line, message in (
-        (["--service", url, "--api-key", "wrong-key"], "asks for a key"),
+        (["--service", url, "--api-key", "wrong-key"], "requires a key"),
         (["--service", "http://127.0.0.1:9"], "does not answer"),
-        (["--service", "127.0.0.1"], "give http://HOST:PORT"),
-        (["--api-key", KEY], "give --service too"),
+        (["--service", "127.0.0.1"], "service must be http://HOST:PORT"),
+        (["--api-key", KEY], "service must be set"),
     ):
         assert main(["play", *line]) == 2
         assert message in capsys.readouterr().err

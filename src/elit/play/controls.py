@@ -5,13 +5,16 @@ from typing import Any
 
 import gradio as gr
 
-from elit.play.dial import CONTROLS, Dial, examples
-from elit.play.opening import Opening
+from elit.play.playground import Playground
+from elit.play.request import CONTROLS, examples
+from elit.sampling.settings import Sampling
+
+NO_BUTTONS: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png"}
 
 
 @dataclass
 class Controls:
-    """The components, those that set something in the order of `CONTROLS`."""
+    """The components; `values` are those of a request, in the order of `CONTROLS`."""
 
     values: list[Any]
     cost: gr.HTML
@@ -20,57 +23,47 @@ class Controls:
     cancel: gr.Button
     dice: gr.Button
     thumbnails: gr.Gallery | None
-    examples: list[tuple[gr.Button, Dial]]
-    """Buttons, and where each puts the dial; class or prompt and seed stay."""
+    examples: list[tuple[gr.Button, Sampling]]
 
 
-def build_controls(opening: Opening) -> Controls:
-    engine, start = opening.engine, opening.dial
-    counts = engine.budgets
+def build_controls(play: Playground) -> Controls:
+    engine, start = play.engine, play.renderer.start
+    budgets, values = engine.budgets, start.values()
+    low, high = (budgets[0], budgets[-1]) if budgets else (1, 1)
+    latents: dict[str, Any] = {"minimum": low, "maximum": high, "step": low, "value": high}
     condition: Any
     if engine.takes_text:
-        condition = gr.Textbox(start.condition, label="Prompt", info="Enter draws", max_lines=2)
+        condition = gr.Textbox(start.condition, label="Prompt", info="Enter draws", max_lines=2, elem_id="prompt")
     else:
         condition = gr.Dropdown(list(engine.classes), value=start.condition, label="Class", allow_custom_value=True)
     thumbnails = None
-    if opening.shows_classes:
+    if play.renderer.shows_classes:
         thumbnails = gr.Gallery(
             label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain",
-            interactive=False, buttons=[],
-            elem_classes="thumbnails", elem_id="thumbnails",
+            elem_classes="thumbnails", elem_id="thumbnails", **NO_BUTTONS,
         )  # fmt: skip
-    has = bool(counts)
-    low, high, by = (counts[0], counts[-1], counts[0]) if counts else (1, 1, 1)
-    budget = gr.Slider(
-        low, high, value=high, step=by, label="Budget: latents of every group", visible=has, elem_id="budget"
-    )
+    budget = gr.Slider(label="Budget: latents of every group", visible=bool(budgets), elem_id="budget", **latents)
     cost = gr.HTML(elem_id="cost")
     with gr.Row():
         run = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel = gr.Button("Cancel", elem_id="cancel")
     with gr.Row():
-        seed = gr.Number(start.seed, precision=0, minimum=0, label="Seed", elem_id="seed")
-        dice = gr.Button("Roll the dice", elem_id="dice")
+        seed = gr.Number(start.sampling.seed, precision=0, label="Seed", elem_id="seed")
+        dice = gr.Button("Random seed", elem_id="dice")
     with gr.Row(elem_classes="examples", elem_id="examples"):
-        buttons = [
-            (gr.Button(name, size="sm", min_width=60), dial) for name, dial in examples(start, counts, engine.guidances)
-        ]
+        named = examples(start.sampling, budgets, engine.guidance_kinds)
+        buttons = [(gr.Button(name, size="sm", min_width=60), sampling) for name, sampling in named]
     with gr.Accordion("Steps and guidance", open=False):
-        steps = gr.Slider(1, 64, value=start.steps, step=1, label="Steps", elem_id="steps")
-        kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in engine.guidances]
-        words = "The second branch drops the class (CFG), latents (AG), or both (CCFG)"
-        guidance = gr.Radio(kinds, value=start.guidance, label="Guidance", elem_id="guidance", info=words)
-        scale = gr.Slider(0, 8, value=start.scale, step=0.05, label="Guidance scale; 1 is off", elem_id="scale")
-        weak = gr.Slider(low, high, value=low, step=by, label="Latents of the second branch", visible=has)
-    with gr.Accordion("Budget over time", open=False, visible=has):
+        steps = gr.Slider(1, 64, value=start.sampling.steps, step=1, label="Steps", elem_id="steps")
+        kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in engine.guidance_kinds]
+        info = "The second branch drops the class (CFG), latents (AG), or both (CCFG)"
+        guidance = gr.Radio(kinds, value=values["guidance"], label="Guidance", elem_id="guidance", info=info)
+        scale = gr.Slider(0, 8, value=values["scale"], step=0.05, label="Guidance scale; 1 is off", elem_id="scale")
+        weak = gr.Slider(label="Latents of the second branch", visible=bool(budgets), **latents | {"value": low})
+    with gr.Accordion("Budget over time", open=False, visible=bool(budgets)):
         schedule = gr.HTML(elem_id="schedule")
-        pieces = gr.Radio([1, 2, 3], value=1, label="Pieces", info="How often the budget changes while t rises")
-        with gr.Row():
-            knot = gr.Slider(0.05, 0.95, value=0.33, step=0.01, label="Second piece from t =", elem_id="knot")
-            second = gr.Slider(low, high, value=high, step=by, label="with latents", elem_id="second")
-        with gr.Row():
-            later = gr.Slider(0.05, 0.95, value=0.67, step=0.01, label="Third piece from t =")
-            third = gr.Slider(low, high, value=high, step=by, label="with latents")
-    values = [condition, seed, budget, pieces, knot, later, second, third, steps, guidance, scale, weak]
-    assert len(values) == len(CONTROLS)
-    return Controls(values, cost, schedule, run, cancel, dice, thumbnails, buttons)
+        info = "Latents or shares between two t: 4@0-0.5,16@0.5-1, or 25%@0-0.5,100%@0.5-1. Enter draws"
+        pieces = gr.Textbox(label="Schedule in place of the budget", info=info, elem_id="pieces")
+    components = [condition, seed, budget, pieces, steps, guidance, scale, weak]
+    assert len(components) == len(CONTROLS)
+    return Controls(components, cost, schedule, run, cancel, dice, thumbnails, buttons)

@@ -1,88 +1,41 @@
-"""Looking inside the run that made a picture: what Read read, which latents mattered, the way from noise."""
-
-import threading
+"""A look inside the run of a picture: the attention of Read, and the states from noise to picture."""
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.budgets import schedule_budgets
+from elit.budgets import evenly_spaced, schedule_budgets
 from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.inspect.left_out import only_latents, single_drops
-from elit.models.conditioning import Condition
-from elit.play.engine import Cancelled, NetworkEngine, Picture, Tick
-from elit.play.pictures import as_image, enlarge, evenly
-from elit.sampling.draw import as_pixels, conditions_of
+from elit.play.pictures import enlarge
+from elit.play.renderer import Picture
+from elit.sampling.autoencoders import decode
+from elit.sampling.engine import NetworkEngine
+from elit.sampling.pictures import image_grid
 
-FRAMES, TIMES = 9, 4
+FRAMES = 9
 
 
 @torch.no_grad()
 def attention_maps(engine: NetworkEngine, picture: Picture) -> tuple[list[float], Tensor]:
-    """What each latent reads at every step: times and (T, J̃, rows, columns), mean over heads, on the CPU.
+    """Times and maps (T, J̃, rows, columns) of what each latent reads at every step, mean over heads, on the CPU.
 
-    J̃ is the most that a step kept; of a clip the first frame. What a latent reads does not depend on the others.
-    Raises ValueError for a network without Read.
+    J̃ is the largest budget of a step; of a clip the first frame. Raises ValueError for a network without Read.
     """
-    times, x, y, budget = _states(engine, picture, range(len(picture.states) - 1))
-    maps = []
-    for rows in torch.arange(len(x)).split(16):
-        t = torch.tensor([times[i] for i in rows.tolist()], device=x.device)
-        maps.append(read_attention(engine.model, x[rows], t, y[rows], budget).float().cpu())
+    model, y = engine.network, engine.conditions([picture.request.condition])
+    maps, times = [], [t for t, _ in picture.states[:-1]]
+    budgets = schedule_budgets(picture.request.sampling.budget, times, engine.budgets)
+    budget = max(each for each in budgets if each is not None)
+    for t, x in picture.states[:-1]:
+        x = x.to(model.device, model.dtype)
+        maps.append(read_attention(model, x, torch.tensor([t], device=x.device), y, budget).float().cpu())
     weights = torch.cat(maps)
-    return times, weights[:, :, 0] if engine.clips else weights
+    return times, weights[:, :, 0] if weights.ndim == 5 else weights
 
 
 @torch.no_grad()
-def latents_that_matter(
-    engine: NetworkEngine, picture: Picture, tick: Tick | None = None, stop: threading.Event | None = None
-) -> list[tuple[str, float]]:
-    """How far the velocity moves when a latent is left out of every group, over its own size: (latent, share) each.
-
-    Root mean squares over the picture and up to four of the run's steps. Where budgets come in multiples (HDiT), as
-    many latents are left out together. Raises ValueError where single latents cannot be left out.
-    """
-    steps = evenly(len(picture.states) - 1, TIMES)
-    times, x, y, budget = _states(engine, picture, steps)
-    t = torch.tensor(times, device=x.device)
-    if budget is None:
-        raise ValueError("this network has no latents to leave out")
-    drops = [slots for slots in single_drops(engine.model) if slots[-1] < budget]
-    if len(drops) < 2:
-        raise ValueError("at this budget there is nothing to leave out; turn it up")
-    whole = engine.model(x, t, y, budget).float()
-    shares = []
-    for number, dropped in enumerate(drops):
-        if stop is not None and stop.is_set():
-            raise Cancelled
-        if tick:
-            tick(number, len(drops))
-        with only_latents(engine.model, [slot for slot in range(budget) if slot not in dropped]) as num_latents:
-            apart = engine.model(x, t, y, num_latents).float() - whole
-        share = (apart.square().mean() / whole.square().mean().clamp(min=1e-12)).sqrt()
-        name = str(dropped[0] + 1) if len(dropped) == 1 else f"{dropped[0] + 1}–{dropped[-1] + 1}"
-        shares.append((name, float(share)))
-    return shares
-
-
 def trajectory(engine: NetworkEngine, picture: Picture) -> list[tuple[Image.Image, str]]:
-    """The run's states from noise to picture, evenly spaced over its steps, with their times."""
-    frames = []
-    for i in evenly(len(picture.states), FRAMES):
-        t, x = picture.states[i]
-        pixels = as_pixels(x.to(engine.model.device), engine.vae, 1)[0].float().cpu()
-        frames.append((enlarge(as_image(pixels), 192), f"t = {t:.2f}"))
-    return frames
-
-
-def _states(
-    engine: NetworkEngine, picture: Picture, steps: list[int] | range
-) -> tuple[list[float], Tensor, Condition, int | None]:
-    """Times, states (T, C, ...), conditions of as many rows, and the most latents that a step kept."""
-    settings, device = picture.settings, engine.model.device
-    times = [picture.states[i][0] for i in steps]
-    x = torch.cat([picture.states[i][1] for i in steps]).to(device, engine.model.dtype)
-    y = conditions_of(engine.model, settings.labels, settings.prompts, settings.text_encoder).to(device)
-    step_budgets = schedule_budgets(settings.arguments()["budget"], times, engine.model.budgets)
-    most = max((count for count in step_budgets if count is not None), default=None)
-    return times, x, y[torch.zeros(len(times), dtype=torch.long)], most
+    """States of the run from noise to picture, evenly spaced over its steps, with their times."""
+    states = evenly_spaced(picture.states, FRAMES)
+    stills = [decode(engine.vae, x.to(engine.network.device)).float().cpu() for _, x in states]
+    images = [image_grid(still[:, :, 0] if still.ndim == 5 else still, 1) for still in stills]
+    return [(enlarge(image, 192), f"t = {t:.2f}") for image, (t, _) in zip(images, states, strict=True)]

@@ -1,8 +1,10 @@
-"""The page behind a web server of its own: loopback unless asked otherwise, nothing of another host."""
+"""The page behind a web server of its own: loopback by default, nothing from another host."""
 
 import os
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from elit.pretrained import DEFAULT, model_folder, model_name
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
@@ -10,13 +12,14 @@ POLICY = (
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
 )
-"""A browser asks no other host, whatever a part of the page wants."""
+"""Browsers contact no other host, whatever the page contains."""
+HEADERS = ((b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer"))
+CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_server")
+"""Routes of Gradio that the page does not use."""
 
 
 class Guard:
-    """ASGI middleware: the policy on every answer, and what the page does not use is not there."""
-
-    closed = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_server")
+    """ASGI middleware that adds the policy to every answer and closes unused routes."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -24,11 +27,10 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                extra = {b"content-security-policy": POLICY.encode(), b"referrer-policy": b"no-referrer"}
-                message["headers"] = [*message.get("headers", []), *extra.items()]
+                message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
-        if scope["type"] == "http" and scope["path"].startswith(self.closed):
+        if scope["type"] == "http" and scope["path"].startswith(CLOSED):
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send({"type": "http.response.body", "body": b"off"})
         else:
@@ -45,28 +47,60 @@ def make_app(page: Any, host: str) -> Any:
 
     app = FastAPI(openapi_url=None)
     app.add_middleware(Guard)
-    if host in LOOPBACK:  # a page of another site cannot reach this one by a name that it points here
+    if host in LOOPBACK:  # against DNS rebinding by other sites
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
     options = {"footer_links": [], "run_history": False, "ssr_mode": False, "mcp_server": False, "max_file_size": "1kb"}
     return gr.mount_gradio_app(app, page, path="", theme=theme(), css=CSS, show_error=True, **options)
 
 
+def open_page(
+    model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
+) -> Any:
+    """The page of a model, by default the box's first, or of a service. Raises ValueError where loading fails."""
+    quiet_gradio()
+    monitor = None
+    if service is not None:
+        from elit.play.service import LoadMonitor, ServiceClient
+
+        monitor = LoadMonitor(ServiceClient(service, key))
+        monitor.client.describe()
+    from elit.play.renderer import Renderer
+
+    if monitor is not None and model is None:
+        from elit.play.service_engine import ServiceEngine
+
+        renderer = Renderer(ServiceEngine(monitor.client))
+    else:
+        from elit.elastic.engine import load_engine
+
+        folder = model_folder(model or DEFAULT)
+        engine = load_engine(folder, name=model_name(folder), vae=vae, device=device, dtype=dtype)
+        renderer = Renderer(engine, dtype)
+        renderer.warm_up()  # while Gradio is imported, which takes as long
+    from elit.play.page import build_page
+
+    return build_page(renderer, monitor)
+
+
 def quiet_gradio() -> None:
-    """Before Gradio is imported: no analytics, no question for newer versions."""
+    """Turns off Gradio's analytics and version checks; call before importing it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def serve(page: Any, host: str, port: int, ready: Callable[[], None]) -> None:
-    """Serves the page until it is interrupted; `ready` is called once it can be opened."""
+def serve(page: Any, host: str, port: int, line: str, address: str | None = None) -> None:
+    """Serves the page until interrupted; prints `line` and opens `address` in a browser once it can be opened."""
     import asyncio
+    import webbrowser
 
     import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            ready()
+            print(line, flush=True)
+            if address:
+                webbrowser.open(address)
 
     config = uvicorn.Config(make_app(page, host), host=host, port=port, log_level="warning", access_log=False)
     asyncio.run(Server(config).serve())

@@ -1,190 +1,140 @@
-"""A running service as the page sees it: asked for pictures, its load read from /metrics, sent a bounded burst."""
+"""A running service as the page sees it: an HTTP client, its load read from /metrics, bounded bursts of requests."""
 
-import http.client
+import asyncio
 import json
 import random
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from elit.config import require
 from elit.serve.loadtest import Arrival, Outcome, run_loadtest, summarize
 
 TIMEOUT = 70.0
 """Seconds."""
-MOST_REQUESTS, MOST_SECONDS = 64, 10
-"""Of a burst."""
+MAX_REQUESTS, MAX_SECONDS, MAX_DEADLINE_MS = 64, 10, 60_000
+"""Limits of a burst."""
 CALM_BEFORE, CALM_AFTER = 2, 12
-"""Seconds around it with a request each."""
-HISTORY, LEAST_APART = 120, 0.5
-"""How many readings are remembered, and the seconds between two of them at least."""
+"""Seconds before and after a burst with one request each."""
+HISTORY, MIN_INTERVAL = 120, 0.5
+"""Number of readings kept, and the least seconds between two."""
 
 
 class ServiceClient:
-    """HTTP with a service of `elit serve`. url: without /v1. key: of the service, None where it asks for none."""
+    """HTTP client of `elit serve`. url: with or without /v1. key: the service's API key, if it has one."""
 
     def __init__(self, url: str, key: str | None = None):
-        """Raises ValueError for a URL that is none."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"service={url!r}: give http://HOST:PORT")
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self.key = key
+        """Raises ValueError for an invalid URL."""
+        require(url.startswith(("http://", "https://")), "service", url, "http://HOST:PORT")
+        self.url, self.key = url.rstrip("/").removesuffix("/v1"), key
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, stop: threading.Event | None = None) -> bytes:
-        """The content of an answer; a POST where there is a body. Once `stop` is set the connection is closed.
+    async def ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
+        """The content of the answer to a GET, or to a POST of `body`. Cancelling closes the connection.
 
-        Raises ValueError with the service's own words for a refusal, and where nothing answers.
+        Raises ValueError with the service's message for a refusal, and where nothing answers.
         """
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(str(parts.hostname), parts.port, timeout=TIMEOUT)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        over = threading.Event()
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            content = None if body is None else json.dumps(body).encode()
-            connection.request("GET" if body is None else "POST", parts.path + path, content, headers)
-            if stop is not None:
-                threading.Thread(target=_close_on, args=(connection, stop, over), daemon=True).start()
-            answer = connection.getresponse()
-            status, content = answer.status, answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise ValueError(f"service={self.url!r}: does not answer ({type(error).__name__})") from None
-        finally:
-            over.set()
-            connection.close()
-        if status == 401:
-            raise ValueError(f"service={self.url!r}: asks for a key; give --api-key, or ELIT_API_KEY")
-        if status != 200:
-            raise ValueError(f"the service answers {status}: {_message(content)}")
-        return content
+            async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT, trust_env=False) as http:
+                answer = await http.request("GET" if body is None else "POST", path, json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ValueError(f"service {self.url!r} does not answer ({type(error).__name__})") from None
+        if answer.status_code == 401:
+            raise ValueError(f"service {self.url!r} requires a key: set --api-key or ELIT_API_KEY")
+        if answer.status_code != 200:
+            is_json = answer.headers.get("content-type") == "application/json"
+            message = answer.json()["error"]["message"] if is_json else answer.text[:200]
+            raise ValueError(f"the service answered {answer.status_code}: {message}")
+        return answer.content
 
     def describe(self) -> dict[str, Any]:
-        """What it serves: {"id", "elit": what clients may ask for}. Raises ValueError."""
+        """The served model: {"id", "elit": its request options}. Raises ValueError."""
         try:
-            (model,) = json.loads(self.ask("/v1/models"))["data"]
+            (model,) = json.loads(asyncio.run(self.ask("/v1/models")))["data"]
             return {"id": str(model["id"]), "elit": dict(model["elit"])}
         except (KeyError, TypeError, json.JSONDecodeError):
-            raise ValueError(f"service={self.url!r}: is no service of elit serve") from None
+            raise ValueError(f"service {self.url!r} is not an elit serve") from None
 
 
-def _close_on(connection: Any, stop: threading.Event, over: threading.Event) -> None:
-    while not over.wait(0.1):
-        if stop.is_set():
-            if connection.sock is not None:
-                connection.sock.shutdown(2)  # who waits for the answer gets an error, and the service frees the place
-            return
+class Reading(NamedTuple):
+    """A service's load at one time; means are since the last reading, None without images or answers."""
+
+    at: float  # seconds of a monotonic clock
+    unanswered: float  # requests
+    waiting: float  # of those, in the queues of the replicas at their last report
+    budget: float | None  # mean latents per group of the images
+    latency_ms: float | None  # mean of the answers
 
 
-def _message(content: bytes) -> str:
-    try:
-        return str(json.loads(content)["error"]["message"])[:300]
-    except (ValueError, KeyError, TypeError):
-        return content[:100].decode("utf-8", "replace")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A service's load at one time."""
-
-    at: float
-    """Seconds of a clock that only goes on."""
-    unanswered: float
-    """Requests without an answer."""
-    waiting: float
-    """Of those, in the queues of the replicas, when each answered last."""
-    budget: float | None
-    """Mean latents per group of the images since the reading before; None where there were none."""
-    latency_ms: float | None
-    """Mean of the answers since the reading before."""
-    refused: float
-    """Requests refused since the reading before."""
-
-
-@dataclass
 class LoadMonitor:
-    """The last readings of a service, shared by all visitors, and one burst at a time."""
+    """The latest readings of a service, shared by all visitors, and one burst at a time."""
 
-    client: ServiceClient
-    readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    _sums: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _bursting: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, client: ServiceClient):
+        self.client, self.readings = client, deque[Reading](maxlen=HISTORY)
+        self._sums: dict[str, float] = {}
+        self._reading, self.bursting = threading.Lock(), threading.Lock()
 
     def read(self) -> list[Reading]:
         """The readings, with a new one if the last is old enough. Raises ValueError where the service is silent."""
-        with self._lock:
+        with self._reading:
             now = time.monotonic()
-            if not self.readings or now - self.readings[-1].at >= LEAST_APART:
-                self.readings.append(self._reading(now, self.client.ask("/metrics").decode()))
+            if not self.readings or now - self.readings[-1].at >= MIN_INTERVAL:
+                self.readings.append(self._parse(now, asyncio.run(self.client.ask("/metrics")).decode()))
             return list(self.readings)
 
-    def _reading(self, now: float, text: str) -> Reading:
-        gauges, sums = defaultdict[str, float](float), defaultdict[str, float](float)
+    def _parse(self, now: float, text: str) -> Reading:
+        sums = defaultdict[str, float](float)
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
-                if name in ("elit_in_flight", "elit_queue_length"):
-                    gauges[name] += value
-                elif name == "elit_images_total" and labels["budget"].isdecimal():
+                if name == "elit_images_total" and labels["budget"].isdecimal():
                     sums["images"] += value
                     sums["latents"] += value * int(labels["budget"])
-                elif name in ("elit_latency_seconds_sum", "elit_latency_seconds_count", "elit_rejections_total"):
-                    sums[name] += value
+                sums[name] += value
         before, self._sums = self._sums, dict(sums)
-        new = {name: max(0.0, value - before.get(name, value)) for name, value in sums.items()}
-        images, answers = new.get("images", 0.0), new.get("elit_latency_seconds_count", 0.0)
-        return Reading(
-            at=now,
-            unanswered=gauges["elit_in_flight"],
-            waiting=min(gauges["elit_queue_length"], gauges["elit_in_flight"]),
-            budget=new["latents"] / images if images else None,
-            latency_ms=1e3 * new["elit_latency_seconds_sum"] / answers if answers else None,
-            refused=new.get("elit_rejections_total", 0.0),
-        )
+
+        def mean(*names: str) -> float | None:
+            total, count = (max(0.0, sums[name] - before.get(name, sums[name])) for name in names)
+            return total / count if count else None
+
+        unanswered, seconds = sums["elit_in_flight"], mean("elit_latency_seconds_sum", "elit_latency_seconds_count")
+        waiting, latency = min(sums["elit_queue_length"], unanswered), None if seconds is None else 1e3 * seconds
+        return Reading(now, unanswered, waiting, mean("latents", "images"), latency)
 
     def burst(
         self, requests: int, seconds: int, deadline_ms: float, tick: Callable[[int, int], None] | None = None
     ) -> list[Outcome]:
-        """Sends so many requests at random within so many seconds, a few before and after, and waits for all.
+        """Sends requests at random times within `seconds`, one a second before and after, and waits for all answers.
 
-        Raises ValueError beyond the bounds, and while another burst runs.
+        Raises ValueError beyond the limits, and while another burst runs.
         """
-        if not (1 <= requests <= MOST_REQUESTS and 1 <= seconds <= MOST_SECONDS and 1 <= deadline_ms <= 60_000):
-            raise ValueError(f"a burst has 1 to {MOST_REQUESTS} requests within 1 to {MOST_SECONDS} s")
-        if not self._bursting.acquire(blocking=False):
-            raise ValueError("a burst is running; wait for its end")
+        require(1 <= requests <= MAX_REQUESTS, "requests", requests, f"1 to {MAX_REQUESTS}")
+        require(1 <= seconds <= MAX_SECONDS, "seconds", seconds, f"1 to {MAX_SECONDS}")
+        require(1 <= deadline_ms <= MAX_DEADLINE_MS, "deadline_ms", deadline_ms, f"1 to {MAX_DEADLINE_MS}")
+        if not self.bursting.acquire(blocking=False):
+            raise ValueError("cannot start a burst: another one is running")
         try:
-            about = self.client.describe()["elit"]
-            prompts = ["a picture"] if about["text"] else [str(number) for number in range(about["classes"])]
-            after = CALM_BEFORE + seconds
-            calm = [*range(CALM_BEFORE), *range(after, after + CALM_AFTER)]  # so that the budget is seen to come back
-            at = sorted([*calm, *(random.uniform(CALM_BEFORE, after) for _ in range(requests))])
-            trace = [Arrival(at=float(each)) for each in at]
-            return run_loadtest(
-                self.client.url,
-                trace,
-                prompts=prompts,
-                deadline_ms=deadline_ms,
-                key=self.client.key,
-                progress=tick,
-            )
+            info = self.client.describe()["elit"]
+            prompts = ["a picture"] if info["text"] else [str(number) for number in range(info["classes"])]
+            end = CALM_BEFORE + seconds
+            at = [*range(CALM_BEFORE), *range(end, end + CALM_AFTER)]
+            at += [random.uniform(CALM_BEFORE, end) for _ in range(requests)]
+            trace = [Arrival(at=float(each)) for each in sorted(at)]
+            options: dict[str, Any] = {"deadline_ms": deadline_ms, "key": self.client.key, "progress": tick}
+            return run_loadtest(self.client.url, trace, prompts=prompts, **options)
         finally:
-            self._bursting.release()
+            self.bursting.release()
 
 
-def burst_words(outcomes: list[Outcome]) -> str:
-    """What became of a burst, in a sentence."""
-    summary = summarize(outcomes)
-    served = [each.budget for each in outcomes if each.finish is not None and each.budget is not None]
-    latents = f", with {min(served)} to {max(served)} latents" if served else ""
-    late = sum(each.finish is not None and not each.met for each in outcomes)
-    median = f"; half of them within {summary['p50_ms']:.0f} ms" if summary["p50_ms"] is not None else ""
-    refused = sum(each.finish is None for each in outcomes)
-    return (
-        f"{len(outcomes)} requests: {len(outcomes) - refused} served{latents}{median}; {refused} refused, {late} late."
-    )
+def describe_burst(outcomes: list[Outcome]) -> str:
+    """The outcome of a burst in a sentence."""
+    served = [each for each in outcomes if each.finish is not None]
+    budgets = [each.budget for each in served if each.budget is not None]
+    latents = f", with {min(budgets)} to {max(budgets)} latents" if budgets else ""
+    median = f"; median latency {summarize(outcomes)['p50_ms']:.0f} ms" if served else ""
+    refused, late = len(outcomes) - len(served), sum(not each.met for each in served)
+    return f"{len(outcomes)} requests: {len(served)} served{latents}{median}; {refused} refused, {late} late."

@@ -1,129 +1,106 @@
-"""What makes the page's pictures where the page is on a service: requests to it."""
+"""A running service as an engine: each run is one request, served at exactly its settings or refused."""
 
+import asyncio
 import base64
 import io
 import json
-import threading
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from elit.arguments import class_numbers
-from elit.budgets import parse_budget, resolve_budget
-from elit.play.engine import Cancelled, Cost, Picture, Tick
+from elit.budgets import schedule_budgets
 from elit.play.service import ServiceClient
-from elit.sampling.pictures import from_pictures, sheet_frames
-from elit.sampling.settings import SampleSettings
+from elit.sampling.engine import Run
+from elit.sampling.pictures import from_pictures
+from elit.sampling.settings import Sampling
 
 DEADLINE_MS = 60_000.0
+POLL_SECONDS = 0.1
 
 
-@dataclass
 class ServiceEngine:
-    """A service of `elit serve`. It computes a picture at exactly the settings of the dial, or refuses it."""
+    """A service of `elit serve`."""
 
-    client: ServiceClient
-    dtype: str = "float32"
-    has_thumbnails: ClassVar[bool] = False
-    """A service is not asked for what nobody wanted."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    _measured: dict[SampleSettings, float] = field(default_factory=dict)
+    network: Any = None
+    exact, takes_negatives, size, multiple = True, False, (0, 0), 0
 
-    def __post_init__(self) -> None:
-        about = self.client.describe()
-        self.name, self.about = f"{about['id']} at {self.client.url}", about["elit"]
-
-    @property
-    def takes_text(self) -> bool:
-        return bool(self.about["text"])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.about["class_names"]) or tuple(map(str, range(self.about["classes"])))
-
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        return tuple(self.about["budgets"])
-
-    @property
-    def guidances(self) -> tuple[str, ...]:
+    def __init__(self, client: ServiceClient):
+        served = client.describe()
+        self.client, self.name, self.info = client, f"{served['id']} at {client.url}", served["elit"]
+        self.budgets: tuple[int, ...] = tuple(self.info["budgets"])
+        self.takes_text = bool(self.info["text"])
+        self.classes: tuple[str, ...] = tuple(self.info["class_names"]) or tuple(map(str, range(self.info["classes"])))
+        self.example = "a picture" if self.takes_text else self.classes[0]
+        self.default_scale = float(self.info["guidance_scale"])
         kinds = ("none", "cfg", "ccfg") if self.budgets else ("none", "cfg")
-        return kinds if self.about["guides"] else ("none",)
+        self.guidance_kinds: tuple[str, ...] = kinds if self.info["guides"] else ("none",)
 
-    @property
-    def start(self) -> dict[str, Any]:
-        own = float(self.about["guidance_scale"])
-        guided = {"guidance": "cfg", "scale": own} if own > 1 else {}
-        return {"condition": "a picture" if self.takes_text else self.classes[0]} | guided
-
-    def check(self, settings: SampleSettings) -> None:
-        """Raises ValueError, in one line, for a class that there is not, and settings that a service does not take."""
+    def conditions(self, names: Sequence[str]) -> Sequence[str]:
+        """The names themselves. Raises ValueError for a class that does not exist."""
         if not self.takes_text:
-            (number,) = class_numbers(settings.labels, self.about["class_names"], self.about["classes"])
-            if not 0 <= number < self.about["classes"]:
-                raise ValueError(f"labels={number}: classes are 0 to {self.about['classes'] - 1}")
-        if "@" in settings.budget:
-            raise ValueError(f"budget={settings.budget}: a service takes one budget for all steps; give one piece")
-        if settings.guidance not in self.guidances:
-            raise ValueError(f"guidance={settings.guidance}: this service has {', '.join(self.guidances)}")
+            class_numbers(names, self.info["class_names"], self.info["classes"])
+        return names
 
-    def cost(self, settings: SampleSettings) -> Cost:
-        """GFLOPs by what the service says of a step. Raises ValueError."""
-        self.check(settings)
-        main = resolve_budget(None if settings.budget == "full" else settings.budget, self.budgets)
-        full = self.budgets[-1] if self.budgets else None
-        return Cost(
-            gflops=self._gflops(settings, main),
-            full_gflops=self._gflops(settings, full),
-            predicted_ms=None,
-            measured_ms=self._measured.get(settings),
-            metric=None,
-            quality=None,
-        )
+    def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
+        """GFLOPs of a picture, by the service's costs of a step. Raises ValueError for settings it does not take."""
+        guidance = sampling.guidance
+        if isinstance(sampling.budget, str):
+            raise ValueError(f"budget must be the same for all steps of a service, got {sampling.budget}")
+        if guidance is not None and guidance.kind not in self.guidance_kinds:
+            raise ValueError(f"guidance must be one of {', '.join(self.guidance_kinds)}, got {guidance.kind}")
+        branches = schedule_budgets(sampling.budget, [0.0], self.budgets)
+        if guidance is not None and guidance.scale != 1:
+            branches.append(guidance.weak_budget(branches[0], self.budgets))
+        budgets, costs = zip(*self.info["step_gflops"], strict=True)
+        return sampling.steps * float(np.interp([budget or 0 for budget in branches], budgets, costs).sum())
 
-    def _gflops(self, settings: SampleSettings, budget: int | None) -> float:
-        counts, costs = zip(*self.about["step_gflops"], strict=True)
-        branches = [budget or 0]
-        if settings.guidance != "none" and settings.scale != 1:
-            weak = parse_budget(settings.guidance_budget) if settings.guidance == "ccfg" else None
-            branches.append((resolve_budget(weak, self.budgets) if weak is not None else budget) or 0)
-        return settings.steps * float(np.interp(branches, counts, costs).sum())
+    def begin(
+        self,
+        conditions: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        size: tuple[int, int] | None = None,
+        negatives: Sequence[str] = (),
+    ) -> "ServiceRun":
+        """A run of one picture. Raises ValueError for what the service does not take."""
+        self.conditions(conditions)
+        self.gflops(sampling)
+        guidance = sampling.guidance
+        body: dict[str, Any] = {"prompt": conditions[0], "seed": seeds[0], "num_inference_steps": sampling.steps}
+        body |= {"deadline_ms": DEADLINE_MS, "guidance_scale": guidance.scale if guidance else 1.0}
+        body |= {"budget": sampling.budget} if self.budgets else {"quality": "high"}
+        if guidance is not None and guidance.kind == "ccfg" and guidance.scale != 1:
+            body["guidance_budget"] = guidance.budget
+        return ServiceRun(self, body)
 
-    def generate(
-        self, settings: SampleSettings, tick: Tick | None = None, stop: threading.Event | None = None
-    ) -> Picture:
-        """One picture. Raises ValueError for what the service refuses, and `Cancelled` once `stop` is set."""
-        self.check(settings)
-        body: dict[str, Any] = {
-            "prompt": (settings.prompts or settings.labels)[0],
-            "seed": settings.seed,
-            "num_inference_steps": settings.steps,
-            "deadline_ms": DEADLINE_MS,
-            "guidance_scale": 1.0 if settings.guidance == "none" else settings.scale,
-        }
-        if self.budgets and settings.budget != "full":
-            body["budget"] = parse_budget(settings.budget)
-        else:
-            body["quality"] = "high"
-        if settings.guidance == "ccfg" and settings.scale != 1:
-            body["guidance_budget"] = parse_budget(settings.guidance_budget)
-        try:
-            answer = json.loads(self.client.ask("/v1/images/generations", body, stop))
-        except ValueError:
-            if stop is not None and stop.is_set():
-                raise Cancelled from None
-            raise
-        report = answer["elit"]
-        image = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).convert("RGB")
-        pixels = from_pictures([image])
-        ms = report["queue_ms"] + report["compute_ms"]
-        self._measured[settings] = ms
-        file = io.BytesIO()
-        sheet_frames(pixels, ".png")[0].save(file, format="PNG")
-        return Picture(settings, file.getvalue(), ".png", pixels[0], (), ms, report["gflops"])
+    def step(self, runs: Sequence["ServiceRun"]) -> None:
+        """Waits a moment for each answer. Raises ValueError for a refusal."""
+        for run in runs:
+            run.loop.run_until_complete(asyncio.wait({run.answer}, timeout=POLL_SECONDS))
+            if run.answer.done():
+                run.answer.result()
+                run.steps_done = 1
 
-    def thumbnails(self, settings: SampleSettings) -> list[Image.Image]:
-        """None: see `has_thumbnails`."""
-        return []
+
+class ServiceRun(Run):
+    """A request on its way; closing it frees its place in the service."""
+
+    count = total = 1
+
+    def __init__(self, engine: ServiceEngine, body: dict[str, Any]):
+        self.engine, self.loop = engine, asyncio.new_event_loop()
+        self.answer = self.loop.create_task(engine.client.ask("/v1/images/generations", body))
+
+    def pictures(self) -> Tensor:
+        content = base64.b64decode(json.loads(self.answer.result())["data"][0]["b64_json"])
+        return from_pictures([Image.open(io.BytesIO(content))])
+
+    def close(self) -> None:
+        self.answer.cancel()
+        self.loop.run_until_complete(asyncio.gather(self.answer, return_exceptions=True))
+        self.loop.close()

@@ -1,51 +1,52 @@
-"""How the page looks: no font, script or picture of another host; light and dark; one column on a phone."""
+"""Style and texts of the page: nothing from another host, light and dark, one column on a phone."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
+
+from elit.play.renderer import Cost, Picture
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONOSPACED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
+:root { --color-accent: #4f46e5; } .dark { --color-accent: #a5b4fc; }
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 .head h1 { font-size: 1.5rem; margin: 0; font-weight: 650; }
 .head p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
 .picture img, .frames img, .thumbnails img { image-rendering: pixelated; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
 .facts { font-variant-numeric: tabular-nums; line-height: 1.5; }
-.facts b { font-weight: 650; }
 .facts .quiet { color: var(--body-text-color-subdued); }
 .facts .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 .facts table { border-collapse: collapse; width: 100%; }
 .facts td, .facts th { padding: .2rem .6rem .2rem 0 !important; text-align: left; border: 0 !important; }
-.thumbnails, .frames { height: auto !important; min-height: 0 !important; }
-.thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none; }
-.thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; }
-.frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-.thumbnails .caption-label, .frames .caption-label { font-size: .7rem; padding: 0 .25rem; }
+.thumbnails, .frames, .thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; }
+.thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding: 0 !important; }
+.frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding: 0 !important; }
+.block.thumbnails > label, .block.frames > label, .block.picture > label:not(.sr-only) { position: static; }
+.frames .grid-wrap { max-height: none; }
+.thumbnails .thumbnail-item, .frames .thumbnail-item { height: auto; aspect-ratio: auto; }
+.thumbnails .caption-label, .frames .caption-label {
+  position: static; max-width: none; border: 0; padding: 0 .25rem; font-size: .7rem; white-space: normal;
+}
 .examples { gap: .4rem !important; } .examples button { padding-inline: .3rem; }
 .meter { height: .45rem; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--color-accent); }
 .chart { width: 100%; height: auto; display: block; }
-.chart .grid { stroke: var(--border-color-primary); stroke-width: 1; }
+.chart .grid { stroke: var(--border-color-primary); }
 .chart text { fill: var(--body-text-color-subdued); font-size: 13px; }
-.chart .label { font-size: 13px; }
 .chart .line { fill: none; stroke: var(--color-accent); stroke-width: 2.5; }
-.chart .area { fill: var(--color-accent); opacity: .14; }
-.chart .knot, .chart .front { fill: var(--color-accent); }
+.chart .dot, .chart .front, .chart text.series-0 { fill: var(--color-accent); }
 .chart .point { fill: var(--body-text-color-subdued); opacity: .5; }
 .chart circle.present { fill: none; stroke: #e11d48; stroke-width: 3.5; }
-.chart line.present { stroke: #e11d48; stroke-width: 2; stroke-dasharray: 6 4; }
-.chart .bar { fill: var(--color-accent); }
-.chart .dot { fill: var(--color-accent); stroke: none !important; }
-.chart .dot.series-1 { fill: #0d9488; } .chart .dot.series-2 { fill: #b45309; }
-.chart .series-1 { stroke: #0d9488; } .chart text.series-1 { fill: #0d9488; stroke: none; }
-.chart .series-2 { stroke: #b45309; } .chart text.series-2 { fill: #b45309; stroke: none; }
-.chart text.series-0 { fill: var(--color-accent); stroke: none; }
+.chart .line.present { stroke: #e11d48; stroke-width: 2; stroke-dasharray: 6 4; }
+.chart .line.series-1 { stroke: #0d9488; } .chart .dot.series-1, .chart text.series-1 { fill: #0d9488; }
 @media (max-width: 767px) {
-  .sides { flex-direction: column-reverse !important; }
+  .sides { flex-direction: column-reverse !important; padding-bottom: 6rem; }
   .sides > .column { min-width: 0 !important; width: 100%; }
-  .frames .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  #budget { position: fixed; inset: auto 0 0 0; z-index: 99; overflow: visible !important; }
+  .frames .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
   .chart text { font-size: 20px; }
 }
 """
@@ -55,12 +56,52 @@ def theme() -> Any:
     """Gradio's default theme with fonts of the visitor's own machine."""
     import gradio as gr
 
-    return gr.themes.Default(primary_hue="indigo", font=list(FONTS), font_mono=list(MONOSPACED))
+    default = gr.themes.Default(primary_hue="indigo", font=list(FONTS), font_mono=list(MONOSPACED))
+    contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
+    return default.set(button_primary_background_fill="*primary_600", **contrast)
 
 
-def wrong(message: str) -> str:
-    return f'<div class="facts"><span class="wrong">{escape(message)}</span></div>'
+def facts_html(text: str, kind: str = "") -> str:
+    """A line of text; kind: "quiet" or "wrong"."""
+    return f'<div class="facts" aria-live="polite"><span class="{kind}">{escape(text)}</span></div>'
 
 
-def quiet(message: str) -> str:
-    return f'<div class="facts"><span class="quiet">{escape(message)}</span></div>'
+def error_html(message: str) -> str:
+    return facts_html(message, "wrong")
+
+
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    top = "".join(f"<th>{escape(each)}</th>" for each in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row in rows)
+    table = f'<div class="facts"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return table + facts_html(note, "quiet")
+
+
+def describe_cost(cost: Cost, budget: str) -> str:
+    """GFLOPs with a meter, milliseconds and expected quality of the present settings."""
+    share = cost.gflops / cost.full_gflops
+    if cost.measured_ms is not None:
+        time = f"<b>{cost.measured_ms:.0f} ms</b> measured"
+    elif cost.predicted_ms is not None:
+        time = f"<b>{cost.predicted_ms:.0f} ms</b> by this machine's profile"
+    else:
+        time = '<span class="quiet">time: after a run</span>'
+    if cost.metric is None:
+        quality = '<span class="quiet">quality: no sweep beside this model</span>'
+    elif cost.quality is None:
+        quality = f'<span class="quiet">{escape(cost.metric)}: not measured at these settings</span>'
+    else:
+        quality = f"expected {escape(cost.metric)} <b>{cost.quality:.4g}</b>"
+    return (
+        f'<div class="facts" aria-live="polite"><div class="meter" aria-hidden="true">'
+        f'<i style="width:{100 * min(share, 1):.1f}%"></i></div>'
+        f"<b>{cost.gflops:.4g} GFLOPs</b> a picture, {100 * share:.0f}% of the cost at full budget · {time}<br>"
+        f'{quality} · <span class="quiet">{escape(budget)}</span></div>'
+    )
+
+
+def describe_picture(picture: Picture) -> str:
+    """The line under a picture."""
+    request = picture.request
+    text = f"{request.condition} · seed {request.sampling.seed} · budget {request.values()['budget']} · "
+    return f'<div class="facts">{escape(text)}<b>{picture.gflops:.4g} GFLOPs</b> · <b>{picture.ms:.0f} ms</b></div>'

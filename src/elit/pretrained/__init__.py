@@ -8,6 +8,8 @@ from elit.files import existing
 
 HERE = Path(__file__).parent
 NAMES = ("fashion",)
+DEFAULT = NAMES[0]
+"""Model that the playground opens with."""
 
 
 def model_folder(model: str | Path) -> Path:

@@ -1,0 +1,195 @@
+"""The page's renderer: the pictures of `elit sample`, their cost, and the inside of their runs."""
+
+import io
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SETTINGS, SIZES
+from elastic.tiny import open_branches, pipeline
+from PIL import Image
+
+import elit
+from elit.cli.main import main
+from elit.elastic.engine import load_engine
+from elit.evaluate.inspect.attention import read_attention
+from elit.models.presets import create_model
+from elit.planner.quality import read_quality
+from elit.play.inside import attention_maps, trajectory
+from elit.play.pictures import difference, overlay
+from elit.play.renderer import Cancelled, Renderer
+from elit.play.request import Request
+from elit.sampling.engine import NetworkEngine
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory):
+    torch.manual_seed(0)
+    sizes = SIZES | {"in_channels": 3, "num_classes": 5, "split": (1, 2, 1), "window": (4, 4)}
+    model = create_model("ELIT-DiT-S/2", **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("play") / "model"
+    model.save_pretrained(folder)
+    return Renderer(load_engine(str(folder), device="cpu", dtype="float32"), "float32")
+
+
+def request(condition="3", **changes):
+    return Request(condition, elit.Sampling(**{"budget": 4, "steps": 3, "dtype": "float32"} | changes))
+
+
+@pytest.fixture(scope="module")
+def picture(renderer):
+    return renderer.draw(request(seed=5, guidance=elit.CCFG(2, 1)))
+
+
+def assert_repeated(file, folder):
+    """`elit sample --like` makes the same file again."""
+    (folder / "a.png").write_bytes(file)
+    assert main(["sample", "--like", str(folder / "a.png"), "--out", str(folder / "b.png")]) == 0
+    assert (folder / "a.png").read_bytes() == (folder / "b.png").read_bytes()
+
+
+def test_a_picture_is_that_of_sample(renderer, picture, tmp_path):
+    expected = elit.sample(renderer.network, [3], steps=3, budget=4, guidance=elit.CCFG(2, 1), seed=5)
+    assert torch.equal(picture.states[-1][1], expected)
+    assert [t for t, _ in picture.states] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert Image.open(io.BytesIO(picture.file)).size == (64, 64)
+    assert_repeated(picture.file, tmp_path)
+
+
+def test_the_page_opens_with_a_picture_and_one_of_every_class(renderer):
+    first = renderer.draw(renderer.start)
+    assert renderer.draw(renderer.start) is first
+    assert renderer.draw(replace(renderer.start, sampling=replace(renderer.start.sampling, seed=1))) is not first
+    thumbnails = renderer.thumbnails()
+    assert renderer.thumbnails() is thumbnails
+    assert [name for _, name in thumbnails] == list(renderer.engine.classes)
+    alone = renderer.draw(request("2", steps=8, budget=0.25, seed=2)).image()
+    assert np.abs(np.asarray(thumbnails[2][0], int) - np.asarray(alone, int)).max() <= 1
+
+
+def test_costs_are_the_closed_forms_and_times_are_measured(renderer, picture):
+    cost = renderer.cost(picture.request)
+    assert cost.gflops == picture.gflops < cost.full_gflops
+    assert cost.measured_ms == picture.ms
+    assert renderer.cost(request(steps=9)).measured_ms is None
+    assert (cost.metric, cost.quality, cost.predicted_ms) == (None, None, None)
+
+
+def test_a_sweep_gives_the_expected_quality_and_the_opening_settings(renderer, tmp_path, monkeypatch):
+    row = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 96, "detector": "digits"}
+    curves = [("4", 2, 8.0), ("4", 8, 4.0), ("16", 4, 5.0)]
+    rows = [row | {"budget": budget, "steps": steps, "fd": value} for budget, steps, value in curves]
+    rows.append(row | {"budget": "16", "steps": 6, "fd": 3.0, "guidance": "cfg", "scale": 1.5})
+    (tmp_path / "sweep.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr("elit.play.renderer.find_table", lambda folder: tmp_path / "sweep.jsonl")
+    swept = Renderer(renderer.engine)
+    assert swept.table == read_quality(tmp_path / "sweep.jsonl")
+    assert swept.start.sampling == elit.Sampling(steps=6, budget=16, guidance=elit.CFG(1.5))
+    assert swept.cost(swept.start).quality == 3
+    assert swept.quality(request(steps=2).sampling) == 8
+    assert swept.quality(request(steps=4, budget="25%@0-0.5,4@0.5-1").sampling) == pytest.approx(6)
+    for unknown in (request(steps=16), request(steps=2, budget=8), request(steps=2, guidance=elit.CFG(2))):
+        assert swept.quality(unknown.sampling) is None
+
+
+def test_invalid_requests_are_one_line_and_a_run_can_be_stopped(renderer):
+    for wrong, message in (("boot", "boot"), ("7", "7")):
+        with pytest.raises(ValueError, match=message):
+            renderer.cost(request(wrong))
+    with pytest.raises(ValueError, match="8"):
+        renderer.cost(request(guidance=elit.AG(1.5, 8)))
+    stop, ticks = threading.Event(), []
+
+    def tick(done, total):
+        ticks.append((done, total))
+        stop.set()
+
+    with pytest.raises(Cancelled):
+        renderer.draw(request(steps=9), tick, stop)
+    assert ticks == [(1, 9)]
+    assert renderer.draw(request(steps=1)).ms > 0  # the lock is free again
+
+
+def test_inside_is_what_the_network_read(renderer, picture):
+    times, maps = attention_maps(renderer.engine, picture)
+    assert maps.shape == (3, 4, 8, 8)
+    t, x = picture.states[1]
+    assert times[1] == t
+    expected = read_attention(renderer.network, x, torch.tensor([t]), torch.tensor([3]), 4)[0]
+    torch.testing.assert_close(maps[1], expected)
+    frames = trajectory(renderer.engine, picture)
+    assert [text for _, text in frames] == ["t = 0.00", "t = 0.33", "t = 0.67", "t = 1.00"]
+    assert overlay(picture.image(), maps[0, 0]).size == (384, 384)
+
+
+def test_a_plan_keeps_to_its_target(renderer):
+    target = renderer.engine.gflops(request(steps=6).sampling)
+    best = renderer.plan("target_gflops", target, print, threading.Event())
+    assert best.gflops <= target
+    assert renderer.engine.gflops(best) == pytest.approx(best.gflops)
+    with pytest.raises(ValueError, match="least possible"):
+        renderer.plan("target_gflops", 1e-9, print, threading.Event())
+
+
+@pytest.mark.slow
+def test_a_target_in_milliseconds_measures_this_machine_first(renderer, monkeypatch):
+    monkeypatch.setattr("elit.play.renderer.PROFILE_SECONDS", 0.0)
+    monkeypatch.setattr(renderer, "profile", None)
+    ticks = []
+    best = renderer.plan("target_ms", 10_000, lambda done, total: ticks.append((done, total)), threading.Event())
+    assert ticks
+    assert 0 < best.ms <= 10_000
+    assert renderer.cost(request()).predicted_ms > 0
+
+
+@pytest.mark.parametrize("kind", ["elit-dit-video", "elit-mmdit", "dit"])
+def test_clips_texts_and_baselines(kind):
+    name, sizes = SETTINGS[kind]
+    renderer = Renderer(NetworkEngine(create_model(name, **sizes | {"in_channels": 3}).eval(), name="x"))
+    sampling = replace(renderer.start.sampling, steps=1)
+    picture = renderer.draw(Request(renderer.start.condition, sampling))
+    assert picture.suffix == (".gif" if kind == "elit-dit-video" else ".png")
+    if kind != "dit":
+        assert attention_maps(renderer.engine, picture)[1].ndim == 4
+    assert len(trajectory(renderer.engine, picture)) == 2
+    assert len(renderer.thumbnails()) == (0 if kind == "elit-mmdit" else 5)
+
+
+def test_a_pipeline_with_a_dial(tmp_path):
+    pipe = pipeline("DiTPipeline")
+    open_branches(elit.elastify(pipe.transformer, read_after=1, write_after=3, window=(4, 4)))
+    pipe.save_pretrained(tmp_path / "pipe")
+    renderer = Renderer(load_engine(str(tmp_path / "pipe"), device="cpu", dtype="float32"), "float32")
+    assert renderer.start == request("0", steps=16, budget=16, guidance=elit.CFG(4.0))
+    wanted = request("7", steps=2, seed=5, guidance=elit.CCFG(3, 1))
+    ticks = []
+    picture = renderer.draw(wanted, lambda done, total: ticks.append((done, total)))
+    assert ticks == [(1, 2), (2, 2)]
+    with elit.budget(4, guidance=1):
+        expected = pipe([7], 3.0, torch.Generator().manual_seed(5), num_inference_steps=2).images[0]
+    assert np.array_equal(np.asarray(picture.image()), np.asarray(expected))
+    cost = renderer.cost(wanted)
+    assert cost.gflops == picture.gflops < cost.full_gflops
+    assert cost.measured_ms == picture.ms
+    assert not renderer.shows_classes  # there are 1,000
+    assert_repeated(picture.file, tmp_path)
+    for wrong in (request("1000"), request("7", guidance=elit.AG(3, 1))):
+        with pytest.raises(ValueError, match=r"1000|ag"):
+            renderer.cost(wrong)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        renderer.draw(wanted, stop=stop)
+
+
+def test_differences():
+    black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 0, 0))
+    image, largest = difference(black, grey)
+    assert largest == pytest.approx(0.2)
+    assert image.getpixel((0, 0)) == (255, 0, 0)
