@@ -51,6 +51,18 @@ SETTINGS = {
     "mmdit-embeddings": ("MM-DiT-S/2", EMBEDDINGS),
     "elit-mmdit-embeddings": ("ELIT-MM-DiT-S/2", EMBEDDINGS | LATENTS | {"pooled_features": 0}),
 }
+# Still smaller ones, saved for commands.
+TINY = {"in_channels": 1, "hidden_size": 16, "num_heads": 1, "depth": 3}
+DIGITS = {"sample_size": 8, "num_classes": 10}
+INTERFACE = {"split": (1, 1, 1), "window": (4, 4)}
+TEXT = {"sample_size": 8, "text_length": 24, "text_features": 16, "pooled_features": 16}
+SAVED = {
+    "model": ("ELIT-DiT-S/1", DIGITS | INTERFACE),
+    "plain": ("DiT-S/1", DIGITS),
+    "few": ("ELIT-DiT-S/1", DIGITS | INTERFACE | {"num_classes": 5}),
+    "text": ("ELIT-MM-DiT-S/1", TEXT | INTERFACE),
+    "clips": ("ELIT-DiT-S/1-Video", {"sample_size": (4, 8, 12)} | INTERFACE | {"window": (2, 2, 3), "num_latents": 4}),
+}
 ELIT = [kind for kind in SETTINGS if kind.startswith("elit-")]
 
 
@@ -141,6 +153,41 @@ def any_model(request: pytest.FixtureRequest) -> Transformer:
 @pytest.fixture(params=ELIT)
 def elit_model(request: pytest.FixtureRequest) -> Transformer:
     return opened(request.param)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a saved model of each of `SAVED`."""
+    import torch
+
+    from elit.models.presets import create_model
+    from elit.models.saved import save_model
+
+    folder = tmp_path_factory.mktemp("models")
+    for name, (preset, settings) in SAVED.items():
+        torch.manual_seed(0)
+        save_model(create_model(preset, **TINY | settings), folder / name)
+    return folder
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's own folder as the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command; gives its exit code, stdout and stderr."""
+    from elit.cli.main import main
+
+    def command(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return command
 
 
 @pytest.fixture(scope="session")

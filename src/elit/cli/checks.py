@@ -13,6 +13,7 @@ from typing import Any
 
 from elit.arguments import class_numbers
 from elit.budgets import ANY_COUNT, schedule_budgets
+from elit.config import MAX_COUNT, require
 from elit.files import check_writable, whole_folder
 from elit.pretrained import model_folder
 
@@ -29,8 +30,6 @@ LEAST = {
     "devices": 1,
 }
 """Whole numbers that have a least value; options that take several have it for each."""
-MOST = 10_000_000
-"""Of each of them: more would fill the memory before anything is made."""
 ABOVE_ZERO = ("shift", "target_ms", "target_images_per_s", "target_gflops", "device_tflops", "mean_gflops")
 BUDGETS = ("budget", "budgets", "schedules", "guidance_budget", "step_budgets", "sample_budgets")
 DATA = ("digits", "moving-digits", "fashion-mnist")
@@ -65,20 +64,13 @@ def check_numbers(given: Mapping[str, Any], least: Mapping[str, int]) -> None:
     """Numbers that have bounds."""
     for name, value in given.items():
         for number in _each(value):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{name}={number}: give a finite number")
-            if name in least and number < least[name]:
-                raise ValueError(f"{name}={number}: give at least {least[name]}")
-            if name in least and number > MOST:
-                raise ValueError(f"{name}={number}: give at most {MOST:,}")
-            if name in ABOVE_ZERO and not number > 0:
-                raise ValueError(f"{name}={number:g}: give a number above 0")
-            if name in ("cache", "caches") and not number >= 0:
-                raise ValueError(f"{name}={number:g}: give a threshold >= 0; 0 is off")
-            if name == "mean_share" and not 0 < number <= 1:
-                raise ValueError(f"mean_share={number:g}: give a share of the latents, above 0 and at most 1")
-            if name == "times" and not 0 <= number <= 1:
-                raise ValueError(f"times={value}: give at least one in [0, 1]; 0 = noise, 1 = data")
+            require(not isinstance(number, float) or math.isfinite(number), name, number, "finite")
+            if name in least:
+                require(number >= least[name], name, number, f"at least {least[name]}")
+                require(number <= MAX_COUNT, name, number, f"at most {MAX_COUNT}")
+            require(name not in ABOVE_ZERO or number > 0, name, number, "above 0")
+            require(name not in ("cache", "caches") or number >= 0, name, number, "at least 0")
+            require(name != "times" or 0 <= number <= 1, name, number, "in [0, 1]; 0 = noise, 1 = data")
 
 
 def check_guidance(given: Mapping[str, Any]) -> None:
