@@ -94,19 +94,13 @@ def test_a_family_is_registered_once():
     mine = type("Mine", (nn.Module,), {})
     elit.register_family(mine, FAMILIES["DiTTransformer2DModel"])
     elit.register_family(mine, FAMILIES["DiTTransformer2DModel"])
-    with pytest.raises(ValueError, match="kind: Mine has a family"):
+    with pytest.raises(ValueError, match="cannot register a second family for Mine"):
         elit.register_family(mine, FAMILIES["FluxTransformer2DModel"])
-    with pytest.raises(TypeError, match=r"family: a dict; give an elit\.Family"):
-        elit.register_family(mine, {})
-    with pytest.raises(TypeError, match=r"an nn\.Module"):
-        elit.register_family(int, FAMILIES["DiTTransformer2DModel"])
-    with pytest.raises(TypeError, match="kind='Mine': give the transformer's class"):
-        elit.register_family("Mine", FAMILIES["DiTTransformer2DModel"])
 
 
 def test_what_makes_no_sense_is_refused_by_name():
     for name, reason in UNSUITABLE.items():
-        with pytest.raises(ValueError, match=re.escape(f"a {name} cannot have a dial: {reason}")):
+        with pytest.raises(ValueError, match=re.escape(f"cannot elastify a {name}: {reason}")):
             elit.elastify(type(name, (nn.Module,), {})())
 
 

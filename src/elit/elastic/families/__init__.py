@@ -1,4 +1,4 @@
-"""The classes that `elit.elastify` knows, by name; `elit.register_family` adds to them."""
+"""The classes known to `elit.elastify`, by name; `elit.register_family` adds to them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from elit.arguments import shortened
 from elit.elastic.families.family import Family
 from elit.elastic.families.flux import CHROMA, FLUX, FLUX2
 from elit.elastic.families.images import DIT, OWN_DIT, PIXART, SD3
@@ -35,7 +34,7 @@ FAMILIES: dict[str, Family] = {
 
 _LINEAR = "its attention is linear, so fewer tokens save little, and its convolutions run over the whole grid"
 _ALTERNATING = "its blocks attend within a frame and within a place in turn, which needs all tokens of both"
-_NO_GRID = "its tokens are no picture's: there is no grid to cut into windows"
+_NO_GRID = "its tokens are not those of a picture, so there is no grid to cut into windows"
 UNSUITABLE: dict[str, str] = {
     "SanaTransformer2DModel": _LINEAR,
     "SanaVideoTransformer3DModel": _LINEAR,
@@ -56,16 +55,11 @@ CLASSES: dict[str, Any] = {}
 def register_family(kind: type[nn.Module], family: Family) -> None:
     """Makes transformers of the class `kind` known to `elit.elastify` and `elit.load_elastic`, by the class's name.
 
-    family: an `elit.Family`; `elit.check_family` tests it. Raises ValueError for a name that is taken, and TypeError
-    for anything but a class of torch modules and a Family.
+    family: an `elit.Family`; `elit.check_family` tests it. Raises ValueError for a name that is taken.
     """
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise TypeError(f"kind={shortened(kind)}: give the transformer's class, an nn.Module")
-    if not isinstance(family, Family):
-        raise TypeError(f"family: a {type(family).__name__}; give an elit.Family")
     name = kind.__name__
     if FAMILIES.get(name, family) is not family:
-        raise ValueError(f"kind: {name} has a family; a second one would change what it does")
+        raise ValueError(f"cannot register a second family for {name}")
     FAMILIES[name], CLASSES[name] = family, kind
 
 
@@ -86,12 +80,10 @@ def family_of(transformer: object) -> Family:
     names = [kind.__name__ for kind in type(transformer).__mro__]
     name = next((name for name in names if name in FAMILIES), names[0])
     if name in UNSUITABLE:
-        raise ValueError(f"transformer: a {name} cannot have a dial: {UNSUITABLE[name]}")
+        raise ValueError(f"cannot elastify a {name}: {UNSUITABLE[name]}")
     if name not in FAMILIES:
-        raise ValueError(
-            f"transformer: a {name} is not known; give its class to elit.register_family, or one of "
-            f"{', '.join(FAMILIES)}"
-        )
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"cannot elastify a {name}: give its class to elit.register_family, or one of {known}")
     return FAMILIES[name]
 
 
