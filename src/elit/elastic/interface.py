@@ -63,7 +63,7 @@ class ElasticInterface(LatentInterface):
                 for part, s, l_in, l_out in zip(order.parts, grouped, before, after, strict=True)
             ]
         positions = [corner(sliceable(self.position), part.shape, order.window) for part in order.parts]
-        written = self.writer(grouped, positions, after)
+        written = self.writer(grouped, positions, [each.to(self.latents.dtype) for each in after])
         of_sample = [part.reshape(len(tokens), -1, tokens.shape[2]) for part in written]
         return torch.cat(of_sample, 1)[:, order.ungrouped].to(tokens.dtype)
 
