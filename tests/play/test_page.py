@@ -19,7 +19,7 @@ from elit.play.renderer import Renderer
 from elit.play.server import make_app, quiet_gradio
 from elit.play.service import LoadMonitor, ServiceClient
 from elit.sampling.engine import NetworkEngine
-from elit.serve.replica import load_replica
+from elit.serve.measure import load_replica
 from elit.serve.settings import ServiceSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")

@@ -14,7 +14,7 @@ from elit.play.request import Request
 from elit.play.service import LoadMonitor, ServiceClient, describe_burst
 from elit.play.service_engine import ServiceEngine
 from elit.sampling.pictures import sheet_frames
-from elit.serve.replica import load_replica
+from elit.serve.measure import load_replica
 from elit.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow
