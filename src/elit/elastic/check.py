@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
-from elit.elastic.families import family_of, registered
+from elit.elastic.families import FAMILIES, family_of
 from elit.elastic.families.family import Places, Take
-from elit.elastic.load import load_elastic
 from elit.elastic.recording import output_tensor
 from elit.elastic.surgery import elastify
 
@@ -44,22 +42,19 @@ def check_family(transformer: Any, call: Mapping[str, Any], **settings: Any) -> 
     nothing starts at zero. settings: of `elit.elastify`, read_after, write_after and window, where its defaults do not
     suit so small a network.
 
-    The tests: equal to the original at full budget, to the bit, and its gradients within 1e-5; runs at every budget
-    asked for; an error that does not fall as the budget does, and is larger with positions of other tokens; FLOPs
-    within 2% of `count_block_flops`; the same after save_pretrained and load_elastic. Raises ValueError where
-    `elit.elastify` does, and whatever the transformer's own forward raises for `call`.
+    The tests: equal to the original at full budget, to the bit; finite at every budget; an error that does not fall as
+    the budget does, and is larger with positions of other tokens; FLOPs within 2% of `count_block_flops`. Raises
+    ValueError where `elit.elastify` does, and whatever the transformer's own forward raises for `call`.
     """
     original, elastic = copy.deepcopy(transformer).eval(), elastify(copy.deepcopy(transformer).eval(), **settings)
     with torch.no_grad():
         trial = _Trial(original, elastic, call, _run(original, call))
     tests = {
         "equal at full budget": trial.equal,
-        "gradients at full budget": trial.gradients,
         "runs at every budget": trial.runs,
         "error and budget": trial.error,
         "positions": trial.positions,
         "FLOPs": trial.flops,
-        "save and load": trial.saved,
     }
     findings = {}
     for name, test in tests.items():
@@ -96,20 +91,6 @@ class _Trial:
         if torch.equal(self.at(self.budgets[0]), self.right):
             return None
         return "outputs differ; `tokens`, `joined`, `before`, `output` or `grids` point at tokens beside the image's"
-
-    def gradients(self) -> str | None:
-        gradients = []
-        for model in (self.original, self.elastic):
-            model.zero_grad()
-            _run(model, self.call).square().sum().backward()
-            named = {name: weight.grad for name, weight in model.named_parameters()}
-            gradients.append({name: grad.clone() for name, grad in named.items() if grad is not None})
-            model.zero_grad()
-        for name, grad in gradients[0].items():
-            other = gradients[1].get(name)
-            if other is None or (grad - other).abs().max() > 1e-5 * max(1.0, grad.abs().max().item()):
-                return f"that of {name} is another, so the interface cuts or changes its way"
-        return None
 
     def runs(self) -> str | None:
         for count in self.budgets:
@@ -150,8 +131,12 @@ class _Trial:
 
         others = {argument: shifted(take) for argument, take in self.family.per_token.items()}
         error = self.error_at(count)
-        with registered(type(self.original).__name__, dataclasses.replace(self.family, per_token=others)):
+        name = type(self.original).__name__
+        FAMILIES[name] = dataclasses.replace(self.family, per_token=others)
+        try:
             wrong = self.error_at(count)
+        finally:
+            FAMILIES[name] = self.family
         if used and wrong < 1.002 * error:
             return (
                 f"with {count} tokens a window the error is {error:.3g}, and {wrong:.3g} with the entries of other "
@@ -179,14 +164,3 @@ class _Trial:
                 "2% off"
             )
         return None
-
-    def saved(self) -> str | None:
-        torch.manual_seed(0)
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            for parameter in self.elastic.elastic.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            self.elastic.save_pretrained(folder)
-            again = load_elastic(folder)
-            with budget(self.budgets[1], doubled=False):
-                same = torch.equal(_run(again, self.call), self.at(self.budgets[1]))
-        return None if same else "the loaded transformer gives another output"

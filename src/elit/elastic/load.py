@@ -12,7 +12,6 @@ from elit.elastic.low_rank import add_low_rank
 from elit.elastic.pipelines import check_transformer
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, load_weights, read_record
 from elit.elastic.surgery import elastify
-from elit.files import existing
 from elit.models.networks import NETWORKS
 from elit.models.saved import check_weights, load_own, saved_dtype
 from elit.models.transformer import Transformer
@@ -46,10 +45,8 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     Raises ValueError where the folder holds nothing elastified, or what it holds is damaged or for another class.
     """
     if name is not None:
-        return _put_into(pipe_or_folder, str(existing(name, "name")))
-    if not isinstance(pipe_or_folder, str | Path):
-        raise ValueError(f"name must be given: elit.load_elastic(pipe, name) for a {type(pipe_or_folder).__name__}")
-    folder = existing(pipe_or_folder, "folder")
+        return _put_into(pipe_or_folder, str(name))
+    folder = Path(pipe_or_folder)
     if not (folder / "model_index.json").is_file():
         return load_transformer(folder, **kwargs)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -58,45 +55,40 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
         path.parent.name: load_transformer(path.parent, **of_models) for path in sorted(folder.glob(f"*/{RECORD}"))
     }
     if not elastic:
-        raise ValueError(
-            f"folder={str(folder)!r}: none of this pipeline's parts has an {RECORD}; load it with diffusers"
-        )
+        raise ValueError(f"cannot load {str(folder)!r}: none of its parts has an {RECORD}; load it with diffusers")
     # The base class would drop parts whose default is None, Wan's transformers for one.
     kind = getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline)
     return kind.from_pretrained(folder, **elastic, **kwargs)
 
 
 def _put_into(pipe: Any, name: str) -> Any:
-    folder = fetch(name)
     check_transformer(pipe)
-    transformer = pipe.transformer
+    folder, transformer = fetch(name), pipe.transformer
     if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
         whole = load_transformer(folder / "transformer", torch_dtype=transformer.dtype)
         pipe.transformer = whole.to(transformer.device)
         return pipe
     record = read_record(folder)
     if record.kind != type(transformer).__name__:
-        raise ValueError(f"name={name!r}: is for a {record.kind}, the pipeline has a {type(transformer).__name__}")
+        raise ValueError(f"cannot put {name!r} into a {type(transformer).__name__}: it is for a {record.kind}")
     if record.changed:
-        raise ValueError(
-            f"name={name!r}: belongs to weights of its own; load that folder with elit.load_elastic(folder)"
-        )
+        raise ValueError(f"cannot put {name!r} into a pipeline: it has weights of its own; elit.load_elastic(folder)")
     _restore(transformer, record, folder)
     return pipe
 
 
-def fetch(name: str | Path) -> Path:
+def fetch(name: str) -> Path:
     """A folder as it is; of a hub repository, a copy of its add-on. Raises ValueError where there is neither."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(name, allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
+    except (OSError, HFValidationError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"name={str(name)!r}: no such folder, and cannot get it from the hub ({reason})") from None
+        raise ValueError(f"cannot find {name!r} as a folder or on the hub: {reason}") from None
 
 
 def load_transformer(folder: Path, **kwargs: Any) -> Any:
@@ -108,7 +100,7 @@ def load_transformer(folder: Path, **kwargs: Any) -> Any:
     variant = {"variant": VARIANT} if record.changed else {}
     transformer, loading = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
     if wrong := sorted([*loading["missing_keys"], *loading["unexpected_keys"]]):
-        raise ValueError(f"folder={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
+        raise ValueError(f"cannot load {str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     for weight in transformer.parameters():  # in a mapped file some lie where they take other kernels
         if weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()

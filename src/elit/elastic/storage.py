@@ -116,7 +116,7 @@ def _write_interface(folder: Path, weights: Mapping[str, Tensor], record: Interf
 
 def read_record(folder: Path) -> InterfaceRecord:
     """The record in a folder. Raises ValueError where it or the weights beside it are missing or damaged."""
-    name = f"folder={str(folder)!r}"
+    name = f"cannot load {str(folder)!r}"
     if not (folder / RECORD).is_file():
         raise ValueError(f"{name}: no {RECORD} in it; give a folder that an elastified model was saved in")
     try:
@@ -137,6 +137,4 @@ def load_weights(transformer: Any, folder: Path) -> None:
     try:
         transformer.elastic.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError:
-        raise ValueError(
-            f"folder={str(folder)!r}: its {WEIGHTS} does not fit: made for other sizes, or damaged; copy it again"
-        ) from None
+        raise ValueError(f"cannot load {str(folder)!r}: its {WEIGHTS} is for other sizes, or damaged") from None

@@ -1,7 +1,5 @@
 """The classes known to `elit.elastify`, by name; `elit.register_family` adds to them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -61,17 +59,6 @@ def register_family(kind: type[nn.Module], family: Family) -> None:
     if FAMILIES.get(name, family) is not family:
         raise ValueError(f"cannot register a second family for {name}")
     FAMILIES[name], CLASSES[name] = family, kind
-
-
-@contextmanager
-def registered(name: str, family: Family) -> Iterator[None]:
-    """Inside the block the class called `name` has that family."""
-    before = FAMILIES[name]
-    FAMILIES[name] = family
-    try:
-        yield
-    finally:
-        FAMILIES[name] = before
 
 
 def family_of(transformer: object) -> Family:
