@@ -20,7 +20,8 @@ from elit.planner.profile import read_profile
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import qualities
 from elit.serve.loadtest import Arrival, Outcome, read_trace, summarize
-from elit.serve.policy import Policy, PolicySettings, Request
+from elit.serve.policy import Policy, PolicySettings
+from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
 
 
@@ -64,11 +65,11 @@ def simulate(
     def advance(which: int, now: float) -> None:
         """The replica decides, and runs its next step if it has any."""
         policy = fleet[which].policy
-        decision = policy.decide(now)
-        for refusal in decision.refused:
+        starts, refusals = policy.decide(now)
+        for refusal in refusals:
             refuse(refusal.request)
-        for request, setting in decision.starts:
-            started[request.id] = (now, setting)
+        for start in starts:
+            started[start.request.id] = (now, start.setting)
         if not policy.running:
             return
         ms = costs.step_ms((each.setting, each.request.images) for each in policy.running)

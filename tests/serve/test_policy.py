@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elit.planner.cost import Costs
-from elit.serve.policy import Policy, PolicySettings, Request, by_deadline
+from elit.serve.policy import Policy, PolicySettings, by_deadline
+from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
 
 RUNGS = ServiceSettings(model="digits", steps=8, least_steps=8).ladder(range(1, 17))  # eight rungs
@@ -58,12 +59,12 @@ def run(policy, requests, slower=1.0):
                 refused[arriving.id] = refusal
             check(policy, now)
         queue = list(policy.waiting)
-        decision = policy.decide(now)
-        for refusal in decision.refused:
+        started, refusals = policy.decide(now)
+        for refusal in refusals:
             refused[refusal.request.id] = refusal
         left = [each for each in queue if each.id not in refused]
-        assert [each for each, _ in decision.starts] == left[: len(decision.starts)], "not by deadline"
-        starts += decision.starts
+        assert [each.request for each in started] == left[: len(started)], "not by deadline"
+        starts += [(each.request, each.setting) for each in started]
         if left:
             assert policy.running, "idle though somebody waits"
         if policy.running:
@@ -146,7 +147,7 @@ def test_the_level_is_the_highest_that_all_deadlines_allow():
     deadline = 3 * FULL_MS / 1e3
     for number in range(5):
         assert policy.arrive(request(number, 0.0, deadline), 0.0) is None
-    level = policy.decide(0.0).starts[0][1]
+    level = policy.decide(0.0)[0][0].setting
     place = RUNGS.index(level)
     assert 5 * COSTS.alone_ms(level) <= 3 * FULL_MS < 5 * COSTS.alone_ms(RUNGS[place + 1])
 
@@ -165,7 +166,7 @@ def test_high_is_full_or_nothing():
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0))
     assert policy.arrive(request("high", 0.0, 1.01 * FULL_MS / 1e3, top, top), 0.0) is None
     assert policy.arrive(request("more", 0.0, 1.01 * FULL_MS / 1e3, top, top), 0.0).reason == "deadline"
-    assert policy.decide(0.0).starts[0][1] == RUNGS[top]
+    assert policy.decide(0.0)[0][0].setting == RUNGS[top]
 
 
 def test_the_queue_is_bounded():
@@ -181,7 +182,7 @@ def test_a_request_that_leaves_frees_its_place():
     policy.decide(0.0)
     assert policy.leave("a")
     assert not policy.leave("a")
-    assert policy.decide(0.0).starts[0][0].id == "b"
+    assert policy.decide(0.0)[0][0].request.id == "b"
 
 
 def test_the_level_falls_at_once_and_rises_slowly():
@@ -197,12 +198,12 @@ def test_the_level_falls_at_once_and_rises_slowly():
 def test_steps_that_take_longer_lower_the_level():
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, hold=0.0))
     assert policy.arrive(request("a", 0.0, 2 * FULL_MS / 1e3), 0.0) is None
-    before = policy.decide(0.0).starts[0][1]
+    before = policy.decide(0.0)[0][0].setting
     for _ in range(before.steps):
         policy.stepped(4 * COSTS.step_ms([(before, 1)]))
     assert 2 < policy.slowdown < 4
     policy.arrive(request("b", 1.0, 1 + 4 * FULL_MS / 1e3), 1.0)
-    assert policy.decide(1.0).starts[0][1].budget < before.budget
+    assert policy.decide(1.0)[0][0].setting.budget < before.budget
 
 
 def test_a_slowdown_decays_while_nothing_runs():

@@ -111,6 +111,7 @@ def test_the_simulator_as_a_script(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_benchmark_measures_all_systems_and_says_quality_over_time(tmp_path, capsys):
     row = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 96, "detector": "digits", "fd": 0.0}
+    row |= {"share": 1.0, "gflops": 1.0, "ms": 1.0, "saturation": 0.0, "recipe_sha256": "", "file": ""}
     table = tmp_path / "sweep.jsonl"
     settings = [("all", 2, 6.0), ("all", 6, 4.0), ("2", 2, 9.0), ("2", 6, 8.0), ("1", 6, 20.0)]
     rows = [row | {"budget": budget, "steps": steps, "fd": value} for budget, steps, value in settings]

@@ -12,7 +12,6 @@ from elit.budgets import Schedule, resolve_budget
 from elit.compat import write_count
 from elit.elastic.load import load_model
 from elit.evaluate.recipe import describe_network, recipe_digest
-from elit.files import existing
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import anatomy, evaluations_of, gflop_costs
@@ -73,7 +72,7 @@ def plan(
     if profile is None and target.ms is not None:
         name = folder or "MODEL"
         raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
-    where = existing(table, "table") if table is not None else folder and find_table(folder)
+    where = Path(table) if table is not None else folder and find_table(folder)
     quality_table, note = read_quality(where, quality) if where else None, ""
     if quality_table is not None:
         quality_table, note = check_table(quality_table, network, None if table is not None else folder)

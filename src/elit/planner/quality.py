@@ -1,14 +1,12 @@
 """Quality measured by a sweep: a curve over steps for each budget, guidance and cache."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from elit.evaluate.plane import loss
+from elit.evaluate.plane import loss, read_table
 from elit.evaluate.score import METRICS
 from elit.pretrained import measurements_folder
 from elit.sampling.settings import Sampling
@@ -51,8 +49,8 @@ class Quality:
     path: Path
     metric: str
     curves: tuple[Curve, ...]
-    model_sha256: str | None
-    """Digest of the network that was swept; None in an older table."""
+    model_sha256: str
+    """Digest of the network that was swept; empty in an older table."""
 
     def loss(self, value: float) -> float:
         """Lower is better, whatever the metric."""
@@ -71,40 +69,27 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
     Rows count where their number of samples is the largest. Rows of another solver than Euler's, of shifted times, and
     with one budget a step, which hold for no other steps, are left out. Raises ValueError where nothing remains.
     """
-    rows = _read_rows(path)
-    metrics = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
+    points = read_table(path)
+    metrics = [name for name in METRICS if any(name in point.scores for point in points)]
     if metric is not None and metric not in metrics:
         raise ValueError(f"quality={metric!r}: {str(path)!r} has {', '.join(metrics) or 'no metric'}")
-    metric = metric or next((name for name in METRICS if rows and rows[0].get(name) is not None), "")
-    scored = [(row, Sampling.from_dict(row)) for row in rows if row.get(metric) is not None]
-    usable = [(row, setting) for row, setting in scored if _comparable(setting)]
-    usable = [(row, setting) for row, setting in usable if row["detector"] == usable[0][0]["detector"]]
-    most = max((row["count"] for row, _ in usable), default=None)
-    usable = [(row, setting) for row, setting in usable if row["count"] == most]
+    metric = metric or next((name for name in METRICS if points and name in points[0].scores), "")
+    scored = [(point, point.sampling) for point in points if metric in point.scores]
+    usable = [(point, setting) for point, setting in scored if _comparable(setting)]
+    usable = [(point, setting) for point, setting in usable if point.detector == usable[0][0].detector]
+    most = max((point.count for point, _ in usable), default=None)
+    usable = [(point, setting) for point, setting in usable if point.count == most]
     if not usable:
         raise ValueError(f"table={str(path)!r}: has no scores of Euler steps; make one with elit sweep")
     by_setting: dict[Sampling, dict[int, float]] = {}
-    for row, setting in usable:
-        by_setting.setdefault(replace(setting, steps=1, seed=0), {})[setting.steps] = row[metric]
+    for point, setting in usable:
+        by_setting.setdefault(replace(setting, steps=1, seed=0), {})[setting.steps] = point.scores[metric]
     curves = [
         Curve(setting, tuple(sorted(by)), tuple(by[steps] for steps in sorted(by)))
         for setting, by in by_setting.items()
     ]
-    return Quality(path, metric, tuple(curves), usable[0][0].get("model_sha256"))
+    return Quality(path, metric, tuple(curves), usable[0][0].model_sha256)
 
 
 def _comparable(setting: Sampling) -> bool:
     return setting.solver == "euler" and setting.shift == 1 and not isinstance(setting.budget, tuple)
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise ValueError(f"table={str(path)!r}: no such file; elit sweep writes one")
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        return parquet.read_table(path).to_pylist()
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"table={str(path)!r}: damaged ({error}); elit sweep writes it again") from None

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from elit.serve.metrics import Metrics
-from elit.serve.requests import ApiError, ImageRequest, Job, make_job, read_json, read_request
+from elit.serve.requests import ApiError, ImageRequest, Job, make_job, read_request
 from elit.serve.settings import ServiceSettings
 
 log = logging.getLogger("elit.serve")
@@ -109,26 +109,22 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
     @app.post("/v1/images/generations")
     async def generate(request: Request) -> Response:
         arrival = time.time()
-        wanted = read_request(read_json(await read_body(request, service)))
+        wanted = read_request(await read_body(request, service))
         if app.state.draining:
             raise ApiError(503, "the service is stopping; try another", retry=1)
         job = make_job(wanted, service, await backend.describe(), arrival)
         if wanted.stream:
             return StreamingResponse(events(wanted, job), media_type="text/event-stream")
-        with metrics.in_progress():
-            try:
-                answer = await backend.generate(job)
-                check_served(answer)
-            except ApiError as error:
-                count_failure(error)
-                raise
-        count(answer, job)
+        with metrics.request():
+            answer = await backend.generate(job)
+            check_served(answer)
+            metrics.served(answer, time.time() - job.arrival, time.time() <= job.deadline)
         return JSONResponse(as_images(answer, wanted, job, service))
 
     async def events(wanted: ImageRequest, job: Job) -> AsyncIterator[str]:
         number = 0
-        with metrics.in_progress():
-            try:
+        try:
+            with metrics.request():
                 async with aclosing(backend.stream(job)) as answers:
                     async for answer in answers:
                         if "preview" in answer:
@@ -137,23 +133,12 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
                             number += 1
                             continue
                         check_served(answer)
-                        count(answer, job)
+                        metrics.served(answer, time.time() - job.arrival, time.time() <= job.deadline)
                         for image in answer["images"]:
                             event = {"b64_json": base64_of(image), "usage": NO_USAGE, "elit": report(answer, job)}
                             yield as_event("image_generation.completed", event | common(wanted, job, answer))
-            except ApiError as error:
-                count_failure(error)
-                yield as_event("error", error.body())
-
-    def count(answer: dict[str, Any], job: Job) -> None:
-        now = time.time()
-        metrics.served(answer, now - job.arrival, now <= job.deadline)
-
-    def count_failure(error: ApiError) -> None:
-        if error.status == 429:
-            metrics.rejected(error.code or "deadline")
-        elif error.status >= 500:
-            metrics.rejected("unavailable")
+        except ApiError as error:
+            yield as_event("error", error.body())
 
     return app
 

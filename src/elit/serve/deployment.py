@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from ray import serve
@@ -91,59 +92,58 @@ class Router:
 
     async def describe(self) -> dict[str, Any]:
         if self.model is None:
-            self.model = await self._guarded(lambda: self.engines.describe.remote(), 10.0)
+            async with errors_for_clients(10.0):
+                self.model = await self.engines.describe.remote()
         return self.model
 
     async def generate(self, job: Job) -> dict[str, Any]:
-        for attempt in range(TRIES):
-            patience = job.deadline - time.time() + GRACE
-            try:
-                return await self._guarded(lambda: self.engines.generate.remote(job), max(patience, GRACE))
-            except RayActorError:
-                self._count_retry(attempt, job)
+        for _ in range(TRIES):
+            with self.retrying(job):
+                async with errors_for_clients(max(job.deadline - time.time(), 0) + GRACE):
+                    return await self.engines.generate.remote(job)
         raise unavailable("the replicas that had this request died")
 
     async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
-        for attempt in range(TRIES):
-            try:
-                answers: Any = self.engines.options(stream=True).stream.remote(job)
-                async for answer in answers:
-                    yield answer
-                return
-            except RayActorError:
-                self._count_retry(attempt, job)
-            except BackPressureError:
-                raise unavailable("the queue is full") from None
-            except (RayError, RayServeException):
-                log.exception("a stream failed")
-                raise unavailable("the replica failed") from None
+        for _ in range(TRIES):
+            with self.retrying(job):
+                async with errors_for_clients():
+                    answers: Any = self.engines.options(stream=True).stream.remote(job)
+                    async for answer in answers:
+                        yield answer
+                    return
         raise unavailable("the replicas that had this request died")
 
-    def _count_retry(self, attempt: int, job: Job) -> None:
-        self.retried()
-        if time.time() >= job.deadline:
-            raise unavailable("a replica died, and the deadline has passed") from None
-        log.warning("replica died; job %s is sent again (%d)", job.id, attempt + 1)
-
-    async def _guarded(self, ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
-        """A replica's answer within `seconds`. Raises ApiError, and RayActorError where the replica died."""
+    @contextmanager
+    def retrying(self, job: Job) -> Iterator[None]:
+        """Goes on where the replica of a job died, unless its deadline has passed."""
         try:
-            async with asyncio.timeout(seconds):
-                return await ask()
+            yield
         except RayActorError:
-            raise
-        except TimeoutError:
-            raise unavailable("no replica answered in time") from None
-        except BackPressureError:
-            raise unavailable("the queue is full") from None
-        except (RayError, RayServeException) as error:
-            if isinstance(error, TaskCancelledError):
-                raise asyncio.CancelledError from None
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, RayActorError):
-                raise cause from None
-            log.exception("a replica failed")
-            raise unavailable("the replica failed") from None
+            self.retried()
+            if time.time() >= job.deadline:
+                raise unavailable("a replica died, and the deadline has passed") from None
+            log.warning("replica died; job %s is sent again", job.id)
+
+
+@asynccontextmanager
+async def errors_for_clients(seconds: float | None = None) -> AsyncIterator[None]:
+    """Turns Ray's errors, and a timeout, into ApiError; but RayActorError where the replica died."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except RayActorError:
+        raise
+    except TimeoutError:
+        raise unavailable("no replica answered in time") from None
+    except BackPressureError:
+        raise unavailable("the queue is full") from None
+    except TaskCancelledError:
+        raise asyncio.CancelledError from None
+    except (RayError, RayServeException) as error:
+        if isinstance(cause := getattr(error, "cause", None), RayActorError):
+            raise cause from None
+        log.exception("a replica failed")
+        raise unavailable("the replica failed") from None
 
 
 def unavailable(why: str) -> ApiError:
@@ -151,7 +151,7 @@ def unavailable(why: str) -> ApiError:
 
 
 class Gateway:
-    """HTTP in, jobs out; `serve.ingress` gives it its app, which `make_ingress` builds."""
+    """HTTP in, jobs out; `serve.ingress` gives it its app, which `build_app` builds."""
 
     def __init__(self, engines: DeploymentHandle, service: dict[str, Any]):
         from elit.serve import deployment

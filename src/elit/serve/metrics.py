@@ -7,6 +7,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from elit.serve.requests import ApiError
+
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -38,12 +40,17 @@ class Metrics:
         return kind(f"elit_{name}", help, labels, registry=self.registry, **more)
 
     @contextmanager
-    def in_progress(self) -> Iterator[None]:
-        """While a request has no answer."""
+    def request(self) -> Iterator[None]:
+        """Counts a request without an answer, and a failure that ends it."""
         self.unanswered += 1
         self.in_flight.set(self.unanswered)
         try:
             yield
+        except ApiError as error:
+            if error.status == 429 or error.status >= 500:
+                self.rejections.labels(error.code or "deadline" if error.status == 429 else "unavailable").inc()
+                self.count_deadline(False)
+            raise
         finally:
             self.unanswered -= 1
             self.in_flight.set(self.unanswered)
@@ -56,10 +63,6 @@ class Metrics:
         self.batch.observe(answer["batch"])
         self.queue.labels(answer["replica"]).set(answer["queue_length"])
         self.count_deadline(met)
-
-    def rejected(self, reason: str) -> None:
-        self.rejections.labels(reason).inc()
-        self.count_deadline(False)
 
     def count_deadline(self, met: bool) -> None:
         self.deadlines.labels("yes" if met else "no").inc()

@@ -19,31 +19,10 @@ from dataclasses import dataclass, field
 
 from elit.planner.cost import Costs
 from elit.sampling.settings import Sampling
+from elit.serve.requests import Request
 
 HALF_LIFE = 10.0
 """Seconds without a step in which an observed slowdown halves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A request of a client. Times are seconds on any one clock."""
-
-    id: str
-    arrival: float
-    deadline: float
-    settings: tuple[Sampling, ...]
-    """The settings it accepts, from the least to the preferred."""
-    first: int = 0
-    """Rung of the ladder that settings[0] is."""
-    images: int = 1
-
-    @property
-    def least(self) -> Sampling:
-        return self.settings[0]
-
-    def at(self, level: int) -> Sampling:
-        """The rung `level`, or the nearest that it accepts."""
-        return self.settings[min(max(level - self.first, 0), len(self.settings) - 1)]
 
 
 @dataclass
@@ -64,12 +43,6 @@ class Refusal:
     """Seconds after which the same request, as urgent as it was, would be taken."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    starts: tuple[tuple[Request, Sampling], ...] = ()
-    refused: tuple[Refusal, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
     """The limits of a policy."""
@@ -80,8 +53,6 @@ class PolicySettings:
     """Limit of waiting images."""
     safety: float = 1.1
     """Predicted times are taken this many times longer."""
-    overhead_ms: float = 0.0
-    """Between the last step and the client."""
     reserve: float = 0.5
     """Share of the time to its deadline that a level leaves a request: room for those who come next."""
     hold: float = 0.5
@@ -117,7 +88,7 @@ class Policy:
         if not self.running and self.slowdown > 1:  # no step corrects it, and it may refuse everything
             self.slowdown = 1 + (self.slowdown - 1) * 0.5 ** ((now - self._last) / HALF_LIFE)
         self._last = now
-        if self._images(self.waiting) + request.images > self.settings.max_queue and self.waiting:
+        if self.waiting and sum(each.images for each in (*self.waiting, request)) > self.settings.max_queue:
             drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
             return Refusal(request=request, reason="queue", retry_after=drained)
         if self.settings.refuse and (late := self._delay_caused(now, request)) > 0:
@@ -132,36 +103,34 @@ class Policy:
         self.running = [each for each in self.running if each.request.id != id]
         return len(self.waiting) + len(self.running) < before
 
-    def decide(self, now: float) -> Decision:
+    def decide(self, now: float) -> tuple[list[Running], list[Refusal]]:
         """The requests that start between two steps, and those that can no longer be met, since steps took longer.
 
         Where any request waits and nothing runs, one starts.
         """
         self._last = now
+        starts: list[Running] = []
         if not self.waiting or not self._free(self.running, self.waiting[0]):
-            return Decision()
-        refused = tuple(self._hopeless(now)) if self.settings.refuse else ()
-        if not self.waiting:
-            return Decision(refused=refused)
-        level = self._steady(self._highest(now), now)
-        starts = []
+            return starts, []
+        refused = list(self._hopeless(now)) if self.settings.refuse else []
+        level = self._steady(self._highest(now), now) if self.waiting else self.level
         while self.waiting and self._free(self.running, self.waiting[0]):
             request = self.waiting[0]
             setting = request.at(level)
             if self.running and self._harms(now, request, setting):
                 break
             del self.waiting[0]
-            self.running.append(Running(request, setting, setting.steps))
-            starts.append((request, setting))
-        return Decision(tuple(starts), refused)
+            starts.append(Running(request, setting, setting.steps))
+            self.running.append(starts[-1])
+        return starts, refused
 
     def stepped(self, ms: float | None = None) -> list[Running]:
         """Counts a step of `ms`; returns the requests that are done."""
-        predicted = self.costs.step_ms((each.setting, each.request.images) for each in self.running)
+        predicted = self._step_ms(self.running)
         if ms is not None and predicted > 0:
             # A single step may be disturbed by anything: it counts a tenth, and at most 4 times the old value.
             ratio = min(ms / predicted, 4 * self.slowdown)
-            self.slowdown = max(0.25, 0.9 * self.slowdown + 0.1 * ratio)
+            self.slowdown = 0.9 * self.slowdown + 0.1 * ratio
         for each in self.running:
             each.steps_left -= 1
         done = [each for each in self.running if each.steps_left <= 0]
@@ -174,19 +143,17 @@ class Policy:
         running = [Running(each.request, each.setting, each.steps_left) for each in self.running]
         place, at = 0, now
         while running or place < len(waiting):
-            while place < len(waiting):
+            while place < len(waiting) and self._free(running, waiting[place][0]):
                 request, setting = waiting[place]
-                if not self._free(running, request):
-                    break
                 running.append(Running(request, setting, setting.steps))
                 place += 1
             steps = min(each.steps_left for each in running)
-            at += steps * scale * self.costs.step_ms((each.setting, each.request.images) for each in running)
+            at += steps * scale * self._step_ms(running)
             for each in running:
                 each.steps_left -= steps
                 if each.steps_left == 0:
                     at += scale * each.request.images * self.costs.image
-                    yield each.request, at + self.settings.overhead_ms / 1e3
+                    yield each.request, at
             running = [each for each in running if each.steps_left > 0]
 
     def _delay_caused(self, now: float, request: Request) -> float:
@@ -251,8 +218,8 @@ class Policy:
         busy = sum(each.request.images for each in running)
         return not running or busy + request.images <= self.settings.slots
 
-    def _images(self, requests: Sequence[Request]) -> int:
-        return sum(request.images for request in requests)
+    def _step_ms(self, running: Iterable[Running]) -> float:
+        return self.costs.step_ms((each.setting, each.request.images) for each in running)
 
 
 def by_deadline(request: Request) -> tuple[float, float, str]:

@@ -22,7 +22,7 @@ from elit.planner.cost import Costs, branch_latents
 from elit.sampling.engine import Engine, Run
 from elit.sampling.pictures import image_grid
 from elit.sampling.settings import Sampling
-from elit.serve.policy import Policy, PolicySettings, Refusal, Request
+from elit.serve.policy import Policy, PolicySettings, Refusal
 from elit.serve.requests import Job
 from elit.serve.settings import ServiceSettings
 
@@ -122,15 +122,7 @@ class Replica:
 
     async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         """Previews, then the answer. A client that leaves frees the job's place."""
-        request = Request(
-            id=job.id,
-            arrival=job.arrival,
-            deadline=job.deadline,
-            settings=job.settings,
-            first=job.first,
-            images=len(job.seeds),
-        )
-        if refusal := self.policy.arrive(request, time.time()):
+        if refusal := self.policy.arrive(job, time.time()):
             yield refused(refusal)
             return
         progress = self.here[job.id] = Progress(job)
@@ -159,12 +151,12 @@ class Replica:
         while True:
             while self._left:
                 await self._in_thread(self._left.pop().close)
-            decision = self.policy.decide(time.time())
-            for refusal in decision.refused:
+            starts, refusals = self.policy.decide(time.time())
+            for refusal in refusals:
                 self._answer(refusal.request.id, refused(refusal))
-            for request, setting in decision.starts:
-                if progress := self.here.get(request.id):  # else the client left while another request began
-                    await self._begin(progress, setting)
+            for start in starts:
+                if progress := self.here.get(start.request.id):  # else the client left while another request began
+                    await self._begin(progress, start.setting)
             if self.policy.running:
                 await self._step()
             elif not self._left:

@@ -1,7 +1,6 @@
 """A client's JSON as a job for a replica: read, limited, checked. Nothing in it is opened or run."""
 
 import difflib
-import json
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ from elit.sampling.settings import Sampling
 from elit.serve.ladder import make_guidance, qualities
 from elit.serve.settings import ServiceSettings, parse_size
 
-# OpenAI's fields without a meaning for these models.
-IGNORED = ("background", "moderation", "style", "output_compression", "safety_identifier")
 Number = StrictInt | StrictFloat
 
 
@@ -50,6 +47,12 @@ class ImageRequest(BaseModel):
     user: StrictStr | None = Field(None, max_length=256)
     stream: StrictBool | None = None
     partial_images: StrictInt | None = Field(None, ge=0, le=3)
+    # Without a meaning for these models.
+    background: Any = None
+    moderation: Any = None
+    style: Any = None
+    output_compression: Any = None
+    safety_identifier: Any = None
 
     budget: StrictStr | StrictInt | StrictFloat | None = None
     deadline_ms: Number | None = Field(None, gt=0, le=3_600_000, allow_inf_nan=False)
@@ -61,19 +64,34 @@ class ImageRequest(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A checked request, as a replica takes it."""
+class Request:
+    """A request for the policy of a replica. Times are seconds on any one clock."""
 
     id: str
-    prompt: str
     arrival: float
-    """Seconds of the wall clock, as the deadline."""
     deadline: float
     settings: tuple[Sampling, ...]
     """The settings it accepts, from the least to the preferred."""
-    first: int
+    first: int = 0
     """Rung of the ladder that settings[0] is."""
+    images: int = 1
+
+    @property
+    def least(self) -> Sampling:
+        return self.settings[0]
+
+    def at(self, level: int) -> Sampling:
+        """The rung `level`, or the nearest that it accepts."""
+        return self.settings[min(max(level - self.first, 0), len(self.settings) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Request):
+    """A checked request for a replica, with times of the wall clock."""
+
+    prompt: str
     seeds: tuple[int, ...]
+    """One an image."""
     size: tuple[int, int] | None = None
     """(width, height); None = the model's own."""
     negative_prompt: str = ""
@@ -81,30 +99,18 @@ class Job:
     previews: int = 0
 
 
-def read_json(body: bytes) -> dict[str, Any]:
-    """The object in a body. Raises ApiError."""
+def read_request(body: bytes) -> ImageRequest:
+    """The request in a body. Raises ApiError naming the first invalid field."""
     try:
-        content = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, NaN, thousands of digits or of brackets
-        raise ApiError(400, "body: invalid JSON or not UTF-8") from None
-    if not isinstance(content, dict):
-        raise ApiError(400, f"body must be a JSON object such as {{'prompt': '3'}}, got {type(content).__name__}")
-    return content
-
-
-def read_request(content: dict[str, Any]) -> ImageRequest:
-    """Raises ApiError naming the first invalid field."""
-    wanted = {name: value for name, value in content.items() if name not in IGNORED}
-    try:
-        return ImageRequest.model_validate(wanted)
+        return ImageRequest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0])[:64] if first["loc"] else "body"
+        message = first["msg"][:200]
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, ImageRequest.model_fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ApiError(400, f"{name}: no such parameter{hint}", param=name) from None
-        raise ApiError(400, f"{name}: {first['msg'][:200]}", param=name) from None
+            message = "no such parameter" + (f"; did you mean {near[0]!r}?" if near else "")
+        raise ApiError(400, f"{name}: {message}", param=name) from None
 
 
 def make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, Any], now: float) -> Job:
@@ -131,6 +137,7 @@ def make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, A
         deadline=now + (request.deadline_ms or service.deadline_ms) / 1e3,
         settings=settings,
         first=first,
+        images=count,
         seeds=tuple(range(seed, seed + count)),
         size=size,
         negative_prompt=_negative(request.negative_prompt or "", service, model, settings[0]),
@@ -224,7 +231,3 @@ def _size(size: str | None, model: dict[str, Any]) -> tuple[int, int] | None:
 def _require(holds: bool, name: str, value: object, valid: str) -> None:
     if not holds:
         raise ApiError(400, f"{name} must be {valid}, got {value!r}", param=name)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
