@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elit.budgets import Schedule
 from elit.data.digits import digits
-from elit.evaluate.features import ImageDetector, train_digit_classifier
+from elit.evaluate.detectors import ImageDetector, train_digit_classifier
 from elit.evaluate.metrics import Moments, frechet_distance
 from elit.flow.guidance import Guidance
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from elit.costs.flops import count_flops
 from elit.elastic.load import load_network
-from elit.evaluate.inspect.examples import load_examples
-from elit.evaluate.inspect.probe import Probe, Tick, losses
+from elit.evaluate.inspect.attention import Probe, Tick, losses
+from elit.evaluate.inspect.inspection import load_examples
 from elit.files import write_text
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer

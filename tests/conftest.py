@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
     from elit.data.images import ImageSet
-    from elit.evaluate.features import TrainedClassifier
+    from elit.evaluate.detectors import TrainedClassifier
     from elit.models.transformer import Transformer
 
 # Small networks; ELIT has 4 groups of 4×4 tokens, or 8 of 1×2×2 for video.
@@ -197,7 +197,7 @@ def digit_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
     import torch
 
     from elit.evaluate import detectors
-    from elit.evaluate.features import train_digit_classifier
+    from elit.evaluate.detectors import train_digit_classifier
 
     own = tmp_path_factory.getbasetemp()
     folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own

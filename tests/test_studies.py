@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import inputs, opened
 
-from elit.evaluate.features import DigitClassifier, ImageDetector
+from elit.evaluate.detectors import ImageDetector, digit_classifier
 from elit.sampling.sample import sample
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_study_runs_and_says_what_made_its_result(script, tmp_path, kept, monk
     import scoring
 
     # One step, and a classifier that knows nothing, show as well as better ones that the parts fit together.
-    monkeypatch.setattr(scoring, "detector", lambda: ImageDetector(DigitClassifier().eval()))
+    monkeypatch.setattr(scoring, "detector", lambda: ImageDetector(digit_classifier().eval()))
     monkeypatch.setattr(scoring, "sample", lambda *inputs, **settings: sample(*inputs, **settings | {"steps": 1}))
     out = tmp_path / "result.json"
     line = ["--seeds", "1", "--steps", "2", "--batch-size", "4", "--samples", "4"]

@@ -17,9 +17,9 @@ import elit
 from elit.budgets import parse_budget
 from elit.cli.main import show_progress
 from elit.elastic.load import load_network
-from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
+from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.plane import write_table
-from elit.evaluate.reference import load_reference
+from elit.evaluate.reference import FASHION_REFERENCE, load_reference
 from elit.evaluate.report.card import write_card
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
@@ -49,7 +49,7 @@ def main(line: Sequence[str] | None = None) -> None:
         options: dict[str, Any] = each | {"budgets": [parse_budget(budget) for budget in each["budgets"]]}
         settings += make_settings(sampler, **options)[0]
     metrics = ("fd", "precision", "recall", "accuracy")
-    reference = load_reference(REFERENCE, detector)
+    reference = load_reference(FASHION_REFERENCE, detector)
     group = MetricGroup(specification="fashion-mnist", detector=detector, reference=reference, metrics=metrics)
     with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
         points, _ = sweep(

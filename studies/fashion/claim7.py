@@ -15,8 +15,7 @@ from scores import test_pictures
 from study import Study, verdict
 from torch import Tensor
 
-from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.inspect.probe import rank_correlation
+from elit.evaluate.inspect.attention import rank_correlation, read_attention
 from elit.flow.path import interpolate
 from elit.models.dit import DiT
 from elit.models.layers import patchify

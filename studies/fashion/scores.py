@@ -15,7 +15,7 @@ from torch import Tensor
 from elit.budgets import Schedule
 from elit.data.idx import fashion_mnist
 from elit.data.images import ImageSet
-from elit.evaluate.fashion_mnist import FashionDetector
+from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.metrics import Moments, frechet_distance
 from elit.evaluate.reference import load_reference
 from elit.flow.guidance import Guidance
@@ -40,9 +40,9 @@ def test_pictures() -> ImageSet:
 @cache
 def reference() -> tuple[Tensor, Tensor]:
     """Mean and covariance of the detector's features over the 10,000 test pictures."""
-    from elit.evaluate.fashion_mnist import REFERENCE
+    from elit.evaluate.reference import FASHION_REFERENCE
 
-    tensors = load_reference(REFERENCE, detector()).tensors
+    tensors = load_reference(FASHION_REFERENCE, detector()).tensors
     return tensors["mean"], tensors["covariance"]
 
 

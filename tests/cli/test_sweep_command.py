@@ -106,7 +106,7 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
         (("--scales", "-1"), "scale"),
         (("--quality", "fid"), "cannot use quality='fid': dinov2:dino scores fdd"),
         (("--metrics", "fid"), "metrics='fid': dinov2 offers fdd, kid, precision, recall"),
-        (("--detector", "dino"), "detector='dino': give one of inception"),
+        (("--detector", "dino"), "detector must be one of inception"),
         (("--prompts", "a seven"), "prompts='a seven': this model takes classes"),
         (("--prompts-file", "none.txt"), "prompts_file must be a file that is there, got 'none.txt'"),
     ],

@@ -119,7 +119,7 @@ def test_fvd_from_clips_with_a_torchscript_file(capsys, tmp_path):
     assert [note.split(":")[0] for note in result["notes"]] == [
         f"10 {what} for 400 features" for what in ("samples", "reference pictures")
     ]
-    with pytest.raises(ValueError, match="takes clips; these are pictures"):
+    with pytest.raises(ValueError, match="detector i3d takes clips, got"):
         open_detector(f"i3d:{tmp_path / 'i3d.pt'}")(as_samples(noise(2, 8, 8)))
 
 
@@ -169,6 +169,6 @@ def test_without_torch_fidelity_one_line_says_what_to_install(capsys, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     assert main(["evaluate", "digits", "--reference", "digits", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("elit evaluate: detector='inception': needs torch-fidelity and the torchvision built for")
+    assert said.startswith("elit evaluate: cannot load detector inception: it needs torch-fidelity and the torchvision")
     assert "pip install 'elit-diffusion[eval]'" in said
     assert said.count("\n") == 1

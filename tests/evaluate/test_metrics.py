@@ -5,7 +5,6 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import inputs, opened
-from elit.evaluate.dial import score_dial
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
@@ -13,7 +12,8 @@ from torchmetrics.image.kid import poly_mmd
 import elit
 from elit.data.digits import CAPTIONS, digits, moving_digits
 from elit.data.images import ImageSet
-from elit.evaluate.features import ClipDetector, ImageDetector, centred, train_digit_classifier
+from elit.evaluate.detectors import ClipDetector, ImageDetector, centred, train_digit_classifier
+from elit.evaluate.dial import score_dial
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.metrics import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.models.transformer import Transformer

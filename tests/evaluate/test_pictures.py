@@ -13,8 +13,7 @@ from PIL import Image
 from elit.cli.main import main
 from elit.data.images import centre_crop
 from elit.evaluate import EvaluationWarning, detectors
-from elit.evaluate.detectors import open_detector
-from elit.evaluate.features import Detection
+from elit.evaluate.detectors import Detection, open_detector
 from elit.evaluate.pictures import open_pictures, write_npz
 from elit.evaluate.reference import load_reference, open_reference, save_reference
 from elit.sampling.pictures import save_animation, to_uint8
@@ -125,7 +124,7 @@ def test_arrays_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
     np.savez(tmp_path / "mu.npz", mu=np.zeros(3))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "key.npz").read_bytes()[:300])
     lines = {
-        "key.npz": "must have arr_0 (pictures) or mu, sigma (statistics), got images",
+        "key.npz": "must have arr_0, got images",
         "float.npz": "must be uint8 pictures (N, H, W, 3), got float64 (9, 8, 8, 3)",
         "single.npz": "must hold at least 2, got 1",
         "mu.npz": "must have mu and sigma, got mu",
@@ -240,10 +239,10 @@ def test_metrics_that_cannot_be_had_say_what_they_lack(capsys, tmp_path):
         assert (code, said.count("\n")) == (2, 1), said
         assert message in said
     for detector, message in (
-        ("fid", "detector='fid': give one of inception, dinov2"),
-        ("classifier", "detector='classifier': give one of"),
-        ("i3d:nothing.pt", "no such file; I3D is given as i3d:FILE.pt"),
-        ("dinov2:nothing", "detector=dinov2:nothing: cannot be loaded"),
+        ("fid", "detector must be one of inception, dinov2"),
+        ("classifier", "detector must be one of"),
+        ("i3d:nothing.pt", "cannot load detector i3d: 'nothing.pt'"),
+        ("dinov2:nothing", "cannot load detector dinov2:nothing"),
     ):
         assert evaluate(tmp_path / "set.npz", "--detector", detector, "--out", tmp_path / "out") == 2
         assert message in capsys.readouterr().err

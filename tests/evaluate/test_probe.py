@@ -7,8 +7,7 @@ import scipy.stats
 import torch
 from conftest import ELIT, conditions, fresh, inputs, opened
 
-from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.inspect.probe import Probe, losses, rank_correlation, read_maps
+from elit.evaluate.inspect.attention import Probe, losses, rank_correlation, read_attention, read_maps
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.layers import patchify
 from elit.sampling.noise import seeded_noise

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import elit
 from elit.budgets import budget_block
 from elit.evaluate.detectors import open_detector
-from elit.evaluate.inspect.examples import load_examples
-from elit.evaluate.inspect.probe import Probe, losses
+from elit.evaluate.inspect.attention import Probe, losses
+from elit.evaluate.inspect.inspection import load_examples
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import score

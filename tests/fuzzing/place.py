@@ -171,7 +171,7 @@ def quick() -> Any:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    from elit.evaluate.features import train_digit_classifier
+    from elit.evaluate.detectors import train_digit_classifier
     from elit.planner.profile import time_runs
 
     with contextlib.ExitStack() as stack:

@@ -9,8 +9,8 @@ import elit
 from elit.cli.main import main
 from elit.config import load_config
 from elit.data.idx import FASHION_CLASSES, FASHION_MNIST, fashion_mnist
-from elit.evaluate.fashion_mnist import REFERENCE, FashionDetector
-from elit.evaluate.reference import load_reference
+from elit.evaluate.detectors import FashionDetector
+from elit.evaluate.reference import FASHION_REFERENCE, load_reference
 from elit.pretrained import HERE, measurements_folder, model_folder
 
 BOX = HERE / "fashion"
@@ -68,7 +68,7 @@ def test_a_class_that_is_not_there_is_refused_before_the_weights_are_read(capsys
     monkeypatch.setattr("elit.models.saved.load_own", lambda *_, **__: pytest.fail("loaded the model first"))
     for command in ("sample", "evaluate", "sweep"):
         assert main([command, "fashion", "--labels", "3", "99"]) == 2
-        assert "labels=99: labels are 0 to 9, and 10 for no class" in capsys.readouterr().err
+        assert "labels are 0 to 9, and 10 for no class" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_its_samples_at_a_quarter_of_the_latents_are_recognised():
 def test_the_detector_is_right_on_92_percent_of_the_test_pictures():
     """Of all 10,000 by their features, as kept in the statistics; of some the features are computed anew."""
     detector, data = FashionDetector(), fashion_mnist("test")
-    reference = load_reference(REFERENCE, detector)
+    reference = load_reference(FASHION_REFERENCE, detector)
     features = reference.tensors["features"]
     assert len(features) == reference.count == len(data) == 10_000
     assert (detector.classifier.head(features).argmax(1) == data.labels).float().mean() >= 0.92

@@ -14,7 +14,7 @@ from PIL import Image
 
 from elit.cli.main import main
 from elit.cli.quickstart import PRODUCTS, RECIPES, Args, run
-from elit.evaluate.features import train_digit_classifier
+from elit.evaluate.detectors import train_digit_classifier
 
 pytestmark = pytest.mark.slow
 

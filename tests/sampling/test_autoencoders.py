@@ -14,7 +14,7 @@ from elit.data.encode import encode, finish, load_encoder, prepare
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
-from elit.evaluate.inspect.examples import load_examples
+from elit.evaluate.inspect.inspection import load_examples
 from elit.evaluate.samples import Sampler
 from elit.sampling.autoencoders import (
     LatentNormalization,

@@ -11,11 +11,9 @@ from elit.cli.main import check_device, check_output, show_progress
 from elit.cli.sampling import GuidanceArgs
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
-from elit.evaluate.inspect.attention import interface_of
-from elit.evaluate.inspect.examples import load_examples
-from elit.evaluate.inspect.inspection import inspect_model
+from elit.evaluate.inspect.attention import TIMES, Probe, interface_of
+from elit.evaluate.inspect.inspection import inspect_model, load_examples
 from elit.evaluate.inspect.page import CORRELATION, correlation_cells, is_inspection, write_inspection
-from elit.evaluate.inspect.probe import TIMES, Probe
 from elit.evaluate.report.tables import print_table
 from elit.files import check_new_output, write_folder
 from elit.sampling.settings import Precision, Sampling

@@ -14,8 +14,8 @@ from elit.config import ModelConfig, TrainConfig, require_counts, save_config
 from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate import plots, sheets
+from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.dial import Score, headings, score_cells, score_dial
-from elit.evaluate.features import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.report.html import Section, write_page
 from elit.evaluate.report.tables import print_table

@@ -1,10 +1,11 @@
-"""The detectors that the field's figures are made with, each by a specification "KIND" or "KIND:PATH".
+"""Detectors: networks that turn pictures into the features that scores are computed from.
 
     inception[:WEIGHTS.pth]      FID, sFID, IS: torch-fidelity's port of TensorFlow's Inception (extra `eval`)
     dinov2[:NAME or FOLDER]      FDD: DINOv2 ViT-L/14 through transformers (extra `text`)
     classifier:NAME or FOLDER    class accuracy: any image classifier of transformers
     i3d:FILE.pt                  FVD: the TorchScript I3D that the field shares (i3d_torchscript.pt)
     digits, moving-digits        a small classifier trained here in seconds, to try things with
+    fashion-mnist                a small classifier in the package
 
 All take pictures (B, 1 or 3, H, W), or clips (B, 1 or 3, T, H, W), in [-1, 1], and work in float32.
 """
@@ -13,35 +14,66 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from elit.compat import inception_network
 from elit.data.digits import digits
 from elit.data.images import ImageSet
-from elit.evaluate.fashion_mnist import FashionDetector
-from elit.evaluate.features import (
-    ClipDetector,
-    Detection,
-    Detector,
-    DigitClassifier,
-    ImageDetector,
-    centred,
-    train_digit_classifier,
-)
 from elit.models.saved import weights_digest
+from elit.pretrained import HERE
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = "facebook/dinov2-large"
 SPATIAL_CHANNELS = 7  # of the 17×17 map that ADM's sFID reads
+FASHION = HERE / "fashion" / "detector" / "classifier.safetensors"
 KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "moving-digits", "fashion-mnist")
 
 
-def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
-    """The detector that a specification names; see the top of this file. Raises ValueError."""
+class Detection(NamedTuple):
+    """A detector's results for a batch."""
+
+    features: Tensor
+    """(B, F)."""
+    label: Tensor | None = None
+    """(B,) int64, the recognised class, by detectors that know classes."""
+    steady: Tensor | None = None
+    """(B,) bool for clips: every frame shows that class."""
+    logits: Tensor | None = None
+    """(B, K), for the Inception score."""
+    spatial: Tensor | None = None
+    """(B, S), features with positions, for sFID."""
+
+
+class Detector:
+    """A network that turns samples (B, C, ...) in [-1, 1] into a `Detection`."""
+
+    name: str
+    width: int
+    """F, features of a sample."""
+    offers: tuple[str, ...]
+    """Metrics that can be computed from its detections."""
+    default: tuple[str, ...]
+    """Those computed unless others are wanted."""
+    weights: str
+    """SHA-256 of its weights."""
+    input: str
+    """Preparation of the pictures, in words."""
+
+    def describe(self) -> dict[str, str]:
+        """Its part of a recipe."""
+        return {"name": self.name, "weights": self.weights, "input": self.input}
+
+    def __call__(self, samples: Tensor) -> Detection:
+        raise NotImplementedError
+
+
+def open_detector(specification: str, *, device: torch.device | str = "cpu") -> "Detector":
+    """The detector of a specification; see the top of this file. Raises ValueError."""
     kind, _, place = specification.partition(":")
     if kind == "inception":
         return InceptionDetector(place or None, device)
@@ -51,13 +83,12 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
         return ClassifierDetector(place, device)
     if kind == "i3d" and place:
         return I3DDetector(Path(place), device)
-    if specification == "digits":
-        return ImageDetector(_digit_classifier(False))
-    if specification == "moving-digits":
-        return ClipDetector(_digit_classifier(True))
     if specification == "fashion-mnist":
         return FashionDetector(device=device)
-    raise ValueError(f"detector={specification!r}: give one of {', '.join(KINDS)}")
+    if specification in ("digits", "moving-digits"):
+        moving = specification == "moving-digits"
+        return (ClipDetector if moving else ImageDetector)(_digit_classifier(moving))
+    raise ValueError(f"detector must be one of {', '.join(KINDS)}, got {specification!r}")
 
 
 class InceptionDetector(Detector):
@@ -68,20 +99,20 @@ class InceptionDetector(Detector):
     weights: a file of torch-fidelity's; by default it downloads them. Raises ValueError where it cannot be imported.
     """
 
-    name, distance, width = "inception", "fid", 2048
+    name, width = "inception", 2048
     offers = ("fid", "sfid", "is", "kid", "precision", "recall")
     default = ("fid", "sfid", "is", "precision", "recall")
     input = "299 bilinear as TensorFlow 1, 8-bit RGB"
 
     def __init__(self, weights: str | None, device: torch.device | str):
         if weights is not None and not Path(weights).is_file():
-            raise ValueError(f"detector: {weights!r}: no such file")
+            raise ValueError(f"cannot load detector inception: no file {weights!r}")
         try:
             self.network, layer = inception_network(weights)
         except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
             raise ValueError(
-                f"detector='inception': needs torch-fidelity and the torchvision built for this torch "
-                f"({' '.join(str(error).split())}); pip install 'elit-diffusion[eval]', or take dinov2"
+                f"cannot load detector inception: it needs torch-fidelity and the torchvision built for this torch "
+                f"({' '.join(str(error).split())}); pip install 'elit-diffusion[eval]', or use dinov2"
             ) from None
         self.network.to(device)
         self.device = torch.device(device)
@@ -89,7 +120,7 @@ class InceptionDetector(Detector):
         self.spatial: Tensor | None = None
         layer.register_forward_hook(self._keep_spatial)
 
-    def _keep_spatial(self, module: Any, inputs: Any, output: Tensor) -> None:
+    def _keep_spatial(self, _: Any, __: Any, output: Tensor) -> None:
         self.spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     @torch.no_grad()
@@ -99,56 +130,78 @@ class InceptionDetector(Detector):
         return Detection(features, logits=logits, spatial=self.spatial)
 
 
-class DinoDetector(Detector):
-    """DINOv2 through transformers: features (B, F) are the class token after the last norm, 1024 for ViT-L/14.
+class TransformersDetector(Detector):
+    """A network of transformers on resized pictures, bicubic with antialiasing. name: on the hub, or a folder."""
 
-    Pictures are resized to 224×224, bicubic with antialiasing, and normalised as ImageNet: Stein et al. 2023, "Exposing
-    flaws of generative model evaluation metrics". name: on the hub, or a folder. Raises ValueError.
-    """
-
-    name, distance = "dinov2", "fdd"
-    offers = ("fdd", "kid", "precision", "recall")
-    default = ("fdd",)
+    kind: str
     size = 224
-    input = f"{size} bicubic, antialiased, ImageNet's mean and std"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __init__(self, name: str, device: torch.device | str):
-        self.network = _from_transformers("Dinov2Model", name, "dinov2").to(device)
-        self.width = self.network.config.hidden_size
+        try:
+            import transformers
+        except ImportError as error:
+            raise ValueError(
+                f"cannot load detector {self.name}: it needs transformers ({error}); pip install 'elit-diffusion[text]'"
+            ) from None
+        try:
+            self.network = getattr(transformers, self.kind).from_pretrained(name, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"cannot load detector {self.name}:{name}: {reason}") from None
+        self.network.eval().requires_grad_(False).to(device)
         self.weights = weights_digest(self.network)
+
+    def prepared(self, samples: Tensor) -> Tensor:
+        return normalised(resized(rgb(samples, self.name).to(self.network.device), self.size), self.mean, self.std)
+
+
+class DinoDetector(TransformersDetector):
+    """DINOv2: features (B, F) are the class token after the last norm, 1024 for ViT-L/14.
+
+    Pictures as Stein et al. 2023, "Exposing flaws of generative model evaluation metrics", prepare them.
+    """
+
+    name, kind = "dinov2", "Dinov2Model"
+    offers = ("fdd", "kid", "precision", "recall")
+    default = ("fdd",)
+    input = "224 bicubic, antialiased, ImageNet's mean and std"
+
+    def __init__(self, name: str, device: torch.device | str):
+        super().__init__(name, device)
+        self.width = self.network.config.hidden_size
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
-        x = resized(rgb(samples, self.name).to(self.network.device), self.size)
-        return Detection(self.network(normalised(x, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 0])
+        return Detection(self.network(self.prepared(samples)).last_hidden_state[:, 0])
 
 
-class ClassifierDetector(Detector):
-    """An image classifier of transformers, for the share of samples it gives the class asked for.
+class ClassifierDetector(TransformersDetector):
+    """An image classifier: the share of samples that get the class they were made for. Its features are its logits.
 
     Size, mean and std come from its preprocessor_config.json where there is one, else 224 pixels and ImageNet's; its
-    class k is taken for the network's class k. Its features are its logits. name: on the hub, or a folder.
+    class k is taken for the network's class k.
     """
 
-    name, distance = "classifier", "fd"
+    name, kind = "classifier", "AutoModelForImageClassification"
     offers = ("accuracy", "is")
     default = ("accuracy",)
 
     def __init__(self, name: str, device: torch.device | str):
-        self.network = _from_transformers("AutoModelForImageClassification", name, "classifier").to(device)
+        super().__init__(name, device)
         self.width = self.network.config.num_labels
-        self.weights = weights_digest(self.network)
         path = Path(name) / "preprocessor_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.size = _side(settings.get("crop_size") or settings.get("size") or {}) or 224
+        side = settings.get("crop_size") or settings.get("size") or {}
+        self.size = (side if isinstance(side, int) else side.get("height") or side.get("shortest_edge")) or 224
         self.mean = tuple(settings.get("image_mean") or IMAGENET_MEAN)
         self.std = tuple(settings.get("image_std") or IMAGENET_STD)
         self.input = f"{self.size} bicubic, antialiased, mean {self.mean}, std {self.std}"
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
-        x = resized(rgb(samples, self.name).to(self.network.device), self.size)
-        logits = self.network(normalised(x, self.mean, self.std)).logits
+        logits = self.network(self.prepared(samples)).logits
         return Detection(logits, label=logits.argmax(1), logits=logits)
 
 
@@ -159,20 +212,17 @@ class I3DDetector(Detector):
     clips (B, 3, T, H, W) in [-1, 1]. A TorchScript file is a program: give one you trust. Raises ValueError.
     """
 
-    name, distance = "i3d", "fvd"
+    name, width = "i3d", 400
     offers = ("fvd", "kid", "precision", "recall")
     default = ("fvd",)
-    width = 400
     input = "[-1, 1], the module's own resize"
 
     def __init__(self, path: Path, device: torch.device | str):
-        if not path.is_file():
-            raise ValueError(f"detector: {str(path)!r}: no such file; I3D is given as i3d:FILE.pt")
         try:
             self.network = torch.jit.load(path, map_location=device).eval()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # a missing file is a ValueError
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"detector: {str(path)!r} is no TorchScript file ({reason})") from None
+            raise ValueError(f"cannot load detector i3d: {str(path)!r} is not a TorchScript file ({reason})") from None
         self.device = torch.device(device)
         self.weights = hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -185,8 +235,7 @@ class I3DDetector(Detector):
 def rgb(samples: Tensor, name: str, *, clips: bool = False) -> Tensor:
     """Three channels from one or three. Raises ValueError for clips where pictures are wanted, or the other way."""
     if samples.ndim != 4 + clips:
-        wanted, given = ("clips", "pictures") if clips else ("pictures", "clips")
-        raise ValueError(f"detector={name!r}: takes {wanted}; these are {given}")
+        raise ValueError(f"detector {name} takes {'clips' if clips else 'pictures'}, got {tuple(samples.shape)}")
     return samples.expand(-1, 3, *samples.shape[2:])
 
 
@@ -202,29 +251,135 @@ def normalised(samples: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return ((samples + 1) / 2 - m) / s
 
 
+class Classifier(nn.Module):
+    """A small network whose features are the units before its last layer."""
+
+    def __init__(self, body: nn.Module, features: int = 64, num_classes: int = 10):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(features, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 1, H, W) in [-1, 1] -> features (B, F), logits (B, classes)."""
+        features = self.body(images)
+        return features, self.head(features)
+
+
+def digit_classifier() -> Classifier:
+    """Two convolutions and two linear layers for 8×8 digits."""
+    convolutions = nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.ReLU()
+    return Classifier(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(48 * 16, 64), nn.ReLU()))
+
+
+def fashion_classifier() -> Classifier:
+    """Three convolutions and two linear layers for 32×32 pictures."""
+    stages = (*_stage(1, 32), *_stage(32, 64), *_stage(64, 128), nn.AdaptiveAvgPool2d(2))
+    return Classifier(nn.Sequential(*stages, nn.Flatten(), nn.Linear(128 * 4, 64), nn.ReLU()))
+
+
+def _stage(channels: int, width: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)
+
+
+class ImageDetector(Detector):
+    """Grey images of a classifier's own size; of three channels the first."""
+
+    name, size = "digits", 8
+    offers = ("fd", "accuracy", "is", "kid", "precision", "recall")
+    default = ("fd", "accuracy", "precision", "recall")
+
+    def __init__(self, classifier: Classifier):
+        self.classifier, self.width = classifier, classifier.head.in_features
+        self.weights, self.input = weights_digest(classifier), f"{self.size}×{self.size} grey"
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor) -> Detection:
+        if samples.shape[2:] != (self.size, self.size):
+            raise ValueError(f"detector {self.name} takes {self.size}×{self.size} pictures, got {tuple(samples.shape)}")
+        features, logits = self.classifier(samples[:, :1].to(next(self.classifier.parameters()).device))
+        return Detection(features, logits.argmax(1), logits=logits)
+
+
+class ClipDetector(ImageDetector):
+    """Clips (B, 1, T, H, W): each frame cut out around its digit; features and class are the mean over the frames."""
+
+    name = "moving-digits"
+    offers = (*ImageDetector.offers, "steady")
+    default = (*ImageDetector.default, "steady")
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor) -> Detection:
+        if samples.ndim != 5:
+            raise ValueError(f"detector moving-digits takes clips, got {tuple(samples.shape)}")
+        frames = samples[:, :1].transpose(1, 2).flatten(0, 1)  # (B·T, 1, H, W)
+        features, logits = (part.unflatten(0, (len(samples), -1)) for part in self.classifier(centred(frames)))
+        p = logits.softmax(-1).mean(1)
+        label = p.argmax(1)
+        return Detection(features.mean(1), label, (logits.argmax(-1) == label[:, None]).all(1), logits=p.log())
+
+
+class FashionDetector(ImageDetector):
+    """The classifier in the package, or that of another file of weights."""
+
+    name, size = "fashion-mnist", 32
+
+    def __init__(self, weights: Path = FASHION, device: torch.device | str = "cpu"):
+        classifier = fashion_classifier()
+        classifier.load_state_dict(load_file(weights))
+        super().__init__(classifier.eval().requires_grad_(False).to(device))
+
+
+class TrainedClassifier(NamedTuple):
+    model: Classifier
+    accuracy: float
+    """On the images it was not trained on."""
+    held_out: int
+    """Number of those images."""
+
+
+def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -> TrainedClassifier:
+    """Trains on four fifths of the digits and scores itself on the last fifth; a few seconds."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator)
+    held_out, training = order[: len(order) // 5], order[len(order) // 5 :]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = digit_classifier()
+    batch_size = 64
+    steps = epochs * len(training) // batch_size
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        batch = training[torch.randint(len(training), (batch_size,), generator=generator)]
+        images, labels = data.__getitems__(batch.tolist())
+        images = images + 0.1 * torch.randn(images.shape, generator=generator)
+        loss = F.cross_entropy(model(images)[1], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    with torch.no_grad():
+        images, labels = data.__getitems__(held_out.tolist())
+        accuracy = (model(images)[1].argmax(1) == labels).float().mean().item()
+    return TrainedClassifier(model, accuracy, len(held_out))
+
+
 @cache
-def _digit_classifier(cut_out: bool) -> DigitClassifier:
+def _digit_classifier(cut_out: bool) -> Classifier:
     """Trained on the digits as they are, or as `ClipDetector` cuts them out of a frame."""
     data = digits()
     return train_digit_classifier(ImageSet(centred(data.images), data.labels, data.classes) if cut_out else data).model
 
 
-def _side(size: Any) -> int | None:
-    if isinstance(size, int):
-        return size
-    return size.get("height") or size.get("shortest_edge")
-
-
-def _from_transformers(kind: str, name: str, detector: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"detector={detector!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
-        ) from None
-    try:
-        network = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"detector={detector}:{name}: cannot be loaded ({reason}); give a name or a folder") from None
-    return network.eval().requires_grad_(False)
+def centred(images: Tensor, size: int = 8) -> Tensor:
+    """Windows (B, 1, size, size) around the centre of mass of bright ink on -1, from images (B, 1, H, W)."""
+    ink = (images[:, 0] + 1).clamp(min=0).square()  # squared: faint noise far away should not pull
+    mass = ink.sum((1, 2)).clamp(min=1e-6)
+    corner = []
+    for axis in (1, 2):
+        place = torch.arange(images.shape[axis + 1], device=images.device, dtype=ink.dtype)
+        centre = (ink.sum(3 - axis) * place).sum(1) / mass
+        corner.append((centre - (size - 1) / 2).round().long() + size)  # + size for the padding
+    rows, columns = (first[:, None] + torch.arange(size, device=images.device) for first in corner)
+    padded = F.pad(images[:, 0], (size,) * 4, value=-1.0)
+    return padded[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]][:, None]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elit.costs.timing import timed
-from elit.evaluate.features import Detector
+from elit.evaluate.detectors import Detector
 from elit.evaluate.metrics import Moments, frechet_distance
 from elit.flow.guidance import Guidance
 from elit.models.conditioning import Condition

@@ -1,7 +1,8 @@
-"""Reference statistics: a detector's features of real pictures, computed once and saved with their recipe."""
+"""Features of pictures, kept chunk by chunk, and reference statistics of real ones with their recipe."""
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,81 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.evaluate.chunks import CHUNK, Share, Work
-from elit.evaluate.detection import DetectedFeatures, detect
-from elit.evaluate.fashion_mnist import REFERENCE
-from elit.evaluate.features import Detector
-from elit.evaluate.pictures import Pictures, array_in, keys_of, open_pictures
-from elit.evaluate.recipe import Recipe, recipe_digest, versions
+from elit.evaluate.chunks import CHUNK, Chunks, Share, Work
+from elit.evaluate.detectors import FASHION, Detector
+from elit.evaluate.metrics import Moments
+from elit.evaluate.pictures import Pictures, array_in, as_samples, keys_of, open_pictures
+from elit.evaluate.recipe import Recipe, claim_folder, recipe_digest, sample_digests, set_digest, versions
 from elit.files import replacing
 
 FEATURES_KEPT = 50_000  # for KID, precision and recall; means and covariances are of all pictures
+FASHION_REFERENCE = FASHION.with_name("test-statistics.safetensors")
 ADM = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}
+
+
+class DetectedFeatures:
+    """A detector's results for `count` pictures; tensors are named as the fields of `Detection`."""
+
+    def __init__(self, chunks: Chunks, count: int):
+        self.chunks, self.count = chunks, count
+
+    def rows(self, name: str, limit: int | None = None) -> Tensor:
+        """(count, ...) of one tensor; above `limit`, that many of them, evenly spaced."""
+        if limit is None or self.count <= limit:
+            return self.chunks.read(0, self.count, name)
+        rows = torch.arange(limit) * self.count // limit
+        parts = enumerate(self.chunks.stream(self.count, name))
+        size = self.chunks.size
+        return torch.cat([part[rows[rows // size == number] - number * size] for number, part in parts])
+
+    def moments(self, name: str) -> Moments:
+        """Mean and covariance of one tensor, summed in the order of the pictures."""
+        total: Moments | None = None
+        for part in self.chunks.stream(self.count, name):
+            total = (total or Moments(part.shape[1])).add(part)
+        assert total is not None
+        return total
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the pictures in their order."""
+        return set_digest(self.rows("sha256"))
+
+
+def detect(
+    pictures: Pictures, detector: Detector, out: Path, *, chunk: int = CHUNK, **work: Unpack[Work]
+) -> DetectedFeatures:
+    """Runs the detector over all pictures, together with the other processes.
+
+    Features that a killed run has found in the same pictures are under OUT/features and are not computed again.
+    Raises ValueError for a picture that cannot be used, and for features that are not finite.
+    """
+    share = work.get("share", Share())
+    recipe = {
+        "pictures": pictures.describe(),
+        "stamp": pictures.stamp(),
+        "count": len(pictures),
+        "detector": detector.describe(),
+        "chunk": chunk,
+    }
+    folder = out / "features" / recipe_digest(recipe)[:16]
+    if share.main:
+        claim_folder(folder, recipe)
+    share.wait()
+    chunks = Chunks(folder, chunk)
+    chunks.fill(len(pictures), lambda first: _detect_chunk(pictures, detector, first, chunk), **work)
+    return DetectedFeatures(chunks, len(pictures))
+
+
+def _detect_chunk(pictures: Pictures, detector: Detector, first: int, size: int) -> dict[str, Tensor]:
+    """The rows of a chunk. Behind the end the last picture is repeated, so that every chunk has one shape."""
+    read = pictures.read(first, min(first + size, len(pictures)))
+    read = torch.cat([read, read[-1:].expand(size - len(read), *read.shape[1:])])
+    detection = detector(as_samples(read))
+    rows = {name: value.cpu() for name, value in detection._asdict().items() if value is not None}
+    if not math.isfinite(float(rows["features"].sum())):
+        raise ValueError(f"detector={detector.name!r}: its features of pictures from {first} on are not finite")
+    return {name: value.contiguous() for name, value in rows.items()} | {"sha256": sample_digests(read)}
 
 
 @dataclass(frozen=True)
@@ -63,19 +129,14 @@ def open_reference(
     they were made with another detector.
     """
     main = work.get("share", Share()).main
-    if (str(path), detector.name) == ("fashion-mnist", "fashion-mnist") and REFERENCE.is_file():
-        path = REFERENCE
+    if (str(path), detector.name) == ("fashion-mnist", "fashion-mnist") and FASHION_REFERENCE.is_file():
+        path = FASHION_REFERENCE
     if path.suffix == ".safetensors":
         return load_reference(path, detector) if main else None
     adm: Reference | None = None
-    if path.suffix == ".npz":
-        keys = keys_of(path)
-        if not {"arr_0", "mu"} & set(keys):
-            raise ValueError(
-                f"reference={str(path)!r} must have arr_0 (pictures) or mu, sigma (statistics), got {', '.join(keys)}"
-            )
-        adm = _adm_reference(path, detector) if "mu" in keys else None
-        if adm is not None and "arr_0" not in keys:
+    if path.suffix == ".npz" and "mu" in (keys := keys_of(path)):
+        adm = _adm_reference(path, detector)
+        if "arr_0" not in keys:
             return adm
     pictures = open_pictures(path, image_size)
     recipe = {"pictures": pictures.describe(), "stamp": pictures.stamp(), "detector": detector.describe()}

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.chunks import CHUNK, Share, Work
-from elit.evaluate.detection import DetectedFeatures, detect
-from elit.evaluate.features import Detector
+from elit.evaluate.detectors import Detector
 from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from elit.evaluate.pictures import Pictures
 from elit.evaluate.recipe import Recipe, recipe_digest, versions
-from elit.evaluate.reference import FEATURES_KEPT, Reference
+from elit.evaluate.reference import FEATURES_KEPT, DetectedFeatures, Reference, detect
 from elit.evaluate.samples import SampleSet
 from elit.files import write_text
 

@@ -8,8 +8,7 @@ import torch
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate.chunks import CHUNK, Progress, Share, Work
-from elit.evaluate.detectors import open_detector
-from elit.evaluate.features import Detector
+from elit.evaluate.detectors import Detector, open_detector
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup

@@ -1,16 +1,28 @@
-"""The attention of Read; costs nothing while it is not recorded."""
+"""Read's attention and the flow-matching loss of every token (paper Figures 2 and 12).
 
-from collections.abc import Iterator, Sequence
+B samples, D draws of noise for each, T times, G groups, n tokens of a group, N = G·n tokens in group-major order,
+J̃ latents kept of a group.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from elit.budgets import Budget
-from elit.models.conditioning import Condition
+from elit.flow.path import interpolate, target_velocity
+from elit.models.conditioning import Condition, concatenate
 from elit.models.interface import LatentInterface
-from elit.models.layers import unpatchify
+from elit.models.layers import patchify, unpatchify
 from elit.models.transformer import Transformer
+from elit.sampling.noise import seeded_noise
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+Tick = Callable[[], None]
 
 
 def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budget: Budget = None) -> Tensor:
@@ -58,3 +70,118 @@ def interface_of(model: Transformer) -> LatentInterface:
     if model.latent_interface is None:
         raise ValueError("cannot inspect a baseline, which has no Read: give an ELIT model")
     return model.latent_interface
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Samples, noise and times that are the same for every measurement, so that differences are the network's.
+
+    Draw i of sample b has the noise of seed + i·B + b, the same at every time. Raises ValueError for invalid sizes.
+    """
+
+    x: Tensor
+    """(B, C, ...) data as the network takes it, B at least 2."""
+    y: Condition
+    """Conditions of the samples, B rows."""
+    times: tuple[float, ...] = TIMES
+    """0 = noise, 1 = data; means over them count each alike."""
+    draws: int = 4
+    """D, draws of noise a sample; loss maps of a single one are mostly that noise."""
+    seed: int = 0
+    batch_size: int = 64
+    """Rows in one forward."""
+
+    def __post_init__(self) -> None:
+        if len(self.x) < 2 or len(self.y) != len(self.x):
+            raise ValueError(f"x and y must have as many rows, at least 2, got {len(self.x)} and {len(self.y)}")
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of one measurement."""
+        return len(self.times) * math.ceil(self.draws * len(self.x) / self.batch_size)
+
+    @torch.no_grad()
+    def run(self, model: Transformer, budget: Budget, tick: Tick | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Forward after forward: number of the time, samples (b,), their squared errors in group-major tokens (b, N).
+
+        A token's error is the mean over its pixels and channels, float32 on the CPU: their mean over tokens is the
+        training loss. Raises FloatingPointError where the network's velocity is not finite.
+        """
+        x1 = self.x.repeat(self.draws, *[1] * (self.x.ndim - 1))
+        x0 = seeded_noise(range(self.seed, self.seed + len(x1)), self.x.shape[1:])
+        y, samples = concatenate([self.y] * self.draws), torch.arange(len(x1)) % len(self.x)
+        window = model.window(self.x.shape[2:])
+        for i, time in enumerate(self.times):
+            for rows in torch.arange(len(x1)).split(self.batch_size):
+                t = torch.full((len(rows),), time)
+                x = interpolate(x0[rows], x1[rows], t).to(model.device, model.dtype)
+                velocity = model(x, t.to(model.device), y[rows].to(model.device), budget).float().cpu()
+                error = (velocity - target_velocity(x0[rows], x1[rows])).square()
+                tokens = patchify(error, model.patch_size, window).mean(-1)
+                if not tokens.isfinite().all():
+                    raise FloatingPointError(f"the model's velocity at t = {time:g} is not finite")
+                yield i, samples[rows], tokens
+                if tick:
+                    tick()
+
+
+@dataclass(frozen=True)
+class ReadMaps:
+    """Read's attention and the loss; means over draws, tokens group-major, float64."""
+
+    attention: Tensor
+    """(T, B, N): attention to each token, mean over heads, summed over latents. A latent's weights sum to 1 over its
+    window, so the sum over a window is J̃."""
+    loss: Tensor
+    """(T, B, N): flow-matching loss of each token."""
+    latents: Tensor
+    """(B, N, J̃): attention of each latent to each token of its window, mean over the times."""
+    tokens_per_group: int
+    """n."""
+
+    def correlation(self) -> Tensor:
+        """(T, B): rank correlation of attention and loss over the tokens of a sample; NaN where one is constant."""
+        return rank_correlation(self.attention, self.loss)
+
+    def correlation_in_windows(self) -> Tensor:
+        """(T, B): the same inside each window, where attention can choose; mean over windows in which it varies."""
+        attention, loss = (part.unflatten(2, (-1, self.tokens_per_group)) for part in (self.attention, self.loss))
+        return rank_correlation(attention, loss).nanmean(-1)
+
+
+def read_maps(model: Transformer, probe: Probe, budget: Budget = None, tick: Tick | None = None) -> ReadMaps:
+    """Read's attention and the flow-matching loss of every sample and time, from the same forwards.
+
+    tick: called after each of `probe.forwards` forwards. Raises ValueError for a baseline.
+    """
+    n = len(interface_of(model).position)
+    maps: dict[str, Tensor] = {}
+    shape, share = (len(probe.times), len(probe.x)), 1 / probe.draws
+    with recorded_attention(model) as recorded:
+        for i, samples, loss in probe.run(model, budget, tick):
+            weights = recorded.pop().mean(1).double().cpu().unflatten(0, (len(samples), -1))  # (b, G, J̃, n)
+            for name, value in (("attention", weights.sum(2).flatten(1)), ("loss", loss.double())):
+                total = maps.setdefault(name, torch.zeros(*shape, *value.shape[1:], dtype=torch.float64))
+                total[i].index_add_(0, samples, share * value)
+            latents = weights.transpose(2, 3).flatten(1, 2) / len(probe.times)  # (b, N, J̃)
+            total = maps.setdefault("latents", torch.zeros(shape[1], *latents.shape[1:], dtype=torch.float64))
+            total.index_add_(0, samples, share * latents)
+    return ReadMaps(**maps, tokens_per_group=n)
+
+
+def losses(model: Transformer, probe: Probe, budget: Budget = None, tick: Tick | None = None) -> Tensor:
+    """(T, B): flow-matching loss of every sample and time, mean over draws, float64; for any network."""
+    total = torch.zeros(len(probe.times), len(probe.x), dtype=torch.float64)
+    for i, samples, tokens in probe.run(model, budget, tick):
+        total[i].index_add_(0, samples, tokens.mean(1).double() / probe.draws)
+    return total
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation along the last dimension, ties at their mean rank; (..., N) twice -> (...), float64.
+
+    NaN where one of the two is constant. scipy's own spearmanr takes no pairs of rows.
+    """
+    ranks = (torch.from_numpy(rankdata(part.detach().cpu().double().numpy(), axis=-1)) for part in (a, b))
+    rank_a, rank_b = (rank - rank.mean(-1, keepdim=True) for rank in ranks)
+    return (rank_a * rank_b).sum(-1) / (rank_a.square().sum(-1) * rank_b.square().sum(-1)).sqrt()
