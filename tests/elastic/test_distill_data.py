@@ -192,7 +192,7 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
     flux = ["tiny/FluxPipeline", out, "--sizes", "32x32"]
     for words, message in (
         ([*flux, *good, "--prompts", str(tmp_path / "prompts.txt")], "cannot learn from prompts and data at once"),
-        ([*flux, "--data", "nowhere"], "cannot read 'nowhere': no such file or folder"),
+        ([*flux, "--data", "nowhere"], "cannot read 'nowhere': must be a folder"),
         ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
         (["tiny/LTX2Pipeline", out, *good], "not supported for a LTX2Pipeline, whose samples hold more"),
         (["tiny/DiTPipeline", out, *good], "no pictures in its sub-folders"),

@@ -8,7 +8,7 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
-from elit.data.encode import encode, finish, prepare
+from elit.data.encode import encode
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
@@ -123,9 +123,7 @@ def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
         (tmp_path / "pictures" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (50 * i, 0, 99)).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
     source, encoding = open_source(tmp_path / "pictures", captions=False), Encoding(vae="small", image_size=32)
-    prepare(source, out, vae, encoding)
     encode(source, out, vae, encoding)
-    finish(source, out, encoding)
     found, again, other = (load_examples(model, str(out), 3, vae=vae, seed=seed) for seed in (0, 0, 1))
     assert found.origin == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 0}
     assert torch.equal(found.x, again.x)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.encode import encode, finish, load_encoder, prepare
+from elit.data.encode import encode, load_encoder
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
@@ -141,9 +141,7 @@ def test_encoded_sampled_scored_and_looked_at(kind, vae, model, photos, tmp_path
     encoding = Encoding(vae=str(tmp_path / "vae"), image_size=16)
     source, out = open_source(photos, captions=False), tmp_path / "latents"
     for _ in range(2):  # a second time compares what is there
-        prepare(source, out, vae, encoding)
-    encode(source, out, vae, encoding)
-    finish(source, out, encoding)
+        encode(source, out, vae, encoding)
     data = LatentSet(out)
     moments, labels = data.__getitems__(range(6))
     assert data.shape == (4, *model.sample_size)

@@ -52,20 +52,17 @@ def run(args: Args) -> dict[str, Any] | None:
         return _inspect(args, args.inspect)
     from accelerate import PartialState
 
-    from elit.data.encode import encode, finish, load_encoder, prepare
+    from elit.data.encode import encode, load_encoder
     from elit.data.source import open_source
 
     state = PartialState(cpu=check_device(args.device) == "cpu")
     source = open_source(args.src, captions=args.captions)
     vae = load_encoder(args.vae, args.vae_subfolder, device=args.device or state.device)
+    share = {"rank": state.process_index, "world": state.num_processes, "wait": state.wait_for_everyone}
     with show_progress("encoding", len(source)) as progress:
-        with state.main_process_first():
-            prepare(source, args.out, vae, args)
-        encode(source, args.out, vae, args, rank=state.process_index, world=state.num_processes, progress=progress)
-    state.wait_for_everyone()
+        index = encode(source, args.out, vae, args, **share, progress=progress)
     if not state.is_main_process:
         return None
-    index = finish(source, args.out, args)
     result = {"out": str(args.out), "count": index["count"], "skipped": len(index["skipped"])}
     if not args.json:
         left_out = f", {result['skipped']} unreadable left out" if result["skipped"] else ""

@@ -11,8 +11,7 @@ made.
 
 import hashlib
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,29 +54,35 @@ def encode(
     *,
     rank: int = 0,
     world: int = 1,
+    wait: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Writes this process's shards, those that are not there yet: every `world`-th from `rank`.
+) -> dict[str, Any]:
+    """Writes the shards that are not there yet, of `world` processes each every `world`-th; returns index.json.
 
-    Call `prepare` before, in one process, and `finish` after all are through. progress: called with (samples done,
-    samples of this process). Raises ValueError for a picture that cannot be read.
+    wait: until all processes are there. progress: called with (shards done, shards of this process). Raises ValueError
+    for a picture that cannot be read, and for a folder that holds something else.
     """
-    shards = range(math.ceil(len(source) / encoding.shard_size))
-    mine = [shard for shard in shards if shard % world == rank]
-    total, done = sum(len(shard_rows(source, encoding, shard)) for shard in mine), 0
-    for shard in mine:
-        path = shard_path(out, shard)
-        if not path.is_file():
-            write_shard(path, source, shard_rows(source, encoding, shard), vae, encoding)
-        done += len(shard_rows(source, encoding, shard))
+    starts = range(0, len(source), encoding.shard_size)
+    shards = [range(start, min(start + encoding.shard_size, len(source))) for start in starts]
+    paths = [out / f"shard-{number:05d}.arrow" for number in range(len(shards))]
+    if rank == 0:
+        prepare(source, out, vae, encoding)
+    wait()
+    mine = range(rank, len(shards), world)
+    for done, number in enumerate(mine, 1):
+        if not paths[number].is_file():
+            write_shard(paths[number], source, shards[number], vae, encoding)
         if progress:
-            progress(done, total)
+            progress(done, len(mine))
+    wait()
+    if rank == 0:
+        finish(source, out, encoding, paths, shards)
+    wait()
+    return json.loads((out / "index.json").read_text(encoding="utf-8"))
 
 
 def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
     """Writes encode.json, or checks that the one there says the same. Raises ValueError naming the difference."""
-    if not len(source):
-        raise ValueError("src: has no samples")
     size = encoding.pixels if encoding.frames == 1 else (encoding.frames, *encoding.pixels)
     settings: dict[str, Any] = {
         **{each.name: getattr(encoding, each.name) for each in fields(Encoding)},
@@ -131,37 +136,18 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
         writer.finalize()
 
 
-def finish(source: Source, out: Path, encoding: Encoding) -> dict[str, Any]:
-    """Checks every shard, writes index.json and returns it. Raises ValueError where a shard is missing or not whole."""
-    shards: list[dict[str, Any]] = []
+def finish(source: Source, out: Path, encoding: Encoding, paths: Sequence[Path], shards: Sequence[range]) -> None:
+    """Checks every shard and writes index.json. Raises ValueError where a shard does not hold its samples."""
+    entries: list[dict[str, Any]] = []
     skipped: list[int] = []
-    for shard in range(math.ceil(len(source) / encoding.shard_size)):
-        path, wanted = shard_path(out, shard), shard_rows(source, encoding, shard)
-        if not path.is_file():
-            raise ValueError(f"out={str(out)!r}: {path.name} is missing; run the command again")
+    for path, wanted in zip(paths, shards, strict=True):
         rows = list(Dataset.from_file(str(path))["row"])
         missing = sorted(set(wanted) - set(rows))
-        if len(rows) != len(set(rows)) or set(rows) - set(wanted) or (missing and not encoding.skip_unreadable):
+        if len(rows) + len(missing) != len(wanted) or (missing and not encoding.skip_unreadable):
             raise ValueError(f"out={str(out)!r}: {path.name} does not hold its samples; remove it and run again")
         skipped += missing
-        shards.append({"file": path.name, "rows": len(rows), "sha256": _digest(path.read_bytes())})
-    index = {"count": sum(shard["rows"] for shard in shards), "skipped": skipped, "shards": shards}
-    if index["count"] + len(skipped) != len(source):
-        raise ValueError(f"out={str(out)!r}: {index['count']} samples of {len(source)}, {len(skipped)} left out")
-    if not index["count"]:
+        entries.append({"file": path.name, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    if len(skipped) == len(source):
         raise ValueError(f"out={str(out)!r}: none of {len(source)} samples could be encoded")
+    index = {"count": len(source) - len(skipped), "skipped": skipped, "shards": entries}
     write_text(out / "index.json", json.dumps(index, indent=2) + "\n")
-    return index
-
-
-def shard_path(out: Path, shard: int) -> Path:
-    return out / f"shard-{shard:05d}.arrow"
-
-
-def shard_rows(source: Source, encoding: Encoding, shard: int) -> range:
-    """The samples of a shard."""
-    return range(shard * encoding.shard_size, min((shard + 1) * encoding.shard_size, len(source)))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

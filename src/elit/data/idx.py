@@ -52,7 +52,7 @@ def fashion_mnist(split: Split = "train") -> ImageSet:
     return _image_set(torch.from_numpy(rows["image"]), torch.from_numpy(rows["label"]), FASHION_CLASSES)
 
 
-def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str, ...] | None = None) -> ImageSet:
+def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str, ...] = ()) -> ImageSet:
     """images (N, 1, H, W) uint8, padded with 0 to sides that 8 divides, and labels of a folder of IDX files.
 
     The files are train-images-idx3-ubyte and train-labels-idx1-ubyte, or t10k-… for the test split, as they are or with
@@ -60,56 +60,35 @@ def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str
     Raises ValueError for a file that is missing, is no such file or ends too soon.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"data='idx:{folder}': no such folder")
-    images = read_idx(_file(folder, f"{PREFIX[split]}-images-idx3-ubyte"), axes=3)
-    labels = read_idx(_file(folder, f"{PREFIX[split]}-labels-idx1-ubyte"), axes=1)
-    if len(images) != len(labels):
-        raise ValueError(f"data='idx:{folder}': {len(images)} pictures but {len(labels)} labels in its {split} files")
-    names = folder / "classes.txt"
-    if classes is None and names.is_file():
-        classes = tuple(line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip())
+    images = read_idx(folder / f"{PREFIX[split]}-images-idx3-ubyte", axes=3)
+    labels = read_idx(folder / f"{PREFIX[split]}-labels-idx1-ubyte", axes=1)
+    if not classes and (names := folder / "classes.txt").is_file():
+        classes = tuple(filter(None, map(str.strip, names.read_text(encoding="utf-8").splitlines())))
     count = int(labels.max()) + 1 if len(labels) else 0
     classes = classes or tuple(map(str, range(count)))
-    if count > len(classes):
-        raise ValueError(f"data='idx:{folder}': label {count - 1}, but only {len(classes)} class names")
+    if len(images) != len(labels) or count > len(classes):
+        found = f"{len(images)} pictures, {len(labels)} labels up to {count - 1} and {len(classes)} class names"
+        raise ValueError(f"data='idx:{folder}': {found} do not fit each other")
     return _image_set(images, labels, classes)
 
 
 def read_idx(path: Path, *, axes: int) -> Tensor:
-    """A uint8 tensor of `axes` axes from an IDX file, gzipped or not. Raises ValueError naming what is wrong."""
+    """A uint8 tensor of `axes` axes from an IDX file, or its gzipped form. Raises ValueError naming what is wrong."""
+    gzipped = path.with_name(f"{path.name}.gz")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"data: {str(path)!r}: damaged or cut short ({error}); get it again") from None
-    header = 4 + 4 * axes
-    magic = bytes((0, 0, UNSIGNED_BYTE, axes))
-    if len(content) < header or content[:4] != magic:
-        starts = content[:4].hex() or "nothing"
-        raise ValueError(
-            f"data: {str(path)!r}: starts with {starts}, not with {magic.hex()}: no IDX file of {axes} axes of bytes"
-        )
-    shape = struct.unpack(f">{axes}I", content[4:header])
-    if len(content) - header != math.prod(shape):
-        size = "×".join(map(str, shape))
-        raise ValueError(f"data: {str(path)!r}: has {len(content) - header} values, but says {size}; get it again")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
-
-
-def _file(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise ValueError(f"data='idx:{folder}': no {name} or {name}.gz in it")
+        content = path.read_bytes() if path.is_file() else gzip.decompress(gzipped.read_bytes())
+        shape = struct.unpack_from(f">{axes}I", content, 4)
+        if content[:4] != bytes((0, 0, UNSIGNED_BYTE, axes)) or len(content) != 4 + 4 * axes + math.prod(shape):
+            raise ValueError(f"not {axes} axes of bytes, or not as long as it says")
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"data: cannot read {str(path)!r} or its .gz: {reason}; get it again") from None
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
 
 
 def _image_set(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
     """images (N, h, w) uint8, labels (N,) -> the padded set."""
     rows, columns = ((-length) % MULTIPLE for length in images.shape[1:])
     padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    captions = tuple(f"a photo of {_article(name)} {name}" for name in classes)
+    captions = tuple(f"a photo of {'an' if name[:1].lower() in 'aeiou' else 'a'} {name}" for name in classes)
     return ImageSet(F.pad(images, padding)[:, None], labels.long(), classes, captions)
-
-
-def _article(name: str) -> str:
-    return "an" if name[:1].lower() in "aeiou" else "a"

@@ -13,14 +13,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from elit.data.folders import KEPT
 from elit.data.reader import ImageInfo, centre_crop
-from elit.data.source import Source
+from elit.data.source import KEPT, Source
 from elit.files import write_text
 from elit.models.conditioning import Condition
-
-MAX_LISTED = 8
-"""Classes that a summary lists one by one."""
 
 
 class ImageData(Protocol):
@@ -29,15 +25,12 @@ class ImageData(Protocol):
     classes: tuple[str, ...]
     captions: tuple[str, ...]
     """A prompt for each label."""
+    shape: tuple[int, ...]
+    """(C, H, W) of one image, (C, T, H, W) of a clip."""
     folder: Path | None
     """Where to keep what belongs to it."""
     stamp: str
     """Changes with the files it is read from."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image, (C, T, H, W) of a clip."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -58,10 +51,7 @@ class ImageSet:
     def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...], captions: tuple[str, ...] = ()):
         self.images, self.labels = images, labels
         self.classes, self.captions = classes, captions or classes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.images.shape[1:])
+        self.shape: tuple[int, ...] = tuple(images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,23 +72,16 @@ class ImageFiles:
     def __init__(self, source: Source, image_size: int, *, skip_unreadable: bool = False):
         infos = inspect_pictures(source)
         self.skipped = [info for info in infos if isinstance(info, str)]
-        if len(self.skipped) == len(source):
-            raise ValueError(f"{self.skipped[0]}; none of {len(source)} pictures in {str(source.root)!r} is readable")
-        if self.skipped and not skip_unreadable:
-            raise ValueError(
-                f"{self.skipped[0]}; {len(self.skipped)} of {len(source)} pictures are unreadable; mend or remove "
-                "them, or set skip_unreadable"
-            )
+        if self.skipped and (not skip_unreadable or len(self.skipped) == len(source)):
+            count = f"{len(self.skipped)} of {len(source)} pictures are unreadable"
+            raise ValueError(f"{self.skipped[0]}; {count}; mend or remove them, or set skip_unreadable for a few")
         rows = [row for row, info in enumerate(infos) if not isinstance(info, str)]
-        self.source, self.image_size = source.subset(rows) if self.skipped else source, image_size
+        self.source, self.image_size = source.subset(rows), image_size
         self.infos = [info for info in infos if not isinstance(info, str)]
         self.classes, self.captions = source.classes, source.captions
+        self.shape: tuple[int, ...] = (3, image_size, image_size)
         self.folder: Path | None = source.folder
         self.stamp: str = source.identity["stamp"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (3, self.image_size, self.image_size)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -110,12 +93,14 @@ class ImageFiles:
     def summary(self, batch_size: int) -> list[str]:
         """Lines to print before a run: pictures a class, then what is out of the ordinary."""
         counts = Counter(self.source.labels)
-        sizes = sorted({(each.width * each.height, f"{each.width}×{each.height}") for each in self.infos})
-        low, high = sizes[0][1], sizes[-1][1]
-        lines = [
-            f"{len(self):,} images, {self._per_class(counts)}; {f'all {low}' if low == high else f'{low} to {high}'}",
-            *self.source.summary(),
+        few, most = min(counts.values()), max(counts.values())
+        sizes = sorted((info.width * info.height, f"{info.width}×{info.height}") for info in self.infos)
+        lines = [f"{len(self):,} images of {sizes[0][1]} to {sizes[-1][1]}, {len(counts)} classes of {few} to {most}"]
+        lines += [
+            f"not taken: {len(each)} {reason}, {each[0]!r} for one" for reason, each in self.source.left_out.items()
         ]
+        if self.skipped:
+            lines.append(f"left out: {len(self.skipped)} unreadable images; {self.skipped[0]}")
         if transparent := sum(info.transparent for info in self.infos):
             lines.append(f"{transparent} images are transparent: they lie on white")
         if small := sum(min(info.width, info.height) < self.image_size for info in self.infos):
@@ -124,23 +109,16 @@ class ImageFiles:
             lines.append(f"{len(self)} images are fewer than a batch of {batch_size}, so that some repeat in it")
         return [f"data: {line}" for line in lines]
 
-    def _per_class(self, counts: Counter[int]) -> str:
-        named = [(self.classes[label], counts[label]) for label in sorted(counts)]
-        if len(named) <= MAX_LISTED:
-            return ", ".join(f"{name} {count}" for name, count in named)
-        few, most = min(named, key=lambda each: each[1]), max(named, key=lambda each: each[1])
-        return f"{len(named)} classes, from {few[1]} ({few[0]}) to {most[1]} ({most[0]})"
-
 
 def inspect_pictures(source: Source) -> list[ImageInfo | str]:
     """Each picture's header, or why it cannot be read.
 
     All are decoded once; what was found is kept beside them, and holds until a file changes.
     """
-    path, identity = source.folder / f".{source.root.name}{KEPT}", source.identity
+    path = source.folder / f".{source.root.name}{KEPT}"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["identity"] == identity:
+        if kept["identity"] == source.identity:
             return [each if isinstance(each, str) else ImageInfo(*each) for each in kept["pictures"]]
 
     def inspect(index: int) -> ImageInfo | str:
@@ -156,7 +134,7 @@ def inspect_pictures(source: Source) -> list[ImageInfo | str]:
         shown = track(found, "reading pictures", len(source), console=console, disable=not console.is_terminal)
         pictures = list(shown)
     with suppress(OSError):
-        write_text(path, json.dumps({"identity": identity, "pictures": pictures}))
+        write_text(path, json.dumps({"identity": source.identity, "pictures": pictures}))
     return pictures
 
 

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from elit.compat import is_dead_worker
 from elit.data.sampler import StepSampler
 
-T = TypeVar("T")
 ATTEMPTS = 3  # loaders in a row that may die without giving one batch
 
 
@@ -28,8 +27,7 @@ class Feed:
         self, data: Any, sampler: StepSampler, *, workers: int, device: torch.device, say: Callable[[str], None]
     ):
         self.data, self.sampler, self.workers, self.device, self.say = data, sampler, workers, device, say
-        self.waited = 0.0
-        self.died = 0
+        self.waited, self.died = 0.0, 0
         self._batches = self._start()
 
     def __iter__(self) -> "Feed":
@@ -37,36 +35,25 @@ class Feed:
 
     def __next__(self) -> tuple[Tensor, Any]:
         start = time.perf_counter()
-        images, y = self._next()
-        self.waited += time.perf_counter() - start
-        return images.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-
-    def _next(self) -> tuple[Tensor, Any]:
-        failures = 0
-        while True:
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                batch = next(self._batches)
+                images, y = next(self._batches)
+                break
             except (RuntimeError, OSError, EOFError) as error:
                 if not is_dead_worker(error):
                     raise
-                failures, self.died = failures + 1, self.died + 1
+                self.died += 1
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                if failures == ATTEMPTS:
+                if attempt == ATTEMPTS:
                     raise ChildProcessError(
-                        f"data: loader processes died {failures} times in a row ({reason}); give fewer workers "
-                        "or more memory, and resume"
+                        f"data: loader processes died {ATTEMPTS} times in a row ({reason}); give fewer workers or more "
+                        "memory, and resume"
                     ) from None
                 self.say(f"data: {reason}; started a new loader at the same batch")
                 self._batches = self._start()
-            else:
-                self._advance()
-                return batch
-
-    def _advance(self) -> None:
-        sampler = self.sampler
-        sampler.part += 1
-        if sampler.part == sampler.parts:
-            sampler.start, sampler.part = sampler.start + 1, 0
+        self.sampler.advance()
+        self.waited += time.perf_counter() - start
+        return images.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _start(self) -> Iterator[Any]:
         main = threading.current_thread() is threading.main_thread()
@@ -80,7 +67,7 @@ class Feed:
             worker_init_fn=_ignore_ctrl_c,
         )
         batches = iter(loader)
-        if main and before is not None:
+        if before is not None:
             # torch's handler would raise in the middle of a step; without it, waiting for the next batch finds out.
             signal.signal(signal.SIGCHLD, before)
         return batches
@@ -91,5 +78,5 @@ def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_is(batch: T) -> T:
+def _as_is(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""The reader of pictures: what training, encoding and evaluation see of any file that Pillow reads.
+"""The reader of pictures: what training, encoding and evaluation get of any file that Pillow reads.
 
 A picture is upright 8-bit RGB: EXIF's orientation is applied, alpha composited on white, 16 bits and floats scaled.
 Damaged metadata costs no picture, and only the frames that are asked for are decoded.
@@ -27,15 +27,8 @@ SUFFIXES = frozenset(
 STILLS = ("MPO", "TIFF")
 """Formats whose further pictures are no frames of a clip: previews, thumbnails, the other eye."""
 ORIENTATION = 0x0112  # of EXIF
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = (None, None, 0, 3, 1, 5, 4, 6, 2)  # by orientation, Image.Transpose's numbers
+SIDEWAYS = (5, 6, 7, 8)
 MAX_RATIO = 16
 """A picture is cut to this many times the wanted side before it is resized."""
 
@@ -54,17 +47,32 @@ def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
 
     Raises whatever Pillow does, and ValueError for fewer frames or values without a known range.
     """
-    return _despite_metadata(content, lambda image: _frames(image, count))
+
+    def frames(image: Image.Image) -> list[Image.Image]:
+        found: list[Image.Image] = []
+        for number in itertools.count() if count is None else range(count):
+            if number and image.format in STILLS:
+                break
+            try:
+                image.seek(number)
+            except EOFError:
+                break
+            image.load()
+            frame, turn = _as_rgb(image), TURNS[_orientation(image)]
+            found.append(frame if turn is None else frame.transpose(Image.Transpose(turn)))
+        if count is not None and len(found) < count:
+            raise ValueError(f"{len(found)} frames, {count} wanted")
+        return found
+
+    return _despite_metadata(content, frames)
 
 
 def read_info(content: bytes) -> ImageInfo:
     """What the header alone tells. Raises whatever Pillow does."""
 
     def info(image: Image.Image) -> ImageInfo:
-        size = image.size
-        if image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):  # Pillow turns a TIFF by itself
-            size = size[::-1]
-        return ImageInfo(*size, image.mode, image.has_transparency_data)
+        turned = image.format != "TIFF" and _orientation(image) in SIDEWAYS  # Pillow turns a TIFF by itself
+        return ImageInfo(*(image.size[::-1] if turned else image.size), image.mode, image.has_transparency_data)
 
     return _despite_metadata(content, info)
 
@@ -91,52 +99,27 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _frames(image: Image.Image, count: int | None) -> list[Image.Image]:
-    frames: list[Image.Image] = []
-    for number in itertools.count() if count is None else range(count):
-        if number:
-            try:
-                if image.format in STILLS:
-                    break
-                image.seek(number)
-            except EOFError:
-                break
-        image.load()
-        frame, turn = _as_rgb(image), TURNS.get(_orientation(image) or 1)
-        frames.append(frame if turn is None else frame.transpose(turn))
-    if count is not None and len(frames) < count:
-        raise ValueError(f"{len(frames)} frames, {count} wanted")
-    return frames
-
-
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return _as_bytes(image).convert("RGB")
-    if image.has_transparency_data:
+        # 16 bits reach to 65535; 32 and floats to the first of these that holds all values.
+        tops = (65535,) if image.mode.startswith("I;16") else (255, 65535) if image.mode == "I" else (1, 255, 65535)
+        values = np.asarray(image).astype(np.float64)
+        top = next((top for top in tops if values.max() <= top), None)
+        if top is None or not values.min() >= 0:
+            raise ValueError(f"values must be from 0 to {tops[-1]}, got {values.min():g} to {values.max():g}")
+        image = Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _as_bytes(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or floats as 8 bits.
-
-    16 bits reach to 65535; the others to the first of 1 (floats alone), 255 and 65535 that holds all values.
-    """
-    values = np.asarray(image).astype(np.float64)
-    low, high = values.min(), values.max()
-    ranges = (65535,) if image.mode.startswith("I;16") else (255, 65535) if image.mode == "I" else (1, 255, 65535)
-    top = next((top for top in ranges if high <= top), None)
-    if top is None or not low >= 0:
-        raise ValueError(f"values must be from 0 to {ranges[-1]}, got {low:g} to {high:g}")
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
-
-
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        return Image.Image.getexif(image).get(ORIENTATION)  # a PNG's own method would decode it
+        turn = int(Image.Image.getexif(image)[ORIENTATION])  # a PNG's own method would decode it
+        return turn if 1 <= turn <= 8 else 1
     except Exception:
-        return None
+        return 1
 
 
 def _despite_metadata(content: bytes, read: Callable[[Image.Image], T]) -> T:
@@ -145,40 +128,29 @@ def _despite_metadata(content: bytes, read: Callable[[Image.Image], T]) -> T:
         with Image.open(io.BytesIO(content)) as image:
             return read(image)
     except Exception:
-        plain = _without_metadata(content)
+        plain = b"".join(_parts(content))
         if plain == content:
             raise
         with Image.open(io.BytesIO(plain)) as image:
             return read(image)
 
 
-def _without_metadata(content: bytes) -> bytes:
+def _parts(content: bytes) -> list[bytes]:
     """A PNG without texts and damaged side chunks, a JPEG without application segments but EXIF; else as it is."""
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _chunks(content)
-    return _segments(content) if content.startswith(b"\xff\xd8") else content
-
-
-def _chunks(content: bytes) -> bytes:
-    parts, place = [content[:8]], 8
-    while place + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, place)
+    png, place, parts = content.startswith(b"\x89PNG\r\n\x1a\n"), 8, [content[:8]]
+    while png and (head := content[place : place + 8])[7:]:
+        length, kind = struct.unpack(">I4s", head)
         chunk = content[place : place + 12 + length]
-        side = kind[:1].islower()
         whole = chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4, "big")
-        if not side or (whole and kind in (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")):
+        if kind[:1].isupper() or (whole and kind in (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")):
             parts.append(chunk)
-        place += 12 + length
-    return b"".join(parts)
-
-
-def _segments(content: bytes) -> bytes:
-    parts, place = [content[:2]], 2
-    while content[place : place + 1] == b"\xff" and content[place : place + 2] != b"\xff\xda":
-        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
-        segment = content[place : place + 2 + length]
-        # JFIF and Adobe's say how colours are stored.
-        if marker not in (*range(0xE1, 0xEE), 0xEF, 0xFE) or segment[4:8] == b"Exif":
-            parts.append(segment)
-        place += 2 + length
-    return b"".join((*parts, content[place:]))
+        place += len(chunk)
+    if content.startswith(b"\xff\xd8"):
+        place, parts = 2, [content[:2]]
+        while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+            segment = content[place : place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")]
+            # JFIF's and Adobe's, E0 and EE, say how colours are stored.
+            if segment[1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE) or segment[4:8] == b"Exif":
+                parts.append(segment)
+            place += len(segment)
+    return [*parts, content[place:]]

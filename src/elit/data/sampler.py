@@ -21,11 +21,11 @@ class StepSampler(Sampler[list[int]]):
     def __init__(
         self, length: int, *, seed: int, batch_size: int, parts: int, rank: int, world: int, stop: int, start: int = 0
     ):
+        if not length:
+            raise ValueError("data: holds no samples")
         if batch_size % (parts * world):
-            raise ValueError(
-                f"batch_size={batch_size}: give a multiple of {parts * world} "
-                f"({world} processes × {parts} accumulated micro-batches)"
-            )
+            valid = f"a multiple of {parts * world} ({world} processes × {parts} accumulated micro-batches)"
+            raise ValueError(f"batch_size must be {valid}, got {batch_size}")
         self.length, self.seed, self.batch_size = length, seed, batch_size
         self.parts, self.rank, self.world = parts, rank, world
         self.start, self.part, self.stop = start, 0, stop
@@ -34,15 +34,17 @@ class StepSampler(Sampler[list[int]]):
         return (self.stop - self.start) * self.parts - self.part
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.batches(self.start, self.part)
-
-    def batches(self, start: int, part: int) -> Iterator[list[int]]:
-        """This process's micro-batches from `part` of step `start` on."""
-        for step in range(start, self.stop):
+        first = self.part
+        for step in range(self.start, self.stop):
             samples = self.samples(step)
-            for each in range(part, self.parts):
-                yield samples[batch_slice(self.batch_size, self.parts, self.world, each, self.rank)]
-            part = 0
+            for part in range(first, self.parts):
+                yield samples[batch_slice(self.batch_size, self.parts, self.world, part, self.rank)]
+            first = 0
+
+    def advance(self) -> None:
+        """Starts one micro-batch later."""
+        steps, self.part = divmod(self.part + 1, self.parts)
+        self.start += steps
 
     def samples(self, step: int) -> list[int]:
         """The samples of a step's whole batch, over all processes."""

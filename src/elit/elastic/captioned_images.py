@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from elit.config import DistillConfig
-from elit.data.encode import encode, finish, prepare
+from elit.data.encode import encode
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import Source, open_source
@@ -83,14 +83,7 @@ class CaptionedImages:
             part = self.source.subset(rows)
             encoding = Encoding(vae=self.config.pipeline, vae_subfolder="vae", image_size=size, frames=frames)
             if not (folder / "index.json").is_file():
-                if rank == 0:
-                    prepare(part, folder, self.pipe.vae, encoding)
-                wait()
-                encode(part, folder, self.pipe.vae, encoding, rank=rank, world=world)
-                wait()
-                if rank == 0:
-                    finish(part, folder, encoding)
-                wait()
+                encode(part, folder, self.pipe.vae, encoding, rank=rank, world=world, wait=wait)
             self.latents[size] = LatentSet(folder)
 
     def record_captions(self, cache: Path, requests: Requests, layout: Tree) -> None:

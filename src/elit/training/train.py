@@ -70,10 +70,8 @@ class TrainNetwork(Task):
 
     def initialize(self, *, resumed: bool) -> list[str]:
         notes = []
-        if isinstance(self.data, ImageFiles):
-            notes += [] if resumed else self.data.summary(self.config.batch_size)
-            if skipped := self.data.skipped:
-                notes.append(f"left out {len(skipped)} unreadable images: {skipped[0]}")
+        if isinstance(self.data, ImageFiles) and not resumed:
+            notes += self.data.summary(self.config.batch_size)
         if self.config.init and not resumed:
             new, left_out = load_shared_weights(self.network, self.config.init)
             names = f"{len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
