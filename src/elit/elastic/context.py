@@ -18,7 +18,7 @@ T = TypeVar("T")
 UNSET: Any = object()
 
 _branch: ContextVar[str | None] = ContextVar("elit_branch", default=None)
-_block: ContextVar["BudgetBlock | None"] = budget_block
+_block: Any = budget_block
 bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
 
 
@@ -140,14 +140,14 @@ def current_branch() -> str | None:
 
 def has_guidance_budget() -> bool:
     """Whether the unconditional branch has a budget of its own."""
-    block = _block.get()
+    block: BudgetBlock | None = _block.get()
     return block is not None and block.guidance is not UNSET
 
 
 @torch.compiler.disable
 def budget_of_references(budgets: Sequence[int], noise: Callable[[], Tensor]) -> int | None:
     """J̃ of reference images in one forward; None where they have no budget of their own."""
-    block = _block.get()
+    block: BudgetBlock | None = _block.get()
     if block is None or block.reference is UNSET:
         return None
     return block.resolve(block.reference, budgets, noise, calling_pipeline())
@@ -169,10 +169,10 @@ def budgets_of_call(
     unlabelled: the sample, where pipelines run the branches apart and may name neither.
     Raises ValueError for a budget out of range, a list that is too short, and where nobody says what a batch holds.
     """
-    block, name = _block.get(), _branch.get()
+    block: BudgetBlock | None = _block.get()
     if block is None:
         return [budgets[-1]]
-    frame = calling_pipeline()
+    frame, name = calling_pipeline(), _branch.get()
     main = block.resolve(block.value, budgets, noise, frame)
     if name is None and unlabelled is not None and frame is not None and block.is_second(unlabelled):
         name = "uncond"

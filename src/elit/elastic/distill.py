@@ -37,7 +37,7 @@ from elit.sampling.pictures import save_image
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
-from elit.training.task import Task
+from elit.training.task import Task, order_of
 
 
 def distill(config: DistillConfig) -> dict[str, Any]:
@@ -101,15 +101,7 @@ class DistillPipeline(Task):
             if requests.sides:
                 requests.sizes += self.sizes_of_windows()
             self.examples = self.encode(rank, world) if self.images else self.record(rank, world)
-            self.sampler = BucketSampler(
-                self.examples.buckets,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                parts=config.gradient_accumulation,
-                rank=rank,
-                world=world,
-                stop=config.steps,
-            )
+            self.sampler = BucketSampler(self.examples.buckets, **order_of(config, accelerator))
             # Before a checkpoint's weights are read: the network is still the original.
             self.validation = Validation(self.pipe, requests, *self.probe())
             if config.preview_every:
@@ -196,7 +188,8 @@ class DistillPipeline(Task):
         held_out = self.examples if self.images else RecordedCalls(self.cache / "held-out")
         bucket, device = max(held_out.buckets, key=len), self.accelerator.device
         rows = [int(bucket[i * len(bucket) // ROWS]) for i in range(min(ROWS, len(bucket)))]
-        first, call = (part.to(device) for part in held_out.__getitems__(rows))
+        first, call = held_out.__getitems__(rows)
+        first, call = first.to(device), call.to(device)
         objective = self.objective(self.accelerator)
         if isinstance(objective, DistanceToTeacher):
             return first, call

@@ -61,7 +61,7 @@ def kinds_of(layout: Tree, arguments: Arguments, rows: int) -> list[str]:
 
     def content(value: Tensor) -> str:
         data = value.reshape(-1).contiguous().view(torch.uint8).numpy()
-        return f"{shape(value)}{hashlib.sha256(data).hexdigest()}"
+        return f"{shape(value)}{hashlib.sha256(data.tobytes()).hexdigest()}"
 
     def own(row: int) -> Tree:
         return map_tree(lambda mine, value: map_tree(shape, value[row]) if mine else None, layout, arguments)

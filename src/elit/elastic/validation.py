@@ -1,14 +1,13 @@
 """The worth of a distilled pipeline at each budget: pictures beside the original's, and distances to it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.elastic.context import budget, original
+from elit.elastic.context import UNSET, budget, original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.distill_objectives import mean_square
 from elit.elastic.families import family_of
@@ -37,27 +36,17 @@ class Validation:
 
     def draw_reference(self) -> None:
         """The original's own samples."""
-        with self.evaluating(), original():
+        with torch.no_grad(), original():
             self.reference = self.samples()
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        training = self.pipe.transformer.training
-        self.pipe.transformer.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.pipe.transformer.train(training)
 
     def measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
         rows, table = [self.reference], []
-        with self.evaluating():
+        with torch.no_grad():
             for count in validated_budgets(self.pipe.transformer.budgets):
                 row: dict[str, Any] = {"tokens": count, "share": count / self.full, **self.distances(count)}
-                for name, guidance in (("", {}), ("_ccfg", {"guidance": 1}))[: 1 + self.requests.guided]:
-                    with budget(count, **guidance):
+                for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:
+                    with budget(count, guidance=weak):
                         rows.append(self.samples())
                     difference = rows[-1].float() - self.reference.float()
                     row[f"picture_distance{name}"] = difference.square().mean().sqrt().item()
