@@ -9,24 +9,24 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from elit.elastic.load import load_model
+from elit.elastic.engine import load_engine
 from elit.files import replacing
-from elit.sampling.draw import draw, environment_of, weights_fingerprint
-from elit.sampling.evaluations import sampling_flops
+from elit.flow.guidance import CCFG, CFG
+from elit.pretrained import model_folder
+from elit.sampling.engine import take
 from elit.sampling.pictures import encode_picture, image_grid
-from elit.sampling.settings import SampleRecord, SampleSettings
+from elit.sampling.record import Subject, make_record
+from elit.sampling.settings import Sampling
 
 PAGE = Path(__file__).parents[1] / "docs" / "gallery.md"
 SEEDS = 3
 ROWS = (
-    ("All latents", SampleSettings(budget="100%")),
-    ("A quarter of them", SampleSettings(budget="25%")),
-    ("One latent a group", SampleSettings(budget="1")),
-    ("A quarter, then all", SampleSettings(budget="25%@0-0.5,100%@0.5-1")),
-    ("All, CFG 2", SampleSettings(budget="100%", guidance="cfg", scale=2.0)),
-    ("All, CCFG 2 with one latent", SampleSettings(budget="100%", guidance="ccfg", scale=2.0, guidance_budget="1")),
+    ("All latents", Sampling(budget="100%")),
+    ("A quarter of them", Sampling(budget="25%")),
+    ("One latent a group", Sampling(budget=1)),
+    ("A quarter, then all", Sampling(budget="25%@0-0.5,100%@0.5-1")),
+    ("All, CFG 2", Sampling(budget="100%", guidance=CFG(2.0))),
+    ("All, CCFG 2 with one latent", Sampling(budget="100%", guidance=CCFG(2.0, 1))),
 )
 STEPS = 16
 INTRO = """# Gallery
@@ -43,25 +43,26 @@ def main() -> None:
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
-    model = load_model(args.model).eval()
-    weights, environment = weights_fingerprint(model), environment_of(model.device)
-    names = model.config.class_names or [str(label) for label in range(model.config.num_classes)]
-    words = [INTRO.format(model=args.model, steps=STEPS)]
+    engine = load_engine(model_folder(args.model), name=args.model)
+    names = engine.classes
+    labels = tuple(map(str, range(len(names))))
+    rows, subject = range(SEEDS * len(names)), Subject(labels=labels, count=SEEDS * len(names))
+    page = [INTRO.format(model=args.model, steps=STEPS)]
     for title, row in ROWS:
-        settings = replace(row, steps=STEPS, count=SEEDS * len(names), labels=tuple(map(str, range(len(names)))))
-        x = draw(model, settings)
-        record = SampleRecord(model=args.model, weights=weights, settings=settings, made_with=environment)
+        sampling = replace(row, steps=STEPS, dtype="float32")
+        run = engine.begin(take(engine.conditions(labels), rows), rows, sampling)
+        while not run.done:
+            run.step()
         name = title.lower().replace(",", "").replace(" ", "-") + ".png"
-        grid = image_grid(x.float().cpu().clamp(-1, 1), len(names), scale=2)
+        grid = image_grid(run.pictures().clamp(-1, 1), len(names), scale=2)
         with replacing(args.page.parent / "gallery" / name) as temporary:
-            temporary.write_bytes(encode_picture([grid], ".png", record.to_text()))
-        gflops = sampling_flops(model, **settings.arguments()) / 1e9
-        words.append(f"## {title}\n\n{gflops:.3g} GFLOPs. {', '.join(names)}.\n\n![{title}](gallery/{name})\n")
+            temporary.write_bytes(encode_picture([grid], ".png", make_record(engine, sampling, subject).to_text()))
+        gflops = engine.gflops(sampling)
+        page.append(f"## {title}\n\n{gflops:.3g} GFLOPs. {', '.join(names)}.\n\n![{title}](gallery/{name})\n")
         print(f"{title}: {gflops:.3g} GFLOPs")
     with replacing(args.page) as temporary:
-        temporary.write_text("\n".join(words), encoding="utf-8")
+        temporary.write_text("\n".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()

@@ -98,6 +98,7 @@ class PipelineEngine:
         if not self.takes_text:
             names = {number: name for name, number in reversed(list(self.labels.items()))}
             self.classes = tuple(names.get(i, str(i)) for i in range(self.network.config.num_embeds_ada_norm))
+        self.makes_pictures, self.clips = True, False
         self.example = "a red boat" if self.takes_text else "0"
         self.guidance_argument = guidance_argument(self.known, self.network)
         self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ccfg") if self.guidance_argument else ("none",)
@@ -126,6 +127,7 @@ class PipelineEngine:
         return size
 
     def conditions(self, names: Sequence[str]) -> list[str]:
+        require(bool(names), "prompts" if self.takes_text else "labels", "none", "at least one")
         if not self.takes_text:
             self.class_numbers(names)
         return list(names)

@@ -12,7 +12,7 @@ from elit.evaluate.detectors import Detector, open_detector
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
-from elit.sampling.draw import conditions_of
+from elit.sampling.engine import NetworkEngine, conditions_of
 from elit.sampling.settings import Precision
 
 FIELD_COUNT = 50_000  # samples behind published figures
@@ -84,7 +84,7 @@ class Scoring:
         model, vae = load_network(folder, vae=self.vae, device=device, dtype=getattr(torch, self.dtype))
         file = self.prompts_file
         prompts = self.prompts if file is None else file.read_text(encoding="utf-8").splitlines()
-        conditions = conditions_of(model, self.labels, prompts, self.text_encoder)
+        conditions = conditions_of(NetworkEngine(model, text_encoder=self.text_encoder), self.labels, prompts)
         return Sampler(model, out, vae=vae, conditions=conditions, chunk=self.chunk, compile=self.compile)
 
 

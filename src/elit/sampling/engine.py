@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.budgets import budgets_of_samples, equal_parts
+from elit.config import require
 from elit.flow.guidance import Branch, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, Text, concatenate
@@ -75,6 +76,10 @@ class Engine(Protocol):
     """Whether there are negative prompts."""
     classes: tuple[str, ...]
     """Names of the classes, or their numbers; empty for a model that takes text."""
+    makes_pictures: bool
+    """Whether samples are pixels, or can be decoded to pixels."""
+    clips: bool
+    """Whether samples have frames."""
     multiple: int
     """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
@@ -89,7 +94,7 @@ class Engine(Protocol):
         ...
 
     def conditions(self, names: Sequence[str]) -> Any:
-        """Classes or prompts as `begin` takes them. Raises ValueError for an unknown class."""
+        """Classes or prompts as `begin` takes them; of no names all classes. Raises ValueError for an unknown class."""
         ...
 
     def begin(
@@ -192,12 +197,9 @@ class NetworkEngine:
             self.classes = tuple(model.config.get("class_names") or map(str, range(model.config.num_classes)))
         self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ag", "ccfg") if self.budgets else ("none", "cfg")
         self.example, self.default_scale, self.multiple = "a picture" if self.takes_text else "0", 1.0, 0
+        self.makes_pictures = vae is not None or model.config.in_channels in (1, 3)
+        self.clips = len(model.sample_size) == 3
         self._networks: dict[torch.dtype | None, Transformer] = {}
-
-    @property
-    def makes_pictures(self) -> bool:
-        """Whether samples can be decoded to pixels."""
-        return self.vae is not None or self.network.config.in_channels in (1, 3)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -216,7 +218,8 @@ class NetworkEngine:
     def conditions(self, names: Sequence[str]) -> Condition:
         model, config = self.network, self.network.config
         if not self.takes_text:
-            return model.prepare_condition(list(names))
+            return model.prepare_condition(list(names) or range(config.num_classes))
+        require(bool(names), "prompts", "none", "at least one, such as --prompts 'a handwritten seven'")
         encoder = self.text_encoder or config.text_encoder
         return encode_prompts(list(names), encoder, length=config.text_length, device=str(model.device))
 
@@ -313,3 +316,19 @@ class NetworkEngine:
                 cells = f" ({factor} pixels an autoencoder's cell)" if factor > 1 else ""
                 raise ValueError(f"height, width: {pictures} pixels do not fit{cells}: {error}") from None
         return tuple(size)
+
+
+def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str]) -> Any:
+    """The conditions of labels or prompts, as `begin` takes them. Raises ValueError for those of the other kind."""
+    if engine.takes_text and labels:
+        raise ValueError(f"labels are not supported for this model, which takes prompts, got {labels[0]!r}")
+    if prompts and not engine.takes_text:
+        raise ValueError(f"prompts are not supported for this model, which takes labels, got {prompts[0]!r}")
+    return engine.conditions(prompts or labels)
+
+
+def take(conditions: Any, rows: Sequence[int]) -> Any:
+    """The conditions of samples by number, in turn."""
+    if isinstance(conditions, list):
+        return [conditions[row % len(conditions)] for row in rows]
+    return conditions[torch.tensor(rows) % len(conditions)]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class PictureRecord:
     def to_text(self) -> str:
         """JSON, ASCII."""
         content = {name: getattr(self, name) for name in ("model", "weights", "row", "made_with")}
-        settings = asdict(self.subject) | self.sampling.to_dict()
+        settings = {each.name: getattr(self.subject, each.name) for each in fields(Subject)} | self.sampling.to_dict()
         return json.dumps(content | {"settings": settings}, separators=(",", ":"))
 
     @classmethod
@@ -87,8 +87,8 @@ def _subject(settings: Mapping[str, Any]) -> Subject:
         require(texts or value == (), name, value, "a list of texts")
         values[name] = tuple(value)
     for name, kind in (("text_encoder", str), ("count", int), ("batch_size", int)):
-        value = values.get(name)
-        require(value is None or type(value) is kind, name, value, f"of type {kind.__name__}")
+        value = values.get(name, default := getattr(Subject, name))
+        require(value is default or type(value) is kind, name, value, f"of type {kind.__name__}")
     return Subject(**values)
 
 
