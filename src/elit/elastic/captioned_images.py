@@ -10,7 +10,6 @@ training draws.
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from elit.data.encode import encode
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import Source, open_source
-from elit.elastic.families.family import Family
+from elit.elastic.families.family import Family, Pipeline
 from elit.elastic.pipelines import Requests, takes_classes
 from elit.elastic.recorded_calls import CallBatch, RecordedCalls, buckets_of, save_calls
 from elit.elastic.recording import first_call
@@ -38,7 +37,7 @@ class CaptionedImages:
     Raises ValueError where there are none, or nothing of this pipeline's class can be trained on them.
     """
 
-    def __init__(self, config: DistillConfig, pipe: Any, family: Family):
+    def __init__(self, config: DistillConfig, pipe: Pipeline, family: Family):
         self.config, self.pipe, self.family = config, pipe, family
         kind, root = type(pipe).__name__, Path(str(config.data))
         if family.pack is None:
@@ -105,7 +104,7 @@ class CaptionedImages:
                         call = take_rows(layout, call, slice(first, first + len(part)))
                     save_calls(path, [("cond", call, torch.zeros(len(part), 1))], layout)
 
-    def check(self, sample: Any, latents: LatentSet, size: Size) -> None:
+    def check(self, sample: Tree, latents: LatentSet, size: Size) -> None:
         """Raises ValueError where the pipeline samples another shape than the pictures'."""
         assert self.family.pack is not None
         drawn = tuple(sample[0].shape)
@@ -159,7 +158,7 @@ def used_labels(latents: LatentSet) -> list[int]:
     return sorted(set(latents.rows["label"]))
 
 
-def default_size(pipe: Any) -> Size:
+def default_size(pipe: Pipeline) -> Size:
     """(height, width) that the pipeline draws where it is not asked for a size. Raises ValueError if it is not said."""
     if side := getattr(pipe, "default_sample_size", None):
         side *= pipe.vae_scale_factor

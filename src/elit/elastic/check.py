@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import FAMILIES, family_of
-from elit.elastic.families.family import Places, Take
+from elit.elastic.families.family import Model, Places, Take
 from elit.elastic.recording import output_tensor
 from elit.elastic.surgery import elastify
+from elit.elastic.trees import Arguments, Tree
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FamilyReport:
         return "\n".join(f"{test}: {problem or 'passed'}" for test, problem in self.findings.items())
 
 
-def check_family(transformer: Any, call: Mapping[str, Any], **settings: Any) -> FamilyReport:
+def check_family(transformer: Model, call: Arguments, **settings: Any) -> FamilyReport:
     """Tries on a copy of `transformer` what has to hold for its class's `Family`, and says in words what does not.
 
     call: keyword arguments of one forward, a batch of a few samples; a small network of random weights does, in which
@@ -66,14 +67,14 @@ def check_family(transformer: Any, call: Mapping[str, Any], **settings: Any) -> 
     return FamilyReport(findings)
 
 
-def _run(model: Any, call: Mapping[str, Any]) -> Tensor:
+def _run(model: Model, call: Arguments) -> Tensor:
     return output_tensor(model(**call, **({"return_dict": False} if hasattr(model, "config") else {})))
 
 
 class _Trial:
     """Tests, each of which returns a problem in words, or None."""
 
-    def __init__(self, original: Any, elastic: Any, call: Mapping[str, Any], right: Tensor):
+    def __init__(self, original: Model, elastic: Model, call: Arguments, right: Tensor):
         self.original, self.elastic, self.call, self.right = original, elastic, call, right
         self.family = family_of(original)
         self.budgets = [elastic.budgets[-1]]  # all of a window's tokens, half of them, and so on to one
@@ -122,7 +123,7 @@ class _Trial:
         count, used = self.elastic.budgets[-1] - 1, []
 
         def shifted(take: Take) -> Take:
-            def wrong(value: Any, places: Places) -> Any:
+            def wrong(value: Tree, places: Places) -> Tree:
                 used.append(take)
                 first = torch.arange(places.sequence.shape[-1], device=places.image.device)
                 return take(value, Places(first[: len(places.image)], first.expand_as(places.sequence), places.tokens))
@@ -146,7 +147,7 @@ class _Trial:
 
     def flops(self) -> str | None:
         samples = len(self.call[self.family.sample])
-        sizes: dict[str, Any] = {
+        sizes: Arguments = {
             "tokens": self.family.grids(self.elastic, self.call),
             "text_tokens": self.family.text(self.elastic, self.call),
         }

@@ -6,16 +6,16 @@ N image tokens, K kept ones, L text tokens, n tokens of a window, J̃ of them ke
 import re
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 from torch import nn
 
 from elit.elastic.families import all_blocks, family_of
+from elit.elastic.families.family import Model
 from elit.models.layout import parts_of
 
 
 def count_block_flops(
-    transformer: Any,
+    transformer: Model,
     *,
     tokens: int | Sequence[Sequence[int]],
     text_tokens: int = 0,

@@ -24,6 +24,7 @@ from elit.elastic.context import budget
 from elit.elastic.distill_network import DistillNetwork, is_own_network
 from elit.elastic.distill_objectives import DistanceToTeacher, PicturesAndTeacher, Prediction
 from elit.elastic.families import all_blocks, family_of
+from elit.elastic.families.family import Model
 from elit.elastic.pipelines import Requests, load_pipeline, read_prompts
 from elit.elastic.recorded_calls import CallBatch, RecordedCalls, save_calls
 from elit.elastic.recording import encoded_prompts, first_call, free_text_encoders, output_tensor
@@ -31,7 +32,7 @@ from elit.elastic.recording import record as record_calls
 from elit.elastic.storage import save_add_on
 from elit.elastic.student import prepare_student, student_budgets
 from elit.elastic.trees import Tree, layout_of
-from elit.elastic.validation import ROWS, Validation
+from elit.elastic.validation import ROWS, Row, Validation
 from elit.files import write_text
 from elit.sampling.pictures import save_image
 from elit.training.ema import AveragedWeights
@@ -52,7 +53,7 @@ class DistillPipeline(Task):
     """The transformer of a diffusers pipeline, on trajectories of the pipeline itself, or on pictures."""
 
     config: DistillConfig
-    network: Any
+    network: Model
     sampler: BucketSampler
     examples: RecordedCalls | CaptionedLatents
 
@@ -76,7 +77,7 @@ class DistillPipeline(Task):
         prepare_student(network, config)
         network.elastic.float()  # whatever the precision of the rest
         self.budgets = student_budgets(network, config)
-        self.last_table: list[dict[str, Any]] | None = None
+        self.last_table: list[Row] | None = None
 
     @property
     def cache(self) -> Path:
@@ -143,8 +144,9 @@ class DistillPipeline(Task):
         """Latents by all processes, the captions' calls by the first."""
         assert self.images is not None
         wait = self.accelerator.wait_for_everyone
-        self.requests.sizes = list(self.images.sizes(self.requests.sizes))
-        self.images.encode(self.cache, self.requests.sizes, rank, world, wait)
+        sizes = self.images.sizes(self.requests.sizes)
+        self.requests.sizes = list(sizes)
+        self.images.encode(self.cache, sizes, rank, world, wait)
         first_call(self.pipe, self.requests.validation())
         if rank == 0:
             self.images.record_captions(self.cache, self.requests, self.layout())

@@ -16,6 +16,7 @@ from elit.data.sampler import StepSampler
 from elit.elastic.context import original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks
+from elit.elastic.families.family import Model
 from elit.elastic.student import prepare_student, student_budgets
 from elit.elastic.validation import validated_budgets
 from elit.flow.path import flow_matching_loss, interpolate
@@ -57,7 +58,7 @@ class DistillNetwork(Task):
     """A DiT of this library."""
 
     config: DistillConfig
-    network: Any
+    network: Model
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
         self.config, self.device = config, accelerator.device
@@ -103,7 +104,7 @@ class DistillNetwork(Task):
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """None: what it learned is measured before and after."""
 
-    def distances(self, network: Any) -> dict[int, float]:
+    def distances(self, network: Model) -> dict[int, float]:
         """Root mean squared distance of the velocity to the original's on fixed samples, by budget."""
         generator = torch.Generator().manual_seed(self.config.seed)
         images, y = self.examples.__getitems__([i * len(self.examples) // ROWS for i in range(ROWS)])

@@ -1,7 +1,7 @@
 """The losses of a distillation: the distance to recorded calls, or to pictures and to the original."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +14,21 @@ from elit.data.latents import posterior_sample
 from elit.data.sampler import BucketSampler
 from elit.elastic.captioned_images import CaptionedLatents
 from elit.elastic.context import budget, original
-from elit.elastic.families.family import Family
+from elit.elastic.families.family import Family, Pipeline
 from elit.elastic.recorded_calls import CallBatch
 from elit.elastic.recording import TIMES, output_tensor
+from elit.elastic.trees import Arguments
 from elit.flow.path import interpolate, logit_normal
 from elit.training.objectives import Draws
 
-Autocast = Callable[[], AbstractContextManager[Any]]
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceToTeacher:
     """‖v − v_teacher‖² on recorded calls of the original, whatever v is to its class."""
 
-    noise: Callable[[Mapping[str, Any]], Tensor]
+    noise: Callable[[Arguments], Tensor]
     """A call's noise level, 1 = noise."""
     autocast: Autocast
 
@@ -57,7 +58,7 @@ class Prediction:
     """flow, epsilon, v_prediction or sample."""
 
     @classmethod
-    def of(cls, pipe: Any, family: Family) -> "Prediction":
+    def of(cls, pipe: Pipeline, family: Family) -> "Prediction":
         """As the pipeline's scheduler says. Raises ValueError where it does not."""
         scheduler = pipe.scheduler
         name, kind = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
@@ -70,7 +71,7 @@ class Prediction:
             )
         return cls(family=family, alphas=torch.as_tensor(alphas, dtype=torch.float32), kind=kind)
 
-    def call(self, x: Tensor, noise: Tensor, t: Tensor, call: CallBatch) -> tuple[dict[str, Any], Tensor]:
+    def call(self, x: Tensor, noise: Tensor, t: Tensor, call: CallBatch) -> tuple[Arguments, Tensor]:
         """Arguments of a forward at time t (B,), 0 = noise, 1 = data, and its target; x, noise: packed, (B, ...)."""
         arguments, sample = dict(call.arguments), self.family.sample
         name = next(name for name in TIMES if name in arguments)
@@ -128,12 +129,12 @@ class PicturesAndTeacher:
             losses = losses + mean_square(predicted - target.float())
         return draws[1], losses
 
-    def wanted(self, arguments: dict[str, Any]) -> Tensor:
+    def wanted(self, arguments: Arguments) -> Tensor:
         """The original's prediction."""
         with torch.no_grad(), original(), self.autocast():
             return output_tensor(self.teacher(**arguments)).float()
 
-    def call(self, batch: Any, draws: Draws) -> tuple[dict[str, Any], Tensor]:
+    def call(self, batch: Any, draws: Draws) -> tuple[Arguments, Tensor]:
         """Arguments of a forward, and its target in the class's own training."""
         moments, call = batch
         noise, t, posterior = draws

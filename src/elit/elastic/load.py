@@ -8,6 +8,7 @@ import diffusers
 import torch
 
 from elit.elastic.families import CLASSES
+from elit.elastic.families.family import Model, Pipeline
 from elit.elastic.low_rank import add_low_rank
 from elit.elastic.pipelines import check_transformer
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, load_weights, read_record
@@ -61,7 +62,7 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     return kind.from_pretrained(folder, **elastic, **kwargs)
 
 
-def _put_into(pipe: Any, name: str) -> Any:
+def _put_into(pipe: Pipeline, name: str) -> Any:
     check_transformer(pipe)
     folder, transformer = fetch(name), pipe.transformer
     if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
@@ -108,7 +109,7 @@ def load_transformer(folder: Path, **kwargs: Any) -> Any:
     return transformer.eval()
 
 
-def _restore(transformer: Any, record: InterfaceRecord, folder: Path) -> None:
+def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:
     """Interface and low-rank changes as `record` says, with the weights in `folder`."""
     elastify(transformer, **{name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")})
     if record.lora_rank:

@@ -7,7 +7,6 @@ original weights stay as they are and under their names, they may be quantised, 
 
 import math
 import re
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
 from elit.elastic.context import bypassed
 from elit.elastic.families import all_blocks, family_of
+from elit.elastic.families.family import Model
 
 
 class LowRank(nn.Module):
@@ -41,7 +41,7 @@ class AddLowRank:
         return None if bypassed.get() else output + self.change(args[0]).to(output.dtype)
 
 
-def add_low_rank(transformer: Any, rank: int, *, seed: int = 0) -> None:
+def add_low_rank(transformer: Model, rank: int, *, seed: int = 0) -> None:
     """Puts changes of rank `rank` on the linear layers of all blocks but their modulations.
 
     Blocks of head and tail have them too: behind Write they learn what is missing at a low budget.
@@ -57,7 +57,7 @@ def add_low_rank(transformer: Any, rank: int, *, seed: int = 0) -> None:
     transformer.elastic.low_rank = changes.to(some.device, some.dtype)
 
 
-def linear_layers(transformer: Any) -> dict[str, nn.Linear]:
+def linear_layers(transformer: Model) -> dict[str, nn.Linear]:
     """The linear layers of a transformer's blocks by name, those left out that a sample passes once (modulations)."""
     blocks, family = set(all_blocks(transformer)), family_of(transformer)
     modulation = [pattern for pattern, stream in family.streams if stream == "sample"]

@@ -5,7 +5,6 @@ import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -13,13 +12,17 @@ from torch import nn
 
 from elit.config import DistillConfig
 from elit.elastic.families import family_of
+from elit.elastic.families.family import Pipeline
+from elit.elastic.trees import Arguments
 from elit.models.saved import check_hub_name, quiet_loading
 
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 OURS = ("prompt", "class_labels", "height", "width", "num_inference_steps", "generator", "output_type", "return_dict")
 """Arguments of a pipeline's call that distillation sets itself."""
 
 
-def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
+def load_pipeline(config: DistillConfig, device: torch.device) -> Pipeline:
     """The pipeline on `device`. Raises ValueError where there is none, or no single transformer to train."""
     name = config.pipeline
     check_hub_name("pipeline", name)
@@ -37,7 +40,7 @@ def load_pipeline(config: DistillConfig, device: torch.device) -> Any:
     return pipe.to(device)
 
 
-def check_transformer(pipe: Any) -> None:
+def check_transformer(pipe: Pipeline) -> None:
     """Raises ValueError for a pipeline without a transformer of a known class, and with two of them."""
     kind, transformer = type(pipe).__name__, getattr(pipe, "transformer", None)
     if not isinstance(transformer, nn.Module):
@@ -62,7 +65,7 @@ def read_prompts(path: str | None) -> list[str]:
     return prompts
 
 
-def takes_classes(pipe: Any) -> bool:
+def takes_classes(pipe: Pipeline) -> bool:
     return "class_labels" in inspect.signature(pipe.__call__).parameters
 
 
@@ -72,10 +75,10 @@ class Requests:
     Raises ValueError for arguments that this pipeline's call does not have.
     """
 
-    def __init__(self, pipe: Any, config: DistillConfig, prompts: list[str]):
+    def __init__(self, pipe: Pipeline, config: DistillConfig, prompts: list[str]):
         self.pipe, self.config = pipe, config
         self.known = inspect.signature(pipe.__call__).parameters
-        self.call: dict[str, Any] = {}
+        self.call: Arguments = {}
         for each in config.call:
             name, _, value = each.partition("=")
             if name not in self.known or name in OURS:
@@ -90,15 +93,16 @@ class Requests:
         if config.sizes and "height" not in self.known:
             raise ValueError(f"sizes must be left out for a {type(pipe).__name__}, which has one size")
         self.by_class = takes_classes(pipe)
-        self.prompts: list[Any] = [self._class_number(each) for each in prompts] if self.by_class else prompts
-        self.sizes: list[Any] = [tuple(map(int, each.split("x"))) for each in config.sizes if "x" in each]
+        self.prompts = [self._class_number(each) if self.by_class else each for each in prompts]
+        pairs = [each.split("x") for each in config.sizes if "x" in each]
+        self.sizes: list[Size | None] = [(int(height), int(width)) for height, width in pairs]
         self.sides = [int(each) for each in config.sizes if "x" not in each]
         """Of squares as large as the sizes that are still to be added."""
         if not config.sizes:
             self.sizes = [None]
 
     @property
-    def nothing(self) -> Any:
+    def nothing(self) -> str | int:
         """What stands in a prompt's place in the unconditional branch."""
         if self.by_class:
             return self.pipe.transformer.config.num_embeds_ada_norm
@@ -109,7 +113,7 @@ class Requests:
         """Whether calls have an unconditional branch."""
         return "negative_prompt" in self.call
 
-    def batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[Arguments]:
         """The trajectories to record, `teacher_batch` of one size at a time."""
         config, size = self.config, self.config.teacher_batch
         total = len(self.prompts) if config.trajectories is None else config.trajectories
@@ -119,19 +123,19 @@ class Requests:
             steps = config.teacher_steps if even else max(1, config.teacher_steps * 3 // 4)
             yield self.request([self.prompts[row % len(self.prompts)] for row in rows], number=number, steps=steps)
 
-    def held_out(self) -> dict[str, Any]:
+    def held_out(self) -> Arguments:
         """A trajectory to validate with: a batch of noise that none of the recorded ones starts from."""
         prompts = self.prompts[: self.config.teacher_batch]
         return self.request(prompts, number=-1, steps=self.config.teacher_steps, size=self.sizes[0])
 
-    def validation(self, **changes: Any) -> dict[str, Any]:
+    def validation(self, **changes: str) -> Arguments:
         """The first prompts, at the first size, always of the same seeds."""
         prompts = [self.prompts[row % len(self.prompts)] for row in range(self.config.preview_prompts)]
         return self.request(prompts, number=0, steps=self.config.teacher_steps) | changes
 
-    def request(self, prompts: list[Any], *, number: int, steps: int, size: Any = None) -> dict[str, Any]:
+    def request(self, prompts: list[str | int], *, number: int, steps: int, size: Size | None = None) -> Arguments:
         """One call of the pipeline; number: decides seed and, where it is not given, size."""
-        request: dict[str, Any] = {"class_labels" if self.by_class else "prompt": prompts, **self.call}
+        request: Arguments = {"class_labels" if self.by_class else "prompt": prompts, **self.call}
         request["num_inference_steps"] = steps
         if len(prompts) == 1 and not self.by_class:  # Wan VACE takes no lists
             request["prompt"] = prompts[0]

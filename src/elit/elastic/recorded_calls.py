@@ -6,11 +6,10 @@ kind is a bucket: a picture size, and where the length of the text shows, that t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ def save_calls(path: Path, calls: Sequence[tuple[str, Arguments, Tensor]], layou
     write_tree({"layout": layout, "calls": stored, "kinds": kinds}, path)
 
 
-def _unchanged(value: Any, before: Any) -> Any:
+def _unchanged(value: Tree, before: Tree) -> Tree:
     """The tensor of the call before where it is equal."""
     tensors = isinstance(value, Tensor) and isinstance(before, Tensor) and value.dtype == before.dtype
     return before if tensors and torch.equal(value, before) else value
@@ -56,7 +55,7 @@ def _unchanged(value: Any, before: Any) -> Any:
 def kinds_of(layout: Tree, arguments: Arguments, rows: int) -> list[str]:
     """The kind of each row: a digest of all that it shares, and of the shapes of what is its own."""
 
-    def shape(value: Any) -> str:
+    def shape(value: Tree) -> str:
         return f"{value.dtype}{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
     def content(value: Tensor) -> str:
@@ -71,7 +70,7 @@ def kinds_of(layout: Tree, arguments: Arguments, rows: int) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Tree]:
     return read_tree(path)
 
 
@@ -105,9 +104,9 @@ class RecordedCalls:
         return torch.cat(outputs), CallBatch(join_rows(content["layout"], trees))
 
 
-def buckets_of(kinds: Sequence[Any]) -> list[np.ndarray]:
+def buckets_of(kinds: Sequence[Hashable]) -> list[np.ndarray]:
     """Entries that can be in one batch, by their kind."""
-    buckets: dict[Any, list[int]] = {}
+    buckets: dict[Hashable, list[int]] = {}
     for entry, kind in enumerate(kinds):
         buckets.setdefault(kind, []).append(entry)
     return [np.array(bucket) for bucket in buckets.values()]

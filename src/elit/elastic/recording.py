@@ -6,10 +6,9 @@ as they are in use. Prompts are encoded first, all of them, and kept on disk; th
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,8 @@ from torch import Tensor
 from elit.compat import execution_device
 from elit.elastic.context import current_branch, original
 from elit.elastic.families import family_of
-from elit.elastic.trees import Arguments, map_tensors, read_tree, write_tree
+from elit.elastic.families.family import Model, Pipeline
+from elit.elastic.trees import Arguments, Tree, map_tensors, read_tree, write_tree
 
 TIMES = ("timestep", "t")
 """Names of the argument that holds the time."""
@@ -27,11 +27,11 @@ class _Stop(Exception):
     """A pipeline has come to its transformer, and that is as far as it was to go."""
 
 
-def first_call(pipe: Any, request: Mapping[str, Any]) -> Arguments:
+def first_call(pipe: Pipeline, request: Arguments) -> Arguments:
     """The arguments of the transformer's first forward when `pipe` is called with `request`; it does not run."""
     calls: list[Arguments] = []
 
-    def stop(module: Any, args: Any, kwargs: Any) -> None:
+    def stop(module: Model, args: Tree, kwargs: Tree) -> None:
         calls.append(bound(module, args, kwargs))
         raise _Stop
 
@@ -46,11 +46,11 @@ def first_call(pipe: Any, request: Mapping[str, Any]) -> Arguments:
     raise ValueError(f"cannot distil a {type(pipe).__name__}: it did not call its transformer")
 
 
-def record(pipe: Any, request: Mapping[str, Any]) -> list[tuple[str, Arguments, Tensor]]:
+def record(pipe: Pipeline, request: Arguments) -> list[tuple[str, Arguments, Tensor]]:
     """Runs `pipe` as the original; (branch of guidance, arguments, output) of each forward of its transformer."""
     calls: list[tuple[str, Arguments, Tensor]] = []
 
-    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def keep(module: Model, args: Tree, kwargs: Tree, output: Tree) -> None:
         calls.append((current_branch() or "all", bound(module, args, kwargs), output_tensor(output)))
 
     handle = pipe.transformer.register_forward_hook(keep, with_kwargs=True)
@@ -62,7 +62,7 @@ def record(pipe: Any, request: Mapping[str, Any]) -> list[tuple[str, Arguments, 
     return calls
 
 
-def bound(module: Any, args: Any, kwargs: Any) -> Arguments:
+def bound(module: Model, args: Tree, kwargs: Tree) -> Arguments:
     """A forward's arguments by name; a time that is one for all samples as one each."""
     arguments = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
     rows = len(arguments[family_of(module).sample])
@@ -72,22 +72,22 @@ def bound(module: Any, args: Any, kwargs: Any) -> Arguments:
     return arguments
 
 
-def output_tensor(output: Any) -> Tensor:
+def output_tensor(output: Tree) -> Tensor:
     """The prediction in what a transformer's forward returns; a list with one tensor a sample as one tensor."""
     first = output if isinstance(output, Tensor) else output[0]
     return torch.stack(first) if isinstance(first, list) else first
 
 
 @contextmanager
-def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
+def encoded_prompts(pipe: Pipeline, folder: Path) -> Iterator[None]:
     """Inside the block `pipe.encode_prompt` encodes each prompt once, and reads it from `folder` afterwards."""
-    encode: Callable[..., Any] | None = getattr(pipe, "encode_prompt", None)
+    encode: Callable[..., Tree] | None = getattr(pipe, "encode_prompt", None)
     if encode is None:  # a pipeline of classes
         yield
         return
     own = vars(pipe).get("encode_prompt")
 
-    def cached(*args: Any, **kwargs: Any) -> Any:
+    def cached(*args: Tree, **kwargs: Tree) -> Tree:
         given = inspect.signature(encode).bind(*args, **kwargs).arguments
         plain = {name: value for name, value in given.items() if not isinstance(value, torch.device)}
         if any(isinstance(value, Tensor) for value in plain.values()):
@@ -108,7 +108,7 @@ def encoded_prompts(pipe: Any, folder: Path) -> Iterator[None]:
             pipe.encode_prompt = own
 
 
-def free_text_encoders(pipe: Any) -> None:
+def free_text_encoders(pipe: Pipeline) -> None:
     """Lets the text encoders go; what `encoded_prompts` has on disk stands in for them."""
     for name in list(pipe.components):
         if name.startswith("text_encoder"):

@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
 from elit.elastic.families import FAMILIES
+from elit.elastic.families.family import Model
 from elit.files import fingerprint, replacing, write_text
 from elit.models.saved import ELASTIC
 
@@ -63,7 +63,7 @@ def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]
     return samples
 
 
-def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None]) -> None:
+def save_beside(transformer: Model, folder: str | Path, save: Callable[..., None]) -> None:
     """Writes `transformer` with `save`, diffusers' save_pretrained, and its interface beside it.
 
     The interface first: `save` may upload the folder. Raises ValueError where LoRAs hang on the weights.
@@ -90,7 +90,7 @@ def save_beside(transformer: Any, folder: str | Path, save: Callable[..., None])
         transformer.elastic = interface
 
 
-def save_add_on(transformer: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Writes what was trained into `folder`. weights: by name, whole, on the CPU; all or those of `elastic` alone."""
     if any(not name.startswith("elastic.") for name in weights):
         transformer.load_state_dict(dict(weights), strict=False)
@@ -132,7 +132,7 @@ def read_record(folder: Path) -> InterfaceRecord:
     return record
 
 
-def load_weights(transformer: Any, folder: Path) -> None:
+def load_weights(transformer: Model, folder: Path) -> None:
     """Reads interface and low-rank changes. Raises ValueError where they have other shapes."""
     try:
         transformer.elastic.load_state_dict(load_file(folder / WEIGHTS))

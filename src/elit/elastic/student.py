@@ -1,17 +1,17 @@
 """A transformer prepared for distillation: what is trained of it, and at which budgets."""
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from elit.budgets import training_budgets
 from elit.config import DistillConfig
+from elit.elastic.families.family import Model
 from elit.elastic.low_rank import add_low_rank
 from elit.elastic.surgery import elastify
 
 
-def prepare_student(network: Any, config: DistillConfig) -> None:
+def prepare_student(network: Model, config: DistillConfig) -> None:
     """Adds interface and low-rank changes to a transformer, and lets gradients reach what is trained."""
     names = ("read_after", "write_after", "window", "mode", "seed")
     elastify(network, **{name: getattr(config, name) for name in names})
@@ -32,7 +32,7 @@ def prepare_student(network: Any, config: DistillConfig) -> None:
     )
 
 
-def student_budgets(network: Any, config: DistillConfig) -> tuple[int, ...]:
+def student_budgets(network: Model, config: DistillConfig) -> tuple[int, ...]:
     """The budgets that steps draw from. Raises ValueError for full budget where the original runs there."""
     full = network.budgets[-1]
     highest = full - network.elastic_record.original_at_full if config.budget_max is None else config.budget_max

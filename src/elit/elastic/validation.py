@@ -11,12 +11,16 @@ from elit.elastic.context import UNSET, budget, original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.distill_objectives import mean_square
 from elit.elastic.families import family_of
+from elit.elastic.families.family import Pipeline
 from elit.elastic.pipelines import Requests
 from elit.elastic.recorded_calls import CallBatch
 from elit.elastic.recording import output_tensor
+from elit.elastic.trees import Arguments
 from elit.sampling.pictures import image_grid
 
 ROWS, TIMES = 32, 5
+Row = dict[str, Any]
+"""Distances at one budget, by name."""
 
 
 def validated_budgets(budgets: Sequence[int]) -> list[int]:
@@ -30,7 +34,7 @@ class Validation:
     teacher, call: the original's predictions for a call. `draw_reference` before training, then `measure`.
     """
 
-    def __init__(self, pipe: Any, requests: Requests, teacher: Tensor, call: CallBatch):
+    def __init__(self, pipe: Pipeline, requests: Requests, teacher: Tensor, call: CallBatch):
         self.pipe, self.requests, self.teacher, self.call = pipe, requests, teacher, call
         self.family, self.full = family_of(pipe.transformer), pipe.transformer.budgets[-1]
 
@@ -39,12 +43,12 @@ class Validation:
         with torch.no_grad(), original():
             self.reference = self.samples()
 
-    def measure(self) -> tuple[Image.Image | None, list[dict[str, Any]]]:
+    def measure(self) -> tuple[Image.Image | None, list[Row]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
         rows, table = [self.reference], []
         with torch.no_grad():
             for count in validated_budgets(self.pipe.transformer.budgets):
-                row: dict[str, Any] = {"tokens": count, "share": count / self.full, **self.distances(count)}
+                row: Row = {"tokens": count, "share": count / self.full, **self.distances(count)}
                 for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:
                     with budget(count, guidance=weak):
                         rows.append(self.samples())
@@ -64,7 +68,7 @@ class Validation:
         samples = samples[:, 0] if samples.ndim == 5 else samples
         return samples[:, :3]  # Qwen-Image 2.1 has a fourth channel, of transparency
 
-    def distances(self, count: int) -> dict[str, Any]:
+    def distances(self, count: int) -> Row:
         """Root mean squared distance of the prediction to the original's, over all calls and by t."""
         with budget(count, doubled=False):
             predicted = output_tensor(self.pipe.transformer(**self.call.arguments))
@@ -83,7 +87,7 @@ class Validation:
         passes: as many forwards as it costs. teacher: the original runs in it too.
         """
         transformer, call = self.pipe.transformer, self.call.arguments
-        sizes: Any = {
+        sizes: Arguments = {
             "tokens": self.family.grids(transformer, call),
             "text_tokens": self.family.text(transformer, call),
         }

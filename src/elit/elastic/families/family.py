@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 Grid = tuple[int, ...]
 Arguments = Mapping[str, Any]
+Model = Any
+"""A transformer of diffusers or its elastified subclass, or one of its blocks: their attributes differ by class."""
+Pipeline = Any
+"""A pipeline of diffusers: its components and its call differ by class."""
 
 
 class Places(NamedTuple):
@@ -36,7 +40,7 @@ def text_length(arguments: Arguments) -> int:
     return 0 if text is None else text.shape[1]
 
 
-def widths(model: Any) -> tuple[int, int]:
+def widths(model: Model) -> tuple[int, int]:
     heads = model.config.num_attention_heads
     return heads * model.config.attention_head_dim, heads
 
@@ -47,21 +51,21 @@ class Family:
 
     blocks: tuple[str, ...]
     """Attributes that hold its blocks, in the order in which forward runs them."""
-    grids: Callable[[Any, Arguments], tuple[Grid, ...]]
+    grids: Callable[[Model, Arguments], tuple[Grid, ...]]
     """Token grids that make up the image sequence, one behind the other, (rows, columns) or (frames, rows, columns)."""
-    num_references: Callable[[Any, Arguments], int] = lambda model, arguments: 0
+    num_references: Callable[[Model, Arguments], int] = lambda model, arguments: 0
     """How many of those grids, the last ones, are reference images."""
     axes: int = 2
     """Of a grid."""
-    window: Callable[[Any], Grid] = lambda model: (8, 8)
+    window: Callable[[Model], Grid] = lambda model: (8, 8)
     """Where the user gives none."""
     noise: Callable[[Arguments], Tensor]
     """The timestep as a noise level, 1 = noise, 0 = data; any shape."""
     condition: Callable[[nn.Module, Arguments], Tensor]
     """Of a block and its arguments: the vector that conditions it (B, c)."""
-    condition_width: Callable[[Any, nn.Module], int] = lambda model, block: widths(model)[0]
+    condition_width: Callable[[Model, nn.Module], int] = lambda model, block: widths(model)[0]
     """c, for a transformer and the block that Read comes before."""
-    sizes: Callable[[Any], tuple[int, int]] = widths
+    sizes: Callable[[Model], tuple[int, int]] = widths
     """Width d and number of heads."""
     sample: str = "hidden_states"
     """The transformer's argument that holds the noisy sample, batch first; or a list with one a sample."""
@@ -81,19 +85,19 @@ class Family:
     """Where the image tokens are in the tuple that a block returns."""
     per_token: Mapping[str, Take] = field(default_factory=dict)
     """The block's arguments with an entry a token, and how to take the carried ones': `of_image`, `of_sequence`."""
-    hints: Callable[[Any], Mapping[int, nn.Module]] = lambda model: {}
+    hints: Callable[[Model], Mapping[int, nn.Module]] = lambda model: {}
     """Modules whose (first) output is added to all image tokens behind the block of that number."""
     residuals: tuple[str, ...] = ()
     """Arguments of forward added to all image tokens behind blocks: not below full budget."""
     full_only: Mapping[str, str] = field(default_factory=dict)
     """Other arguments that do not go with a lower budget, and why."""
-    called_outside: Callable[[Any], Sequence[nn.Module]] = lambda block: ()
+    called_outside: Callable[[Model], Sequence[nn.Module]] = lambda block: ()
     """Modules of a block that are called before or after it too: sharding gathers them apart."""
     unconditional_half: int | None = None
     """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
     unlabelled_branches: bool = False
     """Pipelines run the branches apart; where they name neither, the second forward of a sample is unconditional."""
-    text: Callable[[Any, Arguments], int] = lambda model, arguments: text_length(arguments)
+    text: Callable[[Model, Arguments], int] = lambda model, arguments: text_length(arguments)
     """For costs: tokens of a sample that are not of the image."""
     streams: tuple[tuple[str, str], ...] = ()
     """For costs: a pattern in a linear layer's name, and what it runs over: image (if none), text, both, sample, or
@@ -132,7 +136,7 @@ def pack_patches(latents: Tensor) -> Tensor:
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
-def patch_grid(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
+def patch_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
     """Of an input (B, C, *size)."""
     size = arguments["hidden_states"].shape[2:]
     patch = transformer.config.patch_size
@@ -144,7 +148,7 @@ def thousandths(arguments: Arguments) -> Tensor:
     return arguments["timestep"] / 1000
 
 
-def quarter(model: Any) -> Grid:
+def quarter(model: Model) -> Grid:
     """The paper's 4 groups an axis of the size that the model was made for, and no more than its 8×8 tokens."""
     size = model.config.sample_size
     sides = (size, size) if isinstance(size, int) else tuple(size)

@@ -1,12 +1,10 @@
 """Flux, Flux 2 and Chroma: double-stream, then single-stream blocks; one rotary table for text and image tokens."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from elit.compat import write_count
-from elit.elastic.families.family import Arguments, Family, Grid, of_sequence, pack_patches, widths
+from elit.elastic.families.family import Arguments, Family, Grid, Model, of_sequence, pack_patches, widths
 
 
 @torch.compiler.disable
@@ -79,7 +77,7 @@ FLUX2 = Family(
 )
 
 
-def _chroma_condition(block: Any, arguments: Arguments) -> Tensor:
+def _chroma_condition(block: Model, arguments: Arguments) -> Tensor:
     """The modulation (B, 12, d) of image and text, of which the image's is 6d, or (B, 3, d) of a single block."""
     return arguments["temb"][:, :6].flatten(1)
 

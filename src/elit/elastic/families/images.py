@@ -1,14 +1,12 @@
 """DiT, PixArt and Stable Diffusion 3: a batch holds both branches of guidance. And this library's own DiT."""
 
-from typing import Any
-
 from torch import Tensor
 
-from elit.elastic.families.family import Arguments, Family, of_image, patch_grid, quarter, thousandths, widths
+from elit.elastic.families.family import Arguments, Family, Model, of_image, patch_grid, quarter, thousandths, widths
 from elit.models.layers import Rope
 
 
-def _dit_condition(block: Any, arguments: Arguments) -> Tensor:
+def _dit_condition(block: Model, arguments: Arguments) -> Tensor:
     embedder = block.norm1.emb
     time = embedder.timestep_embedder(embedder.time_proj(arguments["timestep"]).to(arguments["hidden_states"].dtype))
     # The table itself: the embedder drops labels at random in training, and Read must not draw in its place.
@@ -55,7 +53,7 @@ SD3 = Family(  # joint attention with a text stream
 )
 
 
-def _own_window(model: Any) -> tuple[int, ...]:
+def _own_window(model: Model) -> tuple[int, ...]:
     return tuple(min(8, max(1, side // 4)) for side in model.token_grid(model.sample_size))
 
 

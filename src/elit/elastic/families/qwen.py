@@ -5,7 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elit.elastic.families.family import Arguments, Family, Grid, Places, of_image, of_sequence, pack_patches, widths
+from elit.elastic.families.family import (
+    Arguments,
+    Family,
+    Grid,
+    Model,
+    Places,
+    of_image,
+    of_sequence,
+    pack_patches,
+    widths,
+)
 
 
 def _images(arguments: Arguments) -> list[Grid]:
@@ -18,7 +28,7 @@ def _grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
     return tuple((rows, columns) for frames, rows, columns in _images(arguments) for _ in range(frames))
 
 
-def _num_references(transformer: Any, arguments: Arguments) -> int:
+def _num_references(transformer: Model, arguments: Arguments) -> int:
     """Edited images come behind the new one; Qwen-Image-Layered makes several, and the last is its reference."""
     frames = [image[0] for image in _images(arguments)]
     if getattr(transformer.config, "use_layer3d_rope", False):

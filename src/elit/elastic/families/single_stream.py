@@ -1,13 +1,11 @@
 """Z-Image and Lumina 2: text and image are one sequence from the first of the blocks that count."""
 
-from typing import Any
-
-from elit.elastic.families.family import Arguments, Family, Grid, of_sequence, patch_grid
+from elit.elastic.families.family import Arguments, Family, Grid, Model, of_sequence, patch_grid
 
 PADDED = 32  # Z-Image fills text and image up to multiples of this
 
 
-def _z_grids(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
+def _z_grids(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
     if isinstance(arguments["x"][0], list):
         raise ValueError("x: several images a sample (Z-Image Omni); the interface takes one image a sample")
     sizes = {tuple(image.shape[1:]) for image in arguments["x"]}
@@ -18,7 +16,7 @@ def _z_grids(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
     return ((rows // patch, columns // patch),) * (frames // frame_patch)
 
 
-def _z_text(transformer: Any, arguments: Arguments) -> int:
+def _z_text(transformer: Model, arguments: Arguments) -> int:
     """Text and what fills it up, of the longest in the batch, and what fills up the image."""
     text = max(-(-len(caption) // PADDED) * PADDED for caption in arguments["cap_feats"])
     image = sum(rows * columns for rows, columns in _z_grids(transformer, arguments))

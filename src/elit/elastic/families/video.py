@@ -1,10 +1,18 @@
 """Wan with VACE, CogVideoX, HunyuanVideo 1.5 and LTX-2. Windows divide the pictures of their usual sizes."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from elit.elastic.families.family import Arguments, Family, Grid, Places, of_image, patch_grid, thousandths, widths
+from elit.elastic.families.family import (
+    Arguments,
+    Family,
+    Grid,
+    Model,
+    Places,
+    of_image,
+    patch_grid,
+    thousandths,
+    widths,
+)
 
 
 def _wan_condition(block: nn.Module, arguments: Arguments) -> Tensor:
@@ -16,7 +24,7 @@ def _wan_temb(temb: Tensor, places: Places) -> Tensor:
     return temb[:, places.image] if temb.ndim == 4 else temb
 
 
-def _hints(model: Any) -> dict[int, nn.Module]:
+def _hints(model: Model) -> dict[int, nn.Module]:
     return dict(zip(model.config.vace_layers, model.vace_blocks, strict=True))
 
 
@@ -35,7 +43,7 @@ WAN = {
 }
 
 
-def _cog_grid(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
+def _cog_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
     """Of an input (B, frames, C, rows, columns)."""
     frames, _, rows, columns = arguments["hidden_states"].shape[1:]
     patch, frame_patch = transformer.config.patch_size, transformer.config.patch_size_t or 1
@@ -59,13 +67,13 @@ COGVIDEOX = Family(
 )
 
 
-def _hunyuan_grid(transformer: Any, arguments: Arguments) -> tuple[Grid, ...]:
+def _hunyuan_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
     frames, rows, columns = arguments["hidden_states"].shape[2:]
     patch = transformer.config.patch_size
     return ((frames // transformer.config.patch_size_t, rows // patch, columns // patch),)
 
 
-def _hunyuan_text(transformer: Any, arguments: Arguments) -> int:
+def _hunyuan_text(transformer: Model, arguments: Arguments) -> int:
     names = ("encoder_hidden_states", "encoder_hidden_states_2", "image_embeds")
     return sum(arguments[name].shape[1] for name in names if arguments.get(name) is not None)
 
