@@ -1,46 +1,248 @@
-"""1,000 draws of wrong and right arguments; `python tests/fuzz.py --draws 20000` for more."""
+"""Properties of every parser: whatever it is given, it reads it, or refuses it in one line.
 
-import inspect
+Command lines, bodies of HTTP requests, YAML, JSON and saved files: each a valid one with changes, or anything at all.
+ELIT_FUZZ=5000 tries so many of each, and other ones every time.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import io
+import json
+import os
+import shutil
+from importlib import import_module
 
 import pytest
-from fuzz import fuzz
-from fuzzing.commands import lines, options
-from fuzzing.functions import functions
-from fuzzing.place import Place
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from released_files import ELIT, checkpoint
+from serve.service import saved_model
 
 import elit
-from elit.cli.main import COMMANDS
+from elit.cli.main import COMMANDS, main, parse
+from elit.config import DistillConfig, TrainConfig, load_config
+from elit.evaluate.plane import read_table
+from elit.planner.profile import read_profile
+from elit.sampling.record import PictureRecord
+from elit.sampling.settings import Sampling
+from elit.serve.loadtest import read_trace
+from elit.serve.measure import load_replica
+from elit.serve.requests import ApiError, make_job, read_request
+from elit.serve.settings import ServiceSettings
+
+pytestmark = pytest.mark.slow
+MORE = int(os.environ.get("ELIT_FUZZ", "0"))
+HOW = {"deadline": None, "derandomize": not MORE, "suppress_health_check": list(HealthCheck)}
+WORDS = st.sampled_from(
+    [
+        *("", "x", "-1", "0", "1", "2", "8", "17", "1.5", "0.5", "50%", "0%", "150%", "100%@0-0.5,8@0.5-1", "8@0-2"),
+        *("nan", "inf", "1e400", "none", "full", "cfg", "ccfg", "ag", "euler", "heun", "float32", "bfloat16", "seven"),
+        *("digits", "nowhere", "a/b/c", "..", ".", "/proc/x", "a\nb", "é", "x" * 300, "cpu", "cuda:99", "meta", "True"),
+        *("recipe:x", "DiT-S/1", "x.png", "x.npz", "x.json", "{}", "[]", "🙂", "'", "*", "-", "--", "--steps", "a=b"),
+        *("None", "idx:x", "http://127.0.0.1:9", "\0", "1" + "0" * 30, "1e300", "1024x1024", "4x", "runs/x"),
+    ]
+)
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-3, 70), st.just(1 << 70), st.floats(), WORDS)
+VALUES = st.one_of(LEAVES, st.lists(LEAVES, max_size=3), st.dictionaries(WORDS, LEAVES, max_size=2))
+
+
+@st.composite
+def changed(draw, document):
+    """A dict with one to three places, in it or in a dict inside, replaced, removed or added."""
+    document = copy.deepcopy(document)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.sampled_from([document, *(each for each in document.values() if isinstance(each, dict))]))
+        key = draw(st.sampled_from([*place, "x"]))
+        if draw(st.integers(0, 3)):
+            place[key] = draw(VALUES)
+        else:
+            place.pop(key, None)
+    return document
+
+
+@contextlib.contextmanager
+def one_line(*kinds):
+    """Lets ValueErrors of one line pass; collects stdout and stderr."""
+    out, err, message = io.StringIO(), io.StringIO(), ""
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield out, err
+        except (ValueError, *kinds) as error:
+            message = str(error).strip()
+    assert "\n" not in message
+
+
+def command_module(name):
+    return import_module(f"elit.cli.{name}{'_' * (name == 'import')}")
+
+
+def options_of(kind):
+    """Options and their types as text; those of a dataclass inside have no prefix but the model's."""
+    found = {}
+    for each in dataclasses.fields(kind):
+        inner = each.default_factory() if each.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(inner):
+            prefix = "model." if each.name == "model" else ""
+            found |= {prefix + name: value for name, value in options_of(type(inner)).items()}
+        else:
+            found[each.name] = str(each.type)
+    return found
+
+
+@st.composite
+def lines(draw, name, start, skip=()):
+    """The words of a line of one command: `start` with options, and sometimes without a word."""
+    words, options = list(start), options_of(command_module(name).Args)
+    for option in draw(st.lists(st.sampled_from(sorted(set(options) - set(skip))), max_size=4)):
+        flag = option.replace("_", "-")
+        if "bool" in options[option]:
+            words.append(f"--{draw(st.sampled_from(['', 'no-']))}{flag}")
+        else:
+            words += [f"--{flag}", *draw(st.lists(WORDS, max_size=3 if "tuple" in options[option] else 1))]
+    if words and draw(st.integers(0, 4)) == 0:
+        del words[draw(st.integers(0, len(words) - 1))]
+    return words
+
+
+@settings(max_examples=MORE or 15, **HOW)
+@given(data=st.data())
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.usefixtures("empty_folder")
+def test_command_lines_are_parsed_or_refused(name, data):
+    words, module = data.draw(lines(name, data.draw(st.lists(WORDS, max_size=2)))), command_module(name)
+    code = 0
+    with one_line(OSError):
+        try:
+            module.parse(words) if hasattr(module, "parse") else parse(module.Args, name, words)
+        except SystemExit as stop:  # --help
+            code = stop.code
+    assert code == 0
+
+
+LONG = {"compile", "measure", "target_ms", "target_images_per_s", "count", "steps", "step_budgets"}
+RUNS = {
+    "sample": ["MODEL", "--steps", "1", "--labels", "3"],
+    "flops": ["MODEL"],
+    "recipes": [],
+    "import": ["RELEASED", "imported", "--num-heads", "2", "--tail-blocks", "1"],
+}
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """A place with networks alone: enough to list what is drawn."""
-    place = Place.__new__(Place)
-    place.fixtures = place.work = tmp_path_factory.mktemp("place")
-    place.networks()
-    place.detector = place.pictures = None
-    return place
+def released(tmp_path_factory):
+    """A folder with a small checkpoint in the format of the published ones."""
+    folder = tmp_path_factory.mktemp("released")
+    torch.save(checkpoint(ELIT | {"width": 16}), folder / "elit.pt")
+    return folder
 
 
-def test_every_public_function_is_drawn_with_every_argument(networks):
-    known = functions(networks)
-    assert set(elit.__all__) <= set(known)
-    for name in elit.__all__:
-        function = getattr(elit, name)
-        drawn = {argument for label, (_, _, names) in known.items() for argument in names if label.split()[0] == name}
-        arguments = inspect.signature(function.__init__ if inspect.isclass(function) else function).parameters.values()
-        named = {each.name for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
-        assert not named - {"self"} - drawn, name
+@settings(max_examples=MORE or 40, **HOW)
+@given(data=st.data())
+def test_commands_end_well_or_with_one_line(data, models, released, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    monkeypatch.chdir(work)
+    name = data.draw(st.sampled_from(sorted(RUNS)))
+    places = {"MODEL": str(models / "model"), "RELEASED": str(released / "elit.pt")}
+    line = data.draw(lines(name, [places.get(word, word) for word in RUNS[name]], skip=LONG))
+    with one_line() as (out, err):
+        try:
+            code = main([name, *line])
+        except SystemExit as stop:  # --help
+            code = stop.code
+    left = list(work.iterdir())
+    shutil.rmtree(work)
+    assert code in (0, 1 if "not finite" in err.getvalue() else 2), err.getvalue()
+    if code:
+        message = [row for row in err.getvalue().splitlines() if not row.startswith(f"elit {name}: note: ")]
+        assert [len(message), out.getvalue(), left] == [1, "", []], message
+        assert message[0].startswith(f"elit {name}: ")
+    elif "--json" in line and not {"--help", "--no-json", "--"} & set(line):
+        json.loads(out.getvalue().splitlines()[-1])
 
 
-def test_every_command_is_drawn(networks):
-    drawn = lines(networks)
-    assert set(drawn) == set(COMMANDS)
-    for name in COMMANDS:
-        assert drawn[name]
-        assert "json" in options(name)
+BODY = {
+    **{"prompt": "3", "model": "m", "n": 1, "size": "auto", "response_format": "b64_json", "output_format": "png"},
+    **{"quality": "low", "stream": False, "partial_images": 1, "budget": "50%", "deadline_ms": 1000, "seed": 7},
+    **{"num_inference_steps": 4, "guidance_scale": 1.5, "guidance_budget": 1, "negative_prompt": ""},
+}
 
 
-@pytest.mark.slow
-def test_nothing_that_is_handed_in_surprises(tmp_path):
-    fuzz(1_000, tmp_path)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A service's settings and its model's description."""
+    folder = saved_model(tmp_path_factory.mktemp("served") / "model")
+    service = ServiceSettings(model=str(folder), name="m", device="cpu")
+    return service, load_replica(service).describe()
+
+
+@settings(max_examples=MORE or 200, **HOW)
+@given(body=st.one_of(changed(BODY).map(lambda body: json.dumps(body).encode()), st.binary(max_size=20)))
+def test_bodies_of_requests_become_jobs_or_errors(body, served):
+    answer = None
+    try:
+        make_job(read_request(body), *served, now=0.0)
+    except ApiError as error:
+        answer = error
+    if answer is not None:
+        assert 400 <= answer.status < 500
+        assert "\n" not in json.loads(json.dumps(answer.body()))["error"]["message"]
+
+
+@settings(max_examples=MORE or 200, **HOW)
+@given(
+    content=st.one_of(
+        changed(json.loads(json.dumps(dataclasses.asdict(TrainConfig())))).map(yaml.safe_dump),
+        st.text("ab:- []{}&*!|>'\"\n\t#?,%@`01.e", max_size=30),
+        st.binary(max_size=20),
+    ),
+    kind=st.sampled_from([TrainConfig, DistillConfig]),
+)
+def test_settings_files_are_read_or_refused(content, kind, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with one_line():
+        assert isinstance(load_config(path, kind), kind)
+
+
+SETTING = Sampling(budget="50%", guidance=elit.CCFG(2.0, 1)).to_dict()
+READERS = {
+    "profile": (read_profile, {"recipe": {"device": "cpu"}, "cost": {"prices": {}}, "rows": [], "rounds": 1}),
+    "trace": (read_trace, {"at": 0.5, "deadline_ms": 100.0, "quality": "low"}),
+    "table": (read_table, {"detector": "digits", "count": 8, "fd": 1.0, "gflops": 1.0, "ms": 1.0} | SETTING),
+    "record": (
+        lambda path: PictureRecord.from_text(path.read_text()),
+        {"model": "m", "weights": "w", "row": None, "made_with": {"torch": "2"}, "settings": SETTING},
+    ),
+}
+
+
+@settings(max_examples=MORE or 100, **HOW)
+@given(data=st.data())
+@pytest.mark.parametrize("name", READERS)
+def test_files_of_json_are_read_or_refused(name, data, tmp_path):
+    read, document = READERS[name]
+    path = tmp_path / "file.jsonl"
+    path.write_text(json.dumps(data.draw(st.one_of(changed(document), VALUES))))
+    with one_line():
+        read(path)
+
+
+@settings(max_examples=MORE or 40, **HOW)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["model", "released"])
+def test_damaged_files_are_refused(kind, data, models, released, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(released if kind == "released" else models / kind, folder, dirs_exist_ok=True)
+    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".json" or data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    else:
+        content[data.draw(st.integers(0, min(len(content) - 1, 2000)))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with one_line(OSError):
+        elit.load_model(folder) if kind == "model" else elit.load_released(path, num_heads=2, tail_blocks=1)
