@@ -1,6 +1,5 @@
 """The page on a service: its pictures, its load as readings, a bounded burst."""
 
-import threading
 import time
 
 import numpy as np
@@ -65,18 +64,20 @@ def test_pictures_are_the_services_and_cost_what_it_says(service, folder):
 
 def test_a_cancelled_run_frees_its_place(service):
     client, replica = service
-    stop = threading.Event()
-    threading.Timer(0.3, stop.set).start()
     slow = replica.engine.step
 
     def step(running):
         time.sleep(0.1)
         slow(running)
 
+    def tick(done, total):
+        if replica.here:
+            raise Cancelled
+
     replica.engine.step = step
     try:
         with pytest.raises(Cancelled):
-            Renderer(ServiceEngine(client)).draw(request(steps=100), stop=stop)
+            Renderer(ServiceEngine(client)).draw(request(steps=100), tick)
     finally:
         replica.engine.step = slow
     end = time.monotonic() + 10

@@ -1,5 +1,6 @@
 """The Compare tab: the same seed at two budgets, their difference, and a strip of all budgets."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,9 @@ import gradio as gr
 from elit.budgets import evenly_spaced
 from elit.play.controls import NO_BUTTONS, Controls
 from elit.play.pictures import difference, enlarge
-from elit.play.playground import PROGRESS, RUN, Playground, report_errors, ticker
-from elit.play.renderer import Picture, Tick
-from elit.play.request import Request
-from elit.play.style import table_html
+from elit.play.playground import PROGRESS, RUN, Options, Playground, report_errors
+from elit.play.renderer import Picture
+from elit.play.style import describe_picture, facts_html
 
 MAX_PICTURES = 16
 
@@ -19,7 +19,7 @@ MAX_PICTURES = 16
 def build_compare(play: Playground, controls: Controls) -> None:
     budgets = play.engine.budgets
     low, high = budgets[0], budgets[-1]
-    latents: dict[str, Any] = {"minimum": low, "maximum": high, "step": low}
+    latents: Options = {"minimum": low, "maximum": high, "step": low}
     with gr.Row():
         quarter = max(low, high // 4 // low * low)
         first = gr.Slider(label="Left: latents of every group", value=quarter, elem_id="left", **latents)
@@ -36,32 +36,28 @@ def build_compare(play: Playground, controls: Controls) -> None:
         **NO_BUTTONS,
     )  # fmt: skip
 
-    def draw_at(request: Request, latents: float, tick: Tick | None, visitor: gr.Request) -> Picture:
-        sampling = replace(request.sampling, budget=int(latents))
-        return play.draw(replace(request, sampling=sampling), tick, visitor)
+    def draw_at(
+        latents: Sequence[float], visitor: gr.Request, progress: gr.Progress, given: Sequence[object]
+    ) -> list[Picture]:
+        request = play.request(given)
+        wanted = [replace(request, sampling=replace(request.sampling, budget=int(each))) for each in latents]
+        return play.run(visitor, lambda tick: [play.renderer.draw(each, tick) for each in wanted], progress)
 
     @report_errors(facts)
     def compare_two(
-        visitor: gr.Request, left: int, right: int, progress: gr.Progress = PROGRESS, *given: Any
-    ) -> tuple[Any, ...]:
-        request, tick = play.request(given), ticker(progress, "step")
-        pictures = [draw_at(request, latents, tick, visitor) for latents in (left, right)]
+        visitor: gr.Request, left: int, right: int, progress: gr.Progress = PROGRESS, *given: object
+    ) -> object:
+        pictures = draw_at((left, right), visitor, progress, given)
         image, largest = difference(*(picture.image() for picture in pictures))
-        rows = [
-            (name, f"{latents} of {high}", f"{picture.gflops:.4g}", f"{picture.ms:.0f}")
-            for name, latents, picture in zip(("left", "right"), (left, right), pictures, strict=True)
-        ]
-        scale = f"White in the difference is {largest:.0%} of the range from black to white."
-        text = table_html(("", "latents", "GFLOPs", "ms"), rows, scale)
+        scale = facts_html(f"White in the difference is {largest:.0%} of the range from black to white.", "quiet")
+        text = "".join(describe_picture(picture) for picture in pictures) + scale
         return tuple(enlarge(picture.image()) for picture in pictures), image, text
 
     @report_errors(facts)
-    def draw_all(visitor: gr.Request, progress: gr.Progress = PROGRESS, *given: Any) -> Any:
-        request, frames = play.request(given), []
+    def draw_all(visitor: gr.Request, progress: gr.Progress = PROGRESS, *given: object) -> object:
         shown = evenly_spaced(budgets, MAX_PICTURES)
-        for number, latents in enumerate(shown):
-            progress((number, len(shown)), desc="budget")
-            picture = draw_at(request, latents, None, visitor)
+        frames = []
+        for latents, picture in zip(shown, draw_at(shown, visitor, progress, given), strict=True):
             caption = f"{latents} of {high}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms"
             frames.append((enlarge(picture.image(), 192), caption))
         return {gallery: frames}

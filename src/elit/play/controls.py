@@ -5,11 +5,11 @@ from typing import Any
 
 import gradio as gr
 
-from elit.play.playground import Playground
+from elit.play.playground import Options, Playground
 from elit.play.request import CONTROLS, examples
 from elit.sampling.settings import Sampling
 
-NO_BUTTONS: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png"}
+NO_BUTTONS: Options = {"interactive": False, "buttons": [], "format": "png"}
 
 
 @dataclass
@@ -30,7 +30,7 @@ def build_controls(play: Playground) -> Controls:
     engine, start = play.engine, play.renderer.start
     budgets, values = engine.budgets, start.values()
     low, high = (budgets[0], budgets[-1]) if budgets else (1, 1)
-    latents: dict[str, Any] = {"minimum": low, "maximum": high, "step": low, "value": high}
+    latents: Options = {"minimum": low, "maximum": high, "step": low, "value": high}
     condition: Any
     if engine.takes_text:
         condition = gr.Textbox(start.condition, label="Prompt", info="Enter draws", max_lines=2, elem_id="prompt")

@@ -2,13 +2,12 @@
 
 import random
 from functools import partial
-from typing import Any
 
 import gradio as gr
 
 from elit.play.charts import lines_chart
 from elit.play.controls import Controls
-from elit.play.playground import HIDDEN, PROGRESS, RUN, Playground, report_errors, ticker
+from elit.play.playground import HIDDEN, PROGRESS, RUN, Options, Playground, report_errors
 from elit.play.request import MAX_SEED, Request, budget_pieces
 from elit.play.style import describe_cost, describe_picture
 from elit.sampling.settings import Sampling
@@ -29,15 +28,15 @@ def build_draw(page: gr.Blocks, play: Playground, controls: Controls, present: g
     link = gr.Textbox(visible="hidden", elem_id="link")
 
     @report_errors(facts)
-    def draw(visitor: gr.Request, progress: gr.Progress = PROGRESS, *given: Any) -> Any:
+    def draw(visitor: gr.Request, progress: gr.Progress = PROGRESS, *given: object) -> object:
         request = play.request(given)
-        picture = play.draw(request, ticker(progress, "step"), visitor)
+        picture = play.run(visitor, lambda tick: play.renderer.draw(request, tick), progress)
         path = play.save(picture)
         file = gr.DownloadButton(value=path, interactive=True)
         return path, describe_picture(picture), file, picture, request.query()
 
     @report_errors(controls.cost)
-    def update_cost(*given: Any) -> tuple[str, str]:
+    def update_cost(*given: object) -> tuple[str, str]:
         request = play.request(given)
         cost = play.renderer.cost(request)
         pieces = budget_pieces(request.sampling.budget, engine.budgets)
@@ -46,20 +45,20 @@ def build_draw(page: gr.Blocks, play: Playground, controls: Controls, present: g
         chart = lines_chart({"latents a group": points}, "t: 0 is noise, 1 is data", "", "Budget over time", full)
         return describe_cost(cost, budget), chart
 
-    def open_link(visitor: gr.Request) -> list[Any]:
+    def open_link(visitor: gr.Request) -> list[object]:
         try:
             return start.updated(dict(visitor.query_params)).controls(engine.budgets)
         except ValueError as error:
             gr.Warning(f"This link does not fit the model: {error}", title="Link")
             return start.controls(engine.budgets)
 
-    def set_example(sampling: Sampling, condition: Any, seed: Any) -> list[Any]:
+    def set_example(sampling: Sampling, condition: object, seed: object) -> list[object]:
         return [condition, seed, *Request(start.condition, sampling).controls(engine.budgets)[2:]]
 
     def choose_class(event: gr.SelectData) -> str:
         return engine.classes[event.index]
 
-    drawing: dict[str, Any] = RUN | {
+    drawing: Options = RUN | {
         "inputs": values,
         "outputs": [image, facts, download, present, link],
         "show_progress_on": [facts],
@@ -76,7 +75,7 @@ def build_draw(page: gr.Blocks, play: Playground, controls: Controls, present: g
         page.load(made, outputs=controls.thumbnails, show_progress="hidden", api_visibility="private")
     for button, sampling in controls.examples:
         before.append(button.click(partial(set_example, sampling), inputs=values[:2], outputs=values, **HIDDEN))
-    events: list[Any] = [gr.on([controls.run.click, schedule.submit, seed.submit, submit], draw, **drawing)]
+    events = [gr.on([controls.run.click, schedule.submit, seed.submit, submit], draw, **drawing)]
     events += [event.then(draw, **drawing) for event in before]
     changes = [page.load, *(each.change for each in values), present.change]
     gr.on(changes, update_cost, values, [controls.cost, controls.schedule], trigger_mode="always_last", **HIDDEN)

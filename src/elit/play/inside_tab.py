@@ -1,16 +1,19 @@
 """The Inside tab: attention of Read over the picture, and the states of its run."""
 
-from typing import Any
-
 import gradio as gr
+from PIL import Image
+from torch import Tensor
 
 from elit.play.controls import NO_BUTTONS, Controls
 from elit.play.inside import attention_maps, trajectory
 from elit.play.pictures import overlay
 from elit.play.playground import HIDDEN, RUN, Playground, report_errors
-from elit.play.renderer import Picture
+from elit.play.renderer import Picture, Tick
 from elit.play.style import facts_html
 from elit.sampling.engine import NetworkEngine
+
+Held = tuple[list[float], Tensor, Image.Image]
+"""Times, attention maps, the picture."""
 
 
 def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, present: gr.State) -> None:
@@ -29,7 +32,7 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, pr
         label="From noise to picture", columns=5, height="auto", elem_classes="frames", elem_id="frames", **NO_BUTTONS
     )
 
-    def show(held: Any, latent: float, step: float) -> tuple[Any, str]:
+    def show(held: Held | None, latent: float, step: float) -> tuple[Image.Image | None, str]:
         if held is None:
             return None, ""
         times, weights, base = held
@@ -39,11 +42,11 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, pr
         return overlay(base, weights[i, j]), facts_html(text)
 
     @report_errors(caption)
-    def inspect_picture(visitor: gr.Request, picture: Picture | None) -> Any:
+    def inspect_picture(visitor: gr.Request, picture: Picture | None) -> object:
         if picture is None:
             raise ValueError("cannot inspect: draw a picture first")
 
-        def measure(stop: Any) -> Any:
+        def measure(tick: Tick) -> tuple[tuple[list[float], Tensor], list[tuple[Image.Image, str]]]:
             with play.renderer.lock:
                 return attention_maps(engine, picture), trajectory(engine, picture)
 

@@ -1,12 +1,11 @@
 """The Load tab: a service's queue, budget and latency over time, and a burst that lowers the budget."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import gradio as gr
 
 from elit.play.charts import Points, lines_chart
-from elit.play.playground import HIDDEN, PROGRESS, report_errors, ticker
+from elit.play.playground import HIDDEN, PROGRESS, Options, report_errors
 from elit.play.service import MAX_REQUESTS, MAX_SECONDS, LoadMonitor, Reading, describe_burst
 from elit.play.style import facts_html
 
@@ -31,12 +30,14 @@ def build_load(monitor: LoadMonitor, tabs: gr.Tabs, label: str) -> None:
 
     @report_errors(outcome)
     def send(count: float, within: float, deadline_s: float, progress: gr.Progress = PROGRESS) -> str:
-        tick = ticker(progress, "answers")
-        return facts_html(describe_burst(monitor.burst(int(count), int(within), 1e3 * deadline_s, tick)))
+        outcomes = monitor.burst(
+            int(count), int(within), 1e3 * deadline_s, lambda done, total: progress((done, total), desc="answers")
+        )
+        return facts_html(describe_burst(outcomes))
 
     tabs.select(activate, outputs=timer, **HIDDEN)
     timer.tick(update, outputs=charts, **HIDDEN)
-    options: dict[str, Any] = {"concurrency_id": "burst", "concurrency_limit": 1, "api_visibility": "private"}
+    options: Options = {"concurrency_id": "burst", "concurrency_limit": 1, "api_visibility": "private"}
     burst.click(send, [requests, seconds, deadline], outcome, show_progress_on=[outcome], **options)
 
 

@@ -1,17 +1,15 @@
 """The Plane tab: the compute–quality plane of a sweep, the present settings in it, and settings for a target."""
 
 from dataclasses import replace
-from html import escape
-from typing import Any
 
 import gradio as gr
 
 from elit.evaluate.plane import pareto_front
-from elit.evaluate.score import DISTANCES
+from elit.evaluate.plots import quality_label
 from elit.planner.quality import Quality
 from elit.play.charts import plane_chart
 from elit.play.controls import Controls
-from elit.play.playground import HIDDEN, PROGRESS, RUN, Playground, report_errors, ticker
+from elit.play.playground import HIDDEN, PROGRESS, RUN, Playground, report_errors
 from elit.play.renderer import Renderer
 from elit.play.request import Request
 from elit.play.style import facts_html
@@ -29,7 +27,7 @@ def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.S
     outcome = gr.HTML(elem_id="planned")
 
     @report_errors(chart)
-    def show(*given: Any) -> str:
+    def show(*given: object) -> str:
         if renderer.table is None:
             return facts_html(NOTHING, "quiet")
         cost = renderer.cost(play.request(given))
@@ -37,14 +35,12 @@ def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.S
 
     @report_errors(outcome)
     def set_plan(
-        visitor: gr.Request, unit: str, target: float | None, progress: gr.Progress = PROGRESS, *given: Any
-    ) -> list[Any]:
-        request, name = play.request(given), "target_gflops" if unit.startswith("G") else "target_ms"
-        tick = ticker(progress, "measuring")
-        best = play.run(visitor, lambda stop: renderer.plan(name, target, tick, stop))
+        visitor: gr.Request, unit: str, target: float | None, progress: gr.Progress = PROGRESS, *given: object
+    ) -> list[object]:
+        request, (gflops, ms) = play.request(given), (target, None) if unit.startswith("G") else (None, target)
+        best = play.run(visitor, lambda tick: renderer.plan(gflops, ms, tick), progress, "measuring")
         sampling = replace(request.sampling, steps=best.steps, budget=best.budget, guidance=best.guidance)
-        planned = Request(request.condition, sampling)
-        return [f'<div class="facts">{escape(str(best))}</div>', *planned.controls(play.engine.budgets)]
+        return [facts_html(str(best)), *Request(request.condition, sampling).controls(play.engine.budgets)]
 
     gr.on([tab.select, present.change], show, values, chart, **HIDDEN)
     event = plan.click(set_plan, [unit, target, *values], [outcome, *values], show_progress_on=[outcome], **RUN)
@@ -59,5 +55,4 @@ def plane_of_table(renderer: Renderer, table: Quality, present: tuple[float, flo
         (renderer.engine.gflops(each), value or 0.0, f"{each.describe()}: {value:.4g}") for each, value in settings
     ]
     front = pareto_front([cost for cost, _, _ in points], [table.loss(value) for _, value, _ in points])
-    metric = f"{table.metric} ({'lower' if table.metric in DISTANCES else 'higher'} is better)"
-    return plane_chart(points, front, ("GFLOPs a picture", metric), present)
+    return plane_chart(points, front, ("GFLOPs a picture", quality_label(table.metric)), present)

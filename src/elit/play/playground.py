@@ -1,11 +1,11 @@
-"""State behind the page's handlers: the renderer, each visitor's run, errors as messages."""
+"""State of the page: its renderer, and the run of each visitor."""
 
 import functools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -13,9 +13,12 @@ from elit.play.renderer import Cancelled, Picture, Renderer, Tick
 from elit.play.request import Request
 from elit.play.style import error_html
 
-HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+T = TypeVar("T")
+Options = dict[str, Any]
+Handler = Callable[..., object]
+HIDDEN: Options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Options of events that compute next to nothing."""
-RUN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+RUN: Options = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 """Options of events that run the network: they share one queue."""
 PROGRESS = gr.Progress()
 """Default of the argument through which Gradio passes its progress bar."""
@@ -29,19 +32,24 @@ class Playground:
         self.folder = tempfile.mkdtemp(prefix="elit-play-")
         self.stops: dict[str | None, threading.Event] = {}
 
-    def request(self, controls: Sequence[Any]) -> Request:
+    def request(self, controls: Sequence[object]) -> Request:
         """The request that the controls stand for. Raises ValueError."""
         return self.renderer.start.updated_by_controls(controls)
 
-    def draw(self, request: Request, tick: Tick | None, visitor: gr.Request) -> Picture:
-        """One picture. Raises ValueError, and `Cancelled` when the visitor cancels."""
-        return self.run(visitor, lambda stop: self.renderer.draw(request, tick, stop))
-
-    def run(self, visitor: gr.Request, work: Callable[[threading.Event], Any]) -> Any:
-        """The result of `work`, called with an event that is set when the visitor cancels or leaves."""
+    def run(
+        self, visitor: gr.Request, work: Callable[[Tick], T], progress: gr.Progress | None = None, unit: str = "step"
+    ) -> T:
+        """The result of `work`, whose tick shows progress and raises `Cancelled` when the visitor cancels."""
         stop = self.stops[visitor.session_hash] = threading.Event()
+
+        def tick(done: int, total: int) -> None:
+            if stop.is_set():
+                raise Cancelled
+            if progress is not None:
+                progress((done, total), desc=unit)
+
         try:
-            return work(stop)
+            return work(tick)
         finally:
             self.stops.pop(visitor.session_hash, None)
 
@@ -59,12 +67,12 @@ class Playground:
         return str(path)
 
 
-def report_errors(where: gr.HTML) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def report_errors(where: gr.HTML) -> Callable[[Handler], Handler]:
     """Decorates a handler: a ValueError is shown in one of its outputs, and the others stay."""
 
-    def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(handler: Handler) -> Handler:
         @functools.wraps(handler)
-        def reporting(*inputs: Any) -> Any:
+        def reporting(*inputs: object) -> object:
             try:
                 return handler(*inputs)
             except Cancelled:
@@ -75,8 +83,3 @@ def report_errors(where: gr.HTML) -> Callable[[Callable[..., Any]], Callable[...
         return reporting
 
     return decorate
-
-
-def ticker(progress: gr.Progress, unit: str) -> Tick:
-    """Reports the steps of a run to a progress bar."""
-    return lambda done, total: progress((done, total), desc=unit)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -30,7 +30,7 @@ from elit.sampling.settings import Sampling
 State = tuple[float, Tensor]
 """t, and the network's state (1, C, ...)."""
 Tick = Callable[[int, int], None]
-"""Called with the number of steps done and the number of all steps."""
+"""Called before every step with the number of steps done and of all steps; may raise `Cancelled`."""
 DEFAULT_STEPS = 16
 MAX_THUMBNAILS, THUMBNAIL_STEPS, THUMBNAIL_BUDGET = 32, 8, 0.25
 PROFILE_SECONDS = 12.0
@@ -85,7 +85,6 @@ class Renderer:
                 with contextlib.suppress(ValueError):  # a table of other weights
                     self.table, _ = check_table(read_quality(where), self.network, folder)
         self._measured: dict[Sampling, float] = {}
-        self._first: Picture | None = None
         self._thumbnails: list[tuple[Image.Image, str]] | None = None
         self.start = Request(engine.classes[0] if engine.classes else engine.example, self._start(dtype))
         engine.gflops(self.start.sampling)  # a pipeline runs its text encoder the first time
@@ -94,31 +93,15 @@ class Renderer:
     def shows_classes(self) -> bool:
         return self.engine.network is not None and 0 < len(self.engine.classes) <= MAX_THUMBNAILS
 
-    def warm_up(self) -> None:
-        """Draws the first picture and the thumbnails in a thread, while the page is built."""
-
-        def draw() -> None:
-            with contextlib.suppress(ValueError):  # the page's own run raises it again
-                self.draw(Request(self.start.condition, replace(self.start.sampling, steps=1)))
-                self.draw(self.start)
-                self.thumbnails()
-
-        threading.Thread(target=draw, daemon=True).start()
-
-    def draw(self, request: Request, tick: Tick | None = None, stop: threading.Event | None = None) -> Picture:
-        """One picture; waits for the run before it. Raises ValueError, and `Cancelled` once `stop` is set."""
+    def draw(self, request: Request, tick: Tick = lambda done, total: None) -> Picture:
+        """One picture; waits for the run before it. Raises ValueError."""
         sampling = request.sampling
         with self.lock:
-            if self._first is not None and request == self._first.request:
-                return self._first
-            pixels, states, ms = self._sample([request.condition], [sampling.seed], sampling, tick, stop)
+            pixels, states, ms = self._sample([request.condition], [sampling.seed], sampling, tick)
         suffix = ".gif" if pixels.ndim == 5 else ".png"
         file = encode_picture(sheet_frames(pixels, suffix), suffix, self._record(request))
-        picture = Picture(request, file, suffix, tuple(states), ms, self.engine.gflops(sampling))
         self._measured[self._work(sampling)] = ms
-        if request == self.start:
-            self._first = picture
-        return picture
+        return Picture(request, file, suffix, tuple(states), ms, self.engine.gflops(sampling))
 
     def thumbnails(self) -> list[tuple[Image.Image, str]]:
         """A picture of every class with its name, drawn once; none where there are too many classes."""
@@ -127,31 +110,23 @@ class Renderer:
             if self._thumbnails is None and classes:
                 budget = THUMBNAIL_BUDGET if self.engine.budgets else None
                 sampling = replace(self.start.sampling, steps=THUMBNAIL_STEPS, budget=budget)
-                pixels, *_ = self._sample(classes, range(len(classes)), sampling)
+                pixels, *_ = self._sample(classes, range(len(classes)), sampling, lambda done, total: None)
                 stills = pixels[:, :, 0] if pixels.ndim == 5 else pixels
                 images = [sheet_frames(still[None], ".png")[0] for still in stills]
                 self._thumbnails = list(zip(images, classes, strict=True))
         return self._thumbnails or []
 
     def _sample(
-        self,
-        conditions: Sequence[str],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        tick: Tick | None = None,
-        stop: threading.Event | None = None,
+        self, conditions: Sequence[str], seeds: Sequence[int], sampling: Sampling, tick: Tick
     ) -> tuple[Tensor, list[State], float]:
         """Pixels, a network's states on the way, and milliseconds without decoding."""
         states, start = list[State](), time.perf_counter()
         with contextlib.closing(self.engine.begin(conditions, seeds, sampling)) as run:
             while not run.done:
-                if stop is not None and stop.is_set():
-                    raise Cancelled
+                tick(run.steps_done, run.total)
                 if isinstance(run, NetworkRun):
                     states.append((run.t, run.x.cpu()))
                 run.step()
-                if tick is not None:
-                    tick(run.steps_done, run.total)
             if isinstance(run, NetworkRun):
                 states.append((1.0, run.x.cpu()))
             ms = 1e3 * (time.perf_counter() - start)
@@ -187,29 +162,17 @@ class Renderer:
                 return curve.at(sampling.steps)
         return None
 
-    def plan(self, target: str, value: float | None, tick: Tick, stop: threading.Event) -> Plan:
-        """`elit.plan` for target_ms, which measures this machine first where nobody has, or target_gflops.
+    def plan(self, gflops: float | None, ms: float | None, tick: Tick) -> Plan:
+        """`elit.plan` for one of two targets; milliseconds are profiled first on a machine without a profile.
 
         Raises ValueError for an impossible target.
         """
-
-        def progress(done: int, total: int) -> None:
-            if stop.is_set():
-                raise Cancelled
-            tick(done, total)
-
         assert self.network is not None
-        if target == "target_ms" and self.profile is None:
+        if ms is not None and self.profile is None:
             with self.lock:
-                self.profile = measure_profile(
-                    self.network, batch_sizes=(1,), seconds=PROFILE_SECONDS, progress=progress
-                )
-        options: dict[str, Any] = {
-            target: value,
-            "table": self.table.path if self.table else None,
-            "profile": self.profile,
-        }
-        return plan(self.network, cache=0.0, **options)
+                self.profile = measure_profile(self.network, batch_sizes=(1,), seconds=PROFILE_SECONDS, progress=tick)
+        table = self.table.path if self.table else None
+        return plan(self.network, cache=0.0, table=table, profile=self.profile, target_gflops=gflops, target_ms=ms)
 
     def _start(self, dtype: str | None) -> Sampling:
         """Settings that the page opens with: all latents, and the best measured ones with these, if there are any."""

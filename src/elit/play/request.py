@@ -31,12 +31,12 @@ class Request:
         require(1 <= sampling.steps <= MAX_STEPS, "steps", sampling.steps, f"1 to {MAX_STEPS}")
         require(0 <= scale <= MAX_SCALE, "scale", scale, f"0 to {MAX_SCALE:g}")
 
-    def updated(self, values: Mapping[str, Any]) -> "Request":
+    def updated(self, values: Mapping[str, object]) -> "Request":
         """This request with the values of a link. Raises ValueError."""
         if "steps" in values and "guidance" not in values:  # a link of an older version without guidance
             values = {"guidance": "none", **values}
-        new = self.values() | dict(values)
-        guidance = make_guidance(new["guidance"], _number("scale", new["scale"]), str(new["guidance_budget"]))
+        new: dict[str, Any] = self.values() | dict(values)
+        guidance = make_guidance(str(new["guidance"]), _number("scale", new["scale"]), str(new["guidance_budget"]))
         seed, steps = (_whole(name, new[name]) for name in ("seed", "steps"))
         budget = None if self.sampling.budget is None else new["budget"]  # None for a baseline
         sampling = replace(self.sampling, seed=seed, steps=steps, budget=budget, guidance=guidance)
@@ -54,13 +54,13 @@ class Request:
         unused = {"none": ("scale", "guidance_budget"), "cfg": ("guidance_budget",)}.get(values["guidance"], ())
         return urlencode({name: value for name, value in values.items() if name not in unused})
 
-    def updated_by_controls(self, controls: Sequence[Any]) -> "Request":
+    def updated_by_controls(self, controls: Sequence[object]) -> "Request":
         """This request with the values of the controls, in the order of `CONTROLS`. Raises ValueError."""
         values = {name: "" if value is None else value for name, value in zip(CONTROLS, controls, strict=True)}
         latents, schedule = values.pop("latents"), values.pop("schedule")
         return self.updated(values | {"budget": schedule or latents})
 
-    def controls(self, budgets: Sequence[int]) -> list[Any]:
+    def controls(self, budgets: Sequence[int]) -> list[object]:
         """The values of the controls. Raises ValueError for a budget that the network does not have."""
         values, guidance = self.values(), self.sampling.guidance
         *_, (_, _, latents) = budget_pieces(self.sampling.budget, budgets) or [(0.0, 1.0, 1)]
@@ -98,15 +98,15 @@ def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequenc
     return settings
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: object) -> int:
     number = _number(name, value)
     require(number == int(number), name, value, "a whole number")
     return int(number)
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     try:
-        number = float(value)
+        number = float(str(value))
     except ValueError:
         number = float("nan")
     require(abs(number) <= 2**53, name, value, "a number")  # neither infinity nor NaN is

@@ -1,8 +1,16 @@
 """The page behind a web server of its own: loopback by default, nothing from another host."""
 
 import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+    import gradio as gr
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elit.pretrained import DEFAULT, model_folder, model_name
 
@@ -21,11 +29,11 @@ CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_serv
 class Guard:
     """ASGI middleware that adds the policy to every answer and closes unused routes."""
 
-    def __init__(self, app: Any):
+    def __init__(self, app: "ASGIApp"):
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_guarded(message: Any) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def send_guarded(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
@@ -37,7 +45,7 @@ class Guard:
             await self.app(scope, receive, send_guarded)
 
 
-def make_app(page: Any, host: str) -> Any:
+def make_app(page: "gr.Blocks", host: str) -> "FastAPI":
     """The page as an ASGI app; Gradio's run history, uploads and proxying are off."""
     import gradio as gr
     from fastapi import FastAPI
@@ -55,7 +63,7 @@ def make_app(page: Any, host: str) -> Any:
 
 def open_page(
     model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
-) -> Any:
+) -> "gr.Blocks":
     """The page of a model, by default the box's first, or of a service. Raises ValueError where loading fails."""
     quiet_gradio()
     monitor = None
@@ -76,7 +84,7 @@ def open_page(
         folder = model_folder(model or DEFAULT)
         engine = load_engine(folder, name=model_name(folder), vae=vae, device=device, dtype=dtype)
         renderer = Renderer(engine, dtype)
-        renderer.warm_up()  # while Gradio is imported, which takes as long
+        threading.Thread(target=renderer.thumbnails, daemon=True).start()  # while Gradio is imported
     from elit.play.page import build_page
 
     return build_page(renderer, monitor)
@@ -88,7 +96,7 @@ def quiet_gradio() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def serve(page: Any, host: str, port: int, line: str, address: str | None = None) -> None:
+def serve(page: "gr.Blocks", host: str, port: int, line: str, address: str | None = None) -> None:
     """Serves the page until interrupted; prints `line` and opens `address` in a browser once it can be opened."""
     import asyncio
     import webbrowser
@@ -96,7 +104,7 @@ def serve(page: Any, host: str, port: int, line: str, address: str | None = None
     import uvicorn
 
     class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
+        async def startup(self, sockets: "list[socket.socket] | None" = None) -> None:
             await super().startup(sockets)
             print(line, flush=True)
             if address:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from elit.config import require
 from elit.serve.loadtest import Arrival, Outcome, run_loadtest, summarize
 
+Json = dict[str, Any]
 TIMEOUT = 70.0
 """Seconds."""
 MAX_REQUESTS, MAX_SECONDS, MAX_DEADLINE_MS = 64, 10, 60_000
@@ -33,7 +34,7 @@ class ServiceClient:
         require(url.startswith(("http://", "https://")), "service", url, "http://HOST:PORT")
         self.url, self.key = url.rstrip("/").removesuffix("/v1"), key
 
-    async def ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
+    async def ask(self, path: str, body: Json | None = None) -> bytes:
         """The content of the answer to a GET, or to a POST of `body`. Cancelling closes the connection.
 
         Raises ValueError with the service's message for a refusal, and where nothing answers.
@@ -52,7 +53,7 @@ class ServiceClient:
             raise ValueError(f"the service answered {answer.status_code}: {message}")
         return answer.content
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """The served model: {"id", "elit": its request options}. Raises ValueError."""
         try:
             (model,) = json.loads(asyncio.run(self.ask("/v1/models")))["data"]
@@ -124,8 +125,10 @@ class LoadMonitor:
             at = [*range(CALM_BEFORE), *range(end, end + CALM_AFTER)]
             at += [random.uniform(CALM_BEFORE, end) for _ in range(requests)]
             trace = [Arrival(at=float(each)) for each in sorted(at)]
-            options: dict[str, Any] = {"deadline_ms": deadline_ms, "key": self.client.key, "progress": tick}
-            return run_loadtest(self.client.url, trace, prompts=prompts, **options)
+            key = self.client.key
+            return run_loadtest(
+                self.client.url, trace, prompts=prompts, deadline_ms=deadline_ms, key=key, progress=tick
+            )
         finally:
             self.bursting.release()
 

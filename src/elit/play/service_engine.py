@@ -5,7 +5,6 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from elit.arguments import class_numbers
 from elit.budgets import schedule_budgets
-from elit.play.service import ServiceClient
+from elit.play.service import Json, ServiceClient
 from elit.sampling.engine import Run
 from elit.sampling.pictures import from_pictures
 from elit.sampling.settings import Sampling
@@ -25,7 +24,7 @@ POLL_SECONDS = 0.1
 class ServiceEngine:
     """A service of `elit serve`."""
 
-    network: Any = None
+    network = None
     exact, takes_negatives, size, multiple = True, False, (0, 0), 0
 
     def __init__(self, client: ServiceClient):
@@ -71,7 +70,7 @@ class ServiceEngine:
         self.conditions(conditions)
         self.gflops(sampling)
         guidance = sampling.guidance
-        body: dict[str, Any] = {"prompt": conditions[0], "seed": seeds[0], "num_inference_steps": sampling.steps}
+        body: Json = {"prompt": conditions[0], "seed": seeds[0], "num_inference_steps": sampling.steps}
         body |= {"deadline_ms": DEADLINE_MS, "guidance_scale": guidance.scale if guidance else 1.0}
         body |= {"budget": sampling.budget} if self.budgets else {"quality": "high"}
         if guidance is not None and guidance.kind == "ccfg" and guidance.scale != 1:
@@ -92,7 +91,7 @@ class ServiceRun(Run):
 
     count = total = 1
 
-    def __init__(self, engine: ServiceEngine, body: dict[str, Any]):
+    def __init__(self, engine: ServiceEngine, body: Json):
         self.engine, self.loop = engine, asyncio.new_event_loop()
         self.answer = self.loop.create_task(engine.client.ask("/v1/images/generations", body))
 

@@ -1,8 +1,8 @@
 """Style and texts of the page: nothing from another host, light and dark, one column on a phone."""
 
-from collections.abc import Sequence
 from html import escape
-from typing import Any
+
+import gradio as gr
 
 from elit.play.renderer import Cost, Picture
 
@@ -19,8 +19,6 @@ CSS = """
 .facts { font-variant-numeric: tabular-nums; line-height: 1.5; }
 .facts .quiet { color: var(--body-text-color-subdued); }
 .facts .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
-.facts table { border-collapse: collapse; width: 100%; }
-.facts td, .facts th { padding: .2rem .6rem .2rem 0 !important; text-align: left; border: 0 !important; }
 .thumbnails, .frames, .thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; }
 .thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding: 0 !important; }
 .frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding: 0 !important; }
@@ -52,10 +50,8 @@ CSS = """
 """
 
 
-def theme() -> Any:
+def theme() -> gr.themes.Base:
     """Gradio's default theme with fonts of the visitor's own machine."""
-    import gradio as gr
-
     default = gr.themes.Default(primary_hue="indigo", font=list(FONTS), font_mono=list(MONOSPACED))
     contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
     return default.set(button_primary_background_fill="*primary_600", **contrast)
@@ -70,32 +66,21 @@ def error_html(message: str) -> str:
     return facts_html(message, "wrong")
 
 
-def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    top = "".join(f"<th>{escape(each)}</th>" for each in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row in rows)
-    table = f'<div class="facts"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    return table + facts_html(note, "quiet")
-
-
 def describe_cost(cost: Cost, budget: str) -> str:
     """GFLOPs with a meter, milliseconds and expected quality of the present settings."""
-    share = cost.gflops / cost.full_gflops
+    share, time, quality = cost.gflops / cost.full_gflops, "time: after a run", "quality: no sweep beside this model"
     if cost.measured_ms is not None:
         time = f"<b>{cost.measured_ms:.0f} ms</b> measured"
     elif cost.predicted_ms is not None:
         time = f"<b>{cost.predicted_ms:.0f} ms</b> by this machine's profile"
-    else:
-        time = '<span class="quiet">time: after a run</span>'
-    if cost.metric is None:
-        quality = '<span class="quiet">quality: no sweep beside this model</span>'
-    elif cost.quality is None:
-        quality = f'<span class="quiet">{escape(cost.metric)}: not measured at these settings</span>'
-    else:
-        quality = f"expected {escape(cost.metric)} <b>{cost.quality:.4g}</b>"
+    if cost.quality is not None:
+        quality = f"expected {escape(str(cost.metric))} <b>{cost.quality:.4g}</b>"
+    elif cost.metric is not None:
+        quality = f"{escape(cost.metric)}: not measured at these settings"
     return (
         f'<div class="facts" aria-live="polite"><div class="meter" aria-hidden="true">'
         f'<i style="width:{100 * min(share, 1):.1f}%"></i></div>'
-        f"<b>{cost.gflops:.4g} GFLOPs</b> a picture, {100 * share:.0f}% of the cost at full budget · {time}<br>"
+        f"<b>{cost.gflops:.4g} GFLOPs</b> a picture, {share:.0%} of the cost at full budget · {time}<br>"
         f'{quality} · <span class="quiet">{escape(budget)}</span></div>'
     )
 
