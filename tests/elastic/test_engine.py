@@ -12,7 +12,7 @@ from tiny import open_branches, pipeline, with_text
 import elit
 from elit import CCFG, CFG, Sampling
 from elit.elastic.engine import PipelineEngine, load_engine
-from elit.elastic.open_pipeline import open_pipeline
+from elit.elastic.load import open_pipeline
 from elit.elastic.storage import save_add_on
 from elit.sampling.pictures import from_pictures
 

@@ -71,17 +71,13 @@ def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceS
     """The settings with all that depends on this machine and the model. Raises ValueError for an invalid budget."""
     import torch
 
-    from elit.elastic.load import is_stock_pipeline, load_model
+    from elit.elastic.load import load_model, open_pipeline
     from elit.models.transformer import Transformer
     from elit.pretrained import model_name
 
     network: Any = None
     # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
-    if is_stock_pipeline(args.model):
-        from elit.elastic.open_pipeline import open_pipeline
-
-        pipeline = open_pipeline(args.model)
-        assert pipeline is not None
+    if (pipeline := open_pipeline(args.model)) is not None:
         budgets = tuple(pipeline.budgets)
     elif not isinstance(network := load_model(args.model), Transformer):
         raise ValueError(f"model={str(args.model)!r}: an elastified transformer alone; give the folder of its pipeline")

@@ -20,8 +20,7 @@ from elit.config import require
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
-from elit.elastic.load import load_network
-from elit.elastic.open_pipeline import default_scale, guidance_argument, open_pipeline
+from elit.elastic.load import default_scale, guidance_argument, load_network, open_pipeline
 from elit.elastic.recording import first_call
 from elit.elastic.stepwise import StepwiseCall
 from elit.flow.solver import time_grid

@@ -1,6 +1,10 @@
 """Loading: networks of this library, elastified transformers, pipelines that have one, and add-ons for those."""
 
+import inspect
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +122,78 @@ def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:
     load_weights(transformer, folder)
 
 
-def is_stock_pipeline(model: str | Path) -> bool:
-    """Whether a folder holds a diffusers pipeline whose transformer has a dial, or the add-on of one, by its files."""
+@dataclass(frozen=True)
+class ElasticPipeline:
+    """A pipeline with an elastified transformer, as its folder describes it."""
+
+    folder: Path
+    base: str
+    """The pipeline's folder or hub name; `folder` itself where it holds everything."""
+    record: InterfaceRecord
+    kind: Pipeline
+    """The pipeline's class."""
+
+    @property
+    def budgets(self) -> range:
+        return range(1, prod(self.record.window) + 1)
+
+    @property
+    def default_scale(self) -> float:
+        return default_scale(inspect.signature(self.kind.__call__).parameters)
+
+    def load(self, *, device: torch.device | str, dtype: torch.dtype) -> Pipeline:
+        """The pipeline. Raises ValueError where it cannot be loaded."""
+        try:
+            if self.base == str(self.folder):
+                pipe = load_elastic(self.folder, torch_dtype=dtype)
+            else:
+                pipe = load_elastic(self.kind.from_pretrained(self.base, torch_dtype=dtype), self.folder)
+        except (OSError, KeyError, ImportError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"cannot load the pipeline of {str(self.folder)!r}: {reason}") from None
+        return pipe.to(device)
+
+
+def open_pipeline(model: str | Path) -> ElasticPipeline | None:
+    """The pipeline in a folder, or that of an add-on, opened before anything is loaded; None for any other folder.
+
+    Raises ValueError for an add-on that does not name its pipeline, and damaged files.
+    """
     folder = Path(model)
-    if (index := folder / "model_index.json").is_file():
-        return any(folder.glob(f"*/{RECORD}")) and '"ElitPipeline"' not in index.read_text(encoding="utf-8")
-    return not (folder / "config.json").is_file() and any(
-        (where / RECORD).is_file() for where in (folder, folder / "transformer")
-    )
+    whole = (folder / "model_index.json").is_file()
+    places = sorted(folder.glob(f"*/{RECORD}" if whole else RECORD)) or sorted(folder.glob(f"transformer/{RECORD}"))
+    if not places or (not whole and (folder / "config.json").is_file()):
+        return None
+    record = read_record(places[0].parent)
+    if (base := str(folder) if whole else record.base) is None:
+        raise ValueError(
+            f"cannot open {str(model)!r}: an add-on that does not name its pipeline; save the pipeline with it after "
+            "elit.load_elastic(pipe, folder)"
+        )
+    try:
+        name = diffusers.DiffusionPipeline.load_config(base)["_class_name"]
+        return None if name == "ElitPipeline" else ElasticPipeline(folder, base, record, getattr(diffusers, name))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"cannot find the pipeline {base!r} of {str(model)!r}: {reason}") from None
+
+
+def guidance_argument(known: Mapping[str, inspect.Parameter], transformer: Model = None) -> str | None:
+    """The argument of a pipeline's call that is the scale of classifier-free guidance; None without.
+
+    known: the arguments of the call.
+    """
+    if "true_cfg_scale" in known:
+        return "true_cfg_scale"
+    embedded = transformer is not None and transformer.config.get("guidance_embeds")
+    return "guidance_scale" if "guidance_scale" in known and not embedded else None
+
+
+def default_scale(known: Mapping[str, inspect.Parameter], transformer: Model = None) -> float:
+    """The scale of a call that names none; 1 is off, as is a true_cfg_scale without a negative prompt."""
+    if guidance_argument(known, transformer) != "guidance_scale":
+        return 1.0
+    return float(known["guidance_scale"].default or 1.0)
 
 
 def load_network(
