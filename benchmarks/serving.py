@@ -69,10 +69,16 @@ def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple
 
 
 async def measure(
-    engine: Engine, costs: Costs, service: ServiceSettings, ladder: Sequence[Sampling], trace: Sequence[Arrival]
+    engine: Engine,
+    costs: Costs,
+    service: ServiceSettings,
+    ladder: Sequence[Sampling],
+    trace: Sequence[Arrival],
+    *,
+    refuse: bool,
 ) -> list[Outcome]:
     """What becomes of a trace's requests at a replica in this process."""
-    replica = Replica(engine, costs, service, ladder=ladder)
+    replica = Replica(engine, costs, service, ladder=ladder, refuse=refuse)
     replica.start()
     accepted = qualities(ladder)
     start = time.time()
@@ -221,7 +227,7 @@ def main(line: Sequence[str] | None = None) -> int:
         simulated[name] = simulate(trace, rungs, costs, own, deadline_ms=deadline_ms)
         record("simulated", name, simulated[name])
         if name in args.systems and not args.simulate_only:
-            measured[name] = asyncio.run(measure(engine, costs, replace(service, refuse=refuse), rungs, trace))
+            measured[name] = asyncio.run(measure(engine, costs, service, rungs, trace, refuse=refuse))
             record("measured", name, measured[name])
     eight = arrivals(bursty_rates(args.seconds, 8 * args.load * capacity, args.seed), args.seed)
     for name, (rungs, refuse) in systems(service, engine.budgets).items():

@@ -109,10 +109,10 @@ class Costs:
         """Images a second with `batch` of them always in progress."""
         return 1e3 * batch / self.alone_ms(sampling, batch)
 
-    def efficient_batch(self, sampling: Sampling, most: int, share: float = 0.9) -> int:
-        """The fewest images in progress that reach `share` of the best rate; more of them only make all wait."""
+    def efficient_batch(self, sampling: Sampling, most: int) -> int:
+        """The fewest images in progress that reach 90% of the best rate; more of them only make all wait."""
         rates = [self.rate(sampling, batch) for batch in range(1, most + 1)]
-        return next(batch for batch, rate in enumerate(rates, 1) if rate >= share * max(rates))
+        return next(batch for batch, rate in enumerate(rates, 1) if rate >= 0.9 * max(rates))
 
 
 @lru_cache(4096)

@@ -79,7 +79,6 @@ def measure_profile(
     model: Transformer,
     *,
     batch_sizes: Sequence[int] = (1, 2, 4, 8),
-    dtype: torch.dtype | None = None,
     compile: bool = False,
     seconds: float = 60.0,
     progress: Progress | None = None,
@@ -92,7 +91,7 @@ def measure_profile(
     """
     known = grid(model.budgets, batch_sizes)
     cases = [*known, *held_out(model.budgets, batch_sizes, known)]
-    taken, rounds = time_runs(model, cases, dtype=dtype, compile=compile, seconds=seconds, progress=progress)
+    taken, rounds = time_runs(model, cases, compile=compile, seconds=seconds, progress=progress)
     parts, fitted = anatomy(model), len(known)
     runs = [(evaluations_of(model, sampling), batch) for sampling, batch in cases]
     prices, overlapping = fit(runs[:fitted], taken[:fitted], parts)
@@ -101,7 +100,7 @@ def measure_profile(
         {**case_row(case), "held_out": i >= fitted, "ms": ms, "predicted_ms": costs.run_ms(*run)}
         for i, (case, run, ms) in enumerate(zip(cases, runs, taken, strict=True))
     ]
-    recipe = profile_recipe(model, dtype, compile=compile)
+    recipe = profile_recipe(model, compile=compile)
     return Profile(recipe, {"prices": prices, "overlapping": overlapping}, rows, rounds, parts)
 
 
@@ -158,7 +157,6 @@ def time_runs(
     model: Transformer,
     cases: Sequence[Case],
     *,
-    dtype: torch.dtype | None = None,
     compile: bool = False,
     seconds: float,
     progress: Progress | None = None,
@@ -168,10 +166,7 @@ def time_runs(
 
     def run(case: Case) -> float:
         sampling, batch = case
-        _, taken = timed(
-            lambda: sample(model, conditions[:batch], sampling, dtype=dtype, compile=compile), model.device
-        )
-        return 1e3 * taken
+        return 1e3 * timed(lambda: sample(model, conditions[:batch], sampling, compile=compile), model.device)[1]
 
     for case in cases:
         run(case)

@@ -26,7 +26,10 @@ from elit.serve.settings import ServiceSettings
 log = logging.getLogger("elit.serve")
 OPEN = ("/health", "/ready")
 """Paths without a key."""
-
+MAX_BODY = 65536
+"""Bytes."""
+BODY_SECONDS = 10.0
+"""Time for a request's body to arrive."""
 NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) | {
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}
 }
@@ -109,7 +112,7 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
     @app.post("/v1/images/generations")
     async def generate(request: Request) -> Response:
         arrival = time.time()
-        wanted = read_request(await read_body(request, service))
+        wanted = read_request(await read_body(request))
         if app.state.draining:
             raise ApiError(503, "the service is stopping; try another", retry=1)
         job = make_job(wanted, service, await backend.describe(), arrival)
@@ -156,49 +159,45 @@ def has_key(request: Request, key: str) -> bool:
     return same and scheme.lower() == "bearer"
 
 
-async def read_body(request: Request, service: ServiceSettings) -> bytes:
-    """The body, of at most `most_body` bytes within `body_seconds`. Raises ApiError."""
-    too_large = ApiError(413, f"body must have at most {service.most_body} bytes")
+async def read_body(request: Request) -> bytes:
+    """The body, of at most `MAX_BODY` bytes within `BODY_SECONDS`. Raises ApiError."""
+    too_large = ApiError(413, f"body must have at most {MAX_BODY} bytes")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > service.most_body:
-        raise too_large
-    parts, size = [], 0
+    body = b""
     try:
-        async with asyncio.timeout(service.body_seconds):
+        async with asyncio.timeout(BODY_SECONDS):
+            if length.isdigit() and int(length[:20]) > MAX_BODY:
+                raise too_large
             async for part in request.stream():
-                size += len(part)
-                if size > service.most_body:
+                body += part
+                if len(body) > MAX_BODY:
                     raise too_large
-                parts.append(part)
     except TimeoutError:
-        raise ApiError(408, f"body must arrive within {service.body_seconds:g} s") from None
+        raise ApiError(408, f"body must arrive within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
         raise ApiError(400, "body: the connection was closed") from None
-    return b"".join(parts)
+    return body
 
 
 def check_served(answer: dict[str, Any]) -> None:
     """Raises ApiError for a refusal, and for what the model does not take."""
-    if "refused" in answer:
+    if reason := answer.get("refused"):
         seconds = max(1, math.ceil(answer["retry_after"]))
-        why = {
-            "deadline": "the deadline cannot be met at the least quality that the request accepts",
-            "queue": "the queue is full",
-        }[answer["refused"]]
-        raise ApiError(429, f"{why}; try again in {seconds} s", code=answer["refused"], retry=seconds)
+        late = "the deadline cannot be met at the least quality that the request accepts"
+        why = late if reason == "deadline" else "the queue is full"
+        raise ApiError(429, f"{why}; try again in {seconds} s", code=reason, retry=seconds)
     if "invalid" in answer:
         raise ApiError(400, answer["invalid"])
 
 
 def as_images(answer: dict[str, Any], wanted: ImageRequest, job: Job, service: ServiceSettings) -> dict[str, Any]:
     """OpenAI's ImagesResponse, with the settings of the images under "elit"."""
-    name, start = (
-        ("url", f"data:image/{job.output_format};base64,") if wanted.response_format == "url" else ("b64_json", "")
-    )
+    as_url = wanted.response_format == "url"
+    start = f"data:image/{job.output_format};base64," if as_url else ""
     width, height = answer["size"]
     return {
         "created": int(time.time()),
-        "data": [{name: start + base64_of(image)} for image in answer["images"]],
+        "data": [{"url" if as_url else "b64_json": start + base64_of(image)} for image in answer["images"]],
         "output_format": job.output_format,
         "size": f"{width}x{height}",
         "model": service.name,

@@ -12,9 +12,9 @@ Rung = tuple[int, int | None]
 
 
 def ladder_by_rule(
-    budgets: Sequence[int], *, steps: int, least: int | None = None, least_steps: int | None = None, rungs: int = 8
+    budgets: Sequence[int], *, steps: int, least: int | None = None, least_steps: int | None = None
 ) -> tuple[Rung, ...]:
-    """At most `rungs` budgets from `least` to all at `steps`, and below them fewer steps at the least budget.
+    """At most 8 budgets from `least` to all at `steps`, and below them fewer steps at the least budget.
 
     budgets: of the network, ascending; () without a latent interface. Raises ValueError for a floor that is too high.
     """
@@ -22,8 +22,8 @@ def ladder_by_rule(
     require(1 <= floor_steps <= steps, "least_steps", least_steps, f"1 to {steps}")
     usable = [count for count in budgets if least is None or count >= least]
     require(not budgets or bool(usable), "least_budget", least, f"at most {max(budgets, default=0)}")
-    spaced: Sequence[int | None] = evenly_spaced(usable, rungs) or [None]
-    fewer = [(count, spaced[0]) for count in evenly_spaced(range(floor_steps, steps), max(1, rungs // 2))]
+    spaced: Sequence[int | None] = evenly_spaced(usable, 8) or [None]
+    fewer = [(count, spaced[0]) for count in evenly_spaced(range(floor_steps, steps), 4)]
     return (*fewer, *((steps, count) for count in spaced))
 
 

@@ -96,12 +96,10 @@ class Policy:
         insort(self.waiting, request, key=by_deadline)
         return None
 
-    def leave(self, id: str) -> bool:
-        """Frees the place of a request whose client has gone or which has failed; returns whether it was here."""
-        before = len(self.waiting) + len(self.running)
+    def leave(self, id: str) -> None:
+        """Frees the place of a request whose client has gone or which has failed."""
         self.waiting = [request for request in self.waiting if request.id != id]
         self.running = [each for each in self.running if each.request.id != id]
-        return len(self.waiting) + len(self.running) < before
 
     def decide(self, now: float) -> tuple[list[Running], list[Refusal]]:
         """The requests that start between two steps, and those that can no longer be met, since steps took longer.

@@ -63,12 +63,13 @@ class Replica:
         name: str = "0",
         *,
         ladder: Sequence[Sampling] | None = None,
+        refuse: bool = True,
     ):
-        """ladder: default the service's own."""
+        """ladder: default the service's own. refuse: False serves late requests, as a plain server does."""
         self.engine, self.service, self.name = engine, service, name
         ladder = ladder or service.ladder(engine.budgets, engine.default_scale)
         slots = service.max_batch or costs.efficient_batch(ladder[0], MAX_SLOTS)
-        limits = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=service.refuse)
+        limits = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
         self.policy = Policy(replace(costs, separate=engine.exact), len(ladder), limits)
         self.here: dict[str, Progress] = {}
         self.failures = 0

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
+from elit.config import require
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import make_guidance, qualities
 from elit.serve.settings import ServiceSettings, parse_size
 
 Number = StrictInt | StrictFloat
+MAX_PROMPT = 1000
+"""Characters."""
 
 
 class ApiError(Exception):
@@ -121,26 +124,39 @@ def make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, A
     if request.model not in (None, "", service.name):
         message = f"model: {request.model[:64]!r} is not served here; give {service.name!r}" if request.model else ""
         raise ApiError(404, message, param="model", code="model_not_found")
+    try:
+        return _make_job(request, service, model, now)
+    except (ValueError, OverflowError) as error:
+        message = " ".join(str(error).split())[:300]
+        raise ApiError(400, message, param=re.split(r"\W", message)[0]) from None
+
+
+def _make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, Any], now: float) -> Job:
+    """Messages of its errors begin with the parameter's name."""
     count = request.n or 1
-    _require(count <= service.most_images, "n", count, f"at most {service.most_images}")
+    require(count <= service.most_images, "n", count, f"at most {service.most_images}")
     if request.guidance_scale not in (None, 1) and not model["guides"]:
-        raise ApiError(400, "guidance_scale: not supported by this model", param="guidance_scale")
-    size = _size(request.size, model)
-    prompt = _prompt(request.prompt, service, model)
-    settings, first = _accepted(request, service, model)
+        raise ValueError("guidance_scale: not supported by this model")
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    _require(seed + count <= 2**63, "seed", seed, "less than 2**63 - n")
+    require(seed + count <= 2**63, "seed", seed, "less than 2**63 - n")
+    settings, first = _accepted(request, service, model)
+    negative = request.negative_prompt or ""
+    require(len(negative) <= MAX_PROMPT, "negative_prompt", negative[:32], f"at most {MAX_PROMPT} characters")
+    if negative and not model["negative_prompt"]:
+        raise ValueError("negative_prompt: not supported by this model")
+    if negative and (settings[0].guidance is None or settings[0].guidance.scale < 1):
+        raise ValueError("negative_prompt: goes with a guidance_scale above 1")
     return Job(
         id=secrets.token_hex(8),
-        prompt=prompt,
+        prompt=_prompt(request.prompt, model),
         arrival=now,
         deadline=now + (request.deadline_ms or service.deadline_ms) / 1e3,
         settings=settings,
         first=first,
         images=count,
         seeds=tuple(range(seed, seed + count)),
-        size=size,
-        negative_prompt=_negative(request.negative_prompt or "", service, model, settings[0]),
+        size=_size(request.size, model),
+        negative_prompt=negative,
         output_format=request.output_format or "png",
         previews=(request.partial_images or 0) if request.stream else 0,
     )
@@ -153,64 +169,43 @@ def _accepted(
     default, budgets, steps = model["guidance_scale"], model["budgets"], request.num_inference_steps
     scale = service.scale(default) if request.guidance_scale is None else float(request.guidance_scale)
     if request.guidance_budget is not None and scale == 1:
-        raise ApiError(400, "guidance_budget: goes with a guidance_scale other than 1", param="guidance_budget")
-    _require(
-        steps is None or steps <= service.most_steps, "num_inference_steps", steps, f"at most {service.most_steps}"
-    )
+        raise ValueError("guidance_budget: goes with a guidance_scale other than 1")
     ladder = service.ladder(budgets, default)
     accepted, first = qualities(ladder)[request.quality or "auto"]
     if request.budget is not None:
         if request.quality not in (None, "auto"):
-            raise ApiError(400, f"budget, quality={request.quality!r}: give one of them", param="budget")
+            raise ValueError(f"budget, quality={request.quality!r}: give one of them")
         accepted, first = (replace(ladder[-1], budget=_resolved("budget", request.budget, budgets)),), 0
-    if steps is not None:
-        # The rungs with fewer steps stand for their budget; one of each remains.
-        same = [(place, replace(rung, steps=steps)) for place, rung in enumerate(accepted)]
-        last = [(place, rung) for place, rung in same if rung not in [other for _, other in same[place + 1 :]]]
-        first += last[0][0]
-        accepted = tuple(sorted((rung for _, rung in last), key=lambda rung: _budget(rung)))
+    if steps is not None:  # rungs with fewer steps stand for their budget
+        require(steps <= service.most_steps, "num_inference_steps", steps, f"at most {service.most_steps}")
+        places: dict[Any, int] = {rung.budget: place for place, rung in enumerate(accepted)}
+        first += min(places.values())
+        rising = sorted(places, key=lambda count: count or 0)
+        accepted = tuple(replace(ladder[-1], steps=steps, budget=count) for count in rising)
     weak = request.guidance_budget if request.guidance_budget is not None else service.guidance_budget or None
     weak = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
     guidance = make_guidance(scale, weak, budgets)
     return tuple(replace(rung, guidance=guidance) for rung in accepted), first
 
 
-def _budget(rung: Sampling) -> int:
-    """Latents per group of a rung, whose budget is a number."""
-    return rung.budget if isinstance(rung.budget, int) else 0
-
-
 def _resolved(name: str, value: int | float | str, budgets: Sequence[int]) -> int | None:
     try:
         return resolve_budget(value[:64] if isinstance(value, str) else value, budgets)
-    except (ValueError, OverflowError) as error:
-        raise ApiError(400, re.sub("^budget", name, str(error))[:300], param=name) from None
+    except ValueError as error:
+        raise ValueError(re.sub("^budget", name, str(error))) from None
 
 
-def _prompt(prompt: str | int, service: ServiceSettings, model: dict[str, Any]) -> str:
-    text = str(prompt).strip()[: service.most_prompt + 1]
-    if not 1 <= len(text) <= service.most_prompt:
-        raise ApiError(400, f"prompt must have 1 to {service.most_prompt} characters", param="prompt")
+def _prompt(prompt: str | int, model: dict[str, Any]) -> str:
+    text = str(prompt).strip()[: MAX_PROMPT + 1]
+    require(1 <= len(text) <= MAX_PROMPT, "prompt", text[:32], f"1 to {MAX_PROMPT} characters")
     if model["text"]:
         return text
-    names, classes = model["class_names"], model["classes"]
     try:
-        (number,) = class_numbers([text], names, classes)
+        (number,) = class_numbers([text], model["class_names"], model["classes"])
     except ValueError as error:
-        raise ApiError(400, re.sub("^labels?", "prompt", str(error)), param="prompt") from None
-    _require(0 <= number < classes, "prompt", text[:64], f"a class, 0 to {classes - 1}")
+        raise ValueError(re.sub("^labels?", "prompt", str(error))) from None
+    require(0 <= number < model["classes"], "prompt", text[:64], f"a class, 0 to {model['classes'] - 1}")
     return str(number)
-
-
-def _negative(text: str, service: ServiceSettings, model: dict[str, Any], setting: Sampling) -> str:
-    if text and not model["negative_prompt"]:
-        raise ApiError(400, "negative_prompt: not supported by this model", param="negative_prompt")
-    if text and (setting.guidance is None or setting.guidance.scale < 1):
-        raise ApiError(400, "negative_prompt: goes with a guidance_scale above 1", param="negative_prompt")
-    if len(text) > service.most_prompt:
-        message = f"negative_prompt must have at most {service.most_prompt} characters"
-        raise ApiError(400, message, param="negative_prompt")
-    return text
 
 
 def _size(size: str | None, model: dict[str, Any]) -> tuple[int, int] | None:
@@ -218,16 +213,8 @@ def _size(size: str | None, model: dict[str, Any]) -> tuple[int, int] | None:
     own, multiple = tuple(model["size"]), model["multiple"]
     if size in (None, "auto", f"{own[0]}x{own[1]}"):
         return None
-    _require(bool(multiple), "size", str(size)[:32], f"{own[0]}x{own[1]}, the size of this model, or auto")
-    try:
-        width, height = parse_size(str(size))
-    except ValueError as error:
-        raise ApiError(400, str(error), param="size") from None
+    require(bool(multiple), "size", str(size)[:32], f"{own[0]}x{own[1]}, the size of this model, or auto")
+    width, height = parse_size(str(size))
     valid = not width % multiple and not height % multiple and width * height <= own[0] * own[1]
-    _require(valid, "size", size, f"multiples of {multiple}, at most {own[0] * own[1]} pixels ({own[0]}x{own[1]})")
+    require(valid, "size", size, f"multiples of {multiple}, at most {own[0] * own[1]} pixels ({own[0]}x{own[1]})")
     return width, height
-
-
-def _require(holds: bool, name: str, value: object, valid: str) -> None:
-    if not holds:
-        raise ApiError(400, f"{name} must be {valid}, got {value!r}", param=name)

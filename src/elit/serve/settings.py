@@ -59,18 +59,10 @@ class ServiceSettings:
     """Images in progress at a time in a replica; default: as many as pay, at most 8."""
     max_queue: int = 64
     """Images waiting at a replica; more are refused."""
-    refuse: Annotated[bool, tyro.conf.Suppress] = True
-    """False: take everything that the queue holds, and serve it late."""
     most_images: int = 4
     """Images of one request."""
     most_steps: int = 100
     """Steps of one request."""
-    most_prompt: Annotated[int, tyro.conf.Suppress] = 1000
-    """Characters."""
-    most_body: Annotated[int, tyro.conf.Suppress] = 65536
-    """Bytes."""
-    body_seconds: Annotated[float, tyro.conf.Suppress] = 10.0
-    """Time for a request's body to arrive."""
     replicas: int = 1
     """Copies of the model."""
     min_replicas: int = 0
@@ -101,8 +93,8 @@ class ServiceSettings:
     """True where replicas must find an API key in the environment variable ELIT_API_KEY."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "least_steps", "max_queue", "most_images", "most_steps", "most_prompt", "most_body")
-        require_counts(self, *counts, "threads", "replicas")
+        counts = ("steps", "least_steps", "max_queue", "most_images", "most_steps", "threads", "replicas")
+        require_counts(self, *counts)
         require_counts(self, "max_batch", "min_replicas", "max_replicas", least=0)
         limit = f"0 to max_replicas={self.max_replicas}"
         require(self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, limit)
