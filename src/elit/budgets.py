@@ -84,7 +84,7 @@ def format_budget(budget: Budget) -> str:
 
 def format_schedule(text: str) -> str:
     """A schedule as text, with shares in percent: "0.5@0-0.5,1.0@0.5-1" is "50%@0-0.5,100%@0.5-1"."""
-    return ",".join(f"{format_budget(budget)}@{low:g}-{high:g}" for budget, low, high in schedule_pieces(text))
+    return ",".join(f"{format_budget(budget)}@{low:g}-{high:g}" for budget, low, high in _parse_pieces(text))
 
 
 def saved_schedule(text: str) -> str:
@@ -137,7 +137,7 @@ def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequen
     function of t. Paper section 4: half of the tokens for t < 0.5 and all after scores about the same as all.
     """
     if isinstance(schedule, str) and "@" in schedule:
-        pieces = schedule_pieces(schedule)
+        pieces = _parse_pieces(schedule)
         # The piece is found with a tolerance: a step at t = 0.3 must not miss "…@0.3-1" by a rounding error.
         of_steps = [next(budget for budget, _, high in pieces if t < high - 1e-9 or high == 1) for t in times]
         return [resolve_budget(budget, budgets) for budget in of_steps]
@@ -202,7 +202,7 @@ def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
     return [values[round(i * (len(values) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def schedule_pieces(text: str) -> list[tuple[Budget, float, float]]:
+def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
     """The pieces of a schedule as text: (budget, from t, to t) each. Raises ValueError."""
     pieces = []
     for piece in text.split(","):

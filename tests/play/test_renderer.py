@@ -17,8 +17,7 @@ from elit.elastic.engine import load_engine
 from elit.evaluate.inspect.attention import read_attention
 from elit.models.presets import create_model
 from elit.planner.quality import read_quality
-from elit.play.inside import attention_maps, trajectory
-from elit.play.pictures import difference, overlay
+from elit.play.pictures import attention_maps, difference, overlay, trajectory
 from elit.play.renderer import Cancelled, Renderer
 from elit.play.request import Request
 from elit.sampling.engine import NetworkEngine

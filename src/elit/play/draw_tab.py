@@ -8,7 +8,7 @@ import gradio as gr
 from elit.play.charts import lines_chart
 from elit.play.controls import Controls
 from elit.play.playground import HIDDEN, PROGRESS, RUN, Options, Playground, report_errors
-from elit.play.request import MAX_SEED, Request, budget_pieces
+from elit.play.request import MAX_SEED, Request
 from elit.play.style import describe_cost, describe_picture
 from elit.sampling.settings import Sampling
 
@@ -39,10 +39,10 @@ def build_draw(page: gr.Blocks, play: Playground, controls: Controls, present: g
     def update_cost(*given: object) -> tuple[str, str]:
         request = play.request(given)
         cost = play.renderer.cost(request)
-        pieces = budget_pieces(request.sampling.budget, engine.budgets)
         budget = f"budget {request.values()['budget']} of {full} latents" if full else "no latents: a baseline"
-        points = [(t, float(latents)) for low, high, latents in pieces for t in (low, high)]
-        chart = lines_chart({"latents a group": points}, "t: 0 is noise, 1 is data", "", "Budget over time", full)
+        budgets = play.renderer.step_budgets(request.sampling)
+        points = [(step / len(budgets), latents or 0.0) for step, latents in enumerate(budgets)]
+        chart = lines_chart({"latents a group": points}, "t: 0 is noise, 1 is data", "", "Budget of every step", full)
         return describe_cost(cost, budget), chart
 
     def open_link(visitor: gr.Request) -> list[object]:

@@ -5,8 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.play.controls import NO_BUTTONS, Controls
-from elit.play.inside import attention_maps, trajectory
-from elit.play.pictures import overlay
+from elit.play.pictures import attention_maps, overlay, trajectory
 from elit.play.playground import HIDDEN, RUN, Playground, report_errors
 from elit.play.renderer import Picture, Tick
 from elit.play.style import facts_html

@@ -21,7 +21,7 @@ from elit.planner.choose import check_table, find_profile, network_folder, plan
 from elit.planner.plan import Plan
 from elit.planner.profile import measure_profile
 from elit.planner.quality import find_table, read_quality
-from elit.play.request import Request, budget_pieces
+from elit.play.request import Request
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.record import Subject, make_record
@@ -184,18 +184,20 @@ class Renderer:
             return start
         settings = {self.table.loss(curve.values[-1]): curve.sampling(curve.steps[-1]) for curve in self.table.curves}
         for _, best in sorted(settings.items(), key=lambda each: each[0]):
-            pieces = budget_pieces(best.budget, engine.budgets)
-            if not best.cache and all(latents == full for _, _, latents in pieces):
+            if not best.cache and set(self.step_budgets(best)) == {full}:
                 return replace(start, steps=best.steps, guidance=best.guidance)
         return start
 
+    def step_budgets(self, sampling: Sampling) -> list[int | None]:
+        """The latents of every step."""
+        return schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], self.engine.budgets)
+
     def _work(self, sampling: Sampling) -> Sampling:
         """Settings reduced to what time and quality depend on, budgets as latents of every step."""
-        budgets, guidance = self.engine.budgets, sampling.guidance
+        guidance = sampling.guidance
         if guidance is not None and guidance.scale == 1:
             guidance = None
         elif guidance is not None and guidance.budget is not None:
-            guidance = replace(guidance, budget=resolve_budget(guidance.budget, budgets))
-        times = time_grid(sampling.steps, sampling.shift)[:-1]
-        budget = tuple(schedule_budgets(sampling.budget, times, budgets))
+            guidance = replace(guidance, budget=resolve_budget(guidance.budget, self.engine.budgets))
+        budget = tuple(self.step_budgets(sampling))
         return replace(sampling, budget=budget, guidance=guidance, seed=0, dtype=None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from elit.budgets import Schedule, resolve_budget, schedule_budgets, schedule_pieces
+from elit.budgets import resolve_budget, schedule_budgets
 from elit.config import require
 from elit.flow.guidance import CCFG, make_guidance
 from elit.sampling.settings import Sampling
@@ -63,24 +63,13 @@ class Request:
     def controls(self, budgets: Sequence[int]) -> list[object]:
         """The values of the controls. Raises ValueError for a budget that the network does not have."""
         values, guidance = self.values(), self.sampling.guidance
-        *_, (_, _, latents) = budget_pieces(self.sampling.budget, budgets) or [(0.0, 1.0, 1)]
+        latents = schedule_budgets(self.sampling.budget, [1.0], budgets)[0] or 1
         schedule = values["budget"] if "@" in values["budget"] else ""
         weak = budgets[0] if budgets else 1
         if guidance is not None and guidance.budget is not None:
             weak = resolve_budget(guidance.budget, budgets)
         settings = [values[name] for name in ("steps", "guidance", "scale")]
         return [self.condition, values["seed"], latents, schedule, *settings, weak]
-
-
-def budget_pieces(budget: Schedule, budgets: Sequence[int]) -> list[tuple[float, float, int]]:
-    """A budget over t: (from, to, latents) each; no pieces for a baseline. Raises ValueError."""
-    if not budgets:
-        return []
-    spans = [(0.0, 1.0)]
-    if isinstance(budget, str) and "@" in budget:
-        spans = [(low, high) for _, low, high in schedule_pieces(budget)]
-    latents = schedule_budgets(budget, [low for low, _ in spans], budgets)
-    return [(low, high, each or 0) for (low, high), each in zip(spans, latents, strict=True)]
 
 
 def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequence[str]) -> list[tuple[str, Sampling]]:
@@ -100,14 +89,12 @@ def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequenc
 
 def _whole(name: str, value: object) -> int:
     number = _number(name, value)
-    require(number == int(number), name, value, "a whole number")
+    require(number.is_integer(), name, value, "a whole number")
     return int(number)
 
 
 def _number(name: str, value: object) -> float:
     try:
-        number = float(str(value))
+        return float(str(value))
     except ValueError:
-        number = float("nan")
-    require(abs(number) <= 2**53, name, value, "a number")  # neither infinity nor NaN is
-    return number
+        raise ValueError(f"{name} must be a number, got {value!r}") from None

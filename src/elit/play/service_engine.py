@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ POLL_SECONDS = 0.1
 class ServiceEngine:
     """A service of `elit serve`."""
 
-    network = None
+    network: Any = None
     exact, takes_negatives, size, multiple = True, False, (0, 0), 0
 
     def __init__(self, client: ServiceClient):
