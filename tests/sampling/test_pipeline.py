@@ -142,10 +142,10 @@ def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "call", "message"),
     [
-        ("elit-dit", {}, "condition must be class_labels for this network, got none"),
-        ("elit-dit", {"prompt": "a one"}, "condition must be class_labels .*, got prompt"),
-        ("elit-mmdit", {"class_labels": 1}, "must be prompt or prompt_embeds for this network, got class_labels"),
-        ("elit-mmdit", {"prompt": "a", "prompt_embeds": torch.ones(1, 2)}, "got prompt and prompt_embeds"),
+        ("elit-dit", {}, r"condition must be class_labels for this network, got \[\]"),
+        ("elit-dit", {"prompt": "a one"}, r"condition must be class_labels .*, got \['prompt'\]"),
+        ("elit-mmdit", {"class_labels": 1}, "must be prompt or prompt_embeds for this network, got"),
+        ("elit-mmdit", {"prompt": "a", "prompt_embeds": torch.ones(1, 2)}, "got .'prompt', 'prompt_embeds'"),
     ],
 )
 def test_the_wrong_condition_is_named(kind, call, message):
@@ -166,7 +166,7 @@ def test_decode_undoes_scale_and_shift():
         ({"class_labels": 6}, "y=6"),
         ({"budget": 17}, "got 17"),
         ({"guidance_scale": 2.0, "guidance_budget": 0}, "got 0"),
-        ({"output_type": "jpeg"}, "output_type must be pil, np, pt or latent, got 'jpeg'"),
+        ({"output_type": "jpeg"}, "output_type must be one of .*, got 'jpeg'"),
         ({"num_inference_steps": 0}, "steps must be at least 1"),
         ({"latents": torch.randn(1, 3, 16, 16)}, "latents must be of shape"),
         ({"output_type": "pil"}, "vae=None: samples of shape"),
@@ -246,7 +246,7 @@ def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
         ({"height": 0}, "height must be a multiple of 4 .*, got 0"),
         ({"width": 0}, "width must be a multiple of 4 .*, got 0"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs must be some of"),
-        ({"generator": [torch.Generator()] * 3}, "generator must be one or one a sample, got 3"),
+        ({"generator": [torch.Generator()] * 3}, "generators must be 1, or 1, one a sample, got 3"),
         ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents must be of shape"),
     ],
 )

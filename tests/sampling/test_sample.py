@@ -49,7 +49,7 @@ def test_costs_of_a_budget_a_sample_are_the_mean():
         ({"budget": [16, 4, 1]}, r"budget must be one budget, got \[16, 4, 1\]"),
         ({"budget": torch.tensor([16, 4, 1])}, "budget must be one budget, got"),
         ({"step_budgets": [16, 1]}, "step_budgets must be one a step, got 2 for 3"),
-        ({"sample_budgets": [16, 1]}, "sample_budgets must be one a sample, got 2 for 3"),
+        ({"sample_budgets": [16, 1]}, "sample_budgets must be 3, one a sample, got 2"),
         ({"sample_budgets": [16, 1, 17]}, "budget must be .* got 17"),
         ({"sample_budgets": 4}, "sample_budgets must be a list"),
         ({"step_budgets": "4"}, "step_budgets must be a list"),
@@ -121,7 +121,7 @@ def test_sampling_flops_add_up_the_branches():
         ({"budget": "x"}, "got 'x'"),
         ({"solver": "rk4"}, "solver must be one of euler, heun, got 'rk4'"),
         ({"sample_size": 19}, "nearest valid: 18 or 20"),
-        ({"seed": [1, 2, 3]}, "got 3 for 2 samples"),
+        ({"seed": [1, 2, 3]}, "seeds must be 1, or 2, one a sample, got 3"),
         ({"noise": torch.randn(2, 3, 16, 16)}, r"noise must be of shape .*, got \(2, 3, 16, 16\)"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"guidance": elit.AG(2.0, 9), "budget": 8}, "above the main branch's 8"),
@@ -136,7 +136,7 @@ def test_bad_settings_are_named(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": [1, 2]}, "seed must be one number or one a sample, got 2 for 1 samples"),
+        ({"seed": [1, 2]}, "seeds must be 1, or 1, one a sample, got 2"),
         ({"dtype": "int8"}, "dtype must be torch.float32, torch.bfloat16 or torch.float16, got 'int8'"),
         ({"shift": 0.0}, r"shift must be above 0, got 0\.0"),
         ({"cache": -0.1}, r"cache must be at least 0, got -0\.1"),

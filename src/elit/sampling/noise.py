@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from elit.config import require
+
 Seed = int | torch.Generator
 
 
@@ -14,8 +16,7 @@ def sample_seeds(seed: Seed | Sequence[Seed], count: int) -> list[Seed]:
         return [seed] * count
     if isinstance(seed, int):
         return [seed + i for i in range(count)]
-    if len(seed) != count:
-        raise ValueError(f"seed must be one number or one a sample, got {len(seed)} for {count} samples")
+    require(len(seed) == count, "seeds", len(seed), f"1, or {count}, one a sample")
     return list(seed)
 
 

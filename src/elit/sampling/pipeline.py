@@ -1,7 +1,6 @@
 """ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Optional
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from elit.budgets import Budget, Schedule
 from elit.compat import execution_device
+from elit.config import require
 from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
@@ -21,7 +21,7 @@ from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import NetworkEngine
 from elit.sampling.pictures import to_uint8
-from elit.sampling.precision import as_dtype
+from elit.sampling.precision import dtype_name
 from elit.sampling.settings import Sampling, make_sampling
 
 
@@ -79,36 +79,32 @@ class ElitPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
-        guidance_scale: 1 is off. budget, step_budgets, sample_budgets: as in `elit.sample`. guidance_budget: latents
-        per group of the unconditional branch (CCFG); None = those of the main branch (CFG).
+        guidance_scale: 1 is off. guidance_budget: latents per group of the unconditional branch (CCFG); None = those
+        of the main branch (CFG). budget, step_budgets, sample_budgets, cache, dtype, compile: as in `elit.sample`.
+        plan: of `elit.plan` or an elit.Sampling, in the place of steps, budgets, guidance and cache.
         height, width: of the picture in pixels, default the network's own. num_images_per_prompt: so many of each
         label or prompt, one after the other.
         generator: one, or one a sample. latents: starting noise (B, C, H, W). output_type: "pil", "np" (B, H, W, C)
         in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent" (the network's own output). Of clips each image is a list of
-        frames, or has its frames behind B. return_dict: False gives a tuple. cache, dtype, compile: as in
-        `elit.sample`. plan: of `elit.plan` or an elit.Sampling, in the place of steps, budgets, guidance and cache.
+        frames, or has its frames behind B. return_dict: False gives a tuple.
         callback_on_step_end: called after every step as callback(pipe, step, timestep, {"latents": latents}); latents
         in the dict that it returns take the place of the state. Once it sets `pipe._interrupt = True` the remaining
-        steps are left out. callback_on_step_end_tensor_inputs: what the dict holds, "latents" is all there is.
+        steps are left out. callback_on_step_end_tensor_inputs: the keys of the dict, "latents" alone.
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be some of {self._callback_tensor_inputs}, got "
-                f"{callback_on_step_end_tensor_inputs!r}"
-            )
+        own, outputs = self._callback_tensor_inputs, ("pil", "np", "pt", "latent")
+        require(output_type in outputs, "output_type", output_type, f"one of {outputs}")
+        inputs = callback_on_step_end_tensor_inputs
+        require(set(inputs) <= set(own), "callback_on_step_end_tensor_inputs", inputs, f"some of {own}")
         model, device = self.transformer, execution_device(self)
-        y = self._conditions(class_labels, prompt, prompt_embeds)
+        y = self._conditions(class_labels=class_labels, prompt=prompt, prompt_embeds=prompt_embeds)
         y = y[torch.arange(len(y)).repeat_interleave(num_images_per_prompt)]
         if plan is None:
             guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
             budgets = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
             plan = make_sampling(Sampling(steps=num_inference_steps, guidance=guidance, cache=cache), **budgets)
-        if dtype is not None:
-            plan = replace(plan, dtype=str(as_dtype(dtype)).removeprefix("torch."))
+        plan = make_sampling(plan, dtype=dtype_name(dtype))
         engine = NetworkEngine(model, self.vae, compile=compile)
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.
@@ -120,13 +116,12 @@ class ElitPipeline(DiffusionPipeline):
 
         shape = (len(y), model.config.in_channels, *engine.latent_size(height, width))
         if latents is None:
-            if isinstance(generator, list) and len(generator) != len(y):
-                raise ValueError(f"generator must be one or one a sample, got {len(generator)} for {len(y)} samples")
+            count = len(generator) if isinstance(generator, list) else len(y)
+            require(count == len(y), "generators", count, f"1, or {len(y)}, one a sample")
             latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
-        elif latents.shape != shape and (
-            latents.shape[:2] != shape[:2] or latents.ndim != len(shape) or (height, width) != (None, None)
-        ):
-            raise ValueError(f"latents must be of shape {shape}, got {tuple(latents.shape)}")
+        free = len(shape) - 2 if (height, width) == (None, None) else 0  # axes on which the latents decide
+        fits = latents.ndim == len(shape) and latents.shape[: len(shape) - free] == shape[: len(shape) - free]
+        require(fits, "latents", tuple(latents.shape), f"of shape {shape}")
         run = engine.begin(y, (), plan, noise=latents.to(device), times=times)
         self._guidance_scale, self._num_timesteps, self._interrupt = run.scale, run.total, False
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -136,8 +131,7 @@ class ElitPipeline(DiffusionPipeline):
             # Scheduler convention: the derivative in the noise level, noise − data.
             x = self.scheduler.step(-run.velocity, timestep, run.x, return_dict=False)[0]
             if callback_on_step_end is not None:
-                state = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
-                x = (callback_on_step_end(self, step, timestep, state) or {}).get("latents", x)
+                x = (callback_on_step_end(self, step, timestep, dict.fromkeys(inputs, x)) or {}).get("latents", x)
             run.x, run.t, run.steps_done = x, times[step + 1], step + 1
 
         images = self._finish(run.x, output_type)
@@ -159,20 +153,16 @@ class ElitPipeline(DiffusionPipeline):
         """Whether the remaining steps are left out; a callback sets `_interrupt`."""
         return self._interrupt
 
-    def _conditions(self, class_labels: Any, prompt: Any, prompt_embeds: Any) -> Condition:
-        given = {"class_labels": class_labels, "prompt": prompt, "prompt_embeds": prompt_embeds}
+    def _conditions(self, **given: Any) -> Condition:
         names = [name for name, value in given.items() if value is not None]
         takes = ["prompt", "prompt_embeds"] if self.transformer.takes_text else ["class_labels"]
-        if len(names) != 1 or names[0] not in takes:
-            raise ValueError(
-                f"condition must be {' or '.join(takes)} for this network, got {' and '.join(names) or 'none'}"
-            )
-        if prompt is not None and self.text_encoder is not None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            length = self.transformer.config.text_length
-            text = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
-            return self.transformer.prepare_condition(text)
-        return self.transformer.prepare_condition(given[names[0]])
+        good = len(names) == 1 and names[0] in takes
+        require(good, "condition", names, f"{' or '.join(takes)} for this network")
+        y = given[names[0]]
+        if names == ["prompt"] and self.text_encoder is not None:
+            prompts, length = [y] if isinstance(y, str) else list(y), self.transformer.config.text_length
+            y = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
+        return self.transformer.prepare_condition(y)
 
     def _finish(self, x: Tensor, output_type: str) -> Any:
         if output_type == "latent":

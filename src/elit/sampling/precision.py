@@ -1,13 +1,15 @@
 """Networks in another dtype, and compiled ones."""
 
 import copy
+import json
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.compat import copy_all
+from elit.config import require
 from elit.models.transformer import Transformer
 
 # By network: how it was built when the copies were made, and the copies by dtype.
@@ -18,11 +20,14 @@ _compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype from its name, such as "bfloat16"; others as they are. Raises ValueError unless it is floating point."""
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if resolved is None and dtype is None:
-        return None
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point or resolved.itemsize < 2:
-        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype!r}")
+    good = dtype is None or (isinstance(resolved, torch.dtype) and resolved.is_floating_point and resolved.itemsize > 1)
+    require(good, "dtype", dtype, "torch.float32, torch.bfloat16 or torch.float16")
     return resolved
+
+
+def dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    """The name of a dtype, as `Sampling` has it. Raises ValueError as `as_dtype`."""
+    return None if dtype is None else str(as_dtype(dtype)).removeprefix("torch.")
 
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
@@ -47,26 +52,18 @@ def _tensors(model: Transformer) -> list[Tensor]:
     return [value.detach() for value in (*model.parameters(), *model.buffers())]
 
 
-def _structure(model: Transformer) -> list[tuple[Any, ...]]:
-    """What a copy has beside weights: of every module its class, and all of its settings that are plain data.
+def _structure(model: Transformer) -> list[tuple[str, str]]:
+    """The properties of a copy beside its weights: of every module its class, and all of its settings that are plain.
 
     The adapters of peft that are active, merged or switched off are such settings of its layers.
     """
-    return [(name, type(module), repr(_plain(vars(module)))) for name, module in model.named_modules()]
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of a module's attributes that are numbers, text, or lists and tables of such; hooks and tensors are not."""
     others = ("_modules", "_parameters", "_buffers", "training")
-    return {name: value for name, value in settings.items() if name not in others and _is_plain(value)}
 
+    def described(module: nn.Module) -> str:
+        settings = {name: value for name, value in vars(module).items() if name not in others}
+        return json.dumps(settings, skipkeys=True, default=lambda value: type(value).__name__)
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple | set):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float | bool)
+    return [(type(module).__name__, described(module)) for module in model.modules()]
 
 
 def as_compiled(model: Transformer) -> Transformer:

@@ -14,7 +14,7 @@ from elit.models.layout import as_size
 from elit.models.transformer import Transformer
 from elit.sampling.engine import NetworkEngine
 from elit.sampling.noise import Seed, sample_seeds, seeded_noise
-from elit.sampling.precision import as_dtype
+from elit.sampling.precision import dtype_name
 from elit.sampling.settings import Sampling, make_sampling
 
 OnStep = Callable[[int, float, Tensor], None]
@@ -68,7 +68,6 @@ def sample(
 
     Raises ValueError for what does not fit the model, and for what is given twice.
     """
-    wanted = as_dtype(dtype)
     sampling = make_sampling(
         sampling or plan or Sampling(),
         steps=steps,
@@ -79,19 +78,18 @@ def sample(
         solver=solver,
         shift=shift,
         cache=cache,
-        dtype=wanted and str(wanted).removeprefix("torch."),
+        dtype=dtype_name(dtype),
     )
     if noise is not None and (seed not in (None, 0) or sample_size is not None):
         raise ValueError("cannot take noise with seed or sample_size, whose place it takes: give one of them")
     conditions: Condition = model.prepare_condition(y)
     count, budgets = len(conditions), sampling.sample_budgets
-    if budgets and len(budgets) != count:
-        raise ValueError(f"sample_budgets must be one a sample, got {len(budgets)} for {count} samples")
+    require(len(budgets) in (0, count), "sample_budgets", len(budgets), f"{count}, one a sample")
     size = as_size(model.config.sample_size if sample_size is None else sample_size)
     shape = (model.config.in_channels, *(size if noise is None else noise.shape[2:]))
     model.token_grid(shape[1:])
-    if noise is not None and noise.shape != (count, *shape):
-        raise ValueError(f"noise must be of shape {(count, *shape)}, got {tuple(noise.shape)}")
+    if noise is not None:
+        require(noise.shape == (count, *shape), "noise", tuple(noise.shape), f"of shape {(count, *shape)}")
     batch_size = count if batch_size is None else batch_size
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
 

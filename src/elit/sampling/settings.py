@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast, get_args
@@ -14,6 +13,8 @@ from elit.flow.guidance import Guidance, make_guidance
 GuidanceKind = Literal["none", "cfg", "ag", "ccfg"]
 Solver = Literal["euler", "heun"]
 Precision = Literal["float32", "bfloat16", "float16"]
+NUMBERS = {"steps": int, "shift": float, "cache": float, "seed": int}
+"""Settings that are numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +83,10 @@ class Sampling:
         Other keys are passed over. Raises ValueError for values of the wrong kind.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        steps = _value(given, "steps", int, 40)
-        budget = given.get("budget")
-        if several := _value(given, "step_budgets", (list, tuple), ()):
-            if budget not in (None, "full"):
-                raise ValueError("cannot take budget and step_budgets at once: give one of them")
-            budget = [_read_budget(each) for each in several]
-        elif isinstance(budget, str):
-            budget = _saved_budget(budget) if "detector" in given else _read_budget(budget)
-        elif isinstance(budget, bool) or not isinstance(budget, int | float | list | tuple | None):
-            raise ValueError(f"budget must be text, got {budget!r}")
-        return cls(
-            steps=steps,
-            budget=budget,
-            sample_budgets=tuple(map(_read_budget, _value(given, "sample_budgets", (list, tuple), ()))),
-            guidance=_read_guidance(given),
-            solver=given.get("solver", "euler"),
-            shift=float(_value(given, "shift", (int, float), 1.0)),
-            cache=float(_value(given, "cache", (int, float), 0.0)),
-            seed=_value(given, "seed", int, 0),
-            dtype=given.get("dtype"),
-        )
+        plain = {name: _number(name, given[name], kind) for name, kind in NUMBERS.items() if name in given}
+        plain |= {name: given[name] for name in ("solver", "dtype") if name in given}
+        each = tuple(map(_read_budget, given.get("sample_budgets", ())))
+        return cls(budget=_read_schedule(given), sample_budgets=each, guidance=_read_guidance(given), **plain)
 
     def describe(self) -> str:
         """One line, without what is as usual: "8 steps, budget 50%, ccfg 2 at budget 1"."""
@@ -115,10 +99,8 @@ class Sampling:
         if self.guidance is not None:
             weak = "" if self.guidance.kind == "cfg" else f" at budget {_budget_text(self.guidance.budget)}"
             low, high = self.guidance.interval
-            parts.append(
-                f"{self.guidance.kind} {self.guidance.scale:g}{weak}"
-                + (f" for t = {low:g} to {high:g}" if (low, high) != (0, 1) else "")
-            )
+            between = f" for t = {low:g} to {high:g}" if (low, high) != (0, 1) else ""
+            parts.append(f"{self.guidance.kind} {self.guidance.scale:g}{weak}{between}")
         parts += [self.solver] * (self.solver != "euler")
         parts += [f"shift {self.shift:g}"] * (self.shift != 1)
         parts += [f"cache {self.cache:g}"] * (self.cache != 0)
@@ -146,50 +128,37 @@ def _budget_text(budget: Any) -> str:
     return budget if isinstance(budget, str) else format_budget(budget)
 
 
+def _number(name: str, value: Any, kind: type) -> Any:
+    require(type(value) in (int, kind), name, value, f"of type {kind.__name__}")
+    return kind(value)
+
+
 def _read_budget(text: Any) -> Any:
     """A budget as typed; a schedule stays text."""
-    if not isinstance(text, str):
-        if isinstance(text, int | float) and not isinstance(text, bool):
-            return text
-        raise ValueError(f"budget must be text, got {text!r}")
-    return text if "@" in text else parse_budget(text)
+    require(type(text) in (str, int, float), "budget", text, "text")
+    return parse_budget(text) if isinstance(text, str) and "@" not in text else text
 
 
-def _saved_budget(text: str) -> Schedule:
-    """The column `budget` of a sweep's table: latents, "all", a schedule, or "8×4, 16×4" for four steps each."""
-    if text == "all":
-        return None
-    if "×" in text:
-        runs = [re.fullmatch(r"(\d+)×(\d+)", run) for run in text.split(", ")]
-        if not all(runs):
-            raise ValueError(f"budget must be like '8×4, 16×4', got {text!r}")
-        return tuple(int(run[1]) for run in runs if run for _ in range(int(run[2])))
-    return int(text) if text.isdigit() else saved_schedule(text)
+def _read_schedule(values: Mapping[str, Any]) -> Schedule:
+    """The budget of a picture, or of a row of a table: there also "all", or "8×4, 16×4" for four steps each."""
+    budget, several = values.get("budget"), values.get("step_budgets")
+    if several:
+        require(budget in (None, "full"), "budget", budget, "left out beside step_budgets")
+        return [_read_budget(each) for each in several]
+    if budget is None or "detector" not in values:
+        return budget if budget is None else _read_budget(budget)
+    if "×" in budget:
+        runs = [map(int, run.split("×")) for run in budget.split(", ")]
+        return [latents for latents, count in runs for _ in range(count)]
+    return None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
 
 
 def _read_guidance(values: Mapping[str, Any]) -> Guidance | None:
-    """The guidance in a mapping of plain values; a profile's rows call it kind and weak, a recipe has it nested."""
-    if isinstance(nested := values.get("guidance"), Mapping):
-        values = {
-            **{f"guidance_{name}": nested.get(name) for name in ("budget", "interval")},
-            **{"guidance": nested.get("kind"), "scale": nested.get("scale")},
-        }
-        values = {name: value for name, value in values.items() if value is not None}
+    """The guidance of a picture or a table; rows of a profile call it kind and weak."""
     kind = values.get("guidance", values.get("kind", "none"))
-    require(kind in get_args(GuidanceKind), "guidance", kind, f"one of {', '.join(get_args(GuidanceKind))}")
-    if kind == "none":
-        return None
-    weak = values.get("guidance_budget", values.get("weak", 1))
-    low_high = values.get("guidance_interval", (values.get("guidance_low", 0.0), values.get("guidance_high", 1.0)))
-    pair = isinstance(low_high, list | tuple) and [type(each) in (int, float) for each in low_high] == [True, True]
-    require(pair, "guidance_interval", low_high, "two numbers")
-    scale = float(_value(values, "scale", (int, float), 1.5))
-    return make_guidance(kind, scale, _read_budget(weak), (float(low_high[0]), float(low_high[1])))
-
-
-def _value(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any) -> Any:
-    value = values.get(name, default)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{name} must be {names}, got {value!r}")
-    return value
+    scale = _number("scale", values.get("scale", 1.5), float)
+    interval = values.get("guidance_interval", (values.get("guidance_low", 0.0), values.get("guidance_high", 1.0)))
+    pair = isinstance(interval, list | tuple) and [type(t) in (int, float) for t in interval] == [True, True]
+    require(pair, "guidance_interval", interval, "two numbers")
+    weak = _read_budget(values.get("guidance_budget", values.get("weak", 1)))
+    return make_guidance(kind, scale, weak, (float(interval[0]), float(interval[1])))
