@@ -46,7 +46,7 @@ def test_files_that_are_not_taken_are_counted_by_reason(tmp_path):
     (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "cat" / "circle").symlink_to(tmp_path)
     source = open_source(tmp_path)
-    assert [Path(name).relative_to(tmp_path).as_posix() for name in source.names] == [
+    assert [Path(each.name).relative_to(tmp_path).as_posix() for each in source.pictures] == [
         *("cat/0.png", "cat/1.JPG", "cat/deep/2.png", "dog/0.avif", "dog/1.jfif")
     ]
     assert (source.classes, source.labels) == (("cat", "dog"), [0, 0, 0, 1, 1])

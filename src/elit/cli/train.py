@@ -7,10 +7,21 @@ from typing import Annotated, Any
 
 import tyro
 
+from elit.cli.main import option_value
 from elit.cli.main import parse as parse_arguments
-from elit.config import ModelConfig, TrainConfig, load_config
+from elit.config import TrainConfig, load_config
 
-PARTS = ("weights", "optimizer", "average", "gathered", "noise", "activations", "peak")
+ROWS = {
+    "weights": "weights, float32",
+    "gradients": "gradients",
+    "optimizer": "Adam's moments",
+    "average": "averaged weights",
+    "gathered": "weights gathered from all devices",
+    "noise": "noise of the whole batch",
+    "activations": "activations",
+    "activations_checkpointed": "activations, with gradient checkpointing",
+    "peak": "peak",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +49,9 @@ class Args:
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    settings = TrainConfig()
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            settings = load_config(arguments[i + 1])
-        elif argument.startswith("--config="):
-            settings = load_config(argument.removeprefix("--config="))
-    args: Args = parse_arguments(Args, "train", arguments, default=Args(settings=settings))
-    _check_model(args.settings.model)
-    return args
-
-
-def _check_model(model: ModelConfig) -> None:
-    """Raises ValueError for an unknown name and, where the data does not decide them, for sizes that do not fit."""
-    from elit.models.presets import model_config, preset_of
-
-    preset_of(model.name)
-    if model.sample_size is not None:
-        model_config(**model.arguments())
+    config = option_value(arguments, "--config")
+    settings = load_config(config) if config else TrainConfig()
+    return parse_arguments(Args, "train", arguments, default=Args(settings=settings))
 
 
 def run(args: Args) -> dict[str, Any] | None:
@@ -78,28 +74,17 @@ def _dry_run(args: Args) -> dict[str, Any]:
     from elit.costs.memory import estimate
     from elit.evaluate.report.tables import print_table
 
-    cost = estimate(args.settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)
-    gib = {name: getattr(cost, name) / 2**30 for name in PARTS}
-    gib |= {"gradients": gib["weights"], "activations_checkpointed": cost.activations_checkpointed / 2**30}
+    settings = args.settings
+    cost = estimate(settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)
+    gib = {name: getattr(cost, "weights" if name == "gradients" else name) / 2**30 for name in ROWS}
     if not args.json:
-        print(f"{args.settings.model.name}: {cost.parameters / 1e6:.1f}M parameters")
-        rows = [
-            ["weights, float32", gib["weights"]],
-            ["gradients", gib["gradients"]],
-            ["Adam's moments", gib["optimizer"]],
-            ["averaged weights", gib["average"]],
-            *([["weights gathered from all devices", gib["gathered"]]] if cost.gathered else []),
-            ["noise of the whole batch", gib["noise"]],
-            ["activations", gib["activations"]],
-            ["activations, with gradient checkpointing", gib["activations_checkpointed"]],
-            [f"peak, {'with' if cost.gradient_checkpointing else 'without'} checkpointing", gib["peak"]],
-        ]
-        print_table(["memory of one device", "GiB"], [[name, f"{value:.2f}"] for name, value in rows])
-        days = cost.device_days / args.devices
-        print(f"{cost.tflops:.1f} TFLOPs an iteration (3 × forward × batch {args.settings.batch_size})")
+        print(f"{settings.model.name}: {cost.parameters / 1e6:.1f}M parameters")
+        rows = [[ROWS[name], f"{value:.2f}"] for name, value in gib.items() if value]
+        print_table(["memory of one device", "GiB"], rows)
+        print(f"{cost.tflops:.1f} TFLOPs an iteration (3 × forward × batch {settings.batch_size})")
         print(
-            f"{cost.device_days:.1f} GPU-days for {args.settings.steps:,} steps at {args.utilisation:.0%} of "
-            f"{args.device_tflops:g} TFLOP/s: {days:.1f} days on {args.devices}"
+            f"{cost.device_days:.1f} GPU-days for {settings.steps:,} steps at {args.utilisation:.0%} of "
+            f"{args.device_tflops:g} TFLOP/s: {cost.device_days / args.devices:.1f} days on {args.devices}"
         )
     return {
         "parameters": cost.parameters,

@@ -132,7 +132,9 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
                     parts = {"mean": mean.numpy().tobytes(), "std": std.numpy().tobytes()}
                     writer.write({"row": row, "label": source.labels[row]} | parts)
                 elif not encoding.skip_unreadable:
-                    raise ValueError(f"cannot encode {source.names[row]!r}: its latents are not finite in {DTYPE}")
+                    raise ValueError(
+                        f"cannot encode {source.pictures[row].name!r}: its latents are not finite in {DTYPE}"
+                    )
         writer.finalize()
 
 

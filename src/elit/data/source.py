@@ -8,13 +8,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -28,6 +29,20 @@ KEPT = ".pictures.json"
 """The end of the name of the file in which training keeps what it found when it read the pictures."""
 LeftOut = dict[str, list[str]]
 """By reason, the names of files that are not taken."""
+Entry = tuple[str, Callable[[], bytes], Any]
+"""A picture's name, the way to its file, and its label or caption as it stands there."""
+
+
+class Picture(NamedTuple):
+    """One picture of a source."""
+
+    name: str
+    """In messages: a path, or a file and a row."""
+    content: Callable[[], bytes]
+    """Reads its file."""
+    label: int
+    fault: str
+    """What is wrong with its label, if anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +50,11 @@ class Source:
     """Pictures or clips in an order that never changes, read when asked for, each with a class or caption."""
 
     root: Path
-    names: Sequence[str]
-    """Each picture's in messages: a path, or a file and a row."""
-    readers: Sequence[Callable[[], bytes]]
-    """Each picture's file."""
-    files: Sequence[Path]
-    """What the pictures are read from."""
-    labels: Sequence[int]
-    """Numbers of classes or captions."""
+    pictures: Sequence[Picture]
     classes: tuple[str, ...]
     """What the labels stand for; none where pictures lie loose in a folder."""
-    faults: dict[int, str]
-    """By index, what is wrong with a label."""
+    files: Sequence[Path]
+    """What the pictures are read from."""
     left_out: LeftOut
 
     @property
@@ -59,8 +67,22 @@ class Source:
         """A prompt for each label."""
         return tuple(name.replace("_", " ") for name in self.classes)
 
+    @cached_property
+    def labels(self) -> list[int]:
+        """Numbers of classes or captions."""
+        return [picture.label for picture in self.pictures]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells whether a source is the same: its count, a digest of names and labels, a stamp of its files."""
+        stats = {self._short(str(path)): path.stat() for path in self.files if path.exists()}
+        states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+        names = [self._short(picture.name) for picture in self.pictures]
+        content = _digest([names, self.labels, self.classes])
+        return {"count": len(self), "source": content, "stamp": _digest(states)}
+
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.pictures)
 
     def read(self, index: int, count: int | None = 1) -> list[Image.Image]:
         """The first `count` frames of a picture, all for None, as `read_frames` gives them.
@@ -73,32 +95,22 @@ class Source:
         """A picture's header. Raises as `read`."""
         return self._named(index, read_info)
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What tells whether a source is the same: its count, a digest of names and labels, a stamp of its files."""
-        names, files = ([str(each).removeprefix(f"{self.root}/") for each in some] for some in (self.names, self.files))
-        stats = [path.stat() if path.exists() else None for path in self.files]
-        states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(files, stats, strict=True) if stat]
-        return {
-            "count": len(self),
-            "source": _digest([names, list(self.labels), self.classes]),
-            "stamp": _digest(states),
-        }
-
     def subset(self, rows: Sequence[int]) -> "Source":
         """Some rows, as a source."""
-        names, readers, labels = ([each[row] for row in rows] for each in (self.names, self.readers, self.labels))
-        faults = {index: self.faults[row] for index, row in enumerate(rows) if row in self.faults}
-        return replace(self, names=names, readers=readers, labels=labels, faults=faults)
+        return replace(self, pictures=[self.pictures[row] for row in rows])
+
+    def _short(self, name: str) -> str:
+        return name.removeprefix(f"{self.root}/")
 
     def _named(self, index: int, read: Callable[[bytes], T]) -> T:
+        picture = self.pictures[index]
         try:
-            if index in self.faults:
-                raise ValueError(self.faults[index])
-            return read(self.readers[index]())
+            if picture.fault:
+                raise ValueError(picture.fault)
+            return read(picture.content())
         except Exception as error:  # whatever a decoder raises costs one picture, not the run
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"cannot read {self.names[index]!r}: {reason}") from None
+            raise ValueError(f"cannot read {picture.name!r}: {reason}") from None
 
 
 def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> Source:
@@ -109,44 +121,45 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
     """
     if not path.exists() or (path.is_file() and path.suffix not in TABLES):
         raise ValueError(f"cannot read {str(path)!r}: must be a folder, a .parquet or a .tar")
-    if path.is_file():
-        return _open_table(path, [path], captions)
-    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        return _open_table(path, [], captions)
+    saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     found, left_out = _list_folder(path)
-    pictures, tables = found["pictures"], [table for table in found["tables"] if table.parent == path]
-    if tables and not pictures:
-        return _open_table(path, [table for table in tables if table.suffix == tables[0].suffix], captions)
-    strays = [picture for picture in pictures if picture.parent == path]
-    left_out["archives beside pictures"] = [table.name for table in found["tables"]]
-    if captions := captions and bool(found["metadata"]):
-        entries = [entry for metadata in found["metadata"] for entry in _captions(metadata)]
-        files, values = [file for file, _ in entries], [text for _, text in entries]
-        rest = set(pictures) - set(files)
-        left_out["pictures without a line of metadata"] = [str(file.relative_to(path)) for file in rest]
-    elif loose and strays:
-        files, values = pictures, [0] * len(pictures)
+    tables = [path] if path.is_file() else [table for table in found["tables"] if table.parent == path]
+    strays = [picture for picture in found["pictures"] if picture.parent == path]
+    names: Sequence[str] = ()
+    if saved or (tables and not found["pictures"]):
+        files = sorted(path.iterdir()) if saved else [each for each in tables if each.suffix == tables[0].suffix]
+        if not saved and files[0].suffix == ".tar":
+            entries = [entry for file in files for entry in _samples(file, TEXTS if captions else LABELS)]
+        else:
+            entries, names = _rows(path, [] if saved else files, TEXTS if captions else LABELS)
     else:
-        files = [picture for picture in pictures if picture.parent != path]
-        values = [file.relative_to(path).parts[0] for file in files]
-        left_out["pictures beside the classes' folders"] = [stray.name for stray in strays]
-        left_out["folders without pictures, which are no classes"] = [
-            name for name in os.listdir(path) if _is_class(path / name) and name not in values
-        ]
-    left_out = {reason: sorted(names) for reason, names in left_out.items() if names}
-    if not files:
-        reasons = "".join(f"; {len(names)} {reason}" for reason, names in left_out.items())
+        captions = captions and bool(found["metadata"])
+        if captions:
+            texts = [entry for metadata in found["metadata"] for entry in _captions(metadata)]
+            left_out["pictures without a line of metadata"] += map(
+                str, {*found["pictures"]} - {file for file, _ in texts}
+            )
+        elif loose and strays:
+            texts = [(file, 0) for file in found["pictures"]]
+        else:
+            texts = [(file, file.relative_to(path).parts[0]) for file in found["pictures"] if file.parent != path]
+            left_out["pictures beside the classes' folders"] += map(str, strays)
+            empty = {folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != "."}
+            empty -= {folder for folder in empty if folder.is_symlink() or folder.name in {name for _, name in texts}}
+            left_out["folders without pictures, which are no classes"] += map(str, empty)
+        left_out["archives beside pictures"] += map(str, found["tables"])
+        files = [file for file, _ in texts]
+        entries = [(str(file), file.read_bytes, text) for file, text in texts]
+    left_out = {reason: sorted(each.removeprefix(f"{path}/") for each in left_out[reason]) for reason in left_out}
+    left_out = {reason: each for reason, each in left_out.items() if each}
+    if not entries:
+        reasons = "".join(f"; {len(each)} {reason}" for reason, each in left_out.items())
         where = "in it" if loose else "in its sub-folders, such as CLASS/PICTURE.png"
         raise ValueError(f"cannot read {str(path)!r}: no pictures {where}{reasons}")
-    labels = number_labels(values, captions=captions)
-    if loose and strays:
-        labels["classes"] = ()
-    readers = [file.read_bytes for file in files]
-    return Source(root=path, names=list(map(str, files)), readers=readers, files=files, left_out=left_out, **labels)
-
-
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and path.name[0] != "." and not path.is_symlink()
+    labels, faults, classes = number_labels([value for _, _, value in entries], names, captions=captions)
+    pictures = [Picture(*entry[:2], *rest) for entry, *rest in zip(entries, labels, faults, strict=True)]
+    classes = () if loose and strays else classes
+    return Source(root=path, pictures=pictures, classes=classes, files=files, left_out=left_out)
 
 
 def _list_folder(root: Path) -> tuple[dict[str, list[Path]], LeftOut]:
@@ -191,108 +204,88 @@ def _captions(path: Path) -> list[tuple[Path, Any]]:
     return found
 
 
-def number_labels(values: Sequence[Any], names: Sequence[str] = (), *, captions: bool = False) -> dict[str, Any]:
-    """The labels, classes and faults of a `Source`: whole numbers as they are, of `names` where these are known.
+def number_labels(
+    values: Sequence[Any], names: Sequence[str] = (), *, captions: bool = False
+) -> tuple[list[int], list[str], tuple[str, ...]]:
+    """Numbers, what is wrong with each value ("" if nothing), and what the numbers stand for.
 
-    Texts are numbered: classes in alphabetical order, captions by first appearance. A value that is none costs its row.
+    Whole numbers stay, of `names` where these are known. Texts are numbered: classes in alphabetical order, captions by
+    first appearance.
     """
-    # A column of whole numbers with gaps comes as floats.
-    values = [
-        int(value) if isinstance(value, float) and value.is_integer() and not captions else value for value in values
-    ]
+    if not captions:  # a column of whole numbers with gaps comes as floats, shards have them as texts
+        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+        if not names and all(re.fullmatch(r"-?\d+", value) for value in values if isinstance(value, str)):
+            values = [int(value) if isinstance(value, str) else value for value in values]
     texts = captions or (not names and any(isinstance(value, str) for value in values))
     last = len(names) - 1 if names else max([0, *(value for value in values if isinstance(value, int))])
     if texts:
         valid = [isinstance(value, str) or (captions and type(value) in (int, float)) for value in values]
+        known = dict.fromkeys(str(value) for value, good in zip(values, valid, strict=True) if good)
+        classes = tuple(known if captions else sorted(known))
     else:
         valid = [type(value) is int and 0 <= value <= last for value in values]
-    what = "caption must be a text" if captions else f"label must be {'a text' if texts else f'from 0 to {last}'}"
-    faults = {row: f"{what}, got {value!r}" for row, value in enumerate(values) if not valid[row]}
-    known = list(dict.fromkeys(str(value) for value, good in zip(values, valid, strict=True) if good))
-    classes = known if captions else sorted(known) if texts else names or list(map(str, range(last + 1)))
+        classes = tuple(names or map(str, range(last + 1)))
+    must = "caption must be a text" if captions else f"label must be {'a text' if texts else f'from 0 to {last}'}"
+    faults = ["" if good else f"{must}, got {value!r}" for value, good in zip(values, valid, strict=True)]
     number = {name: number for number, name in enumerate(classes)}
-    labels = [
-        (number[str(value)] if texts else value) if good else 0 for value, good in zip(values, valid, strict=True)
-    ]
-    return {"labels": labels, "classes": tuple(classes), "faults": faults}
+    numbers = [number.get(str(value), 0) if texts else value for value in values]
+    return [each if good else 0 for each, good in zip(numbers, valid, strict=True)], faults, classes
 
 
-def _open_table(path: Path, files: Sequence[Path], captions: bool) -> Source:
-    """Rows of parquet files or a saved data set, or the samples of tars."""
-    if files and files[0].suffix == ".tar":
-        return _open_tars(path, files, captions)
+def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str]) -> tuple[list[Entry], Sequence[str]]:
+    """Rows of parquet files or a saved data set, and the names of its classes."""
     import datasets
 
     try:
-        data_files = [str(file) for file in files]
-        rows = (
-            datasets.load_dataset("parquet", data_files=data_files)["train"] if files else datasets.load_from_disk(path)
-        )
-        features, wanted = rows.features, TEXTS if captions else LABELS
+        named = {"data_files": [str(file) for file in files]}
+        rows = datasets.load_dataset("parquet", **named)["train"] if files else datasets.load_from_disk(path)
+        features = rows.features
         image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
         label = next(name for name in wanted if name in features)
     except (AttributeError, StopIteration):
-        raise ValueError(
-            f"cannot read {str(path)!r}: must have a column of pictures and one named {', '.join(wanted)}"
-        ) from None
+        columns = f"a column of pictures and one named {' or '.join(wanted)}"
+        raise ValueError(f"cannot read {str(path)!r}: must be one split with {columns}") from None
     except Exception as error:
         raise ValueError(f"cannot read {str(path)!r}: {str(error.__cause__ or error).splitlines()[0]}") from None
-    names = getattr(features[label], "names", ())
     column = rows.cast_column(image, datasets.Image(decode=False))[image]
-    return Source(
-        root=path,
-        names=[f"{path}, row {row}" for row in range(len(rows))],
-        readers=[partial(_read_cell, column, row) for row in range(len(rows))],
-        files=files or sorted(path.iterdir()),
-        left_out={},
-        **number_labels(list(rows[label]), names or (), captions=captions),
-    )
+    values = list(rows[label])
+    entries = [(f"{path}, row {row}", partial(_cell, column, row), value) for row, value in enumerate(values)]
+    return entries, getattr(features[label], "names", None) or ()
 
 
-def _read_cell(column: Any, row: int) -> bytes:
+def _cell(column: Any, row: int) -> bytes:
     value = column[row]
     if value is None:
         raise ValueError("no picture in this row")
     return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
 
 
-def _open_tars(path: Path, files: Sequence[Path], captions: bool) -> Source:
-    """Members are samples by their name up to the first dot: a picture, with .cls, .label, .txt and their kin."""
+def _samples(path: Path, wanted: Sequence[str]) -> list[Entry]:
+    """Samples of a tar, members by their name up to the first dot: a picture, with .cls, .label, .txt and their kin.
+
+    Raises ValueError for a tar that is cut short, wherever that is.
+    """
     samples: dict[str, dict[str, Callable[[], bytes]]] = defaultdict(dict)
-    for file in files:
-        for name, member in _members(file):
-            stem, _, kind = name.rpartition("/")[2].partition(".")
-            if stem:
-                samples[f"{file}, {name.removesuffix(f'.{kind}')}"][kind.lower()] = member
-    wanted = TEXTS if captions else LABELS
-    values: list[Any] = []
-    readers: list[Callable[[], bytes]] = []
-    for sample in samples.values():
-        text = next((member for kind, member in sample.items() if kind in wanted), None)
-        values.append(text and text().decode("utf-8-sig", "replace").strip())
-        pictures = (member for kind, member in sample.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES)
-        readers.append(next(pictures, _no_picture))
-    if not any(values):
-        raise ValueError(f"cannot read {str(path)!r}: must have members .{', .'.join(wanted)}")
-    if not captions and all(value.lstrip("-").isdecimal() for value in values if value):
-        values = [int(value) if value else None for value in values]
-    labels = number_labels(values, captions=captions)
-    return Source(root=path, names=list(samples), readers=readers, files=files, left_out={}, **labels)
-
-
-def _members(path: Path) -> list[tuple[str, Callable[[], bytes]]]:
-    """The files in a tar. Raises ValueError for one that is cut short, wherever that is."""
     try:
         with tarfile.open(path, "r:") as archive, path.open("rb") as file:
-            found = [
-                (each.name, partial(_slice, path, each.offset_data, each.size)) for each in archive if each.isfile()
-            ]
+            for each in archive:
+                stem, _, kind = each.name.rpartition("/")[2].partition(".")
+                if each.isfile() and stem:
+                    content = partial(_slice, path, each.offset_data, each.size)
+                    samples[f"{path}, {each.name.removesuffix(f'.{kind}')}"][kind.lower()] = content
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("no end of the archive; it is cut short or damaged")
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"cannot read {str(path)!r}: {error}") from None
-    return found
+    entries: list[Entry] = []
+    for name, members in samples.items():
+        pictures = (content for kind, content in members.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES)
+        text = next((content for kind, content in members.items() if kind in wanted), None)
+        entries.append((name, next(pictures, _no_picture), text and text().decode("utf-8-sig", "replace").strip()))
+    if not any(text for _, _, text in entries):
+        raise ValueError(f"cannot read {str(path)!r}: must have members .{', .'.join(wanted)}")
+    return entries
 
 
 def _slice(path: Path, start: int, size: int) -> bytes:

@@ -140,7 +140,7 @@ class FilePictures(Pictures):
         return self.source.identity["stamp"]
 
     def _picture(self, index: int) -> Tensor:
-        size, name = self.image_size, self.source.names[index]
+        size, name = self.image_size, self.source.pictures[index].name
         frames = [
             as_tensor(image) if size is None else to_uint8(centre_crop(image, size))
             for image in self.source.read(index, None)
