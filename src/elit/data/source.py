@@ -157,7 +157,8 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
         where = "in it" if loose else "in its sub-folders, such as CLASS/PICTURE.png"
         raise ValueError(f"cannot read {str(path)!r}: no pictures {where}{reasons}")
     labels, faults, classes = number_labels([value for _, _, value in entries], names, captions=captions)
-    pictures = [Picture(*entry[:2], *rest) for entry, *rest in zip(entries, labels, faults, strict=True)]
+    rows = zip(entries, labels, faults, strict=True)
+    pictures = [Picture(name, content, label, fault) for (name, content, _), label, fault in rows]
     classes = () if loose and strays else classes
     return Source(root=path, pictures=pictures, classes=classes, files=files, left_out=left_out)
 
