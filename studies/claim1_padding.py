@@ -23,6 +23,7 @@ from elit.config import ModelConfig
 from elit.costs.flops import count_flops
 from elit.models.dit import DiT
 from elit.models.layers import Rope
+from elit.models.windows import Windows
 
 DIGIT, PATCH = 8, 2
 NOTHING = 0.01  # a gain below this share of the loss without padding is none
@@ -54,8 +55,8 @@ class AbsoluteDiT(DiT):
         super().build(**settings | {"sample_size": self.canvas})
         self.patch_embed = Placed(self.patch_embed, (self.canvas // PATCH) ** 2)  # pyrefly: ignore[bad-assignment]
 
-    def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
-        cos, sin = super().rope(grid, num_latents, x)
+    def rope(self, windows: Windows, budget: int | None = None) -> Rope:
+        cos, sin = super().rope(windows, budget)
         return Rope(torch.ones_like(cos), torch.zeros_like(sin))  # turns nothing
 
     def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from elit.evaluate.inspect.attention import read_attention
 from elit.flow.path import interpolate
 from elit.models.dit import DiT
 from elit.models.layers import patchify
+from elit.models.windows import Windows
 from elit.sampling.sample import seeded_noise
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -41,7 +42,7 @@ def look(model: DiT, images: Tensor, labels: Tensor, time: float) -> tuple[Tenso
 
 def windows(maps: Tensor) -> Tensor:
     """(B, K, H, W) -> (B·G, n, K)."""
-    return patchify(maps, (1, 1), WINDOW).unflatten(1, (-1, 16)).flatten(0, 1)
+    return patchify(maps, (1, 1), Windows(tuple(maps.shape[2:]), WINDOW)).unflatten(1, (-1, 16)).flatten(0, 1)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from elit.models.dit import DiT
 from elit.models.interface import LatentInterface
 from elit.models.layers import Rope
+from elit.models.windows import Windows
 
 
 class RandomDropInterface(LatentInterface):
@@ -15,9 +16,10 @@ class RandomDropInterface(LatentInterface):
 
     slots: Tensor
 
-    def read(self, tokens: Tensor, c: Tensor, num_latents: int, *equal_windows: Any, **only: Any) -> Tensor:
-        self.slots = torch.randperm(len(self.latents))[:num_latents].sort().values.to(tokens.device)
-        return self.reader(self.latents[self.slots], self._grouped(tokens) + self.position, c)
+    def read(self, s: Tensor, c: Tensor, windows: Windows, budget: int) -> Tensor:
+        self.slots = torch.randperm(len(self.latents))[:budget].sort().values.to(s.device)
+        (tokens,) = windows.groups(s)
+        return self.reader(self.latents[self.slots], tokens + self.position, c)
 
 
 class RandomDropDiT(DiT):
@@ -28,10 +30,10 @@ class RandomDropDiT(DiT):
         assert self.latent_interface is not None
         self.latent_interface.__class__ = RandomDropInterface
 
-    def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
-        if num_latents is None:
-            return super().rope(grid, None, x)
+    def rope(self, windows: Windows, budget: int | None = None) -> Rope:
+        if budget is None:
+            return super().rope(windows)
         interface = cast(RandomDropInterface, self.latent_interface)
         every = len(interface.latents)
-        whole = super().rope(grid, every, x)  # of all latents, group by group
+        whole = super().rope(windows, every)  # of all latents, group by group
         return Rope(*(table.unflatten(0, (-1, every))[:, interface.slots].flatten(0, 1) for table in whole))

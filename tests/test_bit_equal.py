@@ -25,7 +25,7 @@ import elit
 from elit.flow.path import flow_matching_loss
 
 FILE = Path(__file__).with_name("bit-equal.safetensors")
-UNEVEN = {"elit-dit": (18, 22), "elit-uvit": (10, 14), "elit-hdit": (22, 14), "elit-mmdit": (18, 14)}
+UNEVEN = {"elit-dit": (18, 22), "elit-uvit": (18, 14), "elit-hdit": (22, 14), "elit-mmdit": (18, 14)}
 UNEVEN |= {"elit-dit-video": (3, 10, 6)}
 BACKBONES = [*UNEVEN, "elit-sit"]
 ELASTIC = ["FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"]
@@ -34,7 +34,7 @@ ELASTIC = ["FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransfor
 def parts(model, budgets: list[int], *, share_head: bool = False) -> Tensor:
     """A budget for each of equal parts of a batch of four or, with one head for all, for the whole batch."""
     x, t, y = inputs(model, batch=4)
-    return model(x, t, y, branch_budgets=budgets, shared=share_head)
+    return model(x, t, y, budgets, share_head=share_head)
 
 
 def forwards(kind: str, size: tuple[int, ...] | None) -> Tensor:

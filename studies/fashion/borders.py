@@ -12,8 +12,7 @@ The loss is that of flow matching on the 28×28 pixels of test pictures, at the 
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import pairwise
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,7 +24,7 @@ import elit
 from elit.data.idx import fashion_mnist
 from elit.files import write_text
 from elit.flow.path import interpolate
-from elit.models import layout, windows
+from elit.models import transformer, windows
 
 BUDGETS = (1.0, 0.5, 0.25, 0.125)
 PICTURE, TRAINED = 28, 32
@@ -51,22 +50,12 @@ def losses(model: elit.DiT, images: Tensor, labels: Tensor, side: int, budget: f
 @contextmanager
 def recut() -> Iterator[None]:
     """Inside the block an axis is cut into one window more than needed."""
-    plain = layout.cut
-
-    def cut(length: int, side: int) -> list[range]:
-        count = len(plain(length, side)) + 1
-        edges = [part * length // count for part in range(count + 1)]
-        return [range(low, high) for low, high in pairwise(edges)]
-
-    users = ("interface", "layers", "transformer")
-    with ExitStack() as stack:
-        for module in (layout, windows):
-            stack.enter_context(patch.object(module, "cut", cut))
-        for user in users:  # a grid that divides is never asked how it is cut
-            stack.enter_context(patch(f"elit.models.{user}.divides", lambda grid, window: max(window) == 1))
-        windows._known_windows.cache_clear()
+    plain = windows.count_parts
+    with (
+        patch.object(windows, "count_parts", lambda length, side: plain(length, side) + 1),
+        patch.object(transformer, "windows_of", windows.Windows),  # none that are kept
+    ):
         yield
-    windows._known_windows.cache_clear()
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from elit.evaluate.inspect.attention import rank_correlation, read_attention
 from elit.flow.path import interpolate
 from elit.models.dit import DiT
 from elit.models.layers import patchify
+from elit.models.windows import Windows
 from elit.sampling.sample import seeded_noise
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -44,7 +45,7 @@ def look(model: DiT, images: Tensor, labels: Tensor, time: float) -> tuple[Tenso
 def by_window(maps: Tensor, window: tuple[int, ...]) -> Tensor:
     """(B, K, H, W) of tokens -> (B, G, n, K)."""
     tokens = torch.Size(window).numel()
-    return patchify(maps, (1, 1), window).unflatten(1, (-1, tokens))
+    return patchify(maps, (1, 1), Windows(tuple(maps.shape[2:]), window)).unflatten(1, (-1, tokens))
 
 
 def main(line: Sequence[str] | None = None) -> None:

@@ -33,27 +33,26 @@ def forward(model: DiT, x: Tensor, t: Tensor, y: Tensor, counts: Tensor) -> Tens
     interface = model.latent_interface
     assert interface is not None
     head, core, tail = model.stages()
-    size, window = x.shape[2:], model.window(x.shape[2:])
-    grid = model.token_grid(size)
+    windows = model.windows(x.shape[2:], x)
     every = len(interface.latents)
     c, _ = model.condition(t, y)
-    rope = model.rope(grid, None, x)
-    tokens = model.patch_embed(patchify(x, model.patch_size, window))
+    rope = model.rope(windows)
+    tokens = model.embed(x, windows)
     for block in head:
         tokens = block(tokens, c, rope)
-    latents = interface.read(tokens, c, every)  # (B, G·J, d); a latent's value does not depend on the others
+    latents = interface.read(tokens, c, windows, every)  # (B, G·J, d); a latent's value does not depend on the others
     keep = torch.arange(every) < counts[..., None]  # (B, G, J)
     total = int(counts[0].sum())
     rows = keep.flatten(1).nonzero()[:, 1].view(len(x), total)
     core_latents = latents.gather(1, rows[..., None].expand(-1, -1, latents.shape[2]))
-    own = Rope(*(table[rows] for table in model.rope(grid, every, x)))  # each sample has rotary positions of its own
+    own = Rope(*(table[rows] for table in model.rope(windows, every)))  # each sample has rotary positions of its own
     for block in core:
         core_latents = block(core_latents, c, own)
     latents = latents.scatter(1, rows[..., None].expand(-1, -1, latents.shape[2]), core_latents)
     tokens = write(interface.writer, interface.position, tokens, latents, keep)
     for block in tail:
         tokens = block(tokens, c, rope)
-    return unpatchify(model.final(tokens, c), size, model.patch_size, window)
+    return unpatchify(model.final(tokens, c), model.patch_size, windows)
 
 
 def write(writer: Any, position: Tensor, tokens: Tensor, latents: Tensor, keep: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ def shares_to_counts(need: Tensor, mean: int, most: int) -> Tensor:
 
 def contrast(model: DiT, estimate: Tensor) -> Tensor:
     """(B, G): the standard deviation of each window's pixels in an estimate of the picture, and a little for all."""
-    tokens = patchify(estimate, model.patch_size, model.window(estimate.shape[2:]))
+    tokens = patchify(estimate, model.patch_size, model.windows(estimate.shape[2:], estimate))
     return tokens.unflatten(1, (-1, torch.Size(model.window(model.sample_size)).numel())).flatten(2).std(2) + 0.05
 
 

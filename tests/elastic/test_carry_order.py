@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import elit
-from elit.elastic.token_order import coarse_to_fine, make_token_order, spread_to_window
-from elit.models.layers import grid_positions
+from elit.elastic.kept_tokens import coarse_to_fine, kept_tokens, spread_to_window
+from elit.models.windows import Windows
 
 CPU = torch.device("cpu")
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("window", [(1, 1), (4, 4), (8, 8), (3, 5), (2, 4, 4), (1, 6)])
 def test_every_prefix_covers_the_window_evenly(window):
     order = coarse_to_fine(window)
-    places = grid_positions(window, window, CPU)
+    places = Windows(window, window).raster.float()
     assert sorted(order) == list(range(len(places)))
     sides = torch.tensor(window, dtype=torch.float32)
     for kept in range(2, len(order) + 1):
@@ -41,24 +41,20 @@ def test_dropped_places_take_the_mean_of_their_nearest():
 @pytest.mark.parametrize("kept", [1, 5, 16, (16, 4)])
 def test_a_plan_finds_its_way_there_and_back(kept):
     grids = ((8, 7), (4, 4))  # two pictures, one behind the other; the first has windows of 4×4 and 4×3
-    plan = make_token_order(grids, (4, 4), kept, CPU)
+    plan = kept_tokens(grids, (4, 4), kept, CPU)
     tokens = torch.arange(72)
-    grouped = tokens[plan.grouped]
-    assert torch.equal(grouped[plan.ungrouped], tokens)
-    core = tokens[plan.carried]
+    sorted_tokens = tokens[plan.order]
+    assert torch.equal(sorted_tokens[plan.inverse], tokens)
+    core = tokens[plan.kept]
     assert torch.equal(core, core.sort().values)
     latents, carried = core[plan.from_core], []
     assert torch.equal(latents[plan.to_core], core)
-    asked = {(first, shape): count for first, count in zip((True, False), make_counts(kept), strict=True)
-             for shape in ((4, 4), (4, 3))}  # fmt: skip
-    for part, of_part in zip(
-        plan.parts, grouped.split([part.windows * part.tokens for part in plan.parts]), strict=True
-    ):
-        windows = of_part.view(part.windows, part.tokens)
-        carried.append(windows[:, part.slots].flatten())
-        for window in windows:
-            share = asked[bool(window[0] < 56), part.shape] / 16
-            assert part.num_latents == max(1, round(share * part.tokens))
+    assert [grid.budget for grid in plan.grids] == list(make_counts(kept))
+    for grid, of_grid in zip(plan.grids, sorted_tokens.split(plan.tokens), strict=True):
+        groups = grid.windows.groups(of_grid[None, :, None])
+        for (shape, _), slots, windows in zip(grid.windows.shapes, grid.slots, groups, strict=True):
+            assert len(slots) == max(1, round(grid.budget / 16 * shape[0] * shape[1]))
+            carried.append(windows[:, slots].flatten())
     assert torch.equal(torch.cat(carried), latents)
     assert plan.full == (kept == 16)
 

@@ -112,11 +112,11 @@ def test_the_interface_starts_closed(kind):
 def test_each_part_of_a_batch_can_have_its_own_budget(elit_model):
     x, t, y = inputs(elit_model, batch=4)
     high, low = elit_model.budgets[-1], elit_model.budgets[0]
-    both = elit_model(x, t, y, branch_budgets=(high, low))
+    both = elit_model(x, t, y, (high, low))
     assert torch.allclose(both[:2], elit_model(x[:2], t[:2], y[:2], high), atol=1e-5)
     assert torch.allclose(both[2:], elit_model(x[2:], t[2:], y[2:], low), atol=1e-5)
-    with pytest.raises(ValueError, match="3 budgets do not divide a batch of 4"):
-        elit_model(x, t, y, branch_budgets=(*elit_model.budgets[:2], high))
+    with pytest.raises(ValueError, match="divides a batch of 4, got 3 budgets"):
+        elit_model(x, t, y, (*elit_model.budgets[:2], high))
 
 
 def test_the_condition_matters_and_so_does_its_absence(any_model):
@@ -347,7 +347,7 @@ def test_a_shared_head_is_run_once_and_changes_nothing(kind):
     rows = []
     hook = model.blocks[0].register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
     with torch.no_grad():
-        both = model(x, t, y, branch_budgets=budgets, shared=True)
+        both = model(x, t, y, budgets, share_head=True)
         hook.remove()
         for part, kept in zip(both.chunk(2), budgets, strict=True):
             torch.testing.assert_close(part, model(x, t, y, kept), rtol=0, atol=1e-5)
@@ -355,8 +355,8 @@ def test_a_shared_head_is_run_once_and_changes_nothing(kind):
 
 
 def test_a_baseline_shares_nothing():
-    with pytest.raises(ValueError, match="shared=True: this model has no latent interface"):
-        opened("dit")(*inputs(opened("dit")), branch_budgets=[None, None], shared=True)
+    with pytest.raises(ValueError, match="share_head must go with a list of budgets"):
+        opened("dit")(*inputs(opened("dit")), [None, None], share_head=True)
 
 
 def test_classes_go_by_name_where_the_network_knows_them(tmp_path):

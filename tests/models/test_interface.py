@@ -5,13 +5,13 @@ import torch
 from conftest import inputs, opened
 from torch.utils.flop_counter import FlopCounterMode
 
-from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
-from elit.models.layout import parts_of
+from elit.models.interface import InterfaceSpec, LatentInterface
+from elit.models.windows import Windows
 
 
 def opened_interface(width=32, heads=4, n=6, latents=5) -> LatentInterface:
     torch.manual_seed(0)
-    interface = LatentInterface(width, heads, n, latents)
+    interface = LatentInterface(width, heads, (n,), latents)
     for parameter in interface.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return interface.double()
@@ -36,7 +36,7 @@ def dense(attention, queries, context, allowed):
 @pytest.mark.parametrize("kept", [1, 3, 5])
 def test_grouped_attention_equals_dense_attention_under_a_block_mask(kept):
     B, G, n, d = 2, 4, 6, 32
-    interface = opened_interface(d, 4, n, 5)
+    interface, windows = opened_interface(d, 4, n, 5), Windows((G * n,), (n,))
     reader, writer = interface.reader, interface.writer
     s, c = torch.randn(B, G * n, d).double(), torch.randn(B, d).double()
     group_of_token, group_of_latent = torch.arange(G * n) // n, torch.arange(G * kept) // kept
@@ -48,12 +48,12 @@ def test_grouped_attention_equals_dense_attention_under_a_block_mask(kept):
     queries = reader.norm_latents(latents) * (1 + scale1[:, None]) + shift1[:, None]
     x = latents + gate1[:, None] * dense(reader.attention, queries, reader.norm_tokens(s + position), allowed)
     x = x + gate2[:, None] * reader.mlp(reader.norm_mlp(x) * (1 + scale2[:, None]) + shift2[:, None])
-    assert torch.allclose(interface.read(s, c, kept), x, atol=1e-10)
+    assert torch.allclose(interface.read(s, c, windows, kept), x, atol=1e-10)
 
     queries = writer.norm_tokens(s + position)
     y = s + dense(writer.attention, queries, writer.norm_latents(x), allowed.T)
     y = y + writer.mlp(writer.norm_mlp(y))
-    assert torch.allclose(interface.write(s, x), y, atol=1e-10)
+    assert torch.allclose(interface.write(s, x, windows, kept), y, atol=1e-10)
 
 
 def test_attention_weights_are_those_of_the_forward():
@@ -65,7 +65,7 @@ def test_attention_weights_are_those_of_the_forward():
 
 
 def test_latents_carry_slot_and_group():
-    positions = latent_positions((8, 12), (4, 4), parts_of((8, 12), (4, 4), 2), torch.device("cpu"))
+    positions = Windows((8, 12), (4, 4)).coordinates(2)
     assert positions.shape == (12, 3)
     assert positions[:4].tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
     assert positions[-1].tolist() == [1, 1, 2]
@@ -74,7 +74,7 @@ def test_latents_carry_slot_and_group():
 def test_interface_starts_closed():
     """Before training, Write adds nothing: the output is the same at every budget."""
     model = opened("elit-dit")
-    fresh = LatentInterface(48, 4, 16, 16)
+    fresh = LatentInterface(48, 4, (4, 4), 16)
     for module in fresh.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight)
@@ -84,7 +84,7 @@ def test_interface_starts_closed():
     model.latent_interface = fresh
     x, t, y = inputs(model)
     s = torch.randn(3, 64, 48)
-    assert torch.equal(fresh.write(s, torch.randn(3, 32, 48)), s)
+    assert torch.equal(fresh.write(s, torch.randn(3, 32, 48), Windows((8, 8), (4, 4)), 8), s)
     assert torch.equal(model(x, t, y, 1), model(x, t, y))
 
 

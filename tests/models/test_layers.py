@@ -1,7 +1,6 @@
 """Layers against index loops, plain loops in float64, einops and closed forms."""
 
 import copy
-import itertools
 import math
 
 import einops
@@ -13,13 +12,13 @@ from elit.models.layers import (
     SHORT_CPU_SEQUENCE,
     Rope,
     attention,
-    grid_positions,
     patchify,
     rope_tables,
     rotate,
     unpatchify,
 )
 from elit.models.layout import token_grid
+from elit.models.windows import Windows
 
 CASES = [
     ((8, 12), (2, 2), (2, 3)),
@@ -30,50 +29,28 @@ CASES = [
 
 
 @pytest.mark.parametrize(("size", "patch", "window"), CASES)
-def test_patchify_is_inverted_exactly(size, patch, window):
-    x = torch.randn(2, 3, *size)
-    tokens = patchify(x, patch, window)
-    assert tokens.shape == (2, math.prod(size) // math.prod(patch), 3 * math.prod(patch))
-    assert torch.equal(unpatchify(tokens, size, patch, window), x)
-
-
-@pytest.mark.parametrize(("size", "patch", "window"), CASES)
-def test_patchify_against_index_loops(size, patch, window):
-    """Token by token: groups in raster order, windows in raster order inside, channels last."""
-    x = torch.randn(1, 3, *size)
-    groups = [length // (p * w) for length, p, w in zip(size, patch, window, strict=True)]
-    expected = []
-    for group in itertools.product(*map(range, groups)):
-        for inside in itertools.product(*map(range, window)):
-            corner = [(g * w + i) * p for g, w, i, p in zip(group, window, inside, patch, strict=True)]
-            pixels = [
-                x[(0, slice(None), *(c + o for c, o in zip(corner, offset, strict=True)))]
-                for offset in itertools.product(*map(range, patch))
-            ]
-            expected.append(torch.cat(pixels))
-    assert torch.equal(patchify(x, patch, window)[0], torch.stack(expected))
-
-
-@pytest.mark.parametrize(("size", "patch", "window"), CASES)
 def test_patchify_against_einops(size, patch, window):
+    """Windows in raster order, tokens in raster order inside, channels last; and the exact way back."""
     x = torch.randn(2, 3, *size)
+    windows = Windows(tuple(length // p for length, p in zip(size, patch, strict=True)), window)
     if len(size) == 2:
         pattern = "b c (g1 w1 p1) (g2 w2 p2) -> b (g1 g2 w1 w2) (p1 p2 c)"
     else:
         pattern = "b c (g1 w1 p1) (g2 w2 p2) (g3 w3 p3) -> b (g1 g2 g3 w1 w2 w3) (p1 p2 p3 c)"
     lengths = {f"w{i + 1}": w for i, w in enumerate(window)} | {f"p{i + 1}": p for i, p in enumerate(patch)}
-    assert torch.equal(patchify(x, patch, window), einops.rearrange(x, pattern, **lengths))
+    tokens = patchify(x, patch, windows)
+    assert torch.equal(tokens, einops.rearrange(x, pattern, **lengths))
+    assert torch.equal(unpatchify(tokens, patch, windows), x)
 
 
 def test_a_group_is_a_view_of_its_tokens():
-    """Group-major order: reshaping to (B·G, n, d) gives each window of the image."""
-    x = torch.arange(16.0).view(1, 1, 4, 4)
-    groups = patchify(x, (1, 1), (2, 2)).view(4, 4)
-    assert groups.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    x, windows = torch.arange(16.0).view(1, 1, 4, 4), Windows((4, 4), (2, 2))
+    (groups,) = windows.groups(patchify(x, (1, 1), windows))
+    assert groups[..., 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
 def test_positions_follow_the_tokens():
-    positions = grid_positions((4, 6), (2, 3), torch.device("cpu"))
+    positions = Windows((4, 6), (2, 3)).coordinates()
     expected = [(r, c) for gr in (0, 2) for gc in (0, 3) for r in (gr, gr + 1) for c in range(gc, gc + 3)]
     assert positions.tolist() == [[float(r), float(c)] for r, c in expected]
 

@@ -1,5 +1,6 @@
 """Windows of grids that they do not divide: how they are cut, and networks that run on them."""
 
+from collections import Counter
 from itertools import product
 from math import prod
 
@@ -12,61 +13,67 @@ from torch.utils.flop_counter import FlopCounterMode
 import elit
 from elit.models.interface import LatentInterface
 from elit.models.layers import patchify, unpatchify
-from elit.models.layout import cut, parts_of, share
-from elit.models.windows import make_windows
+from elit.models.windows import Windows
 
-CPU = torch.device("cpu")
 SIZES = {"elit-dit": (22, 14), "elit-uvit": (10, 24), "elit-hdit": (22, 14), "elit-dit-video": (3, 10, 6)}
 
 
-@pytest.mark.parametrize(("length", "side"), [(83, 8), (21, 2), (58, 8), (8, 8), (5, 8), (1, 1), (52, 4)])
-def test_an_axis_is_cut_as_equally_as_possible(length, side):
-    parts = cut(length, side)
-    assert [place for part in parts for place in part] == list(range(length))
-    assert len(parts) == -(-length // side)
-    assert max(map(len, parts)) <= side
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def cut(length: int, side: int) -> list[range]:
+    """An axis in the fewest parts of at most `side`, as equal as possible."""
+    parts = -(-length // side)
+    return [range(part * length // parts, (part + 1) * length // parts) for part in range(parts)]
+
+
+@pytest.mark.parametrize("grid", [(83, 83), (21, 58), (8, 5), (1, 52), (3, 7)])
+@pytest.mark.parametrize("window", [(8, 8), (2, 4), (3, 8)])
+def test_axes_are_cut_as_equally_as_possible(grid, window):
+    """Against a plain loop over the windows."""
+    boxes = list(product(*(cut(length, side) for length, side in zip(grid, window, strict=True))))
+    boxes.sort(key=lambda box: (-len(box[0]) * len(box[1]), len(box[0])))
+    tokens = [row * grid[1] + column for rows, columns in boxes for row, column in product(rows, columns)]
+    windows = Windows(grid, window)
+    assert windows.order.tolist() == tokens
+    assert dict(windows.shapes) == Counter(tuple(map(len, box)) for box in boxes)
+    places = product(*(range(length) for length in grid))
+    raster = torch.tensor(list(places), dtype=torch.float32)
+    assert torch.equal(windows.coordinates(), raster[windows.order])
+    assert torch.equal(raster[windows.order][windows.inverse], raster)
 
 
 @pytest.mark.parametrize(("grid", "window"), [((83, 83), (8, 8)), ((21, 6, 5), (2, 4, 4)), ((8, 12), (4, 4))])
 def test_windows_are_boxes_and_cover_the_grid_once(grid, window):
-    windows = make_windows(grid, window, CPU)
+    windows = Windows(grid, window)
     assert sorted(windows.order.tolist()) == list(range(prod(grid)))
-    places = torch.stack(torch.unravel_index(windows.order, grid), 1)
-    corners = []
-    for shape, of_shape in zip(windows.shapes, places.split(windows.sizes), strict=True):
-        for box in of_shape.split(prod(shape)):
-            corners.append(box[0].tolist())
-            assert (box - box[0]).tolist() == [list(place) for place in product(*map(range, shape))]
-    by_group = sorted(zip(windows.groups.tolist(), corners, strict=True))
-    assert [corner for _, corner in by_group] == sorted(corners)
+    for (shape, count), boxes in zip(windows.shapes, windows.groups(windows.coordinates()[None]), strict=True):
+        assert len(boxes) == count
+        assert all(side <= most for side, most in zip(shape, window, strict=True))
+        places = torch.tensor(list(product(*map(range, shape))), dtype=torch.float32)
+        assert torch.equal(boxes - boxes[:, :1], places.expand(count, -1, -1))
 
 
 def test_a_smaller_window_keeps_the_same_share_and_at_least_one():
-    assert [share(kept, 49, 64) for kept in (64, 32, 16, 1)] == [49, 25, 12, 1]
-    assert [share(kept, 6, 16, step=4) for kept in (16, 8, 4)] == [8, 4, 4]
-    assert all(share(64, tokens, 64) == tokens for tokens in range(1, 65))
+    assert [Windows((7, 7), (8, 8)).latents(kept)[0] for kept in (64, 32, 16, 1)] == [49, 25, 12, 1]
+    assert [Windows((2, 3), (4, 4), 4).latents(kept)[0] for kept in (16, 8, 4)] == [8, 4, 4]
 
 
 @pytest.mark.parametrize("size", [(22, 14), (16, 16)])
 def test_unpatchify_undoes_patchify_on_any_grid(size):
-    x = torch.randn(2, 3, *size)
-    tokens = patchify(x, (2, 2), (4, 4))
-    assert torch.equal(unpatchify(tokens, size, (2, 2), (4, 4)), x)
+    x, windows = torch.randn(2, 3, *size), Windows((size[0] // 2, size[1] // 2), (4, 4))
+    assert torch.equal(unpatchify(patchify(x, (2, 2), windows), (2, 2), windows), x)
 
 
 @pytest.mark.parametrize("kept", [6, 3, 1])
 def test_read_and_write_are_those_of_each_window_alone(kept):
     torch.manual_seed(0)
     grid, window = (5, 7), (2, 3)
-    interface = LatentInterface(32, 4, 6, 6).double()
+    interface = LatentInterface(32, 4, window, 6).double()
     for parameter in interface.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    windows, parts = make_windows(grid, window, CPU), parts_of(grid, window, kept)
+    windows = Windows(grid, window)
     image, c = torch.randn(2, *grid, 32).double(), torch.randn(2, 32).double()
     tokens = image.flatten(1, 2)[:, windows.order]
-    latents = interface.read(tokens, c, kept, parts, window)
-    written = interface.write(tokens, latents, parts, window)
+    latents = interface.read(tokens, c, windows, kept)
+    written = interface.write(tokens, latents, windows, kept)
     place, slot = interface.position.view(*window, 32), 0
     before = 0
     for rows, columns in sorted(product(cut(5, 2), cut(7, 3)), key=lambda box: -len(box[0]) * len(box[1])):

@@ -145,7 +145,7 @@ def test_equal_budgets_are_handed_over_once(settings, expected, monkeypatch):
     forward = type(model).forward
 
     def watched(self, *args, **options):
-        seen.append(options["branch_budgets"])
+        seen.append(args[3])
         return forward(self, *args, **options)
 
     monkeypatch.setattr(type(model), "forward", watched)
@@ -158,7 +158,7 @@ def test_a_budget_that_stands_twice_is_not_compiled(monkeypatch):
     model, calls = opened("elit-dit"), []
 
     def compiled(x, *rest, **options):
-        calls.append(options["branch_budgets"])
+        calls.append(rest[2])
         return model(x, *rest, **options)
 
     monkeypatch.setattr("elit.sampling.engine.as_compiled", lambda network: compiled)

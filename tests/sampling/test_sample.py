@@ -63,18 +63,15 @@ def test_a_list_has_one_meaning(settings, message):
         sample(opened("elit-dit"), [3, 2, 1], steps=3, **settings)
 
 
-def test_a_list_in_a_forward_has_one_budget_a_sample():
+def test_a_list_in_a_forward_has_one_budget_for_each_equal_part():
     model = opened("elit-dit")
     x, t, y = inputs(model, 4)
-    with pytest.raises(ValueError, match="budget must be one a sample, got 2 for 4"):
-        model(x, t, y, [16, 1])
+    with pytest.raises(ValueError, match="divides a batch of 4, got 3 budgets"):
+        model(x, t, y, [16, 1, 2])
     with torch.no_grad():
-        assert torch.equal(model(x, t, y, [16, 16, 1, 1]), model(x, t, y, branch_budgets=[16, 1]))
-        assert torch.equal(model(x, t, y, torch.tensor([4, 1, 1, 4])), model(x, t, y, [4, 1, 1, 4]))
-    with pytest.raises(ValueError, match="budget, branch_budgets: give one of them"):
-        model(x, t, y, 8, branch_budgets=[16, 1])
-    with pytest.raises(ValueError, match="shared=True: goes with branch_budgets"):
-        model(x, t, y, shared=True)
+        assert torch.equal(model(x, t, y, [16, 16, 1, 1]), model(x, t, y, [16, 1]))
+    with pytest.raises(ValueError, match="share_head must go with a list of budgets"):
+        model(x, t, y, share_head=True)
 
 
 def test_a_schedule_changes_the_budget_on_the_way():
@@ -158,8 +155,6 @@ def test_invalid_settings_are_one_line(settings, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"t": 0.5}, r"t=0\.5: give a tensor, \(B,\)"),
-        ({"x": [1.0]}, r"x=\[1\.0\]: give a tensor"),
         (
             {"x": torch.zeros(3, 4, 16, 16, dtype=torch.int64)},
             r"x: dtype torch\.int64, and the network's is torch\.float32",

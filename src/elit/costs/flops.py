@@ -18,14 +18,13 @@ from elit.models.layout import (
     TIME_FREQUENCIES,
     InterfaceSpec,
     Kind,
-    Part,
     as_patch,
     as_size,
     merged_blocks,
-    parts_of,
     skip_pairs,
 )
 from elit.models.presets import model_config
+from elit.models.windows import Windows
 
 if TYPE_CHECKING:
     from elit.models.transformer import Transformer
@@ -70,7 +69,7 @@ def valid_budgets(kind: Kind, config: Mapping[str, Any]) -> range:
 
 
 def shared_flops(model: "Transformer", *, sample_size: int | Sequence[int] | None = None) -> int:
-    """What branches that differ in the budget alone share: all before Read, and of a SiT Read too."""
+    """FLOPs that branches which differ in the budget alone share: all before Read."""
     kind, config = model.kind, model.config
     size = as_size(config["sample_size"] if sample_size is None else sample_size)
     if model.spec is None:
@@ -78,8 +77,7 @@ def shared_flops(model: "Transformer", *, sample_size: int | Sequence[int] | Non
     d, tokens = config["hidden_size"], math.prod(model.token_grid(size))
     embed = 2 * tokens * config["in_channels"] * math.prod(model.patch_size) * d
     head = _stage_flops(kind, config, model.spec, range(model.spec.split[0]), tokens)
-    read = sit_read_flops(tokens, math.prod(model.spec.window), d) if kind.name == "SiT" else 0
-    return embed + _conditioning_flops(kind, config) + head + read
+    return embed + _conditioning_flops(kind, config) + head
 
 
 def _config_flops(kind: Kind, config: Mapping[str, Any], size: Sequence[int], budget: Budget) -> int:
@@ -97,10 +95,10 @@ def _config_flops(kind: Kind, config: Mapping[str, Any], size: Sequence[int], bu
     if spec:
         step = kind.budget_step
         num_latents = cast(int, resolve_budget(budget, range(step, spec.num_latents + 1, step)))
-        parts = parts_of(grid, spec.window, num_latents, step)
+        windows = Windows(grid, spec.window, step)
         n = math.prod(spec.window)
-        total += sit_interface_flops(tokens, n, d) if kind.name == "SiT" else interface_flops(parts, d)
-        latents = sum(part.windows * part.num_latents for part in parts)
+        total += sit_interface_flops(tokens, n, d) if kind.name == "SiT" else interface_flops(windows, num_latents, d)
+        latents = sum(count * j for (_, count), j in zip(windows.shapes, windows.latents(num_latents), strict=True))
         total += _stage_flops(kind, config, spec, range(head, head + core), latents)
     else:
         resolve_budget(budget, ())
@@ -154,27 +152,19 @@ def _conditioning_flops(kind: Kind, config: Mapping[str, Any]) -> int:
     return total
 
 
-def interface_flops(parts: Sequence[Part], d: int) -> int:
-    """Read and Write of the windows of a grid, by shape, width d."""
-    total = 12 * d**2  # Read's modulation
-    for windows, shape, num_latents in parts:
-        tokens, latents, pairs = (
-            windows * math.prod(shape),
-            windows * num_latents,
-            windows * math.prod(shape) * num_latents,
-        )
-        # Read: queries once a sample, keys and values, attention inside groups, output, MLP.
-        total += 2 * num_latents * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
-        # Write: queries, keys and values, attention inside groups, output, MLP.
+def interface_flops(windows: Windows, budget: int, d: int) -> int:
+    """Read and Write of the windows of a grid, width d."""
+    total = 0
+    for (shape, count), j in zip(windows.shapes, windows.latents(budget), strict=True):
+        tokens, latents, pairs = count * math.prod(shape), count * j, count * math.prod(shape) * j
+        # Read: modulation, queries once a sample, keys and values, attention in windows, output, MLP.
+        total += 12 * d**2 + 2 * j * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
+        # Write: queries, keys and values, attention in windows, output, MLP.
         total += 2 * tokens * d**2 + 4 * latents * d**2 + 4 * pairs * d + 6 * tokens * d**2
     return total
 
 
 def sit_interface_flops(tokens: int, n: int, d: int) -> int:
     """Read and Write of ELIT-SiT, the same at every budget: as many latents as tokens, all of them read and written."""
-    write = 6 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
-    return sit_read_flops(tokens, n, d) + write
-
-
-def sit_read_flops(tokens: int, n: int, d: int) -> int:
-    return 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
+    read = 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
+    return read + 6 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2

@@ -7,8 +7,8 @@ from functools import partial
 from elit.budgets import Budget, training_budgets
 from elit.costs.flops import count_flops, interface_flops, valid_budgets
 from elit.costs.parameters import count_parameters
-from elit.models.layout import Part
 from elit.models.presets import model_config
+from elit.models.windows import Windows
 
 CELLS = {256: 32, 512: 64}  # pixels: cells of an f8 autoencoder
 FEWEST = {256: 1, 512: 4}  # J_min of multi-budget training
@@ -60,7 +60,8 @@ def paper_figures() -> list[Figure]:
         for pixels, paper in zip(CELLS, figures, strict=True):
             rows.append(Figure(f"{name}, {pixels}px, training TFLOPs", paper, training_tflops(name, pixels)))
     # The paper's figure comes out if Read and Write are counted for all latents; ours does no work for dropped ones.
-    spared = interface_flops([Part(16, (8, 8), 64)], 1152) - interface_flops([Part(16, (8, 8), 16)], 1152)
+    windows = Windows((32, 32), (8, 8))
+    spared = interface_flops(windows, 64, 1152) - interface_flops(windows, 16, 1152)
     quarter = training_tflops("ELIT-DiT-XL/2", 512, 0.25) + 3 * 256 * spared / 1e12
     label = "ELIT-DiT-XL/2, 512px, 25% of the tokens (Read and Write of all), training TFLOPs"
     rows.append(Figure(label, 386, quarter))

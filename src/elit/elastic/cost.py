@@ -11,7 +11,7 @@ from torch import nn
 
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Model
-from elit.models.layout import parts_of
+from elit.models.windows import Windows
 
 
 def count_block_flops(
@@ -48,7 +48,7 @@ def count_block_flops(
     if not interface:
         return total
     # Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged.
-    linear = 6 * (image + kept) * width**2 + transformer.elastic.reader.modulation.linear.weight.numel()
+    linear = 6 * (image + kept) * width**2 + len(windows) * transformer.elastic.reader.modulation.linear.weight.numel()
     # Each latent attends to its window's tokens, and each token to its window's latents.
     pairs = sum(count * n * j for count, n, j in windows)
     spread = sum(count * n * j for count, n, j in windows if j < n) if transformer.elastic.carry else 0
@@ -66,8 +66,9 @@ def _windows(
         tokens = ((tokens // full, full),)
         window = (1, full)
     budgets = budget if isinstance(budget, Sequence) else [full if budget is None else budget] * len(tokens)
+    grids = [(Windows(tuple(grid), window), count) for grid, count in zip(tokens, budgets, strict=True)]
     return [
-        (part.windows, part.tokens, part.num_latents)
-        for grid, count in zip(tokens, budgets, strict=True)
-        for part in parts_of(tuple(grid), window, count)
+        (number, prod(shape), j)
+        for windows, count in grids
+        for (shape, number), j in zip(windows.shapes, windows.latents(count), strict=True)
     ]

@@ -4,7 +4,7 @@ B batch, N image tokens, K latents, d width. A forward opens a `Call`; the first
 on with latents, all core blocks take the positions of the kept tokens, and the last one gives all tokens back.
 
 Under torch.compile what is here runs as it is, between graphs of diffusers' own forwards, Read and Write: traced, it
-would compute each token order anew and have graphs for every budget.
+would compute the kept tokens anew and have graphs for every budget.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from elit.elastic.context import within
 from elit.elastic.families.family import Arguments, Family, Places
 from elit.elastic.interface import ElasticInterface
-from elit.elastic.token_order import TokenOrder
+from elit.elastic.kept_tokens import KeptTokens
 
 PLAIN: Any = object()
 """The call of a forward without interface."""
@@ -60,16 +60,16 @@ class HintBlock:
 
 def hinted(call: Any, output: Any) -> Any:
     """A hint's output for the kept tokens."""
-    if call is None or call is PLAIN or call.order.full:
+    if call is None or call is PLAIN or call.kept.full:
         return output
-    return (output[0].index_select(1, call.order.carried), *output[1:])
+    return (output[0].index_select(1, call.kept.kept), *output[1:])
 
 
 class Call:
     """One forward of an elastified transformer. arguments: of that forward."""
 
-    def __init__(self, interface: ElasticInterface, family: Family, order: TokenOrder, arguments: Arguments):
-        self.interface, self.family, self.order, self.arguments = interface, family, order, arguments
+    def __init__(self, interface: ElasticInterface, family: Family, kept: KeptTokens, arguments: Arguments):
+        self.interface, self.family, self.kept, self.arguments = interface, family, kept, arguments
         self.tokens: Tensor | None = None  # (B, N, d) as they were before Read
         self.start: Tensor | None = None  # (B, K, d) just after
         self.before: int | Sequence[int] = 0
@@ -82,18 +82,18 @@ class Call:
         """A core block's arguments, for the kept tokens."""
         arguments, name = dict(arguments), self.family.tokens
         if self.tokens is None:
-            sequence, count = arguments[name], len(self.order.grouped)
+            sequence, count = arguments[name], len(self.kept.order)
             self.others = sequence.shape[1] - count if block.joined else 0
             if self.others < 0 or (not block.joined and sequence.shape[1] != count):
                 raise ValueError(f"{name} must have the {count} tokens of its grids, got {sequence.shape[1]}")
             self.before = self.family.before(self.arguments, self.others)
             self.tokens = _image_of(sequence, self.before, count) if block.joined else sequence
-            self.start = self.interface("start", self.tokens, self.family.condition(block, arguments), self.order)
+            self.start = self.interface("start", self.tokens, self.family.condition(block, arguments), self.kept)
             arguments[name] = _with_image(sequence, self.before, count, self.start) if block.joined else self.start
-        if not self.order.full:
+        if not self.kept.full:
             if self.places is None:
-                sequence = _sequence_places(self.before, self.others, self.order)
-                self.places = Places(self.order.carried, sequence, len(self.order.grouped))
+                sequence = _sequence_places(self.before, self.others, self.kept)
+                self.places = Places(self.kept.kept, sequence, len(self.kept.order))
             for name, take in self.family.per_token.items():
                 if (value := arguments.get(name)) is not None:
                     if name not in self.taken or self.taken[name][0] is not value:
@@ -108,9 +108,9 @@ class Call:
             return output
         place = self.family.output if isinstance(output, tuple) else None
         sequence = output if place is None else output[place]
-        kept = len(self.order.carried)
+        kept = len(self.kept.kept)
         latents = _image_of(sequence, self.before, kept) if block.joined else sequence
-        tokens = self.interface("finish", self.tokens, self.start, latents, self.order)
+        tokens = self.interface("finish", self.tokens, self.start, latents, self.kept)
         if block.joined:
             tokens = _with_image(sequence, self.before, kept, tokens)
         return tokens if place is None else (*output[:place], tokens, *output[place + 1 :])
@@ -131,13 +131,13 @@ def _with_image(sequence: Tensor, before: int | Sequence[int], count: int, image
     return torch.stack([torch.cat((row[:first], new, row[first + count :])) for row, first, new in rows])
 
 
-def _sequence_places(before: int | Sequence[int], others: int, order: TokenOrder) -> Tensor:
+def _sequence_places(before: int | Sequence[int], others: int, kept: KeptTokens) -> Tensor:
     """See `Places.sequence`; a text that is a stream of its own lies before the image."""
-    count, kept = len(order.grouped), order.carried
+    count, places = len(kept.order), kept.kept
     if not isinstance(before, int):
-        return torch.stack([_sequence_places(first, others, order) for first in before])
-    end = torch.arange(before + count, max(others, before) + count, device=kept.device)
-    return torch.cat((torch.arange(before, device=kept.device), before + kept, end))
+        return torch.stack([_sequence_places(first, others, kept) for first in before])
+    end = torch.arange(before + count, max(others, before) + count, device=places.device)
+    return torch.cat((torch.arange(before, device=places.device), before + places, end))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,15 +24,15 @@ from diffusers import (
 )
 from torch import Tensor
 
-from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
 from elit.elastic.context import branch, budget_of_references, budgets_of_call, bypassed, has_guidance_budget, original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.interface import ElasticInterface
+from elit.elastic.kept_tokens import kept_tokens
 from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, active, checkpointed, signature_of
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
-from elit.elastic.token_order import make_token_order
 
 
 def elastify(
@@ -109,7 +109,7 @@ def _elastify(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         condition_width = family.condition_width(transformer, entry)
-        interface = ElasticInterface(width, heads, prod(record.window), condition_width, carry=mode == "carry")
+        interface = ElasticInterface(width, heads, record.window, condition_width, carry=mode == "carry")
     transformer.elastic_record = record
     transformer.elastic_samples = sample_weights(transformer)
     interface.to(next(entry.parameters()).device, transformer.dtype)
@@ -171,9 +171,9 @@ class Elastic:
         x = arguments[family_of(self).sample]
         if not len(x):
             raise ValueError(f"{family_of(self).sample} must have at least one sample")
-        shared = arguments.pop("share_head", False) | arguments.pop("shared", False)
-        budgets = self._budgets_of(arguments, x)
-        if shared:
+        share_head = arguments.pop("share_head", False)
+        budgets = self._budgets_of(arguments, x, share_head)
+        if share_head:
             return _joined([self._elastic_run(arguments, count) for count in budgets])
         if len(set(budgets)) == 1:
             return self._elastic_run(arguments, budgets[0])
@@ -185,15 +185,17 @@ class Elastic:
             outputs.append(self._elastic_run(chunk, count))
         return _joined(outputs)
 
-    def _budgets_of(self: Any, arguments: dict[str, Any], x: Any) -> Sequence[Any]:
+    def _budgets_of(self: Any, arguments: dict[str, Any], x: Any, share_head: bool) -> Sequence[int]:
         """The budgets of equal chunks of the batch: this library's networks take them as an argument."""
-        given, branches = arguments.pop("budget", None), arguments.pop("branch_budgets", None)
-        if (given is not None or branches is not None) and budget_block.get() is not None:
+        given = arguments.pop("budget", None)
+        if given is not None and budget_block.get() is not None:
             raise ValueError("cannot take a budget inside elit.budget: this network takes it as an argument, as always")
-        if branches is not None:
-            return [resolve_budget(each, self.budgets) for each in branches]
         if is_list(given):
-            return equal_parts(budgets_of_samples(given, len(x), self.budgets, "budget"))
+            budgets = [resolve_budget(each, self.budgets) for each in given]
+            budgets = budgets if share_head else equal_parts(budgets)
+            if not share_head and len(x) % len(budgets):
+                raise ValueError(f"budget must be a list that divides a batch of {len(x)}, got {len(budgets)} budgets")
+            return budgets
         if given is not None:
             return [resolve_budget(given, self.budgets)]
         family = family_of(self)
@@ -223,8 +225,8 @@ class Elastic:
         if record.write_after - 1 in (arguments.get("skip_layers") or ()):
             raise ValueError(f"skip_layers must leave out {record.write_after - 1}, the block that Write comes behind")
         sample = arguments[family.sample]
-        order = make_token_order(grids, record.window, budgets, sample[0].device)
-        with active(Call(self.elastic, family, order, arguments)):
+        kept = kept_tokens(grids, record.window, budgets, sample[0].device)
+        with active(Call(self.elastic, family, kept, arguments)):
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
     def enable_parallelism(self: Any, *, config: Any, **kwargs: Any) -> None:

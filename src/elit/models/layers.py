@@ -1,7 +1,7 @@
 """What every backbone is built from.
 
 B batch, C channels, N spatial tokens, L tokens of any sequence, d width, H heads, h = d / H head width,
-p patch and w window (tokens per group), one entry per axis: (row, column) or (frame, row, column).
+p patch, one entry an axis: (row, column) or (frame, row, column).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,45 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.models.layout import divides
-from elit.models.windows import windows_of
+from elit.models.windows import Windows
 
 
-def patchify(x: Tensor, patch: Sequence[int], window: Sequence[int]) -> Tensor:
-    """(B, C, *size) -> (B, N, prod(p)·C) in group-major order: window by window, raster order inside each.
-
-    This is the one permutation of a forward pass: Read and Write then see (B·G, n, d) as a view. Where windows do not
-    divide the grid, see `windows.py`, they come shape by shape.
-    """
+def patchify(x: Tensor, patch: Sequence[int], windows: Windows) -> Tensor:
+    """(B, C, *size) -> (B, N, prod(p)·C), window by window: Read and Write then see (B·G, n, d) as a view."""
     axes = range(len(patch))
-    grid = tuple(length // p for length, p in zip(x.shape[2:], patch, strict=True))
-    if not divides(grid, tuple(window)):
-        return patchify(x, patch, (1,) * len(patch)).index_select(1, windows_of(grid, tuple(window), x.device).order)
-    shape = [part for i in axes for part in (x.shape[2 + i] // (patch[i] * window[i]), window[i], patch[i])]
-    # (B, C, g1, w1, p1, g2, w2, p2, ...) -> (B, g1, g2, ..., w1, w2, ..., p1, p2, ..., C)
-    x = x.reshape(x.shape[0], x.shape[1], *shape).permute(0, *(2 + 3 * i + part for part in range(3) for i in axes), 1)
-    return x.flatten(1, 2 * len(patch)).flatten(2)
+    shape = [part for side, p in zip(windows.grid, patch, strict=True) for part in (side, p)]
+    # (B, C, g1, p1, g2, p2, ...) -> (B, g1, g2, ..., p1, p2, ..., C)
+    x = x.reshape(*x.shape[:2], *shape).permute(0, *(2 + 2 * i + part for part in range(2) for i in axes), 1)
+    return x.flatten(1, len(patch)).flatten(2).index_select(1, windows.order)
 
 
-def unpatchify(tokens: Tensor, size: Sequence[int], patch: Sequence[int], window: Sequence[int]) -> Tensor:
+def unpatchify(tokens: Tensor, patch: Sequence[int], windows: Windows) -> Tensor:
     """(B, N, prod(p)·C) -> (B, C, *size): the exact inverse of `patchify`."""
-    axes = range(len(patch))
-    grid = tuple(length // p for length, p in zip(size, patch, strict=True))
-    if not divides(grid, tuple(window)):
-        order = windows_of(grid, tuple(window), tokens.device).order
-        return unpatchify(tokens.index_select(1, order.argsort()), size, patch, (1,) * len(patch))
-    groups = [size[i] // (patch[i] * window[i]) for i in axes]
-    x = tokens.reshape(tokens.shape[0], *groups, *window, *patch, -1)
-    dims = len(patch)
-    x = x.permute(0, 1 + 3 * dims, *(1 + i + part * dims for i in axes for part in range(3)))
-    return x.reshape(x.shape[0], x.shape[1], *size)
-
-
-def grid_positions(grid: Sequence[int], window: Sequence[int], device: torch.device) -> Tensor:
-    """Coordinates of the tokens of a grid in group-major order, (N, axes), float32."""
-    axes = [torch.arange(length, device=device, dtype=torch.float32) for length in grid]
-    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    return patchify(coordinates[None], (1,) * len(grid), window)[0]
+    axes = len(patch)
+    x = tokens.index_select(1, windows.inverse).reshape(tokens.shape[0], *windows.grid, *patch, -1)
+    x = x.permute(0, 1 + 2 * axes, *(1 + i + part * axes for i in range(axes) for part in range(2)))
+    return x.reshape(*x.shape[:2], *(side * p for side, p in zip(windows.grid, patch, strict=True)))
 
 
 class Rope(NamedTuple):
@@ -148,6 +127,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None = None) -> Tensor:
         return self.proj(attend(*self.project(x, rope), mask))
+
+
+def sliceable(weight: Tensor) -> Tensor:
+    """A parameter to slice. Without gradients a slice of a parameter itself still claims to need one, and has no
+    function to give it, over which torch's module tracker (of FlopCounterMode, for one) stumbles in the next module.
+    """
+    return weight if torch.is_grad_enabled() else weight.detach()
 
 
 class Mlp(nn.Module):

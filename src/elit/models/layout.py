@@ -1,21 +1,13 @@
-"""What the settings of a network alone decide: kinds of networks, token grid, windows, stages. Arithmetic, no torch.
-
-N spatial tokens, n of a group, J̃ latents of a full group kept, d width.
-
-A grid is cut along each axis into as few parts as the window asked for allows, as equal as they can be: 83 tokens in
-windows of 8 are six of 8 and five of 7.
-"""
+"""Settings of a network: kinds of networks, token grid, stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from elit.arguments import whole_number, whole_numbers
 from elit.budgets import is_list
-
-Shape = tuple[int, ...]
+from elit.models.windows import Shape
 
 MERGED = 4  # HDiT: tokens in one, 2×2 neighbours or 4 latents of one group
 CHARACTERS = "characters"  # the built-in text encoder's name in configs, beside those of the Hugging Face hub
@@ -190,55 +182,6 @@ def token_grid(size: Sequence[int], patch: Sequence[int], window: Sequence[int] 
             f"{'×'.join(map(str, cell))}; nearest valid: {valid}"
         )
     return tuple(length // p for length, p in zip(size, patch, strict=True))
-
-
-def divides(grid: Shape, window: Shape) -> bool:
-    return not any(length % side for length, side in zip(grid, window, strict=True))
-
-
-def cut(length: int, side: int) -> list[range]:
-    """An axis of `length` tokens in the fewest parts of at most `side`, as equal as possible."""
-    count = -(-length // side)
-    edges = [part * length // count for part in range(count + 1)]
-    return [range(low, high) for low, high in pairwise(edges)]
-
-
-def count_windows(grid: Shape, window: Shape) -> dict[Shape, int]:
-    """How many windows of each shape a grid is cut into, the largest shape first."""
-    counts: dict[Shape, int] = {}
-    for parts in product(*(cut(length, side) for length, side in zip(grid, window, strict=True))):
-        shape = tuple(map(len, parts))
-        counts[shape] = counts.get(shape, 0) + 1
-    return dict(sorted(counts.items(), key=lambda entry: (-prod(entry[0]), entry[0])))
-
-
-def share(num_latents: int, tokens: int, full: int, step: int = 1) -> int:
-    """Latents of a window of `tokens` where one of `full` tokens has `num_latents`: the same share, at least `step`.
-
-    Rounded to the nearest multiple of `step`; integers only, since under torch.compile `num_latents` is symbolic.
-    """
-    if tokens == full:
-        return num_latents
-    return max(step, (2 * num_latents * tokens + full * step) // (2 * full * step) * step)
-
-
-class Part(NamedTuple):
-    """All windows of one shape, and what they keep at a budget."""
-
-    windows: int
-    shape: Shape
-    num_latents: int
-
-    @property
-    def tokens(self) -> int:
-        """n: of one window."""
-        return prod(self.shape)
-
-
-def parts_of(grid: Shape, window: Shape, num_latents: int, step: int = 1) -> list[Part]:
-    """The windows of a grid by shape, in group-major order, where a full one has `num_latents` latents."""
-    counts = count_windows(grid, window).items()
-    return [Part(count, shape, share(num_latents, prod(shape), prod(window), step)) for shape, count in counts]
 
 
 def merged_blocks(depth: int) -> range:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from elit.budgets import Budget
 from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
-from elit.models.interface import CrossAttention, InterfaceSpec, sliceable
-from elit.models.layers import Block, Mlp, Modulation, grid_positions, layer_norm, modulate, patchify, unpatchify
+from elit.models.interface import CrossAttention, InterfaceSpec
+from elit.models.layers import Block, Mlp, Modulation, layer_norm, modulate, sliceable
 from elit.models.layout import KINDS, LATENT_POSITIONS, Kind
 from elit.models.sizes import plain_settings
-from elit.models.transformer import run_by_budget
+from elit.models.transformer import AuxStreams
+from elit.models.windows import Windows
 
 Convention = Literal["noise", "data", "ddpm"]
 CONVENTIONS = ("noise", "data", "ddpm")
@@ -81,19 +82,16 @@ class SiT(DiT):
         y: Condition,
         budget: Budget | Sequence[Budget] = None,
         *,
-        branch_budgets: Sequence[Budget] | None = None,
-        shared: bool = False,
+        share_head: bool = False,
     ) -> Tensor:
         """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`: t = 0 is noise, velocity = data − noise."""
-        self._check_inputs(x, t, y)
-        counts = self._budgets(budget, branch_budgets, len(x), shared)
-        if self.config.convention == "ddpm":
-            step, level = ddpm_time(t)
-            level = level.view(-1, 1, 1, 1)
-            noise = self.network((x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype), step, y, counts, shared)
-            x, level = (torch.cat([each] * len(counts)) if shared else each for each in (x, level))
-            return ((x - noise) / level).to(x.dtype)
-        return self.network(x, self.model_time(t), y, counts, shared)
+        if self.config.convention != "ddpm":
+            return super().forward(x, t, y, budget, share_head=share_head)
+        level = ddpm_time(t)[1].view(-1, 1, 1, 1)
+        scaled = (x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype)
+        noise = super().forward(scaled, t, y, budget, share_head=share_head)
+        x, level = (each.repeat(len(noise) // len(x), 1, 1, 1) for each in (x, level))
+        return ((x - noise) / level).to(x.dtype)
 
     def model_time(self, t: Tensor) -> Tensor:
         """t as the weights were taught it."""
@@ -104,41 +102,31 @@ class SiT(DiT):
     def time_embedding(self, t: Tensor) -> Tensor:
         return super().time_embedding(self.model_time(t))
 
-    def network(self, x: Tensor, model_time: Tensor, y: Condition, counts: Sequence[int], shared: bool) -> Tensor:
-        """What the weights say of x (B, C, H, W) at a time as they were taught it (B,), one budget a part of B, or each
-        for all of B."""
-        size, window = x.shape[2:], self.window(x.shape[2:])
-        position = sincos_positions(grid_positions(self.token_grid(size), window, x.device), self.config.hidden_size)
-        head, core, tail = self.stages()
+    def condition(self, t: Tensor, y: Any) -> tuple[Tensor, AuxStreams]:
+        return super().condition(self.model_time(t), y)
 
-        c = self.conditioning(model_time, y)  # (B, d)
-        s = self.patch_embed(patchify(x, self.patch_size, window))  # (B, N, d)
-        s = self.through(head, s + position.to(s.dtype), c)
-        if self.latent_interface is None:
-            s = self.through(core, s, c)
-        else:
-            s, latents = self.latent_interface.read(s, c, self.raster(size, x.device))  # (B, N, d), (B, G, J, d)
+    def embed(self, x: Tensor, windows: Windows) -> Tensor:
+        s = super().embed(x, windows)
+        return s + sincos_positions(windows.coordinates(), self.config.hidden_size).to(s.dtype)
 
-            def elastic_core(count: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-                l_i, c_i = parts
-                latents_i = l_i[:, :, :count].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
-                after = self.through(core, latents_i, c_i).unflatten(1, (l_i.shape[1], count))
-                return (torch.cat((after, l_i[:, :, count:]), 2),)  # (B, G, J, d)
+    def rope(self, windows: Windows, budget: int | None = None) -> Any:
+        return None  # no rotation
 
-            (latents,) = run_by_budget(elastic_core, counts, (latents, c), shared=shared)
-            s, c = (torch.cat([each] * len(counts)) if shared else each for each in (s, c))
-            s = self.latent_interface.write(s, latents)  # (B, N, d)
-        s = self.through(tail, s, c)
-        return unpatchify(self.final(s, c), size, self.patch_size, window)
+    def elastic_core(
+        self, core: nn.ModuleList, budgets: Sequence[int], windows: Windows, *streams: Tensor
+    ) -> list[Tensor]:
+        s, c = streams
+        s, latents = self.latent_interface.read(s, c, windows)  # (B, N, d), (B, G, J, d)
+        (latents,) = super().elastic_core(core, budgets, windows, latents, c)
+        return [self.latent_interface.write(s, latents)]
 
-    def through(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
-        # pyrefly: ignore[bad-argument-type]
-        return self.run_blocks(blocks, x, c, None, ())[0]  # None = no rotation
-
-    def raster(self, size: Sequence[int], device: torch.device) -> Tensor:
-        """Each token's place in raster order over the whole image, (N,), for tokens in group-major order."""
-        rows, columns = grid_positions(self.token_grid(size), self.window(size), device).long().unbind(1)
-        return rows * self.token_grid(size)[1] + columns
+    def run_core(
+        self, core: nn.ModuleList, budget: int, windows: Windows, s: Tensor, c: Tensor, *aux: Tensor
+    ) -> tuple[Tensor, ...]:
+        """s: all latents (B, G, J, d), of which the first J̃ of every window go through the core."""
+        kept = s[:, :, :budget].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
+        kept, aux = self.run_blocks(core, kept, c, self.rope(windows, budget), aux)
+        return torch.cat((kept.unflatten(1, (-1, budget)), s[:, :, budget:]), 2), *aux
 
     def make_blocks(self) -> list[nn.Module]:
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
@@ -246,10 +234,10 @@ class SiTInterface(nn.Module):
         nn.init.zeros_(self.writer.attention.proj.weight)
         nn.init.zeros_(self.writer.mlp.fc2.weight)
 
-    def read(self, tokens: Tensor, c: Tensor, raster: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B, N, d), raster (N,) -> the tokens with their positions (B, N, d), all latents (B, G, J, d)."""
+    def read(self, tokens: Tensor, c: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, d) -> the tokens with their positions (B, N, d), all latents (B, G, J, d)."""
         tokens = (self._grouped(tokens) + self.position).view_as(tokens)
-        latents = self.reader(self.latents, tokens, c) + self.latent_position[raster]  # (B, G·J, d)
+        latents = self.reader(self.latents, tokens, c) + self.latent_position[windows.order]  # (B, G·J, d)
         return tokens, latents.unflatten(1, (-1, len(self.latents)))
 
     def write(self, tokens: Tensor, latents: Tensor) -> Tensor:

@@ -6,29 +6,27 @@ B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L 
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
-from elit.arguments import shortened
-from elit.budgets import Budget, budget_block, budgets_of_samples, equal_parts, is_list, resolve_budget
+from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import checkpoint_block, quiet_cast
 from elit.models.conditioning import Condition
-from elit.models.interface import InterfaceSpec, LatentInterface, latent_positions
+from elit.models.interface import InterfaceSpec, LatentInterface
 from elit.models.layers import (
     FinalLayer,
     Rope,
-    grid_positions,
     initialize,
     patchify,
     rope_tables,
     unpatchify,
 )
-from elit.models.layout import KINDS, Kind, Part, as_patch, as_size, divides, parts_of
+from elit.models.layout import KINDS, Kind, as_patch, as_size
+from elit.models.windows import Shape, Windows, joined, remembered, windows_of
 
 AuxStreams = tuple[Tensor, ...]
 """What blocks hand on besides the tokens, batch first: a text stream, the outputs for long skips."""
@@ -75,7 +73,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         self.conditioning = conditioning
         self.blocks = nn.ModuleList(self.make_blocks())
         self.final = FinalLayer(hidden_size, patch_features)
-        self.latent_interface = self.make_interface(hidden_size, num_heads, self.spec) if self.spec else None
+        self.latent_interface: Any = self.make_interface(hidden_size, num_heads, self.spec) if self.spec else None
         self.gradient_checkpointing = False
 
         initialize(self)
@@ -122,47 +120,65 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         y: Condition,
         budget: Budget | Sequence[Budget] = None,
         *,
-        branch_budgets: Sequence[Budget] | None = None,
-        shared: bool = False,
+        share_head: bool = False,
     ) -> Tensor:
         """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
 
         x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null; for a
         text-conditional network its prompts, see there.
-        budget: None = all latents, an int = latents kept per group, a float in (0, 1] = that share of them. A list has
-        one a sample: head and tail run together, and the core once for each of the different budgets.
-        branch_budgets: in the place of `budget`, one for each of equal parts of the batch, as guided sampling stacks
-        its branches. shared: each of them is for the whole batch, whose head runs once: (budgets·B, C, ...) comes back,
-        the batch at the first budget first. That is autoguidance.
+        budget: None = all latents, an int = latents kept per window, a float in (0, 1] = that share of them; or a list
+        for equal parts of the batch, two for guidance or one a sample: head and tail run together, and the core once
+        for each of the different budgets.
+        share_head: each budget is for the whole batch, whose head runs once: (budgets·B, C, ...) comes back, the batch
+        at the first budget first. That is autoguidance.
 
         Raises ValueError for shapes and budgets that do not fit. Values of t and y are checked when they lie on
         the CPU; on a device that would be a sync, so check them before they go there.
         """
-        self._check_inputs(x, t, y)
-        counts = self._budgets(budget, branch_budgets, len(x), shared)
-        size, window = x.shape[2:], self.window(x.shape[2:])
-        grid = self.token_grid(size)
-        rope = self.rope(grid, None, x)
+        self.check_inputs(x, t, y)
+        budgets = self.checked_budgets(budget, len(x), share_head)
+        windows = self.windows(x.shape[2:], x)
+        rope = self.rope(windows)
         head, core, tail = self.stages()
 
         c, aux = self.condition(t, y)  # (B, d)
-        s = self.patch_embed(patchify(x, self.patch_size, window))  # (B, N, d)
+        s = self.embed(x, windows)  # (B, N, d)
         s, aux = self.run_blocks(head, s, c, rope, aux)
-        if (interface := self.latent_interface) is None:
-            s, aux = self.run_blocks(core, s, c, rope, aux)
+        if share_head:
+            s, c, *aux = (torch.cat([each] * len(budgets)) for each in (s, c, *aux))
+        if self.latent_interface is None:
+            s, aux = self.run_blocks(core, s, c, rope, tuple(aux))
         else:
+            s, *aux = self.elastic_core(core, budgets, windows, s, c, *aux)
+        s, _ = self.run_blocks(tail, s, c, rope, tuple(aux))
+        return unpatchify(self.final(s, c), self.patch_size, windows)
 
-            def elastic_core(count: int, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-                s_i, c_i, *aux_i = parts
-                shapes = self.parts(grid, count), window
-                latents = interface.read(s_i, c_i, count, *shapes)  # (B, K, d)
-                latents, after = self.run_blocks(core, latents, c_i, self.rope(grid, count, x), tuple(aux_i))
-                return (interface.write(s_i, latents, *shapes), *after)  # (B, N, d)
+    def elastic_core(
+        self, core: nn.ModuleList, budgets: Sequence[int], windows: Windows, *streams: Tensor
+    ) -> list[Tensor]:
+        """Read, core and Write for equal parts of the batch, each at its budget; parts of one budget run together.
 
-            s, *rest = run_by_budget(elastic_core, counts, (s, c, *aux), shared=shared)
-            c, aux = torch.cat([c] * len(counts)) if shared else c, tuple(rest)
-        s, _ = self.run_blocks(tail, s, c, rope, aux)
-        return unpatchify(self.final(s, c), size, self.patch_size, window)
+        streams: s (B, N, d), c (B, d) and the auxiliary ones; s and the auxiliary ones come back.
+        """
+        parts = list(zip(*(each.chunk(len(budgets)) for each in streams), strict=True))
+        outputs: list[Sequence[Tensor]] = [()] * len(budgets)
+        for budget, rows in group_by_budget(budgets):
+            s, c, *aux = map(joined, zip(*(parts[i] for i in rows), strict=True))
+            s, *aux = self.run_core(core, budget, windows, s, c, *aux)
+            for i, *output in zip(rows, *(each.chunk(len(rows)) for each in (s, *aux)), strict=True):
+                outputs[i] = output
+        return [joined(each) for each in zip(*outputs, strict=True)]
+
+    def run_core(
+        self, core: nn.ModuleList, budget: int, windows: Windows, s: Tensor, c: Tensor, *aux: Tensor
+    ) -> tuple[Tensor, ...]:
+        latents = self.latent_interface.read(s, c, windows, budget)  # (B, K, d)
+        latents, aux = self.run_blocks(core, latents, c, self.rope(windows, budget), aux)
+        return self.latent_interface.write(s, latents, windows, budget), *aux  # (B, N, d)
+
+    def embed(self, x: Tensor, windows: Windows) -> Tensor:
+        """Tokens (B, N, d) of a sample, window by window."""
+        return self.patch_embed(patchify(x, self.patch_size, windows))
 
     def condition(self, t: Tensor, y: Any) -> tuple[Tensor, AuxStreams]:
         """The conditioning (B, d) of a forward, and the auxiliary streams at the first block."""
@@ -192,7 +208,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
         """Read and Write around the core, with an `initialize` of their own."""
-        return LatentInterface(width, num_heads, torch.Size(spec.window).numel(), spec.num_latents)
+        return LatentInterface(width, num_heads, spec.window, spec.num_latents)
 
     @abstractmethod
     def prepare_condition(self, y: Any) -> Any:
@@ -219,69 +235,41 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
         return self.kind.token_grid(size, self.patch_size, self.spec)
 
-    def parts(self, grid: tuple[int, ...], num_latents: int) -> list[Part]:
-        """The windows of a grid by shape, and the latents of each; none where all have the size they should."""
-        if self.spec is None or divides(grid, self.spec.window):
-            return []
-        return parts_of(grid, self.spec.window, num_latents, self.budget_step)
+    def windows(self, size: Sequence[int], like: Tensor) -> Windows:
+        """Windows of samples of `size`, on the device of `like`. Raises ValueError naming the nearest valid sizes."""
+        # A fake tensor's tables are of no use to other forwards.
+        make = windows_of if type(like) is Tensor else Windows
+        return make(self.token_grid(size), self.window(size), self.budget_step, like.device)
 
-    def window(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Tokens of a group along each axis."""
+    def window(self, size: Sequence[int]) -> Shape:
+        """Tokens of a full window along each axis."""
         return self.spec.window if self.spec else self.kind.plain_window(len(size)) or self.token_grid(size)
 
-    def rope(self, grid: tuple[int, ...], num_latents: int | None, x: Tensor) -> Rope:
-        """Rotary tables of the tokens of a grid or, with `num_latents`, of that many latents of each of its groups."""
-        size = [length * p for length, p in zip(grid, self.patch_size, strict=True)]
-        # What is made in a trace, or in inference mode, is of no use to other forwards.
-        keeps = type(x) is Tensor and not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-        head_width = self.config.hidden_size // self.config.num_heads
-        make = cached_tables if keeps else make_tables
-        return make(grid, self.window(size), num_latents, self.budget_step, head_width, x.device)
+    def rope(self, windows: Windows, budget: int | None = None) -> Rope:
+        """Rotary tables of the tokens or, with a budget, of the latents."""
+        return rope_of(windows, budget, self.config.hidden_size // self.config.num_heads)
 
-    def _budgets(
-        self,
-        budget: Budget | Sequence[Budget],
-        branch_budgets: Sequence[Budget] | None,
-        batch: int,
-        shared: bool,
-    ) -> list[int]:
-        """One budget for each of equal parts of the batch or, shared, for all of it. Raises ValueError."""
+    def checked_budgets(self, budget: Budget | Sequence[Budget], batch: int, share_head: bool) -> Sequence[int]:
+        """One budget for each of equal parts of the batch or, with a shared head, for all of it. Raises ValueError."""
         if not torch.compiler.is_compiling() and budget_block.get() is not None and not hasattr(self, "elastic_record"):
             raise ValueError(
                 "elit.budget: is for elastified transformers; give this network its budget as model(x, t, y, budget), "
                 "elit.sample(..., budget=...) or pipe(..., budget=...)"
             )
-        if branch_budgets is not None and not (budget is None and is_list(branch_budgets) and len(branch_budgets)):
-            raise ValueError("budget, branch_budgets: give one of them; branch_budgets has a budget a branch")
-        if not isinstance(shared, bool):
-            raise ValueError(f"shared={shortened(shared)}: give True or False")
-        if shared and branch_budgets is None:
-            raise ValueError("shared=True: goes with branch_budgets")
-        if branch_budgets is not None:
-            counts = [resolve_budget(part, self.budgets) for part in branch_budgets]
-        elif is_list(budget):
-            counts = equal_parts(budgets_of_samples(cast(Sequence[Budget], budget), batch, self.budgets, "budget"))
-        else:
-            counts = [resolve_budget(cast(Budget, budget), self.budgets)]
-        if shared:
-            if not self.budgets:
-                raise ValueError("shared=True: this model has no latent interface, so nothing differs after its head")
-            return cast(list[int], counts)
-        if all(count == counts[0] for count in counts[1:]):  # a set would hash them: a compilation for each
-            counts = counts[:1]
-        if batch % len(counts):
-            raise ValueError(
-                f"branch_budgets={branch_budgets!r}: {len(counts)} budgets do not divide a batch of {batch}"
-            )
-        return cast(list[int], counts)
+        if share_head and not (self.budgets and is_list(budget)):
+            raise ValueError("share_head must go with a list of budgets of a model with a latent interface")
+        values = cast(Sequence[Budget], budget) if is_list(budget) else [cast(Budget, budget)]
+        budgets = [resolve_budget(value, self.budgets) for value in values]
+        if share_head:
+            return cast(list[int], budgets)
+        budgets = equal_parts(budgets)
+        if not budgets or batch % len(budgets):
+            raise ValueError(f"budget must be a list that divides a batch of {batch}, got {len(budgets)} budgets")
+        return cast(list[int], budgets)
 
-    def _check_inputs(self, x: Tensor, t: Tensor, y: Any) -> None:
+    def check_inputs(self, x: Tensor, t: Tensor, y: Condition) -> None:
+        """Raises ValueError for what does not fit the network or each other."""
         axes, channels = len(self.patch_size), self.config.in_channels
-        for name, value in (("x", x), ("t", t)):
-            if not isinstance(value, Tensor):
-                raise ValueError(
-                    f"{name}={shortened(value)}: give a tensor, {'(B, C, ...)' if name == 'x' else '(B,)'}"
-                )
         if x.ndim != 2 + axes or x.shape[1] != channels:
             shape = ", ".join(["B", str(channels), *("T", "H", "W")[-axes:]])
             raise ValueError(f"x: shape {tuple(x.shape)}, expected ({shape})")
@@ -306,57 +294,21 @@ def _hooks_are_in_use() -> bool:
     return "diffusers.hooks" in sys.modules
 
 
-def run_by_budget(
-    core: Callable[[int, Sequence[Tensor]], Sequence[Tensor]],
-    counts: Sequence[int],
-    inputs: Sequence[Tensor],
-    *,
-    shared: bool,
-) -> list[Tensor]:
-    """Runs `core` once for each of the different budgets; its outputs, batch first, in the order of the batch.
-
-    counts: latents of a group for each of equal parts of the batch or, shared, each for all of it. inputs: tensors,
-    batch first. core(count, inputs of the parts that have this count) -> tensors with as many rows.
-    """
-    parts = [[each] * len(counts) if shared else each.chunk(len(counts)) for each in inputs]
-    ends: list[Sequence[Tensor]] = [()] * len(counts)
-    for count, places in group_by_budget(counts):
-        outputs = core(count, [joined([part[i] for i in places]) for part in parts])
-        for i, *end in zip(places, *(each.chunk(len(places)) for each in outputs), strict=True):
-            ends[i] = end
-    return [joined(end) for end in zip(*ends, strict=True)]
-
-
-def group_by_budget(counts: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Each different budget with the places that have it. Compares and hashes nothing: a budget may be symbolic."""
+def group_by_budget(budgets: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Each different budget with its rows in the list. Compares and hashes nothing: a budget may be symbolic."""
     groups: list[tuple[int, list[int]]] = []
-    for place, count in enumerate(counts):
-        places = next((places for known, places in groups if known == count), None)
-        if places is None:
-            groups.append((count, [place]))
+    for row, budget in enumerate(budgets):
+        rows = next((rows for known, rows in groups if known == budget), None)
+        if rows is None:
+            groups.append((budget, [row]))
         else:
-            places.append(place)
+            rows.append(row)
     return groups
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-
-
-def make_tables(
-    grid: tuple[int, ...],
-    window: tuple[int, ...],
-    num_latents: int | None,
-    step: int,
-    head_width: int,
-    device: torch.device,
-) -> Rope:
-    if num_latents is None:
-        return rope_tables(grid_positions(grid, window, device), head_width)
-    return rope_tables(latent_positions(grid, window, parts_of(grid, window, num_latents, step), device), head_width)
-
-
-cached_tables = lru_cache(maxsize=128)(make_tables)
+@remembered
+def rope_of(windows: Windows, budget: int | None, head_width: int) -> Rope:
+    return rope_tables(windows.coordinates(budget), head_width)
 
 
 def on_cpu(value: Tensor) -> bool:

@@ -1,70 +1,139 @@
-"""Windows: how a grid of tokens is cut into groups, for a grid of any size.
+"""Windows: how a token grid is cut into groups. A grid that divides has windows of one shape, others of a few.
 
-N spatial tokens, G groups, n tokens of a group, J̃ latents of a full group kept.
-
-`layout.py` says how many windows there are, and of which shapes. Windows of equal shape lie together in the
-group-major order, so that each shape is one batch of groups.
+B batch, N spatial tokens, G windows, n tokens of a window, J̃ latents of a full window kept, K latents in all, d width.
+Everything is arithmetic on sizes, so that under torch.compile grids and budgets may be symbolic numbers.
 """
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce, wraps
 from itertools import product
 from math import prod
-from typing import NamedTuple
+from operator import mul
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from elit.models.layout import Shape, count_windows, cut
+Shape = tuple[int, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
+N = TypeVar("N", int, Tensor)
 
 
-class Windows(NamedTuple):
-    """The windows of one grid, in group-major order: shape by shape, window by window."""
+class Windows:
+    """A token grid cut into windows: along each axis the fewest parts of at most `window`, as equal as possible.
 
-    shapes: tuple[Shape, ...]
-    """Each shape that occurs, the largest first; one if the grid divides."""
-    counts: tuple[int, ...]
-    """How many windows have each shape."""
-    groups: Tensor
-    """(G, axes) where each window lies among the windows along each axis, int64."""
-    order: Tensor
-    """(N,) place in raster order of each token in group-major order, int64."""
+    83 tokens in windows of 8 are six of 8 and five of 7. Windows of one shape lie together, so each shape is one batch
+    of groups: tokens are sorted by `order`, shape by shape, window by window, in raster order inside each.
 
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of the windows of each shape, all together."""
-        return [count * prod(shape) for shape, count in zip(self.shapes, self.counts, strict=True)]
+    step: budgets are multiples of it. shapes: each shape with the number of its windows, the largest first. order,
+    inverse: (N,), `raster[order]` is sorted and `sorted[inverse]` in raster order.
+    """
+
+    def __init__(self, grid: Shape, window: Shape, step: int = 1, device: torch.device | None = None):
+        self.grid, self.window, self.step, self.device = grid, window, step, device
+        self.parts = [count_parts(length, side) for length, side in zip(grid, window, strict=True)]
+        self.shapes = self._shapes()
+        axes = [torch.arange(length, device=device) for length in grid]
+        self.raster = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)  # (N, axes)
+        self.order = self._key().argsort(stable=True)
+        self.inverse = self.order.argsort()
+
+    def _shapes(self) -> list[tuple[Shape, int]]:
+        sides = []  # of an axis: `large` parts have one token more than the others
+        for length, parts in zip(self.grid, self.parts, strict=True):
+            small, large = length // parts, length % parts
+            sides.append([(small + 1, large), (small, parts - large)] if large else [(small, parts)])
+        shapes: list[tuple[Shape, int]] = []
+        for each in product(*sides):
+            shape, count = tuple([side for side, _ in each]), prod([count for _, count in each])
+            before = [known for known, _ in shapes if self._rank(known) < self._rank(shape)]
+            shapes.insert(len(before), (shape, count))
+        return shapes
+
+    def _rank(self, sides: Sequence[N]) -> N:
+        """Rank of a shape: the larger area first, then the smaller first side."""
+        rank = -reduce(mul, sides)
+        for side, longest in zip(sides, self.window, strict=True):
+            rank = rank * (longest + 1) + side
+        return rank
+
+    def _places(self) -> list[tuple[Tensor, int, int]]:
+        """For each axis the place of each token's window, the axis' length in tokens and in windows."""
+        sizes = zip(self.raster.unbind(1), self.grid, self.parts, strict=True)
+        return [(((token + 1) * parts - 1) // length, length, parts) for token, length, parts in sizes]
+
+    def _key(self) -> Tensor:
+        """(N,) sorting key of tokens: the rank of their window's shape, then its place."""
+        sides = [(at + 1) * length // parts - at * length // parts for at, length, parts in self._places()]
+        key = self._rank(sides)
+        for at, _, parts in self._places():
+            key = key * parts + at
+        return key
+
+    def latents(self, budget: int) -> list[int]:
+        """Latents of a window of each shape where a full one has `budget`: the same share, at least `step`.
+
+        Rounded to the nearest multiple of `step`.
+        """
+        full, step = prod(self.window), self.step
+        tokens = [prod(shape) for shape, _ in self.shapes]
+        return [
+            budget if n == full else torch.sym_max(step, (2 * budget * n + full * step) // (2 * full * step) * step)
+            for n in tokens
+        ]
+
+    def groups(self, x: Tensor, budget: int | None = None) -> list[Tensor]:
+        """Tokens (B, N, d) or, with a budget, latents (B, K, d) -> for each shape (B·G, n or J̃, d), views."""
+        lengths = [prod(shape) for shape, _ in self.shapes] if budget is None else self.latents(budget)
+        chunks = x.split([count * length for (_, count), length in zip(self.shapes, lengths, strict=True)], 1)
+        return [chunk.reshape(-1, length, x.shape[2]) for chunk, length in zip(chunks, lengths, strict=True)]
+
+    def crops(self, table: Tensor) -> list[Tensor]:
+        """A table over a full window (n, d), cropped to each shape."""
+        return [crop(table, self.window, shape) for shape, _ in self.shapes]
+
+    def coordinates(self, budget: int | None = None) -> Tensor:
+        """Tokens (N, axes), or latents of a budget (K, 1 + axes): slot, then the window's place; float32, sorted."""
+        if budget is None:
+            return self.raster[self.order].float()
+        places, latents = torch.stack([at for at, _, _ in self._places()], 1), []
+        for tokens, length in zip(self.groups(places[None, self.order]), self.latents(budget), strict=True):
+            place = tokens[:, :1].float().expand(-1, length, -1)  # (G, J̃, axes)
+            slot = torch.arange(length, device=self.device, dtype=torch.float32)[:, None].expand(len(place), -1, 1)
+            latents.append(torch.cat((slot, place), -1).flatten(0, 1))
+        return joined(latents)
 
 
-def make_windows(grid: Shape, window: Shape, device: torch.device) -> Windows:
-    cuts = [cut(length, side) for length, side in zip(grid, window, strict=True)]
-    counts = count_windows(grid, window)
-    strides = [prod(grid[axis + 1 :]) for axis in range(len(grid))]
-    by_shape: dict[Shape, list[tuple[Shape, list[int]]]] = {shape: [] for shape in counts}
-    for group in product(*(range(len(parts)) for parts in cuts)):
-        sides = [parts[i] for parts, i in zip(cuts, group, strict=True)]
-        raster = [sum(i * s for i, s in zip(place, strides, strict=True)) for place in product(*sides)]
-        by_shape[tuple(map(len, sides))].append((group, raster))
-    windows = [each for same in by_shape.values() for each in same]
-    order = torch.tensor([place for _, raster in windows for place in raster], device=device)
-    groups = torch.tensor([group for group, _ in windows], device=device)
-    return Windows(tuple(counts), tuple(counts.values()), groups, order)
+def count_parts(length: int, side: int) -> int:
+    """The fewest parts of at most `side` that make up an axis."""
+    return -(-length // side)
 
 
-@lru_cache(maxsize=256)
-def _known_windows(grid: Shape, window: Shape, device: torch.device) -> Windows:
-    # Used by later calls too, of which some may train: a tensor of inference mode could not take part.
-    with torch.inference_mode(False):
-        return make_windows(grid, window, device)
-
-
-def windows_of(grid: Shape, window: Shape, device: torch.device) -> Windows:
-    """The windows of a grid, each no larger than `window`; made once for a grid, but in a trace."""
-    make = make_windows if torch.compiler.is_compiling() else _known_windows
-    return make(tuple(grid), tuple(window), device)
-
-
-def corner(places: Tensor, shape: Shape, window: Shape) -> Tensor:
-    """What is learned of each place of a full window (n, d), for a window of `shape`: that of its corner, a view."""
+def crop(table: Tensor, window: Shape, shape: Shape) -> Tensor:
+    """A table over a full window (n, d), for a window of `shape`: its first rows and columns, a view."""
     if shape == window:
-        return places
-    return places.unflatten(0, window)[tuple(slice(side) for side in shape)].flatten(0, len(shape) - 1)
+        return table
+    return table.unflatten(0, window)[tuple(slice(side) for side in shape)].flatten(0, len(shape) - 1)
+
+
+def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
+
+
+def remembered(make: Callable[P, R]) -> Callable[P, R]:
+    """`make` with its results kept, but in a trace: there a symbolic number would be fixed by being looked up."""
+    kept = lru_cache(maxsize=256)(make)
+
+    @wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return make(*args, **kwargs)
+        # Kept for later calls, of which some may train: a tensor of inference mode could not take part.
+        with torch.inference_mode(False):
+            return kept(*args, **kwargs)
+
+    return call
+
+
+windows_of = remembered(Windows)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from elit.models.layers import grid_positions
 from elit.models.sit import SiT, sincos_positions
+from elit.models.windows import Windows
 
 # Their names, ours; each for a weight and, if any, a bias.
 OUTER = {
@@ -84,9 +84,9 @@ def translated(weights: dict[str, Tensor], model: SiT) -> dict[str, Tensor]:
         _check_shape(weights[theirs], shape, theirs)
         renamed[ours] = change(weights[theirs].detach().float()).clone(memory_format=torch.contiguous_format)
 
-    grid = [length // p for length in model.sample_size]
+    grid = model.token_grid(model.sample_size)
     _check_shape(weights["pos_embed"], (1, grid[0] * grid[1], d), "pos_embed")
-    positions = sincos_positions(grid_positions(grid, grid, weights["pos_embed"].device), d)
+    positions = sincos_positions(Windows(grid, grid, 1, weights["pos_embed"].device).coordinates(), d)
     if not torch.allclose(weights["pos_embed"][0].float(), positions, atol=1e-4):
         raise ValueError("'pos_embed' is not the fixed sin-cos table; other positions are not supported")
     return renamed

@@ -287,10 +287,10 @@ class NetworkEngine:
         x = x.to(network.dtype)
         # torch 2.13's code asks for the one of two equal numbers that is gone
         if not self.compile or len(set(budgets)) < len(budgets):
-            return network(x, t, y, branch_budgets=budgets, shared=shared)
+            return network(x, t, y, budgets, share_head=shared)
         torch.compiler.cudagraph_mark_step_begin()
         # A CUDA graph writes its output again.
-        return as_compiled(network)(x, t, y, branch_budgets=budgets, shared=shared).clone()
+        return as_compiled(network)(x, t, y, budgets, share_head=shared).clone()
 
     def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
         latents = None if size is None else self.latent_size(size[1], size[0])

@@ -33,6 +33,8 @@ def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budge
     """
     with recorded_attention(model) as maps, torch.no_grad():
         model(x, t, y, budget)
+    if len(maps) > 1:
+        raise ValueError("cannot map attention over windows of several sizes: give a size that divides into them")
     weights = maps[0].mean(1)  # (B·G, J̃, n)
     tokens = weights.unflatten(0, (len(x), -1)).transpose(2, 3).flatten(1, 2)  # (B, N, J̃)
     return as_grid(model, tokens, x.shape[2:])
@@ -40,7 +42,7 @@ def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budge
 
 @contextmanager
 def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
-    """A list to which every forward in the block adds Read's attention, (B·G, H, J̃, n).
+    """A list to which every forward in the block adds Read's attention, (B·G, H, J̃, n), for each shape of windows.
 
     Raises ValueError for a baseline.
     """
@@ -48,8 +50,6 @@ def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
 
     def record(_: object, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        if not isinstance(inputs[1], Tensor):
-            raise ValueError("cannot map attention over windows of several sizes: give a size that divides into them")
         maps.append(reader.attention_map(*inputs))
 
     hook = reader.register_forward_pre_hook(record)
@@ -61,8 +61,7 @@ def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
 
 def as_grid(model: Transformer, tokens: Tensor, size: Sequence[int]) -> Tensor:
     """Group-major tokens (B, N, k) of samples of `size` in raster order: (B, k, *token grid)."""
-    grid = model.token_grid(size)
-    return unpatchify(tokens, grid, (1,) * len(grid), model.window(size))
+    return unpatchify(tokens, (1,) * len(size), model.windows(size, tokens))
 
 
 def interface_of(model: Transformer) -> LatentInterface:
