@@ -129,7 +129,7 @@ def test_grids_that_do_not_divide(kind):
         with elit.budget(kept):
             found = measured(elastic, x)
         assert found == pytest.approx(rest + count_block_flops(elastic, **counted, budget=kept), rel=0.02)
-    with pytest.raises(ValueError, match="give the token grid"):
+    with pytest.raises(ValueError, match="or the token grids"):
         count_block_flops(elastic, tokens=121)
     open_branches(elastic)
     elastic.enable_gradient_checkpointing()

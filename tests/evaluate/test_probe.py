@@ -60,8 +60,8 @@ def test_maps_are_attention_and_token_losses(elit_model):
     x0 = seeded_noise(range(3), probe.x.shape[1:])
     t = torch.full((3,), 0.4)
     maps = read_attention(elit_model, interpolate(x0, probe.x, t), t, probe.y)  # (B, J, *grid)
-    window = elit_model.window(probe.x.shape[2:])
-    tokens = patchify(maps, (1,) * len(window), window)  # (B, N, J)
+    size = probe.x.shape[2:]
+    tokens = patchify(maps, (1,) * len(size), elit_model.windows(size, maps))  # (B, N, J)
     assert torch.allclose(found.latents.float(), tokens, atol=1e-6)
     assert torch.allclose(found.attention[0].float(), tokens.sum(2), atol=1e-5)
     kept, n = tokens.shape[2], found.tokens_per_group

@@ -78,7 +78,7 @@ def test_a_schedule_changes_the_budget_on_the_way():
     model = opened("elit-dit")
     seen = []
     read = model.latent_interface.read
-    model.latent_interface.read = lambda s, c, kept, *shapes: seen.append(kept) or read(s, c, kept, *shapes)
+    model.latent_interface.read = lambda s, c, windows, budget: seen.append(budget) or read(s, c, windows, budget)
     sample(model, [0], steps=STEPS, budget="50%@0-0.5,100%@0.5-1")
     assert seen == [8, 8, 16, 16]
 

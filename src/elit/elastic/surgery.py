@@ -185,7 +185,7 @@ class Elastic:
             outputs.append(self._elastic_run(chunk, count))
         return _joined(outputs)
 
-    def _budgets_of(self: Any, arguments: dict[str, Any], x: Any, share_head: bool) -> Sequence[int]:
+    def _budgets_of(self: Any, arguments: dict[str, Any], x: Any, share_head: bool) -> Sequence[Any]:
         """The budgets of equal chunks of the batch: this library's networks take them as an argument."""
         given = arguments.pop("budget", None)
         if given is not None and budget_block.get() is not None:

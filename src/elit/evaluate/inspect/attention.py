@@ -109,14 +109,14 @@ class Probe:
         x1 = self.x.repeat(self.draws, *[1] * (self.x.ndim - 1))
         x0 = seeded_noise(range(self.seed, self.seed + len(x1)), self.x.shape[1:])
         y, samples = concatenate([self.y] * self.draws), torch.arange(len(x1)) % len(self.x)
-        window = model.window(self.x.shape[2:])
+        windows = model.windows(self.x.shape[2:], self.x.cpu())
         for i, time in enumerate(self.times):
             for rows in torch.arange(len(x1)).split(self.batch_size):
                 t = torch.full((len(rows),), time)
                 x = interpolate(x0[rows], x1[rows], t).to(model.device, model.dtype)
                 velocity = model(x, t.to(model.device), y[rows].to(model.device), budget).float().cpu()
                 error = (velocity - target_velocity(x0[rows], x1[rows])).square()
-                tokens = patchify(error, model.patch_size, window).mean(-1)
+                tokens = patchify(error, model.patch_size, windows).mean(-1)
                 if not tokens.isfinite().all():
                     raise FloatingPointError(f"the model's velocity at t = {time:g} is not finite")
                 yield i, samples[rows], tokens
