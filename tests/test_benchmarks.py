@@ -129,23 +129,6 @@ def test_peak_bytes():
     assert timing.peak_bytes(run, torch.device("cpu")) == 2**20
 
 
-def test_compared_cases_take_turns():
-    timing, order = import_module("timing"), []
-    cases = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = timing.take_turns(cases, 2, torch.device("cpu"))
-    assert "".join(order) == "abccbaabc"
-    assert all(time.median > 0 and time.spread >= 0 for time in times.values())
-
-
-def test_evenly():
-    """Few budgets with the mean of all, so that an average over them is one over a uniform draw."""
-    evenly = import_module("subjects").evenly
-    assert evenly(range(1, 17), 4) == [16, 11, 6, 1]
-    assert evenly((1, 2, 3, 4), 16) == [4, 3, 2, 1]
-    assert sum(evenly(range(1, 65), 16)) / 16 == 32.5
-    assert evenly((), 4) == []
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -163,13 +146,6 @@ def test_bad_input_is_one_line(line, says, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("line", [["nothing"], ["forward", "--dtype", "half"], []])
-def test_an_unknown_word_is_one_line(line, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        import_module("run").main(line)
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from conftest import opened
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.budgets import schedule_budgets
 from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.models.saved import save_model
 from elit.planner.choose import Pricing, ladder, network_digest, plan
@@ -208,13 +207,6 @@ def test_a_table_keeps_what_can_be_run_at_other_steps(tmp_path):
         (None, (8,), (3.0,)),
     ]
     assert read_quality(tmp_path / "sweep.jsonl", "fid").curves[0].values == (1.0,)
-
-
-def test_a_schedule_in_an_older_table_keeps_its_meaning(tmp_path):
-    """There a bare 1 beside decimal shares was all latents; today it is one latent."""
-    rows = [row("0.5@0-0.5,1@0.5-1", 8, 1.0), row("50%@0-0.5,1@0.5-1", 8, 2.0)]
-    curves = read_quality(write(tmp_path / "sweep.jsonl", rows)).curves
-    assert [schedule_budgets(curve.setting.budget, [0.0, 0.5], range(1, 17)) for curve in curves] == [[8, 16], [8, 1]]
 
 
 def test_a_plan_samples_what_its_settings_do_bit_for_bit(model, profile, table):

@@ -67,13 +67,6 @@ def test_prices_are_found_again_and_predict_what_was_not_fitted(overlapping):
     assert min(prices.values()) >= 0
 
 
-def test_exact_times_give_exact_prices():
-    model = opened("elit-dit")
-    runs, parts = runs_of(model, grid(model.budgets, (1, 3, 9))), anatomy(model)
-    prices, _ = fit(runs, [Costs.from_prices(PRICES, parts).run_ms(*run) for run in runs], parts)
-    assert prices == pytest.approx(PRICES, rel=1e-6)
-
-
 def test_no_price_is_below_zero():
     a = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]) / np.array([[3.0], [2.0], [1.0]])
     assert non_negative_prices(a)[1] == 0  # plain least squares would be 4 − x

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -109,19 +108,6 @@ def listening_addresses(parent):
             inodes = [link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:[")]
             addresses |= {(f"{name} {pid} {inode}", listening[inode]) for inode in inodes if inode in listening}
     return addresses
-
-
-def test_metrics_and_bad_requests_through_the_proxy(service):
-    host = service[0].removeprefix("http://")
-    for body, status in ((b"{", 400), (b'{"prompt": "x"}', 400), (b"x" * 70_000, 413)):
-        connection = http.client.HTTPConnection(host, timeout=60)
-        connection.request("POST", "/v1/images/generations", body)
-        answer = connection.getresponse()
-        assert (answer.status, list(json.loads(answer.read()))) == (status, ["error"])
-    connection = http.client.HTTPConnection(host, timeout=60)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    assert "elit_requests" in {family.name for family in text_string_to_metric_families(text)}
 
 
 def test_a_replica_killed_in_a_burst_loses_no_request_and_comes_back(service):

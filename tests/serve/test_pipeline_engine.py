@@ -3,7 +3,6 @@
 import base64
 import io
 import threading
-import time
 
 import numpy as np
 import openai
@@ -100,46 +99,6 @@ def test_answers_are_the_pipelines_own_pixels_whatever_is_beside_them(service, p
 def test_what_the_pipeline_does_not_take_is_one_line(service, wrong, message):
     with pytest.raises(openai.BadRequestError, match=message):
         service[0].images.generate(prompt="a boat", **wrong)
-
-
-def test_a_client_that_leaves_ends_its_call(service):
-    client, replica = service
-    running = lambda: [each for each in threading.enumerate() if each.name == "pipeline"]  # noqa: E731
-    with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.3).images.generate(prompt="a boat", extra_body={"num_inference_steps": 100})
-    end = time.monotonic() + 20
-    while running() or replica.here:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    kinds = [event.type for event in client.images.generate(prompt="a boat", stream=True, partial_images=2)]
-    assert kinds == ["image_generation.completed"]
-
-
-def test_a_call_that_fails_is_the_error_of_its_request_alone(service, pipe, monkeypatch):
-    client, replica = service
-    encode = pipe.encode_prompt
-
-    def picky(prompt, **more):
-        if "bad" in prompt[0]:
-            raise ValueError("prompt: 'bad' is\nno word")
-        if "broken" in prompt[0]:
-            raise RuntimeError("secret")
-        return encode(prompt=prompt, **more)
-
-    monkeypatch.setattr(pipe, "encode_prompt", picky)
-    answers = []
-    long = threading.Thread(
-        target=lambda: answers.append(client.images.generate(prompt="a boat", extra_body={"num_inference_steps": 60}))
-    )
-    long.start()
-    with pytest.raises(openai.BadRequestError, match="'bad' is no word"):
-        client.images.generate(prompt="bad")
-    with pytest.raises(openai.InternalServerError) as failed:
-        client.images.generate(prompt="broken")
-    assert "secret" not in str(failed.value)
-    long.join()
-    assert answers[0].data
-    assert not replica.here
 
 
 def test_a_saved_pipeline_is_served_by_its_folder(tmp_path, capsys):

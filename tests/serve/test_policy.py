@@ -161,27 +161,10 @@ def test_what_cannot_be_met_is_refused_at_once_and_told_when_to_come_back():
     assert refusal.retry_after == pytest.approx(0.99 * FLOOR_MS / 1e3)
 
 
-def test_high_is_full_or_nothing():
-    top = len(RUNGS) - 1
-    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0))
-    assert policy.arrive(request("high", 0.0, 1.01 * FULL_MS / 1e3, top, top), 0.0) is None
-    assert policy.arrive(request("more", 0.0, 1.01 * FULL_MS / 1e3, top, top), 0.0).reason == "deadline"
-    assert policy.decide(0.0)[0][0].setting == RUNGS[top]
-
-
 def test_the_queue_is_bounded():
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, max_queue=3))
     answers = [policy.arrive(request(number, 0.0, 1e6), 0.0) for number in range(5)]
     assert [answer and answer.reason for answer in answers] == [None, None, None, "queue", "queue"]
-
-
-def test_a_request_that_leaves_frees_its_place():
-    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1))
-    policy.arrive(request("a", 0.0, 10.0), 0.0)
-    policy.arrive(request("b", 0.0, 11.0), 0.0)
-    policy.decide(0.0)
-    policy.leave("a")
-    assert policy.decide(0.0)[0][0].request.id == "b"
 
 
 def test_the_level_falls_at_once_and_rises_slowly():

@@ -74,6 +74,23 @@ def test_an_error_of_a_beginning_is_its_own_requests(replica, monkeypatch):
     assert invalid == {"invalid": "no such class"}
 
 
+def test_an_error_of_a_run_is_its_own_requests(replica, monkeypatch):
+    step = replica.engine.step
+
+    def picky(runs):
+        step(runs)
+        runs[0].error = ValueError("no such word") if len(runs) == 2 else None
+
+    async def run():
+        replica.start()
+        return await asyncio.gather(*(replica.generate(job(id)) for id in "ab"))
+
+    monkeypatch.setattr(replica.engine, "step", picky)
+    invalid, good = asyncio.run(run())
+    assert invalid == {"invalid": "no such word"}
+    assert good["images"]
+
+
 def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):
     def fail(runs):
         raise RuntimeError("secret")

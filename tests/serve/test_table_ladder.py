@@ -82,14 +82,6 @@ def test_the_services_guidance_and_floor(model, folder, table, changes, rungs):
     assert find_ladder(model, folder, replace(SERVICE, **changes))[0] == rungs
 
 
-def test_a_long_front_is_thinned(model, folder, table):
-    rows = [row(4, steps, fd) for steps, fd in ((2, 30.0), (90, 10.0))]
-    table.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    rungs = find_ladder(model, folder, SERVICE)[0]
-    assert len(rungs) == 12
-    assert (rungs[0], rungs[-1]) == ((2, 4), (90, 4))
-
-
 def test_only_a_table_of_this_network(model, folder, table):
     rows = [row(4, steps, 30.0 - steps, digest="another") for steps in (2, 6)]
     table.write_text("".join(json.dumps(each) + "\n" for each in rows))
