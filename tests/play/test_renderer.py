@@ -42,7 +42,7 @@ def request(condition="3", **changes):
 
 @pytest.fixture(scope="module")
 def picture(renderer):
-    return renderer.draw(request(seed=5, guidance=elit.CCFG(2, 1)))
+    return renderer.draw(request(seed=5, guidance=elit.CCFG(2.0, 1)))
 
 
 def assert_repeated(file, folder):
@@ -53,7 +53,7 @@ def assert_repeated(file, folder):
 
 
 def test_a_picture_is_that_of_sample(renderer, picture, tmp_path):
-    expected = elit.sample(renderer.network, [3], steps=3, budget=4, guidance=elit.CCFG(2, 1), seed=5)
+    expected = elit.sample(renderer.network, [3], steps=3, budget=4, guidance=elit.CCFG(2.0, 1), seed=5)
     assert torch.equal(picture.states[-1][1], expected)
     assert [t for t, _ in picture.states] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert Image.open(io.BytesIO(picture.file)).size == (64, 64)
@@ -154,6 +154,8 @@ def test_clips_texts_and_baselines(kind):
         assert attention_maps(renderer.engine, picture)[1].ndim == 4
     assert len(trajectory(renderer.engine, picture)) == 2
     assert len(renderer.thumbnails()) == (0 if kind == "elit-mmdit" else 5)
+    with pytest.raises(ValueError, match="they are latents"):
+        Renderer(NetworkEngine(create_model(name, **sizes).eval()))
 
 
 def test_a_pipeline_with_a_dial(tmp_path):
@@ -162,7 +164,7 @@ def test_a_pipeline_with_a_dial(tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
     renderer = Renderer(load_engine(str(tmp_path / "pipe"), device="cpu", dtype="float32"), "float32")
     assert renderer.start == request("0", steps=16, budget=16, guidance=elit.CFG(4.0))
-    wanted = request("7", steps=2, seed=5, guidance=elit.CCFG(3, 1))
+    wanted = request("7", steps=2, seed=5, guidance=elit.CCFG(3.0, 1))
     ticks = []
     picture = renderer.draw(wanted, lambda done, total: ticks.append((done, total)))
     assert ticks == [(0, 2), (1, 2)]
