@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
+from PIL import Image
 from test_loop import equal, losses, tiny, weights
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -121,26 +121,6 @@ def write_latents(path: Path, moments: list[np.ndarray], labels: list[int]) -> d
     return {"file": path.name, "rows": len(labels)}
 
 
-def test_latents_train(tmp_path, latents):
-    train(tiny(tmp_path / "run", data=str(latents)))
-    assert len(losses(tmp_path / "run")) == 6
-
-
-def test_a_truncated_shard_is_named(tmp_path, latents):
-    shard = latents / "data-00001.arrow"
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"data: '.*data-00001\.arrow' is damaged.*remove it and run elit encode"):
-        train(tiny(tmp_path / "run", data=str(latents)))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_missing_index_is_named(tmp_path, latents):
-    (latents / "index.json").unlink()
-    with pytest.raises(ValueError, match=r"data='.*': no index\.json in it; run elit encode to its end"):
-        train(tiny(tmp_path / "run", data=str(latents)))
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("label", [2, -1])
 def test_a_label_out_of_range_is_named(tmp_path, latents, label):
     moments = [np.zeros((20, 4, 8, 8)), np.ones((20, 4, 8, 8))]
@@ -179,6 +159,55 @@ def test_where_no_checkpoint_is_whole_the_newest_is_named(tmp_path, name):
     (out / "checkpoints" / "step-00000002" / name).write_bytes(b"cut")
     with pytest.raises(ValueError, match=rf"checkpoint='.*step-00000002': its {name} is missing or damaged"):
         train(tiny(out, resume=True, steps=8))
+
+
+def pictures(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / name)
+
+
+def test_a_resumed_run_knows_its_data(tmp_path, monkeypatch, capfd):
+    """By any spelling of its path; more samples are said, and other classes refused."""
+    monkeypatch.chdir(tmp_path)
+    pictures(Path("data"), "a/0.png", "a/1.png", "b/0.png")
+    Path("data/[red] boat.txt").write_text("")
+    settings = {"image_size": 8, "keep_last": 9}
+    train(tiny(Path("run"), data="data", steps=1, **settings))
+    assert "not taken: 1 .txt files, '[red] boat.txt' for one" in capfd.readouterr().err
+    train(tiny(Path("run"), data="./data", steps=2, resume=True, **settings))
+    assert "samples" not in capfd.readouterr().err
+    pictures(Path("data"), "b/1.png", "b/2.png")
+    train(tiny(Path("run"), data=str(tmp_path / "data"), steps=3, resume=True, **settings))
+    assert "changed: the data, 3 → 5 samples" in capfd.readouterr().err
+    Path("data/a").rename("data/c")
+    with pytest.raises(ValueError, match="resume: the classes of the data cannot change within a run"):
+        train(tiny(Path("run"), data="data", steps=4, resume=True, **settings))
+
+
+def test_a_torn_line_of_metrics_stops_no_run(tmp_path):
+    train(tiny(tmp_path / "whole", steps=4))
+    train(tiny(tmp_path / "run", steps=2))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    train(tiny(tmp_path / "run", steps=4, resume=True))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_run_without_one_finite_gradient_leaves_no_model(tmp_path, latents):
+    moments = [np.full((20, 4, 8, 8), np.nan)] * 2
+    for name in ("data-00000.arrow", "data-00001.arrow"):
+        write_latents(latents / name, moments, [0] * 20)
+    with pytest.raises(FloatingPointError, match="not finite in 3 steps"):
+        train(tiny(tmp_path / "run", data=str(latents), steps=3))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_environment_scales_no_loss(tmp_path, monkeypatch):
+    train(tiny(tmp_path / "a", steps=2))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(tiny(tmp_path / "b", steps=2))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
 @pytest.fixture
@@ -354,14 +383,6 @@ def test_trackio(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     train(tiny(tmp_path / "run", trackers=("trackio",), preview_every=3))
     assert (tmp_path / "trackio" / "elit.db").is_file()
-
-
-def test_what_changed_in_the_network_is_said_and_no_more(tmp_path):
-    train(tiny(tmp_path, steps=1))
-    other = replace(tiny(tmp_path, steps=2, resume=True).model, hidden_size=32)
-    with pytest.raises(ValueError, match=r"resume: model \(hidden_size \d+ → 32\) cannot change within a run") as error:
-        train(tiny(tmp_path, steps=2, resume=True, model=other))
-    assert "depth" not in str(error.value)
 
 
 def test_no_tracker_is_no_complaint(tmp_path, caplog):
