@@ -73,7 +73,7 @@ def evaluate(*arguments) -> int:
 BAD_FOLDERS = {
     "empty": "no pictures in it",
     "single": "must hold at least 2, got 1",
-    "mixed": "cannot use picture 'PLACE/b.png': it is 6×7, others are 8×8; make them one size, or give image_size",
+    "mixed": "cannot use picture 'PLACE/b.png' of (3, 7, 6), others are (3, 8, 8): make them one size",
     "unreadable": "cannot read 'PLACE/b.png': cannot identify image file",
     "cut": "cannot read 'PLACE/b.png': ",
 }
@@ -129,7 +129,7 @@ def test_arrays_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
         "single.npz": "must hold at least 2, got 1",
         "mu.npz": "must have mu and sigma, got mu",
         "cut.npz": "not an npz",
-        "nothing.npz": "no such file",
+        "nothing.npz": "No such file",
     }
     for name, message in lines.items():
         code = evaluate("digits", "--reference", tmp_path / name, "--detector", "digits", "--out", tmp_path / "out")

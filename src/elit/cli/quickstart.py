@@ -2,8 +2,9 @@
 
 import json
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,15 @@ from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate import plots, sheets
 from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
-from elit.evaluate.dial import Score, headings, score_cells, score_dial
 from elit.evaluate.inspect.attention import read_attention
+from elit.evaluate.pictures import MemoryPictures
+from elit.evaluate.plane import Point
+from elit.evaluate.reference import detect, reference_from
 from elit.evaluate.report.html import Section, write_page
 from elit.evaluate.report.tables import print_table
+from elit.evaluate.samples import Sampler
+from elit.evaluate.score import MetricGroup
+from elit.evaluate.sweep import sweep
 from elit.files import check_new_output, write_folder, write_text
 from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
@@ -26,6 +32,7 @@ from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.sampling.noise import seeded_noise
 from elit.sampling.sample import sample
+from elit.sampling.settings import Sampling
 from elit.training.train import train
 
 SAMPLING_STEPS = 16
@@ -134,16 +141,16 @@ def run(args: Args) -> dict[str, Any]:
     check_output(args.out)
     check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=PRODUCTS.__contains__)
     start = time.perf_counter()
-    scores: list[Score] = []
-    write_folder(args.out, lambda folder: scores.extend(run_into(folder, args)))
+    points: list[Point] = []
+    write_folder(args.out, lambda folder: points.extend(run_into(folder, args)))
     results = json.loads((args.out / "results.json").read_text(encoding="utf-8"))
     if not args.json:
-        print_table(headings(scores), [score_cells(score) for score in scores])
+        print_table(headings(args.recipe), list(map(cells, points)))
         print(f"Report: {args.out / 'report.html'}  ({time.perf_counter() - start:.0f} s)")
     return results
 
 
-def run_into(out: Path, args: Args) -> list[Score]:
+def run_into(out: Path, args: Args) -> list[Point]:
     """All of a quickstart, in a folder that is renamed to `args.out` in the end."""
     start, recipe, config = time.perf_counter(), args.recipe, args.training(out)
     still = digits()
@@ -155,20 +162,10 @@ def run_into(out: Path, args: Args) -> list[Score]:
     _print(f"Training a small multi-budget {recipe.title} for {config.steps} steps on {len(data):,} {things}.")
     model = train(config).cpu()
     _print(f"Sampling {recipe.samples} {things} at {len(recipe.budgets)} budgets, without guidance and with CCFG.")
-    scores = score_dial(
-        model,
-        ClipDetector(classifier.model) if recipe.clips else ImageDetector(classifier.model),
-        data.images,
-        conditions=class_conditions(model),
-        budgets=recipe.budgets,
-        guidance=(None, recipe.guidance),
-        count=recipe.samples,
-        steps=SAMPLING_STEPS,
-        seed=args.seed,
-        progress=lambda done, total: _print(f"sampled batch {done} of {total} at every setting"),
-    )
-    write_pictures(out, model, data, recipe, scores, args.seed)
-    write_report(out, recipe, scores, classifier, config.steps, args.out)
+    detector = (ClipDetector if recipe.clips else ImageDetector)(classifier.model)
+    points = score(model, data, detector, recipe, args.seed)
+    write_pictures(out, model, data, recipe, points, args.seed)
+    write_report(out, recipe, points, classifier, config.steps, args.out)
     save_config(args.training(args.out), out / "config.yaml")
     results = {
         "backbone": args.backbone,
@@ -176,10 +173,53 @@ def run_into(out: Path, args: Args) -> list[Score]:
         "classifier_accuracy": classifier.accuracy,
         "samples": recipe.samples,
         "sampling_steps": SAMPLING_STEPS,
-        "rows": [{name: value for name, value in asdict(score).items() if value is not None} for score in scores],
+        "rows": [
+            {
+                "budget": point.share,
+                "tokens_per_group": int(point.budget),
+                "guidance": point.guidance,
+                "gflops_per_image": point.gflops,
+                "ms_per_image": point.ms,
+                **point.scores,
+            }
+            for point in points
+        ],
     }
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    return scores
+    return points
+
+
+def score(model: Transformer, data: ImageSet, detector: ImageDetector, recipe: Recipe, seed: int) -> list[Point]:
+    """Points at every budget, without guidance and with it."""
+    settings = [
+        Sampling(steps=SAMPLING_STEPS, budget=budget, guidance=guidance, seed=seed)
+        for budget in recipe.budgets
+        for guidance in (None, recipe.guidance)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        work, pictures = Path(folder), MemoryPictures(data, recipe.data)
+        reference = reference_from(detect(pictures, detector, work), pictures, detector)
+        group = MetricGroup(recipe.data, detector, reference, ("fd", "accuracy", *(["steady"] if recipe.clips else [])))
+        sampler = Sampler(model, work, conditions=class_conditions(model), chunk=50)
+        return sweep(sampler, settings, [group], count=recipe.samples, out=work, progress=_sampled)[0]
+
+
+def _sampled(done: int, total: int) -> None:
+    _print(f"sampled {done:,} of {total:,}")
+
+
+def headings(recipe: Recipe) -> tuple[str, ...]:
+    """The columns of `cells`."""
+    kind = "clip" if recipe.clips else "image"
+    columns = ("budget", "latents", "guidance", f"GFLOPs/{kind}", f"ms/{kind}", "FD", "accuracy")
+    return (*columns, "steady") if recipe.clips else columns
+
+
+def cells(point: Point) -> tuple[str, ...]:
+    guidance = point.guidance.upper() if point.guidance != "none" else "none"
+    fd, *shares = point.scores.values()
+    costs = f"{point.gflops:.3f}", f"{point.ms:.2f}"
+    return f"{point.share:.4g}", point.budget, guidance, *costs, f"{fd:.1f}", *(f"{share:.3f}" for share in shares)
 
 
 def _print(line: str) -> None:
@@ -192,7 +232,7 @@ def class_conditions(model: Transformer) -> Condition:
 
 
 def write_pictures(
-    out: Path, model: Transformer, data: ImageSet, recipe: Recipe, scores: list[Score], seed: int
+    out: Path, model: Transformer, data: ImageSet, recipe: Recipe, points: list[Point], seed: int
 ) -> None:
     """samples.png (of clips a strip of frames), samples.gif (clips alone), compute_quality.png, read_attention.png."""
     conditions, full = class_conditions(model), recipe.budgets[0]
@@ -209,7 +249,7 @@ def write_pictures(
         sheets.samples_by_budget(strips, [CLASSES[digit] for digit in STRIPS], out / "samples.png")
     else:
         sheets.samples_by_budget(rows, CLASSES, out / "samples.png")
-    plots.dial(scores, out / "compute_quality.png")
+    plots.dial(points, out / "compute_quality.png")
 
     first = torch.stack([(data.labels == label).nonzero()[0, 0] for label in range(6)])
     images, y, t = data.images[first], conditions[data.labels[first]], torch.full((len(first),), 0.7)
@@ -222,20 +262,20 @@ def write_pictures(
 
 
 def write_report(
-    out: Path, recipe: Recipe, scores: list[Score], classifier: TrainedClassifier, steps: int, named: Path
+    out: Path, recipe: Recipe, points: list[Point], classifier: TrainedClassifier, steps: int, named: Path
 ) -> None:
     """report.html: the pictures, the table, and a text for each; `named` is the folder's name in the end."""
-    full, full_guided, clips = scores[0], scores[1], recipe.clips
-    part = next(score for score in scores if score.tokens_per_group <= recipe.budgets[0] / 2)
-    saved = 1 - part.gflops_per_image / full.gflops_per_image
+    full, guided, clips = points[0].scores, points[1].scores, recipe.clips
+    part = next(point for point in points if point.share <= 0.5)
+    saved = 1 - part.gflops / points[0].gflops
     lead = (
         f"Trained for {steps} steps in this folder, then sampled at {len(recipe.budgets)} budgets with the same "
         f"weights. At full budget a classifier ({classifier.accuracy:.1%} right on digits it never saw) recognises "
-        f"{full.accuracy:.1%} of the {'clips' if clips else 'samples'}, {full_guided.accuracy:.1%} with guidance. "
-        f"{part.budget:.0%} of the latents need {saved:.0%} fewer FLOPs and reach {part.accuracy:.1%}."
+        f"{full['accuracy']:.1%} of the {'clips' if clips else 'samples'}, {guided['accuracy']:.1%} with guidance. "
+        f"{part.share:.0%} of the latents need {saved:.0%} fewer FLOPs and reach {part.scores['accuracy']:.1%}."
     )
     if clips:
-        lead += f" In {full_guided.steady:.1%} of the guided clips every frame shows the same digit."
+        lead += f" In {guided['steady']:.1%} of the guided clips every frame shows the same digit."
     weak = f"{recipe.budgets[-1]} latent{'s' if recipe.budgets[-1] > 1 else ''}"
     sections = [
         *picture_sections(out, recipe),
@@ -252,8 +292,8 @@ def write_report(
             text=f"{recipe.samples} samples a row, {SAMPLING_STEPS} Euler steps; GFLOPs and milliseconds are for a "
             f"whole {'clip' if clips else 'image'}, all steps and guidance included. Milliseconds were measured on "
             f"this machine.{' Steady: every frame shows the same digit.' if clips else ''}",
-            headings=headings(scores),
-            rows=[score_cells(score) for score in scores],
+            headings=headings(recipe),
+            rows=list(map(cells, points)),
         ),
         Section(
             title="Attention of the latents",

@@ -6,10 +6,9 @@ B pictures, C = 1 or 3 channels; clips have frames T behind C.
 import copy
 import hashlib
 import json
-import math
+import os
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -111,7 +110,8 @@ class ArrayPictures(Pictures):
         return {"kind": "npz", "name": self.path.name}
 
     def stamp(self) -> str:
-        return stamp_of([self.path])
+        stat = self.path.stat()
+        return hashlib.sha256(json.dumps([(str(self.path), stat.st_size, stat.st_mtime_ns)]).encode()).hexdigest()
 
 
 class FilePictures(Pictures):
@@ -140,11 +140,8 @@ class FilePictures(Pictures):
         return self.source.identity["stamp"]
 
     def _picture(self, index: int) -> Tensor:
-        size, name = self.image_size, self.source.pictures[index].name
-        frames = [
-            as_tensor(image) if size is None else to_uint8(centre_crop(image, size))
-            for image in self.source.read(index, None)
-        ]
+        name = self.source.pictures[index].name
+        frames = [self._frame(image) for image in self.source.read(index, None)]
         if not self.warned and self.source.info(index).mode in ("L", "LA", "1"):
             line = f"{name!r} is grey: repeated in three channels, as are all others like it"
             warnings.warn(line, EvaluationWarning, stacklevel=2)
@@ -152,11 +149,14 @@ class FilePictures(Pictures):
         picture = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
         self.size = self.size or tuple(picture.shape)
         if tuple(picture.shape) != self.size:
-            raise ValueError(
-                f"cannot use picture {name!r}: it is {_size(picture.shape)}, others are {_size(self.size)}; make them "
-                "one size, or give image_size"
-            )
+            shapes = f"{tuple(picture.shape)}, others are {self.size}"
+            raise ValueError(f"cannot use picture {name!r} of {shapes}: make them one size, or give image_size")
         return picture
+
+    def _frame(self, image: Image.Image) -> Tensor:
+        if self.image_size is not None:
+            return to_uint8(centre_crop(image, self.image_size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
@@ -173,11 +173,6 @@ def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
     if len(pictures) < 2:
         raise ValueError(f"pictures={str(path)!r} must hold at least 2, got {len(pictures)}")
     return pictures
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def as_samples(pictures: Tensor) -> Tensor:
@@ -204,9 +199,7 @@ def write_npz(pictures: Pictures, path: Path, *, chunk: int = 64) -> None:
 
 
 def keys_of(path: Path) -> list[str]:
-    """The arrays of an npz. Raises ValueError where it cannot be read."""
-    if not path.is_file():
-        raise ValueError(f"cannot read {str(path)!r}: no such file")
+    """Names of the arrays of an npz. Raises ValueError where it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -215,34 +208,22 @@ def keys_of(path: Path) -> list[str]:
 
 
 def array_in(path: Path, key: str) -> np.ndarray:
-    """One array of an npz; mapped into memory where the file is not compressed. Raises ValueError."""
-    if key not in keys_of(path):
-        raise ValueError(f"{str(path)!r} must have {key}, got {', '.join(keys_of(path))}")
+    """One array of an npz, mapped into memory where the file is not compressed. Raises ValueError."""
+    if key not in (keys := keys_of(path)):
+        raise ValueError(f"{str(path)!r} must have {key}, got {', '.join(keys)}")
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{key}.npy")
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(file)
-                header = file.tell()
-        if entry.compress_type != zipfile.ZIP_STORED or fortran or dtype.hasobject or not math.prod(shape):
+        if entry.compress_type != zipfile.ZIP_STORED:
             with np.load(path) as arrays:
                 return arrays[key]
-        with path.open("rb") as raw:  # the entry's own header: 30 bytes, a name and an extra field
-            raw.seek(entry.header_offset + 26)
-            name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
-        return np.memmap(path, dtype, "r", entry.header_offset + 30 + name + extra + header, shape)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
+        with path.open("rb") as file:  # the entry's own header: 30 bytes, a name and an extra field
+            file.seek(entry.header_offset + 26)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            file.seek(name + extra, os.SEEK_CUR)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read {key} of {str(path)!r}: {' '.join(str(error).split())}") from None
-
-
-def stamp_of(paths: Sequence[Path]) -> str:
-    """SHA-256 of the names, sizes and modification times of files."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-
-
-def _size(shape: Sequence[int]) -> str:
-    frames = f"{shape[1]} frames of " if len(shape) == 4 else ""
-    return f"{frames}{shape[-1]}×{shape[-2]}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,9 +16,6 @@ from elit.budgets import evenly_spaced
 from elit.evaluate.plane import Point, best, degradations, front_of
 from elit.evaluate.score import DISTANCES
 from elit.files import replacing
-
-if TYPE_CHECKING:
-    from elit.evaluate.dial import Score
 
 BLUE, ORANGE, GREY, DARK = "#2563a8", "#d9822b", "#667085", "#1d2939"
 LOOK = {
@@ -45,19 +42,18 @@ def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
             figure.savefig(temporary, format="png")
 
 
-def dial(scores: Sequence["Score"], path: Path) -> None:
+def dial(points: Sequence[Point], path: Path) -> None:
     """Fréchet distance and accuracy against GFLOPs and against measured milliseconds (paper Figures 1 and 5)."""
-    costs = (("gflops_per_image", "GFLOPs per sample"), ("ms_per_image", "ms per sample (measured)"))
     qualities = (("fd", "Fréchet distance (lower is better)"), ("accuracy", "class accuracy"))
     with new_figure(path, 8.5, 7) as figure:
         for row, (quality, label) in zip(figure.subplots(2, 2), qualities, strict=True):
-            for ax, (cost, cost_label) in zip(row, costs, strict=True):
+            for ax, (cost, cost_label) in zip(row, COSTS, strict=True):
                 for kind, offset in (("none", (7, 5)), ("ccfg", (7, -11))):
                     name, colour, marker = LOOK[kind]
-                    line = [score for score in scores if score.guidance == kind]
-                    at = [(getattr(score, cost), getattr(score, quality)) for score in line]
-                    ax.plot(*zip(*at, strict=True), color=colour, marker=marker, label=name)
-                    _annotate(ax, at, [str(score.tokens_per_group) for score in line], offset, color=colour)
+                    line = [point for point in points if point.guidance == kind]
+                    at = [(getattr(point, cost), point.scores[quality]) for point in line]
+                    _line(ax, at, color=colour, marker=marker, label=name)
+                    _annotate(ax, at, [point.budget for point in line], offset, color=colour)
                 ax.set(xlabel=cost_label, ylabel=label)
                 if quality == "fd":
                     _set_log(ax.yaxis, ax.set_yscale)

@@ -1,4 +1,4 @@
-"""The model card that a sweep writes: README.md with what the Hub reads, then budget, quality and cost."""
+"""The model card that a sweep writes: README.md with the Hub's metadata, then budget, quality and cost."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from elit.evaluate.plane import Point, best
 from elit.evaluate.plots import LOOK, at_best_scale
-from elit.evaluate.report.sweep import cells, command, describe, headings
+from elit.evaluate.report.sweep import cells, command, describe, headings, other_metrics
 from elit.files import write_text
 from elit.models.transformer import Transformer
 
@@ -26,18 +26,17 @@ def write_card(
     datasets: Sequence[str] = (),
     instead: Path,
 ) -> Path:
-    """Writes FOLDER/README.md and returns where it is: `instead`, if FOLDER has a README.md that no sweep has written.
+    """Writes FOLDER/README.md, or `instead` where FOLDER has a README.md that no sweep wrote; returns the path.
 
-    points: of one detector. The Hub's results are `metric` of the rows with the most steps, and all metrics of the
-    best row.
-    reference: what they are compared with, the data set of the results. license, datasets: as the Hub names them.
+    points: of one detector. The Hub's results are `metric` of the rows with the most steps, and all metrics of the best
+    row. reference: the data set of the results. license, datasets: as the Hub names them.
     """
     card = folder / "README.md"
     if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
         card = instead
     rows = card_points(points, metric)
-    metrics = [metric, *(name for name in points[0].scores if name != metric and not name.endswith("_std"))]
-    top, most = best(rows, metric), max(row.steps for row in rows)
+    metrics = [metric, *other_metrics(points[0], metric)]
+    top, steps = best(rows, metric), max(row.steps for row in rows)
     name = f"ELIT-{type(model).__name__}" if model.budgets else type(model).__name__
     task = pipeline_tag(model)
     data = ModelCardData(
@@ -58,12 +57,12 @@ def write_card(
                 metric_name=f"{each} ({describe(point)}, {point.gflops:.4g} GFLOPs)",
             )
             for point in rows
-            if point.steps == most or point is top
+            if point.steps == steps or point is top
             for each in (metrics if point is top else [metric])
         ],
     )
     write_text(card, f"---\n{data.to_yaml()}\n---\n\n{_body(name, model, rows, metrics, reference)}")
-    ModelCard.load(card)  # raises where what was written does not read back
+    ModelCard.load(card)  # raises where the card does not read back
     return card
 
 
@@ -74,30 +73,29 @@ def card_points(points: Sequence[Point], metric: str) -> list[Point]:
 
 
 def pipeline_tag(model: Transformer) -> str | None:
-    """The Hub's name for what a network does; it has none for clips by class."""
-    text, clips = model.takes_text, len(model.sample_size) == 3
-    if text:
+    """The Hub's name for the task; it has none for clips by class."""
+    clips = len(model.sample_size) == 3
+    if model.takes_text:
         return "text-to-video" if clips else "text-to-image"
     return None if clips else "unconditional-image-generation"
 
 
 def _body(name: str, model: Transformer, rows: Sequence[Point], metrics: Sequence[str], reference: str) -> str:
-    top = best(rows, metrics[0])
+    top, budgets, channels = best(rows, metrics[0]), model.budgets, model.config.in_channels
     dial = (
-        f"It runs at {len(model.budgets)} budgets with the same weights: {model.budgets[0]} to {model.budgets[-1]} "
-        "latents per group, chosen at inference, by the Elastic Latent Interface Transformer."
-        if model.budgets
+        f"It runs at {len(budgets)} budgets with the same weights: {budgets[0]} to {budgets[-1]} latents per group, "
+        "chosen at inference, by the Elastic Latent Interface Transformer."
+        if budgets
         else "It is a plain network without a latent interface."
     )
-    size = "×".join(map(str, model.sample_size))
-    channels = f"{model.config.in_channels} channel{'s' if model.config.in_channels > 1 else ''}"
+    size = f"{'×'.join(map(str, model.sample_size))} with {channels} channel{'s' if channels > 1 else ''}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     table = [headings(metrics), tuple("---:" for _ in headings(metrics)), *(cells(point, metrics) for point in rows)]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
     return f"""{MARK}
 # {name}
 
-A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size} with {channels}.
+A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size}.
 {dial}
 
 ```bash
