@@ -20,7 +20,7 @@ from torch import Tensor
 
 import elit
 from elit.evaluate.detectors import open_detector
-from elit.sampling.pictures import image_grid, save_image
+from elit.sampling.pictures import image_grid, save_frames
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         )
         first.append(images[:10])
     if arguments.picture:
-        save_image(image_grid(torch.cat(first), 10, scale=4), arguments.picture)
+        save_frames([image_grid(torch.cat(first), 10, scale=4)], arguments.picture)
     print(json.dumps([dict(zip(("budget", "accuracy", "distance", "seconds"), row, strict=True)) for row in rows]))
 
 

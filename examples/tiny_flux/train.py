@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from elit.sampling.pictures import image_grid, save_image
+from elit.sampling.pictures import image_grid, save_frames
 
 TEXT_LENGTH, WIDTH, TEXT_WIDTH = 8, 96, 64
 
@@ -61,7 +61,7 @@ def save_pictures(images: Tensor, labels: Tensor, folder: Path) -> None:
     """PNG files, and their captions in metadata.jsonl."""
     texts, lines = captions(), []
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        save_image(image_grid(image[None], 1), folder / f"{number:04d}.png")
+        save_frames([image_grid(image[None], 1)], folder / f"{number:04d}.png")
         text = texts[number % len(TEMPLATES) * len(NAMES) + label]
         lines.append(json.dumps({"file_name": f"{number:04d}.png", "text": text}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

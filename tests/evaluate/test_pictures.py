@@ -16,7 +16,7 @@ from elit.evaluate import EvaluationWarning, detectors
 from elit.evaluate.detectors import Detection, open_detector
 from elit.evaluate.pictures import open_pictures, write_npz
 from elit.evaluate.reference import load_reference, open_reference, save_reference
-from elit.sampling.pictures import save_animation, to_uint8
+from elit.sampling.pictures import save_frames, to_uint8
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
@@ -59,7 +59,7 @@ def test_a_folder_a_table_and_arrays_give_the_same_pictures(folder, tmp_path):
 def test_animations_are_clips(tmp_path):
     for i in range(2):
         frames = [Image.fromarray(PIXELS[3 * i + k, :, :, 0]).convert("RGB") for k in range(3)]
-        save_animation(frames, tmp_path / "clips" / f"{i}.gif")
+        save_frames(frames, tmp_path / "clips" / f"{i}.gif")
     clips = open_pictures(tmp_path / "clips")
     assert clips.read(0, 2).shape == (2, 3, 3, 8, 8)
     assert np.array_equal(clips.read(0, 2)[1, 0], PIXELS[3:6, :, :, 0])

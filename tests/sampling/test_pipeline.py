@@ -241,10 +241,10 @@ def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"height": 31}, "height must be a multiple of 4 pixels, such as 28 or 32, got 31"),
-        ({"width": 34}, "width must be a multiple of 4 pixels, such as 32 or 36, got 34"),
-        ({"height": 0}, "height must be a multiple of 4 .*, got 0"),
-        ({"width": 0}, "width must be a multiple of 4 .*, got 0"),
+        ({"height": 31}, "height must be a multiple of 2 pixels, got 31"),
+        ({"width": 34}, "cannot make pictures of 32×34 pixels, 2 a cell: .*16 or 18"),
+        ({"height": 0}, "height must be a multiple of 2 pixels, got 0"),
+        ({"width": 0}, "width must be a multiple of 2 pixels, got 0"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs must be some of"),
         ({"generator": [torch.Generator()] * 3}, "generators must be 1, or 1, one a sample, got 3"),
         ({"height": 64, "latents": torch.zeros(1, 4, 16, 16)}, "latents must be of shape"),

@@ -76,7 +76,7 @@ def _inspect(args: Args, folder: Path) -> dict[str, Any]:
     from elit.data.encode import load_encoder
     from elit.data.latents import LatentSet, posterior_sample
     from elit.sampling.autoencoders import decode
-    from elit.sampling.pictures import as_pictures, image_grid, save_image
+    from elit.sampling.pictures import as_pictures, image_grid, save_frames
 
     data = LatentSet(folder)
     vae = load_encoder(args.vae or data.settings["vae"], args.vae_subfolder or data.settings["vae_subfolder"])
@@ -85,7 +85,7 @@ def _inspect(args: Args, folder: Path) -> dict[str, Any]:
     noise = torch.randn(moments[:, 0].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pictures = as_pictures(decode(vae, posterior_sample(moments, noise)))
-    save_image(image_grid(pictures.clamp(-1, 1), 4), folder / "inspect.png")
+    save_frames([image_grid(pictures.clamp(-1, 1), 4)], folder / "inspect.png")
     names = [data.classes[label] for label in labels]
     if not args.json:
         print(f"{folder / 'inspect.png'}: {count} of {len(data)} samples, row by row: {', '.join(names)}")

@@ -129,8 +129,8 @@ def run(args: Args) -> dict[str, Any]:
     from elit.costs.timing import wait_for
     from elit.elastic.engine import load_engine
     from elit.files import check_new_output
-    from elit.sampling.engine import conditions_of, take
-    from elit.sampling.pictures import is_sample, output_kind, save_animation, single_frames, write_samples
+    from elit.sampling.engine import NetworkEngine, conditions_of, take
+    from elit.sampling.pictures import is_sample, output_kind, write_samples
 
     check_output(args.out)
     device = torch.device(check_device(args.device))
@@ -146,7 +146,7 @@ def run(args: Args) -> dict[str, Any]:
     count = args.count or len(args.sample_budgets) or min(len(conditions), MAX_COUNT)
     if args.row is not None and not 0 <= args.row < count:
         raise ValueError(f"row must be 0 to {count - 1}, got {args.row}")
-    size = 1 if engine.exact else args.batch_size
+    size = args.batch_size if isinstance(engine, NetworkEngine) else 1
     sampling, plan = args.sampling(), None
     if args.targets:
         plan = planned(args, engine, min(count, size))
@@ -186,10 +186,8 @@ def run(args: Args) -> dict[str, Any]:
     def describe(row: int | None) -> str:
         return replace(record, row=row if args.row is None else args.row).to_text()
 
-    if args.row is None or kind in ("array", "folder"):
-        write_samples(x, args.out, pictures=engine.makes_pictures, describe=describe)
-    else:
-        save_animation(single_frames(x[0], args.out.suffix), args.out, describe(args.row))
+    single = args.row is not None
+    write_samples(x, args.out, pictures=engine.makes_pictures, single=single, describe=describe)
     ms = 1e3 * seconds / len(x)
     if not args.json:
         what = "clips" if engine.clips else "images"

@@ -34,7 +34,7 @@ from elit.elastic.student import prepare_student, student_budgets
 from elit.elastic.trees import Tree, layout_of
 from elit.elastic.validation import ROWS, Row, Validation
 from elit.files import write_text
-from elit.sampling.pictures import save_image
+from elit.sampling.pictures import save_frames
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
@@ -213,7 +213,7 @@ class DistillPipeline(Task):
         if accelerator.is_main_process:
             folder = Path(self.config.out) / "samples"
             if picture is not None:
-                save_image(picture, folder / f"step-{step:08d}.png")
+                save_frames([picture], folder / f"step-{step:08d}.png")
                 log.image(picture, step)
             write_text(folder / f"step-{step:08d}.json", json.dumps(table, indent=1) + "\n")
             self.last_table = table

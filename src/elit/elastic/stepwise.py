@@ -54,15 +54,11 @@ class StepwiseCall:
         return self.output
 
     def leave(self) -> None:
-        """One user fewer; with the last one the call ends."""
+        """One user fewer; with the last one the call ends behind the step that it is in."""
         self.users -= 1
         if self.users <= 0:
-            self.give_up()
-
-    def give_up(self) -> None:
-        """Ends the call behind the step that it is in."""
-        self._given_up = True
-        self._go.release()
+            self._given_up = True
+            self._go.release()
 
     def _run(self) -> None:
         self._go.acquire()

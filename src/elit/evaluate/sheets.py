@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.evaluate.plots import BLUE, GREY, ORANGE, new_figure
-from elit.sampling.pictures import as_pictures, save_animation, to_uint8
+from elit.sampling.pictures import as_pictures, save_frames, to_uint8
 
 if TYPE_CHECKING:
     from elit.evaluate.inspect.inspection import Inspection
@@ -35,7 +35,7 @@ def animate(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: P
         samples_by_budget([(label, clips[:, :, number]) for label, clips in rows], headings, still)
         frames.append(Image.open(still).convert("RGB"))
     still.unlink()
-    save_animation(frames, path)
+    save_frames(frames, path)
 
 
 def read_attention(images: Tensor, maps: Tensor, slots: Sequence[int], path: Path, *, title: str = "input") -> None:

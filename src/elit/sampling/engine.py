@@ -16,7 +16,6 @@ from elit.config import require
 from elit.flow.guidance import Branch, guided_velocity
 from elit.flow.solver import get_solver, time_grid
 from elit.models.conditioning import Condition, Text, concatenate
-from elit.models.layout import nearest
 from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer, joined
 from elit.sampling.autoencoders import decode, downsampling
@@ -76,10 +75,6 @@ class Engine(Protocol):
     """Whether there are negative prompts."""
     classes: tuple[str, ...]
     """Names of the classes, or their numbers; empty for a model that takes text."""
-    makes_pictures: bool
-    """Whether samples are pixels, or can be decoded to pixels."""
-    clips: bool
-    """Whether samples have frames."""
     multiple: int
     """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
@@ -298,23 +293,16 @@ class NetworkEngine:
 
     def latent_size(self, height: int | None, width: int | None) -> tuple[int, ...]:
         """The network's own size of a picture of that many pixels. Raises ValueError, in pixels."""
-        model, factor = self.network, downsampling(self.vae)
-        size, cell = list(model.sample_size), model.kind.cell(model.patch_size, model.spec)
-        for axis, (name, pixels) in enumerate({"height": height, "width": width}.items()):
-            if pixels is None:
-                continue
-            step = factor * cell[axis - 2]
-            if pixels < 1 or pixels % step:
-                valid = " or ".join(map(str, nearest(pixels, step)))
-                raise ValueError(f"{name} must be a multiple of {step} pixels, such as {valid}, got {pixels}")
-            size[axis - 2] = pixels // factor
-        if (height, width) != (None, None):
-            try:
-                model.token_grid(size)
-            except ValueError as error:
-                pictures = "×".join(str(length * factor) for length in size[-2:])
-                cells = f" ({factor} pixels an autoencoder's cell)" if factor > 1 else ""
-                raise ValueError(f"height, width: {pictures} pixels do not fit{cells}: {error}") from None
+        factor, size = downsampling(self.vae), list(self.network.sample_size)
+        for axis, name, pixels in ((-2, "height", height), (-1, "width", width)):
+            if pixels is not None:
+                require(pixels > 0 and pixels % factor == 0, name, pixels, f"a multiple of {factor} pixels")
+                size[axis] = pixels // factor
+        try:
+            self.network.token_grid(size)
+        except ValueError as error:
+            pixels = "×".join(str(length * factor) for length in size[-2:])
+            raise ValueError(f"cannot make pictures of {pixels} pixels, {factor} a cell: {error}") from None
         return tuple(size)
 
 

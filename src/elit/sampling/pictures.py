@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from elit.config import require
 from elit.files import replacing, write_folder
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
@@ -111,14 +112,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def save_image(image: Image.Image, path: Path, text: str = "") -> None:
-    """Writes a picture in the format of its suffix, with `text` inside."""
-    _write(path, encode_picture([image], path.suffix, text))
-
-
-def save_animation(frames: Sequence[Image.Image], path: Path, text: str = "") -> None:
-    """Writes a looping GIF or WebP, with `text` inside."""
-    _write(path, encode_picture(frames, path.suffix, text))
+def save_frames(frames: Sequence[Image.Image], path: Path, text: str = "") -> None:
+    """Writes one picture, or a looping GIF or WebP, in the format of the suffix and with `text` inside."""
+    content = encode_picture(frames, path.suffix, text)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
@@ -131,13 +129,9 @@ def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
     kinds = dict.fromkeys(FORMATS, "grid") | {".npz": "array", "": "folder"}
     if clips:
         kinds |= dict.fromkeys(MOVING, "animation")
-    if suffix not in kinds:
-        still = [name for name in FORMATS if not (clips and name in MOVING)]
-        moving = f", {' or '.join(MOVING)} for moving clips" if clips else ""
-        names = f"{', '.join(still)} for a grid{moving}"
-        raise ValueError(f"out={str(out)!r}: give a {names}, a .npz for an array, or a folder")
-    if kinds[suffix] != "array" and not pictures:
-        raise ValueError(f"out={str(out)!r}: the samples are latents, no pictures; give their vae, or a .npz")
+    require(suffix in kinds, "out", str(out), f"a folder, or end in one of {', '.join(filter(None, kinds))}")
+    latents = kinds[suffix] != "array" and not pictures
+    require(not latents, "out", str(out), "a .npz, or the vae be given: the samples are latents, no pictures")
     return kinds[suffix]
 
 
@@ -147,11 +141,17 @@ def is_sample(name: str) -> bool:
 
 
 def write_samples(
-    samples: Tensor, out: Path, *, pictures: bool, describe: Callable[[int | None], str] = lambda row: ""
+    samples: Tensor,
+    out: Path,
+    *,
+    pictures: bool,
+    single: bool = False,
+    describe: Callable[[int | None], str] = lambda row: "",
 ) -> None:
     """Images (B, C, H, W) or clips (B, C, T, H, W) as a grid, an animation, an array or separate files.
 
-    describe: the text inside a picture of all samples (None) or of one row of them; an array has none.
+    single: one sample as it is, not on a sheet. describe: the text inside a picture of all samples (None) or of one row
+    of them; an array has none.
     """
     kind = output_kind(out, pictures=pictures, clips=samples.ndim == 5)
     if kind == "folder":
@@ -159,7 +159,7 @@ def write_samples(
         def write(folder: Path) -> None:
             for row, sample in enumerate(samples):
                 path = folder / f"{row:06d}{'.gif' if samples.ndim == 5 else '.png'}"
-                _write(path, encode_picture(single_frames(sample, path.suffix), path.suffix, describe(row)))
+                save_frames(single_frames(sample, path.suffix), path, describe(row))
 
         write_folder(out, write)  # in the place of what is there: no stale picture is left
     elif kind == "array":
@@ -169,7 +169,8 @@ def write_samples(
         with replacing(out) as temporary, temporary.open("wb") as file:
             np.savez(file, array)
     else:
-        _write(out, encode_picture(sheet_frames(samples, out.suffix), out.suffix, describe(None)))
+        frames = single_frames(samples[0], out.suffix) if single else sheet_frames(samples, out.suffix)
+        save_frames(frames, out, describe(None))
 
 
 def sheet_frames(samples: Tensor, suffix: str) -> list[Image.Image]:
@@ -188,8 +189,3 @@ def single_frames(sample: Tensor, suffix: str) -> list[Image.Image]:
     if sample.ndim == 3 or suffix.lower() not in MOVING:
         return [image_grid(as_pictures(sample[None]), 1)]
     return [image_grid(frame[None], 1) for frame in sample.unbind(1)]
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)

@@ -22,7 +22,7 @@ from elit.models.presets import create_model, model_config
 from elit.models.saved import load_shared_weights, save_model
 from elit.models.text import CACHE, encode_prompts
 from elit.models.transformer import Transformer
-from elit.sampling.pictures import as_pictures, image_grid, save_image
+from elit.sampling.pictures import as_pictures, image_grid, save_frames
 from elit.sampling.sample import sample
 from elit.training.distributed import broadcast_from_main, plain_network
 from elit.training.ema import AveragedWeights
@@ -101,7 +101,7 @@ class TrainNetwork(Task):
             rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in budgets]
         if accelerator.is_main_process:
             preview = image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
-            save_image(preview, Path(config.out) / "samples" / f"step-{step:08d}.png")
+            save_frames([preview], Path(config.out) / "samples" / f"step-{step:08d}.png")
             log.image(preview, step)
 
     def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Transformer:
