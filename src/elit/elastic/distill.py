@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elit.config import DistillConfig
 from elit.data.sampler import BucketSampler
-from elit.elastic.captioned_images import CaptionedImages, CaptionedLatents, aspect_sizes
+from elit.elastic.captioned_images import CaptionedImages, aspect_sizes
 from elit.elastic.context import budget
 from elit.elastic.distill_network import DistillNetwork, is_own_network
 from elit.elastic.distill_objectives import DistanceToTeacher, PicturesAndTeacher, Prediction
@@ -55,7 +55,7 @@ class DistillPipeline(Task):
     config: DistillConfig
     network: Model
     sampler: BucketSampler
-    examples: RecordedCalls | CaptionedLatents
+    examples: RecordedCalls | CaptionedImages
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
@@ -65,12 +65,12 @@ class DistillPipeline(Task):
         self.family, blocks = family_of(network), all_blocks(network)
         self.blocks = [*(part for block in blocks for part in self.family.called_outside(block)), *blocks]
         self.images = CaptionedImages(config, self.pipe, self.family) if config.data else None
-        if self.images:
+        if self.images is not None:
             prompts, self.prediction = self.images.prompts, Prediction.of(self.pipe, self.family)
         self.requests = Requests(self.pipe, config, prompts)
         set_seed(config.seed)
         # Where all weights move, pictures need the original beside them; trajectories hold its outputs.
-        keep = config.weights == "all" and self.images
+        keep = config.weights == "all" and self.images is not None
         self.teacher = copy.deepcopy(network).requires_grad_(False).eval() if keep else network
         if keep and config.precision == "bf16":
             self.teacher.bfloat16()
@@ -84,7 +84,7 @@ class DistillPipeline(Task):
         """Named by what is recorded in it, so that other settings are another folder."""
         config = self.config
         names = ["pipeline", "sizes", "call", "teacher_batch", "preview_prompts", "seed", "teacher_steps"]
-        names += ["data", "prompt_dropout"] if self.images else ["trajectories"]
+        names += ["data", "prompt_dropout"] if self.images is not None else ["trajectories"]
         settings = [getattr(config, name) for name in names]
         settings += [self.requests.prompts, str(self.network.dtype)]
         return Path(config.out) / "cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
@@ -101,15 +101,17 @@ class DistillPipeline(Task):
             self.try_step()
             if requests.sides:
                 requests.sizes += self.sizes_of_windows()
-            self.examples = self.encode(rank, world) if self.images else self.record(rank, world)
+            self.examples = (
+                self.encode(self.images, rank, world) if self.images is not None else self.record(rank, world)
+            )
             self.sampler = BucketSampler(self.examples.buckets, **order_of(config, accelerator))
             # Before a checkpoint's weights are read: the network is still the original.
             self.validation = Validation(self.pipe, requests, *self.probe())
             if config.preview_every:
                 self.validation.draw_reference()
-        self.flops = self.validation.flops(3 if config.weights == "all" else 2, teacher=bool(self.images))
+        self.flops = self.validation.flops(3 if config.weights == "all" else 2, teacher=self.images is not None)
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
-        kind, buckets = "pictures" if self.images else "recorded calls", len(self.examples.buckets)
+        kind, buckets = "pictures" if self.images is not None else "recorded calls", len(self.examples.buckets)
         return [f"{len(self.examples):,} {kind} in {buckets} buckets; {trained:,} weights to train"]
 
     def try_step(self) -> None:
@@ -140,19 +142,17 @@ class DistillPipeline(Task):
         self.accelerator.wait_for_everyone()
         return RecordedCalls(self.cache / "calls")
 
-    def encode(self, rank: int, world: int) -> CaptionedLatents:
+    def encode(self, images: CaptionedImages, rank: int, world: int) -> CaptionedImages:
         """Latents by all processes, the captions' calls by the first."""
-        assert self.images is not None
         wait = self.accelerator.wait_for_everyone
-        sizes = self.images.sizes(self.requests.sizes)
-        self.requests.sizes = list(sizes)
-        self.images.encode(self.cache, sizes, rank, world, wait)
+        images.encode(self.cache, self.requests, rank, world, wait)
         first_call(self.pipe, self.requests.validation())
         if rank == 0:
-            self.images.record_captions(self.cache, self.requests, self.layout())
+            images.record_captions(self.cache, self.requests, self.layout())
         wait()
         free_text_encoders(self.pipe)
-        return self.images.examples(self.cache)
+        images.read_captions(self.cache)
+        return images
 
     def sizes_of_windows(self) -> list[tuple[int, int]]:
         """For `sizes` of one number: whatever the windows divide."""
@@ -173,7 +173,7 @@ class DistillPipeline(Task):
 
     # pyrefly: ignore[bad-override]
     def objective(self, accelerator: Accelerator) -> DistanceToTeacher | PicturesAndTeacher:
-        if not isinstance(self.examples, CaptionedLatents):
+        if not isinstance(self.examples, CaptionedImages):
             return DistanceToTeacher(noise=self.family.noise, autocast=accelerator.autocast)
         return PicturesAndTeacher(
             config=self.config,
@@ -187,7 +187,7 @@ class DistillPipeline(Task):
 
     def probe(self) -> tuple[Tensor, CallBatch]:
         """Fixed calls to validate with, and the original's predictions for them."""
-        held_out = self.examples if self.images else RecordedCalls(self.cache / "held-out")
+        held_out = self.examples if self.images is not None else RecordedCalls(self.cache / "held-out")
         bucket, device = max(held_out.buckets, key=len), self.accelerator.device
         rows = [int(bucket[i * len(bucket) // ROWS]) for i in range(min(ROWS, len(bucket)))]
         first, call = held_out.__getitems__(rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from elit.config import DistillConfig
 from elit.data.latents import posterior_sample
 from elit.data.sampler import BucketSampler
-from elit.elastic.captioned_images import CaptionedLatents
+from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.context import budget, original
 from elit.elastic.families.family import Family, Pipeline
 from elit.elastic.recorded_calls import CallBatch
@@ -100,7 +100,7 @@ class PicturesAndTeacher:
     """
 
     config: DistillConfig
-    examples: CaptionedLatents
+    examples: CaptionedImages
     sampler: BucketSampler
     prediction: Prediction
     teacher: nn.Module
