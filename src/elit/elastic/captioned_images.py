@@ -65,10 +65,10 @@ class CaptionedImages:
             size: Size = (side, side) if isinstance(side, int) else (side[0], side[1])
             if self.config.sizes and requests.sizes != [size]:
                 raise ValueError(f"sizes must be {size[0]}x{size[1]}, at which the data was encoded, or left out")
-            requests.sizes, self.latents[size] = [size], self.source
+            requests.sizes[:], self.latents[size] = [size], self.source
             return
         sizes: list[Size] = [default_size(self.pipe) if size is None else size for size in requests.sizes]
-        requests.sizes = [*sizes]
+        requests.sizes[:] = sizes
         frames = int(dict(each.split("=", 1) for each in self.config.call).get("num_frames", 1))
         for of_size, rows in nearest_sizes(self.source, sizes).items():
             folder = cache / f"latents-{of_size[0]}x{of_size[1]}"
