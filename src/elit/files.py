@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
+Json = dict[str, Any]
+"""A JSON object, or other values by name."""
 LONG_AGO = 24 * 3600.0
 """Seconds after which a temporary file has no writer any more."""
 

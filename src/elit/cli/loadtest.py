@@ -4,13 +4,13 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from elit.cli.main import show_progress
 from elit.config import require
-from elit.files import check_new_output, write_text
+from elit.files import Json, check_new_output, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Args:
         require(len(self.prompts) > 0, "prompts", self.prompts, "at least one class or text")
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> Json:
     from elit.evaluate.report.tables import print_table
     from elit.serve.loadtest import arrivals, bursty_rates, over_time, read_trace, run_loadtest, summarize, trace_text
 
@@ -75,7 +75,7 @@ def run(args: Args) -> dict[str, Any]:
         return {"trace": str(args.write_trace), "requests": len(trace)}
     url = args.url.rstrip("/").removesuffix("/v1")
     key = args.api_key or os.environ.get("ELIT_API_KEY") or None
-    options: dict[str, Any] = {"prompts": args.prompts, "deadline_ms": args.deadline_ms, "key": key, "seed": args.seed}
+    options: Json = {"prompts": args.prompts, "deadline_ms": args.deadline_ms, "key": key, "seed": args.seed}
     try:
         with show_progress("requests", len(trace)) as progress:
             outcomes = run_loadtest(url, trace, progress=progress, **options)

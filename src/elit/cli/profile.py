@@ -8,6 +8,7 @@ import tyro
 
 from elit.cli.main import check_device, show_progress
 from elit.config import require_counts
+from elit.files import Json
 
 if TYPE_CHECKING:
     from elit.models.transformer import Transformer
@@ -42,7 +43,7 @@ class Args:
         require_counts(self, "batch_sizes")
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> Json:
     import torch
 
     from elit.elastic.load import load_model

@@ -11,7 +11,7 @@ from typing import Any
 from elit.arguments import free_port
 from elit.cli.main import check_device
 from elit.cli.main import parse as parse_arguments
-from elit.files import check_new_output
+from elit.files import Json, check_new_output
 from elit.serve.settings import KEY_VARIABLE, ServiceSettings, check_key
 
 
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str]) -> Args:
     return args
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> Json:
     if args.build:
         check_new_output(args.build, overwrite=args.overwrite, folder=False, name="build")
     for package in ("ray", "fastapi", "prometheus_client"):
@@ -83,7 +83,7 @@ def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceS
         raise ValueError(f"model={str(args.model)!r}: an elastified transformer alone; give the folder of its pipeline")
     else:
         budgets = network.budgets
-    given: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(ServiceSettings)}
+    given: Json = {field.name: getattr(args, field.name) for field in fields(ServiceSettings)}
     name, folder = model_name(args.model), args.model.absolute()
     given["model"] = folder if name == str(args.model) else Path(name)
     if args.threads is None and device == "cpu":

@@ -15,6 +15,7 @@ import numpy as np
 
 from elit.config import require
 from elit.costs.flops import count_flops, shared_flops
+from elit.files import Json
 from elit.flow.guidance import Branch
 from elit.models.transformer import Transformer
 from elit.sampling.evaluations import sampling_plan, shares_head
@@ -57,9 +58,7 @@ class Costs:
             require(0 <= value < float("inf"), name, value, "milliseconds, 0 or more")
 
     @classmethod
-    def from_prices(
-        cls, prices: Mapping[str, float], anatomy: Mapping[str, Any], *, overlapping: bool = False
-    ) -> "Costs":
+    def from_prices(cls, prices: Mapping[str, float], anatomy: Json, *, overlapping: bool = False) -> "Costs":
         """From the prices of a profile and the `anatomy` of its network."""
         return cls(
             run=prices["run"],
@@ -132,7 +131,7 @@ def evaluations_of(model: Transformer, sampling: Sampling) -> Evaluations:
     return Counter(tuple(branches) for step in plan for branches in step.values() if branches)
 
 
-def anatomy(model: Transformer) -> dict[str, Any]:
+def anatomy(model: Transformer) -> Json:
     """GFLOPs of a forward of one image as a polynomial in the latents of a group, and the budgets it is for."""
     budgets = model.budgets
     known = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [0]
@@ -143,7 +142,7 @@ def anatomy(model: Transformer) -> dict[str, Any]:
     return parts | {"budgets": list(budgets)}
 
 
-def gflop_costs(anatomy: Mapping[str, Any]) -> Costs:
+def gflop_costs(anatomy: Json) -> Costs:
     """Costs whose unit is a GFLOP: `run_ms(evaluations, 1)` is then the GFLOPs of one image."""
     return Costs(**{name: anatomy[name] for name in ("around", "linear", "square", "shared")})
 
@@ -152,7 +151,7 @@ Run = tuple[Evaluations, int]
 """A run's evaluations and its number of images."""
 
 
-def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Mapping[str, Any]) -> tuple[dict[str, float], bool]:
+def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Json) -> tuple[dict[str, float], bool]:
     """Prices with the least squared relative error, none below 0, and whether calls and work overlap.
 
     Of the two forms the better one is taken.

@@ -9,10 +9,9 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from elit._version import __version__
 from elit.budgets import evenly_spaced
 from elit.costs.timing import timed
 from elit.evaluate.recipe import recipe_digest
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import Costs, anatomy, evaluations_of, fit
@@ -41,17 +40,17 @@ SCALE = 1.5
 class Profile:
     """Measured runs of one network on one machine, and the prices fitted to them."""
 
-    recipe: dict[str, Any]
+    recipe: Json
     """The network, machine and versions that the times are of; see `profile_recipe`."""
-    cost: dict[str, Any]
+    cost: Json
     """`prices` by term, and whether calls and work are `overlapping`."""
-    rows: list[dict[str, Any]]
+    rows: list[Json]
     """Every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit."""
     rounds: int
-    anatomy: dict[str, Any] = field(default_factory=dict)
+    anatomy: Json = field(default_factory=dict)
     """GFLOPs of a forward of one image by part, and the budgets: what costs need beside prices."""
 
-    def costs(self, anatomy: Mapping[str, Any] | None = None) -> Costs:
+    def costs(self, anatomy: Json | None = None) -> Costs:
         """The prices of the network in milliseconds. anatomy: where the file is too old to hold it."""
         return Costs.from_prices(anatomy=anatomy or self.anatomy, **self.cost)
 
@@ -104,7 +103,7 @@ def measure_profile(
     return Profile(recipe, {"prices": prices, "overlapping": overlapping}, rows, rounds, parts)
 
 
-def case_row(case: Case) -> dict[str, Any]:
+def case_row(case: Case) -> Json:
     """A case as plain values, which `Sampling.from_dict` reads."""
     sampling, batch = case
     guidance = sampling.guidance
@@ -182,7 +181,7 @@ def time_runs(
     return [statistics.median(each) for each in taken], rounds
 
 
-def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False) -> dict[str, Any]:
+def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False) -> Json:
     """Everything that a run's time depends on, beside its settings: machine, versions, and the network's shape."""
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     return {
@@ -206,14 +205,14 @@ def machine(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def profile_path(folder: Path, recipe: dict[str, Any]) -> Path:
+def profile_path(folder: Path, recipe: Json) -> Path:
     threads = f"{recipe['threads']}-threads" if recipe["threads"] else ""
     parts = (recipe["device"], threads, recipe["dtype"], "compiled" if recipe["compiled"] else "")
     name = re.sub(r"[^a-z0-9]+", "-", " ".join(filter(None, parts)).lower()).strip("-")
     return measurements_folder(folder) / f"profile-{name}-torch{recipe['torch']}.json"
 
 
-def read_profile(path: Path, recipe: dict[str, Any] | None = None) -> Profile:
+def read_profile(path: Path, recipe: Json | None = None) -> Profile:
     """The profile in a file. Raises ValueError where it is damaged or, with a recipe, of another machine or network."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from elit.files import Json
 from elit.serve.metrics import Metrics
 from elit.serve.requests import ApiError, ImageRequest, Job, make_job, read_request
 from elit.serve.settings import ServiceSettings
@@ -38,15 +39,15 @@ NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) |
 class Backend(Protocol):
     """The replicas, which jobs go to."""
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> Json:
         """`replica.describe` of the model. Raises ApiError where there is none yet."""
         ...
 
-    async def generate(self, job: Job) -> dict[str, Any]:
+    async def generate(self, job: Job) -> Json:
         """A replica's answer: images and their settings, or a refusal. Raises ApiError."""
         ...
 
-    def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+    def stream(self, job: Job) -> AsyncGenerator[Json, None]:
         """Previews ({"preview": bytes}), then the answer. Raises ApiError."""
         ...
 
@@ -96,16 +97,16 @@ def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = No
         return Response(metrics.text(), media_type=metrics.content_type)
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> Json:
         return {"object": "list", "data": [await model_info()]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str) -> Json:
         if name != service.name:
             raise ApiError(404, f"model: {name[:64]!r} is not served here; give {service.name!r}", param="model")
         return await model_info()
 
-    async def model_info() -> dict[str, Any]:
+    async def model_info() -> Json:
         info = await backend.describe()
         return {"id": service.name, "object": "model", "created": 0, "owned_by": "elit", "elit": info}
 
@@ -179,7 +180,7 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-def check_served(answer: dict[str, Any]) -> None:
+def check_served(answer: Json) -> None:
     """Raises ApiError for a refusal, and for what the model does not take."""
     if reason := answer.get("refused"):
         seconds = max(1, math.ceil(answer["retry_after"]))
@@ -190,7 +191,7 @@ def check_served(answer: dict[str, Any]) -> None:
         raise ApiError(400, answer["invalid"])
 
 
-def as_images(answer: dict[str, Any], wanted: ImageRequest, job: Job, service: ServiceSettings) -> dict[str, Any]:
+def as_images(answer: Json, wanted: ImageRequest, job: Job, service: ServiceSettings) -> Json:
     """OpenAI's ImagesResponse, with the settings of the images under "elit"."""
     as_url = wanted.response_format == "url"
     start = f"data:image/{job.output_format};base64," if as_url else ""
@@ -205,21 +206,21 @@ def as_images(answer: dict[str, Any], wanted: ImageRequest, job: Job, service: S
     }
 
 
-def report(answer: dict[str, Any], job: Job) -> dict[str, Any]:
+def report(answer: Json, job: Job) -> Json:
     """How images were made."""
     names = ("budget", "steps", "guidance", "gflops", "queue_ms", "compute_ms", "batch", "replica")
     more = {"seeds": list(job.seeds), "deadline_met": time.time() <= job.deadline}
     return {name: answer[name] for name in names} | more
 
 
-def common(wanted: ImageRequest, job: Job, answer: dict[str, Any]) -> dict[str, Any]:
+def common(wanted: ImageRequest, job: Job, answer: Json) -> Json:
     """The fields of all events of a stream."""
     size, quality = "{}x{}".format(*answer["size"]), wanted.quality or "auto"
     more = {"output_format": job.output_format, "size": size, "quality": quality, "background": "opaque"}
     return {"created_at": int(time.time())} | more
 
 
-def as_event(kind: str, content: dict[str, Any]) -> str:
+def as_event(kind: str, content: Json) -> str:
     return f"event: {kind}\ndata: {json.dumps({'type': kind} | content)}\n\n"
 
 

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from elit.files import Json
 from elit.serve.api import make_app
 from elit.serve.requests import ApiError, Job
 from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
@@ -58,7 +59,7 @@ def _on_loopback(add: Callable[..., int]) -> Callable[..., int]:
 class Engines:
     """A replica with the model."""
 
-    def __init__(self, service: dict[str, Any]):
+    def __init__(self, service: Json):
         from elit.serve.deployment import listen_on_loopback  # the module's own, not a pickled copy
         from elit.serve.measure import load_replica
 
@@ -66,15 +67,15 @@ class Engines:
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = load_replica(ServiceSettings.from_dict(service), name)
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> Json:
         self.replica.start()
         return self.replica.describe() | {"process": os.getpid()}
 
-    async def generate(self, job: Job) -> dict[str, Any]:
+    async def generate(self, job: Job) -> Json:
         self.replica.start()
         return await self.replica.generate(job)
 
-    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, job: Job) -> AsyncGenerator[Json, None]:
         self.replica.start()
         async for answer in self.replica.stream(job):
             yield answer
@@ -88,22 +89,22 @@ class Router:
 
     def __init__(self, engines: DeploymentHandle, retried: Callable[[], None]):
         self.engines, self.retried = engines, retried
-        self.model: dict[str, Any] | None = None
+        self.model: Json | None = None
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> Json:
         if self.model is None:
             async with errors_for_clients(10.0):
                 self.model = await self.engines.describe.remote()
         return self.model
 
-    async def generate(self, job: Job) -> dict[str, Any]:
+    async def generate(self, job: Job) -> Json:
         for _ in range(TRIES):
             with self.retrying(job):
                 async with errors_for_clients(max(job.deadline - time.time(), 0) + GRACE):
                     return await self.engines.generate.remote(job)
         raise unavailable("the replicas that had this request died")
 
-    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, job: Job) -> AsyncGenerator[Json, None]:
         for _ in range(TRIES):
             with self.retrying(job):
                 async with errors_for_clients():
@@ -153,7 +154,7 @@ def unavailable(why: str) -> ApiError:
 class Gateway:
     """HTTP in, jobs out; `serve.ingress` gives it its app, which `build_app` builds."""
 
-    def __init__(self, engines: DeploymentHandle, service: dict[str, Any]):
+    def __init__(self, engines: DeploymentHandle, service: Json):
         from elit.serve import deployment
 
         deployment.listen_on_loopback()
@@ -190,13 +191,13 @@ def build_app() -> Any:
     return deployment.gateways[-1].build()
 
 
-def application(options: dict[str, Any]) -> Any:
+def application(options: Json) -> Any:
     """Serve's application, as a config's import_path names it.
 
     options: `ServiceSettings` by name. Raises ValueError for others.
     """
     service = ServiceSettings.from_dict(options)
-    scale: dict[str, Any] = {"num_replicas": service.replicas}
+    scale: Json = {"num_replicas": service.replicas}
     if high := service.max_replicas:
         low = max(1, service.min_replicas)
         scale = {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 4}}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elit.config import require
+from elit.files import Json
 
 MAX_ARRIVALS = 1_000_000
 GRACE = 30.0
@@ -140,7 +141,7 @@ def run_loadtest(
         body |= {"deadline_ms": patience, "seed": seed + place}
         await asyncio.sleep(max(0.0, start + arrival.at - time.perf_counter()))
         sent = time.perf_counter() - start
-        status, report = 0, dict[str, Any]()
+        status, report = 0, Json()
         try:
             timeout = aiohttp.ClientTimeout(total=patience / 1e3 + GRACE)
             async with session.post(f"{url}/v1/images/generations", json=body, timeout=timeout) as answer:
@@ -170,7 +171,7 @@ def run_loadtest(
     return asyncio.run(run())
 
 
-def summarize(outcomes: Sequence[Outcome], quality: Callable[[Outcome], float] | None = None) -> dict[str, Any]:
+def summarize(outcomes: Sequence[Outcome], quality: Callable[[Outcome], float] | None = None) -> Json:
     """Violations (refused, failed or late) as a share, latencies of the served in ms, mean budget, goodput.
 
     quality: of an answer, such as a sweep's metric at its budget; averaged over the served.
@@ -180,7 +181,7 @@ def summarize(outcomes: Sequence[Outcome], quality: Callable[[Outcome], float] |
     begin = min((each.arrival for each in outcomes), default=0.0)
     span = max((each.finish or each.arrival for each in outcomes), default=0.0) - begin
     met, total = sum(each.met for each in outcomes), max(1, len(outcomes))
-    summary: dict[str, Any] = {
+    summary: Json = {
         "requests": len(outcomes),
         "violations": 1 - met / total if outcomes else 0.0,
         "refused": (len(outcomes) - len(served)) / total,

@@ -3,13 +3,13 @@
 import statistics
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from elit.costs.timing import timed
 from elit.elastic.engine import load_engine
+from elit.files import Json
 from elit.flow.guidance import CFG
 from elit.planner.choose import find_profile, network_folder
 from elit.planner.cost import Costs, non_negative_prices
@@ -68,9 +68,9 @@ def measure_costs(engine: Engine, *, seconds: float = 4.0) -> Costs:
             ends.append(end / len(case))
     ms = [statistics.median(times) for times in taken]
     free = Costs(separate=engine.exact)
-    units = [replace(free, **dict[str, Any]({name: 1.0})) for name in PRICES]
+    units = [replace(free, **Json({name: 1.0})) for name in PRICES]
     counts = np.array([[unit.step_ms((each, 1) for each in case) for unit in units] for case in cases])
-    prices: dict[str, Any] = dict(zip(PRICES, non_negative_prices(counts / np.array(ms)[:, None]), strict=True))
+    prices: Json = dict(zip(PRICES, non_negative_prices(counts / np.array(ms)[:, None]), strict=True))
     return replace(free, **prices, image=statistics.median(ends))
 
 

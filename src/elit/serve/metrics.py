@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from elit.files import Json
 from elit.serve.requests import ApiError
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -55,7 +56,7 @@ class Metrics:
             self.unanswered -= 1
             self.in_flight.set(self.unanswered)
 
-    def served(self, answer: dict[str, Any], seconds: float, met: bool) -> None:
+    def served(self, answer: Json, seconds: float, met: bool) -> None:
         """An answer with images. answer: a replica's."""
         self.images.labels(str(answer["budget"]), str(answer["steps"])).inc(len(answer["images"]))
         self.latency.observe(seconds)

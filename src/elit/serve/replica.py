@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from elit.budgets import evenly_spaced
+from elit.files import Json
 from elit.planner.cost import Costs, branch_latents
 from elit.sampling.engine import Engine, Run
 from elit.sampling.pictures import image_grid
@@ -39,7 +40,7 @@ class Progress:
     """A job at this replica."""
 
     job: Job
-    answers: asyncio.Queue[dict[str, Any] | Exception] = field(default_factory=asyncio.Queue)
+    answers: asyncio.Queue[Json | Exception] = field(default_factory=asyncio.Queue)
     runs: list[Run] = field(default_factory=list)
     """One an image, so that its bytes do not depend on the request's others."""
     setting: Sampling | None = None
@@ -89,7 +90,7 @@ class Replica:
         if self.failures >= MAX_FAILURES or (self._loop_task is not None and self._loop_task.done()):
             raise RuntimeError("the engine fails")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """The model for its clients: size (width, height) in pixels, budgets, classes or text, and costs."""
         engine, policy = self.engine, self.policy
         return {
@@ -114,14 +115,14 @@ class Replica:
         counts: Sequence[int | None] = evenly_spaced(self.engine.budgets, MAX_COSTS) or [None]
         return [(count or 0, self.engine.gflops(Sampling(steps=1, budget=count))) for count in counts]
 
-    async def generate(self, job: Job) -> dict[str, Any]:
+    async def generate(self, job: Job) -> Json:
         """Pictures and their settings, or {"refused", "retry_after"}, or {"invalid"}."""
-        answer: dict[str, Any] = {}
+        answer: Json = {}
         async for answer in self.stream(job):  # noqa: B007
             pass
         return answer
 
-    async def stream(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, job: Job) -> AsyncGenerator[Json, None]:
         """Previews, then the answer. A client that leaves frees the job's place."""
         if refusal := self.policy.arrive(job, time.time()):
             yield refused(refusal)
@@ -171,7 +172,7 @@ class Replica:
 
         def begin() -> list[Run]:
             conditions, negatives = engine.conditions([job.prompt]), [job.negative_prompt]
-            options: dict[str, Any] = {"size": job.size, "negatives": negatives}
+            options: Json = {"size": job.size, "negatives": negatives}
             return [engine.begin(conditions, [seed], setting, **options) for seed in job.seeds]
 
         try:
@@ -250,7 +251,7 @@ class Replica:
         }
         self._answer(job.id, answer)
 
-    def _answer(self, id: str, answer: dict[str, Any] | Exception) -> None:
+    def _answer(self, id: str, answer: Json | Exception) -> None:
         if id in self.here:  # else the client has gone
             self.here[id].answers.put_nowait(answer)
 
@@ -265,5 +266,5 @@ def encode(pixels: Tensor, kind: str) -> bytes:
     return content.getvalue()
 
 
-def refused(refusal: Refusal) -> dict[str, Any]:
+def refused(refusal: Refusal) -> Json:
     return {"refused": refusal.reason, "retry_after": refusal.retry_after}

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
 from elit.config import require
+from elit.files import Json
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import make_guidance, qualities
 from elit.serve.settings import ServiceSettings, parse_size
@@ -28,7 +29,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         """The content of the answer."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
@@ -51,11 +52,11 @@ class ImageRequest(BaseModel):
     stream: StrictBool | None = None
     partial_images: StrictInt | None = Field(None, ge=0, le=3)
     # Without a meaning for these models.
-    background: Any = None
-    moderation: Any = None
-    style: Any = None
-    output_compression: Any = None
-    safety_identifier: Any = None
+    background: object = None
+    moderation: object = None
+    style: object = None
+    output_compression: object = None
+    safety_identifier: object = None
 
     budget: StrictStr | StrictInt | StrictFloat | None = None
     deadline_ms: Number | None = Field(None, gt=0, le=3_600_000, allow_inf_nan=False)
@@ -116,7 +117,7 @@ def read_request(body: bytes) -> ImageRequest:
         raise ApiError(400, f"{name}: {message}", param=name) from None
 
 
-def make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, Any], now: float) -> Job:
+def make_job(request: ImageRequest, service: ServiceSettings, model: Json, now: float) -> Job:
     """The job of a request that arrives at `now`. model: its description (`replica.describe`).
 
     Raises ApiError beyond the service's limits, and for what the model does not support.
@@ -131,7 +132,7 @@ def make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, A
         raise ApiError(400, message, param=re.split(r"\W", message)[0]) from None
 
 
-def _make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, Any], now: float) -> Job:
+def _make_job(request: ImageRequest, service: ServiceSettings, model: Json, now: float) -> Job:
     """Messages of its errors begin with the parameter's name."""
     count = request.n or 1
     require(count <= service.most_images, "n", count, f"at most {service.most_images}")
@@ -162,9 +163,7 @@ def _make_job(request: ImageRequest, service: ServiceSettings, model: dict[str, 
     )
 
 
-def _accepted(
-    request: ImageRequest, service: ServiceSettings, model: dict[str, Any]
-) -> tuple[tuple[Sampling, ...], int]:
+def _accepted(request: ImageRequest, service: ServiceSettings, model: Json) -> tuple[tuple[Sampling, ...], int]:
     """The part of the service's ladder that a request accepts, and where that begins."""
     default, budgets, steps = model["guidance_scale"], model["budgets"], request.num_inference_steps
     scale = service.scale(default) if request.guidance_scale is None else float(request.guidance_scale)
@@ -195,7 +194,7 @@ def _resolved(name: str, value: int | float | str, budgets: Sequence[int]) -> in
         raise ValueError(re.sub("^budget", name, str(error))) from None
 
 
-def _prompt(prompt: str | int, model: dict[str, Any]) -> str:
+def _prompt(prompt: str | int, model: Json) -> str:
     text = str(prompt).strip()[: MAX_PROMPT + 1]
     require(1 <= len(text) <= MAX_PROMPT, "prompt", text[:32], f"1 to {MAX_PROMPT} characters")
     if model["text"]:
@@ -208,7 +207,7 @@ def _prompt(prompt: str | int, model: dict[str, Any]) -> str:
     return str(number)
 
 
-def _size(size: str | None, model: dict[str, Any]) -> tuple[int, int] | None:
+def _size(size: str | None, model: Json) -> tuple[int, int] | None:
     """(width, height), or None for the model's own."""
     own, multiple = tuple(model["size"]), model["multiple"]
     if size in (None, "auto", f"{own[0]}x{own[1]}"):

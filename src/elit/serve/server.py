@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings, check_key
 
 APP = "elit"
@@ -29,7 +29,7 @@ OBJECT_STORE = 150 * 2**20
 """Bytes; answers are small."""
 
 
-def http_options(service: ServiceSettings) -> dict[str, Any]:
+def http_options(service: ServiceSettings) -> Json:
     """Serve's HTTP options."""
     return {"host": service.host, "port": service.port, "request_timeout_s": 3700, "keep_alive_timeout_s": 30}
 
@@ -94,7 +94,7 @@ def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
     """Joins a cluster, or starts Ray on this machine; on a busy one its processes may take more than one try."""
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    quiet: Json = {"log_to_driver": False, "logging_level": "warning"}
     if service.address:
         ray.init(address=service.address, runtime_env={"env_vars": environment}, **quiet)
         return

@@ -11,6 +11,7 @@ import tyro
 
 from elit.budgets import resolve_budget
 from elit.config import require, require_counts
+from elit.files import Json
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import Rung, ladder_by_rule, make_guidance
 
@@ -115,7 +116,7 @@ class ServiceSettings:
     def full_steps(self) -> int:
         return self.steps or STEPS
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """All settings as JSON and YAML have them."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
@@ -127,7 +128,7 @@ class ServiceSettings:
             raise ValueError(f"{unknown[0]}: not a setting of a service; settings: {', '.join(sorted(known))}")
         return ServiceSettings(**values)
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Json:
         """The settings that are no defaults, without the address to listen at: a Serve config has that elsewhere."""
         default = ServiceSettings(model=Path()).to_dict()
         aside = ("host", "port", "address")
