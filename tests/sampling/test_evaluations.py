@@ -130,9 +130,3 @@ def test_what_is_given_by_name_takes_the_place_of_a_sampling(change):
     model, sampling = opened("elit-dit"), Sampling(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
     changed = replace(sampling, **({"budget": None} if "sample_budgets" in change else {}) | change)
     assert torch.equal(sample(model, [0, 1], sampling, **change), sample(model, [0, 1], changed))
-
-
-@pytest.mark.parametrize("given", [{"seed": 3}, {"seed": [1, 2]}, {"sample_size": 32}])
-def test_noise_is_not_given_beside_what_it_replaces(given):
-    with pytest.raises(ValueError, match="cannot take noise with seed or sample_size"):
-        sample(opened("elit-dit"), [0, 1], steps=1, noise=torch.zeros(2, 4, 16, 16), **given)

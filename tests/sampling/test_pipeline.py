@@ -7,7 +7,7 @@ from conftest import opened, small_vae
 from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 import elit
-from elit.sampling.autoencoders import decode, load_autoencoder
+from elit.sampling.autoencoders import load_autoencoder
 from elit.sampling.pipeline import ElitPipeline
 from elit.sampling.sample import sample, seeded_noise
 
@@ -151,13 +151,6 @@ def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
 def test_the_wrong_condition_is_named(kind, call, message):
     with pytest.raises(ValueError, match=message):
         pipeline(kind=kind)(**call)
-
-
-def test_decode_undoes_scale_and_shift():
-    vae = small_vae(scaling_factor=0.5, shift_factor=0.1)
-    z = torch.randn(1, 4, 8, 8)
-    with torch.no_grad():
-        assert torch.allclose(decode(vae, (z - 0.1) * 0.5), vae.decode(z).sample, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,7 @@ class Renderer:
     def __init__(self, engine: Engine, dtype: str | None = None):
         """dtype: of the network, as downloaded pictures record it. Raises ValueError for samples without pixels."""
         if not engine.makes_pictures:
-            raise ValueError(
-                f"cannot show samples of {engine.name!r}: they are latents; set --vae"
-            )
+            raise ValueError(f"cannot show samples of {engine.name!r}: they are latents; set --vae")
         self.engine, self.lock = engine, threading.Lock()
         self.network = engine.network if isinstance(engine, NetworkEngine) else None
         self.table, self.profile = None, None
