@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> Args:
     return args
 
 
-def run(args: Args) -> dict[str, Any] | None:
+def run(args: Args) -> dict[str, object] | None:
     if args.inspect is not None:
         check_new_output(args.inspect / "inspect.png", overwrite=args.overwrite, folder=False, name="inspect")
         return _inspect(args, args.inspect)
@@ -70,7 +70,7 @@ def run(args: Args) -> dict[str, Any] | None:
     return result
 
 
-def _inspect(args: Args, folder: Path) -> dict[str, Any]:
+def _inspect(args: Args, folder: Path) -> dict[str, object]:
     import torch
 
     from elit.data.encode import load_encoder

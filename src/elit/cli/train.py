@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str]) -> Args:
     return parse_arguments(Args, "train", arguments, default=Args(settings=settings))
 
 
-def run(args: Args) -> dict[str, Any] | None:
+def run(args: Args) -> dict[str, object] | None:
     if args.dry_run:
         return _dry_run(args)
     from accelerate import PartialState
@@ -70,7 +70,7 @@ def run(args: Args) -> dict[str, Any] | None:
     return {"model": model, "steps": args.settings.steps}
 
 
-def _dry_run(args: Args) -> dict[str, Any]:
+def _dry_run(args: Args) -> dict[str, object]:
     from elit.costs.memory import estimate
     from elit.evaluate.report.tables import print_table
 

@@ -84,7 +84,7 @@ def encode(
 def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
     """Writes encode.json, or checks that the one there says the same. Raises ValueError naming the difference."""
     size = encoding.pixels if encoding.frames == 1 else (encoding.frames, *encoding.pixels)
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         **{each.name: getattr(encoding, each.name) for each in fields(Encoding)},
         "autoencoder": {
             "class": type(vae).__name__,
@@ -140,7 +140,7 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
 
 def finish(source: Source, out: Path, encoding: Encoding, paths: Sequence[Path], shards: Sequence[range]) -> None:
     """Checks every shard and writes index.json. Raises ValueError where a shard does not hold its samples."""
-    entries: list[dict[str, Any]] = []
+    entries: list[dict[str, object]] = []
     skipped: list[int] = []
     for path, wanted in zip(paths, shards, strict=True):
         rows = list(Dataset.from_file(str(path))["row"])

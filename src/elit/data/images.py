@@ -81,7 +81,7 @@ class ImageFiles:
         self.classes, self.captions = source.classes, source.captions
         self.shape: tuple[int, ...] = (3, image_size, image_size)
         self.folder: Path | None = source.folder
-        self.stamp: str = source.identity["stamp"]
+        self.stamp = str(source.identity["stamp"])
 
     def __len__(self) -> int:
         return len(self.source)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from elit.compat import is_dead_worker
 from elit.data.sampler import StepSampler
 
+Batch = tuple[Tensor, Any]
+"""Samples and conditions, which have `.to`."""
 ATTEMPTS = 3  # loaders in a row that may die without giving one batch
 
 
@@ -24,7 +26,13 @@ class Feed:
     """
 
     def __init__(
-        self, data: Any, sampler: StepSampler, *, workers: int, device: torch.device, say: Callable[[str], None]
+        self,
+        data: Dataset[Batch],
+        sampler: StepSampler,
+        *,
+        workers: int,
+        device: torch.device,
+        say: Callable[[str], None],
     ):
         self.data, self.sampler, self.workers, self.device, self.say = data, sampler, workers, device, say
         self.waited, self.died = 0.0, 0
@@ -33,7 +41,7 @@ class Feed:
     def __iter__(self) -> "Feed":
         return self
 
-    def __next__(self) -> tuple[Tensor, Any]:
+    def __next__(self) -> Batch:
         start = time.perf_counter()
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -55,10 +63,10 @@ class Feed:
         self.waited += time.perf_counter() - start
         return images.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
-    def _start(self) -> Iterator[Any]:
+    def _start(self) -> Iterator[Batch]:
         main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGCHLD) if main else None
-        loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             self.data,
             batch_sampler=self.sampler,
             num_workers=self.workers,
@@ -78,5 +86,5 @@ def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_is(batch: Any) -> Any:
+def _as_is(batch: list[Batch]) -> list[Batch]:
     return batch

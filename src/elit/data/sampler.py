@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -64,7 +63,7 @@ class BucketSampler(StepSampler):
     buckets: the samples of each. A bucket is drawn as often as it has samples.
     """
 
-    def __init__(self, buckets: Sequence[np.ndarray], **settings: Any):
+    def __init__(self, buckets: Sequence[np.ndarray], **settings: int):
         super().__init__(sum(map(len, buckets)), **settings)
         self.buckets = buckets
 

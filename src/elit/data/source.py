@@ -29,7 +29,7 @@ KEPT = ".pictures.json"
 """The end of the name of the file in which training keeps what it found when it read the pictures."""
 LeftOut = dict[str, list[str]]
 """By reason, the names of files that are not taken."""
-Entry = tuple[str, Callable[[], bytes], Any]
+Entry = tuple[str, Callable[[], bytes], object]
 """A picture's name, the way to its file, and its label or caption as it stands there."""
 
 
@@ -73,7 +73,7 @@ class Source:
         return [picture.label for picture in self.pictures]
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What tells whether a source is the same: its count, a digest of names and labels, a stamp of its files."""
         stats = {self._short(str(path)): path.stat() for path in self.files if path.exists()}
         states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
@@ -186,7 +186,7 @@ def _list_folder(root: Path) -> tuple[dict[str, list[Path]], LeftOut]:
     return found, left_out
 
 
-def _captions(path: Path) -> list[tuple[Path, Any]]:
+def _captions(path: Path) -> list[tuple[Path, object]]:
     """Files and captions of metadata.jsonl or metadata.csv, in UTF-8 or UTF-16. Raises ValueError."""
     content, number, found = path.read_bytes(), 0, []
     try:
@@ -299,5 +299,5 @@ def _no_picture() -> bytes:
     raise ValueError("no picture of this name")
 
 
-def _digest(content: Any) -> str:
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

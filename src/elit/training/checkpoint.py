@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -75,14 +75,23 @@ def check_room(config: RunConfig, parameters: int) -> None:
         )
 
 
+class RunState(NamedTuple):
+    """What a checkpoint holds."""
+
+    network: Any
+    optimizer: torch.optim.Optimizer
+    average: AveragedWeights
+
+    def tensors(self) -> dict[str, Any]:
+        """As they lie in memory: what is saved, and what is loaded into."""
+        weights, moments = get_state_dict(self.network, self.optimizer, options=TRAINED)
+        self.average.settle()
+        averages = {"average": self.average.weights, "averaged_steps": self.average.steps}
+        return {"model": weights, "optimizer": moments, **averages}
+
+
 def save_state(
-    accelerator: Accelerator,
-    network: Any,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedWeights,
-    config: RunConfig,
-    identity: dict[str, Any],
-    step: int,
+    accelerator: Accelerator, state: RunState, config: RunConfig, identity: dict[str, object], step: int
 ) -> None:
     """Everything needed to resume after `step` steps on the data of this `identity`; drops old checkpoints.
 
@@ -95,10 +104,10 @@ def save_state(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    state = _run_state(network, optimizer, average)
+    tensors, network = state.tensors(), state.network
     try:
         with lone_process():
-            dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+            dcp.save(tensors, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -125,15 +134,14 @@ def save_state(
     accelerator.wait_for_everyone()
 
 
-def load_state(path: Path, network: Any, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> None:
+def load_state(path: Path, state: RunState) -> None:
     """Puts back what `save_state` saved, however many processes did, sharded or not."""
-    state = _run_state(network, optimizer, average)
+    tensors, (network, optimizer, average) = state.tensors(), state
     with lone_process():
-        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
-    set_state_dict(
-        network, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=TRAINED
-    )
-    average.steps = state["averaged_steps"]
+        dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
+    model, moments = tensors["model"], tensors["optimizer"]
+    set_state_dict(network, optimizer, model_state_dict=model, optim_state_dict=moments, options=TRAINED)
+    average.steps = tensors["averaged_steps"]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -144,13 +152,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def verify_checkpoint(path: Path, accelerator: Accelerator) -> str | None:
     """What is wrong with a checkpoint, None if nothing; the processes share the reading of its files."""
     return next(filter(None, gather_object([damage(path, accelerator.process_index, accelerator.num_processes)])), None)
-
-
-def _run_state(network: Any, optimizer: torch.optim.Optimizer, average: AveragedWeights) -> dict[str, Any]:
-    """Tensors as they lie in memory: what is saved, and what is loaded into."""
-    weights, moments = get_state_dict(network, optimizer, options=TRAINED)
-    average.settle()
-    return {"model": weights, "optimizer": moments, "average": average.weights, "averaged_steps": average.steps}
 
 
 def _reason(error: BaseException) -> str:

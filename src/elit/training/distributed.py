@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from elit.compat import forget_precision
 from elit.config import DistillConfig, RunConfig
 from elit.models.transformer import Transformer
+
+T = TypeVar("T")
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -118,7 +120,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def broadcast_from_main(accelerator: Accelerator, check: Callable[[], Any]) -> Any:
+def broadcast_from_main(accelerator: Accelerator, check: Callable[[], T]) -> T:
     """What the main process finds with `check`, on all of them; a ValueError it meets is raised by all."""
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:

@@ -16,7 +16,7 @@ from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
 from elit.data.sampler import batch_slice
 from elit.models.saved import checkpoint_step, checkpoints
-from elit.training.checkpoint import claimed_folder, load_state, read_manifest, save_state, verify_checkpoint
+from elit.training.checkpoint import RunState, claimed_folder, load_state, read_manifest, save_state, verify_checkpoint
 from elit.training.distributed import (
     Termination,
     broadcast_from_main,
@@ -65,8 +65,9 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     model = prepare(accelerator, network, task.blocks, config)
     optimizer = torch.optim.Adam(trained_weights(network), lr=config.learning_rate, fused=True)
     average = AveragedWeights(network, config.ema_decay, on_cpu=config.ema_on_cpu)
+    state = RunState(network, optimizer, average)
     if resumed:
-        load_state(resumed, network, optimizer, average)
+        load_state(resumed, state)
         sampler.start = checkpoint_step(resumed)
     if accelerator.is_main_process:
         save_config(replace(config, resume=False), Path(config.out) / "config.yaml")
@@ -110,7 +111,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
                 if config.preview_every and (done % config.preview_every == 0 or end):
                     task.preview(accelerator, average, log, done)
                 if save:
-                    save_state(accelerator, network, optimizer, average, config, task.identity, done)
+                    save_state(accelerator, state, config, task.identity, done)
             if stop and not end:
                 log.say(f"stopped by {termination.signal} after step {done:,}, checkpoint saved; set resume to go on")
                 raise SystemExit(0)
@@ -119,7 +120,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
 
 
 def find_checkpoint(
-    config: RunConfig, accelerator: Accelerator, identity: dict[str, Any]
+    config: RunConfig, accelerator: Accelerator, identity: dict[str, object]
 ) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, to go on from, and what there is to say about that.
 
@@ -146,7 +147,7 @@ def find_checkpoint(
     return None, notes
 
 
-def _difference(before: Any, now: Any) -> str:
+def _difference(before: object, now: object) -> str:
     """What has changed; of settings within settings, those alone that have."""
     if not is_dataclass(now) or type(before) is not type(now):
         return f"{before!r} → {now!r}"
@@ -154,7 +155,7 @@ def _difference(before: Any, now: Any) -> str:
     return ", ".join(f"{name} {getattr(before, name)!r} → {getattr(now, name)!r}" for name in names)
 
 
-def _same(name: str, before: Any, now: Any) -> bool:
+def _same(name: str, before: object, now: object) -> bool:
     paths = name == "data" and isinstance(before, str) and isinstance(now, str)
     return before == now or (paths and Path(before).resolve() == Path(now).resolve())
 

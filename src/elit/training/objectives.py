@@ -7,14 +7,16 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from elit.config import TrainConfig
 from elit.data.latents import posterior_sample
+from elit.data.loader import Batch
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
+from elit.models.conditioning import Condition
 
 Draws = Sequence[Tensor]
 
@@ -26,7 +28,7 @@ class Objective(Protocol):
         """What chance decides of a step, each (B, ...): a function of (seed, step), the same on every process."""
         ...
 
-    def losses(self, model: nn.Module, batch: Any, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
         """t (b,) and losses (b,) of a micro-batch; draws: its rows of `draw`."""
         ...
 
@@ -41,9 +43,9 @@ class FlowMatching:
     device: torch.device
     moments: bool
     """Batches hold the moments of latents, from which a sample is drawn."""
-    drop_condition: Callable[[Any, Tensor], Any]
+    drop_condition: Callable[[Condition, Tensor], Condition]
     """(y, dropped (b,) bool) -> y."""
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Callable[[], AbstractContextManager[None]]
     """Around the network's forward."""
 
     def draw(self, step: int) -> Draws:
@@ -59,13 +61,13 @@ class FlowMatching:
         posterior = self._generator("posterior", step)
         return *draws, torch.randn(*size, *self.shape, generator=posterior, device=self.device)
 
-    def losses(self, model: nn.Module, batch: Any, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
         images, y, noise, t, x = self.noised(batch, draws)
         with self.autocast():
             velocity = model(x, t, y, budget)
         return t, flow_matching_loss(velocity, noise, images)
 
-    def noised(self, batch: Any, draws: Draws) -> tuple[Tensor, Any, Tensor, Tensor, Tensor]:
+    def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Condition, Tensor, Tensor, Tensor]:
         """X1, y with some conditions gone, X0, t and X_t of a micro-batch."""
         images, y = batch
         noise, t, dropped, *posterior = draws

@@ -29,7 +29,7 @@ class Task(Protocol):
     examples: Any
     """A data set whose `__getitems__` gives (samples, conditions), both with `.to`."""
     sampler: StepSampler
-    identity: dict[str, Any] = {}  # noqa: RUF012
+    identity: dict[str, object] = {}  # noqa: RUF012
     """What tells a resumed run whether its data is the same, as JSON: classes, count, a stamp of its files."""
 
     def initialize(self, *, resumed: bool) -> list[str]:
