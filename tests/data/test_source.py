@@ -69,10 +69,10 @@ def test_a_summary_of_a_folder(tmp_path):
     write(tmp_path / "stray.png")
     assert ImageFiles(open_source(tmp_path), 16).summary(8) == [
         "data: 4 images of 8×8 to 20×16, 2 classes of 1 to 3",
-        "data: not taken: 1 pictures beside the classes' folders, 'stray.png' for one",
         "data: 1 images are transparent: they lie on white",
         "data: 1 images are smaller than image_size=16 and are enlarged",
         "data: 4 images are fewer than a batch of 8, so that some repeat in it",
+        "data: not taken: 1 pictures beside the classes' folders, 'stray.png' for one",
     ]
     for label in range(9):
         for number in range(1 + label):

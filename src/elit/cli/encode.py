@@ -1,15 +1,13 @@
 """elit encode"""
 
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from elit.cli.checks import check_output
-from elit.cli.main import check_device, show_progress
-from elit.cli.main import parse as parse_arguments
+from elit.cli.main import check_device, check_output, show_progress
 from elit.data.encoding import Encoding
 from elit.files import check_new_output
 
@@ -36,20 +34,13 @@ class Args(Encoding):
     """Print what was encoded as JSON last on stdout."""
 
 
-def parse(arguments: Sequence[str]) -> Args:
-    args: Args = parse_arguments(Args, "encode", arguments)
-    if args.inspect is None:
-        missing = next((name for name in ("src", "out", "vae") if str(getattr(args, name)) in ("", ".")), None)
-        if missing:
-            raise ValueError(f"{missing}: not given; elit encode SRC OUT --vae NAME")
-        check_output(args.out)
-    return args
-
-
 def run(args: Args) -> dict[str, object] | None:
     if args.inspect is not None:
         check_new_output(args.inspect / "inspect.png", overwrite=args.overwrite, folder=False, name="inspect")
         return _inspect(args, args.inspect)
+    if missing := next((name for name in ("src", "out", "vae") if str(getattr(args, name)) in ("", ".")), None):
+        raise ValueError(f"{missing} must be given: elit encode SRC OUT --vae NAME")
+    check_output(args.out)
     from accelerate import PartialState
 
     from elit.data.encode import encode, load_encoder
@@ -58,6 +49,8 @@ def run(args: Args) -> dict[str, object] | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
     source = open_source(args.src, captions=args.captions)
     vae = load_encoder(args.vae, args.vae_subfolder, device=args.device or state.device)
+    if state.is_main_process:
+        print("".join(f"{line}\n" for line in source.not_taken()), end="", file=sys.stderr)
     share = {"rank": state.process_index, "world": state.num_processes, "wait": state.wait_for_everyone}
     with show_progress("encoding", len(source)) as progress:
         index = encode(source, args.out, vae, args, **share, progress=progress)

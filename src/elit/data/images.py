@@ -96,9 +96,6 @@ class ImageFiles:
         few, most = min(counts.values()), max(counts.values())
         sizes = sorted((info.width * info.height, f"{info.width}×{info.height}") for info in self.infos)
         lines = [f"{len(self):,} images of {sizes[0][1]} to {sizes[-1][1]}, {len(counts)} classes of {few} to {most}"]
-        lines += [
-            f"not taken: {len(each)} {reason}, {each[0]!r} for one" for reason, each in self.source.left_out.items()
-        ]
         if self.skipped:
             lines.append(f"left out: {len(self.skipped)} unreadable images; {self.skipped[0]}")
         if transparent := sum(info.transparent for info in self.infos):
@@ -107,7 +104,7 @@ class ImageFiles:
             lines.append(f"{small} images are smaller than image_size={self.image_size} and are enlarged")
         if len(self) < batch_size:
             lines.append(f"{len(self)} images are fewer than a batch of {batch_size}, so that some repeat in it")
-        return [f"data: {line}" for line in lines]
+        return [*(f"data: {line}" for line in lines), *self.source.not_taken()]
 
 
 def inspect_pictures(source: Source) -> list[ImageInfo | str]:

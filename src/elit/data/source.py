@@ -99,6 +99,10 @@ class Source:
         """Some rows, as a source."""
         return replace(self, pictures=[self.pictures[row] for row in rows])
 
+    def not_taken(self) -> list[str]:
+        """A line for each reason why files are left out."""
+        return [f"data: not taken: {len(each)} {why}, {each[0]!r} for one" for why, each in self.left_out.items()]
+
     def _short(self, name: str) -> str:
         return name.removeprefix(f"{self.root}/")
 
