@@ -3,11 +3,8 @@
 Numbers of numpy and tensors of one number count as Python's own. True and False are no numbers.
 """
 
-import difflib
 import math
 import operator
-import re
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -75,46 +72,3 @@ def _bounds(least: float | None, most: float | None) -> str:
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
-
-
-def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes: int) -> list[int]:
-    """The numbers of classes given by number (3, "3") or by name, in any case, with spaces, hyphens or underscores.
-
-    names: of the classes 0, 1, …; may be empty. Raises ValueError naming the closest names.
-    """
-    numbers = {_plain_name(name): number for number, name in reversed(list(enumerate(names)))}
-
-    def number_of(label: int | str) -> int:
-        if not isinstance(label, str):
-            return label
-        if label.strip().lstrip("+-").isdecimal():
-            return int(label)
-        if (number := numbers.get(_plain_name(label))) is not None:
-            return number
-        if not names:
-            raise ValueError(
-                f"labels={label!r}: this model has no class names; give numbers from 0 to {num_classes - 1}"
-            )
-        close = difflib.get_close_matches(_plain_name(label), numbers, n=3, cutoff=0.5)
-        near = f"did you mean {', '.join(repr(names[numbers[name]]) for name in close)}? " if close else ""
-        raise ValueError(
-            f"labels={label!r}: no such class; {near}classes: {', '.join(names[:20])}{', …' * (len(names) > 20)}"
-        )
-
-    return [number_of(label) for label in labels]
-
-
-def _plain_name(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
-
-
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises ValueError where it is taken, or `host` is none of this machine."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    except (OSError, TypeError, ValueError) as error:  # the latter two of names that are none
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"host={host!r}, port={port}: {why}; give others") from None

@@ -138,11 +138,6 @@ def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None
         raise
 
 
-def existing(value: str | Path, name: str) -> Path:
-    """`value` as a path."""
-    return Path(value)
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

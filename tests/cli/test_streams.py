@@ -1,12 +1,13 @@
-"""Where commands print: to a reader that leaves, a full disk, nobody, or a terminal of few characters."""
+"""Streams and ports of commands: a reader that leaves, a full disk, no stdout, few characters, a port in use."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from elit.cli.main import main
+from elit.cli.main import free_port, main
 
 LINES = [["--help"], ["recipes"], ["recipes", "--json"], ["import", "--help"]]
 ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
@@ -57,9 +58,13 @@ def test_ctrl_c_while_a_command_is_imported(capsys, monkeypatch):
     assert capsys.readouterr().err == "elit sample: stopped\n"
 
 
-@pytest.mark.parametrize(("name", "close"), [("SAMPLE", "sample"), ("loadtset", "loadtest"), ("evalute", "evaluate")])
-def test_a_command_that_is_close_is_named(capsys, name, close):
-    assert main([name]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"elit: unknown command {name!r}; did you mean {close!r}? commands: quickstart, ")
-    assert error.count("\n") == 1
+def test_ports_that_are_taken_and_hosts_that_do_not_exist():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"^cannot listen at host='127.0.0.1', port={port}: .*already in use"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
+    assert 0 < free_port("127.0.0.1", 0) < 65536
+    for host, port in (("203.0.113.1", 0), ("\ufff9", 0), ("a\0b", 0), ("a" * 70, 0), ("127.0.0.1", 70000)):
+        with pytest.raises(ValueError, match=r"^cannot listen at host="):
+            free_port(host, port)

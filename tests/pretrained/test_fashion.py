@@ -60,7 +60,7 @@ def test_an_unknown_class_names_the_nearest(capsys):
     line = "sample fashion --labels sneeker --out out.png"
     assert main(line.split()) == 2
     message = capsys.readouterr().err
-    assert "labels='sneeker': no such class; did you mean 'sneaker'?" in message
+    assert "got 'sneeker'; did you mean 'sneaker'?" in message
     assert message.count("\n") == 1
 
 

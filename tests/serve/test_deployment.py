@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service import PROFILE, saved_model
 
-from elit.arguments import free_port
+from elit.cli.main import free_port
 from elit.serve.loadtest import arrivals, run_loadtest
 
 pytestmark = pytest.mark.slow

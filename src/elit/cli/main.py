@@ -14,6 +14,7 @@ import keyword
 import math
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -187,6 +188,16 @@ def check_device(name: str | None) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be usable on this machine, got {name!r} ({reason}); see elit doctor") from None
     return name
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises ValueError where nothing can listen there."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as probe:
+            return int(probe.getsockname()[1])
+    except (OSError, TypeError, ValueError, OverflowError) as error:  # the others for hosts and ports that do not exist
+        raise ValueError(f"cannot listen at host={host!r}, port={port}: {error}; give others") from None
 
 
 @contextlib.contextmanager

@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from elit.arguments import free_port
-from elit.cli.main import check_device
+from elit.cli.main import check_device, free_port
 from elit.config import require
 from elit.play.server import LOOPBACK
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from elit.arguments import free_port
-from elit.cli.main import check_device
+from elit.cli.main import check_device, free_port
 from elit.cli.main import parse as parse_arguments
 from elit.files import Json, check_new_output
 from elit.serve.settings import KEY_VARIABLE, ServiceSettings, check_key

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.arguments import class_numbers
 from elit.budgets import resolve_budget, schedule_budgets
 from elit.config import require
 from elit.elastic.context import budget as budget_of
@@ -24,6 +23,7 @@ from elit.elastic.load import default_scale, guidance_argument, load_network, op
 from elit.elastic.recording import first_call
 from elit.elastic.stepwise import StepwiseCall
 from elit.flow.solver import time_grid
+from elit.models.labels import class_numbers
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import downsampling
 from elit.sampling.engine import Engine, NetworkEngine, Run

@@ -8,9 +8,9 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from elit.arguments import class_numbers
 from elit.models.conditioning import ClassConditioning
 from elit.models.interface import InterfaceSpec
+from elit.models.labels import class_numbers
 from elit.models.layers import Block
 from elit.models.sizes import plain_settings
 from elit.models.transformer import Transformer, on_cpu

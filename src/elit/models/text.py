@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elit.arguments import whole_number
-from elit.files import existing, replacing
+from elit.files import replacing
 from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
 from elit.models.saved import quiet_loading
 
@@ -39,7 +39,7 @@ class TextEncoder:
             raise ValueError(
                 f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
             ) from None
-        name, length = str(existing(name, "name")), whole_number("length", length, 1)
+        name, length = str(name), whole_number("length", length, 1)
         try:
             with quiet_loading():
                 config = AutoConfig.from_pretrained(name)

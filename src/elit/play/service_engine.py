@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from elit.arguments import class_numbers
 from elit.budgets import schedule_budgets
+from elit.models.labels import class_numbers
 from elit.play.service import Json, ServiceClient
 from elit.sampling.engine import Run
 from elit.sampling.pictures import from_pictures

@@ -1,10 +1,8 @@
-"""Models that come with the package: a folder each, as `save_pretrained` writes it, with its card beside it."""
+"""Models in the package: a folder each, as `save_pretrained` writes it, with its card."""
 
 import os
 import tempfile
 from pathlib import Path
-
-from elit.files import existing
 
 HERE = Path(__file__).parent
 NAMES = ("fashion",)
@@ -13,19 +11,19 @@ DEFAULT = NAMES[0]
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model of this package, by its name; any other name, or a folder of that name here, as it is."""
-    path = existing(model, "model")
+    """The folder of a model in this package, by its name; any other name, and a folder of that name here, unchanged."""
+    path = Path(model)
     return HERE / path if str(model) in NAMES and not path.exists() else path
 
 
 def model_name(folder: str | Path) -> str:
-    """What `model_folder` gave that folder for: a name for one of this package, else the folder as it is."""
+    """The inverse of `model_folder`: the name of a model in this package, any other folder unchanged."""
     path = Path(folder)
     return path.name if path.parent == HERE and path.name in NAMES else str(folder)
 
 
 def measurements_folder(folder: Path) -> Path:
-    """Where what is measured of a saved model is kept: its own folder, or the user's cache for one of this package."""
+    """The folder for measurements of a saved model: its own, or one in the user's cache for a model in this package."""
     if HERE not in folder.absolute().parents:
         return folder
     try:

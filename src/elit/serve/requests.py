@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from elit.arguments import class_numbers
 from elit.budgets import resolve_budget
 from elit.config import require
 from elit.files import Json
+from elit.models.labels import class_numbers
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import make_guidance, qualities
 from elit.serve.settings import ServiceSettings, parse_size
