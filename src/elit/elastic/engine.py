@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +18,11 @@ from elit.config import require
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
+from elit.elastic.families.family import Grid, Pipeline
 from elit.elastic.load import default_scale, guidance_argument, load_network, open_pipeline
 from elit.elastic.recording import first_call
 from elit.elastic.stepwise import StepwiseCall
+from elit.elastic.trees import Arguments
 from elit.flow.solver import time_grid
 from elit.models.labels import class_numbers
 from elit.models.transformer import Transformer
@@ -80,7 +81,9 @@ class PipelineEngine:
     pipeline's own. Raises ValueError for a pipeline that makes no pictures, or not from a text or a class alone.
     """
 
-    def __init__(self, pipe: Any, name: str = "", *, exact: bool | None = None, size: tuple[int, int] | None = None):
+    def __init__(
+        self, pipe: Pipeline, name: str = "", *, exact: bool | None = None, size: tuple[int, int] | None = None
+    ):
         self.pipe, self.name, self.network = pipe, name, pipe.transformer
         self.known = inspect.signature(type(pipe).__call__).parameters
         self.kind = type(pipe).__name__
@@ -104,7 +107,7 @@ class PipelineEngine:
         self.default_scale = default_scale(self.known, self.network)
         self.multiple = 2 * self._cell if "height" in self.known else 0  # two cells of the autoencoder
         self.size = self._own_size if size is None else self.check_size(size)
-        self._layouts: dict[tuple[int, int], tuple[Any, int]] = {}
+        self._layouts: dict[tuple[int, int], tuple[tuple[Grid, ...], int]] = {}
 
     @property
     def _cell(self) -> int:
@@ -192,7 +195,7 @@ class PipelineEngine:
         arguments = self.arguments(conditions, sampling, runs[0].size, negatives)
         generators = [torch.Generator().manual_seed(seed) for run in runs for seed in run.seeds]
         arguments["generator"] = generators if len(generators) > 1 else generators[0]
-        weak: dict[str, Any] = {"guidance": guidance.budget} if guidance and guidance.kind == "ccfg" else {}
+        weak: Arguments = {"guidance": guidance.budget} if guidance and guidance.kind == "ccfg" else {}
         budget = list(sampling.budget) if isinstance(sampling.budget, tuple) else sampling.budget
         try:
             call = StepwiseCall(self.pipe, arguments, budget_of(budget, **weak), users=len(runs))
@@ -206,9 +209,9 @@ class PipelineEngine:
 
     def arguments(
         self, conditions: Sequence[str], sampling: Sampling, size: tuple[int, int], negatives: Sequence[str]
-    ) -> dict[str, Any]:
+    ) -> Arguments:
         """Arguments of the pipeline's call, without seeds."""
-        arguments: dict[str, Any] = {"num_inference_steps": sampling.steps, "output_type": "pil"}
+        arguments: Arguments = {"num_inference_steps": sampling.steps, "output_type": "pil"}
         if self.takes_text:
             arguments["prompt"] = list(conditions)
         else:

@@ -11,7 +11,6 @@ fine, plus the learned vector, which starts at zero; Write hands each token the 
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from elit.elastic.kept_tokens import KeptGrid, KeptTokens
@@ -64,9 +63,3 @@ class ElasticInterface(LatentInterface):
                 s = grid.spread(l_out) + (s - grid.spread(l_in))
             written.append(self.write(s, l_out.to(self.latents.dtype), grid.windows, grid.budget))
         return joined(written, 1)[:, kept.inverse].to(tokens.dtype)
-
-
-def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    """`module` on a device and in a dtype; fake tensors, with which memory is counted, stay as they were made."""
-    some = next(module.parameters())
-    return module if (some.device, some.dtype) == (device, dtype) else module.to(device, dtype)

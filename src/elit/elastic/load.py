@@ -24,7 +24,7 @@ from elit.pretrained import model_folder
 from elit.sampling.autoencoders import latent_channels, load_autoencoder
 
 
-def load_model(folder: str | Path, **kwargs: Any) -> Any:
+def load_model(folder: str | Path, **kwargs: Any) -> Model:
     """The network saved in `folder`: one of this library, or an elastified transformer; of a saved pipeline its own.
 
     "fashion" is the model that comes with the package, unless there is a folder of that name here.
@@ -66,7 +66,7 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     return kind.from_pretrained(folder, **elastic, **kwargs)
 
 
-def _put_into(pipe: Pipeline, name: str) -> Any:
+def _put_into(pipe: Pipeline, name: str) -> Pipeline:
     check_transformer(pipe)
     folder, transformer = fetch(name), pipe.transformer
     if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
@@ -96,7 +96,7 @@ def fetch(name: str) -> Path:
         raise ValueError(f"cannot find {name!r} as a folder or on the hub: {reason}") from None
 
 
-def load_transformer(folder: Path, **kwargs: Any) -> Any:
+def load_transformer(folder: Path, **kwargs: Any) -> Model:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
     check_weights(folder, "folder")
@@ -202,7 +202,7 @@ def load_network(
     vae: Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> tuple[Any, Any]:
+) -> tuple[Model, Model]:
     """The model that `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
 
     vae: its folder; by default the pipeline's that `name` is, and None where there is none.

@@ -10,7 +10,7 @@ would compute the kept tokens anew and have graphs for every budget.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from elit.elastic.context import within
-from elit.elastic.families.family import Arguments, Family, Places
+from elit.elastic.families.family import Family, Model, Places
 from elit.elastic.interface import ElasticInterface
 from elit.elastic.kept_tokens import KeptTokens
+from elit.elastic.trees import Arguments, Tree
 
 PLAIN: Any = object()
 """The call of a forward without interface."""
 current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
 
 
-def active(call: Any) -> AbstractContextManager[None]:
+def active(call: "Call | object") -> AbstractContextManager[None]:
     return within(current_call, call)
 
 
@@ -41,7 +42,7 @@ class CoreBlock:
     """Its tokens are the whole sequence, text and image."""
 
     @torch.compiler.disable(recursive=False)
-    def elastic_forward(self: Any, **arguments: Any) -> Any:
+    def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         call = current_call.get()
         if call is None:
             raise RuntimeError("a core block of an elastified transformer runs inside the transformer's forward only")
@@ -54,11 +55,11 @@ class HintBlock:
     """What a module beside the core has in front of its class, whose output is added to the tokens in the core."""
 
     @torch.compiler.disable(recursive=False)
-    def elastic_forward(self: Any, **arguments: Any) -> Any:
+    def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         return hinted(current_call.get(), super().forward(**arguments))  # pyrefly: ignore[missing-attribute]
 
 
-def hinted(call: Any, output: Any) -> Any:
+def hinted(call: Tree, output: Tree) -> Tree:
     """A hint's output for the kept tokens."""
     if call is None or call is PLAIN or call.kept.full:
         return output
@@ -75,10 +76,10 @@ class Call:
         self.before: int | Sequence[int] = 0
         self.others = 0  # tokens of a joined sequence that are not of the image
         self.places: Places | None = None
-        self.taken: dict[str, tuple[Any, Any]] = {}
+        self.taken: dict[str, tuple[Tree, Tree]] = {}
 
     @torch.compiler.disable(recursive=False)
-    def enter(self, block: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, block: nn.Module, arguments: Arguments) -> Arguments:
         """A core block's arguments, for the kept tokens."""
         arguments, name = dict(arguments), self.family.tokens
         if self.tokens is None:
@@ -102,7 +103,7 @@ class Call:
         return arguments
 
     @torch.compiler.disable(recursive=False)
-    def leave(self, block: nn.Module, output: Any) -> Any:
+    def leave(self, block: nn.Module, output: Tree) -> Tree:
         """A core block's output; behind the last one, for all tokens again."""
         if not block.writes:
             return output
@@ -146,12 +147,12 @@ class _Plain:
 
     block: nn.Module
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Tree) -> Tree:
         with active(PLAIN):
             return self.block(*args)
 
 
-def checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
+def checkpointed(checkpoint: Callable[..., Tree], block: nn.Module, *args: Tree) -> Tree:
     call = current_call.get()
     if isinstance(block, HintBlock):
         return hinted(call, checkpoint(_Plain(block), *args))
@@ -166,7 +167,7 @@ def checkpointed(checkpoint: Any, block: nn.Module, *args: Any) -> Any:
 
 @torch.compiler.disable
 @functools.cache
-def signature_of(kind: Any) -> inspect.Signature:
+def signature_of(kind: Model) -> inspect.Signature:
     """Of `forward`, without self."""
     signature = inspect.signature(kind.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

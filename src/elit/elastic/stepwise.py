@@ -8,21 +8,24 @@ pipeline, scheduler and settings of the run, is its own; the networks are shared
 import copy
 import functools
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+
+from elit.elastic.families.family import Pipeline
+from elit.elastic.trees import Arguments, Tree
 
 
 class StepwiseCall:
     """`pipe(**arguments)` inside `context`, begun by the first `advance`."""
 
-    def __init__(self, pipe: Any, arguments: dict[str, Any], context: AbstractContextManager[Any], *, users: int = 1):
+    def __init__(self, pipe: Pipeline, arguments: Arguments, context: AbstractContextManager[None], *, users: int = 1):
         """users: how many may `leave` before the call is given up."""
         self.pipe, self.arguments, self.context, self.users = copy.copy(pipe), arguments, context, users
         self.pipe.scheduler = scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.step = self._pausing(scheduler.step)
         self.steps = 0
         """Taken so far."""
-        self.output: Any = None
+        self.output: Tree = None
         """What the call returned, once it is over."""
         self._error: Exception | None = None
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
@@ -47,7 +50,7 @@ class StepwiseCall:
             raise self._error
         return not self._over
 
-    def finish(self) -> Any:
+    def finish(self) -> Tree:
         """Runs to the end; what the call returned."""
         while self.advance():
             pass
@@ -74,9 +77,9 @@ class StepwiseCall:
             self._over = True
             self._paused.release()
 
-    def _pausing(self, step: Any) -> Any:
+    def _pausing(self, step: Callable[..., Tree]) -> Callable[..., Tree]:
         @functools.wraps(step)  # pipelines look at its arguments
-        def paused(*args: Any, **kwargs: Any) -> Any:
+        def paused(*args: Tree, **kwargs: Tree) -> Tree:
             result = step(*args, **kwargs)
             self.steps += 1
             self._paused.release()

@@ -29,21 +29,23 @@ from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_blo
 from elit.elastic.context import branch, budget_of_references, budgets_of_call, bypassed, has_guidance_budget, original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
+from elit.elastic.families.family import Model
 from elit.elastic.interface import ElasticInterface
 from elit.elastic.kept_tokens import kept_tokens
 from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, active, checkpointed, signature_of
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
+from elit.elastic.trees import Arguments, Tree
 
 
 def elastify(
-    model: Any,
+    model: Model,
     *,
     read_after: int | None = None,
     write_after: int | None = None,
     window: Sequence[int] | None = None,
     mode: str = "carry",
     seed: int = 0,
-) -> Any:
+) -> Tree:
     """Gives a diffusers transformer, or those of a pipeline, a latent interface, in place; returns `model`.
     `elit.budget` then sets its budget.
 
@@ -80,7 +82,7 @@ def default_blocks(depth: int) -> tuple[int, int]:
 
 
 def _elastify(
-    transformer: Any,
+    transformer: Model,
     read_after: int | None,
     write_after: int | None,
     window: Sequence[int] | None,
@@ -150,14 +152,14 @@ class Elastic:
         """Latents per window, ascending."""
         return tuple(range(1, prod(self.elastic_record.window) + 1))
 
-    def added_flops(self: Any, sample_size: Sequence[int], budget: Budget) -> int:
+    def added_flops(self: Model, sample_size: Sequence[int], budget: Budget) -> int:
         """What a forward of one sample of this library's DiT costs more than the original's; below 0 where it saves."""
         grids = (self.token_grid(list(sample_size)),)
         blocks = count_block_flops(self, tokens=grids, budget=resolve_budget(budget, self.budgets))
         return blocks - count_block_flops(self, tokens=grids, interface=False)
 
     @torch.compiler.disable(recursive=False)
-    def elastic_forward(self: Any, **arguments: Any) -> Any:
+    def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         if bypassed.get():
             with active(PLAIN):
@@ -185,7 +187,7 @@ class Elastic:
             outputs.append(self._elastic_run(chunk, count))
         return _joined(outputs)
 
-    def _budgets_of(self: Any, arguments: dict[str, Any], x: Any, share_head: bool) -> Sequence[Any]:
+    def _budgets_of(self: Model, arguments: Arguments, x: Tree, share_head: bool) -> Tree:
         """The budgets of equal chunks of the batch: this library's networks take them as an argument."""
         given = arguments.pop("budget", None)
         if given is not None and budget_block.get() is not None:
@@ -209,7 +211,7 @@ class Elastic:
         )
 
     @torch.compiler.disable(recursive=False)
-    def _elastic_run(self: Any, arguments: dict[str, Any], budget: int) -> Any:
+    def _elastic_run(self: Model, arguments: Arguments, budget: int) -> Tree:
         family, record, full = family_of(self), self.elastic_record, self.budgets[-1]
         grids, references = family.grids(self, arguments), family.num_references(self, arguments)
         own = budget_of_references(self.budgets, lambda: family.noise(arguments)) if references else None
@@ -229,7 +231,7 @@ class Elastic:
         with active(Call(self.elastic, family, kept, arguments)):
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
-    def enable_parallelism(self: Any, *, config: Any, **kwargs: Any) -> None:
+    def enable_parallelism(self: Model, *, config: Tree, **kwargs: Tree) -> None:
         """diffusers' own. Raises ValueError for context parallel: it deals a window's tokens out over devices."""
         if isinstance(config, ContextParallelConfig) or getattr(config, "context_parallel_config", None) is not None:
             raise ValueError(
@@ -238,7 +240,7 @@ class Elastic:
             )
         super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 
-    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self: Model, save_directory: str | Path, *args: Tree, **kwargs: Tree) -> None:
         """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
 
         Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they
@@ -251,7 +253,7 @@ class Elastic:
 class BranchedElastic(Elastic):
     """An elastified transformer of a class whose pipelines run the branches of guidance one after the other."""
 
-    def enable_cache(self: Any, config: Any) -> None:
+    def enable_cache(self: Model, config: Tree) -> None:
         """diffusers' own. Raises ValueError for FirstBlockCache where the first block is in the core.
 
         It compares and keeps what that block gives, which below full budget are latents, and skips Write with the rest.
@@ -263,27 +265,27 @@ class BranchedElastic(Elastic):
         super().enable_cache(config)  # pyrefly: ignore[missing-attribute]
 
     @contextmanager
-    def cache_context(self: Any, name: str, **kwargs: Any) -> Iterator[None]:
+    def cache_context(self: Model, name: str, **kwargs: Tree) -> Iterator[None]:
         """diffusers' own context, by which pipelines say which branch runs."""
         with branch(name), super().cache_context(name, **kwargs):  # pyrefly: ignore[missing-attribute]
             yield
 
 
-def _become(module: Any, mixin: Any) -> None:
-    kind: Any = type(module)
+def _become(module: Model, mixin: Model) -> None:
+    kind: Model = type(module)
     module.__class__ = _elastic_class(kind, mixin)
 
 
 @functools.cache
-def _elastic_class(kind: Any, mixin: Any) -> Any:
+def _elastic_class(kind: Model, mixin: Model) -> Tree:
     """A subclass of the same name: by it diffusers saves a model, and finds its LoRA scales and pipeline slots."""
 
     @torch.compiler.disable(recursive=False)
     @functools.wraps(kind.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Model, *args: Tree, **kwargs: Tree) -> Tree:
         return self.elastic_forward(**signature_of(kind).bind(*args, **kwargs).arguments)
 
-    def reduce(self: Any) -> Any:
+    def reduce(self: Model) -> Tree:
         return _rebuild, (kind, mixin), self.__dict__
 
     body: dict[str, Any] = {
@@ -299,12 +301,12 @@ def _elastic_class(kind: Any, mixin: Any) -> Any:
     return subclass
 
 
-def _rebuild(kind: Any, mixin: Any) -> Any:
+def _rebuild(kind: Model, mixin: Model) -> Tree:
     subclass = _elastic_class(kind, mixin)
     return subclass.__new__(subclass)
 
 
-def _rows_of(value: Any, rows: slice, batch: int, listed: bool) -> Any:
+def _rows_of(value: Tree, rows: slice, batch: int, listed: bool) -> Tree:
     """The rows of everything with the batch in front. listed: lists have an entry a sample, too."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim and len(value) == batch else value
@@ -317,7 +319,7 @@ def _rows_of(value: Any, rows: slice, batch: int, listed: bool) -> Any:
     return value
 
 
-def _joined(outputs: Sequence[Any]) -> Any:
+def _joined(outputs: Sequence[Tree]) -> Tree:
     """The outputs for the chunks of a batch as that of the batch."""
     first = outputs[0]
     if isinstance(first, Tensor):

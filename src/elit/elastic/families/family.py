@@ -15,7 +15,7 @@ from torch import Tensor, nn
 Grid = tuple[int, ...]
 Arguments = Mapping[str, Any]
 Model = Any
-"""A transformer of diffusers or its elastified subclass, or one of its blocks: their attributes differ by class."""
+"""A transformer of diffusers or its elastified subclass, a block, or a class of them: their attributes differ."""
 Pipeline = Any
 """A pipeline of diffusers: its components and its call differ by class."""
 
