@@ -14,6 +14,7 @@ from elit.cli.main import check_device, check_output, show_progress
 from elit.cli.main import parse as parse_arguments
 from elit.cli.sampling import SamplingArgs
 from elit.config import require
+from elit.files import Json
 from elit.pretrained import model_name
 from elit.sampling.record import PictureRecord, Subject, make_record
 from elit.sampling.settings import Precision, Sampling
@@ -74,7 +75,7 @@ class Args(Subject, SamplingArgs):
         self.sampling()
 
     @property
-    def targets(self) -> dict[str, Any]:
+    def targets(self) -> Json:
         names = ("target_ms", "target_images_per_s", "target_gflops")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -115,15 +116,13 @@ def read_record(path: Path) -> PictureRecord:
 def recorded(record: PictureRecord) -> Args:
     """The options that made a picture."""
     plain = vars(record.subject) | record.sampling.to_dict()
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
-    }
+    settings: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     settings["dtype"] = record.sampling.dtype or "float32"
     compiled = "compile" in record.made_with
     return Args(model=Path(record.model), row=record.row, compile=compiled, **settings)
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> Json:
     import torch
 
     from elit.costs.timing import wait_for
@@ -134,7 +133,7 @@ def run(args: Args) -> dict[str, Any]:
 
     check_output(args.out)
     device = torch.device(check_device(args.device))
-    options: dict[str, Any] = {"vae": args.vae, "text_encoder": args.text_encoder, "compile": args.compile}
+    options: Json = {"vae": args.vae, "text_encoder": args.text_encoder, "compile": args.compile}
     engine: Any = load_engine(args.model, name=model_name(args.model), device=device, dtype=args.dtype, **options)
     record = make_record(engine, args.sampling(), args)
     if args.like is not None:

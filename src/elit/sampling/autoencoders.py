@@ -10,7 +10,7 @@ for each channel (Qwen-Image, Wan), or both (LTX, Mochi). Shapes: (B, z, ...) ar
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from elit.files import Json
 from elit.models.saved import check_saved
 
 NORMALIZES_ITSELF = ("AutoencoderRAE",)
@@ -35,7 +36,7 @@ class LatentNormalization:
     std: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def from_json(cls, settings: Mapping[str, Any]) -> "LatentNormalization":
+    def from_json(cls, settings: Json) -> "LatentNormalization":
         """From what `to_json` wrote."""
         return cls(
             scale=settings["scaling_factor"],
@@ -43,7 +44,7 @@ class LatentNormalization:
             std=tuple(settings.get("latents_std") or (1.0,)),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Under diffusers' names: shift_factor, or latents_mean and latents_std where channels differ."""
         if len(self.mean) == len(self.std) == 1 and self.std[0] == 1:
             return {"scaling_factor": self.scale, "shift_factor": self.mean[0]}
@@ -103,10 +104,10 @@ def latent_normalization(vae: ModelMixin) -> LatentNormalization:
     return LatentNormalization(scale=1.0 if scale is None else scale, mean=mean, std=std)
 
 
-def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMixin | None:
+def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype | None = None) -> ModelMixin | None:
     """The diffusers autoencoder saved in `folder`, for images or video; which ones: see the top of this file.
 
-    None where there is none and it is not required. kwargs: `torch_dtype`. Raises ValueError as `load_model` does.
+    None where there is none and it is not required. Raises ValueError as `load_model` does.
     """
     if not required and not folder.is_dir():
         return None
@@ -114,7 +115,7 @@ def load_autoencoder(folder: Path, *, required: bool, **kwargs: Any) -> ModelMix
     loader: Any = getattr(diffusers, str(kind), None)
     if not callable(getattr(loader, "encode", None)):
         raise ValueError(f"vae={str(folder)!r}: holds a {kind!r}; give one of diffusers' autoencoders")
-    vae = loader.from_pretrained(folder, **kwargs)
+    vae = loader.from_pretrained(folder, torch_dtype=torch_dtype)
     latent_normalization(vae)  # refuses what does not say how its latents are normalized
     return vae
 
@@ -188,7 +189,7 @@ def is_for_video(vae: ModelMixin) -> bool:
     return isinstance(next((module for module in vae.modules() if isinstance(module, kinds)), None), nn.Conv3d)
 
 
-def _numbers(values: Any) -> tuple[float, ...] | None:
+def _numbers(values: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
     return None if values is None else tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
 
 

@@ -24,6 +24,9 @@ from elit.sampling.noise import Seed, seeded_noise
 from elit.sampling.precision import as_compiled, as_dtype, in_dtype
 from elit.sampling.settings import Sampling
 
+Conditions = Any
+"""The classes or prompts of samples as their engine takes them; opaque elsewhere."""
+
 
 class Run(ABC):
     """Samples in progress."""
@@ -75,6 +78,10 @@ class Engine(Protocol):
     """Whether there are negative prompts."""
     classes: tuple[str, ...]
     """Names of the classes, or their numbers; empty for a model that takes text."""
+    makes_pictures: bool
+    """Whether samples are pixels, or can be decoded to pixels."""
+    clips: bool
+    """Whether samples have frames."""
     multiple: int
     """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
@@ -88,13 +95,13 @@ class Engine(Protocol):
         """(width, height) in pixels where a run names none."""
         ...
 
-    def conditions(self, names: Sequence[str]) -> Any:
+    def conditions(self, names: Sequence[str]) -> Conditions:
         """Classes or prompts as `begin` takes them; of no names all classes. Raises ValueError for an unknown class."""
         ...
 
     def begin(
         self,
-        conditions: Any,
+        conditions: Conditions,
         seeds: Sequence[int],
         sampling: Sampling,
         *,
@@ -220,7 +227,7 @@ class NetworkEngine:
 
     def begin(
         self,
-        conditions: Condition | Sequence[str],
+        conditions: Conditions,
         seeds: Sequence[Seed],
         sampling: Sampling,
         *,
@@ -306,7 +313,7 @@ class NetworkEngine:
         return tuple(size)
 
 
-def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str]) -> Any:
+def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str]) -> Conditions:
     """The conditions of labels or prompts, as `begin` takes them. Raises ValueError for those of the other kind."""
     if engine.takes_text and labels:
         raise ValueError(f"labels are not supported for this model, which takes prompts, got {labels[0]!r}")
@@ -315,7 +322,7 @@ def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str])
     return engine.conditions(prompts or labels)
 
 
-def take(conditions: Any, rows: Sequence[int]) -> Any:
+def take(conditions: Conditions, rows: Sequence[int]) -> Conditions:
     """The conditions of samples by number, in turn."""
     if isinstance(conditions, list):
         return [conditions[row % len(conditions)] for row in rows]

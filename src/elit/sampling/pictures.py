@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from elit.config import require
-from elit.files import replacing, write_folder
+from elit.files import Json, replacing, write_folder
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 MOVING = (".gif", ".webp")
@@ -38,7 +37,7 @@ def encode_picture(frames: Sequence[Image.Image], suffix: str, text: str = "") -
         raise ValueError(f"text: {len(text)} characters; a picture holds at most {LONGEST}, of ASCII")
     first, *rest = frames
     kind = FORMATS[suffix.lower()]
-    options: dict[str, Any] = {}
+    options: Json = {}
     if rest:
         options = {"save_all": True, "append_images": rest, "loop": 0, "duration": round(1000 / FRAMES_PER_SECOND)}
     if kind == "JPEG":

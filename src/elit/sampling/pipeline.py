@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from elit.budgets import Budget, Schedule
 from elit.compat import execution_device
 from elit.config import require
+from elit.files import Json
 from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
@@ -74,7 +75,7 @@ class ElitPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        callback_on_step_end: Callable[["ElitPipeline", int, Any, dict[str, Any]], dict[str, Any] | None] | None = None,
+        callback_on_step_end: Callable[["ElitPipeline", int, Any, Json], Json | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from torch import nn
 
 from elit._version import __version__
 from elit.config import require
+from elit.files import Json
+from elit.sampling.engine import Engine
 from elit.sampling.settings import Sampling
 
 
@@ -78,9 +78,9 @@ class PictureRecord:
 KNOWN = {*Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
 
 
-def _subject(settings: Mapping[str, Any]) -> Subject:
+def _subject(settings: Json) -> Subject:
     """Raises ValueError for values of the wrong kind."""
-    values: dict[str, Any] = {each.name: settings[each.name] for each in fields(Subject) if each.name in settings}
+    values: Json = {each.name: settings[each.name] for each in fields(Subject) if each.name in settings}
     for name in ("labels", "prompts"):
         value = values.get(name, ())
         texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
@@ -92,7 +92,7 @@ def _subject(settings: Mapping[str, Any]) -> Subject:
     return Subject(**values)
 
 
-def make_record(engine: Any, sampling: Sampling, subject: Subject, row: int | None = None) -> PictureRecord:
+def make_record(engine: Engine, sampling: Sampling, subject: Subject, row: int | None = None) -> PictureRecord:
     """The record of samples that an engine makes."""
     network = engine.network
     made_with = environment(network.device, compile=getattr(engine, "compile", False))

@@ -2,12 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast, get_args
 
 from elit.budgets import Budget, Schedule, format_budget, is_list, one_schedule, parse_budget, saved_schedule
 from elit.config import require
+from elit.files import Json
 from elit.flow.guidance import Guidance, make_guidance
 
 GuidanceKind = Literal["none", "cfg", "ag", "ccfg"]
@@ -52,12 +53,12 @@ class Sampling:
         for name, valid in (("solver", get_args(Solver)), ("dtype", (None, *get_args(Precision)))):
             require(getattr(self, name) in valid, name, getattr(self, name), f"one of {', '.join(filter(None, valid))}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain values as JSON has them, which `from_dict` reads. Raises ValueError for a budget that is a function."""
         if callable(self.budget):
             raise ValueError("budget must be text to be written, got a function of t")
         several = self.budget if isinstance(self.budget, tuple) else ()
-        guidance: dict[str, Any] = {"guidance": "none"}
+        guidance: Json = {"guidance": "none"}
         if self.guidance is not None:
             guidance = {"guidance": self.guidance.kind, "scale": self.guidance.scale}
             if self.guidance.kind != "cfg":
@@ -77,13 +78,13 @@ class Sampling:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Json) -> Self:
         """From the plain values of a picture, a command, a row of a sweep's table or of a profile, of any version.
 
         Other keys are passed over. Raises ValueError for values of the wrong kind.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        plain = {name: _number(name, given[name], kind) for name, kind in NUMBERS.items() if name in given}
+        plain: Json = {name: _number(name, given[name], kind) for name, kind in NUMBERS.items() if name in given}
         plain |= {name: given[name] for name in ("solver", "dtype") if name in given}
         each = tuple(map(_read_budget, given.get("sample_budgets", ())))
         return cls(budget=_read_schedule(given), sample_budgets=each, guidance=_read_guidance(given), **plain)
@@ -139,7 +140,7 @@ def _read_budget(text: Any) -> Any:
     return parse_budget(text) if isinstance(text, str) and "@" not in text else text
 
 
-def _read_schedule(values: Mapping[str, Any]) -> Schedule:
+def _read_schedule(values: Json) -> Schedule:
     """The budget of a picture, or of a row of a table: there also "all", or "8×4, 16×4" for four steps each."""
     budget, several = values.get("budget"), values.get("step_budgets")
     if several:
@@ -153,7 +154,7 @@ def _read_schedule(values: Mapping[str, Any]) -> Schedule:
     return None if budget == "all" else int(budget) if budget.isdigit() else saved_schedule(budget)
 
 
-def _read_guidance(values: Mapping[str, Any]) -> Guidance | None:
+def _read_guidance(values: Json) -> Guidance | None:
     """The guidance of a picture or a table; rows of a profile call it kind and weak."""
     kind = values.get("guidance", values.get("kind", "none"))
     scale = _number("scale", values.get("scale", 1.5), float)
