@@ -1,6 +1,5 @@
 """The page in headless Chromium, driven by Playwright, with a small network in this process."""
 
-import re
 import shutil
 import threading
 import time
@@ -8,13 +7,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
-import torch
-from conftest import SETTINGS, SIZES
+from conftest import opened
 from serve.service import saved_model, served
 
 from elit.cli.main import main
 from elit.elastic.engine import load_engine
-from elit.models.presets import create_model
 from elit.play.renderer import Renderer
 from elit.play.server import make_app, quiet_gradio
 from elit.play.service import LoadMonitor, ServiceClient
@@ -67,14 +64,8 @@ def page_of(renderer, monitor=None):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    torch.manual_seed(0)
-    sizes = SIZES | {"in_channels": 3, "num_classes": 5, "split": (1, 2, 1), "window": (4, 4), "class_names": NAMES}
-    model = create_model("ELIT-DiT-S/2", **sizes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("page") / "model"
-    model.save_pretrained(folder)
+    opened("elit-dit", in_channels=3, class_names=NAMES).save_pretrained(folder)
     renderer = SlowAtTimes(load_engine(str(folder), device="cpu", dtype="float32"), "float32")
     digits = saved_model(tmp_path_factory.mktemp("watched") / "digits")
     settings = ServiceSettings(model=str(digits), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
@@ -97,8 +88,7 @@ class Visitor:
     """A browser of its own, with the hosts it contacted."""
 
     def __init__(self, browser, address, query="?steps=2"):
-        self.context = browser.new_context(accept_downloads=True)
-        self.page = self.context.new_page()
+        self.page = browser.new_context(accept_downloads=True).new_page()
         self.page.set_default_timeout(60_000)
         self.hosts: set[str] = set()
         self.errors: list[str] = []
@@ -126,28 +116,25 @@ class Visitor:
     def open(self, tab):
         self.page.get_by_role("tab", name=tab).click()
 
+    def gflops(self):
+        return float(self.page.locator("#cost b").first.inner_text().split()[0])
+
     def source(self, where="#picture"):
         return self.page.locator(f"{where} img").get_attribute("src")
-
-    @property
-    def gflops(self):
-        return float(re.search(r"([\d.]+) GFLOPs", self.text("#cost"))[1])
 
 
 @pytest.fixture(scope="module")
 def visitor(browser, address):
-    guest = Visitor(browser, address)
-    yield guest
-    guest.context.close()
+    return Visitor(browser, address)
 
 
 def test_a_smaller_budget_gives_another_picture_for_less(visitor):
-    before, gflops = visitor.source(), visitor.gflops
+    before, gflops = visitor.source(), visitor.gflops()
     assert "budget 16" in visitor.text("#facts")
     visitor.set("#budget", 2)
     visitor.wait("budget 2 ·", "#facts")
     assert visitor.source() != before
-    assert visitor.gflops < 0.8 * gflops
+    assert visitor.gflops() < 0.8 * gflops
     visitor.page.wait_for_url("**budget=2**")
 
 
@@ -218,7 +205,6 @@ def test_invalid_values_are_a_message(visitor):
     visitor.set("#seed", -5)
     visitor.wait("seed must be 0 to", "#facts")
     visitor.set("#seed", 0)
-    visitor.wait("Bag · seed 0", "#facts")
     assert not visitor.page.locator(".error").count()
 
 
@@ -230,34 +216,27 @@ def test_nothing_comes_from_another_host(visitor, address):
 def test_two_browsers_keep_their_own_settings_and_cancel_works(browser, address):
     one = Visitor(browser, address, "?of=Sneaker&seed=5&steps=64&budget=4@0-0.5,16@0.5-1")
     other = Visitor(browser, address, "?of=Bag&seed=7&steps=3&budget=8&guidance=ccfg&scale=2")
-    try:
-        assert "Sneaker · seed 5 · budget 4@0-0.5,16@0.5-1" in one.text("#facts")
-        assert "Bag · seed 7 · budget 8" in other.text("#facts")
-        one.set("#seed", SLOW)
-        one.page.locator(".progress-text, .progress-level").first.wait_for()
-        begin = time.monotonic()
-        one.click("#cancel")
-        other.set("#budget", 1)  # waits for the network until the other's run is gone
-        other.wait("budget 1 ·", "#facts")
-        assert time.monotonic() - begin < 10  # of 13 seconds
-        assert "seed 5" in one.text("#facts")
-        assert "seed 7" in other.text("#facts")
-    finally:
-        one.context.close()
-        other.context.close()
+    assert "Sneaker · seed 5 · budget 4@0-0.5,16@0.5-1" in one.text("#facts")
+    assert "Bag · seed 7 · budget 8" in other.text("#facts")
+    one.set("#seed", SLOW)
+    one.page.locator(".progress-text, .progress-level").first.wait_for()
+    begin = time.monotonic()
+    one.click("#cancel")
+    other.set("#budget", 1)  # waits for the network until the other's run is gone
+    other.wait("budget 1 ·", "#facts")
+    assert time.monotonic() - begin < 10  # of 13 seconds
+    assert "seed 5" in one.text("#facts")
+    assert "seed 7" in other.text("#facts")
 
 
 def test_a_text_model_has_a_prompt(browser):
-    name, sizes = SETTINGS["elit-mmdit"]
-    model = create_model(name, **sizes | {"in_channels": 3}).eval()
-    with page_of(Renderer(NetworkEngine(model, name="texts"))) as address:
+    with page_of(Renderer(NetworkEngine(opened("elit-mmdit", in_channels=3), name="texts"))) as address:
         guest = Visitor(browser, address, "?steps=1&budget=99")  # a budget that it has not
         box = guest.page.get_by_label("Prompt")
         box.fill("a one")
         box.press("Enter")
         guest.wait("a one · seed 0 · budget 16", "#facts")
         guest.page.wait_for_url("**of=a+one**")
-        guest.context.close()
 
 
 def test_files_are_out_of_reach(address):
