@@ -23,8 +23,8 @@ from torch import Tensor
 
 from elit.costs.flops import count_flops
 from elit.elastic.load import load_network
-from elit.evaluate.inspect.attention import Probe, Tick, losses
-from elit.evaluate.inspect.inspection import load_examples
+from elit.evaluate.inspect.attention import Probe, losses
+from elit.evaluate.inspect.inspection import load_probe
 from elit.files import write_text
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
@@ -76,15 +76,13 @@ def tune_schedule(
     draws: int = 4,
     seed: int = 0,
     batch_size: int = 64,
-    tick: Tick | None = None,
 ) -> TunedSchedule:
     """The best monotone schedule, rising or falling over t, whose mean over t keeps to one bound.
 
     x, y: data as the network takes it and its conditions, at least 4 samples; every other one is searched with, the
     rest says what was gained. mean_share: of the latents. mean_gflops: of one evaluation. bins: equal parts of [0, 1];
     steps that are a multiple of them fall into the parts evenly. draws: of noise, per sample and part.
-    tick: called after each of `forwards` forwards. Raises ValueError for a baseline, and for a bound that no budget
-    keeps to.
+    Raises ValueError for a baseline, and for a bound that no budget keeps to.
     """
     budgets = model.budgets
     if len(budgets) < 2:
@@ -102,7 +100,7 @@ def tune_schedule(
         name = "mean_share" if mean_gflops is None else "mean_gflops"
         raise ValueError(f"{name}={bound:g}: the least is {least:.4g}, with {budgets[0]} latents all the way")
 
-    measured = measure_losses(model, make_probe(x, y, bins, draws, seed, batch_size), tick)  # (bins, budgets, B)
+    measured = measure_losses(model, make_probe(x, y, bins, draws, seed, batch_size))  # (bins, budgets, B)
     searched, held_out = measured[..., 0::2].mean(-1).tolist(), measured[..., 1::2].mean(-1)
     indices = best_schedule(searched, costs, most * bins)
     constant = bisect_right(costs, most) - 1
@@ -135,9 +133,9 @@ def make_probe(x: Tensor, y: Condition, bins: int, draws: int, seed: int, batch_
     return Probe(x=x, y=y, times=times, draws=draws, seed=seed, batch_size=batch_size)
 
 
-def measure_losses(model: Transformer, probe: Probe, tick: Tick | None = None) -> Tensor:
+def measure_losses(model: Transformer, probe: Probe) -> Tensor:
     """(T, budgets, B): the flow-matching loss of every time, budget and sample, with the same noise for all budgets."""
-    return torch.stack([losses(model, probe, num_latents, tick) for num_latents in model.budgets], 1)
+    return torch.stack([losses(model, probe, num_latents) for num_latents in model.budgets], 1)
 
 
 def best_schedule(losses: Sequence[Sequence[float]], costs: Sequence[int], most: float) -> list[int]:
@@ -209,11 +207,11 @@ def main(line: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file for the result as JSON")
     args = parser.parse_args(line)
     model, vae = load_network(args.model, vae=args.vae, device=args.device)
-    examples = load_examples(model, args.data, args.count, vae=vae, image_size=args.image_size, seed=args.seed)
+    probe = load_probe(model, args.data, args.count, vae=vae, image_size=args.image_size, seed=args.seed)
     options = {
         name: getattr(args, name) for name in ("mean_share", "mean_gflops", "bins", "draws", "seed", "batch_size")
     }
-    tuned = tune_schedule(model, examples.x, examples.y, **options)
+    tuned = tune_schedule(model, probe.x, probe.y, **options)
     print(f"schedule: {tuned.schedule}")
     print(f"  {tuned.share:.1%} of the latents on average, {tuned.gflops:.4g} GFLOPs an evaluation")
     print(f"  loss {tuned.loss:.6f}; with all latents {tuned.full_loss:.6f}")

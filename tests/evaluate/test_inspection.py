@@ -13,7 +13,7 @@ from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
 from elit.evaluate.inspect.attention import Probe, losses
-from elit.evaluate.inspect.inspection import Examples, as_pictures, inspect_model, load_examples
+from elit.evaluate.inspect.inspection import as_pictures, inspect_model, load_probe
 from elit.evaluate.inspect.page import PICTURES, write_inspection
 from elit.flow.guidance import AG, CCFG
 from elit.sampling.autoencoders import decode
@@ -32,9 +32,9 @@ def elit_model(request):
 
 def inspected(model, setting=SETTING, progress=None, **settings):
     x = torch.randn(4, model.config.in_channels, *model.sample_size, generator=torch.Generator().manual_seed(3))
-    examples = Examples(x, conditions(model, 4), ("a", "b", "a", "a long name that goes on and on"), {"data": "noise"})
-    probe = Probe(x=x, y=examples.y, times=(0.2, 0.8), draws=1, **settings)
-    return probe, inspect_model(model, examples, probe, setting, progress=progress)
+    names, origin = ("a", "b", "a", "a long name that goes on and on"), {"data": "noise"}
+    probe = Probe(x=x, y=conditions(model, 4), times=(0.2, 0.8), draws=1, names=names, origin=origin, **settings)
+    return probe, inspect_model(model, probe, setting, progress=progress)
 
 
 def test_pictures_numbers_and_a_page_are_written(tmp_path):
@@ -105,16 +105,16 @@ def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
         (tmp_path / f"class {i % 2}").mkdir(exist_ok=True)
         pixels = torch.randint(0, 256, (40, 50, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"class {i % 2}" / f"{i}.png")
-    found = load_examples(model, str(tmp_path), 4, vae=vae)
+    found = load_probe(model, str(tmp_path), 4, vae=vae)
     assert found.x.shape == (4, 4, 16, 16)
     assert found.names == ("class 0", "class 0", "class 1", "class 1")
     assert found.y.tolist() == [0, 0, 1, 1]
     shown = as_pictures(found.x, vae)
     assert torch.allclose(shown, decode(vae, found.x).clamp(-1, 1), atol=1e-5)
     with pytest.raises(ValueError, match=r"samples of \(4, 16, 16\) for this model, got \(3, 16, 16\); give vae"):
-        load_examples(model, str(tmp_path), 4)
+        load_probe(model, str(tmp_path), 4)
     with pytest.raises(ValueError, match="cannot encode data of 1 channels"):
-        load_examples(model, "digits", 4, vae=vae)
+        load_probe(model, "digits", 4, vae=vae)
 
 
 def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
@@ -124,7 +124,7 @@ def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
         Image.new("RGB", (32, 32), (50 * i, 0, 99)).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
     source, encoding = open_source(tmp_path / "pictures", captions=False), Encoding(vae="small", image_size=32)
     encode(source, out, vae, encoding)
-    found, again, other = (load_examples(model, str(out), 3, vae=vae, seed=seed) for seed in (0, 0, 1))
+    found, again, other = (load_probe(model, str(out), 3, vae=vae, seed=seed) for seed in (0, 0, 1))
     assert found.origin == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 0}
     assert torch.equal(found.x, again.x)
     moments, labels = LatentSet(out).__getitems__([0, 1, 2])

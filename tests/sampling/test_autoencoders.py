@@ -14,7 +14,7 @@ from elit.data.encode import encode, load_encoder
 from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
-from elit.evaluate.inspect.inspection import load_examples
+from elit.evaluate.inspect.inspection import load_probe
 from elit.evaluate.samples import Sampler
 from elit.sampling.autoencoders import (
     LatentNormalization,
@@ -145,7 +145,7 @@ def test_encoded_sampled_scored_and_looked_at(kind, vae, model, photos, tmp_path
     data = LatentSet(out)
     moments, labels = data.__getitems__(range(6))
     assert data.shape == (4, *model.sample_size)
-    examples = load_examples(model, str(photos), 6, vae=vae)
+    examples = load_probe(model, str(photos), 6, vae=vae)
     torch.testing.assert_close(moments[:, 0], examples.x, atol=5e-3, rtol=5e-3)  # kept in float16
     assert labels.tolist() == examples.y.tolist()
     assert main(["encode", "--inspect", str(out)]) == 0

@@ -11,8 +11,8 @@ from elit.cli.main import check_device, check_output, show_progress
 from elit.cli.sampling import GuidanceArgs
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
-from elit.evaluate.inspect.attention import TIMES, Probe, interface_of
-from elit.evaluate.inspect.inspection import inspect_model, load_examples
+from elit.evaluate.inspect.attention import TIMES, interface_of
+from elit.evaluate.inspect.inspection import inspect_model, load_probe
 from elit.evaluate.inspect.page import CORRELATION, correlation_cells, is_inspection, write_inspection
 from elit.evaluate.report.tables import print_table
 from elit.files import check_new_output, write_folder
@@ -75,13 +75,11 @@ def run(args: Args) -> dict[str, Any]:
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     interface_of(model)
-    examples = load_examples(model, args.data, args.count, vae=vae, image_size=args.image_size, seed=args.seed)
-    probe = Probe(
-        x=examples.x, y=examples.y, times=args.times, draws=args.draws, seed=args.seed, batch_size=args.batch_size
-    )
+    settings = {name: getattr(args, name) for name in ("image_size", "seed", "times", "draws", "batch_size")}
+    probe = load_probe(model, args.data, args.count, vae=vae, **settings)
     sampling = Sampling(steps=args.steps, guidance=args.make_guidance(), seed=args.seed)
     with show_progress("inspecting", 1) as progress:
-        inspection = inspect_model(model, examples, probe, sampling, vae=vae, progress=progress)
+        inspection = inspect_model(model, probe, sampling, vae=vae, progress=progress)
     write_folder(args.out, lambda folder: write_inspection(inspection, folder, str(args.model)))
     if not args.json:
         rows = [correlation_cells(row) for row in inspection.numbers["attention_and_loss"]]

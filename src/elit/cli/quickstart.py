@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from elit.evaluate.pictures import MemoryPictures
 from elit.evaluate.plane import Point
 from elit.evaluate.reference import detect, reference_from
 from elit.evaluate.report.html import Section, write_page
+from elit.evaluate.report.sweep import cells, headings
 from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
@@ -74,12 +75,10 @@ class Args:
 
     def training(self, out: Path) -> TrainConfig:
         """The training run, in the folder `out`."""
-        settings: dict[str, Any] = TRAINING | self.recipe.training | ({"steps": self.steps} if self.steps else {})
-        model = ModelConfig(name=self.recipe.name, **self.recipe.model)
-        config = TrainConfig(
-            out=str(out), model=model, data=self.recipe.data, preview_every=0, seed=self.seed, **settings
-        )
-        return replace(config, checkpoint_every=config.steps)
+        recipe = self.recipe
+        settings: dict[str, Any] = TRAINING | recipe.training | ({"steps": self.steps} if self.steps else {})
+        settings |= {"data": recipe.data, "preview_every": 0, "checkpoint_every": settings["steps"], "seed": self.seed}
+        return TrainConfig(out=str(out), model=ModelConfig(name=recipe.name, **recipe.model), **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ def run(args: Args) -> dict[str, Any]:
     write_folder(args.out, lambda folder: points.extend(run_into(folder, args)))
     results = json.loads((args.out / "results.json").read_text(encoding="utf-8"))
     if not args.json:
-        print_table(headings(args.recipe), list(map(cells, points)))
+        print_table(*table(points))
         print(f"Report: {args.out / 'report.html'}  ({time.perf_counter() - start:.0f} s)")
     return results
 
@@ -201,25 +200,13 @@ def score(model: Transformer, data: ImageSet, detector: ImageDetector, recipe: R
         reference = reference_from(detect(pictures, detector, work), pictures, detector)
         group = MetricGroup(recipe.data, detector, reference, ("fd", "accuracy", *(["steady"] if recipe.clips else [])))
         sampler = Sampler(model, work, conditions=class_conditions(model), chunk=50)
-        return sweep(sampler, settings, [group], count=recipe.samples, out=work, progress=_sampled)[0]
+        return sweep(sampler, settings, [group], count=recipe.samples, out=work)[0]
 
 
-def _sampled(done: int, total: int) -> None:
-    _print(f"sampled {done:,} of {total:,}")
-
-
-def headings(recipe: Recipe) -> tuple[str, ...]:
-    """The columns of `cells`."""
-    kind = "clip" if recipe.clips else "image"
-    columns = ("budget", "latents", "guidance", f"GFLOPs/{kind}", f"ms/{kind}", "FD", "accuracy")
-    return (*columns, "steady") if recipe.clips else columns
-
-
-def cells(point: Point) -> tuple[str, ...]:
-    guidance = point.guidance.upper() if point.guidance != "none" else "none"
-    fd, *shares = point.scores.values()
-    costs = f"{point.gflops:.3f}", f"{point.ms:.2f}"
-    return f"{point.share:.4g}", point.budget, guidance, *costs, f"{fd:.1f}", *(f"{share:.3f}" for share in shares)
+def table(points: list[Point]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows."""
+    metrics = list(points[0].scores)
+    return headings(metrics), [cells(point, metrics) for point in points]
 
 
 def _print(line: str) -> None:
@@ -266,6 +253,7 @@ def write_report(
 ) -> None:
     """report.html: the pictures, the table, and a text for each; `named` is the folder's name in the end."""
     full, guided, clips = points[0].scores, points[1].scores, recipe.clips
+    columns, rows = table(points)
     part = next(point for point in points if point.share <= 0.5)
     saved = 1 - part.gflops / points[0].gflops
     lead = (
@@ -292,8 +280,8 @@ def write_report(
             text=f"{recipe.samples} samples a row, {SAMPLING_STEPS} Euler steps; GFLOPs and milliseconds are for a "
             f"whole {'clip' if clips else 'image'}, all steps and guidance included. Milliseconds were measured on "
             f"this machine.{' Steady: every frame shows the same digit.' if clips else ''}",
-            headings=headings(recipe),
-            rows=list(map(cells, points)),
+            headings=columns,
+            rows=rows,
         ),
         Section(
             title="Attention of the latents",
@@ -316,15 +304,12 @@ def write_report(
 def picture_sections(out: Path, recipe: Recipe) -> list[Section]:
     """The samples: images as they are, clips moving and frame by frame."""
     condition = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit of the label"
-    title = "The same noise at every budget"
     text = f"Rows are budgets, columns {condition}, with CCFG. Only the number of latents changes."
-    if not recipe.clips:
-        return [Section(title=title, text=text, image=out / "samples.png", alt="Generated digits, one row a budget")]
-    frames = "Three of them, their frames side by side."
-    return [
-        Section(title=title, text=text, image=out / "samples.gif", alt="Generated clips, one row a budget"),
-        Section(title="Frame by frame", text=frames, image=out / "samples.png", alt="Frames of generated clips"),
-    ]
+    image, alt = out / ("samples.gif" if recipe.clips else "samples.png"), "Generated samples, one row a budget"
+    first = Section(title="The same noise at every budget", text=text, image=image, alt=alt)
+    frames, alt = "Three of them, their frames side by side.", "Frames of generated clips"
+    still = Section(title="Frame by frame", text=frames, image=out / "samples.png", alt=alt)
+    return [first, still] if recipe.clips else [first]
 
 
 def next_commands(out: Path, recipe: Recipe) -> list[str]:

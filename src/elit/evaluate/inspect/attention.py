@@ -4,10 +4,10 @@ B samples, D draws of noise for each, T times, G groups, n tokens of a group, N 
 J̃ latents kept of a group.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from scipy.stats import rankdata
@@ -22,7 +22,6 @@ from elit.models.transformer import Transformer
 from elit.sampling.noise import seeded_noise
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-Tick = Callable[[], None]
 
 
 def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budget: Budget = None) -> Tensor:
@@ -89,18 +88,17 @@ class Probe:
     seed: int = 0
     batch_size: int = 64
     """Rows in one forward."""
+    names: tuple[str, ...] = ()
+    """Class or caption of each sample."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Origin of the samples, as JSON."""
 
     def __post_init__(self) -> None:
         if len(self.x) < 2 or len(self.y) != len(self.x):
             raise ValueError(f"x and y must have as many rows, at least 2, got {len(self.x)} and {len(self.y)}")
 
-    @property
-    def forwards(self) -> int:
-        """Forwards of one measurement."""
-        return len(self.times) * math.ceil(self.draws * len(self.x) / self.batch_size)
-
     @torch.no_grad()
-    def run(self, model: Transformer, budget: Budget, tick: Tick | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def run(self, model: Transformer, budget: Budget) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Forward after forward: number of the time, samples (b,), their squared errors in group-major tokens (b, N).
 
         A token's error is the mean over its pixels and channels, float32 on the CPU: their mean over tokens is the
@@ -120,8 +118,6 @@ class Probe:
                 if not tokens.isfinite().all():
                     raise FloatingPointError(f"the model's velocity at t = {time:g} is not finite")
                 yield i, samples[rows], tokens
-                if tick:
-                    tick()
 
 
 @dataclass(frozen=True)
@@ -148,16 +144,13 @@ class ReadMaps:
         return rank_correlation(attention, loss).nanmean(-1)
 
 
-def read_maps(model: Transformer, probe: Probe, budget: Budget = None, tick: Tick | None = None) -> ReadMaps:
-    """Read's attention and the flow-matching loss of every sample and time, from the same forwards.
-
-    tick: called after each of `probe.forwards` forwards. Raises ValueError for a baseline.
-    """
+def read_maps(model: Transformer, probe: Probe, budget: Budget = None) -> ReadMaps:
+    """Read's attention and the flow-matching loss of every sample and time. Raises ValueError for a baseline."""
     n = len(interface_of(model).position)
     maps: dict[str, Tensor] = {}
     shape, share = (len(probe.times), len(probe.x)), 1 / probe.draws
     with recorded_attention(model) as recorded:
-        for i, samples, loss in probe.run(model, budget, tick):
+        for i, samples, loss in probe.run(model, budget):
             weights = recorded.pop().mean(1).double().cpu().unflatten(0, (len(samples), -1))  # (b, G, J̃, n)
             for name, value in (("attention", weights.sum(2).flatten(1)), ("loss", loss.double())):
                 total = maps.setdefault(name, torch.zeros(*shape, *value.shape[1:], dtype=torch.float64))
@@ -168,10 +161,10 @@ def read_maps(model: Transformer, probe: Probe, budget: Budget = None, tick: Tic
     return ReadMaps(**maps, tokens_per_group=n)
 
 
-def losses(model: Transformer, probe: Probe, budget: Budget = None, tick: Tick | None = None) -> Tensor:
+def losses(model: Transformer, probe: Probe, budget: Budget = None) -> Tensor:
     """(T, B): flow-matching loss of every sample and time, mean over draws, float64; for any network."""
     total = torch.zeros(len(probe.times), len(probe.x), dtype=torch.float64)
-    for i, samples, tokens in probe.run(model, budget, tick):
+    for i, samples, tokens in probe.run(model, budget):
         total[i].index_add_(0, samples, tokens.mean(1).double() / probe.draws)
     return total
 

@@ -11,11 +11,9 @@ from torch import Tensor
 from elit.budgets import evenly_spaced
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
-from elit.data.images import ImageData
 from elit.data.latents import LatentSet, posterior_sample
 from elit.evaluate.inspect.attention import Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
 from elit.evaluate.recipe import Recipe, describe_autoencoder, device_name, versions
-from elit.models.conditioning import Condition
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode, downsampling, encode_mean
@@ -29,21 +27,7 @@ OWN_STEPS = 20
 MAX_BUDGETS, MAX_SAMPLES = 16, 8
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Some samples of a data set, evenly spaced over it."""
-
-    x: Tensor
-    """(B, C, ...) float32 on the CPU, as the network takes them."""
-    y: Condition
-    """Their conditions, B rows on the CPU."""
-    names: tuple[str, ...]
-    """Class or caption of each."""
-    origin: dict[str, Any]
-    """Their origin, as JSON."""
-
-
-def load_examples(
+def load_probe(
     model: Transformer,
     data: str,
     count: int,
@@ -51,19 +35,24 @@ def load_examples(
     vae: ModelMixin | None = None,
     image_size: int | None = None,
     seed: int = 0,
-) -> Examples:
-    """`count` samples of a data set by name, a folder of images, or one that `elit encode` wrote; or "samples", the
-    model's own.
+    **settings: Any,
+) -> Probe:
+    """A probe of a data set by name, a folder of images, or one that `elit encode` wrote; or of "samples", the model's
+    own.
 
-    vae: the autoencoder that the network was trained in, to encode pictures. image_size: a folder's images are cut to
-    it, default the network's size. seed: of the draw from each latent's posterior.
-    Raises ValueError where the data is missing, too small, or does not fit the network.
+    count: samples, evenly spaced over the data. vae: the autoencoder that the network was trained in, to encode
+    pictures. image_size: a folder's images are cut to it, default the network's size. seed: of all noise. settings: of
+    `Probe`. Raises ValueError where the data is missing, too small, or does not fit the network.
     """
     text = model.takes_text
     if data == "samples":
         if text:
             raise ValueError("data='samples' is not supported for a model that takes text: give data with captions")
-        return _own_samples(model, count, seed)
+        y = torch.arange(count) % model.config.num_classes
+        x = sample(model, y, steps=OWN_STEPS, seed=seed).float().cpu()
+        classes = model.config.get("class_names") or tuple(map(str, range(model.config.num_classes)))
+        origin = {"data": "samples", "steps": OWN_STEPS, "seed": seed}
+        return Probe(x=x, y=y, seed=seed, names=tuple(classes[i] for i in y.tolist()), origin=origin, **settings)
     if image_size is None:
         image_size = model.sample_size[-1] * downsampling(vae)
     # Training opens `data` by its config, which has to name a network with the same kind of condition.
@@ -77,7 +66,13 @@ def load_examples(
         raise ValueError(f"count must be at most {len(images)}, the size of {data!r}, got {count}")
     rows = [i * len(images) // count for i in range(count)]
     batch, labels = images.__getitems__(rows)
-    x = _as_latents(batch, images, vae, seed)
+    x = batch
+    if isinstance(images, LatentSet):
+        x = posterior_sample(batch, seeded_noise(range(seed, seed + count), images.shape))
+    elif vae is not None and batch.shape[1] != 3:
+        raise ValueError(f"cannot encode data of {batch.shape[1]} channels: an autoencoder takes RGB")
+    elif vae is not None:
+        x = torch.cat([encode_mean(vae, part).cpu() for part in batch.split(8)])
     wanted = (model.config.in_channels, *model.sample_size)
     if x.shape[1:] != wanted:
         hint = "; give vae, the autoencoder that it was trained in" if vae is None and x.shape[1] == 3 else ""
@@ -86,16 +81,8 @@ def load_examples(
     y = model.prepare_condition(labels if prompts is None else prompts[labels])
     names = images.classes if prompts is None else images.captions
     origin = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
-    return Examples(x, y, tuple(names[label] for label in labels.tolist()), origin)
-
-
-def _own_samples(model: Transformer, count: int, seed: int) -> Examples:
-    """The model's samples of its classes in turn, at full budget without guidance."""
-    y = torch.arange(count) % model.config.num_classes
-    x = sample(model, y, steps=OWN_STEPS, seed=seed).float().cpu()
-    names = model.config.get("class_names") or tuple(map(str, range(model.config.num_classes)))
-    origin = {"data": "samples", "steps": OWN_STEPS, "seed": seed}
-    return Examples(x, y, tuple(names[label] for label in y.tolist()), origin)
+    of_samples = tuple(names[label] for label in labels.tolist())
+    return Probe(x=x, y=y, seed=seed, names=of_samples, origin=origin, **settings)
 
 
 def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
@@ -118,17 +105,6 @@ def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
         low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
         pictures = 2 * (pictures - low) / (high - low).clamp(min=1e-6) - 1
     return pictures.clamp(-1, 1)
-
-
-def _as_latents(batch: Tensor, images: ImageData, vae: ModelMixin | None, seed: int) -> Tensor:
-    """Rows of a data set as the network takes them: drawn from posteriors, or encoded (their means)."""
-    if isinstance(images, LatentSet):
-        return posterior_sample(batch, seeded_noise(range(seed, seed + len(batch)), images.shape))
-    if vae is None:
-        return batch
-    if batch.shape[1] != 3:
-        raise ValueError(f"cannot encode data of {batch.shape[1]} channels: an autoencoder takes RGB")
-    return torch.cat([encode_mean(vae, part).cpu() for part in batch.split(8)])
 
 
 @dataclass(frozen=True)
@@ -154,50 +130,45 @@ class Inspection:
 
 def inspect_model(
     model: Transformer,
-    examples: Examples,
     probe: Probe,
     sampling: Sampling,
     *,
     vae: ModelMixin | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Measures `examples` through `probe`, which has their x and y, and samples with the same seeds at every budget.
+    """Measures the network on a probe, and samples with the same seeds at every budget.
 
-    sampling: its budget is not used. vae: to decode pictures. progress: called with (forwards and sampled budgets done,
-    in all). Raises ValueError for a baseline.
+    sampling: its budget is not used. vae: to decode pictures. progress: called with (measurements done, in all).
+    Raises ValueError for a baseline.
     """
     budgets = evenly_spaced(model.budgets, MAX_BUDGETS)[::-1]
-    done, total = 0, probe.forwards * (1 + len(model.budgets)) + len(budgets)
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
-
+    measured: dict[int, Tensor] = {}
     # Before the work: some guidance fits no small budget.
     costs = {budget: sampling_flops(model, replace(sampling, budget=budget)) for budget in budgets}
-    read = read_maps(model, probe, tick=tick)
-    by_budget = {budget: losses(model, probe, budget, tick) for budget in model.budgets}
-    rows = [examples.names.index(name) for name in sorted(set(examples.names))][:MAX_SAMPLES]
+    read = read_maps(model, probe)
+    rows = [probe.names.index(name) for name in sorted(set(probe.names))][:MAX_SAMPLES]
     y = probe.y[torch.tensor(rows)]
     samples = {}
-    for budget in budgets:
-        samples[budget] = sample(model, y, replace(sampling, budget=budget), batch_size=probe.batch_size).cpu()
-        tick()
+    for done, budget in enumerate([*model.budgets, *budgets]):
+        if budget not in measured:
+            measured[budget] = losses(model, probe, budget)
+        else:
+            samples[budget] = sample(model, y, replace(sampling, budget=budget), batch_size=probe.batch_size).cpu()
+        if progress:
+            progress(done + 1, len(model.budgets) + len(budgets))
 
     size, full = probe.x.shape[2:], model.budgets[-1]
     maps = {"latents": _first_frame(as_grid(model, read.latents, size))}
     for name in ("attention", "loss"):
         maps[name] = _first_frame(as_grid(model, getattr(read, name).movedim(0, -1), size)).movedim(1, 0)
     numbers = {
-        "made": describe_run(model, examples, probe, sampling, vae),
+        "made": describe_run(model, probe, sampling, vae),
         "attention_and_loss": _attention_and_loss(read, probe.times),
         "maps": {name: maps[name].mean(1).tolist() for name in ("attention", "loss")},
         "budgets": [
             {"latents": budget, "gflops": count_flops(model, sample_size=size, budget=budget) / 1e9}
-            | _increase(loss, by_budget[full])
-            for budget, loss in by_budget.items()
+            | _increase(loss, measured[full])
+            for budget, loss in measured.items()
         ],
         "samples": [
             {
@@ -213,26 +184,21 @@ def inspect_model(
         maps=maps,
         window=model.window(size)[-2:],
         pictures=as_pictures(probe.x, vae),
-        names=examples.names,
+        names=probe.names,
         samples={budget: as_pictures(x, vae) for budget, x in samples.items()},
-        sampled=tuple(examples.names[row] for row in rows),
+        sampled=tuple(probe.names[row] for row in rows),
         numbers=numbers,
     )
 
 
-def describe_run(
-    model: Transformer, examples: Examples, probe: Probe, sampling: Sampling, vae: ModelMixin | None
-) -> Recipe:
+def describe_run(model: Transformer, probe: Probe, sampling: Sampling, vae: ModelMixin | None) -> Recipe:
     """Everything that decides the numbers, as JSON."""
     guidance = None if sampling.guidance is None else dict(vars(sampling.guidance))
     network = {"class": type(model).__name__, "weights": weights_digest(model), "latents": model.budgets[-1]}
     return {
         "model": {"folder": str(model.config.get("_name_or_path", ""))} | network,
-        "examples": examples.origin,
-        "times": list(probe.times),
-        "draws": probe.draws,
-        "seed": probe.seed,
-        "batch_size": probe.batch_size,
+        "examples": probe.origin,
+        **{name: getattr(probe, name) for name in ("times", "draws", "seed", "batch_size")},
         "sampling": {"steps": sampling.steps, "solver": sampling.solver, "shift": sampling.shift, "guidance": guidance},
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device_name(model.device),
