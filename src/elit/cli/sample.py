@@ -225,7 +225,7 @@ def planned(args: Args, engine: Any, batch: int) -> Any:
     if profile is None and args.target_gflops is None:
         cheapest = Sampling(steps=1, budget=model.budgets[0] if model.budgets else None)
         (ms,), _ = time_runs(model, [(cheapest, batch)], compile=args.compile, seconds=0.0)
-        if target.ms is not None and ms > target.ms:
+        if ms > target.limit:
             raise ValueError(f"{target.text}: the least possible here is {ms:.4g} ms, one step with the fewest latents")
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +82,18 @@ def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceS
         raise ValueError(f"model={str(args.model)!r}: an elastified transformer alone; give the folder of its pipeline")
     else:
         budgets = network.budgets
-    given: Json = {field.name: getattr(args, field.name) for field in fields(ServiceSettings)}
-    name, folder = model_name(args.model), args.model.absolute()
-    given["model"] = folder if name == str(args.model) else Path(name)
+    folder = args.model.absolute()
+    service = replace(
+        args,
+        model=folder if model_name(args.model) == str(args.model) else Path(model_name(args.model)),
+        name=args.name or folder.name,
+        device=device,
+        gpus=float(device.startswith("cuda")) if args.gpus is None else args.gpus,
+        profile=args.profile.absolute() if args.profile else None,
+        needs_key=needs_key,
+    )
     if args.threads is None and device == "cpu":
-        given["threads"] = max(1, torch.get_num_threads() // args.replicas)
-    if args.gpus is None:
-        given["gpus"] = float(device.startswith("cuda"))
-    profile = args.profile.absolute() if args.profile else None
-    given |= {"name": args.name or folder.name, "device": device, "profile": profile, "needs_key": needs_key}
-    service = ServiceSettings(**given)
+        service = replace(service, threads=max(1, torch.get_num_threads() // args.replicas))
     service.ladder(budgets)
     if args.steps is None and network is not None:
         from elit.serve.table_ladder import find_ladder

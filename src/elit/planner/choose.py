@@ -64,12 +64,12 @@ def plan(
     network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
-    target = make_target(**targets, batch=batch)
+    target = make_target(batch, **targets)
     if profile is None:
         profile = find_profile(network, folder, dtype, compile=compile)
     elif not isinstance(profile, Profile):
         profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
-    if profile is None and target.ms is not None:
+    if profile is None and target.name == "ms":
         name = folder or "MODEL"
         raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
     where = Path(table) if table is not None else folder and find_table(folder)
@@ -79,7 +79,8 @@ def plan(
     if quality_table is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
-    target = replace(target, margin=profile.margin if profile else 0.0)
+    if profile is not None and target.name == "ms":
+        target = replace(target, margin=profile.margin)
     pricing = Pricing(network, batch, cache, profile)
     measured = measured_plans(quality_table, pricing, guidance) if quality_table else []
     guessed = ladder(network, pricing, guidance)
@@ -91,7 +92,7 @@ def plan(
         if target.met(each):
             return replace(each, words=explain(each, target, [], quality_table, network, note))
     least = min([*measured, *guessed], key=target.cost)
-    unit = "GFLOPs an image" if target.ms is None else f"ms for {batch} image{'s' if batch > 1 else ''}"
+    unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
     raise ValueError(
         f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {least.describe()}"
     )

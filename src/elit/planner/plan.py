@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from elit.config import require
 from elit.models.transformer import Transformer
@@ -32,38 +33,34 @@ class Plan(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A limit on time or on work."""
+    """A limit on the milliseconds of a whole run of a batch, or on the GFLOPs of one image."""
 
-    ms: float | None
-    """Wall-clock of the whole run of a batch."""
-    gflops: float | None
-    """Of one image."""
+    name: Literal["ms", "gflops"]
+    limit: float
     text: str
     """As the user gave it."""
     margin: float = 0.0
     """Share by which times stay below the limit, since predictions are off by it; FLOPs are exact."""
 
     def met(self, plan: Plan) -> bool:
-        return self.cost(plan) * (1 + self.margin if self.gflops is None else 1) <= (self.gflops or self.ms or 0.0)
+        return self.cost(plan) * (1 + self.margin) <= self.limit
 
     def cost(self, plan: Plan) -> float:
-        cost = plan.gflops if self.ms is None else plan.ms
+        cost = plan.gflops if self.name == "gflops" else plan.ms
         assert cost is not None
         return cost
 
 
-def make_target(
-    *, target_ms: float | None, target_gflops: float | None, target_images_per_s: float | None, batch: int
-) -> Target:
+def make_target(batch: int, **targets: float | None) -> Target:
     """The target that is given; a rate is the time of a batch at that rate. Raises ValueError unless there is one."""
-    names = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
-    given = {name: value for name, value in names.items() if value is not None}
+    names = ("target_ms", "target_gflops", "target_images_per_s")
+    given = {name: value for name, value in targets.items() if value is not None}
     if len(given) != 1:
         raise ValueError(f"{', '.join(given) or 'no target'} given; give one of {', '.join(names)}")
     ((name, value),) = given.items()
     require(0 < value < float("inf"), name, value, "a number above 0")
-    ms = target_ms if target_images_per_s is None else 1e3 * batch / target_images_per_s
-    return Target(ms=ms, gflops=target_gflops, text=f"{name}={value:g}")
+    limit = 1e3 * batch / value if name == "target_images_per_s" else value
+    return Target(name="gflops" if name == "target_gflops" else "ms", limit=limit, text=f"{name}={value:g}")
 
 
 def explain(
@@ -75,7 +72,7 @@ def explain(
     """
     images = f"for {plan.batch} images" if plan.batch > 1 else "for an image"
     time = f"{plan.ms:.4g} ms {images}, " if plan.ms is not None else ""
-    room = f", less {target.margin:.0%}, the profile's error" if target.ms is not None and target.margin else ""
+    room = f", less {target.margin:.0%}, the profile's error" if target.margin else ""
     text = f"{plan.describe()}: {time}{plan.gflops:.4g} GFLOPs each (asked: {target.text}{room})."
     if quality is None or plan.quality is None:
         return text + _unknown(plan, quality) + note

@@ -13,7 +13,7 @@ Since every request that was taken can be met, none is overtaken for ever.
 """
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -122,10 +122,10 @@ class Policy:
             self.running.append(starts[-1])
         return starts, refused
 
-    def stepped(self, ms: float | None = None) -> list[Running]:
+    def stepped(self, ms: float) -> list[Running]:
         """Counts a step of `ms`; returns the requests that are done."""
         predicted = self._step_ms(self.running)
-        if ms is not None and predicted > 0:
+        if predicted > 0:
             # A single step may be disturbed by anything: it counts a tenth, and at most 4 times the old value.
             ratio = min(ms / predicted, 4 * self.slowdown)
             self.slowdown = 0.9 * self.slowdown + 0.1 * ratio
@@ -183,14 +183,11 @@ class Policy:
 
     def _highest(self, now: float) -> int:
         """The highest level at which all are met; the lowest where none is."""
-        low, high = 0, self.levels - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._met(now, [(each, each.at(middle)) for each in self.waiting]):
-                low = middle
-            else:
-                high = middle - 1
-        return low
+
+        def missed(level: int) -> bool:
+            return not self._met(now, [(each, each.at(level)) for each in self.waiting])
+
+        return bisect_left(range(1, self.levels), True, key=missed)
 
     def _steady(self, target: int, now: float) -> int:
         """Down at once; up to the level that has been possible for all of the last `hold` seconds."""

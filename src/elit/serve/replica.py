@@ -245,8 +245,6 @@ class Replica:
             "compute_ms": 1e3 * (now - progress.started),
             "batch": sum(progress.batches) / max(1, len(progress.batches)),
             "queue_length": len(self.policy.waiting),
-            "level": self.policy.level,
-            "slowdown": self.policy.slowdown,
             "replica": self.name,
         }
         self._answer(job.id, answer)

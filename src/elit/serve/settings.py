@@ -3,7 +3,7 @@
 import ipaddress
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,7 +118,8 @@ class ServiceSettings:
 
     def to_dict(self) -> Json:
         """All settings as JSON and YAML have them."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(ServiceSettings)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ServiceSettings":
