@@ -165,17 +165,12 @@ def one_schedule(
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"cannot take {' and '.join(given)} at once: give one of them")
-    for name in ("step_budgets", "sample_budgets"):
-        if named[name] is not None and not is_list(named[name]):
-            raise ValueError(f"{name} must be a list of budgets, got {named[name]!r}")
     return budget if step_budgets is None else list(step_budgets)
 
 
 def is_list(value: object) -> bool:
-    """Whether an argument holds several budgets: a sequence, or an array or tensor with one axis."""
-    if value is None or isinstance(value, int | float | str):
-        return False
-    return isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
+    """True for several budgets: a sequence, or an array or tensor with one axis."""
+    return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1
 
 
 def budgets_of_samples(values: Sequence[Budget], count: int, budgets: Sequence[int], name: str) -> list[int | None]:

@@ -1,8 +1,8 @@
-"""Every name that torch, diffusers, accelerate, peft and torch-fidelity call private, or never promised, and we need.
+"""Names that torch, diffusers, accelerate, peft and torch-fidelity call private, or never promised, and we need.
 
-Each has its reason and the version since which it is there. `tests/test_compat.py` asks the installed packages for all
-of them one by one, so that an upgrade which takes one away says which. Nothing else in the library has such a name:
-`tests/test_imports.py` looks.
+Each has its reason and the version that introduced it. `tests/test_compat.py` checks the installed packages for them
+one by one, so that an upgrade which removes one says which. `tests/test_imports.py` checks that no other module of the
+library has such a name.
 """
 
 import dataclasses
@@ -20,33 +20,32 @@ from torch import Tensor, nn
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def fake_tensors(*, mixed: bool = False) -> AbstractContextManager[Any]:
-    """Inside the block tensors have shapes and no content, so that memory is counted and none is taken;
-    mixed: real ones may take part.
+def fake_tensors() -> AbstractContextManager[Any]:
+    """Makes tensors that have shapes and no content, so that memory is counted and none is taken.
 
-    torch 2.0; the public way to them, torch.export, wants a whole graph.
+    torch 2.0; the public way to them, torch.export, needs a whole graph.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode(allow_non_fake_inputs=mixed)
+    return FakeTensorMode()
 
 
 def storage_number(value: Tensor) -> int:
-    """Which storage a tensor lies in, for fake ones too, which have no data_ptr. torch 2.0.
+    """A number of the storage of a tensor, also of a fake one, which has no data_ptr. torch 2.0.
 
-    The number of a storage that is freed may come again.
+    A freed storage's number may come again.
     """
     return value.untyped_storage()._cdata
 
 
 def write_count(value: Tensor) -> int:
-    """How often a tensor was written to in place, except through `.data`. torch 1.0; there is no public way to ask."""
+    """Number of writes to a tensor in place, except through `.data`. torch 1.0; there is no public way."""
     return value._version
 
 
-def lerp_all(targets: list[Tensor], ends: list[Tensor], share: float) -> None:
-    """target += share · (end − target) for all, in a few kernels instead of one each. torch 2.0, as swa_utils does."""
-    torch._foreach_lerp_(targets, ends, share)
+def lerp_all(targets: list[Tensor], sources: list[Tensor], share: float) -> None:
+    """target += share · (source − target) for all, in a few kernels. torch 2.0, as in swa_utils."""
+    torch._foreach_lerp_(targets, sources, share)
 
 
 def copy_all(targets: list[Tensor], sources: list[Tensor], *, non_blocking: bool = False) -> None:
@@ -55,27 +54,27 @@ def copy_all(targets: list[Tensor], sources: list[Tensor], *, non_blocking: bool
 
 
 def whole_graphs_under_ddp() -> AbstractContextManager[Any]:
-    """Inside the block torch.compile does not cut graphs where DDP's buckets end. torch 2.0.
+    """Keeps torch.compile from cutting graphs where DDP's buckets end. torch 2.0.
 
-    Blocks are compiled one by one, so cutting them gains nothing, and a cut inside one is a graph more.
+    Blocks are compiled one by one, so that cuts gain nothing, and a cut inside a block is a graph more.
     """
     return torch._dynamo.config.patch(optimize_ddp=False)
 
 
 LONE_PROCESS = "torch.distributed is disabled"
-"""How torch 2.3 and later warns that one process alone saves or loads a distributed checkpoint."""
+"""The warning of torch 2.3 and later when one process alone saves or loads a distributed checkpoint."""
 
 
 @contextmanager
 def lone_process() -> Iterator[None]:
-    """Inside the block torch does not warn that one process alone saves or loads a distributed checkpoint."""
+    """Silences that warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", LONE_PROCESS)
         yield
 
 
 def refused_global(error: BaseException) -> str | None:
-    """What torch.load(weights_only=True) refused to make, such as "os.system"; None if it failed at something else.
+    """The global that torch.load(weights_only=True) refused, such as "os.system"; None for any other error.
 
     torch 2.4 ("Unsupported global: GLOBAL x") and 2.6; its UnpicklingError has no field for it.
     """
@@ -84,13 +83,13 @@ def refused_global(error: BaseException) -> str | None:
 
 
 DEAD_WORKER = "DataLoader worker (pid"
-"""How torch 1.0 and later begins the RuntimeError for a loader process that is gone."""
+"""Start of torch's RuntimeError for a loader process that has died. torch 1.0."""
 CAUGHT = "Caught"
-"""How torch 1.1 and later begins what it raises for an error inside a loader process, which lives on."""
+"""Start of torch's message for an error inside a loader process, which lives on. torch 1.1."""
 
 
 def is_dead_worker(error: BaseException) -> bool:
-    """Whether a loader process is gone, by its silence or by a tensor that nobody hands over any more."""
+    """True if a loader process has died: it is silent, or a tensor that it shared is gone."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(DEAD_WORKER)
     return not str(error).startswith(CAUGHT)
@@ -99,37 +98,37 @@ def is_dead_worker(error: BaseException) -> bool:
 # --- diffusers -------------------------------------------------------------------------------------------------------
 
 NO_FLOAT32_MODULES = "that should be kept in float32: []"
-"""In what diffusers 0.42 warns of when a network is cast to a dtype, modules to be kept in float32 or none."""
+"""Part of diffusers' warning when a network without modules to keep in float32 is cast. diffusers 0.42."""
 
 
 @contextmanager
 def quiet_cast() -> Iterator[None]:
-    """Inside the block diffusers does not warn that a cast leaves out modules of which there are none."""
+    """Silences that warning."""
     logger = logging.getLogger("diffusers.models.modeling_utils")
 
-    def says_something(record: logging.LogRecord) -> bool:
+    def wanted(record: logging.LogRecord) -> bool:
         return NO_FLOAT32_MODULES not in record.getMessage()
 
-    logger.addFilter(says_something)
+    logger.addFilter(wanted)
     try:
         yield
     finally:
-        logger.removeFilter(says_something)
+        logger.removeFilter(wanted)
 
 
 CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
-"""Where a diffusers model keeps what its forward runs blocks through in training. diffusers 0.32."""
+"""Attribute of a diffusers model: the function through which its forward runs blocks in training. diffusers 0.32."""
 
 
 def checkpoint_block(model: nn.Module, block: nn.Module, *inputs: Any) -> Any:
-    """`block(*inputs)`, run again in the backward pass as the model's `enable_gradient_checkpointing` says."""
+    """`block(*inputs)`, recomputed in the backward pass as the model's `enable_gradient_checkpointing` sets."""
     return getattr(model, CHECKPOINT_FUNCTION)(block, *inputs)
 
 
 def checkpointing_through(wrap: Callable[..., Any]) -> property:
-    """A property to stand under `CHECKPOINT_FUNCTION` in a model's subclass.
+    """A property for `CHECKPOINT_FUNCTION` in a model's subclass.
 
-    What diffusers sets is kept; its forward gets a function that calls wrap(what was set, block, *inputs).
+    It keeps the function that diffusers sets, and gives its forward one that calls wrap(function, block, *inputs).
     """
 
     def get(model: nn.Module) -> Callable[..., Any]:
@@ -142,7 +141,7 @@ def checkpointing_through(wrap: Callable[..., Any]) -> property:
 
 
 def register_block_like(subclass: type, kind: type) -> None:
-    """Has diffusers' caches treat blocks of class `subclass` as those of `kind`, which they look up by class.
+    """Makes diffusers' caches treat blocks of class `subclass` as those of `kind`; they look blocks up by class.
 
     diffusers 0.35; its register functions are for a package's own blocks, and the registry fills on first use.
     """
@@ -155,7 +154,7 @@ def register_block_like(subclass: type, kind: type) -> None:
 
 
 def execution_device(pipeline: Any) -> torch.device:
-    """Where a pipeline computes, its offloading considered. diffusers 0.10; its own pipelines ask the same way."""
+    """The device that a pipeline computes on, offloading included. diffusers 0.10; its own pipelines use it."""
     return pipeline._execution_device
 
 
@@ -175,7 +174,7 @@ def forget_precision() -> None:
 # --- peft ------------------------------------------------------------------------------------------------------------
 
 LORA_WEIGHT, WRAPPED_LAYER = "lora_", ".base_layer."
-"""What the names of LoRA's weights hold, and those of the weights it wraps. peft 0.5; diffusers relies on both."""
+"""Parts of the names of LoRA's weights, and of the weights it wraps. peft 0.5; diffusers relies on both."""
 
 # --- torch-fidelity --------------------------------------------------------------------------------------------------
 
