@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -172,7 +170,7 @@ def test_a_resumed_run_knows_its_data(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     pictures(Path("data"), "a/0.png", "a/1.png", "b/0.png")
     Path("data/[red] boat.txt").write_text("")
-    settings = {"image_size": 8, "keep_last": 9}
+    settings = {"image_size": 8, "workers": 1}
     train(tiny(Path("run"), data="data", steps=1, **settings))
     assert "not taken: 1 .txt files, '[red] boat.txt' for one" in capfd.readouterr().err
     train(tiny(Path("run"), data="./data", steps=2, resume=True, **settings))
@@ -334,30 +332,6 @@ def test_loader_processes_that_keep_dying_stop_the_run():
     feed = Feed(Deadly(None), sampler(), workers=1, device=torch.device("cpu"), say=lambda line: None)
     with pytest.raises(ChildProcessError, match=r"loader processes died 3 times in a row.*give fewer workers"):
         list(itertools.islice(feed, 12))
-
-
-@pytest.mark.usefixtures("_looks_often")
-def test_a_run_survives_a_dead_loader_process(tmp_path, capfd):
-    """A worker of a real run killed in its middle; the losses are those of a run without workers."""
-    train(tiny(tmp_path / "alone", steps=40, log_every=1))
-    stop = threading.Event()
-
-    def kill_one():
-        while not stop.is_set():
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            done = tmp_path / "run" / "metrics.jsonl"
-            if children and done.is_file() and len(done.read_bytes().splitlines()) > 5:
-                os.kill(int(children[-1]), signal.SIGKILL)
-                return
-            time.sleep(0.002)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    train(tiny(tmp_path / "run", steps=40, workers=1, log_every=1))
-    stop.set()
-    killer.join()
-    assert "started a new loader at the same batch" in capfd.readouterr().err
-    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):

@@ -221,20 +221,6 @@ def test_the_averaged_weights_are_saved(tmp_path):
     assert equal(middle, ends[0.9999])
 
 
-def test_a_folder_of_images_trains(tmp_path, capfd):
-    for name in ("a", "b"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(4):
-            Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
-    (tmp_path / "data" / "a" / "broken.png").write_text("no image")
-    settings = {"data": str(tmp_path / "data"), "image_size": 8, "workers": 1}
-    with pytest.raises(ValueError, match=r"cannot read '.*broken\.png'"):
-        train(tiny(tmp_path / "run", **settings))
-    model = train(tiny(tmp_path / "run", **settings, skip_unreadable=True))
-    assert "left out 1 unreadable images" in capfd.readouterr().err
-    assert (model.config.in_channels, model.config.num_classes) == (3, 2)
-
-
 def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
     config = tiny(tmp_path, batch_size=4096, class_dropout=0.1)
     settings = {"moments": True, "drop_condition": lambda y, dropped: y, "autocast": nullcontext}

@@ -152,7 +152,9 @@ class Termination:
             self.before = {number: signal.signal(number, self._notice) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.question is not None and kind in (None, SystemExit):
+            self.question[1].wait()  # a process that has gone would leave the other waiting for its answer
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
