@@ -148,7 +148,6 @@ def test_a_download_is_made_again_byte_for_byte(visitor, tmp_path):
 
 def test_compare(visitor):
     visitor.open("Compare")
-    visitor.click("#compare")
     visitor.wait("budget 16", "#compared")
     visitor.page.wait_for_selector("#slider img")
     visitor.page.wait_for_selector("#apart img")
@@ -159,7 +158,6 @@ def test_compare(visitor):
 
 def test_inspect_a_latent(visitor):
     visitor.open("Inside")
-    visitor.click("#look")
     visitor.wait("Latent 1 of 2", "#looked")
     first = visitor.source("#overlay")
     visitor.set("#latent", 2)

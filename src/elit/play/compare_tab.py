@@ -12,11 +12,12 @@ from elit.play.pictures import difference, enlarge
 from elit.play.playground import PROGRESS, RUN, Options, Playground, report_errors
 from elit.play.renderer import Picture
 from elit.play.style import describe_picture, facts_html
+from elit.sampling.engine import NetworkEngine
 
 MAX_PICTURES = 16
 
 
-def build_compare(play: Playground, controls: Controls) -> None:
+def build_compare(play: Playground, controls: Controls, tab: gr.Tab) -> None:
     budgets = play.engine.budgets
     low, high = budgets[0], budgets[-1]
     latents: Options = {"minimum": low, "maximum": high, "step": low}
@@ -63,8 +64,9 @@ def build_compare(play: Playground, controls: Controls) -> None:
         return {gallery: frames}
 
     inputs, outputs = [first, second, *controls.values], [slider, apart, facts]
+    starts = [tab.select, compare.click] if isinstance(play.engine, NetworkEngine) else [compare.click]
     events: list[Any] = [
-        compare.click(compare_two, inputs, outputs, show_progress_on=[facts], **RUN),
+        gr.on(starts, compare_two, inputs, outputs, show_progress_on=[facts], **RUN),
         strip.click(draw_all, controls.values, [gallery, facts], **RUN),
     ]
     controls.cancel.click(None, cancels=events, api_visibility="private")

@@ -15,7 +15,7 @@ Held = tuple[list[float], Tensor, Image.Image]
 """Times, attention maps, the picture."""
 
 
-def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, present: gr.State) -> None:
+def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, tab: gr.Tab, present: gr.State) -> None:
     maps = gr.State(None)
     inspect = gr.Button("Inspect this picture", variant="primary", elem_id="look")
     with gr.Row():
@@ -54,7 +54,8 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, pr
         sliders = gr.Slider(maximum=weights.shape[1], value=1), gr.Slider(maximum=max(2, len(times)), value=middle)
         return held, *sliders, *show(held, 1, middle), states
 
-    event = inspect.click(inspect_picture, present, [maps, latent, step, image, caption, frames], **RUN)
+    starts = [tab.select, inspect.click]
+    event = gr.on(starts, inspect_picture, present, [maps, latent, step, image, caption, frames], **RUN)
     moved = [latent.input, step.input]
     gr.on(moved, show, [maps, latent, step], [image, caption], trigger_mode="always_last", **HIDDEN)
     controls.cancel.click(None, cancels=[event], api_visibility="private")

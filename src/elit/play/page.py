@@ -40,14 +40,14 @@ def build_page(renderer: Renderer, monitor: "LoadMonitor | None" = None) -> gr.B
                 with gr.Tab("Dial"):
                     build_draw(page, play, controls, present)
                 if play.engine.budgets:
-                    with gr.Tab("Compare"):
-                        build_compare(play, controls)
+                    with gr.Tab("Compare") as tab:
+                        build_compare(play, controls, tab)
                 if isinstance(play.engine, NetworkEngine):
-                    with gr.Tab("Plane") as plane:
-                        build_plane(play, controls, plane, present)
+                    with gr.Tab("Plane") as tab:
+                        build_plane(play, controls, tab, present)
                     if play.engine.network.latent_interface is not None:
-                        with gr.Tab("Inside"):
-                            build_inside(play, play.engine, controls, present)
+                        with gr.Tab("Inside") as tab:
+                            build_inside(play, play.engine, controls, tab, present)
                 if monitor is not None:
                     from elit.play.load_tab import build_load  # needs the extra serve
 

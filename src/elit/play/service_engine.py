@@ -68,7 +68,6 @@ class ServiceEngine:
         negatives: Sequence[str] = (),
     ) -> "ServiceRun":
         """A run of one picture. Raises ValueError for what the service does not take."""
-        self.conditions(conditions)
         self.gflops(sampling)
         guidance = sampling.guidance
         body: Json = {"prompt": conditions[0], "seed": seeds[0], "num_inference_steps": sampling.steps}

@@ -6,10 +6,8 @@ import gradio as gr
 
 from elit.play.renderer import Cost, Picture
 
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
-MONOSPACED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-
 CSS = """
+html { scrollbar-gutter: stable; }
 :root { --color-accent: #4f46e5; } .dark { --color-accent: #a5b4fc; }
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 .head h1 { font-size: 1.5rem; margin: 0; font-weight: 650; }
@@ -52,7 +50,7 @@ CSS = """
 
 def theme() -> gr.themes.Base:
     """Gradio's default theme with fonts of the visitor's own machine."""
-    default = gr.themes.Default(primary_hue="indigo", font=list(FONTS), font_mono=list(MONOSPACED))
+    default = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
     return default.set(button_primary_background_fill="*primary_600", **contrast)
 
