@@ -123,7 +123,7 @@ def test_a_baseline_has_no_budgets(capsys, workplace):
     line = ("plain", *SCORED, "--steps", "1", "2", "--out", "baseline", "--json")
     code, out, err = run(capsys, *line)
     assert (code, out) == (2, "")
-    assert "this model has no latent interface; use CFG" in err
+    assert "guidance must be cfg for a model without a latent interface" in err
     code, out, _ = run(capsys, *line, "--guidance", "none", "cfg")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["points"] == 4

@@ -91,7 +91,7 @@ def test_what_is_constant_has_no_correlation(tmp_path):
 
 def test_guidance_that_fits_no_small_budget_is_refused_before_the_work():
     ticks = []
-    with pytest.raises(ValueError, match="guidance ag: its budget 4 is the main branch's"):
+    with pytest.raises(ValueError, match="guidance_budget must be below the main branch's for ag, got 4"):
         inspected(opened("elit-dit"), Sampling(steps=2, guidance=AG(2.0, 4)), progress=lambda *_: ticks.append(1))
     assert not ticks
     assert inspected(opened("elit-dit"), Sampling(steps=2, guidance=CCFG(2.0, 4)))[1].numbers["made"]["sampling"][

@@ -43,13 +43,13 @@ def test_interval():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CFG(-1.0), "guidance scale=-1.0"),
-        (lambda: CFG(float("nan")), "guidance scale=nan"),
+        (lambda: CFG(-1.0), "guidance scale must be at least 0, got -1.0"),
+        (lambda: CFG(float("nan")), "guidance scale must be at least 0, got nan"),
         (lambda: CFG(2.0, interval=(0.5, 0.2)), "guidance interval"),
         (lambda: CFG(2.0, interval=(0.0, 1.2)), "guidance interval"),
-        (lambda: guided(AG(2.0, 8), budget=4), "its budget 8 is above the main branch's 4"),
+        (lambda: guided(AG(2.0, 8), budget=4), "guidance_budget must be at most the main branch's 4 for ag, got 8"),
         (lambda: guided(CCFG(2.0, 17)), "budget must be .*, got 17"),
-        (lambda: branches(CCFG(2.0, 1), 0.5, None, ()), "no latent interface; use CFG"),
+        (lambda: branches(CCFG(2.0, 1), 0.5, None, ()), "guidance must be cfg for a model without a latent interface"),
     ],
 )
 def test_bad_guidance_is_named(make, message):
@@ -62,5 +62,5 @@ def test_guidance_by_name_is_that_of_the_function():
     assert make_guidance("cfg", 2.0, 1, (0.2, 0.8)) == CFG(2.0, interval=(0.2, 0.8))
     assert make_guidance("ag", 2.0, "4") == AG(2.0, 4)
     assert make_guidance("ccfg", 2.0, "25%") == CCFG(2.0, 0.25)
-    with pytest.raises(ValueError, match="guidance='pag': give one of none, cfg, ag, ccfg"):
+    with pytest.raises(ValueError, match="guidance must be one of none, cfg, ag, ccfg, got 'pag'"):
         make_guidance("pag", 2.0)

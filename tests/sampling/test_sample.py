@@ -53,7 +53,10 @@ def test_costs_of_a_budget_a_sample_are_the_mean():
         ({"sample_budgets": [16, 1, 17]}, "budget must be .* got 17"),
         ({"sample_budgets": [4] * 3, "step_budgets": [4] * 3}, "cannot take step_budgets and sample_budgets at once"),
         ({"sample_budgets": [4] * 3, "budget": 4}, "cannot take budget and sample_budgets at once"),
-        ({"sample_budgets": [16, 4, 1], "guidance": elit.AG(2.0, 2)}, "guidance ag: its budget 2 is above .* 1"),
+        (
+            {"sample_budgets": [16, 4, 1], "guidance": elit.AG(2.0, 2)},
+            "guidance_budget must be at most .* 1 for ag",
+        ),
     ],
 )
 def test_a_list_has_one_meaning(settings, message):
@@ -113,11 +116,11 @@ def test_sampling_flops_add_up_the_branches():
         ({"shift": 0.0}, r"shift must be above 0, got 0\.0"),
         ({"cache": -0.1}, r"cache must be at least 0, got -0\.1"),
         ({"cache": 0.1, "solver": "heun"}, "cache=0.1 is not supported for 'heun'"),
-        ({"guidance": elit.AG(2.0, 9), "budget": 8}, "above the main branch's 8"),
-        ({"guidance": elit.AG(2.0, 8), "budget": 8}, "guidance ag: its budget 8 is the main branch's"),
+        ({"guidance": elit.AG(2.0, 9), "budget": 8}, "at most the main branch's 8 for ag, got 9"),
+        ({"guidance": elit.AG(2.0, 8), "budget": 8}, "guidance_budget must be below the main branch's for ag, got 8"),
         (
             {"guidance": elit.CFG(2.0, interval=(0.1, 0.2)), "steps": 4},
-            "no step falls into it; steps begin at t = 0, 0.25",
+            "guidance interval must be around the t of a step, one of 0, 0.25",
         ),
     ],
 )

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from elit.arguments import real_number, shortened
 from elit.budgets import Budget, parse_budget, resolve_budget
+from elit.config import require
 
-if TYPE_CHECKING:  # what only names a guidance does without torch
+if TYPE_CHECKING:  # naming a guidance needs no torch
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """What the weak branch drops, the class and/or latents; built by `CFG`, `AG` and `CCFG`."""
+    """A weak branch without the class and/or with fewer latents; built by `CFG`, `AG` and `CCFG`."""
 
     kind: str
     scale: float
@@ -31,17 +31,10 @@ class Guidance:
     """Guidance acts at times low <= t <= high; elsewhere only the main branch runs."""
 
     def __post_init__(self) -> None:
-        scale = real_number("guidance scale", self.scale, least=0)
-        # A scalar of numpy or torch, or a whole number that torch has no room for.
-        if not isinstance(self.scale, int | float) or scale > 1 << 53:
-            object.__setattr__(self, "scale", scale)
-        try:
-            low, high = (real_number("guidance interval", each) for each in self.interval)
-        except (TypeError, ValueError):
-            low, high = 1.0, 0.0
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance interval={shortened(self.interval)}: need 0 <= low <= high <= 1")
-        object.__setattr__(self, "interval", (low, high))
+        low, high = self.interval
+        require(0 <= self.scale < float("inf"), "guidance scale", self.scale, "at least 0")
+        require(0 <= low <= high <= 1, "guidance interval", (low, high), "two times in order, between 0 and 1")
+        object.__setattr__(self, "interval", (float(low), float(high)))
 
     def active(self, t: float) -> bool:
         # With a tolerance: 1 − 0.7, a time counted from the other end, must not miss 0.3 by a rounding error.
@@ -51,11 +44,10 @@ class Guidance:
         """J̃_w beside a main branch that keeps `budget` latents. Raises ValueError where it cannot be."""
         if self.kind == "cfg":
             return budget
-        if not budgets:
-            raise ValueError(f"guidance {self.kind}: this model has no latent interface; use CFG")
+        require(bool(budgets), "guidance", self.kind, "cfg for a model without a latent interface")
         weak = resolve_budget(self.budget, budgets)
-        if self.kind == "ag" and weak is not None and budget is not None and weak > budget:
-            raise ValueError(f"guidance ag: its budget {weak} is above the main branch's {budget}; give at most that")
+        if self.kind == "ag" and weak is not None and budget is not None:
+            require(weak <= budget, "guidance_budget", weak, f"at most the main branch's {budget} for ag")
         return weak
 
 
@@ -64,7 +56,7 @@ def CFG(scale: float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance
 
     scale: w = λ + 1 of the paper, no unit; 1.0 = off, and "+G" in its tables is 1.25. interval: the times (low, high),
     0 = noise, 1 = data, between which it acts; elsewhere the conditional branch runs alone.
-    Raises ValueError for a scale below 0 and for an interval that is none.
+    Raises ValueError for a scale below 0 and for an invalid interval.
     """
     return Guidance(kind="cfg", scale=scale, drop_class=True, interval=interval)
 
@@ -83,8 +75,7 @@ def CCFG(scale: float, budget: Budget | str, *, interval: tuple[float, float] = 
     """Cheap CFG: v = G(x|∅; J̃_w) + scale · (G(x|c; J̃) − G(x|∅; J̃_w)) (paper section 4).
 
     The second branch drops the class and has fewer latents: at the smallest budget it costs about a third less than
-    `CFG`. budget: J̃_w, as any budget: latents per group (int), a share of them (float), or either as text. scale,
-    interval: as in `CFG`. Raises ValueError as `CFG`; a budget that does not fit the network, when it is sampled.
+    `CFG`. budget, scale, interval: as in `AG`, but for a budget of any size. Raises ValueError as `AG`.
     """
     return Guidance(kind="ccfg", scale=scale, drop_class=True, budget=budget, interval=interval)
 
@@ -96,12 +87,9 @@ def make_guidance(
     kind: str, scale: float, budget: Budget | str = None, interval: tuple[float, float] = (0.0, 1.0)
 ) -> Guidance | None:
     """`CFG`, `AG` or `CCFG` by name, None for "none"; the budget of CFG is ignored. Raises ValueError."""
-    if kind not in KINDS:
-        raise ValueError(f"guidance={kind!r}: give one of {', '.join(KINDS)}")
-    if kind == "none":
-        return None
-    if kind == "cfg":
-        return CFG(scale, interval=interval)
+    require(kind in KINDS, "guidance", kind, f"one of {', '.join(KINDS)}")
+    if kind in ("none", "cfg"):
+        return CFG(scale, interval=interval) if kind == "cfg" else None
     weak = parse_budget(budget) if isinstance(budget, str) else budget
     return {"ag": AG, "ccfg": CCFG}[kind](scale, weak, interval=interval)
 
@@ -114,7 +102,7 @@ class Branch(NamedTuple):
 
 
 def branches(guidance: Guidance | None, t: float, budget: int | None, budgets: Sequence[int]) -> list[Branch]:
-    """What has to be evaluated at time t: the main branch, and the weak one where guidance acts."""
+    """The branches to evaluate at time t: the main one, and the weak one where guidance acts."""
     main = Branch(False, budget)
     if guidance is None or not guidance.active(t):
         return [main]

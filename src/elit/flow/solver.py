@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from elit.config import require
 from elit.flow.path import shift_time
 
 Solution = Generator[tuple[Tensor, float, int], Tensor, Tensor]
@@ -17,10 +18,8 @@ Solution = Generator[tuple[Tensor, float, int], Tensor, Tensor]
 
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     """steps + 1 times from 0 to 1, even before `shift_time`. Raises ValueError for steps < 1 or shift <= 0."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 0 < shift < float("inf"):
-        raise ValueError(f"shift must be above 0, got {shift}")
+    require(steps >= 1, "steps", steps, "at least 1")
+    require(0 < shift < float("inf"), "shift", shift, "above 0")
     return [shift_time(i / steps, shift) for i in range(steps + 1)]
 
 
@@ -43,12 +42,6 @@ def heun(x: Tensor, times: Sequence[float]) -> Solution:
 
 
 SOLVERS = {"euler": euler, "heun": heun}
-
-
-def get_solver(name: str) -> Callable[[Tensor, Sequence[float]], Solution]:
-    if name not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {name!r}")
-    return SOLVERS[name]
 
 
 def solve(solution: Solution, velocity: Callable[[Tensor, float, int], Tensor]) -> Tensor:

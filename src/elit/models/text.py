@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from elit.arguments import whole_number
+from elit.config import require
 from elit.files import replacing
 from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
 from elit.models.saved import quiet_loading
@@ -39,7 +39,8 @@ class TextEncoder:
             raise ValueError(
                 f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
             ) from None
-        name, length = str(name), whole_number("length", length, 1)
+        name = str(name)
+        require(length >= 1, "length", length, "at least 1")
         try:
             with quiet_loading():
                 config = AutoConfig.from_pretrained(name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from elit.budgets import budgets_of_samples, equal_parts
 from elit.config import require
 from elit.flow.guidance import Branch, guided_velocity
-from elit.flow.solver import get_solver, time_grid
+from elit.flow.solver import SOLVERS, time_grid
 from elit.models.conditioning import Condition, Text, concatenate
 from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer, joined
@@ -140,7 +140,7 @@ class NetworkRun(Run):
         self.null = model.without_condition(self.y)
         self.velocity: Tensor | None = None
         """That of the last evaluation."""
-        self._solution = get_solver(sampling.solver)(x.to(model.device, torch.float32), times)
+        self._solution = SOLVERS[sampling.solver](x.to(model.device, torch.float32), times)
         self.x, self.t, _ = next(self._solution)
         """The state (B, C, ...), and its time."""
 

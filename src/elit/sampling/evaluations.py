@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from elit.budgets import schedule_budgets
+from elit.config import require
 from elit.costs.flops import count_flops, shared_flops
 from elit.flow.guidance import Branch, Guidance, branches
 from elit.flow.solver import time_grid
@@ -47,14 +48,11 @@ def _check_guidance(guidance: Guidance | None, plan: Evaluations) -> None:
         return
     evaluated = [(t, branches) for step in plan for t, branches in step.items()]
     guided = [branches for _, branches in evaluated if len(branches) > 1]
-    if not guided:
-        times = ", ".join(f"{t:.3g}" for t, _ in evaluated[:4]) + (", ..." if len(evaluated) > 4 else "")
-        raise ValueError(f"guidance interval={guidance.interval}: no step falls into it; steps begin at t = {times}")
-    if all(main == weak for main, weak in guided):
-        raise ValueError(
-            f"guidance {guidance.kind}: its budget {guided[0][1].budget} is the main branch's, so that both are the "
-            "same; give fewer latents"
-        )
+    times = ", ".join(f"{t:.3g}" for t, _ in evaluated[:4]) + (", ..." if len(evaluated) > 4 else "")
+    require(bool(guided), "guidance interval", guidance.interval, f"around the t of a step, one of {times}")
+    weak = guided[0][1].budget
+    different = any(main != weak for main, weak in guided)
+    require(different, "guidance_budget", weak, f"below the main branch's for {guidance.kind}")
 
 
 @torch.no_grad()
