@@ -78,8 +78,8 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
         ("sample model --target-ms 0.0001", "target_ms=0.0001: the least possible here is"),
         ("sample model --target-gflops -1", "target_gflops"),
         ("sample model --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
-        ("sample model --target-ms 100 --steps 8", "target_ms, steps: a target plans budget, "),
-        ("sample model --target-gflops 1 --budget 0.5", "target_gflops, budget: a target plans"),
+        ("sample model --target-ms 100 --steps 8", "cannot use steps with a target"),
+        ("sample model --target-gflops 1 --budget 0.5", "cannot use budget with a target"),
     ],
 )
 def test_mistakes_are_one_line(capsys, workplace, line, message):
