@@ -20,7 +20,7 @@ from elit.elastic.load import load_network
 from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.plane import write_table
 from elit.evaluate.reference import FASHION_REFERENCE, load_reference
-from elit.evaluate.report.card import write_card
+from elit.evaluate.report.sweep import write_card
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
 from elit.evaluate.sweep import make_settings, sweep

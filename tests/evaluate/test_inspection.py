@@ -13,8 +13,7 @@ from elit.data.encoding import Encoding
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
 from elit.evaluate.inspect.attention import Probe, losses
-from elit.evaluate.inspect.inspection import as_pictures, inspect_model, load_probe
-from elit.evaluate.inspect.page import PICTURES, write_inspection
+from elit.evaluate.inspect.inspection import PICTURES, as_pictures, inspect_model, load_probe, write_inspection
 from elit.flow.guidance import AG, CCFG
 from elit.sampling.autoencoders import decode
 from elit.sampling.sample import sample, seeded_noise

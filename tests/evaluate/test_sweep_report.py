@@ -10,8 +10,15 @@ from PIL import Image
 
 from elit.evaluate.plane import Point, best, degradations, front_of
 from elit.evaluate.plots import at_best_scale, budgets_of
-from elit.evaluate.report.card import MARK, card_points, pipeline_tag, write_card
-from elit.evaluate.report.sweep import command, describe, write_sweep_report
+from elit.evaluate.report.sweep import (
+    MARK,
+    card_points,
+    command,
+    describe,
+    pipeline_tag,
+    write_card,
+    write_sweep_report,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,7 @@ from elit.data.builtin import is_named
 from elit.evaluate.chunks import Share
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
 from elit.evaluate.reference import detect, reference_from, save_reference
-from elit.evaluate.score import MetricGroup, Result, score, score_path
-from elit.evaluate.scoring import FIELD_COUNT, Scoring
+from elit.evaluate.score import FIELD_COUNT, MetricGroup, Result, Scoring, score, score_path
 from elit.files import check_new_output, leaving_nothing
 
 

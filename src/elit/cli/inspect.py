@@ -12,8 +12,14 @@ from elit.cli.sampling import GuidanceArgs
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate.inspect.attention import TIMES, interface_of
-from elit.evaluate.inspect.inspection import inspect_model, load_probe
-from elit.evaluate.inspect.page import CORRELATION, correlation_cells, is_inspection, write_inspection
+from elit.evaluate.inspect.inspection import (
+    CORRELATION,
+    correlation_cells,
+    inspect_model,
+    is_inspection,
+    load_probe,
+    write_inspection,
+)
 from elit.evaluate.report.tables import print_table
 from elit.files import check_new_output, write_folder
 from elit.sampling.settings import Precision, Sampling

@@ -15,12 +15,10 @@ from elit.cli.sampling import check_guidance_is_used
 from elit.config import require, require_counts
 from elit.evaluate.chunks import Share
 from elit.evaluate.plane import Point, front_of, write_table
-from elit.evaluate.report.card import write_card
-from elit.evaluate.report.sweep import cells, headings, write_sweep_report
+from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
 from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler, SampleSet
-from elit.evaluate.score import MetricGroup, possible_metrics
-from elit.evaluate.scoring import FIELD_COUNT, Scoring
+from elit.evaluate.score import FIELD_COUNT, MetricGroup, Scoring, possible_metrics
 from elit.evaluate.sweep import make_settings, sweep
 from elit.files import check_new_output, check_writable, leaving_nothing
 from elit.flow.guidance import make_guidance
