@@ -41,21 +41,14 @@ def run(args: Args) -> dict[str, object]:
     extras = {name: util.find_spec(module) is not None for name, module in EXTRAS.items()}
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     devices += ["mps"] if torch.backends.mps.is_available() else []
-    names = {device: _device_name(device) for device in devices}
     speeds = {device: _dtype_speeds(device) for device in devices}
-    problems = _problems()
-    if not args.json:
-        print(f"elit {__version__}, Python {platform.python_version()}, {platform.platform()}")
-        print("packages: " + ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
-        print("extras:   " + ", ".join(f"{name}: {'yes' if here else 'no'}" for name, here in extras.items()))
-        print(f"threads:  {torch.get_num_threads()} of {os.cpu_count()} cores")
-        for device in devices:
-            print(f"{device}: {names[device]}")
-            for dtype, speed in speeds[device].items():
-                print(f"  {dtype:9} {_verdict(speed, speeds[device]['float32'])}")
-        for problem in problems or ["none found"]:
-            print(f"problems: {problem}")
-    return {
+    slow = [
+        f"{dtype} on {device}"
+        for device, each in speeds.items()
+        for dtype, speed in each.items()
+        if isinstance(speed, float) and isinstance(each["float32"], float) and speed < each["float32"]
+    ]
+    findings: dict[str, object] = {
         "elit": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -63,10 +56,26 @@ def run(args: Args) -> dict[str, object]:
         "extras": extras,
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "devices": names,
+        "devices": {device: _device_name(device) for device in devices},
         "matmul_gflops": speeds,
-        "problems": problems,
+        "slower_than_float32": slow,
+        "problems": _problems(),
     }
+    if not args.json:
+        for name, value in findings.items():
+            if isinstance(value, dict):
+                print(f"{name}:", *(f"  {key}: {_text(each)}" for key, each in value.items()), sep="\n")
+            else:
+                print(f"{name}: {_text(value)}")
+    return findings
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    if isinstance(value, list):
+        return "; ".join(value) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _device_name(device: str) -> str:
@@ -92,14 +101,6 @@ def _dtype_speeds(device: str) -> dict[str, float | str]:
         except RuntimeError as error:
             speeds[name] = str(error).splitlines()[0]
     return speeds
-
-
-def _verdict(speed: float | str, reference: float | str) -> str:
-    if isinstance(speed, str):
-        return f"does not work here: {speed}"
-    if isinstance(reference, str) or speed == reference:
-        return f"{speed:,.0f} GFLOP/s"
-    return f"{speed:,.0f} GFLOP/s, {speed / reference:.1f} × float32{'' if speed > reference else ': avoid'}"
 
 
 def _problems() -> list[str]:

@@ -1,12 +1,12 @@
 """elit flops"""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated
 
 import torch
 import tyro
 
-from elit.budgets import resolve_budget
+from elit.budgets import format_budget, resolve_budget
 from elit.cli.main import check_device
 from elit.config import MAX_COUNT, require_counts
 from elit.costs.flops import count_flops
@@ -18,6 +18,15 @@ from elit.models.presets import create_model
 from elit.pretrained import model_folder
 
 Row = dict[str, float | int | str | None]
+COLUMNS = {
+    "model": "{model}",
+    "budget": "{share}",
+    "latents/window": "{tokens_per_group}",
+    "GFLOPs": "{gflops:.4g}",
+    "of full": "{of_full:.1%}",
+    "TFLOPs/iteration": "{training_tflops:.4g}",
+    "parameters": "{parameters:,}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,39 +66,18 @@ class Args:
 
 def run(args: Args) -> list[Row]:
     if args.paper:
-        rows: list[Row] = [
-            {"row": each.row, "paper": each.paper, "ours": each.ours, "difference": each.difference}
-            for each in paper_figures()
-        ]
-        headings = ["figure", "paper", "ours", "difference"]
-        formats = ["{row}", "{paper:.4g}", "{ours:.4g}", "{difference:+.2%}"]
+        rows: list[Row] = [asdict(each) | {"difference": each.difference} for each in paper_figures()]
+        columns = {"figure": "{row}", "paper": "{paper:.4g}", "ours": "{ours:.4g}", "difference": "{difference:+.2%}"}
     else:
         rows = [row for name in args.models for row in _cost_rows(args, name)]
-        headings = ["model", "budget", "latents/window", "GFLOPs", "of full", "TFLOPs/iteration", "parameters"]
-        formats = [
-            "{model}",
-            "{share}",
-            "{latents}",
-            "{gflops:.4g}",
-            "{of_full:.1%}",
-            "{training_tflops:.4g}",
-            "{size}",
-        ]
-        if args.measure:
-            headings, formats = [*headings, "ms/sample"], [*formats, "{ms:.1f}"]
+        columns = COLUMNS | ({"ms/sample": "{ms:.1f}"} if args.measure else {})
     if not args.json:
-        print_table(headings, [[cell.format(**row, **_texts(row)) for cell in formats] for row in rows])
+        shares = [format_budget(each) if isinstance(each := row.get("budget"), float) else "" for row in rows]
+        shown = [{**row, "share": share} for row, share in zip(rows, shares, strict=True)]
+        print_table(
+            list(columns), [[cell.format(**row).replace("None", "") for cell in columns.values()] for row in shown]
+        )
     return rows
-
-
-def _texts(row: Row) -> dict[str, str]:
-    """Cells of the table that are empty for a baseline, or in other units."""
-    share, latents, size = row.get("budget"), row.get("tokens_per_group"), row.get("parameters")
-    return {
-        "share": f"{100 * float(share):.4g}%" if share else "",
-        "latents": str(latents or ""),
-        "size": f"{float(size or 0) / 1e6:.1f}M",
-    }
 
 
 def _cost_rows(args: Args, name: str) -> list[Row]:

@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _forgiving_output():
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(_overview())
+            width = max(map(len, COMMANDS))
+            print("usage: elit COMMAND [options]", "", "Diffusion transformers with a compute dial.", "", sep="\n")
+            print(*(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()), sep="\n")
+            print("\nEvery command has --help, and --json for machine-readable results last on stdout.")
+            print("Example: elit quickstart")
             return 0
         if arguments[0] == "--version":
             print(f"elit {__version__}")
@@ -220,36 +224,12 @@ def show_notes(name: str) -> Iterator[None]:
     """Prints warnings about scores as lines on stderr, each once."""
     from elit.evaluate import EvaluationWarning
 
-    printed: set[str] = set()
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if not issubclass(category, EvaluationWarning):
-            others(message, category, *rest, **more)
-        elif str(message) not in printed:
-            printed.add(str(message))
-            print(f"elit {name}: note: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EvaluationWarning)
-        others, warnings.showwarning = warnings.showwarning, show
         yield
-
-
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: elit COMMAND [options]",
-            "",
-            "Diffusion transformers with a compute dial.",
-            "",
-            *lines,
-            "",
-            "Every command has --help, and --json for machine-readable results last on stdout.",
-            "Example: elit quickstart",
-        ]
-    )
+    notes = [str(each.message) for each in caught if issubclass(each.category, EvaluationWarning)]
+    for note in dict.fromkeys(notes):
+        print(f"elit {name}: note: {note}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:
