@@ -82,7 +82,7 @@ def test_references_have_a_budget_of_their_own(kind, monkeypatch):
     kept, finish = [], model.elastic.finish
 
     def noted(tokens, start, latents, plan):
-        kept.append([(part.windows, part.num_latents) for part in plan.parts])
+        kept.append([grid.budget for grid in plan.grids])
         return finish(tokens, start, latents, plan)
 
     monkeypatch.setattr(model.elastic, "finish", noted)
@@ -94,7 +94,7 @@ def test_references_have_a_budget_of_their_own(kind, monkeypatch):
         with elit.budget(1.0, reference=1):
             low = model(**x).sample
         assert not torch.equal(low, model(**x).sample)
-    assert kept[:3] == [[(4, 8), (4, 4)], [(8, 8)], [(4, 16), (4, 1)]]
+    assert kept[:3] == [[8, 4], [8, 8], [16, 1]]
     with pytest.raises(ValueError, match="got 0"), elit.budget(0.5, reference=0):
         pass
 

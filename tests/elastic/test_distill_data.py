@@ -18,7 +18,7 @@ from elit.elastic.captioned_images import aspect_sizes
 from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.distill_objectives import Prediction
 from elit.elastic.families import FAMILIES
-from elit.elastic.recorded_calls import CallBatch
+from elit.elastic.recording import CallBatch
 from elit.sampling.autoencoders import encode_mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))

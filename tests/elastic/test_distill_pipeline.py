@@ -19,7 +19,7 @@ from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.elastic.distill import DistillPipeline, distill
 from elit.elastic.pipelines import Requests
-from elit.elastic.recorded_calls import RecordedCalls
+from elit.elastic.recording import RecordedCalls
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 from parts import PIPELINES as STOCK

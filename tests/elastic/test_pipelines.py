@@ -40,9 +40,9 @@ class Spy:
         self.seen = []
         finish = transformer.elastic.finish
 
-        def noted(tokens, start, latents, plan):
-            self.seen.append((plan.num_latents, len(tokens)))
-            return finish(tokens, start, latents, plan)
+        def noted(tokens, start, latents, kept):
+            self.seen.append((kept.grids[0].budget, len(tokens)))
+            return finish(tokens, start, latents, kept)
 
         monkeypatch.setattr(transformer.elastic, "finish", noted)
 

@@ -9,8 +9,7 @@ from tiny import build, inputs, with_text
 from elit.config import DistillConfig
 from elit.elastic.context import original
 from elit.elastic.pipelines import Requests
-from elit.elastic.recorded_calls import RecordedCalls, save_calls
-from elit.elastic.recording import output_tensor, record
+from elit.elastic.recording import RecordedCalls, output_tensor, record, save_calls
 from elit.elastic.trees import join_rows, layout_of, map_tensors, take_rows
 
 

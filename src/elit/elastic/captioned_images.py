@@ -21,8 +21,7 @@ from elit.data.latents import LatentSet
 from elit.data.source import Source, open_source
 from elit.elastic.families.family import Family, Pipeline
 from elit.elastic.pipelines import Requests, Size, takes_classes
-from elit.elastic.recorded_calls import CallBatch, RecordedCalls, buckets_of, save_calls
-from elit.elastic.recording import first_call
+from elit.elastic.recording import CallBatch, RecordedCalls, buckets_of, first_call, save_calls
 from elit.elastic.trees import Tree, take_rows
 from elit.models.saved import weights_digest
 from elit.sampling.autoencoders import downsampling

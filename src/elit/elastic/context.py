@@ -1,5 +1,6 @@
 """The blocks that decide how elastified transformers run: `elit.budget`, the branch of guidance, the original alone."""
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,10 +10,10 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from elit.budgets import ANY_COUNT, Schedule, budget_block, is_list, resolve_budget, schedule_budgets
-from elit.elastic.caller import calling_pipeline, has_guidance, pipeline_timestep
 
 T = TypeVar("T")
 UNSET: Any = object()
@@ -184,3 +185,41 @@ def budgets_of_call(
     if half is None:
         return [weak]
     return [weak, main] if half == 0 else [main, weak]
+
+
+def calling_pipeline() -> FrameType | None:
+    """The frame of the `__call__` of the innermost pipeline that is running in this thread, if there is one."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def has_guidance(frame: FrameType) -> bool | None:
+    """Whether the pipeline of that `__call__` runs an unconditional branch; None if it does not say.
+
+    Raises ValueError for perturbed attention guidance, whose batch has three branches or two others.
+    """
+    names = frame.f_locals
+    pipeline = names["self"]
+    if getattr(pipeline, "do_perturbed_attention_guidance", False):
+        raise ValueError(
+            f"guidance is not supported for {type(pipeline).__name__}, which perturbs attention in another branch; "
+            "leave it out, so that all branches run at one budget"
+        )
+    for name in ("apply_cfg", "do_classifier_free_guidance"):  # Z-Image, which can stop guiding early; PixArt
+        if name in names:
+            return bool(names[name])
+    if hasattr(pipeline, "do_classifier_free_guidance"):  # Stable Diffusion 3
+        return bool(pipeline.do_classifier_free_guidance)
+    scale = names.get("guidance_scale")  # DiT
+    return None if scale is None else scale > 1
+
+
+def pipeline_timestep(frame: FrameType) -> float | None:
+    """The timestep at which that `__call__` is, in the scheduler's own unit and precision; None if it does not say."""
+    t = frame.f_locals.get("t")
+    one = isinstance(t, int | float) or (isinstance(t, torch.Tensor) and t.numel() == 1)
+    return float(t) if one else None

@@ -1,8 +1,8 @@
 """Distillation of this library's own DiT, on the data it was trained on."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from elit.budgets import training_budgets
 from elit.config import DistillConfig, TrainConfig
 from elit.data.latents import LatentSet
 from elit.data.sampler import StepSampler
@@ -17,8 +18,8 @@ from elit.elastic.context import original
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks
 from elit.elastic.families.family import Model
-from elit.elastic.student import prepare_student, student_budgets
-from elit.elastic.validation import validated_budgets
+from elit.elastic.low_rank import add_low_rank
+from elit.elastic.surgery import elastify
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.saved import MANIFEST, load_own, save_model
 from elit.training.ema import AveragedWeights
@@ -27,8 +28,44 @@ from elit.training.objectives import Draws, FlowMatching
 from elit.training.task import Task, order_of
 from elit.training.train import load_data
 
+
+def prepare_student(network: Model, config: DistillConfig) -> None:
+    """Adds interface and low-rank changes to a transformer, and lets gradients reach what is trained."""
+    names = ("read_after", "write_after", "window", "mode", "seed")
+    elastify(network, **{name: getattr(config, name) for name in names})
+    if config.weights == "lora":
+        add_low_rank(network, config.lora_rank, seed=config.seed)
+    for module in network.modules():  # the teacher drops nothing, and a resumed run repeats itself
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "dropout_prob"):  # DiT's labels
+            module.dropout_prob = 0.0
+    network.requires_grad_(config.weights == "all")
+    network.elastic.requires_grad_()
+    network.elastic_record = replace(
+        network.elastic_record,
+        lora_rank=config.lora_rank if config.weights == "lora" else 0,
+        original_at_full=config.weights != "all",
+        base=config.pipeline,
+    )
+
+
+def student_budgets(network: Model, config: DistillConfig) -> tuple[int, ...]:
+    """The budgets that steps draw from. Raises ValueError for full budget where the original runs there."""
+    full = network.budgets[-1]
+    highest = full - network.elastic_record.original_at_full if config.budget_max is None else config.budget_max
+    if network.elastic_record.original_at_full and highest >= full:
+        raise ValueError(f"budget_max must be at most {full - 1}, got {highest}: at full budget the original runs")
+    return training_budgets(network.budgets, config.budget_min, highest)
+
+
 ROWS = 64
 """Samples of a validation."""
+
+
+def validated_budgets(budgets: Sequence[int]) -> list[int]:
+    """All, a half, a quarter and an eighth of a window's tokens."""
+    return list(dict.fromkeys(max(1, round(budgets[-1] * share)) for share in (1.0, 0.5, 0.25, 0.125)))
 
 
 def is_own_network(name: str) -> bool:

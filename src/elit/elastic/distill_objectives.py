@@ -15,8 +15,7 @@ from elit.data.sampler import BucketSampler
 from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.context import budget, original
 from elit.elastic.families.family import Family, Pipeline
-from elit.elastic.recorded_calls import CallBatch
-from elit.elastic.recording import TIMES, output_tensor
+from elit.elastic.recording import TIMES, CallBatch, output_tensor
 from elit.elastic.trees import Arguments
 from elit.flow.path import interpolate, logit_normal
 from elit.training.objectives import Draws

@@ -8,7 +8,7 @@ name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -34,7 +34,7 @@ from elit.elastic.interface import ElasticInterface
 from elit.elastic.kept_tokens import kept_tokens
 from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, active, checkpointed, signature_of
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
-from elit.elastic.trees import Arguments, Tree
+from elit.elastic.trees import Arguments, Tree, map_tensors
 
 
 def elastify(
@@ -102,10 +102,7 @@ def _elastify(
     if getattr(transformer, "latent_interface", None) is not None:
         raise ValueError("cannot elastify a network with a latent interface of its own: give a baseline")
     if any("forward" in vars(module) for module in (transformer, *blocks)):
-        raise ValueError(
-            "cannot elastify a transformer with hooks on its forward (a cache, offloading): elastify it first, then "
-            "set those"
-        )
+        raise ValueError("cannot elastify a transformer with hooks on its forward: elastify it first, then set those")
     width, heads = family.sizes(transformer)
     entry = blocks[record.read_after]
     with torch.random.fork_rng(devices=[]):
@@ -166,10 +163,8 @@ class Elastic:
                 return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         cache = getattr(self, "_cache_config", None)
         if isinstance(cache, FasterCacheConfig | PyramidAttentionBroadcastConfig) and has_guidance_budget():
-            raise ValueError(
-                f"guidance is not supported with {type(cache).__name__.removesuffix('Config')}, which keeps one state "
-                "for both branches: leave `guidance` out of elit.budget, or disable the cache"
-            )
+            name = type(cache).__name__.removesuffix("Config")
+            raise ValueError(f"guidance is not supported with {name}, which keeps one state for both branches")
         x = arguments[family_of(self).sample]
         if not len(x):
             raise ValueError(f"{family_of(self).sample} must have at least one sample")
@@ -194,10 +189,9 @@ class Elastic:
             raise ValueError("cannot take a budget inside elit.budget: this network takes it as an argument, as always")
         if is_list(given):
             budgets = [resolve_budget(each, self.budgets) for each in given]
-            budgets = budgets if share_head else equal_parts(budgets)
             if not share_head and len(x) % len(budgets):
                 raise ValueError(f"budget must be a list that divides a batch of {len(x)}, got {len(budgets)} budgets")
-            return budgets
+            return budgets if share_head else equal_parts(budgets)
         if given is not None:
             return [resolve_budget(given, self.budgets)]
         family = family_of(self)
@@ -232,12 +226,9 @@ class Elastic:
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
     def enable_parallelism(self: Model, *, config: Tree, **kwargs: Tree) -> None:
-        """diffusers' own. Raises ValueError for context parallel: it deals a window's tokens out over devices."""
+        """diffusers' own. Raises ValueError for context parallel: it spreads a window's tokens over devices."""
         if isinstance(config, ContextParallelConfig) or getattr(config, "context_parallel_config", None) is not None:
-            raise ValueError(
-                "context parallel is not supported, since Read needs a window's tokens on one device; run it without "
-                "the dial, or the branches of guidance on a device each"
-            )
+            raise ValueError("context parallel is not supported: Read needs a window's tokens on one device")
         super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 
     def save_pretrained(self: Model, save_directory: str | Path, *args: Tree, **kwargs: Tree) -> None:
@@ -259,9 +250,7 @@ class BranchedElastic(Elastic):
         It compares and keeps what that block gives, which below full budget are latents, and skips Write with the rest.
         """
         if self.elastic_record.read_after == 0 and isinstance(config, FirstBlockCacheConfig):
-            raise ValueError(
-                "read_after must be at least 1 with FirstBlockCache, which needs a first block before Read, got 0"
-            )
+            raise ValueError("read_after must be at least 1 with FirstBlockCache, which needs a block before Read")
         super().enable_cache(config)  # pyrefly: ignore[missing-attribute]
 
     @contextmanager
@@ -308,15 +297,9 @@ def _rebuild(kind: Model, mixin: Model) -> Tree:
 
 def _rows_of(value: Tree, rows: slice, batch: int, listed: bool) -> Tree:
     """The rows of everything with the batch in front. listed: lists have an entry a sample, too."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == batch else value
     if isinstance(value, list) and listed:
         return value[rows]
-    if isinstance(value, Mapping):
-        return {name: _rows_of(each, rows, batch, False) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_rows_of(each, rows, batch, False) for each in value)
-    return value
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor, value)
 
 
 def _joined(outputs: Sequence[Tree]) -> Tree:
