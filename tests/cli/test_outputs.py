@@ -44,7 +44,7 @@ def test_what_cannot_be_written_is_told_before_the_work(run, tmp_path, models, m
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("elit.sampling.sample.seeded_noise", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr("elit.sampling.engine.seeded_noise", lambda *_: pytest.fail("it has begun"))
     before = sorted(tmp_path.rglob("*"))
     code, _, error = run("sample", models / "model", "--steps", 1, "--out", out, "--overwrite")
     assert code == 2

@@ -69,7 +69,7 @@ class Args(Subject, SamplingArgs):
         Subject.__post_init__(self)
         SamplingArgs.__post_init__(self)
         if self.targets and (given := [name for name in PLANNED if getattr(self, name) != getattr(Args, name)]):
-            raise ValueError(f"cannot use {given[0]} with a target, which plans {', '.join(PLANNED)}")
+            raise ValueError(f"cannot use {given[0]} with a target, which plans it")
         for name, value in self.targets.items():
             require(value > 0, name, value, "above 0")
         self.sampling()
