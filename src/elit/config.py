@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -273,9 +274,7 @@ class DistillConfig(RunConfig):
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes YAML that `load_config` reads back equal."""
-    plain = asdict(config)
-    for part in (plain, *(value for value in plain.values() if isinstance(value, dict))):
-        part.update({key: list(value) for key, value in part.items() if isinstance(value, tuple)})
+    plain = json.loads(json.dumps(asdict(config)))  # tuples become lists
     write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
@@ -334,20 +333,17 @@ def _value(hint: Any, value: object, where: str) -> object:
     """The value as its field's type; YAML has no tuples, and reads 1e-4 as text. Raises ValueError."""
     value = tuple(value) if isinstance(value, list) else value
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            if value in get_args(kind):
-                return value
-        elif get_origin(kind) is tuple:
-            if isinstance(value, tuple) and all(type(each) is get_args(kind)[0] for each in value):
-                return value
-        elif type(value) is kind:
-            return value
-        elif kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-            with suppress(ValueError, OverflowError):
-                return float(value)
-    names = [
-        ", ".join(get_args(kind)) if get_origin(kind) is Literal else getattr(kind, "__name__", "") for kind in kinds
-    ]
-    valid = " or ".join(names).replace("float", "a number").replace("NoneType", "null")
-    raise ValueError(f"{where} must be {valid}, got {value!r}")
+    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    if not any(_fits(kind, value) for kind in kinds):
+        names = " or ".join(str(kind) if get_origin(kind) else kind.__name__ for kind in kinds)
+        valid = names.replace("float", "a number").replace("NoneType", "null").replace("typing.Literal", "one of ")
+        raise ValueError(f"{where} must be {valid}, got {value!r}")
+    return value
+
+
+def _fits(kind: Any, value: object) -> bool:
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(type(each) is get_args(kind)[0] for each in value)
+    return value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
