@@ -248,7 +248,7 @@ def test_a_full_disk_and_other_settings_are_one_line(tmp_path, prompts, capsys, 
     capsys.readouterr()
     for more, message in (
         ([], "holds a run at step 2; set resume to go on, or give another folder"),
-        (["--resume", "--lora-rank", "4"], "lora_rank (2 → 4) cannot change within a run"),
+        (["--resume", "--lora-rank", "4"], "lora_rank 2 → 4 cannot change within a run"),
         (["--resume", "--prompts", str(tmp_path / "others.txt")], "others.txt': No such file"),
     ):
         assert main([*words, *more]) == 2

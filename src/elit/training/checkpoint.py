@@ -24,7 +24,7 @@ from elit._version import __version__
 from elit.compat import lone_process
 from elit.config import RunConfig
 from elit.files import fingerprint, leaving_nothing, write_text
-from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
+from elit.models.saved import MANIFEST, checkpoint_step, checkpoints
 from elit.training.distributed import broadcast_from_main, unsharded_class
 from elit.training.ema import AveragedWeights
 
@@ -52,7 +52,14 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
             raise ValueError(f"out={config.out!r}: another run is writing there; give another folder") from None
         except OSError as error:
             raise ValueError(f"cannot write out={config.out!r}: {error.strerror}; give another place") from None
-        check_room(config, parameters)
+        kept = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0)
+        more = max(kept - len(checkpoints(out / "checkpoints")), 1)
+        need, free = parameters * (BYTES_A_WEIGHT * more + 4) / 2**30, shutil.disk_usage(out).free / 2**30
+        if free < need:
+            raise ValueError(
+                f"out={config.out!r}: {free:.2f} GiB free, {need:.2f} wanted for {more} more checkpoints and the "
+                "model; make room, give another folder, or keep fewer"
+            )
 
     with leaving_nothing(out, unless="config.yaml") if accelerator.is_main_process else nullcontext():
         try:
@@ -60,19 +67,6 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
             yield
         finally:
             lock.release()
-
-
-def check_room(config: RunConfig, parameters: int) -> None:
-    """Raises ValueError where the disk has no room for the checkpoints to come and the model."""
-    out = Path(config.out)
-    kept = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0)
-    more = max(kept - len(checkpoints(out / "checkpoints")), 1)
-    need, free = parameters * (BYTES_A_WEIGHT * more + 4), shutil.disk_usage(out).free
-    if free < need:
-        raise ValueError(
-            f"out={config.out!r}: {free / 2**30:.2f} GiB free, {need / 2**30:.2f} wanted for {more} more checkpoints "
-            "and the model; make room, give another folder, or keep fewer"
-        )
 
 
 class RunState(NamedTuple):
@@ -111,10 +105,11 @@ def save_state(
     except (CheckpointException, OSError) as error:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
-        saved = checkpoints(folder)
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        last = next(reversed(checkpoints(folder)), "none")
         raise OSError(
-            f"checkpoint of step {step}: cannot be written ({_reason(error)}); last good checkpoint: "
-            f"{saved[-1] if saved else 'none'}; make room and resume"
+            f"checkpoint of step {step}: cannot be written ({' '.join(str(cause).split())}); last good checkpoint: "
+            f"{last}; make room and resume"
         ) from None
     written = {path.name: fingerprint(path) for path in temporary.glob(f"__{accelerator.process_index}_*")}
     files = {name: value for part in gather_object([written]) for name, value in part.items()}
@@ -142,20 +137,3 @@ def load_state(path: Path, state: RunState) -> None:
     model, moments = tensors["model"], tensors["optimizer"]
     set_state_dict(network, optimizer, model_state_dict=model, optim_state_dict=moments, options=TRAINED)
     average.steps = tensors["averaged_steps"]
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What `save_state` says of a whole checkpoint: its step, how many processes saved it, its data."""
-    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-
-
-def verify_checkpoint(path: Path, accelerator: Accelerator) -> str | None:
-    """What is wrong with a checkpoint, None if nothing; the processes share the reading of its files."""
-    return next(filter(None, gather_object([damage(path, accelerator.process_index, accelerator.num_processes)])), None)
-
-
-def _reason(error: BaseException) -> str:
-    """The first process's own reason, of an exception that gathers those of all."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         # accelerate shards on GPUs alone, with one precision for all parts; elit's own way runs on CPUs too.
         raise ValueError("ACCELERATE_USE_FSDP is set: launch with distributed_type MULTI_GPU and give --fsdp instead")
+    for tracker in config.trackers:  # accelerate would go on without it
+        if find_spec(tracker) is None:
+            raise ValueError(f"trackers={tracker!r}: not installed; pip install {tracker}, or leave it out")
     forget_precision()  # a process may train twice, the second time in another precision
     return Accelerator(
         # The text stream of a pretrained transformer's last block may go nowhere.
@@ -51,32 +55,27 @@ def trained_weights(network: nn.Module) -> list[nn.Parameter]:
 
 
 def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
-    """What a step calls: the network on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says."""
+    """What a step calls: the network on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says.
+
+    FSDP2 splits weights, gradients and moments over all processes; blocks, Read and Write are gathered in turn. In bf16
+    the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms) stays
+    float32, under autocast as on one device.
+    """
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.compile:
         compile_blocks(blocks)
     if not (config.fsdp and dist.is_initialized()):
         return accelerator.prepare_model(network)
-    shard(network, blocks, accelerator)
-    return network
-
-
-def shard(network: Any, blocks: Iterable[nn.Module], accelerator: Accelerator) -> None:
-    """FSDP2: weights, gradients and moments split over all processes; blocks, Read and Write are gathered in turn.
-
-    In bf16 the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms)
-    stays float32, under autocast as on one device.
-    """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=low if accelerator.mixed_precision == "bf16" else plain)
-    if interface := getattr(network, "elastic", None) or network.latent_interface:
-        for part in (interface.reader, interface.writer):
-            fully_shard(part, mesh=mesh, mp_policy=plain)
-    fully_shard(network, mesh=mesh, mp_policy=plain)
+    interface = getattr(network, "elastic", None) or network.latent_interface
+    for part in (*((interface.reader, interface.writer) if interface else ()), network):
+        fully_shard(part, mesh=mesh, mp_policy=plain)
+    return network
 
 
 def unsharded_class(network: Transformer) -> type[Transformer]:

@@ -8,7 +8,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,12 @@ class RunLog:
         self._show(rows)
         step = rows[-1]["step"]
         if self.skipped > self.config.max_skipped or (step == self.config.steps and self.skipped == step - self.start):
-            self._stop(bad[-1]["step"])
+            last = next(reversed(checkpoints(self.out / "checkpoints")), "none")
+            raise FloatingPointError(
+                f"loss or gradient not finite in {self.skipped} steps, the last of them {bad[-1]['step']} (max_skipped="
+                f"{self.config.max_skipped}); the samples of each are in {str(self.out / SKIPPED)!r}; mend the data or "
+                f"lower learning_rate; last good checkpoint: {last}"
+            )
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, from the main process only."""
@@ -166,14 +170,6 @@ class RunLog:
         if self.bar.disable:
             self.say(f"step {last['step']:,}/{self.config.steps:,} · {text}")
 
-    def _stop(self, step: int) -> None:
-        saved = checkpoints(self.out / "checkpoints")
-        raise FloatingPointError(
-            f"loss or gradient not finite in {self.skipped} steps, the last of them {step} (max_skipped="
-            f"{self.config.max_skipped}); the samples of each are in {str(self.out / SKIPPED)!r}; mend the data "
-            f"or lower learning_rate; last good checkpoint: {saved[-1] if saved else 'none'}"
-        )
-
 
 def _by_budget(rows: list[Row]) -> dict[str, float]:
     """Mean loss of the steps at each budget; JSON's keys are text."""
@@ -208,10 +204,3 @@ def _peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def check_trackers(config: RunConfig) -> None:
-    """Raises ValueError where a tracker is asked for that is not installed; accelerate would go on without it."""
-    for tracker in config.trackers:
-        if find_spec(tracker) is None:
-            raise ValueError(f"trackers={tracker!r}: not installed; pip install {tracker}, or leave it out")

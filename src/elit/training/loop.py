@@ -1,22 +1,24 @@
 """Training: one straight loop on accelerate, whatever is trained (paper section 3)."""
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from elit.budgets import draw_budget
 from elit.compat import whole_graphs_under_ddp
 from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
 from elit.data.sampler import batch_slice
-from elit.models.saved import checkpoint_step, checkpoints
-from elit.training.checkpoint import RunState, claimed_folder, load_state, read_manifest, save_state, verify_checkpoint
+from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
+from elit.training.checkpoint import RunState, claimed_folder, load_state, save_state
 from elit.training.distributed import (
     Termination,
     broadcast_from_main,
@@ -27,7 +29,7 @@ from elit.training.distributed import (
     trained_weights,
 )
 from elit.training.ema import AveragedWeights
-from elit.training.logger import RunLog, check_trackers
+from elit.training.logger import RunLog
 from elit.training.task import Task
 
 
@@ -39,7 +41,6 @@ def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> A
     Raises ValueError where the settings do not fit each other, the data or the folder, FloatingPointError where too
     many steps have no finite gradient, OSError where a checkpoint cannot be written.
     """
-    check_trackers(config)
     accelerator = make_accelerator(config)
     try:
         task = make_task(accelerator)  # what can be refused before anything is written
@@ -122,49 +123,34 @@ def run(accelerator: Accelerator, task: Task) -> Any:
 def find_checkpoint(
     config: RunConfig, accelerator: Accelerator, identity: dict[str, object]
 ) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, to go on from, and what there is to say about that.
+    """The newest whole checkpoint, to go on from, and lines about it. The processes share the reading of its files.
 
     Raises ValueError where the folder and `resume` do not agree, the data has other classes, or no checkpoint is whole.
     """
     paths, notes = broadcast_from_main(accelerator, lambda: inspect_run_dir(config))
+    rank, now = accelerator.process_index, accelerator.num_processes
     for path in reversed(paths):
-        if fault := verify_checkpoint(path, accelerator):
+        if fault := next(filter(None, gather_object([damage(path, rank, now)])), None):
             notes.insert(0, f"ignored: {fault}")
             continue
-        manifest, now = read_manifest(path), accelerator.num_processes
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if (was := manifest["processes"]) != now:
             notes.append(f"changed: processes {was} → {now}; sums run in another order: losses agree to rounding")
         before = manifest.get("data") or identity
         if before.get("classes") != identity.get("classes"):
             raise ValueError("resume: the classes of the data cannot change within a run; give another folder")
         if before != identity:
-            notes.append(
-                f"changed: the data, {before['count']:,} → {identity['count']:,} samples; its order is another"
-            )
+            notes.append(f"changed: the data, {before['count']:,} → {identity['count']:,} samples, in another order")
         return path, notes
     if paths:
         raise ValueError(notes[0].removeprefix("ignored: "))
     return None, notes
 
 
-def _difference(before: object, now: object) -> str:
-    """What has changed; of settings within settings, those alone that have."""
-    if not is_dataclass(now) or type(before) is not type(now):
-        return f"{before!r} → {now!r}"
-    names = [each.name for each in fields(now) if getattr(before, each.name) != getattr(now, each.name)]
-    return ", ".join(f"{name} {getattr(before, name)!r} → {getattr(now, name)!r}" for name in names)
-
-
-def _same(name: str, before: object, now: object) -> bool:
-    paths = name == "data" and isinstance(before, str) and isinstance(now, str)
-    return before == now or (paths and Path(before).resolve() == Path(now).resolve())
-
-
 def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
     out = Path(config.out)
-    paths = checkpoints(out / "checkpoints")
-    notes = []
+    paths, notes = checkpoints(out / "checkpoints"), []
     for half in (out / "checkpoints").glob(".step-*.tmp"):
         notes.append(f"ignored and removed: {str(half)!r}, a checkpoint that was only half written")
         shutil.rmtree(half)
@@ -175,14 +161,18 @@ def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
         raise ValueError(f"out={config.out!r}: holds a run at step {step}; set resume to go on, or give another folder")
     if step > config.steps:
         raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {step}")
-    before = load_config(out / "config.yaml", type(config))
-    changed = {
-        name: _difference(getattr(before, name), value)
-        for name, value in vars(config).items()
-        if name not in ("resume", "out", "init") and not _same(name, getattr(before, name), value)
-    }
-    if fixed := [f"{name} ({changed[name]})" for name in config.FIXED_ON_RESUME if name in changed]:
-        raise ValueError(f"resume: {', '.join(fixed)} cannot change within a run; give another folder")
-    if changed:
-        notes.append("changed: " + ", ".join(f"{name} {change}" for name, change in changed.items()))
-    return paths, notes
+    before, now = _flat(load_config(out / "config.yaml", type(config))), _flat(config)
+    changed = [name for name, value in now.items() if value != before[name]]
+    lines = [f"{name} {before[name]!r} → {now[name]!r}" for name in changed]
+    if any(name.partition(".")[0] in config.FIXED_ON_RESUME for name in changed):
+        raise ValueError(f"resume: {', '.join(lines)} cannot change within a run; give another folder")
+    return paths, notes + [f"changed: {', '.join(lines)}"] * bool(lines)
+
+
+def _flat(config: RunConfig) -> dict[str, object]:
+    """The settings that make a run, those of the model one by one, the data by its full path."""
+    plain = {name: value for name, value in asdict(config).items() if name not in ("resume", "out", "init")}
+    model = {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
+    if (data := plain.get("data")) and Path(data).exists():
+        plain["data"] = str(Path(data).resolve())
+    return plain | model

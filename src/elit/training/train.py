@@ -74,7 +74,7 @@ class TrainNetwork(Task):
             notes += self.data.summary(self.config.batch_size)
         if self.config.init and not resumed:
             new, left_out = load_shared_weights(self.network, self.config.init)
-            names = f"{len(new)} weights start anew ({_names(new)}); {len(left_out)} left out ({_names(left_out)})"
+            names = f"{len(new)} weights start anew ({_modules(new)}); {len(left_out)} left out ({_modules(left_out)})"
             notes.append(f"init: {names}")
         return notes
 
@@ -121,24 +121,20 @@ def load_data(config: TrainConfig) -> ImageData:
         raise ValueError(f"data must be a folder, a file or one of {', '.join(NAMES)}, got {config.data!r}")
     if (root / "encode.json").is_file():
         return LatentSet(root)
-    source = open_source(root, captions=_takes_text(config))
+    source = open_source(root, captions=model_config(config.model.name)[0].takes_text)
     return ImageFiles(source, config.image_size, skip_unreadable=config.skip_unreadable)
 
 
 def load_prompts(config: TrainConfig, data: ImageData, device: torch.device) -> Condition | None:
     """A row of `y` for each of the data's captions, kept beside a folder's images; None where classes are used."""
-    if not _takes_text(config):
-        return None
     model = config.model
-    plain = model.name.removeprefix("ELIT-")
-    _, settings = model_config(plain, text_encoder=model.text_encoder, text_length=model.text_length)
+    if not model_config(model.name)[0].takes_text:
+        return None
+    given = {"text_encoder": model.text_encoder, "text_length": model.text_length}
+    _, settings = model_config(model.name.removeprefix("ELIT-"), **given)
     cache = data.folder and data.folder / CACHE
     encoder, length = settings["text_encoder"], settings["text_length"]
     return encode_prompts(data.captions, encoder, length=length, cache=cache, device=device)
-
-
-def _takes_text(config: TrainConfig) -> bool:
-    return model_config(config.model.name)[0].takes_text
 
 
 def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> TrainConfig:
@@ -149,17 +145,14 @@ def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> 
     if isinstance(prompts, Text):
         pooled = 0 if prompts.pooled is None else prompts.pooled.shape[1]
         from_data |= {"text_features": prompts.embeddings.shape[2], "pooled_features": pooled}
+    elif prompts is None:
+        from_data["num_classes"] = max(len(data.classes), model.num_classes or 0)  # more than the data has are allowed
     for name, value in from_data.items():
         if getattr(model, name) not in (None, value):
             raise ValueError(f"model.{name}={getattr(model, name)}: the data has {value}; leave it out")
-    if prompts is None:
-        classes = len(data.classes)
-        if model.num_classes is not None and model.num_classes < classes:
-            raise ValueError(f"model.num_classes={model.num_classes}: the data has {classes} classes")
-        from_data["num_classes"] = model.num_classes or classes
     return replace(config, model=replace(model, **from_data))
 
 
-def _names(names: Sequence[str]) -> str:
-    """What modules a list of weights belongs to, each once."""
-    return ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names)) or "none"
+def _modules(weights: Sequence[str]) -> str:
+    """The modules of a list of weights, each once."""
+    return ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in weights)) or "none"
