@@ -1,6 +1,6 @@
 """ELIT-DiT with random drop, which the paper compares with its tail drop (Table 4c)."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ class RandomDropInterface(LatentInterface):
 class RandomDropDiT(DiT):
     """ELIT-DiT with random drop; latents keep the positions they have at full budget."""
 
-    def build(self, **settings: Any) -> None:
-        super().build(**settings)
+    def build(self) -> None:
+        super().build()
         assert self.latent_interface is not None
         self.latent_interface.__class__ = RandomDropInterface
 

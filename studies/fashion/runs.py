@@ -19,8 +19,7 @@ from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.elastic.load import load_model
 from elit.models.dit import DiT
-from elit.models.networks import NETWORKS
-from elit.models.presets import model_config
+from elit.models.presets import NETWORKS, model_config
 from elit.models.saved import checkpoint_step, checkpoints
 from elit.training import train as training
 

@@ -17,7 +17,7 @@ from elit.models.layers import (
     rotate,
     unpatchify,
 )
-from elit.models.layout import token_grid
+from elit.models.sizes import check_size
 from elit.models.windows import Windows
 
 CASES = [
@@ -109,12 +109,12 @@ def test_bfloat16_attention_and_its_gradients_are_those_of_float64(length, autoc
         torch.testing.assert_close(part.grad.double(), of_float64.grad, rtol=0.02, atol=0.02)
 
 
-def test_token_grid_names_the_nearest_sizes():
-    assert token_grid((16, 24), (2, 2), (4, 4)) == (8, 12)
-    with pytest.raises(ValueError, match=r"sample_size=\(16, 20\).*multiples of 8×8; nearest valid: 16 × 16 or 24"):
-        token_grid((16, 20), (2, 2), (4, 4))
+def test_a_size_that_does_not_divide_names_the_nearest():
+    check_size((16, 24), (8, 8))
+    with pytest.raises(ValueError, match=r"multiple of 8×8 \(nearest valid: 16 × 16 or 24\), got \(16, 20\)"):
+        check_size((16, 20), (8, 8))
     with pytest.raises(ValueError, match="nearest valid: 8 × 8"):
-        token_grid((3, 8), (2, 2), (4, 4))
+        check_size((3, 8), (8, 8))
 
 
 def loop_block(block, x, c, positions):

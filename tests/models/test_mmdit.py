@@ -172,7 +172,7 @@ def test_wrong_text_is_named(kind, y, message):
 
 
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="pooled_features=5: with characters, give 0 or text_features=24"):
+    with pytest.raises(ValueError, match="pooled_features must be 0 or text_features = 24 with characters, got 5"):
         elit.create_model("MM-DiT-S/2", text_features=24, pooled_features=5)
     with pytest.raises(ValueError, match="text_features=23: give an even number"):
         elit.create_model("MM-DiT-S/2", text_features=23, pooled_features=0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import elit
-from elit.models.presets import default_split, model_config
+from elit.models.dit import DiT
+from elit.models.presets import model_config
 
 
 def test_names():
@@ -71,7 +72,7 @@ def test_overrides():
     assert model_config("ELIT-DiT-B/2", split=(1, 2, 1))[1]["depth"] == 4
     assert model_config("ELIT-DiT-S/2", depth=6)[1]["interface"]["split"] == [1, 4, 1]
     for depth in range(1, 40):
-        assert sum(default_split(depth)) == depth
+        assert sum(DiT.default_split(depth)) == depth
 
 
 @pytest.mark.parametrize(
@@ -79,20 +80,20 @@ def test_overrides():
     [
         ("ELIT-DiT-XXL/2", {}, r"unknown model 'ELIT-DiT-XXL/2'; close names: ELIT-DiT-XL/2"),
         ("dit", {}, "unknown model 'dit'"),
-        ("DiT-S/2", {"sample_size": 33}, r"sample_size=\(33, 33\).*nearest valid: 32 or 34"),
+        ("DiT-S/2", {"sample_size": 33}, r"nearest valid: 32 or 34.*got \(33, 33\)"),
         ("ELIT-DiT-S/2", {"sample_size": 35}, "nearest valid: 34 or 36"),
         ("ELIT-SiT-S/2", {"sample_size": 32, "window": (3, 3)}, "nearest valid: 30 or 36"),
-        ("ELIT-DiT-S/2", {"window": (4, 4, 4)}, r"window=\(4, 4, 4\)"),
-        ("ELIT-DiT-S/2", {"split": (1, 2, 1), "depth": 6}, r"split=\(1, 2, 1\).*depth=6"),
+        ("ELIT-DiT-S/2", {"window": (4, 4, 4)}, r"window must be 2 numbers.*got \(4, 4, 4\)"),
+        ("ELIT-DiT-S/2", {"split": (1, 2, 1), "depth": 6}, r"split must be 6 = depth in all, got \(1, 2, 1\)"),
         ("ELIT-DiT-S/2", {"wdith": 3}, "unknown setting 'wdith'; valid ones"),
         ("DiT-S/2", {"window": (4, 4)}, "a baseline takes no split, window or num_latents"),
-        ("DiT-S/2", {"hidden_size": 100}, "hidden_size=100, num_heads=6"),
-        ("DiT-S/2", {"num_classes": 0}, "num_classes=0"),
-        ("DiT-S/2", {"in_channels": 0}, "in_channels=0"),
-        ("DiT-S/2", {"patch_size": 0}, "patch_size=0: give a whole number of at least 1"),
-        ("ELIT-DiT-S/2", {"sample_size": 0}, "sample_size=0: give a whole number of at least 1"),
-        ("ELIT-DiT-S/2", {"hidden_size": 24, "num_heads": 6}, "num_heads=6: a head must be at least 6 wide"),
-        ("DiT-S/2", {"sample_size": (8, 8, 8), "patch_size": (2, 2)}, "need as many entries"),
+        ("DiT-S/2", {"hidden_size": 100}, "hidden_size must be a multiple of .* = 12, got 100"),
+        ("DiT-S/2", {"num_classes": 0}, "num_classes must be .*got 0"),
+        ("DiT-S/2", {"in_channels": 0}, "in_channels must be .*got 0"),
+        ("DiT-S/2", {"patch_size": 0}, "patch_size must be at least 1 along each axis, got 0"),
+        ("ELIT-DiT-S/2", {"sample_size": 0}, "sample_size must be at least 1 along each axis, got 0"),
+        ("ELIT-DiT-S/2", {"hidden_size": 24, "num_heads": 6}, "num_heads must be at most 4, for heads of 6, got 6"),
+        ("DiT-S/2", {"sample_size": (8, 8, 8), "patch_size": (2, 2)}, "sample_size must be 2 numbers"),
     ],
 )
 def test_what_does_not_fit_is_named(name, settings, message):

@@ -65,10 +65,10 @@ def test_the_clock_of_ddpm():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_latents": 8}, r"num_latents=8: SiT has one a token of window=\(4, 4\)"),
-        ({"convention": "sigma"}, "convention='sigma': give one of noise, data, ddpm"),
-        ({"hidden_size": 18, "num_heads": 1}, "hidden_size=18: need a multiple of 4"),
-        ({"sample_size": 256}, "16384 tokens, and ELIT-SiT has positions for 4096 latents"),
+        ({"num_latents": 8}, r"num_latents must be 16, one a token, got 8"),
+        ({"convention": "sigma"}, "convention must be one of noise, data, ddpm, got 'sigma'"),
+        ({"hidden_size": 18, "num_heads": 1}, "hidden_size must be a multiple of 4, got 18"),
+        ({"sample_size": 256}, "sample_size must be at most 4096 tokens"),
         ({"sample_size": (4, 16, 16), "patch_size": (1, 2, 2), "window": (1, 4, 4)}, "SiT takes images"),
     ],
 )

@@ -5,9 +5,9 @@ import torch
 from conftest import inputs, opened
 
 import elit
-from elit.models.hdit import WideBlock
-from elit.models.layout import merged_blocks, skip_pairs
-from elit.models.presets import default_split, model_config
+from elit.models.hdit import HDiT, WideBlock, merged_blocks
+from elit.models.presets import model_config
+from elit.models.uvit import skip_pairs
 
 
 def test_pairs_at_depth_28():
@@ -98,9 +98,9 @@ def test_elit_hdit_merges_latents_of_one_group():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": (9, 10, 9)}, r"split=\(9, 10, 9\): at depth 28 HDiT merges after block 8 and splits after block 20"),
-        ({"num_latents": 6}, "num_latents=6: HDiT needs a multiple of 4"),
-        ({"sample_size": 24, "window": (3, 3)}, "num_latents=9: HDiT needs a multiple of 4"),
+        ({"split": (9, 10, 9)}, r"split must be a core with blocks 8 to 20 in it, got \(9, 10, 9\)"),
+        ({"num_latents": 6}, "num_latents must be a multiple of 4, got 6"),
+        ({"sample_size": 24, "window": (3, 3)}, "num_latents must be a multiple of 4, got 9"),
     ],
 )
 def test_what_hdit_cannot_do_is_named(settings, message):
@@ -112,10 +112,10 @@ def test_hdit_names_its_budgets_and_sizes():
     model = opened("elit-hdit")
     with pytest.raises(ValueError, match=r"\(4 to 16 in steps of 4\).* got 6"):
         model(*inputs(model), 6)
-    with pytest.raises(ValueError, match=r"sample_size=\(34, 34\).*windows of 2×2 tokens.*nearest valid: 32 or 36"):
+    with pytest.raises(ValueError, match=r"multiple of 4×4 \(nearest valid: 32 or 36.* got \(34, 34\)"):
         elit.create_model("HDiT-S/2", sample_size=34)
     assert model_config("ELIT-HDiT-S/2", depth=6)[1]["interface"]["split"] == [1, 4, 1]
     for depth in range(1, 40):
-        head, core, tail = default_split(depth, type(model).__name__)
+        head, core, tail = HDiT.default_split(depth)
         assert head + core + tail == depth
         assert head <= merged_blocks(depth).start

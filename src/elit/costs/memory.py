@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from elit.budgets import training_budgets
 from elit.compat import fake_tensors, storage_number
-from elit.config import TrainConfig
-from elit.costs.flops import count_flops
+from elit.config import TrainConfig, require
+from elit.costs.flops import training_tflops
 from elit.models.layers import fused_attention
 from elit.models.presets import create_model
 
@@ -64,13 +64,12 @@ def estimate(
             f"devices={devices}: batch_size={config.batch_size} must divide into {config.gradient_accumulation} "
             "accumulated micro-batches on each of them"
         )
-    for name, value in (("device_tflops", device_tflops), ("utilisation", utilisation)):
-        if not value > 0 or (name == "utilisation" and value > 1):
-            raise ValueError(f"{name}={value}: give a number above 0{', at most 1' if name == 'utilisation' else ''}")
+    require(device_tflops > 0, "device_tflops", device_tflops, "above 0")
+    require(0 < utilisation <= 1, "utilisation", utilisation, "above 0 and at most 1")
     with torch.device("meta"):
         model = create_model(**config.model.arguments())
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
-    flops = 3 * config.batch_size * sum(count_flops(model, budget=num_latents) for num_latents in drawn) / len(drawn)
+    tflops = training_tflops(model, config.batch_size, drawn)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     batch = config.batch_size // devices // config.gradient_accumulation
     largest = None if drawn == (None,) else max(num_latents for num_latents in drawn if num_latents is not None)
@@ -91,8 +90,8 @@ def estimate(
         # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
         activations_checkpointed=inputs + math.ceil((whole - inputs) / len(model.blocks)),
         gradient_checkpointing=config.gradient_checkpointing,
-        tflops=flops / 1e12,
-        device_days=config.steps * flops / (device_tflops * 1e12 * utilisation) / 86_400,
+        tflops=tflops,
+        device_days=config.steps * tflops / (device_tflops * utilisation) / 86_400,
     )
 
 

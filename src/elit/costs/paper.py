@@ -1,13 +1,9 @@
 """The paper's cost figures (section 4 and 5, Table 1 and Qwen-Image's) beside what this code comes to."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from elit.budgets import Budget, training_budgets
-from elit.costs.flops import count_flops, interface_flops, valid_budgets
-from elit.costs.parameters import count_parameters
-from elit.models.presets import model_config
+from elit.costs.flops import count_flops, meta_model, training_tflops
 from elit.models.windows import Windows
 
 CELLS = {256: 32, 512: 64}  # pixels: cells of an f8 autoencoder
@@ -52,33 +48,29 @@ class Figure:
 
 def paper_figures() -> list[Figure]:
     """Every cost figure of the paper and ours, in closed form: nothing is allocated."""
-    rows = [
-        Figure(f"{name}, parameters", paper, count_parameters(*model_config(name)))
-        for name, paper in PARAMETERS.items()
-    ]
+    rows = []
+    for name, paper in PARAMETERS.items():
+        ours = sum(parameter.numel() for parameter in meta_model(name).parameters())
+        rows.append(Figure(f"{name}, parameters", paper, ours))
     for name, figures in TRAINING.items():
         for pixels, paper in zip(CELLS, figures, strict=True):
-            rows.append(Figure(f"{name}, {pixels}px, training TFLOPs", paper, training_tflops(name, pixels)))
+            rows.append(Figure(f"{name}, {pixels}px, training TFLOPs", paper, paper_tflops(name, pixels)))
     # The paper's figure comes out if Read and Write are counted for all latents; ours does no work for dropped ones.
-    windows = Windows((32, 32), (8, 8))
-    spared = interface_flops(windows, 64, 1152) - interface_flops(windows, 16, 1152)
-    quarter = training_tflops("ELIT-DiT-XL/2", 512, 0.25) + 3 * 256 * spared / 1e12
+    model, windows = meta_model("ELIT-DiT-XL/2", 64), Windows((32, 32), (8, 8))
+    spared = model.interface_flops(windows, 64) - model.interface_flops(windows, 16)
+    quarter = paper_tflops("ELIT-DiT-XL/2", 512, 0.25) + 3 * 256 * spared / 1e12
     label = "ELIT-DiT-XL/2, 512px, 25% of the tokens (Read and Write of all), training TFLOPs"
     rows.append(Figure(label, 386, quarter))
-    cost: Callable[..., int] = partial(count_flops, "ELIT-MM-DiT-Qwen-Image/2")
-    plain = 2 * count_flops("MM-DiT-Qwen-Image/2")
+    qwen, plain = meta_model("ELIT-MM-DiT-Qwen-Image/2"), 2 * count_flops("MM-DiT-Qwen-Image/2")
     for share, ratio in QWEN_IMAGE.items():
-        ours = (cost(budget=share) + cost(budget=QWEN_IMAGE_WEAK)) / plain
+        ours = (count_flops(qwen, budget=share) + count_flops(qwen, budget=QWEN_IMAGE_WEAK)) / plain
         rows.append(Figure(f"ELIT-Qwen-Image, {share:.1%} of the latents, CCFG over Qwen-Image with CFG", ratio, ours))
     return rows
 
 
-def training_tflops(name: str, pixels: int, budget: Budget = None) -> float:
+def paper_tflops(name: str, pixels: int, budget: Budget = None) -> float:
     """An iteration of the paper's training: batch 256; "… MB", multi-budget, batch 384 and the mean over its draws."""
-    size = CELLS[pixels]
+    model = meta_model(name.removesuffix(" MB"), CELLS[pixels])
     if not name.endswith(" MB"):
-        return 3 * 256 * count_flops(name, sample_size=size, budget=budget) / 1e12
-    name = name.removesuffix(" MB")
-    drawn = training_budgets(valid_budgets(*model_config(name, sample_size=size)), FEWEST[pixels], None)
-    costs = [count_flops(name, sample_size=size, budget=num_latents) for num_latents in drawn]
-    return 3 * 384 * sum(costs) / len(costs) / 1e12
+        return training_tflops(model, 256, [budget])
+    return training_tflops(model, 384, training_budgets(model.budgets, FEWEST[pixels], None))

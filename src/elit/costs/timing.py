@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from elit.budgets import Budget
-from elit.models.layout import as_size
+from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
 
 Result = TypeVar("Result")

@@ -17,7 +17,7 @@ from elit.elastic.low_rank import add_low_rank
 from elit.elastic.pipelines import check_transformer
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, load_weights, read_record
 from elit.elastic.surgery import elastify
-from elit.models.networks import NETWORKS
+from elit.models.presets import NETWORKS
 from elit.models.saved import check_weights, load_own, saved_dtype
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
-from elit.models.layers import Mlp, SelfAttention, layer_norm, rope_tables
-from elit.models.layout import CHARACTER_BLOCKS, TIME_FREQUENCIES
-from elit.models.layout import CHARACTERS as CHARACTERS
+from elit.models.layers import Mlp, SelfAttention, layer_norm, rope_tables, weights_of
+
+CHARACTERS = "characters"
+"""Name of the built-in text encoder in configs, beside those of the Hugging Face hub."""
 
 
 class TimeEmbedding(TimestepEmbedding):
     """t (B,) in [0, 1] -> (B, d): sinusoid of `scale`·t, linear, SiLU, linear."""
 
-    frequencies = TIME_FREQUENCIES
+    frequencies = 256
 
     def __init__(self, width: int, scale: float = 1000.0):
         super().__init__(self.frequencies, width)
@@ -30,6 +31,9 @@ class TimeEmbedding(TimestepEmbedding):
             self.scale * t.float(), self.frequencies, flip_sin_to_cos=True, downscale_freq_shift=0
         )
         return super().forward(sinusoid.to(self.linear_1.weight.dtype))
+
+    def flops(self) -> int:
+        return 2 * weights_of(self.linear_1, self.linear_2)
 
 
 class ClassConditioning(nn.Module):
@@ -42,6 +46,9 @@ class ClassConditioning(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.time(t) + self.label(y.long())
+
+    def flops(self, text_length: int = 0) -> int:
+        return self.time.flops()
 
 
 @dataclass(frozen=True)
@@ -109,11 +116,16 @@ class TextConditioning(nn.Module):
             c = c + torch.where(absent, self.null.to(c.dtype), self.pooled(pooled.to(c.dtype)))
         return c, tokens, text.mask | absent & first
 
+    def flops(self, text_length: int) -> int:
+        total = self.time.flops() + 2 * text_length * weights_of(self.project)
+        total += 2 * weights_of(self.pooled) if self.pooled else 0
+        return total + (self.characters.flops(text_length) if self.characters else 0)
+
 
 class CharacterEncoder(nn.Module):
     """A small encoder trained along, so that text-to-image needs no download: UTF-8 bytes, two blocks."""
 
-    depth = CHARACTER_BLOCKS
+    depth = 2
 
     def __init__(self, features: int):
         super().__init__()
@@ -137,6 +149,10 @@ class CharacterEncoder(nn.Module):
             x = x + attention(self.norms[2 * i](x), rope, seen)
             x = x + mlp(self.norms[2 * i + 1](x))
         return Text(x, mask)
+
+    def flops(self, length: int) -> int:
+        features = self.embedding.embedding_dim
+        return self.depth * (24 * length * features**2 + 4 * length**2 * features)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from elit.models.conditioning import ClassConditioning
 from elit.models.interface import InterfaceSpec
 from elit.models.labels import class_numbers
 from elit.models.layers import Block
-from elit.models.sizes import plain_settings
 from elit.models.transformer import Transformer, on_cpu
 
 
@@ -52,17 +51,10 @@ class DiT(Transformer):
         class_names: Sequence[str] | None = None,
     ):
         super().__init__()
-        plain_settings(self.config)
-        self.build(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            num_heads=num_heads,
-            interface=interface,
-            conditioning=ClassConditioning(hidden_size, num_classes),
-        )
+        self.build()
+
+    def make_conditioning(self) -> nn.Module:
+        return ClassConditioning(self.config.hidden_size, self.config.num_classes)
 
     def make_blocks(self) -> list[nn.Module]:
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio

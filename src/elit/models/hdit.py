@@ -1,15 +1,19 @@
 """HDiT and ELIT-HDiT: the middle blocks work on merged tokens, four in one (paper section 4, Table 1)."""
 
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from torch import Tensor, nn
 
+from elit.config import require
 from elit.models.dit import DiT
-from elit.models.layers import Block, Rope
-from elit.models.layout import KINDS, MERGED, Kind, merged_blocks
+from elit.models.layers import Block, Rope, weights_of
 from elit.models.transformer import AuxStreams
+from elit.models.windows import Shape
+
+MERGED = 4  # tokens in one, 2×2 neighbours or 4 latents of one window
 
 
 class WideBlock(Block):
@@ -29,7 +33,28 @@ class HDiT(DiT):
 
     _no_split_modules: ClassVar = ["Block", "WideBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["Block", "WideBlock"]
-    kind: ClassVar[Kind] = KINDS["HDiT"]
+    budget_step: ClassVar[int] = MERGED
+
+    def window(self, size: Sequence[int]) -> Shape:
+        return self.spec.window if self.spec else (1,) * (len(size) - 2) + (2, 2)
+
+    @property
+    def cell(self) -> Shape:
+        if self.spec:
+            return self.patch_size
+        return tuple(p * side for p, side in zip(self.patch_size, self.window(self.patch_size), strict=True))
+
+    def check_sizes(self) -> None:
+        super().check_sizes()
+        depth, (head, core, _) = self.config.depth, self.spec.split if self.spec else (0, self.config.depth, 0)
+        wide = merged_blocks(depth)
+        inside = head <= wide.start < wide.stop <= head + core
+        require(inside, "split", self.spec and self.spec.split, f"a core with blocks {wide.start} to {wide.stop} in it")
+
+    @staticmethod
+    def default_split(depth: int) -> tuple[int, int, int]:
+        outer = min(DiT.default_split(depth)[0], merged_blocks(depth).start)  # the wide blocks lie in the core
+        return outer, depth - 2 * outer, outer
 
     def make_blocks(self) -> list[nn.Module]:
         width, num_heads, mlp_ratio = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
@@ -39,6 +64,13 @@ class HDiT(DiT):
         wide = merged_blocks(self.config.depth)
         kinds = [WideBlock if i in wide else Block for i in range(self.config.depth)]
         return [kind(width, num_heads, mlp_ratio) for kind in kinds]
+
+    def stage_flops(self, blocks: Iterable[nn.Module], length: int) -> int:
+        every = list(blocks)
+        wide = [block for block in every if isinstance(block, WideBlock)]
+        plain = [block for block in every if not isinstance(block, WideBlock)]
+        total = super().stage_flops(plain, length) + super().stage_flops(wide, length // MERGED)
+        return total + (2 * length // MERGED * weights_of(self.merge, self.split) if wide else 0)
 
     def run_blocks(
         self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
@@ -52,3 +84,9 @@ class HDiT(DiT):
         merged, _ = super().run_blocks(blocks[first:end], merged, c, rope.every(MERGED), ())
         fine = self.split(merged).unflatten(2, (MERGED, -1)).flatten(1, 2)  # (B, L, d)
         return super().run_blocks(blocks[end:], fine + self.keep * (x - fine), c, rope, aux)
+
+
+def merged_blocks(depth: int) -> range:
+    """The blocks that work on merged tokens: 8 to 19 of 28, and in proportion."""
+    outer = min(round(depth * 8 / 28), (depth - 1) // 2)
+    return range(outer, depth - outer)

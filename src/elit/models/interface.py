@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from elit.models.layers import Mlp, Modulation, QKNorm, attention, layer_norm, modulate, sliceable
-from elit.models.layout import InterfaceSpec as InterfaceSpec
+from elit.models.sizes import InterfaceSpec as InterfaceSpec
 from elit.models.windows import Shape, Windows, joined
 
 

@@ -136,6 +136,11 @@ def sliceable(weight: Tensor) -> Tensor:
     return weight if torch.is_grad_enabled() else weight.detach()
 
 
+def weights_of(*layers: nn.Linear) -> int:
+    """Entries of the layers' matrices: multiply-adds of a token."""
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
 class Mlp(nn.Module):
     """Linear, tanh-GELU, linear: (..., dim) -> (..., dim), `hidden_dim` wide between."""
 
@@ -188,6 +193,12 @@ class Block(nn.Module):
         """What follows the attention: its output projection into the residual stream, and the MLP."""
         x = x + gate1 * self.attention.proj(mixed)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift, scale))
+
+    def flops(self, length: int) -> int:
+        """Matrix products of one sample of `length` tokens: a multiply-add is 2, attention 4·L²·d."""
+        linear = weights_of(self.attention.qkv, self.attention.proj, self.mlp.fc1, self.mlp.fc2)
+        attention = 4 * length**2 * self.attention.proj.in_features
+        return 2 * (weights_of(self.modulation.linear) + length * linear) + attention
 
 
 class FinalLayer(nn.Module):

@@ -3,7 +3,7 @@
 B batch, L image tokens or latents, M text tokens, d width, H heads, h head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,9 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from elit.config import require
 from elit.models.conditioning import (
+    CHARACTERS,
     Condition,
     Text,
     TextConditioning,
@@ -21,9 +23,7 @@ from elit.models.conditioning import (
     without_text,
 )
 from elit.models.interface import InterfaceSpec
-from elit.models.layers import Block, Modulation, QKNorm, Rope, attend, layer_norm, modulate
-from elit.models.layout import CHARACTERS, KINDS, Kind
-from elit.models.sizes import plain_settings
+from elit.models.layers import Block, Modulation, QKNorm, Rope, attend, layer_norm, modulate, weights_of
 from elit.models.transformer import AuxStreams, Transformer, on_cpu
 
 
@@ -44,6 +44,11 @@ class JointBlock(nn.Module):
         q, k, v = (torch.cat(pair, 1) for pair in zip(of_text, of_image, strict=True))  # (B, M + L, H, h)
         mixed_text, mixed = attend(q, k, v, mask).split((text.shape[1], x.shape[1]), 1)
         return self.image.finish(x, mixed, *rest_x), self.text.finish(text, mixed_text, *rest_t)
+
+    def flops(self, length: int, text: int) -> int:
+        """As of `Block`, for `length` image tokens and `text` ones."""
+        pairs = 2 * 4 * length * text * self.image.attention.proj.in_features  # each attends to the other's
+        return self.image.flops(length) + self.text.flops(text) + pairs
 
 
 class LastJointBlock(nn.Module):
@@ -66,6 +71,10 @@ class LastJointBlock(nn.Module):
         mixed = attend(q, k, torch.cat((text_v, v), 1), mask)
         return self.image.finish(x, mixed, *rest_x), text
 
+    def flops(self, length: int, text: int) -> int:
+        linear = weights_of(self.text_modulation.linear) + text * weights_of(self.text_kv)
+        return self.image.flops(length) + 2 * linear + 4 * length * text * self.text_kv.in_features
+
 
 class MMDiT(Transformer):
     """Text-conditional diffusion transformer of double-stream blocks; with `interface`, ELIT-MM-DiT.
@@ -87,7 +96,7 @@ class MMDiT(Transformer):
     _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["JointBlock"]
 
-    kind: ClassVar[Kind] = KINDS["MMDiT"]
+    takes_text: ClassVar[bool] = True
 
     @register_to_config
     def __init__(
@@ -107,22 +116,18 @@ class MMDiT(Transformer):
         interface: InterfaceSpec | dict[str, Any] | None = None,
     ):
         super().__init__()
-        plain_settings(self.config)
-        characters = text_encoder == CHARACTERS
-        if characters and pooled_features not in (0, text_features):
-            raise ValueError(
-                f"pooled_features={pooled_features}: with characters, give 0 or text_features={text_features}"
-            )
-        self.build(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            num_heads=num_heads,
-            interface=interface,
-            conditioning=TextConditioning(hidden_size, text_features, pooled_features, characters),
-        )
+        if text_encoder == CHARACTERS:
+            own = pooled_features in (0, text_features)
+            require(own, "pooled_features", pooled_features, f"0 or text_features = {text_features} with characters")
+        self.build()
+
+    def make_conditioning(self) -> nn.Module:
+        config, characters = self.config, self.config.text_encoder == CHARACTERS
+        return TextConditioning(config.hidden_size, config.text_features, config.pooled_features, characters)
+
+    def stage_flops(self, blocks: Iterable[nn.Module], length: int) -> int:
+        """With a text of text_length tokens."""
+        return sum(block.flops(length, self.config.text_length) for block in blocks)  # pyrefly: ignore[not-callable]
 
     def make_blocks(self) -> list[nn.Module]:
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from elit.compat import lone_process
 from elit.files import fingerprint, whole_folder, write_folder
-from elit.models.networks import NETWORKS
+from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
 

@@ -10,6 +10,7 @@ depends on the dropped latents, and Read and Write cost the same at every budget
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,17 +19,17 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from elit.budgets import Budget
+from elit.config import require
 from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
 from elit.models.interface import CrossAttention, InterfaceSpec
 from elit.models.layers import Block, Mlp, Modulation, layer_norm, modulate, sliceable
-from elit.models.layout import KINDS, LATENT_POSITIONS, Kind
-from elit.models.sizes import plain_settings
 from elit.models.transformer import AuxStreams
-from elit.models.windows import Windows
+from elit.models.windows import Shape, Windows
 
 Convention = Literal["noise", "data", "ddpm"]
 CONVENTIONS = ("noise", "data", "ddpm")
+LATENT_POSITIONS = 4096  # rows of the latents' position table, more than any published size needs
 
 
 class SiT(DiT):
@@ -42,7 +43,7 @@ class SiT(DiT):
     Raises ValueError where the sizes do not fit each other.
     """
 
-    kind: ClassVar[Kind] = KINDS["SiT"]
+    rotary: ClassVar[bool] = False
 
     @register_to_config
     def __init__(
@@ -61,19 +62,31 @@ class SiT(DiT):
         class_names: Sequence[str] | None = None,
     ):
         super(DiT, self).__init__()  # DiT's own would build its conditioning
-        plain_settings(self.config)
-        if convention not in CONVENTIONS:
-            raise ValueError(f"convention={convention!r}: give one of {', '.join(CONVENTIONS)}")
-        self.build(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            depth=depth,
-            num_heads=num_heads,
-            interface=interface,
-            conditioning=ClassConditioning(hidden_size, num_classes, time_scale=1.0),
-        )
+        require(convention in CONVENTIONS, "convention", convention, f"one of {', '.join(CONVENTIONS)}")
+        self.build()
+
+    def make_conditioning(self) -> nn.Module:
+        return ClassConditioning(self.config.hidden_size, self.config.num_classes, time_scale=1.0)
+
+    @property
+    def cell(self) -> Shape:
+        if self.spec is None:
+            return self.patch_size
+        return tuple(p * side for p, side in zip(self.patch_size, self.spec.window, strict=True))
+
+    def token_grid(self, size: Sequence[int]) -> Shape:
+        grid = super().token_grid(size)
+        if self.spec:  # its latents have learned places in the whole image
+            require(prod(grid) <= LATENT_POSITIONS, "sample_size", tuple(size), f"at most {LATENT_POSITIONS} tokens")
+        return grid
+
+    def check_sizes(self) -> None:
+        super().check_sizes()
+        require(len(self.patch_size) == 2, "sample_size", self.sample_size, "(rows, columns): SiT takes images")
+        require(self.config.hidden_size % 4 == 0, "hidden_size", self.config.hidden_size, "a multiple of 4")
+        if self.spec:
+            tokens = prod(self.spec.window)
+            require(self.spec.num_latents == tokens, "num_latents", self.spec.num_latents, f"{tokens}, one a token")
 
     def forward(
         self,
@@ -127,6 +140,12 @@ class SiT(DiT):
         kept = s[:, :, :budget].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
         kept, aux = self.run_blocks(core, kept, c, self.rope(windows, budget), aux)
         return torch.cat((kept.unflatten(1, (-1, budget)), s[:, :, budget:]), 2), *aux
+
+    def interface_flops(self, windows: Windows, budget: int) -> int:
+        """The same at every budget: as many latents as tokens, all of them read and written."""
+        d, tokens, n = self.config.hidden_size, prod(windows.grid), prod(windows.window)
+        read = 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
+        return read + 6 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
 
     def make_blocks(self) -> list[nn.Module]:
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio

@@ -1,34 +1,64 @@
-"""What a network is made of, checked before it is built: torch's own refusals are many lines long."""
+"""Sizes of a network: samples, patches, the grid of tokens, and where the latent interface sits."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from elit.arguments import real_number, shortened, whole_number
-from elit.models.layout import InterfaceSpec
+from elit.config import require
+from elit.models.windows import Shape
 
-LEAST = {
-    **dict.fromkeys(("in_channels", "num_classes", "depth", "hidden_size", "num_heads"), 1),
-    **{"text_features": 1, "text_length": 1, "pooled_features": 0},
-}
-"""The whole numbers among a network's settings, and the least that each may be."""
-MOST = 1 << 20
+MAX_SETTING = 1 << 20
 """More than any network has of anything."""
 
 
-def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers among a network's settings, as Python's own. Raises ValueError for the first that cannot be."""
-    plain: dict[str, Any] = {}
-    for name, least in LEAST.items():
-        if name in settings:
-            plain[name] = whole_number(name, settings[name], least, MOST)
-    if "mlp_ratio" in settings:
-        plain["mlp_ratio"] = real_number("mlp_ratio", settings["mlp_ratio"], above=0, most=MOST)
-    for name in ("text_encoder", "convention"):
-        if not isinstance(settings.get(name, ""), str):
-            raise ValueError(f"{name}={shortened(settings[name])}: give a name")
-    interface = settings.get("interface")
-    if not (interface is None or isinstance(interface, InterfaceSpec | Mapping)):
-        raise ValueError(f"interface={shortened(interface)}: give an elit.InterfaceSpec, or None for none")
-    if isinstance(interface, Mapping) and set(interface) != {"split", "window", "num_latents"}:
-        raise ValueError(f"interface={shortened(interface)}: give split, window and num_latents")
-    return plain
+@dataclass(frozen=True, kw_only=True)
+class InterfaceSpec:
+    """Where the interface sits and how large it is."""
+
+    split: tuple[int, int, int]
+    """Blocks in the head (spatial tokens), the core (latents) and the tail (spatial tokens)."""
+    window: tuple[int, ...]
+    """Spatial tokens of a window along each axis, (rows, columns) or (frames, rows, columns)."""
+    num_latents: int
+    """J, latents of a window at full budget."""
+
+    def __post_init__(self) -> None:
+        for name in ("split", "window"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        split, window = self.split, self.window
+        valid = len(split) == 3 and min(split) >= 0 and split[1] >= 1
+        require(valid, "split", split, "(head, core, tail) block counts with at least 1 in the core")
+        require(min(window, default=0) >= 1, "window", window, "at least 1 token along each axis")
+        require(1 <= self.num_latents <= MAX_SETTING, "num_latents", self.num_latents, "at least 1")
+
+    def to_config(self) -> dict[str, int | list[int]]:
+        return {"split": list(self.split), "window": list(self.window), "num_latents": self.num_latents}
+
+
+def as_size(sample_size: int | Sequence[int]) -> Shape:
+    """An int is a square image."""
+    size = (sample_size,) * 2 if isinstance(sample_size, int) else tuple(sample_size)
+    require(min(size, default=0) >= 1, "sample_size", sample_size, "at least 1 along each axis")
+    return size
+
+
+def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) -> Shape:
+    """An int is that many rows and columns, and one frame of a video."""
+    axes = len(as_size(sample_size))
+    patch = (1,) * (axes - 2) + (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+    require(min(patch, default=0) >= 1, "patch_size", patch_size, "at least 1 along each axis")
+    return patch
+
+
+def nearest(length: int, step: int) -> list[int]:
+    """The multiples of `step` beside a length, one where it is a multiple itself."""
+    return sorted({max(step, length // step * step), max(step, -(-length // step) * step)})
+
+
+def check_size(size: Sequence[int], cell: Sequence[int]) -> None:
+    """Raises ValueError, naming the nearest sizes, for a size that is not a multiple of `cell` along each axis."""
+    require(len(size) == len(cell), "sample_size", tuple(size), f"{len(cell)} numbers, as many as patch_size has")
+    if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
+        near = [nearest(length, step) for length, step in zip(size, cell, strict=True)]
+        valid = " × ".join(" or ".join(map(str, choices)) for choices in near)
+        multiple = "×".join(map(str, cell))
+        require(False, "sample_size", tuple(size), f"a multiple of {multiple} (nearest valid: {valid})")

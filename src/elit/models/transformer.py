@@ -6,7 +6,8 @@ B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L 
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import checkpoint_block, quiet_cast
+from elit.config import require
 from elit.models.conditioning import Condition
 from elit.models.interface import InterfaceSpec, LatentInterface
 from elit.models.layers import (
@@ -25,11 +27,15 @@ from elit.models.layers import (
     rope_tables,
     unpatchify,
 )
-from elit.models.layout import KINDS, Kind, as_patch, as_size
+from elit.models.sizes import MAX_SETTING, as_patch, as_size, check_size
 from elit.models.windows import Shape, Windows, joined, remembered, windows_of
 
 AuxStreams = tuple[Tensor, ...]
 """What blocks hand on besides the tokens, batch first: a text stream, the outputs for long skips."""
+
+LEAST = {"in_channels": 1, "hidden_size": 1, "depth": 1, "num_heads": 1, "num_classes": 1, "mlp_ratio": 1e-3}
+LEAST |= {"text_features": 1, "text_length": 1, "pooled_features": 0}
+"""Settings that are numbers, and the least that each may be."""
 
 
 class Transformer(ModelMixin, ConfigMixin, ABC):
@@ -42,33 +48,30 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Block", "Read", "Write"]
     _repeated_blocks: ClassVar = ["Block"]
-    kind: ClassVar[Kind] = KINDS["DiT"]
-    """Where it differs from the others in sizes."""
+    budget_step: ClassVar[int] = 1
+    """Budgets are multiples of this."""
+    takes_text: ClassVar[bool] = False
+    """Conditions are prompts or their embeddings, not labels."""
+    rotary: ClassVar[bool] = True
+    """Positions are RoPE, for which a head must be wide enough."""
 
-    def build(
-        self,
-        *,
-        sample_size: int | Sequence[int],
-        in_channels: int,
-        patch_size: int | Sequence[int],
-        hidden_size: int,
-        depth: int,
-        num_heads: int,
-        interface: InterfaceSpec | dict[str, Any] | None,
-        conditioning: nn.Module,
-    ) -> None:
+    def build(self) -> None:
         """The rest of every backbone's constructor. Raises ValueError where the sizes do not fit each other."""
-        self.sample_size, self.patch_size = as_size(sample_size), as_patch(patch_size, sample_size)
-        self.spec = InterfaceSpec.from_config(interface) if isinstance(interface, dict) else interface
-        self.kind.check_sizes(self.sample_size, self.patch_size, hidden_size, num_heads, depth, self.spec)
-        # What is saved is what JSON gives back, so a loaded config equals the one in memory.
-        self.register_to_config(
-            sample_size=as_json(sample_size),
-            patch_size=as_json(patch_size),
-            interface=self.spec and self.spec.to_config(),
+        config, interface = self.config, self.config.interface
+        self.sample_size, self.patch_size = (
+            as_size(config.sample_size),
+            as_patch(config.patch_size, config.sample_size),
         )
+        self.spec = InterfaceSpec(**interface) if isinstance(interface, dict) else interface
+        self.check_sizes()
+        # What is saved is what JSON gives back, so a loaded config equals the one in memory.
+        sizes = {name: config[name] for name in ("sample_size", "patch_size")}
+        sizes = {name: value if isinstance(value, int) else list(value) for name, value in sizes.items()}
+        self.register_to_config(**sizes, interface=self.spec and self.spec.to_config())
 
-        patch_features = in_channels * torch.Size(self.patch_size).numel()
+        hidden_size, num_heads = config.hidden_size, config.num_heads
+        patch_features = config.in_channels * prod(self.patch_size)
+        conditioning = self.make_conditioning()
         self.patch_embed = nn.Linear(patch_features, hidden_size)
         self.conditioning = conditioning
         self.blocks = nn.ModuleList(self.make_blocks())
@@ -97,16 +100,6 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         settings = json.loads(super().to_json_string())
         settings.pop("_name_or_path", None)
         return json.dumps(settings, indent=2, sort_keys=True) + "\n"
-
-    @property
-    def budget_step(self) -> int:
-        """Budgets are multiples of this."""
-        return self.kind.budget_step
-
-    @property
-    def takes_text(self) -> bool:
-        """Whether its condition is a text: prompts or their embeddings, not labels."""
-        return self.kind.takes_text
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -202,9 +195,19 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             return checkpoint_block(self, block, *inputs)
         return block(*inputs)
 
+    @staticmethod
+    def default_split(depth: int) -> tuple[int, int, int]:
+        """About 70% of the blocks in the core, which the paper finds best (Table 4b)."""
+        outer = max(1, round(0.15 * depth)) if depth >= 3 else 0
+        return outer, depth - 2 * outer, outer
+
     @abstractmethod
     def make_blocks(self) -> list[nn.Module]:
         """All blocks, in order."""
+
+    @abstractmethod
+    def make_conditioning(self) -> nn.Module:
+        """The network of time and condition, with `time` in it and `flops`."""
 
     def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
         """Read and Write around the core, with an `initialize` of their own."""
@@ -231,19 +234,25 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         head, core, _ = self.spec.split if self.spec else (0, len(self.blocks), 0)
         return self.blocks[:head], self.blocks[head : head + core], self.blocks[head + core :]
 
-    def token_grid(self, size: Sequence[int]) -> tuple[int, ...]:
+    def token_grid(self, size: Sequence[int]) -> Shape:
         """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
-        return self.kind.token_grid(size, self.patch_size, self.spec)
+        check_size(size, self.cell)
+        return tuple(length // p for length, p in zip(size, self.patch_size, strict=True))
+
+    def window(self, size: Sequence[int]) -> Shape:
+        """Tokens of a full window along each axis; a baseline's tokens are one window."""
+        return self.spec.window if self.spec else self.token_grid(size)
+
+    @property
+    def cell(self) -> Shape:
+        """Lengths that a sample is a multiple of along each axis."""
+        return self.patch_size
 
     def windows(self, size: Sequence[int], like: Tensor) -> Windows:
         """Windows of samples of `size`, on the device of `like`. Raises ValueError naming the nearest valid sizes."""
         # A fake tensor's tables are of no use to other forwards.
         make = windows_of if type(like) is Tensor else Windows
         return make(self.token_grid(size), self.window(size), self.budget_step, like.device)
-
-    def window(self, size: Sequence[int]) -> Shape:
-        """Tokens of a full window along each axis."""
-        return self.spec.window if self.spec else self.kind.plain_window(len(size)) or self.token_grid(size)
 
     def rope(self, windows: Windows, budget: int | None = None) -> Rope:
         """Rotary tables of the tokens or, with a budget, of the latents."""
@@ -266,6 +275,38 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if not budgets or batch % len(budgets):
             raise ValueError(f"budget must be a list that divides a batch of {batch}, got {len(budgets)} budgets")
         return cast(list[int], budgets)
+
+    def check_sizes(self) -> None:
+        """Raises ValueError where width, heads, depth, patch, window and split do not fit each other."""
+        for name, least in LEAST.items():
+            value = self.config.get(name, least)
+            require(least <= value <= MAX_SETTING, name, value, f"{least} to {MAX_SETTING}")
+        width, heads, axes, spec = self.config.hidden_size, self.config.num_heads, len(self.patch_size), self.spec
+        even = 2 if self.rotary else 1
+        require(width % (even * heads) == 0, "hidden_size", width, f"a multiple of {even} · num_heads = {even * heads}")
+        if spec is not None:
+            require(len(spec.window) == axes, "window", spec.window, f"{axes} numbers, as many as patch_size has")
+            require(sum(spec.split) == self.config.depth, "split", spec.split, f"{self.config.depth} = depth in all")
+            wide = not self.rotary or width // heads >= 2 * (axes + 1)
+            require(wide, "num_heads", heads, f"at most {width // (2 * (axes + 1))}, for heads of {2 * (axes + 1)}")
+            step = self.budget_step
+            require(spec.num_latents % step == 0, "num_latents", spec.num_latents, f"a multiple of {step}")
+        self.token_grid(self.sample_size)
+
+    def stage_flops(self, blocks: Iterable[nn.Module], length: int) -> int:
+        """FLOPs of a stage over `length` tokens or latents of one sample."""
+        return sum(block.flops(length) for block in blocks)  # pyrefly: ignore[not-callable]
+
+    def interface_flops(self, windows: Windows, budget: int) -> int:
+        """FLOPs of Read and Write of one sample."""
+        d, total = self.config.hidden_size, 0
+        for (shape, count), j in zip(windows.shapes, windows.latents(budget), strict=True):
+            tokens, latents, pairs = count * prod(shape), count * j, count * prod(shape) * j
+            # Read: modulation, queries once a sample, keys and values, attention in windows, output, MLP.
+            total += 12 * d**2 + 2 * j * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
+            # Write: queries, keys and values, attention in windows, output, MLP.
+            total += 2 * tokens * d**2 + 4 * latents * d**2 + 4 * pairs * d + 6 * tokens * d**2
+        return total
 
     def check_inputs(self, x: Tensor, t: Tensor, y: Condition) -> None:
         """Raises ValueError for what does not fit the network or each other."""
@@ -314,7 +355,3 @@ def rope_of(windows: Windows, budget: int | None, head_width: int) -> Rope:
 def on_cpu(value: Tensor) -> bool:
     """Whether values may be looked at: on a device that would be a sync, and a fake tensor has none."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
-
-
-def as_json(value: Any) -> int | list[int]:
-    return list(map(int, value)) if is_list(value) else int(value)

@@ -1,5 +1,6 @@
 """U-ViT and ELIT-U-ViT: DiT with long skips between a block and its mirror (paper section 4, Table 1)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -7,8 +8,7 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from torch import Tensor, nn
 
 from elit.models.dit import DiT
-from elit.models.layers import Block, Rope
-from elit.models.layout import KINDS, Kind, skip_pairs
+from elit.models.layers import Block, Rope, weights_of
 from elit.models.transformer import AuxStreams
 
 
@@ -26,6 +26,9 @@ class SkipBlock(Block):
             x = self.skip(torch.cat((x, skipped), -1))  # pyrefly: ignore[bad-argument-type]
         return super().forward(x, c, rope)
 
+    def flops(self, length: int) -> int:
+        return super().flops(length) + (2 * length * weights_of(self.skip) if self.skip else 0)
+
 
 class UViT(DiT):
     """DiT with long skips; arguments as there.
@@ -36,7 +39,6 @@ class UViT(DiT):
 
     _no_split_modules: ClassVar = ["SkipBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["SkipBlock"]
-    kind: ClassVar[Kind] = KINDS["UViT"]
 
     def make_blocks(self) -> list[nn.Module]:
         depth, sizes = self.config.depth, (self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio)
@@ -55,3 +57,10 @@ class UViT(DiT):
             if block.gives:
                 aux = (*aux, x)
         return x, aux
+
+
+def skip_pairs(depth: int, split: Sequence[int] | None) -> dict[int, int]:
+    """{block: the later block that its output skips to}, for a baseline or the split of an ELIT network."""
+    head, core, tail = split or (0, depth, 0)
+    outer = {head - 1 - i: head + core + i for i in range(min(head, tail))}
+    return outer | {head + i: head + core - 1 - i for i in range((core - 1) // 2)}

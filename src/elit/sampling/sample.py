@@ -10,7 +10,7 @@ from elit.budgets import Budget, Schedule
 from elit.config import require
 from elit.flow.guidance import Guidance
 from elit.models.conditioning import Condition
-from elit.models.layout import as_size
+from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
 from elit.sampling.engine import NetworkEngine
 from elit.sampling.noise import Seed, sample_seeds, seeded_noise
