@@ -9,8 +9,10 @@ from math import prod
 
 from torch import nn
 
+from elit.config import DistillConfig
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Model
+from elit.elastic.trees import Arguments
 from elit.models.windows import Windows
 
 
@@ -53,6 +55,18 @@ def count_block_flops(
     pairs = sum(count * n * j for count, n, j in windows)
     spread = sum(count * n * j for count, n, j in windows if j < n) if transformer.elastic.carry else 0
     return total + 2 * linear + 8 * width * pairs + 4 * width * spread
+
+
+def step_flops(
+    transformer: Model, config: DistillConfig, tokens: Sequence[Sequence[int]], text_tokens: int, *, teacher: bool
+) -> dict[int | None, int]:
+    """FLOPs of a sample's step of distillation at each budget. teacher: the original runs in it too."""
+    sizes: Arguments = {"tokens": tokens, "text_tokens": text_tokens}
+    passes = 3 if config.weights == "all" else 2  # no gradients of weights that stay
+    beside = count_block_flops(transformer, **sizes, interface=False) if teacher else 0
+    return {
+        count: beside + passes * count_block_flops(transformer, **sizes, budget=count) for count in transformer.budgets
+    }
 
 
 def _windows(

@@ -8,7 +8,7 @@ trained.
 import copy
 import hashlib
 import json
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from elit.config import DistillConfig
 from elit.data.sampler import BucketSampler
 from elit.elastic.captioned_images import CaptionedImages, aspect_sizes
 from elit.elastic.context import UNSET, budget, original
-from elit.elastic.cost import count_block_flops
+from elit.elastic.cost import step_flops
 from elit.elastic.distill_network import (
     DistillNetwork,
     is_own_network,
@@ -30,9 +30,9 @@ from elit.elastic.distill_network import (
     student_budgets,
     validated_budgets,
 )
-from elit.elastic.distill_objectives import DistanceToTeacher, PicturesAndTeacher, Prediction, mean_square
+from elit.elastic.distill_objectives import DistanceToTeacher, PicturesAndTeacher, Prediction
 from elit.elastic.families import all_blocks, family_of
-from elit.elastic.families.family import Model, Pipeline
+from elit.elastic.families.family import Model
 from elit.elastic.pipelines import Requests, load_pipeline, read_prompts
 from elit.elastic.recording import (
     CallBatch,
@@ -45,13 +45,17 @@ from elit.elastic.recording import (
 )
 from elit.elastic.recording import record as record_calls
 from elit.elastic.storage import save_add_on
-from elit.elastic.trees import Arguments, Tree, layout_of
+from elit.elastic.trees import Tree, layout_of
 from elit.files import write_text
 from elit.sampling.pictures import image_grid, save_frames
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.task import Task, order_of
+
+ROWS, TIMES = 32, 5
+Row = dict[str, Any]
+"""Distances at one budget, by name."""
 
 
 def distill(config: DistillConfig) -> dict[str, Any]:
@@ -106,31 +110,26 @@ class DistillPipeline(Task):
         """Records the original and encodes pictures, whatever is not there yet; the processes share the work."""
         accelerator, config, requests = self.accelerator, self.config, self.requests
         rank, world = accelerator.process_index, accelerator.num_processes
-        if accelerator.is_main_process:
-            for other in self.cache.parent.glob("*"):
-                if other != self.cache:
-                    shutil.rmtree(other, ignore_errors=True)
         with encoded_prompts(self.pipe, self.cache / "prompts"):
             self.try_step()
             if requests.sides:
                 requests.sizes += self.sizes_of_windows()
-            self.examples = (
-                self.encode(self.images, rank, world) if self.images is not None else self.record(rank, world)
-            )
+            self.examples = self.record(rank, world) if self.images is None else self.encode(self.images, rank, world)
             self.sampler = BucketSampler(self.examples.buckets, **order_of(config, accelerator))
             # Before a checkpoint's weights are read: the network is still the original.
-            self.validation = Validation(self.pipe, requests, *self.probe())
+            self.fixed = self.fixed_calls()
             if config.preview_every:
-                self.validation.draw_reference()
-        self.flops = self.validation.flops(3 if config.weights == "all" else 2, teacher=self.images is not None)
+                with torch.no_grad(), original():
+                    self.reference = self.samples()
+        call = self.fixed[1].arguments
+        tokens, text = (each(self.network, call) for each in (self.family.grids, self.family.text))
+        self.flops = step_flops(self.network, config, tokens, text, teacher=self.images is not None)
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
         kind, buckets = "pictures" if self.images is not None else "recorded calls", len(self.examples.buckets)
         return [f"{len(self.examples):,} {kind} in {buckets} buckets; {trained:,} weights to train"]
 
     def try_step(self) -> None:
-        """One forward and backward pass at the lowest budget, so that a run that cannot train fails before its hours
-        of recording.
-        """
+        """A forward and backward pass at the lowest budget: a run that cannot train fails before it records."""
         size = (max(self.requests.sides),) * 2 if self.requests.sides else None
         call = first_call(self.pipe, self.requests.request(self.requests.prompts[:1], number=0, steps=1, size=size))
         with budget(self.budgets[0], doubled=False), self.accelerator.autocast():
@@ -198,8 +197,8 @@ class DistillPipeline(Task):
             autocast=accelerator.autocast,
         )
 
-    def probe(self) -> tuple[Tensor, CallBatch]:
-        """Fixed calls to validate with, and the original's predictions for them."""
+    def fixed_calls(self) -> tuple[Tensor, CallBatch]:
+        """Calls to validate with, and the original's predictions for them."""
         held_out = self.examples if self.images is not None else RecordedCalls(self.cache / "held-out")
         bucket, device = max(held_out.buckets, key=len), self.accelerator.device
         rows = [int(bucket[i * len(bucket) // ROWS]) for i in range(min(ROWS, len(bucket)))]
@@ -222,7 +221,7 @@ class DistillPipeline(Task):
             encoded_prompts(self.pipe, self.cache / "prompts"),
             accelerator.autocast(),
         ):
-            picture, table = self.validation.measure()
+            picture, table = self.measure()
         if accelerator.is_main_process:
             folder = Path(self.config.out) / "samples"
             if picture is not None:
@@ -231,64 +230,35 @@ class DistillPipeline(Task):
             write_text(folder / f"step-{step:08d}.json", json.dumps(table, indent=1) + "\n")
             self.last_table = table
 
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> dict[str, Any]:
-        weights = average.whole()
-        if accelerator.is_main_process:
-            save_add_on(accelerator.unwrap_model(self.network), weights, Path(self.config.out))
-        return {"out": self.config.out, "validation": self.last_table}
-
-
-ROWS, TIMES = 32, 5
-Row = dict[str, Any]
-"""Distances at one budget, by name."""
-
-
-class Validation:
-    """Fixed prompts and seeds, and fixed calls: the same each time it measures.
-
-    teacher, call: the original's predictions for a call. `draw_reference` before training, then `measure`.
-    """
-
-    def __init__(self, pipe: Pipeline, requests: Requests, teacher: Tensor, call: CallBatch):
-        self.pipe, self.requests, self.teacher, self.call = pipe, requests, teacher, call
-        self.family, self.full = family_of(pipe.transformer), pipe.transformer.budgets[-1]
-
-    def draw_reference(self) -> None:
-        """The original's own samples."""
-        with torch.no_grad(), original():
-            self.reference = self.samples()
-
     def measure(self) -> tuple[Image.Image | None, list[Row]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
-        rows, table = [self.reference], []
+        pictures, table = [self.reference], []
         with torch.no_grad():
-            for count in validated_budgets(self.pipe.transformer.budgets):
-                row: Row = {"tokens": count, "share": count / self.full, **self.distances(count)}
+            for count in validated_budgets(self.network.budgets):
+                row: Row = {"tokens": count, "share": count / self.network.budgets[-1], **self.distances(count)}
                 for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:
                     with budget(count, guidance=weak):
-                        rows.append(self.samples())
-                    difference = rows[-1].float() - self.reference.float()
+                        pictures.append(self.samples())
+                    difference = pictures[-1].float() - self.reference.float()
                     row[f"picture_distance{name}"] = difference.square().mean().sqrt().item()
                 table.append(row)
-        pictures = torch.cat(rows)
-        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
+        sheet = torch.cat(pictures)
+        if sheet.ndim != 4 or sheet.shape[1] not in (1, 3):
             return None, table
-        scale = max(1, 64 // pictures.shape[-2])
-        return image_grid(pictures.float().cpu() * 2 - 1, len(self.reference), scale=scale), table
+        scale = max(1, 64 // sheet.shape[-2])
+        return image_grid(sheet.float().cpu() * 2 - 1, len(self.reference), scale=scale), table
 
     def samples(self) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] by the pipeline; of a clip its first frame."""
+        """Pictures (B, 3, H, W) in [0, 1] by the pipeline, always of the same seeds; of a clip one frame."""
         output = self.pipe(**self.requests.validation(output_type="pt"))
         samples = torch.as_tensor(output.images if hasattr(output, "images") else output.frames)
         samples = samples[:, 0] if samples.ndim == 5 else samples
         return samples[:, :3]  # Qwen-Image 2.1 has a fourth channel, of transparency
 
     def distances(self, count: int) -> Row:
-        """Root mean squared distance of the prediction to the original's, over all calls and by t."""
-        with budget(count, doubled=False):
-            predicted = output_tensor(self.pipe.transformer(**self.call.arguments))
-        squared = mean_square(predicted.float() - self.teacher.float())
-        t = (1 - self.family.noise(self.call.arguments).float()).expand(len(squared)).clamp(0, 1)
+        """Root mean squared distance of the prediction to the original's, over all fixed calls and by t."""
+        objective = DistanceToTeacher(noise=self.family.noise, autocast=nullcontext)
+        t, squared = objective.losses(self.network, self.fixed, (), count)
         bucket = (t * TIMES).long().clamp(max=TIMES - 1)
         by_time = [squared[bucket == i] for i in range(TIMES)]
         return {
@@ -296,18 +266,8 @@ class Validation:
             "distance_by_t": [part.mean().sqrt().item() if len(part) else None for part in by_time],
         }
 
-    def flops(self, passes: int, *, teacher: bool) -> dict[int | None, int]:
-        """Of a sample's training step at each budget, embedders and output layers left out.
-
-        passes: as many forwards as it costs. teacher: the original runs in it too.
-        """
-        transformer, call = self.pipe.transformer, self.call.arguments
-        sizes: Arguments = {
-            "tokens": self.family.grids(transformer, call),
-            "text_tokens": self.family.text(transformer, call),
-        }
-        beside = count_block_flops(transformer, **sizes, interface=False) if teacher else 0
-        return {
-            count: beside + passes * count_block_flops(transformer, **sizes, budget=count)
-            for count in transformer.budgets
-        }
+    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> dict[str, Any]:
+        weights = average.whole()
+        if accelerator.is_main_process:
+            save_add_on(accelerator.unwrap_model(self.network), weights, Path(self.config.out))
+        return {"out": self.config.out, "validation": self.last_table}

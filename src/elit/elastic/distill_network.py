@@ -15,7 +15,7 @@ from elit.config import DistillConfig, TrainConfig
 from elit.data.latents import LatentSet
 from elit.data.sampler import StepSampler
 from elit.elastic.context import original
-from elit.elastic.cost import count_block_flops
+from elit.elastic.cost import step_flops
 from elit.elastic.families import all_blocks
 from elit.elastic.families.family import Model
 from elit.elastic.low_rank import add_low_rank
@@ -112,13 +112,7 @@ class DistillNetwork(Task):
         self.blocks = all_blocks(network)
         self.budgets = student_budgets(network, config)
         tokens = (network.token_grid(network.sample_size),)
-        # The original's forward too, and no gradients of weights that stay.
-        passes = 3 if config.weights == "all" else 2
-        self.flops = {
-            count: count_block_flops(network, tokens=tokens, interface=False)
-            + passes * count_block_flops(network, tokens=tokens, budget=count)
-            for count in network.budgets
-        }
+        self.flops = step_flops(network, config, tokens, 0, teacher=True)
         self.sampler = StepSampler(len(self.examples), **order_of(config, accelerator))
 
     def initialize(self, *, resumed: bool) -> list[str]:
