@@ -107,8 +107,8 @@ def test_prompts_are_encoded_once_and_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "length", "message"),
     [
-        (False, 8, "text_encoder='.*': cannot be loaded"),
-        (True, 99, "text_length=99: .* takes at most 16 tokens"),
+        (False, 8, "cannot load text_encoder='.*': "),
+        (True, 99, "text_length must be at most 16 for .*, got 99"),
     ],
 )
 def test_what_cannot_be_encoded_is_named(tmp_path, make, length, message):
@@ -122,7 +122,7 @@ def test_what_cannot_be_encoded_is_named(tmp_path, make, length, message):
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
-        ValueError, match=r"text_encoder='t5': needs transformers .*pip install 'elit-diffusion\[text\]'"
+        ValueError, match=r"cannot encode text without transformers: pip install 'elit-diffusion\[text\]'"
     ):
         TextEncoder("t5", length=8)
 

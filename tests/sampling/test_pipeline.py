@@ -162,7 +162,7 @@ def test_the_wrong_condition_is_named(kind, call, message):
         ({"output_type": "jpeg"}, "output_type must be one of .*, got 'jpeg'"),
         ({"num_inference_steps": 0}, "steps must be at least 1"),
         ({"latents": torch.randn(1, 3, 16, 16)}, "latents must be of shape"),
-        ({"output_type": "pil"}, "vae=None: samples of shape"),
+        ({"output_type": "pil"}, "vae must be given for samples of 4 channels"),
     ],
 )
 def test_bad_calls_are_named(call, message):

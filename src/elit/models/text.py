@@ -35,11 +35,8 @@ class TextEncoder:
     ):
         try:
             from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise ValueError(
-                f"text_encoder={name!r}: needs transformers ({error}); pip install 'elit-diffusion[text]'"
-            ) from None
-        name = str(name)
+        except ImportError:
+            raise ValueError("cannot encode text without transformers: pip install 'elit-diffusion[text]'") from None
         require(length >= 1, "length", length, "at least 1")
         try:
             with quiet_loading():
@@ -52,15 +49,14 @@ class TextEncoder:
                 self.model: Any = kind.from_pretrained(name, config=half or config, dtype=dtype or torch.float32)
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or ["no reason given"])[0]
-            raise ValueError(f"text_encoder={name!r}: cannot be loaded ({reason}); give a name or a folder") from None
+            raise ValueError(f"cannot load text_encoder={name!r}: {reason}") from None
         self.model.eval().requires_grad_(False).to(device)
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         places = getattr(half or config, "max_position_embeddings", None)
         longest = min(self.tokenizer.model_max_length, places or self.tokenizer.model_max_length)
-        if length > longest:
-            raise ValueError(f"text_length={length}: {name} takes at most {longest} tokens")
+        require(length <= longest, "text_length", length, f"at most {longest} for {name}")
         self.length = length
 
     def __call__(self, prompts: Sequence[str], *, batch_size: int = 64) -> Text:
@@ -127,4 +123,4 @@ def _save(text: Text, path: Path) -> None:
         with replacing(path) as temporary:
             save_file(tensors, temporary)
     except OSError as error:
-        raise ValueError(f"data: cannot keep the encoded prompts in {str(path.parent)!r} ({error.strerror})") from None
+        raise ValueError(f"cannot keep the encoded prompts in {str(path.parent)!r}: {error.strerror}") from None

@@ -4,7 +4,7 @@ A network sees normalized latents, about standard normal:
 
     x = (z − mean) / std · scale        z = x · std / scale + mean
 
-Each class of diffusers says these in a way of its own, and all of them here are read as its pipelines read them:
+Each class of diffusers has these in a form of its own, read here as its pipelines read them:
 `scaling_factor` and `shift_factor` (Stable Diffusion, Flux, CogVideoX), `latents_mean` and `latents_std` with a number
 for each channel (Qwen-Image, Wan), or both (LTX, Mochi). Shapes: (B, z, ...) are latents, (B, C, ...) pixels.
 """
@@ -20,6 +20,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from elit.config import require
 from elit.files import Json
 from elit.models.saved import check_saved
 
@@ -65,10 +66,8 @@ class LatentNormalization:
 
     @staticmethod
     def _by_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-        if len(values) not in (1, like.shape[1]):
-            raise ValueError(
-                f"vae: has statistics of {len(values)} latent channels; these latents have {like.shape[1]}"
-            )
+        right = len(values) in (1, like.shape[1])
+        require(right, "vae", len(values), f"one with statistics of {like.shape[1]} latent channels")
         return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, *[1] * (like.ndim - 2))
 
 
@@ -78,29 +77,23 @@ def latent_normalization(vae: ModelMixin) -> LatentNormalization:
     Raises ValueError, naming what is missing, for a class that does not say, or that cannot encode and decode alone.
     """
     name, config = type(vae).__name__, vae.config
-    if missing := [method for method in ("encode", "decode") if not callable(getattr(vae, method, None))]:
-        raise ValueError(f"vae: {name} has no {' and no '.join(missing)}; give one of diffusers' autoencoders")
+    for method in ("encode", "decode"):
+        require(callable(getattr(vae, method, None)), "vae", name, f"an autoencoder, with {method}")
     _, *others = inspect.signature(vae.decode).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    if needed := [each.name for each in others if each.default is each.empty and each.kind in named]:
-        raise ValueError(f"vae: {name} decodes only with {', '.join(needed)}, which a sampler does not have")
+    needed = [each.name for each in others if each.default is each.empty and each.kind in named]
+    require(not needed, "vae", name, f"an autoencoder that decodes without {', '.join(needed)}")
     if name in NORMALIZES_ITSELF:
         return LatentNormalization()
     buffers = dict(vae.named_buffers())
     # LTX and Mochi keep them among their weights.
     mean, std = (_numbers(config.get(key, buffers.get(key))) for key in ("latents_mean", "latents_std"))
-    if (mean is None) != (std is None):
-        raise ValueError(f"vae: {name} has latents_{'std' if mean is None else 'mean'} in its config and not the other")
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
-    if scale is None and mean is None:
-        raise ValueError(
-            f"vae: {name} has neither scaling_factor nor latents_mean and latents_std in its config, so how its "
-            "latents are normalized is not known"
-        )
+    known = (mean is None) == (std is None) and (mean is not None or scale is not None)
+    require(known, "vae", name, "an autoencoder with scaling_factor, or latents_mean and latents_std, in its config")
     if mean is None or std is None:
-        mean, std = (shift or 0.0,), (1.0,)
-    elif shift:
-        raise ValueError(f"vae: {name} has both shift_factor and latents_mean in its config; leave one out")
+        return LatentNormalization(scale=scale, mean=(shift or 0.0,))
+    require(not shift, "vae", name, "an autoencoder with shift_factor or latents_mean in its config, not both")
     return LatentNormalization(scale=1.0 if scale is None else scale, mean=mean, std=std)
 
 
@@ -113,8 +106,7 @@ def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype |
         return None
     kind = check_saved(folder, "vae")
     loader: Any = getattr(diffusers, str(kind), None)
-    if not callable(getattr(loader, "encode", None)):
-        raise ValueError(f"vae={str(folder)!r}: holds a {kind!r}; give one of diffusers' autoencoders")
+    require(hasattr(loader, "encode"), "vae", str(folder), f"an autoencoder of diffusers and not a {kind}")
     vae = loader.from_pretrained(folder, torch_dtype=torch_dtype)
     latent_normalization(vae)  # refuses what does not say how its latents are normalized
     return vae
@@ -135,7 +127,7 @@ def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
         named = (getattr(output, key, None) for key in ("latent", "latents"))
         latents = next((value for value in named if isinstance(value, Tensor)), None)
         if latents is None:
-            raise ValueError(f"vae: what {type(vae).__name__} encodes to has no latent_dist, latent or latents")
+            raise ValueError(f"cannot encode with a {type(vae).__name__}: it gives no latent_dist, latent or latents")
         mean, std = latents.float(), torch.zeros_like(latents, dtype=torch.float32)
     return (_without_frame(mean, vae), _without_frame(std, vae)) if frame else (mean, std)
 
@@ -152,11 +144,7 @@ def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
     Without an autoencoder they must be pixels already. Raises ValueError where they are not.
     """
     if vae is None:
-        if x.shape[1] not in (1, 3):
-            raise ValueError(
-                f"vae=None: samples of shape {tuple(x.shape)} are no pictures; give the autoencoder they were trained "
-                "in, or take the samples themselves (output_type='latent')"
-            )
+        require(x.shape[1] in (1, 3), "vae", None, f"given for samples of {x.shape[1]} channels, which are no pixels")
         return x
     z = latent_normalization(vae).denormalize(x).to(vae.dtype)
     frame = z.ndim == 4 and is_for_video(vae)
@@ -170,21 +158,18 @@ def downsampling(vae: ModelMixin | None) -> int:
         return 1
     if (ratio := vars(vae).get("spatial_compression_ratio")) is not None:
         return ratio
-    if (widths := vae.config.get("block_out_channels")) is not None:
-        return 2 ** (len(widths) - 1)
-    raise ValueError(
-        f"vae: {type(vae).__name__} has neither spatial_compression_ratio nor block_out_channels, so how many pixels a "
-        "latent stands for is not known; give image_size"
-    )
+    widths = vae.config.get("block_out_channels") or ()
+    require(bool(widths), "vae", type(vae).__name__, "one with spatial_compression_ratio or block_out_channels")
+    return 2 ** (len(widths) - 1)
 
 
 def latent_channels(vae: ModelMixin) -> int | None:
-    """Of its latents; None where its settings do not say."""
+    """Channels of its latents; None where its config does not have them."""
     return vae.config.get("latent_channels") or vae.config.get("z_dim")
 
 
 def is_for_video(vae: ModelMixin) -> bool:
-    """Whether it takes (B, C, T, H, W): its first convolution has three axes."""
+    """Checks for an autoencoder of (B, C, T, H, W): its first convolution has three axes."""
     kinds = (nn.Conv2d, nn.Conv3d)
     return isinstance(next((module for module in vae.modules() if isinstance(module, kinds)), None), nn.Conv3d)
 
@@ -195,6 +180,5 @@ def _numbers(values: Tensor | Sequence[float] | None) -> tuple[float, ...] | Non
 
 def _without_frame(value: Tensor, vae: ModelMixin) -> Tensor:
     """(B, C, 1, H, W) -> (B, C, H, W)."""
-    if value.shape[2] != 1:
-        raise ValueError(f"vae: {type(vae).__name__} makes {value.shape[2]} frames of a picture; give clips")
+    require(value.shape[2] == 1, "frames of a picture", value.shape[2], f"1 of a {type(vae).__name__}")
     return value.squeeze(2)
