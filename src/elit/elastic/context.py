@@ -54,26 +54,6 @@ class BudgetBlock:
         self.last = None if second else weakref.ref(sample)
         return second
 
-    def step_at(self, timestep: float) -> int:
-        """The step that runs at `timestep`. The network may be called for it more than once: by a second-order
-        scheduler, for each branch of guidance, and by one transformer after the other (Wan 2.2 has two).
-        """
-        if timestep != self.timestep:
-            self.step, self.timestep = self.step + 1, timestep
-        return self.step
-
-    def is_doubled(self, frame: FrameType | None) -> bool:
-        """Whether a batch holds both branches. Raises ValueError where neither the block nor a pipeline says."""
-        doubled = self.doubled
-        if doubled is None and frame is not None:
-            doubled = has_guidance(frame)
-        if doubled is None:
-            raise ValueError(
-                "doubled must be given where no diffusers pipeline calls the transformer: "
-                "elit.budget(..., guidance=..., doubled=True) if its batches hold both branches of guidance, else False"
-            )
-        return doubled
-
     def resolve(
         self, schedule: Schedule, budgets: Sequence[int], noise: Callable[[], Tensor], frame: FrameType | None
     ) -> int:
@@ -81,13 +61,17 @@ class BudgetBlock:
         if isinstance(schedule, Sequence) and not isinstance(schedule, str):
             # In the pipeline's own precision: two steps may share a timestep in bfloat16.
             timestep = pipeline_timestep(frame) if frame is not None else None
-            step = self.step_at(noise().flatten()[-1].item() if timestep is None else timestep)
-            if step >= len(schedule):
+            timestep = noise().flatten()[-1].item() if timestep is None else timestep
+            # The network may be called more than once for a timestep: by a second-order scheduler, for each branch of
+            # guidance, and by one transformer after the other (Wan 2.2 has two).
+            if timestep != self.timestep:
+                self.step, self.timestep = self.step + 1, timestep
+            if self.step >= len(schedule):
                 raise ValueError(
-                    f"budget must be one a step, got a list of {len(schedule)} budgets in step {step + 1} inside the "
+                    f"budget must be one a step, got a list of {len(schedule)} budgets in step {self.step + 1} of a "
                     "`with`; enter it anew for each run"
                 )
-            schedule = schedule[step]
+            schedule = schedule[self.step]
         elif callable(schedule) or (isinstance(schedule, str) and "@" in schedule):
             # Rounded: timesteps come in float32 or less, and t = 0.5 must not fall short of "@0.5-1".
             t = round(1 - noise().flatten()[-1].item(), 4)
@@ -179,8 +163,15 @@ def budgets_of_call(
         name = "uncond"
     if block.guidance is UNSET or one_branch or (half is None and name != "uncond"):
         return [main]
-    if half is not None and (name not in (None, "cond_uncond") or not block.is_doubled(frame)):
-        return [main]
+    if half is not None:
+        doubled = has_guidance(frame) if block.doubled is None and frame is not None else block.doubled
+        if name in (None, "cond_uncond") and doubled is None:
+            raise ValueError(
+                "doubled must be given where no diffusers pipeline calls the transformer: True if its batches hold "
+                "both branches of guidance, else False"
+            )
+        if name not in (None, "cond_uncond") or not doubled:
+            return [main]
     weak = block.resolve(block.guidance, budgets, noise, frame)
     if half is None:
         return [weak]

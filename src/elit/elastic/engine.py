@@ -19,7 +19,7 @@ from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Grid, Pipeline
-from elit.elastic.load import default_scale, guidance_argument, load_network, open_pipeline
+from elit.elastic.load import load_network, open_pipeline
 from elit.elastic.recording import first_call
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.trees import Arguments
@@ -102,9 +102,16 @@ class PipelineEngine:
             self.classes = tuple(names.get(i, str(i)) for i in range(self.network.config.num_embeds_ada_norm))
         self.makes_pictures, self.clips = True, False
         self.example = "a red boat" if self.takes_text else "0"
-        self.guidance_argument = guidance_argument(self.known, self.network)
+        embedded = self.network.config.get("guidance_embeds")
+        self.guidance_argument = next(
+            (name for name in ("true_cfg_scale", "guidance_scale") if name in self.known), None
+        )
+        if self.guidance_argument == "guidance_scale" and embedded:
+            self.guidance_argument = None
         self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ccfg") if self.guidance_argument else ("none",)
-        self.default_scale = default_scale(self.known, self.network)
+        # A true_cfg_scale is off without a negative prompt.
+        own = self.known["guidance_scale"].default if self.guidance_argument == "guidance_scale" else None
+        self.default_scale = float(own or 1.0)
         self.multiple = 2 * self._cell if "height" in self.known else 0  # two cells of the autoencoder
         self.size = self._own_size if size is None else self.check_size(size)
         self._layouts: dict[tuple[int, int], tuple[tuple[Grid, ...], int]] = {}

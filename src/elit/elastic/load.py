@@ -1,8 +1,6 @@
 """Loading: networks of this library, elastified transformers, pipelines that have one, and add-ons for those."""
 
-import inspect
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -137,10 +135,6 @@ class ElasticPipeline:
     def budgets(self) -> range:
         return range(1, prod(self.record.window) + 1)
 
-    @property
-    def default_scale(self) -> float:
-        return default_scale(inspect.signature(self.kind.__call__).parameters)
-
     def load(self, *, device: torch.device | str, dtype: torch.dtype) -> Pipeline:
         """The pipeline. Raises ValueError where it cannot be loaded."""
         try:
@@ -176,24 +170,6 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"cannot find the pipeline {base!r} of {str(model)!r}: {reason}") from None
-
-
-def guidance_argument(known: Mapping[str, inspect.Parameter], transformer: Model = None) -> str | None:
-    """The argument of a pipeline's call that is the scale of classifier-free guidance; None without.
-
-    known: the arguments of the call.
-    """
-    if "true_cfg_scale" in known:
-        return "true_cfg_scale"
-    embedded = transformer is not None and transformer.config.get("guidance_embeds")
-    return "guidance_scale" if "guidance_scale" in known and not embedded else None
-
-
-def default_scale(known: Mapping[str, inspect.Parameter], transformer: Model = None) -> float:
-    """The scale of a call that names none; 1 is off, as is a true_cfg_scale without a negative prompt."""
-    if guidance_argument(known, transformer) != "guidance_scale":
-        return 1.0
-    return float(known["guidance_scale"].default or 1.0)
 
 
 def load_network(

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,10 +26,6 @@ from elit.elastic.trees import Arguments, Tree
 PLAIN: Any = object()
 """The call of a forward without interface."""
 current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
-
-
-def active(call: "Call | object") -> AbstractContextManager[None]:
-    return within(current_call, call)
 
 
 class CoreBlock:
@@ -148,7 +143,7 @@ class _Plain:
     block: nn.Module
 
     def __call__(self, *args: Tree) -> Tree:
-        with active(PLAIN):
+        with within(current_call, PLAIN):
             return self.block(*args)
 
 

@@ -26,13 +26,21 @@ from torch import Tensor
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
-from elit.elastic.context import branch, budget_of_references, budgets_of_call, bypassed, has_guidance_budget, original
+from elit.elastic.context import (
+    branch,
+    budget_of_references,
+    budgets_of_call,
+    bypassed,
+    has_guidance_budget,
+    original,
+    within,
+)
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
 from elit.elastic.families.family import Model
 from elit.elastic.interface import ElasticInterface
 from elit.elastic.kept_tokens import kept_tokens
-from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, active, checkpointed, signature_of
+from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, checkpointed, current_call, signature_of
 from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
 from elit.elastic.trees import Arguments, Tree, map_tensors
 
@@ -159,7 +167,7 @@ class Elastic:
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         if bypassed.get():
-            with active(PLAIN):
+            with within(current_call, PLAIN):
                 return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         cache = getattr(self, "_cache_config", None)
         if isinstance(cache, FasterCacheConfig | PyramidAttentionBroadcastConfig) and has_guidance_budget():
@@ -211,7 +219,7 @@ class Elastic:
         own = budget_of_references(self.budgets, lambda: family.noise(arguments)) if references else None
         budgets = (budget,) * (len(grids) - references) + (budget if own is None else own,) * references
         if record.original_at_full and min(budgets) == full:
-            with original(), active(PLAIN):
+            with original(), within(current_call, PLAIN):
                 return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         if min(budgets) < full:
             reasons = dict.fromkeys(family.residuals, "its residuals are for all tokens") | dict(family.full_only)
@@ -222,7 +230,7 @@ class Elastic:
             raise ValueError(f"skip_layers must leave out {record.write_after - 1}, the block that Write comes behind")
         sample = arguments[family.sample]
         kept = kept_tokens(grids, record.window, budgets, sample[0].device)
-        with active(Call(self.elastic, family, kept, arguments)):
+        with within(current_call, Call(self.elastic, family, kept, arguments)):
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
     def enable_parallelism(self: Model, *, config: Tree, **kwargs: Tree) -> None:
