@@ -168,7 +168,7 @@ def test_inspect_a_latent(visitor):
 
 def test_plan_by_target(visitor):
     visitor.open("Plane")
-    assert "no sweep.jsonl" in visitor.text("#plane")
+    assert "no sweep.jsonl" in visitor.text("#planned")
     visitor.page.locator("#target input").fill("1")
     visitor.click("#plan")
     visitor.wait("target_gflops=1", "#planned")

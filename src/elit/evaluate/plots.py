@@ -63,8 +63,17 @@ def dial(points: Sequence[Point], path: Path) -> None:
         figure.axes[2].legend(frameon=False, title="numbers: latents per group", loc="lower right")
 
 
-def compute_quality(points: Sequence[Point], metric: str, path: Path, costs: Sequence[tuple[str, str]] = COSTS) -> None:
-    """Quality against each of `costs`, all points and their Pareto front (paper Figures 1, 8, 14)."""
+def compute_quality(
+    points: Sequence[Point],
+    metric: str,
+    path: Path,
+    costs: Sequence[tuple[str, str]] = COSTS,
+    present: tuple[float, float | None] | None = None,
+) -> None:
+    """Quality against each of `costs`, all points and their Pareto front (paper Figures 1, 8, 14).
+
+    present: cost and quality of a setting to mark; a vertical line where its quality is not known.
+    """
     steps = sorted({point.steps for point in points})
     shapes = {count: SHAPES[i % len(SHAPES)] for i, count in enumerate(steps)}
     with new_figure(path, 0.75 + 4.9 * len(costs), 5.6) as figure:
@@ -83,6 +92,10 @@ def compute_quality(points: Sequence[Point], metric: str, path: Path, costs: Seq
             for point, place in zip(front, at, strict=True):
                 name, colour = "sched." if point.scheduled else point.budget, LOOK[point.guidance][1]
                 _annotate(ax, [place], [name], offset, ha="right", va=side, color=colour)
+            if present is not None and present[1] is not None:
+                ax.plot(*present, color="#e11d48", marker="o", markersize=13, fillstyle="none", markeredgewidth=2.5)
+            elif present is not None:
+                ax.axvline(present[0], color="#e11d48", linestyle="--")
             _log(ax.xaxis, ax.set_xscale, [getattr(point, cost) for point in points])
             _quality_axis(ax, metric, [point.scores[metric] for point in points])
             ax.set(xlabel=label)

@@ -26,7 +26,7 @@ class ServiceEngine:
     """A service of `elit serve`."""
 
     network: Any = None
-    exact, takes_negatives, makes_pictures, clips, size, multiple = True, False, True, False, (0, 0), 0
+    exact, takes_negatives, size, multiple = True, False, (0, 0), 0
 
     def __init__(self, client: ServiceClient):
         served = client.describe()

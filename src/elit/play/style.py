@@ -20,7 +20,7 @@ html { scrollbar-gutter: stable; }
 .thumbnails, .frames, .thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; }
 .thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding: 0 !important; }
 .frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding: 0 !important; }
-.block.thumbnails > label, .block.frames > label, .block.picture > label:not(.sr-only) { position: static; }
+.block.thumbnails > label, .block.frames > label, .block.picture > label:not(.sr-only), #plane > label { position: static; }
 .frames .grid-wrap { max-height: none; }
 .thumbnails .thumbnail-item, .frames .thumbnail-item { height: auto; aspect-ratio: auto; }
 .thumbnails .caption-label, .frames .caption-label {
@@ -32,12 +32,9 @@ html { scrollbar-gutter: stable; }
 .chart { width: 100%; height: auto; display: block; }
 .chart .grid { stroke: var(--border-color-primary); }
 .chart text { fill: var(--body-text-color-subdued); font-size: 13px; }
-.chart .line { fill: none; stroke: var(--color-accent); stroke-width: 2.5; }
-.chart .dot, .chart .front, .chart text.series-0 { fill: var(--color-accent); }
-.chart .point { fill: var(--body-text-color-subdued); opacity: .5; }
-.chart circle.present { fill: none; stroke: #e11d48; stroke-width: 3.5; }
-.chart .line.present { stroke: #e11d48; stroke-width: 2; stroke-dasharray: 6 4; }
-.chart .line.series-1 { stroke: #0d9488; } .chart .dot.series-1, .chart text.series-1 { fill: #0d9488; }
+.chart polyline { fill: none; stroke: var(--color-accent); stroke-width: 2.5; }
+.chart circle, .chart text.series-0 { fill: var(--color-accent); }
+.chart polyline.series-1 { stroke: #0d9488; } .chart circle.series-1, .chart text.series-1 { fill: #0d9488; }
 @media (max-width: 767px) {
   .sides { flex-direction: column-reverse !important; padding-bottom: 6rem; }
   .sides > .column { min-width: 0 !important; width: 100%; }
