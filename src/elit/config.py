@@ -201,8 +201,7 @@ class DistillConfig(RunConfig):
     pipeline: str = ""
     """A diffusers pipeline, a folder or a hub name; or the folder of a DiT of this library, without an interface."""
     prompts: str | None = None
-    """A text file with a prompt a line (a class a line for a pipeline of classes). No pictures are needed: training
-    uses trajectories that the original samples from these prompts."""
+    """A text file with a prompt (or class) a line; the original samples trajectories from them to learn from."""
     data: str | None = None
     """Pictures instead of prompts: a folder with a metadata.jsonl of captions, or else with a sub-folder a caption or
     class; .parquet or .tar files; or what `elit encode` wrote. Latents and prompts are encoded once. For a DiT of
@@ -240,13 +239,10 @@ class DistillConfig(RunConfig):
     time_shift: float = 1.0
     """With data: shift of the training times towards noise; 1 is logit-normal(0, 1)."""
     steps: int = 2_000
-    """Optimizer steps."""
     batch_size: int = 32
-    """Samples a step, over all processes and accumulated micro-batches."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises from 0; then it falls to 0 at the last step."""
     ema_decay: float = 0.99
-    """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
     preview_every: int = 500
     """Steps between validation pictures; 0 for none."""
     preview_prompts: int = 4

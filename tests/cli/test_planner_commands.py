@@ -56,10 +56,10 @@ def test_a_profile_then_a_plan(capsys, workplace):
 
 
 def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatch):
-    import elit.cli.profile
+    import elit.cli.sample
 
-    measured = elit.cli.profile.measured
-    monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | {"seconds": 0}))
+    measured = elit.cli.sample.measured
+    monkeypatch.setattr(elit.cli.sample, "measured", lambda *a, **o: measured(*a, **o | {"seconds": 0}))
     for path in (workplace / "plain").glob("profile-*"):
         path.unlink()
     line = ("sample", "plain", "--labels", 3, "--overwrite", "--target-images-per-s", 0.4, "--out", "plain.png")
@@ -92,7 +92,7 @@ def test_mistakes_are_one_line(capsys, workplace, line, message):
 
 
 def test_an_impossible_target_is_refused_before_anything_is_measured(capsys, workplace, monkeypatch):
-    monkeypatch.setattr("elit.cli.profile.measured", lambda *_, **__: pytest.fail("it is measured"))
+    monkeypatch.setattr("elit.cli.sample.measured", lambda *_, **__: pytest.fail("it is measured"))
     for path in (workplace / "plain").glob("profile-*"):
         path.unlink()
     code, _, error = run(capsys, "sample", "plain", "--labels", 3, "--target-ms", 0.001, "--out", "none.png")

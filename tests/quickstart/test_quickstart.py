@@ -72,10 +72,10 @@ def readme_commands() -> list[str]:
 
 def test_the_readmes_commands_run_as_written(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    import elit.cli.profile
+    import elit.cli.sample
 
-    measured, less_time = elit.cli.profile.measured, {"seconds": 0, "batch_sizes": (1, 2)}  # half a minute of a user's
-    monkeypatch.setattr(elit.cli.profile, "measured", lambda *a, **o: measured(*a, **o | less_time))
+    measured, less_time = elit.cli.sample.measured, {"seconds": 0, "batch_sizes": (1, 2)}  # half a minute of a user's
+    monkeypatch.setattr(elit.cli.sample, "measured", lambda *a, **o: measured(*a, **o | less_time))
     monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     commands = readme_commands()
     assert {line.split()[1] for line in commands} == {"train", "sample", "evaluate", "sweep", "flops"}

@@ -1,21 +1,29 @@
 """elit sample"""
 
-import itertools
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import tyro
 
-from elit.cli.main import check_device, check_output, show_progress
+from elit.cli.main import check_device, check_output, option_value, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.cli.profile import measured
 from elit.cli.sampling import SamplingArgs
 from elit.config import require
-from elit.files import Json
+from elit.costs.timing import wait_for
+from elit.elastic.engine import load_engine
+from elit.files import Json, check_new_output
+from elit.planner.choose import find_profile, network_folder, plan
+from elit.planner.plan import Plan, make_target
+from elit.planner.profile import time_runs
 from elit.pretrained import model_name
+from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditions_of, take
+from elit.sampling.pictures import is_sample, output_kind, read_text, write_samples
 from elit.sampling.record import PictureRecord, Subject, make_record
 from elit.sampling.settings import Precision, Sampling
 
@@ -93,17 +101,13 @@ PLANNED = (
 
 
 def parse(arguments: Sequence[str]) -> Args:
-    given = [following for option, following in itertools.pairwise(arguments) if option == "--like"]
-    given += [option.removeprefix("--like=") for option in arguments if option.startswith("--like=")]
-    if not given:
-        return parse_arguments(Args, "sample", arguments)
-    return parse_arguments(Args, "sample", arguments, default=recorded(read_record(Path(given[-1]))))
+    like = option_value(arguments, "--like")
+    options = {} if like is None else {"default": recorded(read_record(Path(like)))}
+    return parse_arguments(Args, "sample", arguments, **options)
 
 
 def read_record(path: Path) -> PictureRecord:
     """Raises ValueError where there is no picture, or no record in it."""
-    from elit.sampling.pictures import read_text
-
     text = read_text(path)
     if text is None:
         raise ValueError(f"like must be a picture that elit wrote, got {str(path)!r}, which has no settings in it")
@@ -123,18 +127,10 @@ def recorded(record: PictureRecord) -> Args:
 
 
 def run(args: Args) -> Json:
-    import torch
-
-    from elit.costs.timing import wait_for
-    from elit.elastic.engine import load_engine
-    from elit.files import check_new_output
-    from elit.sampling.engine import NetworkEngine, conditions_of, take
-    from elit.sampling.pictures import is_sample, output_kind, write_samples
-
     check_output(args.out)
     device = torch.device(check_device(args.device))
     options: Json = {"vae": args.vae, "text_encoder": args.text_encoder, "compile": args.compile}
-    engine: Any = load_engine(args.model, name=model_name(args.model), device=device, dtype=args.dtype, **options)
+    engine = load_engine(args.model, name=model_name(args.model), device=device, dtype=args.dtype, **options)
     record = make_record(engine, args.sampling(), args)
     if args.like is not None:
         compare(read_record(args.like), record, args.like)
@@ -143,17 +139,13 @@ def run(args: Args) -> Json:
 
     conditions = conditions_of(engine, args.labels, args.prompts)
     count = args.count or len(args.sample_budgets) or min(len(conditions), MAX_COUNT)
-    if args.row is not None and not 0 <= args.row < count:
-        raise ValueError(f"row must be 0 to {count - 1}, got {args.row}")
+    require(args.row is None or 0 <= args.row < count, "row", args.row, f"0 to {count - 1}")
     size = args.batch_size if isinstance(engine, NetworkEngine) else 1
-    sampling, plan = args.sampling(), None
-    if args.targets:
-        plan = planned(args, engine, min(count, size))
-        sampling = replace(plan, seed=args.seed, dtype=args.dtype)
-    record = replace(record, sampling=sampling)
+    best = planned(args, engine, min(count, size)) if args.targets else None
+    sampling = replace(best, seed=args.seed, dtype=args.dtype) if best else args.sampling()
     gflops = engine.gflops(sampling)
 
-    def begin(first: int) -> Any:
+    def begin(first: int) -> Run:
         rows = range(first, min(first + size, count))
         budgets = sampling.sample_budgets[first : first + size]
         seeds = [sampling.seed + row for row in rows]
@@ -161,7 +153,7 @@ def run(args: Args) -> Json:
 
     starts = range(0, count, size) if args.row is None else [args.row // size * size]
     made, seconds = [], 0.0
-    if plan is not None:  # a target is not for the first run, which prepares kernels and memory
+    if best:  # a target is not for the first run, which prepares kernels and memory
         warm = begin(0)
         while not warm.done:
             warm.step()
@@ -175,7 +167,8 @@ def run(args: Args) -> Json:
                     progress(number * sampling.steps + run.steps_done, len(starts) * sampling.steps)
             wait_for(device)
             seconds += time.perf_counter() - start
-            made.append(run.pictures() if engine.makes_pictures else run.x.cpu())
+            latents = isinstance(run, NetworkRun) and not engine.makes_pictures
+            made.append(run.x.cpu() if latents else run.pictures())
     x = torch.cat(made)
     if args.row is not None:
         x = x[args.row - starts[0] :][:1]
@@ -183,15 +176,15 @@ def run(args: Args) -> Json:
         raise FloatingPointError("the samples are not finite: give a smaller scale, or another dtype")
 
     def describe(row: int | None) -> str:
-        return replace(record, row=row if args.row is None else args.row).to_text()
+        return replace(record, sampling=sampling, row=row if args.row is None else args.row).to_text()
 
     single = args.row is not None
     write_samples(x, args.out, pictures=engine.makes_pictures, single=single, describe=describe)
     ms = 1e3 * seconds / len(x)
     if not args.json:
-        what = "clips" if engine.clips else "images"
-        print(f"{args.out}: {len(x)} {what}, {gflops:.3f} GFLOPs and {ms:.1f} ms each")
-    expected = plan and {name: getattr(plan, name) for name in ("words", "ms", "metric", "quality")}
+        noun = "clips" if engine.clips else "images"
+        print(f"{args.out}: {len(x)} {noun}, {gflops:.3f} GFLOPs and {ms:.1f} ms each")
+    expected = best and {name: getattr(best, name) for name in ("words", "ms", "metric", "quality")}
     sizes = {"out": str(args.out), "count": len(x), "gflops_per_image": gflops, "ms_per_image": ms}
     return sizes | {"plan": expected}
 
@@ -209,14 +202,8 @@ def compare(before: PictureRecord, now: PictureRecord, like: Path) -> None:
             print(f"elit sample: note: {like} was made with {name} {old}, here it is {value}", file=sys.stderr)
 
 
-def planned(args: Args, engine: Any, batch: int) -> Any:
-    """The plan for the target; measures this machine where nobody has."""
-    from elit.cli.profile import measured
-    from elit.planner.choose import find_profile, network_folder, plan
-    from elit.planner.plan import make_target
-    from elit.planner.profile import time_runs
-    from elit.sampling.engine import NetworkEngine
-
+def planned(args: Args, engine: Engine, batch: int) -> Plan:
+    """The plan for the target; measures this machine if it has no profile of the model."""
     if not isinstance(engine, NetworkEngine):
         raise ValueError(f"{next(iter(args.targets))} is not supported for pipelines of diffusers")
     model, target = engine.network, make_target(**args.targets, batch=batch)
@@ -233,8 +220,7 @@ def planned(args: Args, engine: Any, batch: int) -> Any:
         try:
             profile.save(folder)
         except OSError as error:
-            where = f"{error.strerror}: {str(error.filename)!r}"
-            print(f"elit sample: note: the profile cannot be kept ({where})", file=sys.stderr)
+            print(f"elit sample: note: the profile cannot be kept ({error})", file=sys.stderr)
     best = plan(model, batch=batch, profile=profile, cache=args.cache or None, compile=args.compile, **args.targets)
     if not args.json:
         print(best)
