@@ -58,7 +58,7 @@ class PipelineRun(Run):
         return repr((self.size, self.sampling.steps, self.sampling.budget, self.sampling.guidance))
 
     def advance(self) -> None:
-        """One step of the call; a second-order scheduler has more of them than were asked for."""
+        """One step of the call; a second-order scheduler has more than one for each step of the run."""
         call = self.call
         assert call is not None
         call.advance()
@@ -234,7 +234,7 @@ class PipelineEngine:
         return arguments
 
     def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
-        """Of one sample: the transformer's blocks, Read and Write; a schedule as with even steps."""
+        """GFLOPs of one sample: the transformer's blocks, Read and Write; a schedule as with even steps."""
         self.check(sampling)
         size, budgets, guidance = size or self.size, self.budgets, sampling.guidance
         main = [

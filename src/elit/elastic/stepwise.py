@@ -26,7 +26,7 @@ class StepwiseCall:
         self.steps = 0
         """Taken so far."""
         self.output: Tree = None
-        """What the call returned, once it is over."""
+        """The result of the call, once it is over."""
         self._error: Exception | None = None
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._over = self._given_up = False

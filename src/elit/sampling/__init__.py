@@ -1,1 +1,1 @@
-"""From a network to samples."""
+"""Sampling: settings, engines, pictures."""

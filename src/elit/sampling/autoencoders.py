@@ -1,6 +1,6 @@
 """diffusers' autoencoders: how their latents are normalized, and the way from pixels to latents and back.
 
-A network sees normalized latents, about standard normal:
+Networks work on normalized latents, about standard normal:
 
     x = (z − mean) / std · scale        z = x · std / scale + mean
 
@@ -38,7 +38,7 @@ class LatentNormalization:
 
     @classmethod
     def from_json(cls, settings: Json) -> "LatentNormalization":
-        """From what `to_json` wrote."""
+        """Reads the output of `to_json`."""
         return cls(
             scale=settings["scaling_factor"],
             mean=tuple(settings.get("latents_mean") or (settings["shift_factor"],)),
@@ -46,22 +46,22 @@ class LatentNormalization:
         )
 
     def to_json(self) -> Json:
-        """Under diffusers' names: shift_factor, or latents_mean and latents_std where channels differ."""
+        """Statistics under diffusers' names: shift_factor, or latents_mean and latents_std where channels differ."""
         if len(self.mean) == len(self.std) == 1 and self.std[0] == 1:
             return {"scaling_factor": self.scale, "shift_factor": self.mean[0]}
         statistics = {"latents_mean": list(self.mean), "latents_std": list(self.std)}
         return {"scaling_factor": self.scale, "shift_factor": 0.0} | statistics
 
     def normalize(self, z: Tensor) -> Tensor:
-        """z (B, z, ...), an autoencoder's own latents -> what a network sees. Raises ValueError for other channels."""
+        """z (B, z, ...), an autoencoder's own latents -> a network's. Raises ValueError for other channels."""
         return (z - self._by_channel(self.mean, z)) / self._by_channel(self.std, z) * self.scale
 
     def normalize_std(self, std: Tensor) -> Tensor:
-        """Standard deviations (B, z, ...) of `z` -> those of what a network sees."""
+        """Standard deviations (B, z, ...) of `z` -> those of a network's latents."""
         return std / self._by_channel(self.std, std) * self.scale
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """x (B, z, ...) as a network sees it -> the autoencoder's own latents."""
+        """x (B, z, ...), a network's latents -> the autoencoder's own."""
         return x * self._by_channel(self.std, x) / self.scale + self._by_channel(self.mean, x)
 
     @staticmethod
@@ -74,7 +74,7 @@ class LatentNormalization:
 def latent_normalization(vae: ModelMixin) -> LatentNormalization:
     """How the latents of one of diffusers' autoencoders are normalized.
 
-    Raises ValueError, naming what is missing, for a class that does not say, or that cannot encode and decode alone.
+    Raises ValueError for a class without statistics in its config, or one that cannot encode and decode alone.
     """
     name, config = type(vae).__name__, vae.config
     for method in ("encode", "decode"):
@@ -108,7 +108,7 @@ def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype |
     loader: Any = getattr(diffusers, str(kind), None)
     require(hasattr(loader, "encode"), "vae", str(folder), f"an autoencoder of diffusers and not a {kind}")
     vae = loader.from_pretrained(folder, torch_dtype=torch_dtype)
-    latent_normalization(vae)  # refuses what does not say how its latents are normalized
+    latent_normalization(vae)  # refuses one without statistics
     return vae
 
 
@@ -134,7 +134,7 @@ def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def encode_mean(vae: ModelMixin, pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> the posterior's mean as a network sees it, float32; shapes as in `encode_moments`."""
+    """Pixels in [-1, 1] -> the posterior's mean, normalized, float32; shapes as in `encode_moments`."""
     return latent_normalization(vae).normalize(encode_moments(vae, pixels)[0])
 
 
@@ -153,7 +153,7 @@ def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
 
 
 def downsampling(vae: ModelMixin | None) -> int:
-    """Pixels of a latent along rows and columns; 1 without an autoencoder. Raises ValueError where it does not say."""
+    """Pixels of a latent along rows and columns; 1 without an autoencoder. Raises ValueError for an unknown number."""
     if vae is None:
         return 1
     if (ratio := vars(vae).get("spatial_compression_ratio")) is not None:

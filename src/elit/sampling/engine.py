@@ -71,17 +71,17 @@ class Engine(Protocol):
     network: Any
     """The module whose weights make the samples; None where they are elsewhere."""
     exact: bool
-    """Whether runs are stepped one by one, so that their bits do not depend on what runs beside them."""
+    """True if runs are stepped one by one, so that their bits do not depend on the other runs."""
     budgets: tuple[int, ...]
     takes_text: bool
     takes_negatives: bool
-    """Whether there are negative prompts."""
+    """True if there are negative prompts."""
     classes: tuple[str, ...]
     """Names of the classes, or their numbers; empty for a model that takes text."""
     makes_pictures: bool
-    """Whether samples are pixels, or can be decoded to pixels."""
+    """True if samples are pixels, or can be decoded to pixels."""
     clips: bool
-    """Whether samples have frames."""
+    """True if samples have frames."""
     multiple: int
     """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
@@ -116,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
-        """Of one sample, all steps and guidance."""
+        """GFLOPs of one sample, with all steps and guidance."""
         ...
 
 
@@ -130,7 +130,7 @@ class NetworkRun(Run):
         self.evaluations = sampling_plan(model, sampling, times)
         self.scale = sampling.guidance.scale if sampling.guidance else 1.0
         self.sample_budgets: list[list[int | None]] = []
-        """Of every sample, by branch; empty where they are the same."""
+        """Budgets of every sample, by branch; empty where all samples have the same."""
         if sampling.sample_budgets:
             main = budgets_of_samples(sampling.sample_budgets, self.count, model.budgets, "sample_budgets")
             guidance = sampling.guidance
@@ -139,7 +139,7 @@ class NetworkRun(Run):
         self.y = y.to(model.device)
         self.null = model.without_condition(self.y)
         self.velocity: Tensor | None = None
-        """That of the last evaluation."""
+        """The velocity of the last evaluation."""
         self._solution = SOLVERS[sampling.solver](x.to(model.device, torch.float32), times)
         self.x, self.t, _ = next(self._solution)
         """The state (B, C, ...), and its time."""
@@ -258,9 +258,9 @@ class NetworkEngine:
     def velocities(self, runs: Sequence[NetworkRun]) -> list[Tensor]:
         """The guided velocity of every run at its state, float32: all branches in one forward, each at its budget."""
         found: dict[NetworkRun, Tensor] = {run: run.velocity for run in runs if run.velocity is not None}
-        asked = [run for run in runs if run.branches]
-        for network in dict.fromkeys(run.network for run in asked):
-            together = [run for run in asked if run.network is network]
+        due = [run for run in runs if run.branches]
+        for network in dict.fromkeys(run.network for run in due):
+            together = [run for run in due if run.network is network]
             found.update(zip(together, self._evaluate(network, together), strict=True))
         return [found[run] for run in runs]
 

@@ -79,7 +79,7 @@ def reused_steps(changes: Sequence[float], counts: Sequence[int], threshold: flo
 
 
 def shares_head(branches: Sequence[Branch]) -> bool:
-    """Whether branches differ in nothing before Read: those of autoguidance."""
+    """True for branches that are the same before Read: those of autoguidance."""
     return len(branches) == 2 and branches[0].drop_class == branches[1].drop_class
 
 

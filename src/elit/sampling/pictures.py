@@ -1,4 +1,4 @@
-"""Pictures and clips as the bytes of a file, with a text inside that says how they were made.
+"""Pictures and clips as the bytes of a file, with a text inside: the record of how they were made.
 
 .png                a tEXt chunk named "elit"
 .jpg, .gif          the comment
@@ -135,7 +135,7 @@ def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
 
 
 def is_sample(name: str) -> bool:
-    """Whether a file of that name is one of the separate files that `write_samples` writes."""
+    """True for the name of a separate file that `write_samples` writes."""
     return re.fullmatch(r"\d{6,}\.(png|gif)", name) is not None
 
 

@@ -141,7 +141,7 @@ class ElitPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the last call, or the one that runs; 1 is off."""
+        """Guidance scale of the last call, or of the one that runs; 1 is off."""
         return self._guidance_scale
 
     @property
@@ -151,7 +151,7 @@ class ElitPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the remaining steps are left out; a callback sets `_interrupt`."""
+        """True once a callback has set `_interrupt`: the remaining steps are left out."""
         return self._interrupt
 
     def _conditions(self, **given: Any) -> Condition:

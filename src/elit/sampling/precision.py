@@ -67,7 +67,7 @@ def _structure(model: Transformer) -> list[tuple[str, str]]:
 
 
 def as_compiled(model: Transformer) -> Transformer:
-    """The same weights behind a compiled forward. Sizes are dynamic, so all budgets but 1 share a compilation."""
+    """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph."""
     if model not in _compiled:
         twin = copy.copy(model)  # the modules themselves, so that the network stays as it was
         twin.compile(dynamic=True, mode="reduce-overhead" if model.device.type == "cuda" else None)

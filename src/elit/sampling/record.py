@@ -39,7 +39,7 @@ class PictureRecord:
     """How a picture was made."""
 
     model: str
-    """As it was named: a folder, or a model in the box."""
+    """Its folder, or the name of a model in the box."""
     weights: str
     """Its `weights_fingerprint`."""
     sampling: Sampling

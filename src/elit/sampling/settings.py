@@ -27,7 +27,7 @@ class Sampling:
     """One for all steps (latents per group, a share, text), a schedule as text or a function of t, or a tuple with one
     a step; None = all latents."""
     sample_budgets: tuple[Budget, ...] = ()
-    """In its place, one budget a sample."""
+    """Budgets of the samples, one each, in the place of `budget`."""
     guidance: Guidance | None = None
     solver: str = "euler"
     shift: float = 1.0
@@ -35,9 +35,9 @@ class Sampling:
     cache: float = 0.0
     """Threshold of step caching; 0 is off."""
     seed: int = 0
-    """Of the first sample; the next ones count up."""
+    """Seed of the first sample; the next ones count up."""
     dtype: str | None = None
-    """Of the network; None = as it is."""
+    """Dtype of the network; None = as it is."""
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, str):
@@ -79,7 +79,7 @@ class Sampling:
 
     @classmethod
     def from_dict(cls, values: Json) -> Self:
-        """From the plain values of a picture, a command, a row of a sweep's table or of a profile, of any version.
+        """Reads the plain values of a picture, a command, a row of a sweep's table or of a profile, of any version.
 
         Other keys are passed over. Raises ValueError for values of the wrong kind.
         """
