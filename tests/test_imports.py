@@ -14,7 +14,7 @@ import elit
 SOURCE = Path(elit.__file__).parent
 # A module may import from its own floor and from those before it.
 FLOORS = (
-    ("config", "budgets", "files", "compat", "_version", "pretrained", "arguments"),
+    ("config", "budgets", "files", "compat", "_version", "pretrained"),
     ("models", "flow"),
     ("sampling", "costs"),
     ("training", "data", "released"),
