@@ -36,7 +36,7 @@ from elit.elastic.context import (
     within,
 )
 from elit.elastic.cost import count_block_flops
-from elit.elastic.families import Family, all_blocks, family_of, joined_blocks
+from elit.elastic.families import Family, all_blocks, family_of
 from elit.elastic.families.family import Model
 from elit.elastic.interface import ElasticInterface
 from elit.elastic.kept_tokens import kept_tokens
@@ -122,7 +122,7 @@ def _elastify(
     interface.to(next(entry.parameters()).device, transformer.dtype)
     transformer.elastic = interface.train(transformer.training)
     _become(transformer, BranchedElastic if hasattr(transformer, "cache_context") else Elastic)
-    joined = joined_blocks(transformer)
+    joined = {block for name in family.joined for block in getattr(transformer, name)}
     for number in range(record.read_after, record.write_after):
         block = blocks[number]
         _become(block, CoreBlock)

@@ -77,8 +77,3 @@ def family_of(transformer: object) -> Family:
 def all_blocks(transformer: nn.Module) -> list[nn.Module]:
     """All blocks in the order in which forward runs them."""
     return [block for name in family_of(transformer).blocks for block in getattr(transformer, name)]
-
-
-def joined_blocks(transformer: nn.Module) -> set[nn.Module]:
-    """Those whose tokens are the whole sequence, text and image."""
-    return {block for name in family_of(transformer).joined for block in getattr(transformer, name)}

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.elastic.trees import map_tensors
+
 Grid = tuple[int, ...]
 Arguments = Mapping[str, Any]
 Model = Any
@@ -109,26 +111,22 @@ class Family:
 def of_image(axis: int) -> Take:
     """For a tensor, or tensors, with the image tokens along `axis`; one entry for all of them stays."""
 
-    def take(value: Any, places: Places) -> Any:
-        if isinstance(value, tuple | list):
-            return tuple(take(each, places) for each in value)
-        return value if value.shape[axis] == 1 else value.index_select(axis, places.image)
+    def take(tensor: Tensor, places: Places) -> Tensor:
+        return tensor if tensor.shape[axis] == 1 else tensor.index_select(axis, places.image)
 
-    return take
+    return lambda value, places: map_tensors(lambda tensor: take(tensor, places), value)
 
 
 def of_sequence(axis: int) -> Take:
     """For a tensor, or tensors, with the whole sequence along `axis`."""
 
-    def take(value: Any, places: Places) -> Any:
-        if isinstance(value, tuple | list):
-            return tuple(take(each, places) for each in value)
+    def take(tensor: Tensor, places: Places) -> Tensor:
         if places.sequence.ndim == 1:
-            return value.index_select(axis, places.sequence)
-        of_samples = zip(value, places.sequence, strict=True)  # batch first
-        return torch.stack([of_sample.index_select(axis - 1, order) for of_sample, order in of_samples])
+            return tensor.index_select(axis, places.sequence)
+        rows = zip(tensor, places.sequence, strict=True)  # batch first
+        return torch.stack([row.index_select(axis - 1, order) for row, order in rows])
 
-    return take
+    return lambda value, places: map_tensors(lambda tensor: take(tensor, places), value)
 
 
 def pack_patches(latents: Tensor) -> Tensor:
