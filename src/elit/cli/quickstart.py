@@ -17,7 +17,7 @@ from elit.data.images import ImageSet
 from elit.evaluate import plots, sheets
 from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.pictures import MemoryPictures
+from elit.evaluate.pictures import ArrayPictures
 from elit.evaluate.plane import Point
 from elit.evaluate.reference import detect, reference_from
 from elit.evaluate.report.html import Section, write_page
@@ -196,7 +196,7 @@ def score(model: Transformer, data: ImageSet, detector: ImageDetector, recipe: R
         for guidance in (None, recipe.guidance)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        work, pictures = Path(folder), MemoryPictures(data, recipe.data)
+        work, pictures = Path(folder), ArrayPictures.of_data(data, recipe.data)
         reference = reference_from(detect(pictures, detector, work), pictures, detector)
         group = MetricGroup(recipe.data, detector, reference, ("fd", "accuracy", *(["steady"] if recipe.clips else [])))
         sampler = Sampler(model, work, conditions=class_conditions(model), chunk=50)

@@ -154,7 +154,9 @@ class TransformersDetector(Detector):
         self.weights = weights_digest(self.network)
 
     def prepared(self, samples: Tensor) -> Tensor:
-        return normalised(resized(rgb(samples, self.name).to(self.network.device), self.size), self.mean, self.std)
+        x = (resized(rgb(samples, self.name).to(self.network.device), self.size) + 1) / 2
+        mean, std = (torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std
 
 
 class DinoDetector(TransformersDetector):
@@ -243,12 +245,6 @@ def resized(samples: Tensor, size: int) -> Tensor:
     """(B, 3, size, size), bicubic with antialiasing, kept in [-1, 1]."""
     x = F.interpolate(samples.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
     return x.clamp(-1, 1)
-
-
-def normalised(samples: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """[-1, 1] -> [0, 1], less the mean, over the standard deviation of each channel."""
-    m, s = (torch.tensor(values, device=samples.device).view(-1, 1, 1) for values in (mean, std))
-    return ((samples + 1) / 2 - m) / s
 
 
 class Classifier(nn.Module):

@@ -61,57 +61,45 @@ class Pictures:
         return first
 
 
-class MemoryPictures(Pictures):
-    """A data set in memory."""
-
-    def __init__(self, data: ImageSet, name: str):
-        self.pixels = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
-        self.class_labels, self.name, self.count = data.labels, name, len(data)
-
-    def read(self, first: int, stop: int) -> Tensor:
-        return self.pixels[first:stop]
-
-    def labels(self, first: int, stop: int) -> Tensor:
-        return self.class_labels[first:stop]
-
-    def describe(self) -> Recipe:
-        return {"kind": "data", "name": self.name}
-
-    def stamp(self) -> str:
-        return __version__
-
-
 class ArrayPictures(Pictures):
-    """arr_0 of an npz, as the ADM evaluator has it: (N, H, W, 3) uint8, clips (N, T, H, W, 3); labels in arr_1.
+    """A data set in memory, or an npz as the ADM evaluator has it: arr_0 (N, H, W, 3), clips (N, T, H, W, 3); arr_1."""
 
-    Mapped into memory, unless it is compressed. Raises ValueError where the file does not hold that.
-    """
+    def __init__(self, pixels: np.ndarray, labels: Tensor | None, origin: Recipe, stamp: str):
+        self.pixels, self.class_labels, self.origin, self.changed = pixels, labels, origin, stamp
+        self.count = len(pixels)
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.array, self.class_labels = array_in(path, "arr_0"), None
-        self.count = len(self.array)
-        if self.array.dtype != np.uint8 or self.array.ndim not in (4, 5) or self.array.shape[-1] not in (1, 3):
+    @classmethod
+    def of_data(cls, data: ImageSet, name: str) -> Self:
+        images = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
+        return cls(images.movedim(1, -1).numpy(), data.labels, {"kind": "data", "name": name}, __version__)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """Mapped into memory, unless it is compressed. Raises ValueError for other arrays."""
+        pixels, class_labels = array_in(path, "arr_0"), None
+        if pixels.dtype != np.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] not in (1, 3):
             raise ValueError(
-                f"arr_0 of {str(path)!r} must be uint8 pictures (N, H, W, 3), got {self.array.dtype} {self.array.shape}"
+                f"arr_0 of {str(path)!r} must be uint8 pictures (N, H, W, 3), got {pixels.dtype} {pixels.shape}"
             )
         if "arr_1" in keys_of(path):
             labels = array_in(path, "arr_1")
-            if labels.shape == self.array.shape[:1] and np.issubdtype(labels.dtype, np.integer):
-                self.class_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
+            if labels.shape == pixels.shape[:1] and np.issubdtype(labels.dtype, np.integer):
+                class_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
+        stamp = json.dumps([(str(path), path.stat().st_size, path.stat().st_mtime_ns)])
+        origin = {"kind": "npz", "name": path.name}
+        return cls(pixels, class_labels, origin, hashlib.sha256(stamp.encode()).hexdigest())
 
     def read(self, first: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.array(self.array[first:stop])).movedim(-1, 1).contiguous()
+        return torch.from_numpy(np.array(self.pixels[first:stop])).movedim(-1, 1).contiguous()
 
     def labels(self, first: int, stop: int) -> Tensor | None:
         return None if self.class_labels is None else self.class_labels[first:stop]
 
     def describe(self) -> Recipe:
-        return {"kind": "npz", "name": self.path.name}
+        return self.origin
 
     def stamp(self) -> str:
-        stat = self.path.stat()
-        return hashlib.sha256(json.dumps([(str(self.path), stat.st_size, stat.st_mtime_ns)]).encode()).hexdigest()
+        return self.changed
 
 
 class FilePictures(Pictures):
@@ -165,9 +153,9 @@ def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
     pictures: Pictures
     named = None if path.exists() else named_images(str(path), split="test")
     if named is not None:
-        pictures = MemoryPictures(named, str(path))
+        pictures = ArrayPictures.of_data(named, str(path))
     elif path.suffix == ".npz":
-        pictures = ArrayPictures(path)
+        pictures = ArrayPictures.of_file(path)
     else:
         pictures = FilePictures(path, image_size)
     if len(pictures) < 2:

@@ -28,7 +28,6 @@ from elit.evaluate.recipe import (
     device_name,
     recipe_digest,
     sample_digests,
-    set_digest,
     versions,
 )
 from elit.flow.solver import time_grid
@@ -76,11 +75,6 @@ class SampleSet(Pictures):
         """Mean over all pictures (paper Figure 15); see `metrics.saturation`."""
         total = sum(float(saturation(part.movedim(-1, 1)).sum()) for part in self.chunks.stream(self.count, "pictures"))
         return total / self.count
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all pictures in their order."""
-        return set_digest(self.chunks.read(0, self.count, "sha256"))
 
 
 class Sampler:

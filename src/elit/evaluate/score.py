@@ -187,14 +187,10 @@ def _measure(
     scores: dict[str, float] = {}
     real = reference.tensors if reference else {}
     for name in metrics:
-        if name in FRECHET:
-            moments = detections.moments("features")
-            scores[name] = frechet_distance(real["mean"], real["covariance"], moments.mean, moments.covariance)
-        elif name == "sfid":
-            moments = detections.moments("spatial")
-            scores[name] = frechet_distance(
-                real["spatial_mean"], real["spatial_covariance"], moments.mean, moments.covariance
-            )
+        if name in (*FRECHET, "sfid"):
+            prefix, kind = ("spatial_", "spatial") if name == "sfid" else ("", "features")
+            mean, covariance, moments = real[f"{prefix}mean"], real[f"{prefix}covariance"], detections.moments(kind)
+            scores[name] = frechet_distance(mean, covariance, moments.mean, moments.covariance)
         elif name == "is":
             scores["is"], scores["is_std"] = inception_score(detections.rows("logits"))
         elif name == "kid":

@@ -3,19 +3,14 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from elit.evaluate.plots import BLUE, GREY, ORANGE, new_figure
+from elit.evaluate.inspect.attention import Inspection
+from elit.evaluate.plots import new_figure
 from elit.sampling.pictures import as_pictures, save_frames, to_uint8
-
-if TYPE_CHECKING:
-    from elit.evaluate.inspect.inspection import Inspection
 
 MAX_EXAMPLES = 6
 Rows = Sequence[tuple[str, Sequence[Tensor]]]
@@ -76,50 +71,15 @@ def _sheet(
             ax.set_title(heading, size=heading_size)
 
 
-def attention_and_loss(inspection: "Inspection", path: Path) -> None:
-    """Both maps at every time, means over samples, and the rank correlation of every sample (paper Figure 2)."""
-    times = inspection.numbers["made"]["times"]
-    maps, chart = 2 * (0.5 + 1.55 * _aspect(inspection.maps["loss"])), 3.1  # inches
-    with new_figure(path, max(7.0, 1.0 + 1.75 * len(times)), maps + chart) as figure:
-        parts = figure.subfigures(2, 1, height_ratios=(maps, chart), squeeze=False)
-        panels = parts[0, 0].subplots(2, len(times), squeeze=False)
-        rows = (("attention", "Read attention,\nsummed over latents"), ("loss", "flow-matching\nloss"))
-        for row, (name, label) in zip(panels, rows, strict=True):
-            for ax, time, map_ in zip(row, times, inspection.maps[name].mean(1), strict=True):
-                image = _heat(ax, map_, inspection.window)
-                bar = ax.figure.colorbar(image, ax=ax, orientation="horizontal", shrink=0.9, aspect=14, pad=0.03)
-                bar.locator = MaxNLocator(3)
-                bar.ax.tick_params(labelsize=8)
-                bar.outline.set_visible(False)
-                if name == "attention":
-                    ax.set_title(f"t = {time:g}")
-            row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        _correlations(parts[1, 0].subplots(), inspection)
+def attention_and_loss(inspection: Inspection, path: Path) -> None:
+    """Both maps at every time, means over samples (paper Figure 2)."""
+    titles = [f"t = {time:g}" for time in inspection.numbers["made"]["times"]]
+    names = {"attention": "Read attention,\nsummed over latents", "loss": "flow-matching\nloss"}
+    rows = [(label, list(inspection.maps[name].mean(1))) for name, label in names.items()]
+    _sheet(rows, titles, path, 2.2, 1.75, 1.75 * _aspect(inspection.maps["loss"]), window=inspection.window)
 
 
-def _correlations(ax: Axes, inspection: "Inspection") -> None:
-    """Every sample a dot, mean and standard deviation beside them."""
-    times, rows = inspection.numbers["made"]["times"], inspection.numbers["attention_and_loss"]
-    kinds = (
-        ("over the whole sample", BLUE, "spearman", inspection.read.correlation()),
-        ("inside windows", ORANGE, "in_windows", inspection.read.correlation_in_windows()),
-    )
-    for k, (label, colour, key, values) in enumerate(kinds):
-        for i, row in enumerate(rows):
-            dots = values[i][~values[i].isnan()].numpy()
-            at = i + 0.36 * k - 0.18
-            ax.scatter(at + np.linspace(-0.09, 0.03, len(dots)), dots, s=9, color=colour, alpha=0.35, linewidths=0)
-            if row[key]["mean"] is not None:
-                ax.errorbar(at + 0.08, row[key]["mean"], row[key]["std"], color=colour, marker="o", capsize=3)
-        ax.plot([], [], color=colour, marker="o", label=label)
-    ax.axhline(0, color=GREY, linewidth=0.8)
-    ax.set(xticks=range(len(times)), xticklabels=[f"t = {time:g}" for time in times], ylim=(-1.05, 1.05))
-    ax.set_ylabel("rank correlation of\nattention and loss")
-    ax.grid(alpha=0.25, axis="y")
-    ax.legend(frameon=False, title="a dot a sample; mean ± standard deviation", ncols=2, loc="lower center")
-
-
-def examples(inspection: "Inspection", path: Path) -> None:
+def examples(inspection: Inspection, path: Path) -> None:
     """Single samples at the middle one of the times: picture, Read attention, loss, and their correlation."""
     count, middle = min(MAX_EXAMPLES, len(inspection.names)), len(inspection.maps["loss"]) // 2
     correlations = inspection.read.correlation()[middle, :count]
@@ -129,14 +89,14 @@ def examples(inspection: "Inspection", path: Path) -> None:
     _sheet(rows, titles, path, 1.3, 1.35, 1.4 * _aspect(inspection.pictures), window=inspection.window)
 
 
-def latents_read(inspection: "Inspection", path: Path) -> None:
+def latents_read(inspection: Inspection, path: Path) -> None:
     """Attention of the first and the last latents in single samples, mean over the times (paper Figure 12)."""
     count, latents = min(MAX_EXAMPLES, len(inspection.names)), inspection.maps["latents"].shape[1]
     slots = sorted({*range(min(3, latents)), *range(max(0, latents - 3), latents)})
     read_attention(inspection.pictures[:count], inspection.maps["latents"][:count], slots, path, title="data")
 
 
-def budgets(inspection: "Inspection", path: Path) -> None:
+def budgets(inspection: Inspection, path: Path) -> None:
     """The same noise at every budget (paper Figure 16)."""
     rows = [(f"{budget} latent{'s' if budget > 1 else ''}", images) for budget, images in inspection.samples.items()]
     names = ["\n".join(textwrap.wrap(name, 11, max_lines=3, placeholder="…")) for name in inspection.sampled]
@@ -158,14 +118,13 @@ def _bare(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _heat(ax: Axes, map_: Tensor, window: Sequence[int] | None) -> Any:
+def _heat(ax: Axes, map_: Tensor, window: Sequence[int] | None) -> None:
     """A map (rows, columns) from 0, or over its own range with the borders of its windows."""
-    image = ax.imshow(map_.cpu().numpy(), cmap="magma", vmin=None if window else 0)
+    ax.imshow(map_.cpu().numpy(), cmap="magma", vmin=None if window else 0)
     for line, across, length in zip((ax.axhline, ax.axvline), window or (), map_.shape, strict=False):
         for border in range(across, length, across):
             line(border - 0.5, color="white", linewidth=0.8, alpha=0.7)
     _bare(ax)
-    return image
 
 
 def _aspect(pictures: Tensor) -> float:

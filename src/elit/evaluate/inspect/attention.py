@@ -20,6 +20,7 @@ from elit.models.interface import LatentInterface
 from elit.models.layers import patchify, unpatchify
 from elit.models.transformer import Transformer
 from elit.sampling.noise import seeded_noise
+from elit.sampling.settings import Sampling
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -142,6 +143,28 @@ class ReadMaps:
         """(T, B): the same inside each window, where attention can choose; mean over windows in which it varies."""
         attention, loss = (part.unflatten(2, (-1, self.tokens_per_group)) for part in (self.attention, self.loss))
         return rank_correlation(attention, loss).nanmean(-1)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Measurements of a network; T times, B samples, S sampled at each budget."""
+
+    read: ReadMaps
+    maps: dict[str, Tensor]
+    """attention (T, B, rows, columns), loss likewise, latents (B, J, rows, columns): of clips the first frame."""
+    window: tuple[int, ...]
+    """Rows and columns of a group in them."""
+    pictures: Tensor
+    """(B, 1 or 3, H, W) in [-1, 1], the data."""
+    names: tuple[str, ...]
+    """Classes or captions of the data."""
+    samples: dict[int, Tensor]
+    """Samples as pictures (S, 1 or 3, H, W) at the budgets shown, descending."""
+    sampled: tuple[str, ...]
+    """Classes or captions of the samples."""
+    sampling: Sampling
+    numbers: dict[str, Any]
+    """The content of inspect.json."""
 
 
 def read_maps(model: Transformer, probe: Probe, budget: Budget = None) -> ReadMaps:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.latents import LatentSet, posterior_sample
 from elit.evaluate import sheets
-from elit.evaluate.inspect.attention import Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
+from elit.evaluate.inspect.attention import Inspection, Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
 from elit.evaluate.recipe import Recipe, describe_autoencoder, device_name, versions
 from elit.evaluate.report.html import Section, write_page
 from elit.files import write_text
@@ -120,27 +120,6 @@ def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
     return pictures.clamp(-1, 1)
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """Measurements of a network; T times, B samples, S sampled at each budget."""
-
-    read: ReadMaps
-    maps: dict[str, Tensor]
-    """attention (T, B, rows, columns), loss likewise, latents (B, J, rows, columns): of clips the first frame."""
-    window: tuple[int, ...]
-    """Rows and columns of a group in them."""
-    pictures: Tensor
-    """(B, 1 or 3, H, W) in [-1, 1], the data."""
-    names: tuple[str, ...]
-    """Classes or captions of the data."""
-    samples: dict[int, Tensor]
-    """Samples as pictures (S, 1 or 3, H, W) at the budgets shown, descending."""
-    sampled: tuple[str, ...]
-    """Classes or captions of the samples."""
-    numbers: dict[str, Any]
-    """The content of inspect.json."""
-
-
 def inspect_model(
     model: Transformer,
     probe: Probe,
@@ -201,18 +180,18 @@ def inspect_model(
         samples={budget: as_pictures(x, vae) for budget, x in samples.items()},
         sampled=tuple(probe.names[row] for row in rows),
         numbers=numbers,
+        sampling=sampling,
     )
 
 
 def describe_run(model: Transformer, probe: Probe, sampling: Sampling, vae: ModelMixin | None) -> Recipe:
     """Everything that decides the numbers, as JSON."""
-    guidance = None if sampling.guidance is None else dict(vars(sampling.guidance))
     network = {"class": type(model).__name__, "weights": weights_digest(model), "latents": model.budgets[-1]}
     return {
         "model": {"folder": str(model.config.get("_name_or_path", ""))} | network,
         "examples": probe.origin,
         **{name: getattr(probe, name) for name in ("times", "draws", "seed", "batch_size")},
-        "sampling": {"steps": sampling.steps, "solver": sampling.solver, "shift": sampling.shift, "guidance": guidance},
+        "sampling": sampling.to_dict(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device_name(model.device),
         "autoencoder": describe_autoencoder(vae),
@@ -325,18 +304,12 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
         ),
         Section(
             title="The same noise at every budget",
-            text=f"{_sampling(inspection.numbers['made'])} Only the number of latents changes from row to row."
+            text=f"{inspection.sampling.describe()}. Only the number of latents changes from row to row."
             + ("" if pixels else " Not pictures: the mean over the channels of latents."),
             image=out / "budgets.png",
             alt="Samples, one row a budget",
         ),
     ]
-
-
-def _sampling(made: dict[str, Any]) -> str:
-    guidance = made["sampling"]["guidance"]
-    guided = f"{guidance['kind'].upper()} at scale {guidance['scale']:g}" if guidance else "no guidance"
-    return f"{made['sampling']['steps']} steps ({made['sampling']['solver']}), {guided}."
 
 
 def correlation_cells(row: dict[str, Any]) -> list[str]:
