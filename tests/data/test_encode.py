@@ -16,8 +16,7 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.encode import encode, load_encoder
-from elit.data.encoding import Encoding
+from elit.data.encode import Encoding, encode, load_encoder
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.reader import centre_crop
 from elit.data.source import open_source

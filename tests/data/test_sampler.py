@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 
-from elit.data.sampler import StepSampler, batch_slice, shuffled
+from elit.config import RunConfig
+from elit.data.sampler import StepSampler, shuffled
 
 
-def steps(length=10, batch_size=4, parts=1, rank=0, world=1, start=0, stop=5, seed=0):
-    return list(
-        StepSampler(
-            length, seed=seed, batch_size=batch_size, parts=parts, rank=rank, world=world, start=start, stop=stop
-        )
-    )
+def steps(length=10, parts=1, seed=0, **share):
+    config = RunConfig(batch_size=4, gradient_accumulation=parts, steps=5, seed=seed)
+    return list(StepSampler(length, config, **share))
 
 
 def flat(parts):
@@ -34,7 +32,7 @@ def test_the_order_does_not_depend_on_processes_micro_batches_or_resuming():
         assert flat(micro) == images
         for part in (0, 1):
             for rank in (0, 1):
-                assert images[batch_slice(4, 2, 2, part, rank)] == ranks[rank][2 * step + part]
+                assert images[2 * part + rank : 2 * part + rank + 1] == ranks[rank][2 * step + part]
 
 
 def test_a_batch_that_does_not_divide_is_refused():
@@ -45,7 +43,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_a_sampler_goes_on_in_the_middle_of_a_step():
-    sampler = StepSampler(10, seed=0, batch_size=4, parts=2, rank=0, world=1, stop=5)
+    sampler = StepSampler(10, RunConfig(batch_size=4, gradient_accumulation=2, steps=5))
     whole = list(sampler)
     sampler.start, sampler.part = 2, 1
     assert list(sampler) == whole[5:]

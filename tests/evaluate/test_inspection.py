@@ -8,8 +8,7 @@ import torch
 from conftest import ELIT, conditions, links_of, opened, small_vae
 from PIL import Image
 
-from elit.data.encode import encode
-from elit.data.encoding import Encoding
+from elit.data.encode import Encoding, encode
 from elit.data.latents import LatentSet, posterior_sample
 from elit.data.source import open_source
 from elit.evaluate.inspect.attention import Probe, losses

@@ -10,8 +10,7 @@ from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.data.encode import encode, load_encoder
-from elit.data.encoding import Encoding
+from elit.data.encode import Encoding, encode, load_encoder
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
 from elit.evaluate.inspect.inspection import load_probe

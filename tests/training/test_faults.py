@@ -20,7 +20,7 @@ from test_loop import equal, losses, tiny, weights
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elit.cli.main import main
-from elit.config import save_config
+from elit.config import RunConfig, save_config
 from elit.data.digits import digits
 from elit.data.encode import FEATURES
 from elit.data.images import ImageSet
@@ -312,7 +312,7 @@ def _looks_often(monkeypatch):
 
 
 def sampler() -> StepSampler:
-    return StepSampler(12, seed=0, batch_size=4, parts=2, rank=0, world=1, stop=6)
+    return StepSampler(12, RunConfig(batch_size=4, gradient_accumulation=2, steps=6))
 
 
 @pytest.mark.usefixtures("_looks_often")

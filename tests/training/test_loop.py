@@ -345,7 +345,7 @@ def test_losses_by_time_are_means_over_their_buckets(tmp_path):
     config = tiny(tmp_path / "run", batch_size=64)
     train(config)  # makes the folder
     accelerator = make_accelerator(config)
-    sampler = StepSampler(100, seed=0, batch_size=64, parts=1, rank=0, world=1, stop=6)
+    sampler = StepSampler(100, config)
     log = RunLog(config, accelerator, {4: 1}, sampler)
     t = torch.tensor([0.05, 0.05, 0.15, 0.999, 1.0])
     log.add_losses(t, torch.tensor([1.0, 3.0, 5.0, 7.0, torch.nan]))

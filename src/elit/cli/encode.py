@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from elit.cli.main import check_device, check_output, show_progress
-from elit.data.encoding import Encoding
+from elit.data.encode import Encoding, encode, load_encoder
 from elit.files import check_new_output
 
 
@@ -43,7 +43,6 @@ def run(args: Args) -> dict[str, object] | None:
     check_output(args.out)
     from accelerate import PartialState
 
-    from elit.data.encode import encode, load_encoder
     from elit.data.source import open_source
 
     state = PartialState(cpu=check_device(args.device) == "cpu")
@@ -66,7 +65,6 @@ def run(args: Args) -> dict[str, object] | None:
 def _inspect(args: Args, folder: Path) -> dict[str, object]:
     import torch
 
-    from elit.data.encode import load_encoder
     from elit.data.latents import LatentSet, posterior_sample
     from elit.sampling.autoencoders import decode
     from elit.sampling.pictures import as_pictures, image_grid, save_frames

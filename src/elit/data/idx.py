@@ -27,9 +27,6 @@ FASHION_CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 PREFIX = {"train": "train", "test": "t10k"}
-MULTIPLE = 8
-"""Sides are padded to a multiple of this: 28 becomes 32, which patches of 2 and windows of 4 divide."""
-UNSIGNED_BYTE = 8
 
 
 def fashion_mnist(split: Split = "train") -> ImageSet:
@@ -78,7 +75,7 @@ def read_idx(path: Path, *, axes: int) -> Tensor:
     try:
         content = path.read_bytes() if path.is_file() else gzip.decompress(gzipped.read_bytes())
         shape = struct.unpack_from(f">{axes}I", content, 4)
-        if content[:4] != bytes((0, 0, UNSIGNED_BYTE, axes)) or len(content) != 4 + 4 * axes + math.prod(shape):
+        if content[:4] != bytes((0, 0, 8, axes)) or len(content) != 4 + 4 * axes + math.prod(shape):
             raise ValueError(f"not {axes} axes of bytes, or not as long as it says")
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -87,8 +84,8 @@ def read_idx(path: Path, *, axes: int) -> Tensor:
 
 
 def _image_set(images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
-    """images (N, h, w) uint8, labels (N,) -> the padded set."""
-    rows, columns = ((-length) % MULTIPLE for length in images.shape[1:])
+    """images (N, h, w) uint8, labels (N,) -> the set, padded: 28 becomes 32, which patches and windows divide."""
+    rows, columns = ((-length) % 8 for length in images.shape[1:])
     padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
     captions = tuple(f"a photo of {'an' if name[:1].lower() in 'aeiou' else 'a'} {name}" for name in classes)
     return ImageSet(F.pad(images, padding)[:, None], labels.long(), classes, captions)

@@ -70,7 +70,7 @@ class Feed:
             self.data,
             batch_sampler=self.sampler,
             num_workers=self.workers,
-            collate_fn=_as_is,
+            collate_fn=tuple,
             pin_memory=self.device.type != "cpu",
             worker_init_fn=_ignore_ctrl_c,
         )
@@ -84,7 +84,3 @@ class Feed:
 def _ignore_ctrl_c(worker: int) -> None:
     """A terminal sends it to workers too; the run finishes its step with them and saves a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_is(batch: list[Batch]) -> list[Batch]:
-    return batch

@@ -6,39 +6,45 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from elit.config import RunConfig
+
 ROUNDS = 6
 
 
 class StepSampler(Sampler[list[int]]):
-    """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to step `stop`.
+    """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to the last step.
 
     The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size`
     samples of that endless row, and each process and micro-batch its own equal slice of them. So the samples of a
     step depend neither on the number of processes nor on where the run was resumed.
     """
 
-    def __init__(
-        self, length: int, *, seed: int, batch_size: int, parts: int, rank: int, world: int, stop: int, start: int = 0
-    ):
+    def __init__(self, length: int, config: RunConfig, *, rank: int = 0, world: int = 1, start: int = 0):
+        parts = config.gradient_accumulation
         if not length:
             raise ValueError("data: holds no samples")
-        if batch_size % (parts * world):
+        if config.batch_size % (parts * world):
             valid = f"a multiple of {parts * world} ({world} processes × {parts} accumulated micro-batches)"
-            raise ValueError(f"batch_size must be {valid}, got {batch_size}")
-        self.length, self.seed, self.batch_size = length, seed, batch_size
-        self.parts, self.rank, self.world = parts, rank, world
-        self.start, self.part, self.stop = start, 0, stop
+            raise ValueError(f"batch_size must be {valid}, got {config.batch_size}")
+        self.length, self.config, self.rank, self.world = length, config, rank, world
+        self.start, self.part, self.parts = start, 0, parts
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.parts - self.part
+        return (self.config.steps - self.start) * self.parts - self.part
 
     def __iter__(self) -> Iterator[list[int]]:
         first = self.part
-        for step in range(self.start, self.stop):
+        for step in range(self.start, self.config.steps):
             samples = self.samples(step)
             for part in range(first, self.parts):
-                yield samples[batch_slice(self.batch_size, self.parts, self.world, part, self.rank)]
+                yield samples[self.rows(part)]
             first = 0
+
+    def rows(self, part: int) -> slice:
+        """Where this process's micro-batch `part` lies in the samples of a step."""
+        micro = self.config.batch_size // (self.parts * self.world)
+        first = (part * self.world + self.rank) * micro
+        return slice(first, first + micro)
 
     def advance(self) -> None:
         """Starts one micro-batch later."""
@@ -51,9 +57,11 @@ class StepSampler(Sampler[list[int]]):
 
     def positions(self, step: int, length: int) -> np.ndarray:
         """A step's places in the endless row of permutations of range(length)."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        positions = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
         epochs, offsets = np.divmod(positions, length)
-        parts = [shuffled(offsets[epochs == epoch], length, self.seed, int(epoch)) for epoch in np.unique(epochs)]
+        parts = [
+            shuffled(offsets[epochs == epoch], length, self.config.seed, int(epoch)) for epoch in np.unique(epochs)
+        ]
         return np.concatenate(parts)
 
 
@@ -63,13 +71,13 @@ class BucketSampler(StepSampler):
     buckets: the samples of each. A bucket is drawn as often as it has samples.
     """
 
-    def __init__(self, buckets: Sequence[np.ndarray], **settings: int):
-        super().__init__(sum(map(len, buckets)), **settings)
+    def __init__(self, buckets: Sequence[np.ndarray], config: RunConfig, *, rank: int = 0, world: int = 1):
+        super().__init__(sum(map(len, buckets)), config, rank=rank, world=world)
         self.buckets = buckets
 
     def samples(self, step: int) -> list[int]:
         lengths = [len(bucket) for bucket in self.buckets]
-        (number,) = random.Random(f"bucket/{self.seed}/{step}").choices(range(len(lengths)), lengths)
+        (number,) = random.Random(f"bucket/{self.config.seed}/{step}").choices(range(len(lengths)), lengths)
         return self.buckets[number][self.positions(step, lengths[number])].tolist()
 
 
@@ -99,10 +107,3 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def batch_slice(batch_size: int, parts: int, world: int, part: int, rank: int) -> slice:
-    """Where the micro-batch `part` of process `rank` lies in the samples of a step."""
-    micro = batch_size // (parts * world)
-    first = (part * world + rank) * micro
-    return slice(first, first + micro)

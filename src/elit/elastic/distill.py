@@ -51,7 +51,7 @@ from elit.sampling.pictures import image_grid, save_frames
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
-from elit.training.task import Task, order_of
+from elit.training.task import Task
 
 ROWS, TIMES = 32, 5
 Row = dict[str, Any]
@@ -115,7 +115,7 @@ class DistillPipeline(Task):
             if requests.sides:
                 requests.sizes += self.sizes_of_windows()
             self.examples = self.record(rank, world) if self.images is None else self.encode(self.images, rank, world)
-            self.sampler = BucketSampler(self.examples.buckets, **order_of(config, accelerator))
+            self.sampler = BucketSampler(self.examples.buckets, config, rank=rank, world=world)
             # Before a checkpoint's weights are read: the network is still the original.
             self.fixed = self.fixed_calls()
             if config.preview_every:
@@ -183,7 +183,7 @@ class DistillPipeline(Task):
         sample = self.family.sample
         return layout_of(one, two, (len(one[sample]), len(two[sample])))
 
-    # pyrefly: ignore[bad-override]
+  
     def objective(self, accelerator: Accelerator) -> DistanceToTeacher | PicturesAndTeacher:
         if not isinstance(self.examples, CaptionedImages):
             return DistanceToTeacher(noise=self.family.noise, autocast=accelerator.autocast)

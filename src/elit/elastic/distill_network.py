@@ -25,7 +25,7 @@ from elit.models.saved import MANIFEST, load_own, save_model
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.objectives import Draws, FlowMatching
-from elit.training.task import Task, order_of
+from elit.training.task import Task
 from elit.training.train import load_data
 
 
@@ -113,7 +113,8 @@ class DistillNetwork(Task):
         self.budgets = student_budgets(network, config)
         tokens = (network.token_grid(network.sample_size),)
         self.flops = step_flops(network, config, tokens, 0, teacher=True)
-        self.sampler = StepSampler(len(self.examples), **order_of(config, accelerator))
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.sampler = StepSampler(len(self.examples), config, rank=rank, world=world)
 
     def initialize(self, *, resumed: bool) -> list[str]:
         self.before = self.distances(self.network.to(self.device).eval())

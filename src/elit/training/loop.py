@@ -16,7 +16,6 @@ from elit.budgets import draw_budget
 from elit.compat import whole_graphs_under_ddp
 from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
-from elit.data.sampler import batch_slice
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
 from elit.training.checkpoint import RunState, claimed_folder, load_state, save_state
 from elit.training.distributed import (
@@ -59,7 +58,7 @@ def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> A
 def run(accelerator: Accelerator, task: Task) -> Any:
     """The loop, in a folder that is this run's alone."""
     config, network = task.config, task.network
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    device = accelerator.device
     resumed, notes = find_checkpoint(config, accelerator, task.identity)
     notes += task.initialize(resumed=resumed is not None)
     sampler, parts = task.sampler, config.gradient_accumulation
@@ -86,7 +85,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             loss = torch.zeros((), device=device)
             for part in range(parts):
                 batch = next(feed)
-                rows = batch_slice(config.batch_size, parts, world, part, rank)
+                rows = sampler.rows(part)
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
                     t, losses = objective.losses(model, batch, [draw[rows] for draw in draws], budget)
                     part_loss = losses.mean() / parts

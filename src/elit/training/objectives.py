@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +18,6 @@ from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.conditioning import Condition
 
 Draws = Sequence[Tensor]
-
-
-class Objective(Protocol):
-    """All that the loop knows of an objective; both methods are functions of their arguments, so that runs repeat."""
-
-    def draw(self, step: int) -> Draws:
-        """What chance decides of a step, each (B, ...): a function of (seed, step), the same on every process."""
-        ...
-
-    def losses(self, model: nn.Module, batch: Batch, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
-        """t (b,) and losses (b,) of a micro-batch; draws: its rows of `draw`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

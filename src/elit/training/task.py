@@ -10,7 +10,6 @@ from elit.config import RunConfig
 from elit.data.sampler import StepSampler
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
-from elit.training.objectives import Objective
 
 
 class Task(Protocol):
@@ -39,7 +38,13 @@ class Task(Protocol):
         """
         ...
 
-    def objective(self, accelerator: Accelerator) -> Objective: ...
+    def objective(self, accelerator: Accelerator) -> Any:
+        """What is minimised, with two methods that are functions of their arguments, so that runs repeat.
+
+        `draw(step)` gives what chance decides, tensors (B, ...) for the whole batch, the same on every process.
+        `losses(model, batch, draws, budget)` gives t (b,) and losses (b,) of a micro-batch and its rows of the draws.
+        """
+        ...
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """Writes a picture of what the averaged weights do."""
@@ -48,15 +53,3 @@ class Task(Protocol):
     def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Any:
         """Saves what the run leaves, and returns what it gives back."""
         ...
-
-
-def order_of(config: RunConfig, accelerator: Accelerator) -> dict[str, int]:
-    """The settings of the sampler of a run in this process."""
-    return {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "parts": config.gradient_accumulation,
-        "rank": accelerator.process_index,
-        "world": accelerator.num_processes,
-        "stop": config.steps,
-    }

@@ -29,7 +29,7 @@ from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.objectives import FlowMatching
-from elit.training.task import Task, order_of
+from elit.training.task import Task
 
 
 def train(config: TrainConfig) -> Transformer:
@@ -51,7 +51,8 @@ class TrainNetwork(Task):
         if not accelerator.is_main_process:  # what the main process has read and encoded is kept
             self.load(config, accelerator.device)
         self.config = config = resolve(config, self.data, self.prompts)
-        self.sampler = StepSampler(len(self.data), **order_of(config, accelerator))
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.sampler = StepSampler(len(self.data), config, rank=rank, world=world)
         self.identity = {"count": len(self.data), "stamp": self.data.stamp}
         names: dict[str, Any] = {}
         if self.prompts is None:
