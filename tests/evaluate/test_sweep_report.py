@@ -14,7 +14,6 @@ from elit.evaluate.report.sweep import (
     MARK,
     card_points,
     command,
-    describe,
     pipeline_tag,
     write_card,
     write_sweep_report,
@@ -68,8 +67,8 @@ def test_the_page(tmp_path):
     assert len(links_of(text)) == len(PICTURES)
     assert all(point.file in text for point in made)  # every point can be traced
     top = best(made, "fd")
-    assert describe(top) == "16 latents per group, 8 steps, CFG at scale 2"
-    assert f"Best fd: {top.scores['fd']:.4g} with {describe(top)}" in text
+    assert top.sampling.describe() == "8 steps, budget 16, cfg 2"
+    assert f"Best fd: {top.scores['fd']:.4g} with {top.sampling.describe()}" in text
     assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</code>" in text
     assert text.index("<td>yes</td>") < text.index("All points")
 
@@ -93,7 +92,7 @@ def test_caching_has_a_picture_of_its_own_and_a_place_in_no_other(tmp_path):
     cached = [replace(p, cache=0.5, calls=p.steps // 2, file=p.file[:-6] + "c.json") for p in plain]
     page = write_sweep_report(tmp_path, [*plain, *cached], "fd", model=Path("m"), grey=True, table=tmp_path / "t.jsonl")
     assert {path.stem for path in tmp_path.glob("*.png")} == {*PICTURES, "caching"}
-    assert describe(cached[0]).endswith(", cache 0.5")
+    assert cached[0].sampling.describe().endswith(", cache 0.5")
     assert command(cached[0], Path("m")).endswith(" --cache 0.5")
     assert "<td>2 of 4</td>" in page.read_text(encoding="utf-8")
     assert len(degradations(cached, "fd")) == len(degradations(plain, "fd"))  # against a full budget cached alike
@@ -129,7 +128,7 @@ def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
     read = {(result.metric_type, result.metric_name): result for result in data.eval_results}
     assert len(read) == len(data.eval_results) == len(rated) + 1  # the other metric, of the best row alone
     for row in rated:
-        result = read["fd", f"fd ({describe(row)}, {row.gflops:.4g} GFLOPs)"]
+        result = read["fd", f"fd ({row.sampling.describe()}, {row.gflops:.4g} GFLOPs)"]
         assert result.metric_value == round(row.scores["fd"], 6)
         assert (result.dataset_name, result.task_type) == ("digits", "unconditional-image-generation")
     lines = [line for line in card.text.splitlines() if line.startswith("| ")]

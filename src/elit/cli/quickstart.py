@@ -273,7 +273,6 @@ def write_report(
             f"(cheap classifier-free guidance) runs its unconditional branch with {weak} per group; it makes digits "
             "easier to recognise and less varied.",
             image=out / "compute_quality.png",
-            alt="Fréchet distance and class accuracy against GFLOPs and milliseconds",
         ),
         Section(
             title="The numbers",
@@ -288,7 +287,6 @@ def write_report(
             text=f"Read attention at t = 0.7 for six digits{' (first frame)' if clips else ''}. Each window has its "
             "own copy of a latent; first latents are trained at every budget, last ones only near the full one.",
             image=out / "read_attention.png",
-            alt="Attention of single latents over noisy digits",
         ),
         Section(
             title="Next steps",
@@ -305,11 +303,12 @@ def picture_sections(out: Path, recipe: Recipe) -> list[Section]:
     """The samples: images as they are, clips moving and frame by frame."""
     condition = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit of the label"
     text = f"Rows are budgets, columns {condition}, with CCFG. Only the number of latents changes."
-    image, alt = out / ("samples.gif" if recipe.clips else "samples.png"), "Generated samples, one row a budget"
-    first = Section(title="The same noise at every budget", text=text, image=image, alt=alt)
-    frames, alt = "Three of them, their frames side by side.", "Frames of generated clips"
-    still = Section(title="Frame by frame", text=frames, image=out / "samples.png", alt=alt)
-    return [first, still] if recipe.clips else [first]
+    image, frames = (
+        out / ("samples.gif" if recipe.clips else "samples.png"),
+        "Three of them, their frames side by side.",
+    )
+    first = Section(title="The same noise at every budget", text=text, image=image)
+    return [first, *([Section(title="Frame by frame", text=frames, image=out / "samples.png")] if recipe.clips else [])]
 
 
 def next_commands(out: Path, recipe: Recipe) -> list[str]:

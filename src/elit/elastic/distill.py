@@ -183,7 +183,6 @@ class DistillPipeline(Task):
         sample = self.family.sample
         return layout_of(one, two, (len(one[sample]), len(two[sample])))
 
-  
     def objective(self, accelerator: Accelerator) -> DistanceToTeacher | PicturesAndTeacher:
         if not isinstance(self.examples, CaptionedImages):
             return DistanceToTeacher(noise=self.family.noise, autocast=accelerator.autocast)

@@ -131,16 +131,6 @@ def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
             ax.set(xlabel=COSTS[0][1], title=_titled(kind, of_kind))
 
 
-def guidance_curves(points: Sequence[Point], metric: str, path: Path) -> None:
-    """Quality against guidance scale, a line a kind with its cost, a panel a budget (paper Figure 5)."""
-    _over_scales(points, lambda point: point.scores[metric], quality_label(metric), path, metric=metric)
-
-
-def saturation_curves(points: Sequence[Point], path: Path, *, grey: bool) -> None:
-    """Mean saturation of the samples, of grey ones their contrast, against guidance scale (paper Figure 15)."""
-    _over_scales(points, lambda point: point.saturation, "mean contrast" if grey else "mean saturation", path)
-
-
 def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
     """Quality against the share of evaluations that step caching saves: a line a budget, a panel a kind and steps."""
     panels = [(kind, count) for kind in _kinds(points) for count in sorted({point.steps for point in points})]
@@ -171,24 +161,24 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
             for kind, (name, colour, marker) in LOOK.items():
                 of_kind = at_best_scale(points, metric, kind)
                 here = [(point, rho) for point, rho in ratios if point in of_kind and point.steps == count]
-                line = sorted((point.share, rho) for point, rho in here if not point.scheduled)
-                stars = [(point.share, rho) for point, rho in here if point.scheduled]
+                line = sorted((point.share, rho) for point, rho in here)
                 _line(ax, line, color=colour, marker=marker, markersize=5, label=name)
-                _line(ax, stars, "*", color=colour, markersize=10)
             _log(ax.yaxis, ax.set_yscale, [rho for _, rho in ratios])
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_locator(FixedLocator(shares))
             ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
             ax.xaxis.set_minor_locator(NullLocator())
-            if len(shares) > 5:
-                ax.tick_params(axis="x", rotation=60)
+            ax.tick_params(axis="x", rotation=60 if len(shares) > 5 else 0)
             ax.set(xlabel="share of the latents", title=f"{count} step{'s' if count > 1 else ''}")
 
 
-def _over_scales(
-    points: Sequence[Point], value: Callable[[Point], float], label: str, path: Path, *, metric: str | None = None
-) -> None:
-    """Lines at the most steps; every kind's starts without guidance, at scale 1. The legend has their last costs."""
+def over_scales(points: Sequence[Point], path: Path, label: str, metric: str | None = None) -> None:
+    """A metric, or saturation, against guidance scale at the most steps: a line a kind, a panel a budget (paper Figures
+    5 and 15). Every line starts without guidance, at scale 1; the legend has its last cost."""
+
+    def value(point: Point) -> float:
+        return point.scores[metric] if metric else point.saturation
+
     steps = max(point.steps for point in points)
     same_steps = [point for point in points if point.steps == steps]
     shown = evenly_spaced(budgets_of(same_steps), MAX_PANELS)

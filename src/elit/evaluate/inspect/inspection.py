@@ -279,7 +279,6 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
             "window, while every window gets the same total. White lines are windows. The rank correlation "
             "(Spearman's) is of single samples; below 0, tokens of high loss are read less.",
             image=out / "attention_and_loss.png",
-            alt="Maps of attention and loss at several times, and their rank correlations",
             headings=CORRELATION,
             rows=[correlation_cells(row) for row in rows],
         ),
@@ -287,13 +286,11 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
             title="Single samples",
             text=f"At t = {rows[len(rows) // 2]['t']:g}, mean over draws of noise; ρ is their rank correlation.",
             image=out / "examples.png",
-            alt="Data, attention and loss of single samples",
         ),
         Section(
             title="The first and the last latents",
             text="Mean over all times and draws. Each window has its own copy of a latent.",
             image=out / "latents_read.png",
-            alt="Attention of single latents",
         ),
         Section(
             title="The loss of every budget",
@@ -307,7 +304,6 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
             text=f"{inspection.sampling.describe()}. Only the number of latents changes from row to row."
             + ("" if pixels else " Not pictures: the mean over the channels of latents."),
             image=out / "budgets.png",
-            alt="Samples, one row a budget",
         ),
     ]
 

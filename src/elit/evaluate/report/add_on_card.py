@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from elit.config import DistillConfig
+from elit.evaluate.report.tables import markdown_table
 from elit.files import replacing, write_text
 
 FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*")
@@ -58,17 +59,17 @@ file has {size:.1f} MB.
 def _table(table: list[dict[str, Any]] | None) -> str:
     if not table:
         return "No validation was run (preview_every = 0)."
-    ccfg = "picture_distance_ccfg" in table[0]
-    head = ["tokens of a window", "share", "distance of the prediction", "distance of the picture"]
-    head += ["the same with CCFG"] * ccfg
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in table:
-        cells = [str(row["tokens"]), f"{row['share']:.1%}", f"{row['distance']:.4f}", f"{row['picture_distance']:.4f}"]
-        if ccfg:
-            cells.append(f"{row['picture_distance_ccfg']:.4f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    note = "\n\nRoot mean squared distances to the original: of the prediction, and of pixels in [0, 1]."
-    return "\n".join(lines) + note
+    columns = {
+        "tokens": ("tokens of a window", ""),
+        "share": ("share", ".1%"),
+        "distance": ("distance of the prediction", ".4f"),
+        "picture_distance": ("distance of the picture", ".4f"),
+        "picture_distance_ccfg": ("the same with CCFG", ".4f"),
+    }
+    columns = {name: column for name, column in columns.items() if name in table[0]}
+    rows = [[format(row[name], form) for name, (_, form) in columns.items()] for row in table]
+    note = "Root mean squared distances to the original: of the prediction, and of pixels in [0, 1]."
+    return f"{markdown_table([heading for heading, _ in columns.values()], rows)}\n\n{note}"
 
 
 def push(folder: str, repository: str) -> str:

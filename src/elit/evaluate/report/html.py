@@ -27,7 +27,6 @@ class Section:
     title: str
     text: str
     image: Path | None = None
-    alt: str = ""
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     code: str = ""
@@ -50,7 +49,7 @@ def _section(section: Section) -> str:
     if section.image:
         data = base64.b64encode(section.image.read_bytes()).decode()
         kind = section.image.suffix.removeprefix(".")
-        parts.append(f'<img alt="{escape(section.alt)}" src="data:image/{kind};base64,{data}">')
+        parts.append(f'<img alt="{escape(section.title)}" src="data:image/{kind};base64,{data}">')
     if section.rows:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in section.headings)
         rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>\n" for row in section.rows)

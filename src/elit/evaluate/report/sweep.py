@@ -7,8 +7,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from elit.evaluate import plots
 from elit.evaluate.plane import Point, best, degradations, front_of
-from elit.evaluate.plots import LOOK, at_best_scale, budgets_of, latents
+from elit.evaluate.plots import LOOK, at_best_scale, budgets_of
 from elit.evaluate.report.html import Section, write_page
+from elit.evaluate.report.tables import markdown_table
 from elit.files import write_text
 from elit.models.transformer import Transformer
 
@@ -30,7 +31,6 @@ def write_sweep_report(
             "guidance included, without the autoencoder. The line is the Pareto front: no other setting is as good for "
             "less.",
             image=out / "compute_quality.png",
-            alt=f"{metric} against GFLOPs and milliseconds, with the Pareto front",
         ),
         _front(points, metric, model),
     ]
@@ -43,11 +43,10 @@ def write_sweep_report(
                 "at the scale of its best point. Where lines cross, fewer latents with more steps cost as much as more "
                 "latents with fewer steps. Stars are schedules.",
                 image=out / "tokens_or_steps.png",
-                alt=f"{metric} against GFLOPs, a line a number of steps",
             )
         )
     if {point.guidance for point in plain} - {"none"}:
-        plots.guidance_curves(plain, metric, out / "guidance.png")
+        plots.over_scales(plain, out / "guidance.png", plots.quality_label(metric), metric)
         weak = sorted({point.guidance_budget for point in plain if point.guidance_budget is not None})
         second = f" The second branch of AG and CCFG keeps {' or '.join(map(str, weak))} per group." if weak else ""
         sections.append(
@@ -56,7 +55,6 @@ def write_sweep_report(
                 text="Quality against guidance scale; 1 is off, and all kinds start there. CFG drops the class in its "
                 f"second branch, AG lowers its budget, CCFG does both.{second}",
                 image=out / "guidance.png",
-                alt=f"{metric} against guidance scale, a panel a budget",
             )
         )
     if len(plain) < len(points):
@@ -67,19 +65,17 @@ def write_sweep_report(
                 text="A step reuses the last output while the time embedding has moved by less than a threshold since "
                 "then. Each line is one setting at rising thresholds, from none on the left.",
                 image=out / "caching.png",
-                alt=f"{metric} against the share of evaluations saved",
             )
         )
     if len({point.budget for point, _ in degradations(plain, metric)}) > 1:
         sections.append(_degradation(out, plain, metric))
-    plots.saturation_curves(plain, out / "saturation.png", grey=grey)
+    plots.over_scales(plain, out / "saturation.png", "mean contrast" if grey else "mean saturation")
     formula = "|pixel − the picture's mean| over half of the range" if grey else "(max − min) / max over the channels"
     sections += [
         Section(
             title="Contrast" if grey else "Saturation",
             text=f"Mean of {formula}. Too much guidance shows here as a rise.",
             image=out / "saturation.png",
-            alt="Saturation against guidance scale, a panel a budget",
         ),
         Section(
             title="All points",
@@ -92,7 +88,7 @@ def write_sweep_report(
     top = best(points, metric)
     lead = (
         f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
-        f"{top.scores[metric]:.4g} with {describe(top)}, for {top.gflops:.3g} GFLOPs and {top.ms:.3g} ms a sample."
+        f"{top.scores[metric]:.4g} with {top.sampling.describe()} ({top.gflops:.3g} GFLOPs, {top.ms:.3g} ms a sample)."
     )
     title = f"Compute against {metric.upper() if len(metric) < 4 else metric}"
     write_page(out / "report.html", title, lead, sections)
@@ -101,14 +97,6 @@ def write_sweep_report(
 
 def other_metrics(point: Point, metric: str) -> list[str]:
     return [name for name in point.scores if name != metric and not name.endswith("_std")]
-
-
-def describe(point: Point) -> str:
-    """A setting in words: "8 latents per group, 16 steps, CCFG at scale 2"."""
-    tokens = "all tokens" if point.budget == "all" else f"{latents(point)} per group"
-    guided = "no guidance" if point.guidance == "none" else f"{LOOK[point.guidance][0]} at scale {point.scale:g}"
-    cached = f", cache {point.cache:g}" if point.cache else ""
-    return f"{tokens}, {point.steps} steps, {guided}{cached}"
 
 
 def cells(point: Point, metrics: Sequence[str]) -> tuple[str, ...]:
@@ -168,7 +156,6 @@ def _degradation(out: Path, points: Sequence[Point], metric: str) -> Section:
         text="ρ is the score at a budget over the score with all latents for a distance, and its inverse for a metric "
         f"that rises with quality: 1 is no loss, 2 twice as bad. The table is at {steps} steps.",
         image=out / "degradation.png",
-        alt="Degradation ratio against the share of the latents",
         headings=("latents", *(LOOK[kind][0] for kind in kinds)),
         rows=[
             (budget, *(f"{ratios[key]:.3f}" if (key := (budget, *each)) in ratios else "" for each in kinds.items()))
@@ -216,7 +203,7 @@ def write_card(
                 dataset_name=reference,
                 metric_type=each,
                 metric_value=round(point.scores[each], 6),
-                metric_name=f"{each} ({describe(point)}, {point.gflops:.4g} GFLOPs)",
+                metric_name=f"{each} ({point.sampling.describe()}, {point.gflops:.4g} GFLOPs)",
             )
             for point in rows
             if point.steps == steps or point is top
@@ -252,8 +239,6 @@ def _body(name: str, model: Transformer, rows: Sequence[Point], metrics: Sequenc
     )
     size = f"{'×'.join(map(str, model.sample_size))} with {channels} channel{'s' if channels > 1 else ''}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    table = [headings(metrics), tuple("---:" for _ in headings(metrics)), *(cells(point, metrics) for point in rows)]
-    lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
     return f"""{MARK}
 # {name}
 
@@ -266,7 +251,7 @@ A diffusion transformer trained with rectified flow: {parameters:,} parameters, 
 
 ## Budget, quality, cost
 
-{lines}
+{markdown_table(headings(metrics), [cells(point, metrics) for point in rows])}
 
 GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, all steps and guidance included,
 without the autoencoder; milliseconds were measured on one machine. {top.count} samples a row, scored by

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal and for cards."""
 
 from collections.abc import Sequence
 
@@ -19,3 +19,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---:"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
