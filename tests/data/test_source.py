@@ -62,6 +62,14 @@ def test_files_that_are_not_taken_are_counted_by_reason(tmp_path):
     assert (len(loose), loose.classes) == (6, ())
 
 
+@pytest.mark.parametrize(("names", "labels"), [(("10", "3", "7"), [10, 3, 7]), (("3", "cat"), [0, 1])])
+def test_folders_named_by_numbers_are_those_classes(tmp_path, names, labels):
+    for name in names:
+        write(tmp_path / name / "0.png")
+    source = open_source(tmp_path)
+    assert (source.labels, source.true_labels) == (list(range(len(names))), labels)
+
+
 def test_a_summary_of_a_folder(tmp_path):
     for number in range(3):
         write(tmp_path / "cat" / f"{number}.png")

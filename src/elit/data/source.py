@@ -29,7 +29,7 @@ KEPT = ".pictures.json"
 """The end of the name of the file in which training keeps what it found when it read the pictures."""
 LeftOut = dict[str, list[str]]
 """By reason, the names of files that are not taken."""
-Entry = tuple[str, Callable[[], bytes], object]
+Entry = tuple[str, Callable[[], bytes], Any]
 """A picture's name, the way to its file, and its label or caption as it stands there."""
 
 
@@ -71,6 +71,12 @@ class Source:
     def labels(self) -> list[int]:
         """Numbers of classes or captions."""
         return [picture.label for picture in self.pictures]
+
+    @cached_property
+    def true_labels(self) -> list[int]:
+        """Numbers that a classifier knows: those that name the classes, as in folders "3" and "7", else `labels`."""
+        numbers = [int(name) for name in self.classes if name.isdecimal()]
+        return [numbers[label] for label in self.labels] if len(numbers) == len(self.classes) else self.labels
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -134,6 +140,8 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
         files = sorted(path.iterdir()) if saved else [each for each in tables if each.suffix == tables[0].suffix]
         if not saved and files[0].suffix == ".tar":
             entries = [entry for file in files for entry in _samples(file, TEXTS if captions else LABELS)]
+            if not captions and all(re.fullmatch(r"-?\d+", text) for *_, text in entries if text):
+                entries = [(name, content, int(text) if text else None) for name, content, text in entries]
         else:
             entries, names = _rows(path, [] if saved else files, TEXTS if captions else LABELS)
     else:
@@ -217,10 +225,8 @@ def number_labels(
     Whole numbers stay, of `names` where these are known. Texts are numbered: classes in alphabetical order, captions by
     first appearance.
     """
-    if not captions:  # a column of whole numbers with gaps comes as floats, shards have them as texts
+    if not captions:  # a column of whole numbers with gaps comes as floats
         values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-        if not names and all(re.fullmatch(r"-?\d+", value) for value in values if isinstance(value, str)):
-            values = [int(value) if isinstance(value, str) else value for value in values]
     texts = captions or (not names and any(isinstance(value, str) for value in values))
     last = len(names) - 1 if names else max([0, *(value for value in values if isinstance(value, int))])
     if texts:

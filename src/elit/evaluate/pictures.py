@@ -119,7 +119,7 @@ class FilePictures(Pictures):
         return torch.stack([self._picture(index) for index in range(first, stop)])
 
     def labels(self, first: int, stop: int) -> Tensor | None:
-        return torch.tensor(self.source.labels[first:stop]) if self.source.classes else None
+        return torch.tensor(self.source.true_labels[first:stop]) if self.source.classes else None
 
     def describe(self) -> Recipe:
         return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
