@@ -119,7 +119,7 @@ class Source:
                 raise ValueError(picture.fault)
             return read(picture.content())
         except Exception as error:  # whatever a decoder raises costs one picture, not the run
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
             raise ValueError(f"cannot read {picture.name!r}: {reason}") from None
 
 
