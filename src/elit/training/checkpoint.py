@@ -25,7 +25,7 @@ from elit.compat import lone_process
 from elit.config import RunConfig
 from elit.files import fingerprint, leaving_nothing, write_text
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints
-from elit.training.distributed import broadcast_from_main, unsharded_class
+from elit.training.distributed import broadcast_from_main, unsharded
 from elit.training.ema import AveragedWeights
 
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # reading has checked that all are there
@@ -115,7 +115,7 @@ def save_state(
     files = {name: value for part in gather_object([written]) for name, value in part.items()}
     if accelerator.is_main_process:
         with torch.device("meta"):
-            unsharded_class(network).from_config(network.config).save_config(temporary)
+            unsharded(network).save_config(temporary)
         files |= {name: fingerprint(temporary / name) for name in (".metadata", "config.json")}
         versions = {"elit": __version__, "torch": torch.__version__}
         manifest = {"step": step, "processes": accelerator.num_processes, **versions, "data": identity}

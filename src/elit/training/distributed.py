@@ -78,15 +78,16 @@ def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module],
     return network
 
 
-def unsharded_class(network: Transformer) -> type[Transformer]:
-    """The network's own class: sharding puts one of torch's in front of it."""
-    return next(kind for kind in type(network).__mro__ if not kind.__name__.startswith("FSDP"))
+def unsharded(network: Transformer) -> Transformer:
+    """A new network without weights, of the class and settings of one in front of which sharding has put its own."""
+    kind = next(kind for kind in type(network).__mro__ if not kind.__name__.startswith("FSDP"))
+    return kind.from_config(network.config)  # pyrefly: ignore[missing-attribute]
 
 
 def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer:
     """The network without what `prepare` put around it; of a sharded one a new one, with weights of its own."""
     if isinstance(network, FSDPModule):
-        return unsharded_class(network).from_config(network.config)  # pyrefly: ignore[missing-attribute]
+        return unsharded(network)
     network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     for block in network.blocks:
         vars(block).pop("forward", None)  # compiled
@@ -121,15 +122,15 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
 
 def broadcast_from_main(accelerator: Accelerator, check: Callable[[], T]) -> T:
     """What the main process finds with `check`, on all of them; a ValueError it meets is raised by all."""
-    answer: list[Any] = [None, None]
+    answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            answer[0] = check()
+            answer = [check()]
         except ValueError as error:
-            answer[1] = str(error)
+            answer = [error]
     broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise ValueError(answer[1])
+    if isinstance(answer[0], ValueError):
+        raise answer[0]
     return answer[0]
 
 
