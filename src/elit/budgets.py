@@ -1,9 +1,9 @@
 """Budgets: their forms, the draw of one in training, and schedules of them over a sampling run.
 
-A network lists its valid budgets as `model.budgets`: latents kept per group, ascending, the last one full.
+A network lists its valid budgets as `model.budgets`: latents kept per window, ascending, the last one full.
 Users write a budget as
     None            all latents
-    int             that many latents of every group
+    int             that many latents of every window
     float (0, 1]    that share of them, rounded to the nearest valid count
     str             as text: "8" latents, "50%" a share of them, "100%" all; or a schedule over t
                     ("50%@0-0.5,100%@0.5-1": half of them while t < 0.5, then all)
@@ -25,7 +25,7 @@ from typing import TypeVar
 T = TypeVar("T")
 Budget = int | float | None
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
-TYPED = "latents per group (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
+TYPED = "latents per window (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 ANY_COUNT = range(1, 1 << 31)
 """Budgets to check a text against where no network is at hand."""
 
@@ -34,7 +34,7 @@ budget_block: ContextVar[Schedule] = ContextVar("elit_budget", default=None)
 
 
 def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
-    """The latents kept per group, one of `budgets`; None for a baseline (`budgets` empty).
+    """The latents kept per window, one of `budgets`; None for a baseline (`budgets` empty).
 
     Raises ValueError, naming the valid values, for a budget that the network does not have.
     """
@@ -57,7 +57,7 @@ def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as typed: "8" latents per group, "50%" or "0.5" a share, "100%", "full" or "none" all.
+    """A budget as typed: "8" latents per window, "50%" or "0.5" a share, "100%", "full" or "none" all.
 
     Raises ValueError for any other text, and for a share that is not above 0% and at most 100%.
     """
@@ -102,7 +102,7 @@ def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
     """The budget of one training iteration, uniform over `budgets`; None for a baseline.
 
     It depends on (seed, step) alone, so every rank draws the same one with no broadcast, and so does a resumed
-    run. Paper section 3: one draw an iteration, shared by all groups.
+    run. Paper section 3: one draw an iteration, shared by all windows.
     """
     if not budgets:
         return None
@@ -216,4 +216,4 @@ def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
 def _valid(budgets: Sequence[int]) -> str:
     step = budgets[0]
     counts = f"{step} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
-    return f"a number of latents per group ({counts}), a share of them ('50%', in Python 0.5), or None for all"
+    return f"a number of latents per window ({counts}), a share of them ('50%', in Python 0.5), or None for all"

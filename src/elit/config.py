@@ -103,9 +103,9 @@ class RunConfig:
     ema_decay: float = 0.9999
     """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
     budget_min: int | None = None
-    """J_min, fewest latents per group drawn in training; default 1. Set it to budget_max for a single budget."""
+    """J_min, fewest latents per window drawn in training; default 1. Set it to budget_max for a single budget."""
     budget_max: int | None = None
-    """J_max, most latents per group drawn in training; default J."""
+    """J_max, most latents per window drawn in training; default J."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the network under autocast."""
     gradient_checkpointing: bool = False

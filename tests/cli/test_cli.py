@@ -56,7 +56,7 @@ def test_a_name_that_is_no_command_has_a_hint(run, name, message):
     ("line", "message"),
     [
         ("sample nothing", "'nothing'"),
-        ("sample MODEL --budget 17", "budget must be a number of latents per group (1 to 16)"),
+        ("sample MODEL --budget 17", "budget must be a number of latents per window (1 to 16)"),
         ("sample MODEL --budget 1.5", "got 1.5"),
         ("sample MODEL --budget many", "got 'many'"),
         ("sample MODEL --budget 50%@0-0.5", "budget must cover t from 0 to 1"),

@@ -294,7 +294,7 @@ def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
     ("change", "message"),
     [
         ({"size": (17, 16)}, r"nearest valid: 16 or 18 × 16\), got \(17, 16\)"),
-        ({"budget": 0}, "budget must be a number of latents per group .* got 0"),
+        ({"budget": 0}, "budget must be a number of latents per window .* got 0"),
         ({"budget": 17}, "1 to 16.* got 17"),
         ({"budget": 1.5}, "got 1.5"),
         ({"budget": "x"}, "got 'x'"),

@@ -19,7 +19,7 @@ class GuidanceArgs:
     scale: float = 1.5
     """Guidance scale; 1 is off."""
     guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
+    """Budget of the second branch of ag and ccfg: latents per window (1) or a share of them (25%)."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times between which guidance acts; 0 = noise, 1 = data."""
 
@@ -36,7 +36,7 @@ class SamplingArgs(GuidanceArgs):
     """Options that become a `Sampling`."""
 
     budget: str = "full"
-    """Latents per group (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
+    """Latents per window (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
     (50%@0-0.5,100%@0.5-1)."""
     steps: int = 40
     """Solver steps."""

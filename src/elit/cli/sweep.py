@@ -46,7 +46,7 @@ class Args(Scoring):
     """Results, a row a setting and detector: Parquet where it ends in .parquet, else JSON lines; default:
     OUT/sweep.jsonl."""
     budgets: tuple[str, ...] = ("100%", "50%", "25%", "12.5%", "6.25%")
-    """Latents per group (8; 1 is one latent), shares of them (50%), or all (100%)."""
+    """Latents per window (8; 1 is one latent), shares of them (50%), or all (100%)."""
     schedules: tuple[str, ...] = ()
     """Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1)."""
     steps: tuple[int, ...] = (40,)
@@ -56,7 +56,7 @@ class Args(Scoring):
     scales: tuple[float, ...] = (1.5,)
     """Guidance scales of every kind but none; 1 is off."""
     guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg: latents per group (1) or a share of them (25%)."""
+    """Budget of the second branch of ag and ccfg: latents per window (1) or a share of them (25%)."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times between which guidance acts; 0 = noise, 1 = data."""
     caches: tuple[float, ...] = ()
