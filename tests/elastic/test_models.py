@@ -51,21 +51,6 @@ def test_equals_the_original_at_full_budget_forward_and_gradient(kind, checkpoin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_error_rises_as_the_budget_falls(kind):
-    original, elastic = pair(kind)
-    x = inputs(kind, batch=8)  # eight pictures, texts and times
-    errors = []
-    with torch.no_grad():
-        right = run(original, x)
-        for kept in BUDGETS:
-            with elit.budget(kept):
-                errors.append((run(elastic, x) - right).square().flatten(1).mean(1).sqrt().mean())
-    assert errors == sorted(errors)
-    assert errors[0] == 0
-    assert torch.stack(errors).isfinite().all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["carry", "learned"])
 def test_every_budget_is_finite_and_the_dropped_do_not_matter(kind, mode):
     _, elastic = pair(kind, mode=mode)
@@ -86,20 +71,6 @@ def measured(model, x):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(model, x)
     return counter.get_total_flops()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_flops_fall_as_the_closed_form_says(kind):
-    original, elastic = pair(kind)
-    x = inputs(kind, batch=1)
-    counted = {"tokens": 64, "text_tokens": 0 if kind.startswith("DiT") else TEXT}
-    rest = measured(original, x) - count_block_flops(elastic, **counted, interface=False)
-    assert measured(elastic, x) == pytest.approx(rest + count_block_flops(elastic, **counted), rel=0.02)
-    with elit.budget(0.25):
-        quarter = measured(elastic, x)
-    assert quarter == pytest.approx(rest + count_block_flops(elastic, **counted, budget=4), rel=0.02)
-    saved = count_block_flops(elastic, **counted) - count_block_flops(elastic, **counted, budget=4)
-    assert measured(elastic, x) - quarter == pytest.approx(saved, rel=0.02)
 
 
 # Windows divide none of them: as Qwen-Image's 83×83 and 104×58 with 8×8, and Wan's 21×30×52 with 2×4×4.
@@ -131,31 +102,6 @@ def test_grids_that_do_not_divide(kind):
         assert found == pytest.approx(rest + count_block_flops(elastic, **counted, budget=kept), rel=0.02)
     with pytest.raises(ValueError, match="or the token grids"):
         count_block_flops(elastic, tokens=121)
-    open_branches(elastic)
-    elastic.enable_gradient_checkpointing()
-    with elit.budget(0.3):
-        run(elastic, x).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in elastic.elastic.parameters())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", ["carry", "learned"])
-def test_checkpointing_changes_no_gradient_at_a_low_budget(kind, mode):
-    _, elastic = pair(kind, mode=mode)
-    open_branches(elastic)
-    grads = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            elastic.enable_gradient_checkpointing()
-        elastic.zero_grad()
-        with elit.budget(0.3):
-            output = run(elastic, inputs(kind))
-        output.square().sum().backward()  # outside of the `with`, as training loops do
-        grads.append({name: p.grad.clone() for name, p in elastic.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    assert any("elastic.reader" in name for name in grads[0])
-    for name, grad in grads[0].items():
-        assert torch.allclose(grad, grads[1][name], rtol=1e-4, atol=1e-5), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
