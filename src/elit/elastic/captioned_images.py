@@ -20,11 +20,10 @@ from elit.data.encode import Encoding, encode
 from elit.data.latents import LatentSet
 from elit.data.source import Source, open_source
 from elit.elastic.families.family import Family, Pipeline
-from elit.elastic.pipelines import Requests, Size, takes_classes
+from elit.elastic.pipelines import Requests, Size, default_size, takes_classes
 from elit.elastic.recording import CallBatch, RecordedCalls, buckets_of, first_call, save_calls
 from elit.elastic.trees import Tree, take_rows
 from elit.models.saved import weights_digest
-from elit.sampling.autoencoders import downsampling
 
 
 class CaptionedImages:
@@ -137,17 +136,6 @@ def captions_folder(cache: Path, size: Size) -> Path:
 
 def used_labels(latents: LatentSet) -> list[int]:
     return sorted(set(latents.rows["label"]))
-
-
-def default_size(pipe: Pipeline) -> Size:
-    """(height, width) of a call that names none. Raises ValueError where the pipeline does not say."""
-    if side := getattr(pipe, "default_sample_size", None):
-        side *= pipe.vae_scale_factor
-    elif side := pipe.transformer.config.get("sample_size"):
-        side *= downsampling(pipe.vae)
-    if not isinstance(side, int):
-        raise ValueError(f"sizes must be given for a {type(pipe).__name__}, which has none of its own")
-    return side, side
 
 
 def nearest_sizes(source: Source, sizes: Sequence[Size]) -> dict[Size, list[int]]:

@@ -20,13 +20,13 @@ from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Grid, Pipeline
 from elit.elastic.load import load_network, open_pipeline
+from elit.elastic.pipelines import cell_of, default_size
 from elit.elastic.recording import first_call
 from elit.elastic.stepwise import StepwiseCall
 from elit.elastic.trees import Arguments
 from elit.flow.solver import time_grid
 from elit.models.labels import class_numbers
 from elit.models.transformer import Transformer
-from elit.sampling.autoencoders import downsampling
 from elit.sampling.engine import Engine, NetworkEngine, Run
 from elit.sampling.pictures import from_pictures
 from elit.sampling.settings import Sampling
@@ -102,33 +102,19 @@ class PipelineEngine:
             self.classes = tuple(names.get(i, str(i)) for i in range(self.network.config.num_embeds_ada_norm))
         self.makes_pictures, self.clips = True, False
         self.example = "a red boat" if self.takes_text else "0"
-        embedded = self.network.config.get("guidance_embeds")
-        self.guidance_argument = next(
-            (name for name in ("true_cfg_scale", "guidance_scale") if name in self.known), None
-        )
-        if self.guidance_argument == "guidance_scale" and embedded:
-            self.guidance_argument = None
+        names = ["true_cfg_scale"] + ["guidance_scale"] * (not self.network.config.get("guidance_embeds"))
+        self.guidance_argument = next((name for name in names if name in self.known), None)
         self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ccfg") if self.guidance_argument else ("none",)
         # A true_cfg_scale is off without a negative prompt.
         own = self.known["guidance_scale"].default if self.guidance_argument == "guidance_scale" else None
         self.default_scale = float(own or 1.0)
-        self.multiple = 2 * self._cell if "height" in self.known else 0  # two cells of the autoencoder
-        self.size = self._own_size if size is None else self.check_size(size)
+        self.multiple = 2 * cell_of(pipe) if "height" in self.known else 0  # two cells of the autoencoder
+        self.size = default_size(pipe) if size is None else self.check_size(size)
         self._layouts: dict[tuple[int, int], tuple[tuple[Grid, ...], int]] = {}
-
-    @property
-    def _cell(self) -> int:
-        """Pixels of an autoencoder's cell."""
-        return int(getattr(self.pipe, "vae_scale_factor", 0) or downsampling(self.pipe.vae))
-
-    @property
-    def _own_size(self) -> tuple[int, int]:
-        cells = getattr(self.pipe, "default_sample_size", None) or self.network.config.get("sample_size") or 128
-        return (cells * self._cell, cells * self._cell)
 
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """`size`. Raises ValueError for one that the pipeline does not have."""
-        own, multiple = self._own_size, self.multiple
+        own, multiple = default_size(self.pipe), self.multiple
         if size != own:
             require(bool(multiple), "size", f"{size[0]}x{size[1]}", f"{own[0]}x{own[1]} for a {self.kind}")
             for name, pixels in zip(("width", "height"), size, strict=True):

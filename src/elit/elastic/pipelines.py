@@ -15,6 +15,7 @@ from elit.elastic.families import family_of
 from elit.elastic.families.family import Pipeline
 from elit.elastic.trees import Arguments
 from elit.models.saved import check_hub_name, quiet_loading
+from elit.sampling.autoencoders import downsampling
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -67,6 +68,17 @@ def read_prompts(path: str | None) -> list[str]:
 
 def takes_classes(pipe: Pipeline) -> bool:
     return "class_labels" in inspect.signature(pipe.__call__).parameters
+
+
+def cell_of(pipe: Pipeline) -> int:
+    """Pixels of an autoencoder's cell along an axis."""
+    return int(getattr(pipe, "vae_scale_factor", 0) or downsampling(pipe.vae))
+
+
+def default_size(pipe: Pipeline) -> Size:
+    """(height, width) of a call that names none: a square."""
+    cells = getattr(pipe, "default_sample_size", None) or pipe.transformer.config.get("sample_size") or 128
+    return cells * cell_of(pipe), cells * cell_of(pipe)
 
 
 class Requests:
