@@ -35,7 +35,7 @@ def settings(folder, out, *, pictures, **changes):
     source = {"data": str(folder / "pictures")} if pictures else {"prompts": str(folder / "prompts.txt")}
     given = {"pipeline": str(folder / "dit"), "window": (4, 4), "steps": 8, "batch_size": 4, "teacher_steps": 2}
     given |= {"teacher_batch": 2, "preview_every": 0, "checkpoint_every": 2, "log_every": 1, "trackers": ()}
-    given |= {"lora_rank": 2, "call": ("guidance_scale=1.0",), "learning_rate": 1e-2, "warmup_steps": 1}
+    given |= {"lora_rank": 2, "call": ("guidance_scale=1.0",), "learning_rate": 3e-3, "warmup_steps": 1}
     return DistillConfig(out=str(out), **source, **given | {"gradient_accumulation": 2} | changes)
 
 

@@ -112,10 +112,10 @@ class PicturesAndTeacher:
         generator = torch.Generator(self.device).manual_seed(seed)
         shape = (self.config.batch_size, *self.examples.shape(self.sampler.samples(step)[0]))
         noise, posterior = (torch.randn(shape, generator=generator, device=self.device) for _ in range(2))
-        if self.prediction.alphas is None:
-            normal = torch.randn(shape[:1], generator=generator, device=self.device)
-            return noise, logit_normal(normal, self.config.time_shift), posterior
-        return noise, torch.rand(shape[:1], generator=generator, device=self.device), posterior
+        if self.prediction.alphas is not None:
+            return noise, torch.rand(shape[:1], generator=generator, device=self.device), posterior
+        normal = torch.randn(shape[:1], generator=generator, device=self.device)
+        return noise, logit_normal(normal, self.config.time_shift), posterior
 
     def losses(self, model: nn.Module, batch: Any, draws: Draws, budget_: int | None) -> tuple[Tensor, Tensor]:
         arguments, target = self.call(batch, draws)

@@ -32,8 +32,7 @@ class ElasticInterface(LatentInterface):
 
     def forward(self, stage: str, *inputs: Any) -> Tensor:
         """`start` or `finish` by name: what offloads weights watches a module's forward, and brings its own along."""
-        output: Tensor = getattr(self, stage)(*inputs)
-        return output
+        return getattr(self, stage)(*inputs)
 
     def start(self, tokens: Tensor, c: Tensor, kept: KeptTokens) -> Tensor:
         """tokens (B, N, d), c (B, condition width) -> latents (B, K, d)."""

@@ -7,7 +7,7 @@ as they are in use. Prompts are encoded first, all of them, and kept on disk; th
 import hashlib
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,33 +32,29 @@ class _Stop(Exception):
 
 def first_call(pipe: Pipeline, request: Arguments) -> Arguments:
     """The arguments of the transformer's first forward when `pipe` is called with `request`; it does not run."""
-    calls: list[Arguments] = []
-
-    def stop(module: Model, args: Tree, kwargs: Tree) -> None:
-        calls.append(bound(module, args, kwargs))
-        raise _Stop
-
-    handle = pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            pipe(**request)
-    except _Stop:
-        return calls[0]
-    finally:
-        handle.remove()
-    raise ValueError(f"cannot distil a {type(pipe).__name__}: it did not call its transformer")
+    calls = record(pipe, request, run=False)
+    if not calls:
+        raise ValueError(f"cannot distil a {type(pipe).__name__}: it did not call its transformer")
+    return calls[0][1]
 
 
-def record(pipe: Pipeline, request: Arguments) -> list[tuple[str, Arguments, Tensor]]:
-    """Runs `pipe` as the original; (branch of guidance, arguments, output) of each forward of its transformer."""
+def record(pipe: Pipeline, request: Arguments, *, run: bool = True) -> list[tuple[str, Arguments, Tensor]]:
+    """Runs `pipe` as the original; (branch of guidance, arguments, output) of each forward of its transformer.
+
+    run: or else it stops before the first forward.
+    """
     calls: list[tuple[str, Arguments, Tensor]] = []
 
-    def keep(module: Model, args: Tree, kwargs: Tree, output: Tree) -> None:
-        calls.append((current_branch() or "all", bound(module, args, kwargs), output_tensor(output)))
+    def keep(module: Model, args: Tree, kwargs: Tree, output: Tree = ()) -> None:
+        predicted = output_tensor(output) if run else torch.empty(0)
+        calls.append((current_branch() or "all", bound(module, args, kwargs), predicted))
+        if not run:
+            raise _Stop
 
-    handle = pipe.transformer.register_forward_hook(keep, with_kwargs=True)
+    register = pipe.transformer.register_forward_hook if run else pipe.transformer.register_forward_pre_hook
+    handle = register(keep, with_kwargs=True)
     try:
-        with torch.no_grad(), original():
+        with torch.no_grad(), original(), suppress(_Stop):
             pipe(**request)
     finally:
         handle.remove()
@@ -88,7 +84,6 @@ def encoded_prompts(pipe: Pipeline, folder: Path) -> Iterator[None]:
     if encode is None:  # a pipeline of classes
         yield
         return
-    own = vars(pipe).get("encode_prompt")
 
     def cached(*args: Tree, **kwargs: Tree) -> Tree:
         given = inspect.signature(encode).bind(*args, **kwargs).arguments
@@ -105,10 +100,7 @@ def encoded_prompts(pipe: Pipeline, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if own is None:
-            del pipe.encode_prompt
-        else:
-            pipe.encode_prompt = own
+        pipe.encode_prompt = encode
 
 
 def free_text_encoders(pipe: Pipeline) -> None:
