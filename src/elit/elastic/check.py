@@ -138,7 +138,7 @@ class _Trial:
         return None
 
     def flops(self) -> str | None:
-        tokens, text = (each(self.elastic, self.call) for each in (self.family.grids, self.family.text))
+        tokens, text = self.family.grids(self.elastic, self.call), self.family.text(self.elastic, self.call)
         counted, measured = [], []
         for count in (self.budgets[0], self.budgets[len(self.budgets) // 2]):
             cost = count_block_flops(self.elastic, tokens=tokens, text_tokens=text, budget=count)

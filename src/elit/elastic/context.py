@@ -44,12 +44,12 @@ class BudgetBlock:
     step: int = -1
     """Counted from 0."""
     timestep: float | None = None
-    """Of that step."""
+    """The timestep of that step."""
     last: "weakref.ref[Tensor] | None" = None
     """The sample of a first branch that may have a second one."""
 
     def is_second(self, sample: Tensor) -> bool:
-        """Whether a sample comes for the second time in a row, as it does for a second branch of guidance."""
+        """True where a sample comes for the second time in a row, as it does for a second branch of guidance."""
         second = self.last is not None and self.last() is sample
         self.last = None if second else weakref.ref(sample)
         return second
@@ -114,7 +114,7 @@ def branch(name: str) -> AbstractContextManager[None]:
 
 
 def original() -> AbstractContextManager[None]:
-    """Inside the block elastified transformers run without their interface: a teacher's forward, on shared weights."""
+    """Runs elastified transformers without their interface inside the block: a teacher's forward, on shared weights."""
     return within(bypassed, True)
 
 
@@ -124,7 +124,7 @@ def current_branch() -> str | None:
 
 
 def has_guidance_budget() -> bool:
-    """Whether the unconditional branch has a budget of its own."""
+    """True where the unconditional branch has a budget of its own."""
     block: BudgetBlock | None = _block.get()
     return block is not None and block.guidance is not UNSET
 
@@ -189,7 +189,7 @@ def calling_pipeline() -> FrameType | None:
 
 
 def has_guidance(frame: FrameType) -> bool | None:
-    """Whether the pipeline of that `__call__` runs an unconditional branch; None if it does not say.
+    """True where the pipeline of that `__call__` runs an unconditional branch; None if it does not say.
 
     Raises ValueError for perturbed attention guidance, whose batch has three branches or two others.
     """

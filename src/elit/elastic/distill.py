@@ -122,7 +122,7 @@ class DistillPipeline(Task):
                 with torch.no_grad(), original():
                     self.reference = self.samples()
         call = self.fixed[1].arguments
-        tokens, text = (each(self.network, call) for each in (self.family.grids, self.family.text))
+        tokens, text = self.family.grids(self.network, call), self.family.text(self.network, call)
         self.flops = step_flops(self.network, config, tokens, text, teacher=self.images is not None)
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
         kind, buckets = "pictures" if self.images is not None else "recorded calls", len(self.examples.buckets)

@@ -69,7 +69,7 @@ def validated_budgets(budgets: Sequence[int]) -> list[int]:
 
 
 def is_own_network(name: str) -> bool:
-    """Whether a folder holds a network or a checkpoint of this library, and not a pipeline."""
+    """True for a folder with a network or a checkpoint of this library, not a pipeline."""
     folder = Path(name)
     return any((folder / file).is_file() for file in ("config.json", MANIFEST))
 

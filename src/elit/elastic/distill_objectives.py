@@ -44,7 +44,7 @@ class DistanceToTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a class of transformers predicts of a noisy sample, and how that is made of latents and noise.
+    """The target of a class of transformers for a noisy sample, made of latents and noise.
 
     A flow's class predicts dx/dt in its own time: noise − data where its time grows towards noise, data − noise else
     (Z-Image, Lumina 2). Others predict what the scheduler's `prediction_type` says, at DDPM's steps.
@@ -58,7 +58,7 @@ class Prediction:
 
     @classmethod
     def of(cls, pipe: Pipeline, family: Family) -> "Prediction":
-        """As the pipeline's scheduler says. Raises ValueError where it does not."""
+        """Reads the pipeline's scheduler. Raises ValueError where it does not say."""
         scheduler = pipe.scheduler
         name, kind = type(scheduler).__name__, scheduler.config.get("prediction_type", "epsilon")
         if name.startswith("FlowMatch") or kind == "flow_prediction":
@@ -143,5 +143,5 @@ class PicturesAndTeacher:
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """Of each sample (B,)."""
+    """The mean of each sample (B,)."""
     return difference.square().flatten(1).mean(1)

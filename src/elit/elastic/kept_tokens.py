@@ -61,7 +61,7 @@ class KeptGrid(NamedTuple):
 
 
 class KeptTokens(NamedTuple):
-    """Where tokens lie: in the model's own order, window by window, and among the kept ones."""
+    """The places of tokens: in the model's own order, window by window, and among the kept ones."""
 
     grids: list[KeptGrid]
     full: bool

@@ -109,20 +109,20 @@ class Requests:
         pairs = [each.split("x") for each in config.sizes if "x" in each]
         self.sizes: list[Size | None] = [(int(height), int(width)) for height, width in pairs]
         self.sides = [int(each) for each in config.sizes if "x" not in each]
-        """Of squares as large as the sizes that are still to be added."""
+        """Sides of squares as large as the sizes that are still to be added."""
         if not config.sizes:
             self.sizes = [None]
 
     @property
     def nothing(self) -> str | int:
-        """What stands in a prompt's place in the unconditional branch."""
+        """The substitute for a prompt in the unconditional branch."""
         if self.by_class:
             return self.pipe.transformer.config.num_embeds_ada_norm
         return self.call.get("negative_prompt") or ""
 
     @property
     def guided(self) -> bool:
-        """Whether calls have an unconditional branch."""
+        """True where calls have an unconditional branch."""
         return "negative_prompt" in self.call
 
     def batches(self) -> Iterator[Arguments]:

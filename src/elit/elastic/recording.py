@@ -79,7 +79,7 @@ def output_tensor(output: Tree) -> Tensor:
 
 @contextmanager
 def encoded_prompts(pipe: Pipeline, folder: Path) -> Iterator[None]:
-    """Inside the block `pipe.encode_prompt` encodes each prompt once, and reads it from `folder` afterwards."""
+    """Lets `pipe.encode_prompt` encode each prompt once inside the block, and read it from `folder` afterwards."""
     encode: Callable[..., Tree] | None = getattr(pipe, "encode_prompt", None)
     if encode is None:  # a pipeline of classes
         yield

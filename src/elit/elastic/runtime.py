@@ -29,7 +29,7 @@ current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
 
 
 class CoreBlock:
-    """What a core block has in front of its diffusers class."""
+    """The mixin of a core block, in front of its diffusers class."""
 
     writes: bool
     """The last of the core."""
@@ -47,7 +47,7 @@ class CoreBlock:
 
 
 class HintBlock:
-    """What a module beside the core has in front of its class, whose output is added to the tokens in the core."""
+    """The mixin of a module beside the core, whose output is added to the tokens in the core."""
 
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
@@ -163,6 +163,6 @@ def checkpointed(checkpoint: Callable[..., Tree], block: nn.Module, *args: Tree)
 @torch.compiler.disable
 @functools.cache
 def signature_of(kind: Model) -> inspect.Signature:
-    """Of `forward`, without self."""
+    """The signature of `forward`, without self."""
     signature = inspect.signature(kind.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

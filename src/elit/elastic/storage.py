@@ -33,7 +33,7 @@ NOTE_ADD_ON = "load it into the pipeline that it was made for: elit.load_elastic
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InterfaceRecord:
-    """Where an interface sits in which class."""
+    """The place of an interface in a class of transformers."""
 
     kind: str
     read_after: int
@@ -43,7 +43,7 @@ class InterfaceRecord:
     changed: bool = False
     """The original weights have been trained along, and are no model without the interface."""
     lora_rank: int = 0
-    """Of the low-rank changes of the blocks beside the interface; 0 for none."""
+    """Rank of the low-rank changes of the blocks beside the interface; 0 for none."""
     original_at_full: bool = False
     """At full budget the original runs, without interface and changes: it was trained for the budgets below."""
     base: str | None = None

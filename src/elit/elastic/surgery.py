@@ -146,7 +146,7 @@ def _check(family: Family, depth: int, record: InterfaceRecord) -> None:
 
 
 class Elastic:
-    """What an elastified transformer has in front of its diffusers class."""
+    """The mixin of an elastified transformer, in front of its diffusers class."""
 
     elastic: ElasticInterface
     elastic_record: InterfaceRecord
@@ -158,7 +158,7 @@ class Elastic:
         return tuple(range(1, prod(self.elastic_record.window) + 1))
 
     def added_flops(self: Model, sample_size: Sequence[int], budget: Budget) -> int:
-        """What a forward of one sample of this library's DiT costs more than the original's; below 0 where it saves."""
+        """FLOPs of a forward of this library's DiT above the original's, of one sample; below 0 where it saves."""
         grids = (self.token_grid(list(sample_size)),)
         blocks = count_block_flops(self, tokens=grids, budget=resolve_budget(budget, self.budgets))
         return blocks - count_block_flops(self, tokens=grids, interface=False)

@@ -1,6 +1,6 @@
-"""What differs between diffusers transformers: a `Family` says where a class has its tokens, and how its blocks run.
+"""Differences between diffusers transformers: a `Family` says where a class has its tokens, and how its blocks run.
 
-B batch, N image tokens, K carried ones, L text tokens, S tokens of a whole sequence, d width, h rotary width.
+B batch, N image tokens, K kept ones, L text tokens, S tokens of a whole sequence, d width, h rotary width.
 `arguments` are a call's arguments by name: those of the transformer's forward, or of a block's where that is said.
 """
 
@@ -23,7 +23,7 @@ Pipeline = Any
 
 
 class Places(NamedTuple):
-    """Where the carried tokens lie, for a block's arguments that have an entry for each token."""
+    """Places of the kept tokens, for a block's arguments that have an entry for each token."""
 
     image: Tensor
     """(K,) among the image tokens."""
@@ -58,13 +58,13 @@ class Family:
     num_references: Callable[[Model, Arguments], int] = lambda model, arguments: 0
     """How many of those grids, the last ones, are reference images."""
     axes: int = 2
-    """Of a grid."""
+    """Axes of a grid."""
     window: Callable[[Model], Grid] = lambda model: (8, 8)
-    """Where the user gives none."""
+    """The default window."""
     noise: Callable[[Arguments], Tensor]
     """The timestep as a noise level, 1 = noise, 0 = data; any shape."""
     condition: Callable[[nn.Module, Arguments], Tensor]
-    """Of a block and its arguments: the vector that conditions it (B, c)."""
+    """The vector (B, c) that conditions a block, from its arguments."""
     condition_width: Callable[[Model, nn.Module], int] = lambda model, block: widths(model)[0]
     """c, for a transformer and the block that Read comes before."""
     sizes: Callable[[Model], tuple[int, int]] = widths
@@ -72,7 +72,7 @@ class Family:
     sample: str = "hidden_states"
     """The transformer's argument that holds the noisy sample, batch first; or a list with one a sample."""
     listed: bool = False
-    """Whether it is such a list."""
+    """True where it is such a list."""
     pack: Callable[[Tensor], Tensor] | None = lambda latents: latents
     """Latents (B, z, ...) of pictures or clips -> that sample, where it is a tensor; of a list, what its tensors are
     stacked. None where the sample is more than those, or its latents are normalized in a way of their own."""
@@ -84,9 +84,9 @@ class Family:
     """Tokens ahead of the image in the sequence that attention sees, where `others` tokens are not of the image; one
     number, or one a sample."""
     output: int | None = None
-    """Where the image tokens are in the tuple that a block returns."""
+    """Place of the image tokens in the tuple that a block returns."""
     per_token: Mapping[str, Take] = field(default_factory=dict)
-    """The block's arguments with an entry a token, and how to take the carried ones': `of_image`, `of_sequence`."""
+    """The block's arguments with an entry a token, and how to take those of the kept ones: `of_image`, `of_sequence`."""
     hints: Callable[[Model], Mapping[int, nn.Module]] = lambda model: {}
     """Modules whose (first) output is added to all image tokens behind the block of that number."""
     residuals: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ def pack_patches(latents: Tensor) -> Tensor:
 
 
 def patch_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
-    """Of an input (B, C, *size)."""
+    """The grid of an input (B, C, *size)."""
     size = arguments["hidden_states"].shape[2:]
     patch = transformer.config.patch_size
     patches = patch if isinstance(patch, tuple | list) else (patch,) * len(size)

@@ -19,7 +19,7 @@ from elit.elastic.families.family import (
 
 
 def _images(arguments: Arguments) -> list[Grid]:
-    """Of the first sample (frames, rows, columns); all samples of a batch are alike."""
+    """(frames, rows, columns) of the first sample's images; all samples of a batch are alike."""
     first = arguments["img_shapes"][0]
     return list(first) if isinstance(first, list) else [first]
 
@@ -56,7 +56,7 @@ QWEN = Family(
 
 
 def _last_picture_grid(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
-    """Of the new image, the last of them; references stay whole, as the text does."""
+    """The grid of the new image, the last of them; references stay whole, as the text does."""
     return (tuple(_images(arguments)[-1][1:]),)
 
 

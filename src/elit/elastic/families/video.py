@@ -44,7 +44,7 @@ WAN = {
 
 
 def _cog_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
-    """Of an input (B, frames, C, rows, columns)."""
+    """The grid of an input (B, frames, C, rows, columns)."""
     frames, _, rows, columns = arguments["hidden_states"].shape[1:]
     patch, frame_patch = transformer.config.patch_size, transformer.config.patch_size_t or 1
     return ((-(-frames // frame_patch), rows // patch, columns // patch),)
