@@ -70,7 +70,7 @@ def main(line: Sequence[str] | None = None) -> int:
             else:
                 page.get_by_role("tab", name="Load").click()
             page.locator("#burst").click()
-            page.wait_for_function("document.querySelector('#burst-words')?.innerText.includes('served')")
+            page.wait_for_function("document.querySelector('#burst-words')?.innerText.includes('late')")
             page.wait_for_timeout(1500)
             page.screenshot(path=args.out / "playground-load.png", full_page=True)
         browser.close()

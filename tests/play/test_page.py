@@ -13,7 +13,7 @@ from serve.service import saved_model, served
 from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.play.renderer import Renderer
-from elit.play.server import make_app, quiet_gradio
+from elit.play.server import make_app
 from elit.play.service import LoadMonitor, ServiceClient
 from elit.sampling.engine import NetworkEngine
 from elit.serve.measure import load_replica
@@ -48,7 +48,6 @@ def page_of(renderer, monitor=None):
     """The address of a renderer's page."""
     import uvicorn
 
-    quiet_gradio()
     from elit.play.page import build_page
 
     config = uvicorn.Config(make_app(build_page(renderer, monitor), "127.0.0.1"), port=0, log_level="error")
@@ -185,7 +184,7 @@ def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
     visitor.set("#requests", 12)
     visitor.set("#seconds", 1)
     visitor.click("#burst")
-    visitor.wait("served, with", "#burst-words")
+    visitor.wait("latents on average", "#burst-words")
     visitor.page.wait_for_function("document.querySelectorAll('#load svg')[1].querySelector('circle') != null")
 
 

@@ -95,7 +95,7 @@ def test_a_burst_is_bounded_and_seen_in_the_readings(service, monkeypatch):
     ticks = []
     outcomes = monitor.burst(12, 1, 30_000, lambda done, total: ticks.append(done))
     assert ticks[-1] == len(outcomes) == 2 + 12 + 1
-    assert "served, with " in describe_burst(outcomes)
+    assert "latents on average" in describe_burst(outcomes)
     time.sleep(0.5)
     last = monitor.read()[-1]
     assert 1 <= last.budget <= 4

@@ -1,1 +1,6 @@
-"""The playground: a Gradio page on which a network's budget is turned and its pictures are looked at (`elit play`)."""
+"""The playground: a Gradio page with a model's dial, drawn by an engine (`elit play`)."""
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which asks for newer versions else
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import gradio as gr
 
 from elit.play.charts import Points, lines_chart
-from elit.play.playground import HIDDEN, PROGRESS, Options, report_errors
+from elit.play.playground import HIDDEN, PROGRESS, RUN, report_errors
 from elit.play.service import MAX_REQUESTS, MAX_SECONDS, LoadMonitor, Reading, describe_burst
 from elit.play.style import facts_html
 
@@ -37,7 +37,7 @@ def build_load(monitor: LoadMonitor, tabs: gr.Tabs, label: str) -> None:
 
     tabs.select(activate, outputs=timer, **HIDDEN)
     timer.tick(update, outputs=charts, **HIDDEN)
-    options: Options = {"concurrency_id": "burst", "concurrency_limit": 1, "api_visibility": "private"}
+    options = RUN | {"concurrency_id": "burst"}
     burst.click(send, [requests, seconds, deadline], outcome, show_progress_on=[outcome], **options)
 
 

@@ -75,7 +75,7 @@ class Renderer:
 
     def __init__(self, engine: Engine, dtype: str | None = None):
         """dtype: of the network, as downloaded pictures record it. Raises ValueError for samples without pixels."""
-        if isinstance(engine, NetworkEngine) and not engine.makes_pictures:
+        if not engine.makes_pictures:
             raise ValueError(f"cannot show samples of {engine.name!r}: they are latents; set --vae")
         self.engine, self.lock = engine, threading.Lock()
         self.network = engine.network if isinstance(engine, NetworkEngine) else None
@@ -100,7 +100,7 @@ class Renderer:
         sampling = request.sampling
         with self.lock:
             pixels, states, ms = self._sample([request.condition], [sampling.seed], sampling, tick)
-        suffix = ".gif" if pixels.ndim == 5 else ".png"
+        suffix = ".gif" if self.engine.clips else ".png"
         file = encode_picture(sheet_frames(pixels, suffix), suffix, self._record(request))
         self._measured[self._work(sampling)] = ms
         return Picture(request, file, suffix, tuple(states), ms, self.engine.gflops(sampling))
@@ -113,7 +113,7 @@ class Renderer:
                 budget = THUMBNAIL_BUDGET if self.engine.budgets else None
                 sampling = replace(self.start.sampling, steps=THUMBNAIL_STEPS, budget=budget)
                 pixels, *_ = self._sample(classes, range(len(classes)), sampling, lambda done, total: None)
-                stills = pixels[:, :, 0] if pixels.ndim == 5 else pixels
+                stills = pixels[:, :, 0] if self.engine.clips else pixels
                 images = [sheet_frames(still[None], ".png")[0] for still in stills]
                 self._thumbnails = list(zip(images, classes, strict=True))
         return self._thumbnails or []

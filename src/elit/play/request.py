@@ -50,9 +50,7 @@ class Request:
 
     def query(self) -> str:
         """The part of a link behind the question mark."""
-        values = self.values()
-        unused = {"none": ("scale", "guidance_budget"), "cfg": ("guidance_budget",)}.get(values["guidance"], ())
-        return urlencode({name: value for name, value in values.items() if name not in unused})
+        return urlencode(self.values())
 
     def updated_by_controls(self, controls: Sequence[object]) -> "Request":
         """This request with the values of the controls, in the order of `CONTROLS`. Raises ValueError."""

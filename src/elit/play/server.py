@@ -1,6 +1,5 @@
 """The page behind a web server of its own: loopback by default, nothing from another host."""
 
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +64,6 @@ def open_page(
     model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
 ) -> "gr.Blocks":
     """The page of a model, by default the box's first, or of a service. Raises ValueError where loading fails."""
-    quiet_gradio()
     monitor = None
     if service is not None:
         from elit.play.service import LoadMonitor, ServiceClient
@@ -88,12 +86,6 @@ def open_page(
     from elit.play.page import build_page
 
     return build_page(renderer, monitor)
-
-
-def quiet_gradio() -> None:
-    """Turns off Gradio's analytics and version checks; call before importing it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def serve(page: "gr.Blocks", host: str, port: int, line: str, address: str | None = None) -> None:

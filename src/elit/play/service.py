@@ -7,15 +7,15 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from elit.config import require
+from elit.files import Json
 from elit.serve.loadtest import Arrival, Outcome, run_loadtest, summarize
 
-Json = dict[str, Any]
 TIMEOUT = 70.0
 """Seconds."""
 MAX_REQUESTS, MAX_SECONDS, MAX_DEADLINE_MS = 64, 10, 60_000
@@ -135,9 +135,8 @@ class LoadMonitor:
 
 def describe_burst(outcomes: list[Outcome]) -> str:
     """The outcome of a burst in a sentence."""
-    served = [each for each in outcomes if each.finish is not None]
-    budgets = [each.budget for each in served if each.budget is not None]
-    latents = f", with {min(budgets)} to {max(budgets)} latents" if budgets else ""
-    median = f"; median latency {summarize(outcomes)['p50_ms']:.0f} ms" if served else ""
-    refused, late = len(outcomes) - len(served), sum(not each.met for each in served)
-    return f"{len(outcomes)} requests: {len(served)} served{latents}{median}; {refused} refused, {late} late."
+    summary = summarize(outcomes)
+    text = f"{len(outcomes)} requests: {summary['refused']:.0%} refused, {summary['late']:.0%} late"
+    if summary["p50_ms"] is None:
+        return f"{text}."
+    return f"{text}; median latency {summary['p50_ms']:.0f} ms, {summary['mean_budget']:.1f} latents on average."

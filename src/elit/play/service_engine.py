@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from elit.budgets import schedule_budgets
+from elit.files import Json
 from elit.models.labels import class_numbers
-from elit.play.service import Json, ServiceClient
+from elit.play.service import ServiceClient
 from elit.sampling.engine import Run
 from elit.sampling.pictures import from_pictures
 from elit.sampling.settings import Sampling
@@ -26,7 +27,7 @@ class ServiceEngine:
     """A service of `elit serve`."""
 
     network: Any = None
-    exact, takes_negatives, size, multiple = True, False, (0, 0), 0
+    exact, takes_negatives, makes_pictures, clips, size, multiple = True, False, True, False, (0, 0), 0
 
     def __init__(self, client: ServiceClient):
         served = client.describe()

@@ -20,7 +20,7 @@ html { scrollbar-gutter: stable; }
 .thumbnails, .frames, .thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; }
 .thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding: 0 !important; }
 .frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding: 0 !important; }
-.block.thumbnails > label, .block.frames > label, .block.picture > label:not(.sr-only), #plane > label { position: static; }
+.thumbnails > label, .frames > label, .picture > label:not(.sr-only), #plane > label { position: static !important; }
 .frames .grid-wrap { max-height: none; }
 .thumbnails .thumbnail-item, .frames .thumbnail-item { height: auto; aspect-ratio: auto; }
 .thumbnails .caption-label, .frames .caption-label {
