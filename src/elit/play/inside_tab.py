@@ -7,7 +7,7 @@ from torch import Tensor
 from elit.play.controls import NO_BUTTONS, Controls
 from elit.play.pictures import attention_maps, overlay, trajectory
 from elit.play.playground import HIDDEN, RUN, Playground, report_errors
-from elit.play.renderer import Picture, Tick
+from elit.play.renderer import Picture
 from elit.play.style import facts_html
 from elit.sampling.engine import NetworkEngine
 
@@ -41,15 +41,12 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, ta
         return overlay(base, weights[i, j]), facts_html(text)
 
     @report_errors(caption)
-    def inspect_picture(visitor: gr.Request, picture: Picture | None) -> object:
+    def inspect_picture(picture: Picture | None) -> object:
         if picture is None:
             raise ValueError("cannot inspect: draw a picture first")
 
-        def measure(tick: Tick) -> tuple[tuple[list[float], Tensor], list[tuple[Image.Image, str]]]:
-            with play.renderer.lock:
-                return attention_maps(engine, picture), trajectory(engine, picture)
-
-        (times, weights), states = play.run(visitor, measure)
+        with play.renderer.lock:
+            (times, weights), states = attention_maps(engine, picture), trajectory(engine, picture)
         held, middle = (times, weights, picture.image()), (len(times) + 1) // 2
         sliders = gr.Slider(maximum=weights.shape[1], value=1), gr.Slider(maximum=max(2, len(times)), value=middle)
         return held, *sliders, *show(held, 1, middle), states

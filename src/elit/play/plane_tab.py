@@ -28,8 +28,8 @@ def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.S
 
     @report_errors(outcome)
     def show(*given: object) -> object:
-        if (table := renderer.table) is None:
-            return {chart: None}
+        table = renderer.table
+        assert table is not None
         cost, path = renderer.cost(play.request(given)), Path(tempfile.mkdtemp(dir=play.folder)) / "plane.png"
         points = [point for point in read_table(table.path) if point.scores.get(table.metric) is not None]
         compute_quality(points, table.metric, path, GFLOPS, present=(cost.gflops, cost.quality))
@@ -44,7 +44,7 @@ def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.S
         sampling = replace(request.sampling, steps=best.steps, budget=best.budget, guidance=best.guidance)
         return [facts_html(str(best)), *Request(request.condition, sampling).controls(play.engine.budgets)]
 
-    gr.on([tab.select, present.change], show, values, [chart, outcome], **HIDDEN)
     event = plan.click(set_plan, [unit, target, *values], [outcome, *values], show_progress_on=[outcome], **RUN)
-    event.then(show, values, [chart, outcome], **HIDDEN)
+    if renderer.table is not None:
+        gr.on([tab.select, present.change, event.then], show, values, [chart, outcome], **HIDDEN)
     controls.cancel.click(None, cancels=[event], api_visibility="private")

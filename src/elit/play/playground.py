@@ -11,7 +11,7 @@ import gradio as gr
 
 from elit.play.renderer import Cancelled, Picture, Renderer, Tick
 from elit.play.request import Request
-from elit.play.style import error_html
+from elit.play.style import facts_html
 
 T = TypeVar("T")
 Options = dict[str, Any]
@@ -78,7 +78,7 @@ def report_errors(where: gr.HTML) -> Callable[[Handler], Handler]:
             except Cancelled:
                 return {where: gr.skip()}
             except ValueError as error:
-                return {where: error_html(" ".join(str(error).split()))}
+                return {where: facts_html(" ".join(str(error).split()), "wrong")}
 
         return reporting
 

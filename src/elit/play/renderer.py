@@ -138,8 +138,8 @@ class Renderer:
         """The settings inside a picture; none for a service, whose weights are not known."""
         if self.engine.network is None:
             return ""
-        of, text = (request.condition,), self.engine.takes_text
-        subject = Subject(labels=() if text else of, prompts=of if text else (), count=1)
+        of = (request.condition,)
+        subject = Subject(prompts=of, count=1) if self.engine.takes_text else Subject(labels=of, count=1)
         return make_record(self.engine, request.sampling, subject).to_text()
 
     def cost(self, request: Request) -> Cost:

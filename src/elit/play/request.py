@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from elit.budgets import resolve_budget, schedule_budgets
@@ -13,6 +13,8 @@ from elit.sampling.settings import Sampling
 MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT = 250, 2**31 - 1, 30.0, 2000
 DEFAULT_SCALE = 1.5
 CONTROLS = ("of", "seed", "latents", "schedule", "steps", "guidance", "scale", "guidance_budget")
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Request:
         if "steps" in values and "guidance" not in values:  # a link of an older version without guidance
             values = {"guidance": "none", **values}
         new: dict[str, Any] = self.values() | dict(values)
-        guidance = make_guidance(str(new["guidance"]), _number("scale", new["scale"]), str(new["guidance_budget"]))
-        seed, steps = (_whole(name, new[name]) for name in ("seed", "steps"))
+        guidance = make_guidance(
+            str(new["guidance"]), _number("scale", new["scale"], float), str(new["guidance_budget"])
+        )
+        seed, steps = (_number(name, new[name], int) for name in ("seed", "steps"))
         budget = None if self.sampling.budget is None else new["budget"]  # None for a baseline
         sampling = replace(self.sampling, seed=seed, steps=steps, budget=budget, guidance=guidance)
         return Request(str(new["of"]), sampling)
@@ -85,14 +89,8 @@ def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequenc
     return settings
 
 
-def _whole(name: str, value: object) -> int:
-    number = _number(name, value)
-    require(number.is_integer(), name, value, "a whole number")
-    return int(number)
-
-
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: object, kind: type[N]) -> N:
     try:
-        return float(str(value))
+        return kind(str(value))
     except ValueError:
-        raise ValueError(f"{name} must be a number, got {value!r}") from None
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}") from None

@@ -60,13 +60,7 @@ class ServiceEngine:
         return sampling.steps * float(np.interp([budget or 0 for budget in branches], budgets, costs).sum())
 
     def begin(
-        self,
-        conditions: Sequence[str],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        *,
-        size: tuple[int, int] | None = None,
-        negatives: Sequence[str] = (),
+        self, conditions: Sequence[str], seeds: Sequence[int], sampling: Sampling, **other: object
     ) -> "ServiceRun":
         """A run of one picture. Raises ValueError for what the service does not take."""
         self.gflops(sampling)

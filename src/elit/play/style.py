@@ -57,10 +57,6 @@ def facts_html(text: str, kind: str = "") -> str:
     return f'<div class="facts" aria-live="polite"><span class="{kind}">{escape(text)}</span></div>'
 
 
-def error_html(message: str) -> str:
-    return facts_html(message, "wrong")
-
-
 def describe_cost(cost: Cost, budget: str) -> str:
     """GFLOPs with a meter, milliseconds and expected quality of the present settings."""
     share, time, quality = cost.gflops / cost.full_gflops, "time: after a run", "quality: no sweep beside this model"
