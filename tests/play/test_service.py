@@ -113,7 +113,7 @@ def test_a_burst_is_bounded_and_seen_in_the_readings(service, monkeypatch):
 def test_services_that_cannot_be_used_are_one_line(service, capsys):
     url = service[0].url
     for line, message in (
-        (["--service", url, "--api-key", "wrong-key"], "requires a key"),
+        (["--service", url, "--api-key", "wrong-key"], "set --api-key"),
         (["--service", "http://127.0.0.1:9"], "does not answer"),
         (["--service", "127.0.0.1"], "service must be http://HOST:PORT"),
         (["--api-key", KEY], "service must be set"),

@@ -56,11 +56,12 @@ def build_compare(play: Playground, controls: Controls, tab: gr.Tab) -> None:
 
     @report_errors(facts)
     def draw_all(visitor: gr.Request, progress: gr.Progress = PROGRESS, *given: object) -> object:
-        shown = evenly_spaced(budgets, MAX_PICTURES)
         frames = []
-        for latents, picture in zip(shown, draw_at(shown, visitor, progress, given), strict=True):
-            caption = f"{latents} of {high}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms"
-            frames.append((enlarge(picture.image(), 192), caption))
+        for picture in draw_at(evenly_spaced(budgets, MAX_PICTURES), visitor, progress, given):
+            latents = f"{picture.request.sampling.budget} of {high}"
+            frames.append(
+                (enlarge(picture.image(), 192), f"{latents}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms")
+            )
         return {gallery: frames}
 
     inputs, outputs = [first, second, *controls.values], [slider, apart, facts]

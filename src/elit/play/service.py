@@ -45,12 +45,11 @@ class ServiceClient:
                 answer = await http.request("GET" if body is None else "POST", path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"service {self.url!r} does not answer ({type(error).__name__})") from None
-        if answer.status_code == 401:
-            raise ValueError(f"service {self.url!r} requires a key: set --api-key or ELIT_API_KEY")
         if answer.status_code != 200:
             is_json = answer.headers.get("content-type") == "application/json"
             message = answer.json()["error"]["message"] if is_json else answer.text[:200]
-            raise ValueError(f"the service answered {answer.status_code}: {message}")
+            hint = "; set --api-key or ELIT_API_KEY" if answer.status_code == 401 else ""
+            raise ValueError(f"the service answered {answer.status_code}: {message}{hint}")
         return answer.content
 
     def describe(self) -> Json:
