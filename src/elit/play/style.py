@@ -10,8 +10,6 @@ CSS = """
 html { scrollbar-gutter: stable; }
 :root { --color-accent: #4f46e5; } .dark { --color-accent: #a5b4fc; }
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-.head h1 { font-size: 1.5rem; margin: 0; font-weight: 650; }
-.head p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
 .picture img, .frames img, .thumbnails img { image-rendering: pixelated; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
 .facts { font-variant-numeric: tabular-nums; line-height: 1.5; }
@@ -27,8 +25,7 @@ html { scrollbar-gutter: stable; }
   position: static; max-width: none; border: 0; padding: 0 .25rem; font-size: .7rem; white-space: normal;
 }
 .examples { gap: .4rem !important; } .examples button { padding-inline: .3rem; }
-.meter { height: .45rem; border-radius: 99px; background: var(--border-color-primary); overflow: hidden; }
-.meter i { display: block; height: 100%; background: var(--color-accent); }
+.facts progress { display: block; width: 100%; accent-color: var(--color-accent); }
 .chart { width: 100%; height: auto; display: block; }
 .chart .grid { stroke: var(--border-color-primary); }
 .chart text { fill: var(--body-text-color-subdued); font-size: 13px; }
@@ -69,8 +66,7 @@ def describe_cost(cost: Cost, budget: str) -> str:
     elif cost.metric is not None:
         quality = f"{escape(cost.metric)}: not measured at these settings"
     return (
-        f'<div class="facts" aria-live="polite"><div class="meter" aria-hidden="true">'
-        f'<i style="width:{100 * min(share, 1):.1f}%"></i></div>'
+        f'<div class="facts" aria-live="polite"><progress aria-hidden="true" value="{min(share, 1):.3f}"></progress>'
         f"<b>{cost.gflops:.4g} GFLOPs</b> a picture, {share:.0%} of the cost at full budget · {time}<br>"
         f'{quality} · <span class="quiet">{escape(budget)}</span></div>'
     )
