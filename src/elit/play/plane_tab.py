@@ -46,5 +46,6 @@ def build_plane(play: Playground, controls: Controls, tab: gr.Tab, present: gr.S
 
     event = plan.click(set_plan, [unit, target, *values], [outcome, *values], show_progress_on=[outcome], **RUN)
     if renderer.table is not None:
-        gr.on([tab.select, present.change, event.then], show, values, [chart, outcome], **HIDDEN)
+        gr.on([tab.select, present.change], show, values, [chart, outcome], **HIDDEN)
+        event.then(show, values, [chart, outcome], **HIDDEN)
     controls.cancel.click(None, cancels=[event], api_visibility="private")
