@@ -45,8 +45,8 @@ def count_flops(
     size = model.sample_size if sample_size is None else as_size(sample_size)
     grid = model.token_grid(size)
     tokens = prod(grid)
-    _, core, tail = model.stages()
-    total = _head_flops(model, tokens)
+    head, core, tail = model.stages()
+    total = 2 * tokens * weights_of(model.patch_embed) + model.conditioning_flops() + model.stage_flops(head, tokens)
     if model.spec is None:
         total += model.stage_flops(core, tokens)
     else:
@@ -66,13 +66,7 @@ def count_flops(
 def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:
     """FLOPs that branches which differ in the budget alone share: all before Read."""
     size = model.sample_size if sample_size is None else as_size(sample_size)
-    return _head_flops(model, prod(model.token_grid(size))) if model.spec else 0
-
-
-def _head_flops(model: Transformer, tokens: int) -> int:
-    embed = 2 * tokens * weights_of(model.patch_embed)
-    conditioning = model.conditioning.flops(model.config.get("text_length", 0))  # pyrefly: ignore[not-callable]
-    return embed + conditioning + model.stage_flops(model.stages()[0], tokens)
+    return model.shared_flops(prod(model.token_grid(size))) if model.spec else 0
 
 
 def training_tflops(model: Transformer, batch_size: int, budgets: Sequence[Budget]) -> float:

@@ -47,7 +47,7 @@ class ClassConditioning(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.time(t) + self.label(y.long())
 
-    def flops(self, text_length: int = 0) -> int:
+    def flops(self) -> int:
         return self.time.flops()
 
 

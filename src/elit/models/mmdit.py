@@ -125,6 +125,9 @@ class MMDiT(Transformer):
         config, characters = self.config, self.config.text_encoder == CHARACTERS
         return TextConditioning(config.hidden_size, config.text_features, config.pooled_features, characters)
 
+    def conditioning_flops(self) -> int:
+        return self.conditioning.flops(self.config.text_length)  # pyrefly: ignore[not-callable]
+
     def stage_flops(self, blocks: Iterable[nn.Module], length: int) -> int:
         """With a text of text_length tokens."""
         return sum(block.flops(length, self.config.text_length) for block in blocks)  # pyrefly: ignore[not-callable]

@@ -126,11 +126,12 @@ class SiT(DiT):
         return None  # no rotation
 
     def elastic_core(
-        self, core: nn.ModuleList, budgets: Sequence[int], windows: Windows, *streams: Tensor
+        self, core: nn.ModuleList, budgets: Sequence[int], share_head: bool, windows: Windows, *streams: Tensor
     ) -> list[Tensor]:
         s, c = streams
         s, latents = self.latent_interface.read(s, c, windows)  # (B, N, d), (B, G, J, d)
-        (latents,) = super().elastic_core(core, budgets, windows, latents, c)
+        (latents,) = super().elastic_core(core, budgets, share_head, windows, latents, c)
+        s = torch.cat([s] * len(budgets)) if share_head else s
         return [self.latent_interface.write(s, latents)]
 
     def run_core(
@@ -144,8 +145,14 @@ class SiT(DiT):
     def interface_flops(self, windows: Windows, budget: int) -> int:
         """The same at every budget: as many latents as tokens, all of them read and written."""
         d, tokens, n = self.config.hidden_size, prod(windows.grid), prod(windows.window)
-        read = 12 * d**2 + 2 * n * d**2 + 4 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
-        return read + 6 * tokens * d**2 + 4 * tokens * n * d + 6 * tokens * d**2
+        return self.read_flops(tokens) + 12 * tokens * d**2 + 4 * tokens * n * d
+
+    def read_flops(self, tokens: int) -> int:
+        d, n = self.config.hidden_size, self.spec.num_latents
+        return 12 * d**2 + 2 * n * d**2 + 10 * tokens * d**2 + 4 * tokens * n * d
+
+    def shared_flops(self, tokens: int) -> int:
+        return super().shared_flops(tokens) + (self.read_flops(tokens) if self.spec else 0)
 
     def make_blocks(self) -> list[nn.Module]:
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio

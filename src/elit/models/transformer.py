@@ -1,6 +1,6 @@
-"""What all backbones share: head, Read, core, Write, tail (paper Figure 3), and the checks around them.
+"""Parts that all backbones share: head, Read, core, Write, tail (paper Figure 3), and the checks around them.
 
-B batch, N spatial tokens, G groups, J̃ latents kept of a group, K = G·J̃, L tokens of any sequence, d width.
+B batch, N spatial tokens, G windows, J̃ latents kept of a window, K = G·J̃, L tokens of any sequence, d width.
 """
 
 import json
@@ -19,19 +19,12 @@ from elit.compat import checkpoint_block, quiet_cast
 from elit.config import require
 from elit.models.conditioning import Condition
 from elit.models.interface import InterfaceSpec, LatentInterface
-from elit.models.layers import (
-    FinalLayer,
-    Rope,
-    initialize,
-    patchify,
-    rope_tables,
-    unpatchify,
-)
+from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify, weights_of
 from elit.models.sizes import MAX_SETTING, as_patch, as_size, check_size
 from elit.models.windows import Shape, Windows, joined, remembered, windows_of
 
 AuxStreams = tuple[Tensor, ...]
-"""What blocks hand on besides the tokens, batch first: a text stream, the outputs for long skips."""
+"""Streams beside the tokens, batch first: a text stream, the outputs for long skips."""
 
 LEAST = {"in_channels": 1, "hidden_size": 1, "depth": 1, "num_heads": 1, "num_classes": 1, "mlp_ratio": 1e-3}
 LEAST |= {"text_features": 1, "text_length": 1, "pooled_features": 0}
@@ -58,10 +51,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def build(self) -> None:
         """The rest of every backbone's constructor. Raises ValueError where the sizes do not fit each other."""
         config, interface = self.config, self.config.interface
-        self.sample_size, self.patch_size = (
-            as_size(config.sample_size),
-            as_patch(config.patch_size, config.sample_size),
-        )
+        self.sample_size = as_size(config.sample_size)
+        self.patch_size = as_patch(config.patch_size, config.sample_size)
         self.spec = InterfaceSpec(**interface) if isinstance(interface, dict) else interface
         self.check_sizes()
         # What is saved is what JSON gives back, so a loaded config equals the one in memory.
@@ -103,7 +94,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Valid numbers of latents per group, ascending, the last one full; () for a baseline."""
+        """Valid numbers of latents per window, ascending, the last one full; () for a baseline."""
         return tuple(range(self.budget_step, self.spec.num_latents + 1, self.budget_step)) if self.spec else ()
 
     def forward(
@@ -137,24 +128,24 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         c, aux = self.condition(t, y)  # (B, d)
         s = self.embed(x, windows)  # (B, N, d)
         s, aux = self.run_blocks(head, s, c, rope, aux)
-        if share_head:
-            s, c, *aux = (torch.cat([each] * len(budgets)) for each in (s, c, *aux))
         if self.latent_interface is None:
-            s, aux = self.run_blocks(core, s, c, rope, tuple(aux))
+            s, aux = self.run_blocks(core, s, c, rope, aux)
         else:
-            s, *aux = self.elastic_core(core, budgets, windows, s, c, *aux)
+            s, *aux = self.elastic_core(core, budgets, share_head, windows, s, c, *aux)
+            c = torch.cat([c] * len(budgets)) if share_head else c
         s, _ = self.run_blocks(tail, s, c, rope, tuple(aux))
         return unpatchify(self.final(s, c), self.patch_size, windows)
 
     def elastic_core(
-        self, core: nn.ModuleList, budgets: Sequence[int], windows: Windows, *streams: Tensor
+        self, core: nn.ModuleList, budgets: Sequence[int], share_head: bool, windows: Windows, *streams: Tensor
     ) -> list[Tensor]:
         """Read, core and Write for equal parts of the batch, each at its budget; parts of one budget run together.
 
-        streams: s (B, N, d), c (B, d) and the auxiliary ones; s and the auxiliary ones come back.
+        streams: s (B, N, d), c (B, d) and the auxiliary ones; all but c come back.
         """
-        parts = list(zip(*(each.chunk(len(budgets)) for each in streams), strict=True))
-        outputs: list[Sequence[Tensor]] = [()] * len(budgets)
+        count = len(budgets)
+        parts = list(zip(*([each] * count if share_head else each.chunk(count) for each in streams), strict=True))
+        outputs: list[Sequence[Tensor]] = [()] * count
         for budget, rows in group_by_budget(budgets):
             s, c, *aux = map(joined, zip(*(parts[i] for i in rows), strict=True))
             s, *aux = self.run_core(core, budget, windows, s, c, *aux)
@@ -261,10 +252,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def checked_budgets(self, budget: Budget | Sequence[Budget], batch: int, share_head: bool) -> Sequence[int]:
         """One budget for each of equal parts of the batch or, with a shared head, for all of it. Raises ValueError."""
         if not torch.compiler.is_compiling() and budget_block.get() is not None and not hasattr(self, "elastic_record"):
-            raise ValueError(
-                "elit.budget: is for elastified transformers; give this network its budget as model(x, t, y, budget), "
-                "elit.sample(..., budget=...) or pipe(..., budget=...)"
-            )
+            raise ValueError("cannot use elit.budget here: this network takes its budget as an argument")
         if share_head and not (self.budgets and is_list(budget)):
             raise ValueError("share_head must go with a list of budgets of a model with a latent interface")
         values = cast(Sequence[Budget], budget) if is_list(budget) else [cast(Budget, budget)]
@@ -297,6 +285,14 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """FLOPs of a stage over `length` tokens or latents of one sample."""
         return sum(block.flops(length) for block in blocks)  # pyrefly: ignore[not-callable]
 
+    def shared_flops(self, tokens: int) -> int:
+        """FLOPs of a forward of one sample before Read, which branches that differ in the budget alone share."""
+        embed = 2 * tokens * weights_of(self.patch_embed)
+        return embed + self.conditioning_flops() + self.stage_flops(self.stages()[0], tokens)
+
+    def conditioning_flops(self) -> int:
+        return self.conditioning.flops()  # pyrefly: ignore[not-callable]
+
     def interface_flops(self, windows: Windows, budget: int) -> int:
         """FLOPs of Read and Write of one sample."""
         d, total = self.config.hidden_size, 0
@@ -310,28 +306,21 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def check_inputs(self, x: Tensor, t: Tensor, y: Condition) -> None:
         """Raises ValueError for what does not fit the network or each other."""
-        axes, channels = len(self.patch_size), self.config.in_channels
-        if x.ndim != 2 + axes or x.shape[1] != channels:
-            shape = ", ".join(["B", str(channels), *("T", "H", "W")[-axes:]])
-            raise ValueError(f"x: shape {tuple(x.shape)}, expected ({shape})")
-        if not len(x):
-            raise ValueError("x: an empty batch; give at least one sample")
-        own = self.patch_embed.weight.dtype
-        if x.dtype != own and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-            raise ValueError(f"x: dtype {x.dtype}, and the network's is {own}; convert one of them with .to(...)")
+        axes, channels, dtype = len(self.patch_size), self.config.in_channels, self.patch_embed.weight.dtype
+        if x.ndim != 2 + axes or x.shape[1] != channels or not len(x):
+            sides = ", ".join(("T", "H", "W")[-axes:])
+            raise ValueError(f"x must be (B, {channels}, {sides}) with B at least 1, got {tuple(x.shape)}")
+        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"x must be {dtype} like the network, got {x.dtype}")
         if t.shape != (len(x),):
-            raise ValueError(f"t: shape {tuple(t.shape)}, expected ({len(x)},), one a sample")
+            raise ValueError(f"t must be ({len(x)},), one time a sample, got {tuple(t.shape)}")
         if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
-            raise ValueError(f"t={t[~((t >= 0) & (t <= 1))][0].item():g}: times lie in [0, 1], 0 = noise, 1 = data")
+            raise ValueError(f"t must be 0 (noise) to 1 (data), got {t.tolist()}")
         self.check_condition(y, len(x))
 
 
 def _hooks_are_in_use() -> bool:
-    """Whether any of diffusers' hooks can be on a network.
-
-    To ask that itself, diffusers imports them all, with peft and transformers: seconds, in which a small network has
-    drawn its pictures.
-    """
+    """True where a network can have hooks of diffusers, whose own check imports all of them, with peft: seconds."""
     return "diffusers.hooks" in sys.modules
 
 
@@ -353,5 +342,5 @@ def rope_of(windows: Windows, budget: int | None, head_width: int) -> Rope:
 
 
 def on_cpu(value: Tensor) -> bool:
-    """Whether values may be looked at: on a device that would be a sync, and a fake tensor has none."""
+    """True where values can be read: on a device that would be a sync, and a fake tensor has none."""
     return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
