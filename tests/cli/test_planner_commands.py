@@ -73,7 +73,7 @@ def test_without_a_profile_a_target_measures_first(capsys, workplace, monkeypatc
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("profile nothing", "model='nothing': no such folder"),
+        ("profile nothing", "model must be a folder that save_pretrained wrote, got 'nothing'"),
         ("profile model --batch-sizes 0", "batch_sizes must be at least 1, got 0"),
         ("sample model --target-ms 0.0001", "target_ms=0.0001: the least possible here is"),
         ("sample model --target-gflops -1", "target_gflops"),

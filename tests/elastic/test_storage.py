@@ -31,7 +31,7 @@ def test_load_model_keeps_the_dial_and_the_dtype(tmp_path, dtype):
 
 def test_where_weights_alone_are_wanted_an_elastified_folder_is_refused(tmp_path):
     elastified().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds an elastified network; only elit\.load_model takes it"):
+    with pytest.raises(ValueError, match=r"must be a folder of one of"):
         load_shared_weights(opened("dit"), tmp_path)
 
 

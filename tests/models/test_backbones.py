@@ -298,14 +298,13 @@ def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
         ({"budget": 17}, "1 to 16.* got 17"),
         ({"budget": 1.5}, "got 1.5"),
         ({"budget": "x"}, "got 'x'"),
-        ({"y": 6}, "y=6: labels are 0 to 4, and 5 for no class"),
-        ({"y": -1}, "y=-1"),
-        ({"y": 0.5}, "y: dtype torch.float32"),
+        ({"y": 6}, r"y must be labels 0 to 4, or 5 for no class, got \[6"),
+        ({"y": -1}, r"y must be .* got \[-1"),
+        ({"y": 0.5}, r"y must be .* integer labels.* got torch\.float32"),
         ({"t": 1.25}, r"t must be 0 .* got \[1\.25"),
         ({"t": -0.5}, r"t must be 0 .* got \[-0\.5"),
         ({"t": float("nan")}, r"t must be 0 .* got \[nan"),
         ({"channels": 3}, r"x must be \(B, 4, H, W\) .*got \(3, 3, 16, 16\)"),
-        ({"y": "three"}, r"y: str, expected \(3,\), one label"),
         ({"batch": 2}, r"t must be \(2,\), one time a sample, got \(3,\)"),
     ],
 )
@@ -315,7 +314,7 @@ def test_wrong_input_is_named(change, message):
     x = torch.randn(change.get("batch", 3), change.get("channels", 4), *change.get("size", (16, 16)))
     t = torch.full((3,), change["t"]) if "t" in change else t
     if "y" in change:
-        y = change["y"] if isinstance(change["y"], str) else torch.full((3,), change["y"])
+        y = torch.full((3,), change["y"])
     with pytest.raises(ValueError, match=message):
         model(x, t, y, change.get("budget"))
 
@@ -367,7 +366,7 @@ def test_classes_go_by_name_where_the_network_knows_them(tmp_path):
         assert model.prepare_condition(asked).tolist() == numbers
     with pytest.raises(ValueError, match=r"labels must be .* got 'sneeker'; did you mean 'sneaker'"):
         model.prepare_condition(["sneeker"])
-    with pytest.raises(ValueError, match="labels are 0 to 2"):
+    with pytest.raises(ValueError, match="labels 0 to 2"):
         model.prepare_condition(["7"])
     model.save_pretrained(tmp_path)
     assert load_model(tmp_path).prepare_condition(["sneaker"]).tolist() == [2]

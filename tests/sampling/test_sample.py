@@ -100,8 +100,8 @@ def test_sampling_flops_add_up_the_branches():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"y": [5, 6]}, "y=6: labels are 0 to 4, and 5 for no class"),
-        ({"y": []}, "y: no labels"),
+        ({"y": [5, 6]}, "y must be labels 0 to 4, or 5 for no class"),
+        ({"y": []}, "y must be at least one label"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"budget": 17}, "got 17"),
         ({"budget": "x"}, "got 'x'"),

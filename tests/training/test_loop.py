@@ -295,7 +295,7 @@ def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
     assert all(torch.allclose(elastic[name], value, atol=1e-9) for name, value in baseline.items())
     assert not elastic["latent_interface.writer.mlp.fc2.weight"].abs().max() > 1e-9
     other = ModelConfig(name="DiT-S/1", hidden_size=24, num_heads=1, depth=3)
-    with pytest.raises(ValueError, match=r"init='.*': shares no weights"):
+    with pytest.raises(ValueError, match="shares no weights"):
         train(tiny(tmp_path / "other", model=other, init=str(tmp_path / "plain" / "model")))
 
 

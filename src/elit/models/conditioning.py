@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
@@ -163,11 +162,11 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def encode_characters(prompts: Sequence[str], length: int) -> Tensor:
     """Prompts as UTF-8 bytes plus 1, padded with 0: (B, longest) int64. Raises ValueError past `length` bytes."""
-    rows = [torch.tensor(list(prompt.encode()), dtype=torch.int64) + 1 for prompt in prompts]
-    if too_long := next((prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) > length), None):
-        raise ValueError(f"prompt={too_long!r}: longer than this model's text_length={length} bytes")
-    width = max(1, *map(len, rows)) if rows else 1
-    return torch.stack([F.pad(row, (0, width - len(row))) for row in rows])
+    rows = [prompt.encode() for prompt in prompts]
+    if too_long := [prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) > length]:
+        raise ValueError(f"prompt must be at most text_length={length} bytes, got {too_long[0]!r}")
+    width = max(1, *map(len, rows), 1)
+    return torch.tensor([[byte + 1 for byte in row] + [0] * (width - len(row)) for row in rows]).view(-1, width)
 
 
 def as_text(y: Condition) -> Condition:

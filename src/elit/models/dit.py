@@ -8,6 +8,7 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from elit.config import require
 from elit.models.conditioning import ClassConditioning
 from elit.models.interface import InterfaceSpec
 from elit.models.labels import class_numbers
@@ -18,7 +19,7 @@ from elit.models.transformer import Transformer, on_cpu
 class DiT(Transformer):
     """Diffusion transformer with RoPE, QK-norm and adaLN-Zero; with `interface`, ELIT-DiT (paper sections 2 and 3).
 
-    It says the velocity of rectified flow, v = X1 − X0 at X_t = (1 − t)·X0 + t·X1: X0 is noise, X1 data, t = 0 noise.
+    Its output is the velocity of rectified flow, v = X1 − X0 at X_t = (1 − t)·X0 + t·X1: X0 is noise, X1 data.
     With an interface: head blocks on N tokens, Read, core blocks on K = G·J̃ latents, Write, tail blocks on N tokens.
 
     sample_size: pixels or autoencoder cells along each axis, an int for square images, (T, H, W) for video.
@@ -28,8 +29,8 @@ class DiT(Transformer):
     even and at least 2 · (axes + 1) for RoPE.
     mlp_ratio: width of the MLPs' hidden layer over d. The defaults are DiT-XL's of the paper's Table 1.
     num_classes: classes; the label num_classes is the null class of classifier-free guidance.
-    interface: an `InterfaceSpec` (or its dict form): the window of a group, J latents, the split of the blocks; None is
-    the plain baseline. Nothing else differs.
+    interface: an `InterfaceSpec` (or its dict form): the window, J latents, the split of the blocks; None is the plain
+    baseline. Nothing else differs.
     class_names: what the labels 0, 1, … stand for, so that `elit.sample` and the commands take names too.
 
     Raises ValueError, naming argument and value, where the sizes do not fit each other.
@@ -62,17 +63,11 @@ class DiT(Transformer):
 
     def prepare_condition(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
         """Labels or names of classes, one or several, as (B,) integers."""
-        if isinstance(y, str):
-            y = [y]
+        y = [y] if isinstance(y, str | int) else y
         if isinstance(y, Sequence) and any(isinstance(label, str) for label in y):
             y = class_numbers(y, self.config.get("class_names") or (), self.config.num_classes)
-        try:
-            y = torch.as_tensor(y).cpu()  # where its values can be checked
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"y={y!r}: this model takes class labels, whole numbers") from None
-        y = y[None] if y.ndim == 0 else y
-        if not len(y):
-            raise ValueError("y: no labels; give at least one")
+        y = torch.as_tensor(y).cpu()  # where its values can be checked
+        require(y.ndim == 1 and len(y) > 0, "y", tuple(y.shape), "at least one label")
         self.check_condition(y, len(y))
         return y.long()
 
@@ -84,12 +79,8 @@ class DiT(Transformer):
         return torch.arange(batch) % self.config.num_classes
 
     def check_condition(self, y: Tensor, batch: int) -> None:
-        if not isinstance(y, Tensor) or y.shape != (batch,):
-            given = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"y: {given}, expected ({batch},), one label a sample")
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise ValueError(f"y: dtype {y.dtype}, expected integer labels")
         classes = self.config.num_classes
+        if y.shape != (batch,) or y.is_floating_point():
+            raise ValueError(f"y must be ({batch},) integer labels, one a sample, got {y.dtype} {tuple(y.shape)}")
         if on_cpu(y) and not ((y >= 0) & (y <= classes)).all():
-            wrong = y[(y < 0) | (y > classes)][0].item()
-            raise ValueError(f"y={wrong}: labels are 0 to {classes - 1}, and {classes} for no class")
+            raise ValueError(f"y must be labels 0 to {classes - 1}, or {classes} for no class, got {y.tolist()}")

@@ -152,19 +152,12 @@ class MMDiT(Transformer):
 
     def prepare_condition(self, y: Any) -> Condition:
         """Prompts (one or several, for characters), or what a forward takes as y, as a batch."""
-        if isinstance(y, str):
-            y = [y]
-        if isinstance(y, (list, tuple)) and y and all(isinstance(prompt, str) for prompt in y):
-            if self.config.text_encoder != CHARACTERS:
-                raise ValueError(
-                    f"y: prompts, but this model takes embeddings of {self.config.text_encoder!r}; encode them with "
-                    "elit.TextEncoder"
-                )
+        y = [y] if isinstance(y, str) else y
+        if not isinstance(y, Tensor | Text):
+            if (name := self.config.text_encoder) != CHARACTERS:
+                raise ValueError(f"y must be embeddings of {name!r}, as elit.TextEncoder makes them, got prompts")
             y = encode_characters(y, self.config.text_length)
-        if not isinstance(y, Tensor | Text) or not len(y):
-            raise ValueError(f"y: {type(y).__name__}, expected prompts or their embeddings; give at least one")
-        if isinstance(y, Text) and not all(isinstance(part, Tensor | None) for part in vars(y).values()):
-            raise ValueError("y: elit.Text has parts that are no tensors; give embeddings, mask and pooled as such")
+        require(len(y) > 0, "y", len(y), "at least one prompt or its embeddings")
         y = y.to("cpu")  # where its values can be checked
         self.check_condition(y, len(y))
         return y
@@ -179,31 +172,24 @@ class MMDiT(Transformer):
         mask = torch.ones(batch, length, dtype=torch.bool)
         return Text(torch.randn(batch, length, features), mask, torch.randn(batch, self.config.pooled_features))
 
-    def check_condition(self, y: Any, batch: int) -> None:
-        features = self.config.text_features
-        if isinstance(y, Tensor) and y.is_complex():
-            raise ValueError(f"y: dtype {y.dtype}, expected text embeddings or characters")
+    def check_condition(self, y: Condition, batch: int) -> None:
+        features, width = self.config.text_features, self.config.pooled_features
         if isinstance(y, Tensor) and not y.is_floating_point():
-            if self.config.text_encoder != CHARACTERS:
-                raise ValueError(f"y: dtype {y.dtype}, expected text embeddings of {self.config.text_encoder!r}")
-            if y.ndim != 2 or len(y) != batch:
-                raise ValueError(
-                    f"y: shape {tuple(y.shape)}, expected ({batch}, M), the characters of one prompt a sample"
-                )
+            if self.config.text_encoder != CHARACTERS or y.ndim != 2 or len(y) != batch:
+                valid = "characters" if self.config.text_encoder == CHARACTERS else "embeddings"
+                raise ValueError(f"y must be {valid} ({batch}, M, …), got {y.dtype} {tuple(y.shape)}")
             if on_cpu(y) and not ((y >= 0) & (y <= 256)).all():
-                raise ValueError("y: characters are bytes plus 1, 1 to 256, and 0 for padding")
+                raise ValueError("y must be characters, bytes plus 1, or 0 for padding")
             return
-        if not isinstance(y, Tensor | Text):
-            raise ValueError(f"y: {type(y).__name__}, expected text embeddings or prompts")
-        embeddings = y if isinstance(y, Tensor) else y.embeddings
+        text = y if isinstance(y, Text) else None
+        embeddings = y.embeddings if isinstance(y, Text) else y
         if embeddings.ndim != 3 or len(embeddings) != batch or embeddings.shape[2] != features:
-            raise ValueError(f"y: embeddings of shape {tuple(embeddings.shape)}, expected ({batch}, M, {features})")
-        mask, pooled = (None, None) if isinstance(y, Tensor) else (y.mask, y.pooled)
-        if mask is not None and (mask.shape != embeddings.shape[:2] or mask.dtype != torch.bool):
-            given = f"{mask.dtype} {tuple(mask.shape)}"
-            raise ValueError(f"y: mask is {given}, expected torch.bool {tuple(embeddings.shape[:2])}")
-        width = self.config.pooled_features
-        if width and pooled is None and width != features:
-            raise ValueError(f"y: no pooled text; this model takes ({batch}, {width})")
-        if width and pooled is not None and pooled.shape != (batch, width):
-            raise ValueError(f"y: pooled text of shape {tuple(pooled.shape)}, expected ({batch}, {width})")
+            raise ValueError(f"y must be embeddings ({batch}, M, {features}), got {tuple(embeddings.shape)}")
+        if text and (text.mask.shape != embeddings.shape[:2] or text.mask.dtype != torch.bool):
+            given = f"{text.mask.dtype} {tuple(text.mask.shape)}"
+            raise ValueError(f"y.mask must be torch.bool {tuple(embeddings.shape[:2])}, got {given}")
+        pooled = text.pooled if text else None
+        if width and (width != features if pooled is None else pooled.shape != (batch, width)):
+            raise ValueError(
+                f"y.pooled must be ({batch}, {width}), got {None if pooled is None else tuple(pooled.shape)}"
+            )

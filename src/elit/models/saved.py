@@ -18,6 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 
 from elit.compat import lone_process
+from elit.config import require
 from elit.files import fingerprint, whole_folder, write_folder
 from elit.models.presets import NETWORKS
 from elit.models.transformer import Transformer
@@ -30,10 +31,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Inside the block diffusers and transformers log errors alone and warn of nothing: what fails is said in one line.
-
-    Their bars stay where there is a terminal.
-    """
+    """Silence diffusers and transformers in the block: errors are one line. Their bars stay on a terminal."""
     levels = {name: logging.getLogger(name).level for name in ("diffusers", "transformers")}
     bars = diffusers_logging.is_progress_bar_enabled()
     for name in levels:
@@ -53,10 +51,8 @@ def quiet_loading() -> Iterator[None]:
 
 def check_hub_name(argument: str, name: str) -> None:
     """Raises ValueError for what is neither a folder nor OWNER/NAME, before a hub is asked for it."""
-    owner, _, rest = name.partition("/")
-    word = re.compile(r"[\w.-]+", re.ASCII)
-    if not Path(name).is_dir() and not (word.fullmatch(owner) and word.fullmatch(rest)):
-        raise ValueError(f"{argument}={name!r}: no such folder, and no name on the hub, which is OWNER/NAME")
+    valid = Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
+    require(bool(valid), argument, name, "a folder, or OWNER/NAME on the hub")
 
 
 def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Transformer:
@@ -67,75 +63,64 @@ def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Trans
     folder = whole_folder(model_folder(folder))
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
-    if (folder / MANIFEST).is_file():
-        return _load_average(folder, name, **kwargs)
-    network = _network_class(folder, check_saved(folder, name), name)
-    if (folder / ELASTIC).is_file():
-        raise ValueError(
-            f"{name}={str(folder)!r}: holds an elastified network; only elit.load_model takes it, with its dial"
-        )
+    averaged = (folder / MANIFEST).is_file()
+    saved = saved_class(folder, name) if averaged else check_saved(folder, name)
+    known = saved in NETWORKS and not (folder / ELASTIC).is_file()
+    require(known, name, str(folder), f"a folder of one of {', '.join(NETWORKS)}, not of a {saved!r}")
+    network = NETWORKS[str(saved)]
+    if averaged:
+        return _load_average(folder, network, **kwargs)
     kwargs = {"torch_dtype": saved_dtype(folder)} | {key: value for key, value in kwargs.items() if value is not None}
-    model, loading = network.from_pretrained(folder, output_loading_info=True, **kwargs)
+    try:
+        model, loading = network.from_pretrained(folder, output_loading_info=True, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"cannot load {str(folder)!r}: its config.json is invalid ({error})") from None
     # diffusers would start missing weights at random, with a warning.
     wrong = sorted([*loading["missing_keys"], *loading["unexpected_keys"], *map(str, loading["mismatched_keys"])])
     if wrong:
-        raise ValueError(f"{name}={str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
+        raise ValueError(f"cannot load {str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
     return model
 
 
-def _network_class(folder: Path, saved: Any, name: str) -> type[Transformer]:
-    if saved not in NETWORKS:
-        raise ValueError(f"{name}={str(folder)!r}: holds a {saved!r}; elit loads {', '.join(NETWORKS)}")
-    return NETWORKS[saved]
-
-
-def _load_average(folder: Path, name: str, torch_dtype: torch.dtype = torch.float32) -> Transformer:
+def _load_average(folder: Path, network: type[Transformer], torch_dtype: torch.dtype = torch.float32) -> Transformer:
     if fault := damage(folder):
         raise ValueError(fault)
     import torch.distributed.checkpoint as dcp  # of checkpoints alone
 
-    kind = _network_class(folder, _saved_class(folder, name), name)
-    network = kind.from_config(kind.load_config(folder))
-    average = {name: torch.empty_like(weight) for name, weight in network.named_parameters()}
+    model = network.from_config(network.load_config(folder))
+    average = {name: torch.empty_like(weight) for name, weight in model.named_parameters()}
     with lone_process():
         dcp.load({"average": average}, checkpoint_id=folder, no_dist=True)
-    network.load_state_dict(average, strict=False)
-    return torch.nn.Module.to(network, torch_dtype).eval()
+    model.load_state_dict(average, strict=False)
+    return torch.nn.Module.to(model, torch_dtype).eval()
 
 
 def check_saved(folder: Path, name: str) -> str | None:
     """The class named in a saved folder, after a look at whether its files are whole. Raises ValueError."""
-    kind = _saved_class(folder, name)
+    saved = saved_class(folder, name)
     check_weights(folder, name)
-    return kind
+    return saved
 
 
-def _saved_class(folder: Path, name: str) -> str | None:
+def saved_class(folder: Path, name: str) -> str | None:
     """The class named in a folder's config.json. Raises ValueError."""
-    if not folder.is_dir():
-        raise ValueError(f"{name}={str(folder)!r}: no such folder")
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{name}={str(folder)!r}: no config.json in it; give a folder that save_pretrained wrote")
+    require((folder / "config.json").is_file(), name, str(folder), "a folder that save_pretrained wrote")
     try:
-        return json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{name}={str(folder)!r}: its config.json is damaged; save or copy it again") from None
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError):
+        raise ValueError(f"cannot load {str(folder)!r}: its config.json is damaged; save or copy it again") from None
 
 
 def check_weights(folder: Path, name: str) -> None:
     """Raises ValueError where `folder` has no safetensors, or one that is not whole."""
     weights = list(folder.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(f"{name}={str(folder)!r}: no .safetensors in it; it was not saved to the end")
+    require(bool(weights), name, str(folder), "a folder with .safetensors in it, saved to the end")
     for part in weights:
         try:
             with safe_open(part, "pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(
-                f"{name}={str(part)!r}: half-written or damaged ({error}); save or copy it again"
-            ) from None
+            raise ValueError(f"cannot load {str(part)!r}: half-written or damaged ({error})") from None
 
 
 def saved_dtype(folder: Path) -> torch.dtype:
@@ -157,7 +142,7 @@ def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[st
     own = model.state_dict()
     shared = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in shared.values()):
-        raise ValueError(f"init={str(folder)!r}: shares no weights with the network to be trained")
+        raise ValueError(f"cannot start from {str(folder)!r}: it shares no weights with the network")
     model.load_state_dict(shared, strict=False)
     return sorted(set(own) - set(shared)), sorted(set(saved) - set(shared))
 
@@ -185,12 +170,13 @@ def checkpoint_step(path: Path) -> int:
 
 
 def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
-    """What is wrong with a checkpoint, None if nothing; one of `world` readers looks at its share of the files."""
+    """The fault of a checkpoint, None where there is none; one of `world` readers checks its share of the files."""
+    fault = f"cannot read {str(path)!r}: its {{}} is missing or damaged; remove that folder to resume"
     try:
         files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        return f"checkpoint={str(path)!r}: its {MANIFEST} is missing or damaged; remove that folder to resume"
+        return fault.format(MANIFEST)
     for name in sorted(files)[rank::world]:
         if not (path / name).is_file() or fingerprint(path / name) != files[name]:
-            return f"checkpoint={str(path)!r}: its {name} is missing or damaged; remove that folder to resume"
+            return fault.format(name)
     return None
