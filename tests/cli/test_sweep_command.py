@@ -102,7 +102,7 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
         (("--guidance", "cfg", "--scales"), "scales"),
         (("--scales", "-1"), "scale"),
         (("--quality", "fid"), "cannot use quality='fid': dinov2:dino scores fdd"),
-        (("--metrics", "fid"), "metrics='fid': dinov2 offers fdd, kid, precision, recall"),
+        (("--metrics", "fid"), "metrics must be of fdd, kid, precision, recall"),
         (("--detector", "dino"), "detector must be one of inception"),
         (("--prompts-file", "none.txt"), "prompts_file must be a file that is there, got 'none.txt'"),
     ],

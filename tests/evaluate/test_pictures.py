@@ -224,7 +224,7 @@ def test_adms_reference_files(tmp_path):
 def test_metrics_that_cannot_be_had_say_what_they_lack(capsys, tmp_path):
     np.savez(tmp_path / "set.npz", PIXELS)
     for options, message in (
-        ("--metrics fvd", "cannot compute metrics='fvd': digits offers fd, accuracy"),
+        ("--metrics fvd", "metrics must be of fd, accuracy"),
         ("--metrics fd", "cannot compute metrics='fd': give a reference"),
         ("--metrics accuracy", "metrics='accuracy': the classes of the pictures are not known"),
         ("--count 10", "count must be at most 9, the number of pictures, got 10"),

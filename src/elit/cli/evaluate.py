@@ -76,28 +76,23 @@ def _run(args: Args) -> dict[str, Any] | None:
     if is_model(args.pictures):
         sampler, count = args.open_sampler(args.pictures, device, args.folder), args.count or FIELD_COUNT
         sampler.recipe(args.sampling())
-        groups = _open_metrics(args, device, share)
+        groups = args.open_metrics(device, args.folder, share)
         with show_progress("sampling", count) as progress:
             pictures = sampler.make(args.sampling(), count, **args.work(share, progress))
     else:
         pictures = open_pictures(args.pictures, args.image_size)
-        groups = _open_metrics(args, device, share)
+        groups = args.open_metrics(device, args.folder, share)
         pictures = pictures if args.count is None else pictures.truncated(args.count)
     if args.save_reference is not None:
         return _save_reference(args, args.save_reference, pictures, groups[0], share)
 
     results: dict[str, Result | None] = {}
     for group in groups:
-        with show_progress(group.detector.name, len(pictures)) as progress:
-            options = args.work(share, progress)
+        detector, names = group.detector, group.metrics
+        with show_progress(detector.name, len(pictures)) as progress:
+            work = args.work(share, progress)
             results[group.specification] = score(
-                pictures,
-                group.detector,
-                group.reference,
-                out=args.folder,
-                metrics=group.metrics,
-                chunk=args.chunk,
-                **options,
+                pictures, detector, group.reference, out=args.folder, metrics=names, chunk=args.chunk, **work
             )
     if not share.main:
         return None
@@ -109,11 +104,6 @@ def _run(args: Args) -> dict[str, Any] | None:
 def is_model(folder: Path) -> bool:
     """A saved model or pipeline lies there, and no pictures."""
     return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
-
-
-def _open_metrics(args: Args, device: str, share: Share) -> list[MetricGroup]:
-    with show_progress("reference", 1) as progress:
-        return args.open_metrics(device, args.folder, share, progress)
 
 
 def _save_reference(

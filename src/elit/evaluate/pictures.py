@@ -125,7 +125,7 @@ class FilePictures(Pictures):
         return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
 
     def stamp(self) -> str:
-        return self.source.identity["stamp"]
+        return str(self.source.identity["stamp"])
 
     def _picture(self, index: int) -> Tensor:
         name = self.source.pictures[index].name

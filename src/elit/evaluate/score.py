@@ -268,15 +268,18 @@ class Scoring:
 
     def open_metrics(self, device: str, out: Path, share: Share, progress: Progress | None = None) -> list[MetricGroup]:
         """The detectors with their references and metrics. Raises ValueError where one is missing or does not fit."""
-        detectors = [open_detector(specification, device=device) for specification in self.detector]
-        metrics = _metrics_of(detectors, self.metrics)
         groups = []
-        for specification, detector, names in zip(self.detector, detectors, metrics, strict=True):
-            reference = None
+        for specification in self.detector:
+            detector, reference = open_detector(specification, device=device), None
             if self.reference is not None:
                 sizes = {"image_size": self.image_size, "chunk": self.chunk}
                 reference = open_reference(self.reference, detector, out=out, **sizes, **self.work(share, progress))
-            groups.append(MetricGroup(specification, detector, reference, names))
+            names = tuple(name for name in self.metrics if name in detector.offers)
+            # With none of them, the detector's own refusal says what it offers.
+            groups.append(MetricGroup(specification, detector, reference, names or self.metrics))
+        for name in self.metrics:
+            offered = any(name in group.detector.offers for group in groups)
+            require(offered, "metrics", name, f"of {', '.join(n for group in groups for n in group.detector.offers)}")
         return groups
 
     def open_sampler(self, folder: Path, device: str, out: Path) -> Sampler:
@@ -286,17 +289,3 @@ class Scoring:
         prompts = self.prompts if file is None else file.read_text(encoding="utf-8").splitlines()
         conditions = conditions_of(NetworkEngine(model, text_encoder=self.text_encoder), self.labels, prompts)
         return Sampler(model, out, vae=vae, conditions=conditions, chunk=self.chunk, compile=self.compile)
-
-
-def _metrics_of(detectors: list[Detector], metrics: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The wanted metrics that each detector offers. Raises ValueError for one that none does, and for a detector that
-    offers none of them."""
-    for name in metrics:
-        if not any(name in detector.offers for detector in detectors):
-            offers = "; ".join(f"{detector.name} offers {', '.join(detector.offers)}" for detector in detectors)
-            raise ValueError(f"cannot compute metrics={name!r}: {offers}")
-    wanted = [tuple(name for name in metrics if name in detector.offers) for detector in detectors]
-    for detector, names in zip(detectors, wanted, strict=True):
-        if metrics and not names:
-            raise ValueError(f"cannot compute metrics={' '.join(metrics)!r} with detector {detector.name}")
-    return wanted
