@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import Command, run_two
 from conftest import opened, small_vae
-from transformers import Dinov2Config, Dinov2Model
+from scored import save_dino, save_noise, small_network
 
 import elit
 from elit import Sampling
@@ -33,28 +33,12 @@ COUNT = 90
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A saved model of 8×8 grey images."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
-    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    """A saved model, with a detector and pictures beside it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(model, folder)
+    save_model(small_network(), folder)
     save_dino(folder.parent / "dino")
     save_noise(folder.parent / "real.npz", 40, 8, 8)
     return folder
-
-
-def save_dino(folder: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
-    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
-
-
-def save_noise(path: Path, *size: int) -> None:
-    np.savez(path, np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 def command(model: Path, out: Path, *options: object) -> list[str]:

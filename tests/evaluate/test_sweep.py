@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
+from scored import save_dino, save_noise, small_network
 
 import elit
 from elit import Sampling
@@ -121,13 +121,7 @@ def test_saturation():
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
-    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return small_network()
 
 
 def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_path):
@@ -169,10 +163,8 @@ def test_parts_double():
 
 
 def groups(out: Path) -> list[MetricGroup]:
-    torch.manual_seed(0)
-    small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
-    Dinov2Model(Dinov2Config(**small)).save_pretrained(out / "dino")
-    np.savez(out / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    save_dino(out / "dino")
+    save_noise(out / "real.npz", 40, 8, 8)
     detector = open_detector(f"dinov2:{out / 'dino'}")
     reference = open_reference(out / "real.npz", detector, out=out, chunk=64)
     return [MetricGroup("dinov2", detector, reference, ("fdd", "precision"))]

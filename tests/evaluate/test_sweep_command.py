@@ -2,13 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
-import torch
 from commands import run_two
-from transformers import Dinov2Config, Dinov2Model
+from scored import save_dino, save_noise, small_network
 
-import elit
 from elit.cli.main import main
 from elit.models.saved import save_model
 
@@ -19,18 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 def workplace(tmp_path_factory):
     """A folder with a model of 8×8 grey images, its baseline, a small detector and real pictures."""
     folder = tmp_path_factory.mktemp("sweep")
-    sizes = {"hidden_size": 16, "num_heads": 2, "depth": 3}
-    split = {"split": (1, 1, 1), "window": (4, 4)}
-    torch.manual_seed(0)
-    for name, saved, more in (("ELIT-DiT-S/1", "model", split), ("DiT-S/1", "plain", {})):
-        model = elit.create_model(name, sample_size=8, in_channels=1, num_classes=10, **sizes, **more)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        save_model(model, folder / saved)
-    small = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_ratio": 1, "image_size": 56}
-    Dinov2Model(Dinov2Config(**small)).save_pretrained(folder / "dino")
-    np.savez(folder / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    for name, saved in (("ELIT-DiT-S/1", "model"), ("DiT-S/1", "plain")):
+        save_model(small_network(name), folder / saved)
+    save_dino(folder / "dino")
+    save_noise(folder / "real.npz", 40, 8, 8)
     return folder
 
 
