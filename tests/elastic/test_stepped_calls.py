@@ -117,8 +117,8 @@ def test_costs_fall_with_the_budget_and_sizes_and_settings_are_checked():
         ({"solver": "heun"}, "solver=heun is not supported"),
         ({"cache": 0.1}, "cache=0.1 is not supported"),
         ({"guidance": elit.AG(2.0, 1)}, "guidance must be one of"),
-        ({"guidance": CFG(2.0, interval=(0, 0.5))}, "guidance_interval is not supported"),
-        ({"budget": (1, 2)}, "step_budgets must be one a step, got 2 for 1 steps"),
+        ({"guidance": CFG(2.0, interval=(0, 0.5))}, "guidance_interval must be 0 to 1"),
+        ({"budget": (1, 2)}, "step_budgets must be 1, one a step, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.begin(["a boat"], [0], replace(full, **change))

@@ -137,6 +137,9 @@ class PipelineRun(Run):
         self.engine, self.conditions, self.seeds, self.sampling = engine, conditions, seeds, sampling
         self.size, self.negatives = size, list(negatives) or [""] * len(conditions)
         self.count, self.total = len(conditions), sampling.steps
+        budget, guidance = sampling.budget, sampling.guidance
+        weak: Arguments = {"guidance": guidance.budget} if guidance and guidance.kind == "ccfg" else {}
+        self.context = budget_of(list(budget) if isinstance(budget, tuple) else budget, **weak)
         self.call: StepwiseCall | None = None
         self.first = 0
         """Place of its samples in a shared call."""
@@ -242,22 +245,15 @@ class PipelineEngine:
             if (value := getattr(sampling, name)) != getattr(DEFAULTS, name):
                 raise ValueError(f"{name}={value} is not supported for pipelines of diffusers")
         if (guidance := sampling.guidance) is not None:
-            require(
-                guidance.kind in self.guidance_kinds, "guidance", guidance.kind, "one of " + str(self.guidance_kinds)
-            )
-            if guidance.interval != (0, 1):
-                raise ValueError("guidance_interval is not supported for pipelines of diffusers")
-        if isinstance(sampling.budget, tuple) and len(sampling.budget) != sampling.steps:
-            raise ValueError(f"step_budgets must be one a step, got {len(sampling.budget)} for {sampling.steps} steps")
+            require(guidance.kind in self.guidance_kinds, "guidance", guidance.kind, f"one of {self.guidance_kinds}")
+            require(guidance.interval == (0, 1), "guidance_interval", guidance.interval, "0 to 1 for pipelines")
+        count = len(sampling.budget) if isinstance(sampling.budget, tuple) else sampling.steps
+        require(count == sampling.steps, "step_budgets", count, f"{sampling.steps}, one a step")
 
     def step(self, runs: Sequence[PipelineRun]) -> None:
-        new = sorted((run for run in runs if run.call is None and run.error is None), key=PipelineRun.alike)
-        if self.exact:
-            for run in new:
-                self._start([run])
-        else:
-            for _, together in groupby(new, key=PipelineRun.alike):
-                self._start(list(together))
+        new = sorted((run for run in runs if run.call is None), key=PipelineRun.alike)
+        for _, together in groupby(new, key=id if self.exact else PipelineRun.alike):
+            self._start(list(together))
         errors: dict[StepwiseCall | None, Exception] = {}
         for call, run in {run.call: run for run in runs if run.call is not None}.items():
             try:
@@ -270,21 +266,12 @@ class PipelineEngine:
 
     def _start(self, runs: Sequence[PipelineRun]) -> None:
         """One call for the samples of all runs."""
-        sampling, guidance = runs[0].sampling, runs[0].sampling.guidance
         conditions = [condition for run in runs for condition in run.conditions]
         negatives = [text for run in runs for text in run.negatives]
-        arguments = self.arguments(conditions, sampling, runs[0].size, negatives)
+        arguments = self.arguments(conditions, runs[0].sampling, runs[0].size, negatives)
         generators = [torch.Generator().manual_seed(seed) for run in runs for seed in run.seeds]
         arguments["generator"] = generators if len(generators) > 1 else generators[0]
-        weak: Arguments = {"guidance": guidance.budget} if guidance and guidance.kind == "ccfg" else {}
-        budget = list(sampling.budget) if isinstance(sampling.budget, tuple) else sampling.budget
-        try:
-            call = StepwiseCall(self.pipe, arguments, budget_of(budget, **weak), users=len(runs))
-        except ValueError as error:
-            for run in runs:
-                run.error = error
-            return
-        first = 0
+        call, first = StepwiseCall(self.pipe, arguments, runs[0].context, users=len(runs)), 0
         for run in runs:
             run.call, run.first, first = call, first, first + run.count
 
@@ -311,10 +298,8 @@ class PipelineEngine:
         """GFLOPs of one sample: the transformer's blocks, Read and Write; a schedule as with even steps."""
         self.check(sampling)
         size, budgets, guidance = size or self.size, self.budgets, sampling.guidance
-        main = [
-            self._flops(each, size)
-            for each in schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], budgets)
-        ]
+        counts = schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], budgets)
+        main = [self._flops(count, size) for count in counts]
         if guidance is None or guidance.scale <= 1:
             return sum(main) / 1e9
         if guidance.kind == "cfg" or guidance.budget is None:
@@ -360,12 +345,8 @@ def load_engine(
         return PipelineEngine(pipe, name, exact=exact, size=size)
     network, autoencoder = load_network(model, vae=vae, device=device, dtype=dtype)
     if not isinstance(network, Transformer):
-        kind = type(network).__name__
-        raise ValueError(
-            f"cannot make samples with {name!r}: an elastified {kind} alone; give the folder of its pipeline"
-        )
-    engine = NetworkEngine(
-        network, autoencoder, name=name, text_encoder=text_encoder, compile=compile, exact=bool(exact)
-    )
+        raise ValueError(f"cannot make samples with {name!r}: a transformer alone; give the folder of its pipeline")
+    options: Arguments = {"text_encoder": text_encoder, "compile": compile, "exact": bool(exact)}
+    engine = NetworkEngine(network, autoencoder, name=name, **options)
     require(size in (None, engine.size), "size", size, f"{engine.size} for this model")
     return engine
