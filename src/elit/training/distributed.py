@@ -81,7 +81,7 @@ def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module],
 def unsharded(network: Transformer) -> Transformer:
     """A new network without weights, of the class and settings of one in front of which sharding has put its own."""
     kind = next(kind for kind in type(network).__mro__ if not kind.__name__.startswith("FSDP"))
-    return kind.from_config(network.config)  # pyrefly: ignore[missing-attribute]
+    return kind.from_config(network.config)
 
 
 def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer:
