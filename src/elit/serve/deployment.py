@@ -159,16 +159,11 @@ class Gateway:
 
         deployment.listen_on_loopback()
         deployment.gateways.append(self)
-        self.engines, self.service = engines, ServiceSettings.from_dict(service)
-        self.http_app: Any = None
-
-    def build(self) -> Any:
-        key = os.environ.get(KEY_VARIABLE) or None
-        if self.service.needs_key and not key:
+        settings, key = ServiceSettings.from_dict(service), os.environ.get(KEY_VARIABLE) or None
+        if settings.needs_key and not key:
             raise RuntimeError(f"the environment variable {KEY_VARIABLE} is empty; this service needs a key")
-        router = Router(self.engines, lambda: self.http_app.state.metrics.retries.inc())
-        self.http_app = make_app(self.service, router, key=key)
-        return self.http_app
+        router = Router(engines, lambda: self.http_app.state.metrics.retries.inc())
+        self.http_app: Any = make_app(settings, router, key=key)
 
     async def drain(self, seconds: float) -> int:
         """Refuses new requests, and waits for unanswered ones; returns how many are left after `seconds`."""
@@ -188,7 +183,7 @@ def build_app() -> Any:
     """The app of this process's gateway; Serve calls it after the gateway's constructor."""
     from elit.serve import deployment  # the module's own state, not that of a pickled copy
 
-    return deployment.gateways[-1].build()
+    return deployment.gateways[-1].http_app
 
 
 def application(options: Json) -> Any:
