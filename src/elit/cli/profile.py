@@ -29,9 +29,9 @@ class Args:
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     """Images at a time; plans for others between them are as good, beyond them less so."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network, as you will sample."""
+    """Dtype of the network; sample with the same one."""
     compile: bool = False
-    """Of the network, as you will sample."""
+    """Compile the network; sample with the same setting."""
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     seconds: float = 60.0

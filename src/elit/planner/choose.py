@@ -50,7 +50,7 @@ def plan(
     target_images_per_s: the same as a rate, batch / seconds of the run.
     target_gflops: of one image, all steps and guidance.
     guidance: what to use, None for none; "any" leaves it to the plan. cache: the threshold of step caching, 0 for none;
-    None takes those that the table has, since nothing else says what they cost in quality. dtype, compile: as
+    None takes those that the table has, since nothing else tells their cost in quality. dtype, compile: as
     `elit.sample` will be called, since a profile is of those.
     table: of `elit sweep`, default sweep.jsonl or sweep.parquet in the model's folder or beside it. quality: its metric
     to go by, default the first. profile: of `elit profile`, default the one in the model's folder.
@@ -131,7 +131,7 @@ def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted) -> list
 
 
 def same_guidance(scored: Guidance | None, guidance: Guidance | None, budgets: Sequence[int]) -> bool:
-    """Whether a curve has that guidance, however its budget is written."""
+    """True for a curve with that guidance, however its budget is written."""
     if guidance is None or scored is None:
         return guidance is scored
     weak = guidance.weak_budget(None, budgets) if guidance.kind == "ccfg" else guidance.budget
@@ -179,7 +179,7 @@ def halved(num_latents: int, budgets: Sequence[int]) -> Schedule:
 
 
 def network_folder(model: Transformer | str | Path) -> Path | None:
-    """Where config.json of a saved network lies: of a pipeline its transformer's folder. None for one never saved."""
+    """The folder with a saved network's config.json: a pipeline's transformer. None for one that was never saved."""
     if isinstance(model, Transformer):
         saved = model.config.get("_name_or_path")
         return Path(saved) if saved and Path(saved).is_dir() else None

@@ -19,7 +19,7 @@ class Plan(Sampling):
     ms: float | None = None
     """Predicted wall-clock of the whole run of `batch` images; None without a profile of this machine."""
     gflops: float | None = None
-    """Of one image, all steps and guidance included."""
+    """GFLOPs of one image, all steps and guidance included."""
     metric: str | None = None
     """Metric of `quality`, such as fd; None where no sweep has measured a comparable setting."""
     quality: float | None = None
@@ -38,7 +38,7 @@ class Target:
     name: Literal["ms", "gflops"]
     limit: float
     text: str
-    """As the user gave it."""
+    """The target as the user gave it."""
     margin: float = 0.0
     """Share by which times stay below the limit, since predictions are off by it; FLOPs are exact."""
 

@@ -1,4 +1,4 @@
-"""What this machine takes for a network: sampling runs timed in rounds, and the cost model fitted to them.
+"""The speed of this machine for a network: sampling runs timed in rounds, and the cost model fitted to them.
 
 MODEL/profile-DEVICE-DTYPE-torchVERSION.json    recipe, prices, every run measured; `elit.plan` finds it there
 """
@@ -33,7 +33,7 @@ Case = tuple[Sampling, int]
 MIN_ROUNDS = 3
 HELD_OUT = 12
 SCALE = 1.5
-"""Of guidance in the timed runs, where it takes no time."""
+"""Guidance scale of the timed runs, which takes no time."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from elit.serve.replica import Replica, encode
 from elit.serve.settings import ServiceSettings
 
 STEPS = 3
-"""Of a measured run; the first warms up."""
+"""Steps of a measured run; the first warms up."""
 PRICES = ("call", "core", "around", "linear", "square")
 
 

@@ -173,7 +173,7 @@ class Policy:
         return all(at <= each.deadline - reserve * (each.deadline - each.arrival) for each, at in ends)
 
     def _harms(self, now: float, request: Request, setting: Sampling) -> bool:
-        """Whether requests in progress meet their deadlines now, but not if this one starts beside them."""
+        """True where requests in progress meet their deadlines now, but not if this one starts beside them."""
         ids = {each.request.id for each in self.running}
 
         def met(waiting: Sequence[tuple[Request, Sampling]]) -> bool:

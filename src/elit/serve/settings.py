@@ -79,7 +79,7 @@ class ServiceSettings:
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network."""
+    """Dtype of the network."""
     compile: bool = False
     """Compile the network first."""
     exact: bool | None = None
@@ -173,7 +173,7 @@ def check_key(host: str, key: str | None) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """True for an address that only this machine can reach."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
