@@ -70,7 +70,7 @@ class Policy:
     """Rungs of the service's ladder."""
     settings: PolicySettings = field(default_factory=PolicySettings)
     waiting: list[Request] = field(default_factory=list)
-    """By deadline, then arrival."""
+    """Sorted by deadline, then arrival."""
     running: list[Running] = field(default_factory=list)
     slowdown: float = 1.0
     """The time of recent steps over their predicted time."""

@@ -17,7 +17,7 @@ from elit.serve.ladder import Rung, ladder_by_rule, make_guidance
 
 KEY_VARIABLE = "ELIT_API_KEY"
 STEPS = 20
-"""At full quality, where neither the owner nor a sweep's table names them."""
+"""Steps at full quality, where neither the owner nor a sweep's table names them."""
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
 
