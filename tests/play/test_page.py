@@ -13,7 +13,7 @@ from serve.service import saved_model, served
 from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.play.renderer import Renderer
-from elit.play.server import make_app
+from elit.play.server import make_app, open_page
 from elit.play.service import LoadMonitor, ServiceClient
 from elit.sampling.engine import NetworkEngine
 from elit.serve.measure import load_replica
@@ -44,14 +44,11 @@ class SlowAtTimes(Renderer):
 
 
 @contextmanager
-def page_of(renderer, monitor=None):
-    """The address of a renderer's page."""
+def address_of(page):
+    """The address of a page that is served inside the block."""
     import uvicorn
 
-    from elit.play.page import build_page
-
-    config = uvicorn.Config(make_app(build_page(renderer, monitor), "127.0.0.1"), port=0, log_level="error")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(make_app(page, "127.0.0.1"), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -63,6 +60,8 @@ def page_of(renderer, monitor=None):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
+    from elit.play.page import build_page
+
     folder = tmp_path_factory.mktemp("page") / "model"
     opened("elit-dit", in_channels=3, class_names=NAMES).save_pretrained(folder)
     renderer = SlowAtTimes(load_engine(str(folder), device="cpu", dtype="float32"), "float32")
@@ -71,7 +70,7 @@ def address(tmp_path_factory):
     with served(settings, KEY, load_replica(settings)) as (url, _, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.play.service.CALM_BEFORE", 1)
         patch.setattr("elit.play.service.CALM_AFTER", 1)
-        with page_of(renderer, LoadMonitor(ServiceClient(url, KEY))) as address:
+        with address_of(build_page(renderer, LoadMonitor(ServiceClient(url, KEY)))) as address:
             yield address
 
 
@@ -227,13 +226,28 @@ def test_two_browsers_keep_their_own_settings_and_cancel_works(browser, address)
 
 
 def test_a_text_model_has_a_prompt(browser):
-    with page_of(Renderer(NetworkEngine(opened("elit-mmdit", in_channels=3), name="texts"))) as address:
+    from elit.play.page import build_page
+
+    page = build_page(Renderer(NetworkEngine(opened("elit-mmdit", in_channels=3), name="texts")))
+    with address_of(page) as address:
         guest = Visitor(browser, address, "?steps=1&budget=99")  # a budget that it has not
         box = guest.page.get_by_label("Prompt")
         box.fill("a one")
         box.press("Enter")
         guest.wait("a one · seed 0 · budget 16", "#facts")
         guest.page.wait_for_url("**of=a+one**")
+
+
+def test_the_boxed_model_opens_at_measured_settings_and_plans(browser):
+    with address_of(open_page(None, None, None, vae=None, device="cpu", dtype="float32")) as address:
+        guest = Visitor(browser, address, "")
+        assert "expected fd" in guest.text("#cost")
+        guest.open("Plane")
+        before = guest.page.wait_for_selector("#plane img").get_attribute("src")
+        guest.page.locator("#target input").fill("5")
+        guest.click("#plan")
+        guest.wait("fd", "#planned")
+        guest.page.wait_for_function("src => document.querySelector('#plane img').src != src", arg=before)
 
 
 def test_files_are_out_of_reach(address):

@@ -28,10 +28,8 @@ def build_page(renderer: Renderer, monitor: "LoadMonitor | None" = None) -> gr.B
     """The page of a renderer, not yet served. monitor: of a service, whose load then has a tab."""
     play = Playground(renderer)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
-        text = (
-            f"# Playground\nAll pictures come from the same weights: {play.engine.name}. The budget is the number of "
-        )
-        gr.Markdown(text + "latents that the middle of the network works on. Fewer latents cost less.")
+        text = f"# Playground\nAll pictures come from the same weights: {play.engine.name}. The budget is the number "
+        gr.Markdown(text + "of latents that the middle of the network works on. Fewer latents cost less.")
         present = gr.State(None)
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=5, min_width=320):
