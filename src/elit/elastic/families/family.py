@@ -86,7 +86,7 @@ class Family:
     output: int | None = None
     """Place of the image tokens in the tuple that a block returns."""
     per_token: Mapping[str, Take] = field(default_factory=dict)
-    """The block's arguments with an entry a token, and how to take those of the kept ones: `of_image`, `of_sequence`."""
+    """The block's arguments with an entry a token, and how to take the kept ones: `of_image`, `of_sequence`."""
     hints: Callable[[Model], Mapping[int, nn.Module]] = lambda model: {}
     """Modules whose (first) output is added to all image tokens behind the block of that number."""
     residuals: tuple[str, ...] = ()
