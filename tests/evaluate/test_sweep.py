@@ -135,7 +135,7 @@ def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_p
     grid = {"budgets": (16, 0.5, 8, 1), "steps": (1, 2)}
     settings, notes = make_settings(sampler, **grid, guidance=guidance)
     assert len(settings) == 2 * (2 * 7 + 5)  # 0.5 is 8, scale 1 is no guidance, AG at 1 would lower nothing
-    assert notes == ["AG at budget 1 is left out: its second branch keeps 2 latents"]
+    assert [note[:28] for note in notes] == ["AG at budget 1 is left out: "]
     assert len({recipe_digest(sampler.recipe(setting)) for setting in settings}) == len(settings)
     scheduled, _ = make_settings(
         sampler, budgets=(16, "4@0-0.5,16@0.5-1"), steps=(2, 4), like=Sampling(shift=2.0, seed=7)

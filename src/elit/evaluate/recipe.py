@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from elit._version import __version__
+from elit.evaluate.chunks import Share
 from elit.files import write_text
 from elit.models.conditioning import Condition
 from elit.models.saved import weights_digest
@@ -27,13 +28,14 @@ def recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def claim_folder(folder: Path, recipe: Recipe) -> None:
-    """Writes recipe.json into `folder`. Raises ValueError where there is one of another recipe."""
+def claim_folder(folder: Path, recipe: Recipe, share: Share) -> None:
+    """Writes recipe.json into `folder`, in the main process. Raises ValueError where there is one of another recipe."""
     path = folder / "recipe.json"
-    if not path.is_file():
+    if share.main and not path.is_file():
         write_text(path, json.dumps(recipe, indent=2) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(recipe)):
+    elif share.main and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(recipe)):
         raise ValueError(f"cannot use out={str(folder)!r}: its recipe.json is another one; remove that folder")
+    share.wait()
 
 
 def versions() -> dict[str, str]:

@@ -62,7 +62,6 @@ def detect(
     Features that a killed run has found in the same pictures are under OUT/features and are not computed again.
     Raises ValueError for a picture that cannot be used, and for features that are not finite.
     """
-    share = work.get("share", Share())
     recipe = {
         "pictures": pictures.describe(),
         "stamp": pictures.stamp(),
@@ -71,9 +70,7 @@ def detect(
         "chunk": chunk,
     }
     folder = out / "features" / recipe_digest(recipe)[:16]
-    if share.main:
-        claim_folder(folder, recipe)
-    share.wait()
+    claim_folder(folder, recipe, work.get("share", Share()))
     chunks = Chunks(folder, chunk)
     chunks.fill(len(pictures), lambda first: _detect_chunk(pictures, detector, first, chunk), **work)
     return DetectedFeatures(chunks, len(pictures))

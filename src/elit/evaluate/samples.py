@@ -160,11 +160,8 @@ class Sampler:
 
         Raises ValueError for settings that do not fit the network.
         """
-        share = work.get("share", Share())
         samples = self.planned(sampling, count)
-        if share.main:
-            claim_folder(samples.folder, samples.recipe)
-        share.wait()
+        claim_folder(samples.folder, samples.recipe, work.get("share", Share()))
         samples.chunks.fill(count, lambda first: self._chunk(sampling, first), **work)
         return samples
 

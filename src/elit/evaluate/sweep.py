@@ -12,14 +12,13 @@ from typing import Unpack
 
 from accelerate.utils import broadcast_object_list
 
-from elit.budgets import Schedule, format_schedule, resolve_budget, schedule_budgets
+from elit.budgets import Schedule, format_schedule
 from elit.evaluate.chunks import CHUNK, Share, Work
 from elit.evaluate.plane import Point
 from elit.evaluate.recipe import Recipe, recipe_digest
 from elit.evaluate.samples import Sampler, SampleSet
 from elit.evaluate.score import MetricGroup, possible_metrics, score, score_path, score_recipe, stored_score
 from elit.flow.guidance import Guidance
-from elit.flow.solver import time_grid
 from elit.sampling.settings import Sampling
 
 
@@ -34,30 +33,20 @@ def make_settings(
 ) -> tuple[list[Sampling], list[str]]:
     """All combinations, budgets outermost, and a note on each that was left out: two ways to write one recipe are one.
 
-    like: the settings that all have alike. AG is left out where its second branch would keep more latents than the
-    first. Raises ValueError for settings that do not fit the network.
+    like: the settings that all have alike. AG is left out where its second branch would keep as many latents as the
+    first, or more. Raises ValueError for other settings that do not fit the network.
     """
     by_recipe: dict[str, Sampling] = {}
     notes: dict[str, None] = {}
     for budget, count, each, cache in product(budgets, steps, guidance, caches):
         sampling = replace(like, steps=count, budget=budget, guidance=each, cache=cache)
-        weak = _too_many(sampler, sampling)
-        if weak is not None:
-            notes[f"AG at budget {budget} is left out: its second branch keeps {weak} latents"] = None
-        else:
+        try:
             by_recipe.setdefault(recipe_digest(sampler.recipe(sampling)), sampling)
+        except ValueError as error:
+            if each is None or each.kind != "ag":
+                raise
+            notes[f"AG at budget {budget} is left out: {error}"] = None
     return list(by_recipe.values()), list(notes)
-
-
-def _too_many(sampler: Sampler, sampling: Sampling) -> int | None:
-    """Latents of AG's second branch where it would not weaken the first; else None."""
-    guidance, budgets = sampling.guidance, sampler.model.budgets
-    if guidance is None or guidance.kind != "ag" or not budgets or guidance.scale == 1:
-        return None
-    weak = resolve_budget(guidance.budget, budgets)
-    times = time_grid(sampling.steps, sampling.shift)[:-1]
-    of_steps = [count for count in schedule_budgets(sampling.budget, times, budgets) if count is not None]
-    return weak if weak is not None and (weak > min(of_steps) or weak == max(of_steps)) else None
 
 
 def sweep(
