@@ -68,7 +68,8 @@ def _config(
     model = str(settings.get("model"))
     elit = model.startswith("ELIT-") or any(key.startswith(EDITORS) for key in weights)
     if kind is None:
-        own = next((kind for kind in ("sit", "dit") if model.lower().startswith(kind)), None)
+        kinds: tuple[Kind, ...] = ("sit", "dit")
+        own = next((known for known in kinds if model.lower().startswith(known)), None)
         kind = "elit" if elit or "encoder_depth" in settings else own
     if kind is None:
         raise ValueError("bare weights of SiT and DiT are indistinguishable; kind must be sit or dit")
