@@ -112,7 +112,7 @@ def test_sampling_flops_add_up_the_branches():
         ({"noise": torch.zeros(2, 4, 16, 16), "seed": 3}, "cannot take noise with seed or sample_size"),
         ({"noise": torch.zeros(2, 4, 16, 16), "sample_size": 32}, "cannot take noise with seed or sample_size"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"dtype": "int8"}, "dtype must be torch.float32, torch.bfloat16 or torch.float16, got 'int8'"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, .* got 'int8'"),
         ({"shift": 0.0}, r"shift must be above 0, got 0\.0"),
         ({"cache": -0.1}, r"cache must be at least 0, got -0\.1"),
         ({"cache": 0.1, "solver": "heun"}, "cache=0.1 is not supported for 'heun'"),

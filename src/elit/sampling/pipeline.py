@@ -22,7 +22,6 @@ from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import NetworkEngine
 from elit.sampling.pictures import to_uint8
-from elit.sampling.precision import dtype_name
 from elit.sampling.settings import Sampling, make_sampling
 
 
@@ -105,7 +104,7 @@ class ElitPipeline(DiffusionPipeline):
             guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
             budgets = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
             plan = make_sampling(Sampling(steps=num_inference_steps, guidance=guidance, cache=cache), **budgets)
-        plan = make_sampling(plan, dtype=dtype_name(dtype))
+        plan = make_sampling(plan, dtype=dtype)
         engine = NetworkEngine(model, self.vae, compile=compile)
 
         # The scheduler counts noise levels down from 1; the flow counts t up to 1.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from elit.compat import copy_all
-from elit.config import require
 from elit.models.transformer import Transformer
 
 # By network: how it was built when the copies were made, and the copies by dtype.
@@ -18,16 +17,8 @@ _compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype from its name, such as "bfloat16"; others as they are. Raises ValueError unless it is floating point."""
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    good = dtype is None or (isinstance(resolved, torch.dtype) and resolved.is_floating_point and resolved.itemsize > 1)
-    require(good, "dtype", dtype, "torch.float32, torch.bfloat16 or torch.float16")
-    return resolved
-
-
-def dtype_name(dtype: torch.dtype | str | None) -> str | None:
-    """The name of a dtype, as `Sampling` has it. Raises ValueError as `as_dtype`."""
-    return None if dtype is None else str(as_dtype(dtype)).removeprefix("torch.")
+    """A dtype from its name, such as "bfloat16"; others as they are."""
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:

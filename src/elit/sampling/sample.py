@@ -14,7 +14,6 @@ from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
 from elit.sampling.engine import NetworkEngine
 from elit.sampling.noise import Seed, sample_seeds, seeded_noise
-from elit.sampling.precision import dtype_name
 from elit.sampling.settings import Sampling, make_sampling
 
 OnStep = Callable[[int, float, Tensor], None]
@@ -78,7 +77,7 @@ def sample(
         solver=solver,
         shift=shift,
         cache=cache,
-        dtype=dtype_name(dtype),
+        dtype=dtype,
     )
     if noise is not None and (seed not in (None, 0) or sample_size is not None):
         raise ValueError("cannot take noise with seed or sample_size, whose place it takes: give one of them")

@@ -45,12 +45,14 @@ class Sampling:
         elif is_list(self.budget):
             object.__setattr__(self, "budget", tuple(cast(Sequence[Budget], self.budget)))
         object.__setattr__(self, "sample_budgets", tuple(self.sample_budgets))
+        if self.dtype is not None:  # torch's own has this text
+            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         if self.sample_budgets and self.budget is not None:
             raise ValueError("cannot take budget and sample_budgets at once: give one of them")
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(0 < self.shift < math.inf, "shift", self.shift, "above 0")
         require(0 <= self.cache < math.inf, "cache", self.cache, "at least 0")
-        for name, valid in (("solver", get_args(Solver)), ("dtype", (None, *get_args(Precision)))):
+        for name, valid in (("solver", get_args(Solver)), ("dtype", (None, *get_args(Precision), "float64"))):
             require(getattr(self, name) in valid, name, getattr(self, name), f"one of {', '.join(filter(None, valid))}")
 
     def to_dict(self) -> Json:
