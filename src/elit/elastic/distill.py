@@ -25,7 +25,6 @@ from elit.elastic.context import UNSET, budget, original
 from elit.elastic.cost import step_flops
 from elit.elastic.distill_network import (
     DistillNetwork,
-    is_own_network,
     prepare_student,
     student_budgets,
     validated_budgets,
@@ -47,6 +46,7 @@ from elit.elastic.recording import record as record_calls
 from elit.elastic.storage import save_add_on
 from elit.elastic.trees import Tree, layout_of
 from elit.files import write_text
+from elit.models.saved import MANIFEST
 from elit.sampling.pictures import image_grid, save_frames
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
@@ -62,7 +62,8 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     """Trains what `config` says; returns the last validation. Resumes, stops and raises as `train_task`."""
     if not config.pipeline:
         raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
-    task = DistillNetwork if is_own_network(config.pipeline) else DistillPipeline
+    own = any((Path(config.pipeline) / name).is_file() for name in ("config.json", MANIFEST))  # a network or checkpoint
+    task = DistillNetwork if own else DistillPipeline
     return train_task(config, lambda accelerator: task(config, accelerator))
 
 

@@ -21,7 +21,7 @@ from elit.elastic.families.family import Model
 from elit.elastic.low_rank import add_low_rank
 from elit.elastic.surgery import elastify
 from elit.flow.path import flow_matching_loss, interpolate
-from elit.models.saved import MANIFEST, load_own, save_model
+from elit.models.saved import load_own, save_model
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.objectives import Draws, FlowMatching
@@ -66,12 +66,6 @@ ROWS = 64
 def validated_budgets(budgets: Sequence[int]) -> list[int]:
     """All, a half, a quarter and an eighth of a window's tokens."""
     return list(dict.fromkeys(max(1, round(budgets[-1] * share)) for share in (1.0, 0.5, 0.25, 0.125)))
-
-
-def is_own_network(name: str) -> bool:
-    """True for a folder with a network or a checkpoint of this library, not a pipeline."""
-    folder = Path(name)
-    return any((folder / file).is_file() for file in ("config.json", MANIFEST))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import load_file
 
 from elit.elastic.families import CLASSES
 from elit.elastic.families.family import Model, Pipeline
 from elit.elastic.low_rank import add_low_rank
 from elit.elastic.pipelines import check_transformer
-from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, load_weights, read_record
+from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, read_record
 from elit.elastic.surgery import elastify
 from elit.models.presets import NETWORKS
 from elit.models.saved import check_weights, load_own, saved_dtype
@@ -117,7 +118,10 @@ def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:
     if record.lora_rank:
         add_low_rank(transformer, record.lora_rank)
     transformer.elastic_record = record
-    load_weights(transformer, folder)
+    try:
+        transformer.elastic.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError:
+        raise ValueError(f"cannot load {str(folder)!r}: its {WEIGHTS} is for other sizes, or damaged") from None
 
 
 @dataclass(frozen=True)

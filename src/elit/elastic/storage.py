@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from elit.compat import LORA_WEIGHT, WRAPPED_LAYER
@@ -26,9 +26,6 @@ from elit.models.saved import ELASTIC
 
 RECORD, WEIGHTS = ELASTIC, "elastic.safetensors"
 VARIANT = "elastic"
-NOTE = "load this folder, or the pipeline it is in, with elit.load_elastic"
-NOTE_CHANGED = f"{NOTE}; its weights were trained together with the interface and are no model without it"
-NOTE_ADD_ON = "load it into the pipeline that it was made for: elit.load_elastic(pipe, folder)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +79,9 @@ def save_beside(transformer: Model, folder: str | Path, save: Callable[..., None
             path.unlink()
     interface = transformer.elastic
     record = dataclasses.replace(record, changed=changed)
-    _write_interface(folder, interface.state_dict(), record, NOTE_CHANGED if changed else NOTE)
+    note = "load this folder, or the pipeline it is in, with elit.load_elastic"
+    note += "; its weights were trained together with the interface and are no model without it" * changed
+    _write_interface(folder, interface.state_dict(), record, note)
     del transformer.elastic
     try:
         save(folder, **({"variant": VARIANT} if changed else {}))
@@ -97,7 +96,8 @@ def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path)
         transformer.save_pretrained(folder / "transformer")
         return
     own = {name.removeprefix("elastic."): value for name, value in weights.items()}
-    _write_interface(folder, own, transformer.elastic_record, NOTE_ADD_ON)
+    note = "load it into the pipeline that it was made for: elit.load_elastic(pipe, folder)"
+    _write_interface(folder, own, transformer.elastic_record, note)
 
 
 def _write_interface(folder: Path, weights: Mapping[str, Tensor], record: InterfaceRecord, note: str) -> None:
@@ -130,11 +130,3 @@ def read_record(folder: Path) -> InterfaceRecord:
     if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:
         raise ValueError(f"{name}: its {WEIGHTS} is missing or damaged; save or copy it again")
     return record
-
-
-def load_weights(transformer: Model, folder: Path) -> None:
-    """Reads interface and low-rank changes. Raises ValueError where they have other shapes."""
-    try:
-        transformer.elastic.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError:
-        raise ValueError(f"cannot load {str(folder)!r}: its {WEIGHTS} is for other sizes, or damaged") from None
