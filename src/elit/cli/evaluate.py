@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from accelerate import PartialState
@@ -13,6 +13,7 @@ from elit.config import require, require_counts
 from elit.data.builtin import is_named
 from elit.evaluate.chunks import Share
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
+from elit.evaluate.recipe import Json
 from elit.evaluate.reference import detect, reference_from, save_reference
 from elit.evaluate.score import FIELD_COUNT, MetricGroup, Result, Scoring, score, score_path
 from elit.files import check_new_output, leaving_nothing
@@ -56,7 +57,7 @@ class Args(SamplingArgs, Scoring):
         return self.out.with_suffix("") if self.out.suffix == ".npz" else self.out
 
 
-def run(args: Args) -> dict[str, Any] | None:
+def run(args: Args) -> Json | None:
     if not is_named(str(args.pictures)) and not args.pictures.exists():
         raise ValueError(f"cannot read pictures={str(args.pictures)!r}: no such file or folder")
     check_output(args.folder)
@@ -68,7 +69,7 @@ def run(args: Args) -> dict[str, Any] | None:
         return _run(args)
 
 
-def _run(args: Args) -> dict[str, Any] | None:
+def _run(args: Args) -> Json | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
@@ -106,9 +107,7 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
 
 
-def _save_reference(
-    args: Args, path: Path, pictures: Pictures, group: MetricGroup, share: Share
-) -> dict[str, Any] | None:
+def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGroup, share: Share) -> Json | None:
     detector = group.detector
     with show_progress(detector.name, len(pictures)) as progress:
         detections = detect(pictures, detector, args.folder, chunk=args.chunk, **args.work(share, progress))
@@ -121,7 +120,7 @@ def _save_reference(
     return {"reference": str(path), "count": detections.count, "made": reference.origin}
 
 
-def _report(args: Args, count: int, results: dict[str, Result]) -> dict[str, Any]:
+def _report(args: Args, count: int, results: dict[str, Result]) -> Json:
     """Prints a line a detector; returns the content of --json."""
     first = next(iter(results.values()))
     files = {name: str(score_path(result.recipe, args.folder)) for name, result in results.items()}

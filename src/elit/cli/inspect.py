@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from elit.evaluate.inspect.inspection import (
     load_probe,
     write_inspection,
 )
+from elit.evaluate.recipe import Json
 from elit.evaluate.report.tables import print_table
 from elit.files import check_new_output, write_folder
 from elit.sampling.settings import Precision, Sampling
@@ -75,7 +76,7 @@ class Args(GuidanceArgs):
         require(valid, "times", self.times, "at least one in [0, 1], 0 = noise, 1 = data")
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> Json:
     check_output(args.out)
     check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=is_inspection)
     device, dtype = check_device(args.device), getattr(torch, args.dtype)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifi
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.pictures import ArrayPictures
 from elit.evaluate.plane import Point
+from elit.evaluate.recipe import Json
 from elit.evaluate.reference import detect, reference_from
 from elit.evaluate.report.html import Section, write_page
 from elit.evaluate.report.sweep import cells, headings
@@ -76,7 +77,7 @@ class Args:
     def training(self, out: Path) -> TrainConfig:
         """The training run, in the folder `out`."""
         recipe = self.recipe
-        settings: dict[str, Any] = TRAINING | recipe.training | ({"steps": self.steps} if self.steps else {})
+        settings: Json = TRAINING | recipe.training | ({"steps": self.steps} if self.steps else {})
         settings |= {"data": recipe.data, "preview_every": 0, "checkpoint_every": settings["steps"], "seed": self.seed}
         return TrainConfig(out=str(out), model=ModelConfig(name=recipe.name, **recipe.model), **settings)
 
@@ -88,10 +89,10 @@ class Recipe:
     title: str
     name: str
     """Preset of its kind of network."""
-    model: dict[str, Any]
+    model: Json
     """Its sizes."""
     data: str = "digits"
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Json = field(default_factory=dict)
     """Differences to `TRAINING`."""
     budgets: tuple[int, ...] = (16, 8, 4, 2, 1)
     samples: int = 200
@@ -135,7 +136,7 @@ RECIPES = {
 }
 
 
-def run(args: Args) -> dict[str, Any]:
+def run(args: Args) -> Json:
     """Trains, samples, scores and writes everything into `args.out`; the README lists the files."""
     check_output(args.out)
     check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=PRODUCTS.__contains__)

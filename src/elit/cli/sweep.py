@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from accelerate import PartialState
@@ -15,6 +15,7 @@ from elit.cli.sampling import check_guidance_is_used
 from elit.config import require, require_counts
 from elit.evaluate.chunks import Share
 from elit.evaluate.plane import Point, front_of, write_table
+from elit.evaluate.recipe import Json
 from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
 from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler, SampleSet
@@ -96,13 +97,13 @@ class Args(Scoring):
         check_guidance_is_used(self, self.guidance, "scales")
 
 
-def run(args: Args) -> dict[str, Any] | None:
+def run(args: Args) -> Json | None:
     check_output(args.out)
     with show_notes("sweep"), leaving_nothing(args.out):
         return _run(args)
 
 
-def _run(args: Args) -> dict[str, Any] | None:
+def _run(args: Args) -> Json | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
     share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
     device = args.device or str(state.device)
@@ -173,7 +174,7 @@ def _quality(args: Args, groups: Sequence[MetricGroup], example: SampleSet) -> t
     raise ValueError(f"cannot use quality={args.quality!r}: {known}")
 
 
-def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str, table: Path) -> dict[str, Any]:
+def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str, table: Path) -> Json:
     """Writes report and card; returns their places and the front, as --json prints them."""
     grey = sampler.vae is None and sampler.model.config.in_channels == 1
     report = write_sweep_report(args.out, points, quality, model=args.model, grey=grey, table=table)
@@ -198,7 +199,7 @@ def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str,
     }
 
 
-def _print(points: Sequence[Point], quality: str, known: int, notes: Sequence[str], result: dict[str, Any]) -> None:
+def _print(points: Sequence[Point], quality: str, known: int, notes: Sequence[str], result: Json) -> None:
     """The front as a table, and the places of all files."""
     for note in notes:
         print(f"elit sweep: note: {note}", file=sys.stderr)

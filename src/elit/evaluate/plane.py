@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from elit.evaluate.recipe import Json
 from elit.evaluate.score import DISTANCES
 from elit.files import replacing, write_text
 from elit.sampling.settings import Sampling
@@ -64,13 +65,13 @@ class Point:
     def scheduled(self) -> bool:
         return not self.budget.isdigit() and self.budget != "all"
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Json:
         """A row of the results table: flat, a column a metric."""
         flat = asdict(self)
         return flat | flat.pop("scores")
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
+    def from_row(cls, row: Json) -> Self:
         """A point from its row, of any version; other columns are metrics, those of None left out."""
         names = {each.name for each in fields(cls)} - {"scores"}
         known = {name: value for name, value in row.items() if name in names}

@@ -20,7 +20,8 @@ from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import latent_normalization
 
 PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")
-Recipe = dict[str, Any]
+Json = dict[str, Any]
+Recipe = Json
 
 
 def recipe_digest(recipe: Recipe) -> str:

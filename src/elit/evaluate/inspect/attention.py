@@ -7,13 +7,13 @@ J̃ latents kept of a group.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
 from elit.budgets import Budget
+from elit.evaluate.recipe import Json
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
 from elit.models.interface import LatentInterface
@@ -91,7 +91,7 @@ class Probe:
     """Rows in one forward."""
     names: tuple[str, ...] = ()
     """Class or caption of each sample."""
-    origin: dict[str, Any] = field(default_factory=dict)
+    origin: Json = field(default_factory=dict)
     """Origin of the samples, as JSON."""
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class Inspection:
     sampled: tuple[str, ...]
     """Classes or captions of the samples."""
     sampling: Sampling
-    numbers: dict[str, Any]
+    numbers: Json
     """The content of inspect.json."""
 
 

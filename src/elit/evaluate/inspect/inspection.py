@@ -16,7 +16,7 @@ from elit.costs.flops import count_flops
 from elit.data.latents import LatentSet, posterior_sample
 from elit.evaluate import sheets
 from elit.evaluate.inspect.attention import Inspection, Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
-from elit.evaluate.recipe import Recipe, describe_autoencoder, device_name, versions
+from elit.evaluate.recipe import Json, Recipe, describe_autoencoder, device_name, versions
 from elit.evaluate.report.html import Section, write_page
 from elit.files import write_text
 from elit.models.saved import weights_digest
@@ -200,7 +200,7 @@ def describe_run(model: Transformer, probe: Probe, sampling: Sampling, vae: Mode
     }
 
 
-def _attention_and_loss(read: ReadMaps, times: Sequence[float]) -> list[dict[str, Any]]:
+def _attention_and_loss(read: ReadMaps, times: Sequence[float]) -> list[Json]:
     """A row a time; spearman and in_windows over samples, of_means of the maps averaged over samples."""
     of_samples, in_windows = read.correlation(), read.correlation_in_windows()
     of_means = rank_correlation(read.attention.mean(1), read.loss.mean(1))
@@ -216,7 +216,7 @@ def _attention_and_loss(read: ReadMaps, times: Sequence[float]) -> list[dict[str
     ]
 
 
-def _increase(loss: Tensor, full: Tensor) -> dict[str, Any]:
+def _increase(loss: Tensor, full: Tensor) -> Json:
     """The loss (T, B), and its difference to `full`."""
     increase = (loss - full).mean(0)  # (B,): of the same samples, so that only differences spread
     return {
@@ -226,7 +226,7 @@ def _increase(loss: Tensor, full: Tensor) -> dict[str, Any]:
     }
 
 
-def _spread(values: Tensor) -> dict[str, Any]:
+def _spread(values: Tensor) -> Json:
     """Mean and standard deviation of the defined values, and their number."""
     values = values[~values.isnan()]
     return {
@@ -308,13 +308,13 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
     ]
 
 
-def correlation_cells(row: dict[str, Any]) -> list[str]:
+def correlation_cells(row: Json) -> list[str]:
     """The columns of `CORRELATION`, of a row of inspect.json's attention_and_loss."""
     spreads = [_text(row[kind][part]) for kind in ("spearman", "in_windows") for part in ("mean", "std")]
     return [f"{row['t']:g}", f"{row['loss']:.4f}", *spreads, _text(row["of_means"])]
 
 
-def _loss(row: dict[str, Any]) -> list[str]:
+def _loss(row: Json) -> list[str]:
     return [f"{row['loss']:.5f}", f"{row['increase']:+.5f}", f"{row['standard_error']:.5f}"]
 
 

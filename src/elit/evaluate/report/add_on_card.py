@@ -1,9 +1,9 @@
 """The model card of an add-on, and its way to the hub."""
 
 from pathlib import Path
-from typing import Any
 
 from elit.config import DistillConfig
+from elit.evaluate.recipe import Json
 from elit.evaluate.report.tables import markdown_table
 from elit.files import replacing, write_text
 
@@ -11,7 +11,7 @@ FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "tra
 """What of a run's folder goes to the hub."""
 
 
-def write_card(config: DistillConfig, table: list[dict[str, Any]] | None) -> None:
+def write_card(config: DistillConfig, table: list[Json] | None) -> None:
     """Writes README.md into the run's folder: how to use the add-on, and what validation measured last."""
     out = Path(config.out)
     pictures = sorted((out / "samples").glob("step-*.png"))
@@ -56,7 +56,7 @@ file has {size:.1f} MB.
     write_text(out / "README.md", text)
 
 
-def _table(table: list[dict[str, Any]] | None) -> str:
+def _table(table: list[Json] | None) -> str:
     if not table:
         return "No validation was run (preview_every = 0)."
     columns = {
