@@ -21,7 +21,11 @@ def grid_of(kind):
     """One that windows do not divide, where the class has no wishes of its own."""
     if kind in VIDEOS:
         return (3, 5, 6)
-    fixed = {"QwenImage21Transformer2DModel": (6, 10), "ZImageTransformer2DModel": (9, 6), "DiTTransformer2DModel": (8, 8)}
+    fixed = {
+        "QwenImage21Transformer2DModel": (6, 10),
+        "ZImageTransformer2DModel": (9, 6),
+        "DiTTransformer2DModel": (8, 8),
+    }
     return fixed.get(kind, (9, 7))
 
 

@@ -30,25 +30,8 @@ for kind in sys.argv[2:]:
 """
 
 
-def elastic(kind, **settings):
-    return open_branches(elit.elastify(build(kind), read_after=1, write_after=3, window=window(kind), **settings))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", ["carry", "learned"])
-@pytest.mark.parametrize("trained", [False, True])
-def test_comes_back_bit_for_bit(kind, mode, trained, tmp_path):
-    model, x = elastic(kind, mode=mode), inputs(kind)
-    if trained:
-        with torch.no_grad():
-            next(p for p in model.parameters() if p.ndim == 2).mul_(1.01)
-    model.save_pretrained(tmp_path)
-    again = elit.load_elastic(tmp_path)
-    assert again.elastic_record.changed == trained
-    with torch.no_grad():
-        for kept in (16, 5, 1):
-            with elit.budget(kept):
-                assert torch.equal(again(**x, return_dict=False)[0], model(**x, return_dict=False)[0])
+def elastic(kind):
+    return open_branches(elit.elastify(build(kind), read_after=1, write_after=3, window=window(kind)))
 
 
 def test_without_elit_it_is_the_original_or_a_message(tmp_path):

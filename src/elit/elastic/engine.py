@@ -311,8 +311,8 @@ class PipelineEngine:
         if size not in self._layouts:
             request = self.arguments([self.example], Sampling(steps=1), size, [""])
             call = first_call(self.pipe, request | {"generator": torch.Generator().manual_seed(0)})
-            grids, text = family_of(self.network).grids(self.network, call), call.get("encoder_hidden_states")
-            self._layouts[size] = grids, 0 if text is None or not hasattr(text, "shape") else text.shape[1]
+            family = family_of(self.network)
+            self._layouts[size] = family.grids(self.network, call), family.text(self.network, call)
         grids, length = self._layouts[size]
         return count_block_flops(self.network, tokens=grids, text_tokens=length, budget=budget)
 
