@@ -54,7 +54,7 @@ IMAGES = "train-images-idx3-ubyte"
 FAULTS = {
     "magic": (IMAGES, lambda whole: b"\x89PNG" + bytes(100), "' or its .gz: not 3 axes of bytes"),
     "empty": (IMAGES, lambda whole: b"", "' or its .gz: unpack_from requires a buffer"),
-    "cut": (IMAGES, lambda whole: whole[:-7], "not 3 axes of bytes, or not as long as it says"),
+    "cut": (IMAGES, lambda whole: whole[:-7], "not 3 axes of bytes, or of another length"),
     "cut gzip": (f"{IMAGES}.gz", lambda whole: gzip.compress(whole)[:99], "get it again"),
     "no gzip": (f"{IMAGES}.gz", lambda whole: whole, "Not a gzipped file"),
     "missing": ("elsewhere", lambda whole: whole, f"{IMAGES}' or its .gz: No such file or directory"),

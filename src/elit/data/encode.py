@@ -35,12 +35,12 @@ DTYPE = torch.float16
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How a source is encoded; all of it is in encode.json, and another one cannot share the folder."""
+    """The settings of an encoding; all are in encode.json, and another encoding cannot share the folder."""
 
     vae: str = ""
     """The autoencoder, any of diffusers': a hub name or a folder."""
     vae_subfolder: str | None = None
-    """Where in that repository or folder the autoencoder is, such as vae in a pipeline's."""
+    """The autoencoder's folder in that repository or folder, such as vae in a pipeline's."""
     image_size: int | tuple[int, int] = 256
     """Pixels along each axis, or (height, width), after ADM's centre crop."""
     frames: int = 1
@@ -73,7 +73,7 @@ def load_encoder(name: str, subfolder: str | None = None, *, device: torch.devic
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ValueError(f"vae={name!r}: cannot be loaded ({reason})") from None
-    latent_normalization(vae)  # refuses what is none, and what does not say
+    latent_normalization(vae)  # refuses other networks, and unknown normalization
     return vae.eval().requires_grad_(False).to(device)
 
 
@@ -113,7 +113,7 @@ def encode(
 
 
 def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
-    """Writes encode.json, or checks that the one there says the same. Raises ValueError naming the difference."""
+    """Writes encode.json, or checks that the one there is equal. Raises ValueError naming the difference."""
     size = encoding.pixels if encoding.frames == 1 else (encoding.frames, *encoding.pixels)
     settings: dict[str, object] = {
         **{each.name: getattr(encoding, each.name) for each in fields(Encoding)},

@@ -76,7 +76,7 @@ def read_idx(path: Path, *, axes: int) -> Tensor:
         content = path.read_bytes() if path.is_file() else gzip.decompress(gzipped.read_bytes())
         shape = struct.unpack_from(f">{axes}I", content, 4)
         if content[:4] != bytes((0, 0, 8, axes)) or len(content) != 4 + 4 * axes + math.prod(shape):
-            raise ValueError(f"not {axes} axes of bytes, or not as long as it says")
+            raise ValueError(f"not {axes} axes of bytes, or of another length than its header")
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"data: cannot read {str(path)!r} or its .gz: {reason}; get it again") from None

@@ -20,7 +20,7 @@ from elit.models.conditioning import Condition
 
 
 class ImageData(Protocol):
-    """What training needs of a data set; images are float32 in [-1, 1]."""
+    """A data set as training takes it; images are float32 in [-1, 1]."""
 
     classes: tuple[str, ...]
     captions: tuple[str, ...]
@@ -28,7 +28,7 @@ class ImageData(Protocol):
     shape: tuple[int, ...]
     """(C, H, W) of one image, (C, T, H, W) of a clip."""
     folder: Path | None
-    """Where to keep what belongs to it."""
+    """The place of files that belong to it."""
     stamp: str
     """Changes with the files it is read from."""
 

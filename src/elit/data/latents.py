@@ -14,7 +14,7 @@ from elit.sampling.autoencoders import LatentNormalization
 
 
 class LatentSet:
-    """What `elit encode` wrote: posterior means and standard deviations, scaled and shifted as the autoencoder says.
+    """The output of `elit encode`: posterior means and standard deviations, normalized as the autoencoder wants it.
 
     `__getitems__` gives moments (B, 2, C, ...), mean and std, that `posterior_sample` turns into latents.
     Raises ValueError where the folder is not whole.

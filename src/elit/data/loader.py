@@ -22,7 +22,7 @@ class Feed:
     """`next(feed)` is (images, labels) of the sampler's next micro-batch, moved to the device.
 
     `waited` counts the seconds in which a step stood still for data. A loader whose process died, for want of memory
-    say, is replaced by one that goes on at the same micro-batch; raises ChildProcessError where that does not help.
+    maybe, is replaced by one that goes on at the same micro-batch; raises ChildProcessError where that does not help.
     """
 
     def __init__(

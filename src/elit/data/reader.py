@@ -68,7 +68,7 @@ def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
 
 
 def read_info(content: bytes) -> ImageInfo:
-    """What the header alone tells. Raises whatever Pillow does."""
+    """A picture's header, without decoding it. Raises whatever Pillow does."""
 
     def info(image: Image.Image) -> ImageInfo:
         turned = image.format != "TIFF" and _orientation(image) in SIDEWAYS  # Pillow turns a TIFF by itself
@@ -123,7 +123,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _despite_metadata(content: bytes, read: Callable[[Image.Image], T]) -> T:
-    """What `read` finds in the file, or, where it fails, in the file without its metadata."""
+    """The result of `read` for the file, or, where it fails, for the file without its metadata."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return read(image)
@@ -149,7 +149,7 @@ def _parts(content: bytes) -> list[bytes]:
         place, parts = 2, [content[:2]]
         while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
             segment = content[place : place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")]
-            # JFIF's and Adobe's, E0 and EE, say how colours are stored.
+            # JFIF's and Adobe's, E0 and EE, define how colours are stored.
             if segment[1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE) or segment[4:8] == b"Exif":
                 parts.append(segment)
             place += len(segment)

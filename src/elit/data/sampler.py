@@ -41,7 +41,7 @@ class StepSampler(Sampler[list[int]]):
             first = 0
 
     def rows(self, part: int) -> slice:
-        """Where this process's micro-batch `part` lies in the samples of a step."""
+        """The samples of this process's micro-batch `part` among those of a step."""
         micro = self.config.batch_size // (self.parts * self.world)
         first = (part * self.world + self.rank) * micro
         return slice(first, first + micro)
@@ -66,7 +66,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class BucketSampler(StepSampler):
-    """As `StepSampler`, where only samples of one bucket can be in a step: a step's bucket is a draw of (seed, step).
+    """A `StepSampler` whose steps take samples of one bucket each, drawn by (seed, step).
 
     buckets: the samples of each. A bucket is drawn as often as it has samples.
     """
@@ -82,7 +82,7 @@ class BucketSampler(StepSampler):
 
 
 def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """What stands at `positions` (B,) of a permutation of range(length), a function of (seed, epoch).
+    """The entries at `positions` (B,) of a permutation of range(length), a function of (seed, epoch).
 
     A Feistel network over the next power of 4, walked on while it leads outside: no list is made, so a position of a
     billion samples costs as much as one of a hundred.

@@ -28,7 +28,7 @@ LABELS, TEXTS = ("label", "cls", "class"), ("text", "caption", "txt")
 KEPT = ".pictures.json"
 """The end of the name of the file in which training keeps what it found when it read the pictures."""
 LeftOut = dict[str, list[str]]
-"""By reason, the names of files that are not taken."""
+"""The names of files that are not taken, by reason."""
 Entry = tuple[str, Callable[[], bytes], Any]
 """A picture's name, the way to its file, and its label or caption as it stands there."""
 
@@ -37,12 +37,12 @@ class Picture(NamedTuple):
     """One picture of a source."""
 
     name: str
-    """In messages: a path, or a file and a row."""
+    """A path, or a file and a row, for messages."""
     content: Callable[[], bytes]
     """Reads its file."""
     label: int
     fault: str
-    """What is wrong with its label, if anything."""
+    """The fault of its label, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class Source:
     root: Path
     pictures: Sequence[Picture]
     classes: tuple[str, ...]
-    """What the labels stand for; none where pictures lie loose in a folder."""
+    """The meaning of each label; none where pictures lie loose in a folder."""
     files: Sequence[Path]
-    """What the pictures are read from."""
+    """The files that are read."""
     left_out: LeftOut
 
     @property
     def folder(self) -> Path:
-        """Where to keep what belongs to the source."""
+        """The place of files that belong to the source."""
         return self.root if self.root.is_dir() else self.root.parent
 
     @property
@@ -80,7 +80,7 @@ class Source:
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """What tells whether a source is the same: its count, a digest of names and labels, a stamp of its files."""
+        """Its count, a digest of names and labels, and a stamp of its files: equal for the same source alone."""
         stats = {self._short(str(path)): path.stat() for path in self.files if path.exists()}
         states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
         names = [self._short(picture.name) for picture in self.pictures]

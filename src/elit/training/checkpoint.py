@@ -70,14 +70,14 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
 
 
 class RunState(NamedTuple):
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     network: Any
     optimizer: torch.optim.Optimizer
     average: AveragedWeights
 
     def tensors(self) -> dict[str, Any]:
-        """As they lie in memory: what is saved, and what is loaded into."""
+        """The tensors in memory, which are saved and loaded into."""
         weights, moments = get_state_dict(self.network, self.optimizer, options=TRAINED)
         self.average.settle()
         averages = {"average": self.average.weights, "averaged_steps": self.average.steps}

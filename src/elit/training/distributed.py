@@ -55,7 +55,7 @@ def trained_weights(network: nn.Module) -> list[nn.Parameter]:
 
 
 def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
-    """What a step calls: the network on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says.
+    """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says.
 
     FSDP2 splits weights, gradients and moments over all processes; blocks, Read and Write are gathered in turn. In bf16
     the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms) stays
@@ -121,7 +121,7 @@ def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
 
 
 def broadcast_from_main(accelerator: Accelerator, check: Callable[[], T]) -> T:
-    """What the main process finds with `check`, on all of them; a ValueError it meets is raised by all."""
+    """The main process's result of `check`, on all processes; its ValueError is raised by all."""
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:

@@ -23,7 +23,7 @@ class AveragedWeights:
         self.weights = {
             name: weight.detach().clone() for name, weight in network.named_parameters() if weight.requires_grad
         }
-        """By name, DTensors where the network is sharded."""
+        """The average by name, DTensors where the network is sharded."""
         self._staged: list[Tensor] | None = None
         self._copied: torch.Event | None = None
         self._share = 0.0  # of the staged weights in the average; 0 = they are in it

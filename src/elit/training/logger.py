@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar, metrics.jsonl with one line a step, and trackers."""
+"""The log of a training run: a progress bar, metrics.jsonl with one line a step, and trackers."""
 
 import json
 import math

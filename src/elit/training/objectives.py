@@ -1,4 +1,4 @@
-"""What a run minimises.
+"""The objective of a run.
 
 B samples of a step's whole batch, b of a process's micro-batch.
 """

@@ -1,4 +1,4 @@
-"""What a run trains: the seam between the loop and those who have something to train."""
+"""A task of training: the seam between the loop and those who have something to train."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -22,14 +22,14 @@ class Task(Protocol):
     blocks: Iterable[nn.Module]
     """Its blocks, which are compiled, sharded and checkpointed one by one."""
     budgets: Sequence[int]
-    """What a step's budget is drawn from; none for a baseline."""
+    """The budgets of which one is drawn for a step; none for a baseline."""
     flops: dict[int | None, int]
-    """Of a sample's training step, by budget."""
+    """FLOPs of a sample's training step, by budget."""
     examples: Any
     """A data set whose `__getitems__` gives (samples, conditions), both with `.to`."""
     sampler: StepSampler
     identity: dict[str, object] = {}  # noqa: RUF012
-    """What tells a resumed run whether its data is the same, as JSON: classes, count, a stamp of its files."""
+    """Classes, count and a stamp of the data's files, as JSON, by which a resumed run knows its data."""
 
     def initialize(self, *, resumed: bool) -> list[str]:
         """The rest of what a run needs, once its folder is claimed, and the weights that a new one starts from.
@@ -39,7 +39,7 @@ class Task(Protocol):
         ...
 
     def objective(self, accelerator: Accelerator) -> Any:
-        """What is minimised, with two methods that are functions of their arguments, so that runs repeat.
+        """The objective, with two methods that are functions of their arguments, so that runs repeat.
 
         `draw(step)` gives what chance decides, tensors (B, ...) for the whole batch, the same on every process.
         `losses(model, batch, draws, budget)` gives t (b,) and losses (b,) of a micro-batch and its rows of the draws.
