@@ -64,7 +64,7 @@ class Args(GuidanceArgs):
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Precision = "float32"
-    """Of the network; losses are float32."""
+    """Precision of the network; losses are float32."""
     json: bool = False
     """Print the content of inspect.json last on stdout."""
 

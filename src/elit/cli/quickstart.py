@@ -98,7 +98,7 @@ class Recipe:
     samples: int = 200
     """Scored at each setting."""
     scale: float = 1.5
-    """Of guidance."""
+    """Guidance scale."""
 
     @property
     def guidance(self) -> Guidance:
@@ -266,8 +266,15 @@ def write_report(
     if clips:
         lead += f" In {guided['steady']:.1%} of the guided clips every frame shows the same digit."
     weak = f"{recipe.budgets[-1]} latent{'s' if recipe.budgets[-1] > 1 else ''}"
+    condition = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit of the label"
     sections = [
-        *picture_sections(out, recipe),
+        Section(
+            title="The same noise at every budget",
+            text=f"Rows are budgets, columns {condition}, with CCFG. Only the number of latents changes."
+            + (" Below it three clips, their frames side by side." if clips else ""),
+            image=out / ("samples.gif" if clips else "samples.png"),
+        ),
+        *([Section(title="Frame by frame", text="Rows are budgets.", image=out / "samples.png")] if clips else []),
         Section(
             title="Compute against quality",
             text="The Fréchet distance compares the samples with the real data on the classifier's features. CCFG "
@@ -298,18 +305,6 @@ def write_report(
     ]
     title = f"One model, many budgets: {recipe.title} on handwritten digits"
     write_page(out / "report.html", title, lead, sections)
-
-
-def picture_sections(out: Path, recipe: Recipe) -> list[Section]:
-    """The samples: images as they are, clips moving and frame by frame."""
-    condition = f"the prompt, “{CAPTIONS[7]}” for one" if "MM-DiT" in recipe.name else "the digit of the label"
-    text = f"Rows are budgets, columns {condition}, with CCFG. Only the number of latents changes."
-    image, frames = (
-        out / ("samples.gif" if recipe.clips else "samples.png"),
-        "Three of them, their frames side by side.",
-    )
-    first = Section(title="The same noise at every budget", text=text, image=image)
-    return [first, *([Section(title="Frame by frame", text=frames, image=out / "samples.png")] if recipe.clips else [])]
 
 
 def next_commands(out: Path, recipe: Recipe) -> list[str]:

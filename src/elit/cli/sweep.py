@@ -76,7 +76,7 @@ class Args(Scoring):
     overwrite: bool = False
     """Replace the file of --table, and in MODEL the table of a sweep with another --out."""
     license: str = "unknown"
-    """Of the weights, for the card, as the Hub names it, such as apache-2.0."""
+    """License of the weights, for the card, as the Hub names it, such as apache-2.0."""
     datasets: tuple[str, ...] = ()
     """Names on the Hub of the data that the model was trained on, for the card."""
     json: bool = False

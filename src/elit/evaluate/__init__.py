@@ -2,4 +2,4 @@
 
 
 class EvaluationWarning(UserWarning):
-    """What to know before believing a score."""
+    """A reason to doubt a score."""

@@ -20,7 +20,7 @@ class Point:
     budget: str
     """Latents per group, or a schedule over the steps; "all" for a network without an interface."""
     share: float
-    """Of the latents, mean over the steps."""
+    """Share of the latents, mean over the steps."""
     steps: int
     guidance: str
     """none, cfg, ag or ccfg."""
@@ -31,7 +31,7 @@ class Point:
     count: int
     """Samples."""
     gflops: float
-    """Of a sample, all steps and both branches, without the autoencoder."""
+    """A sample's, all steps and both branches, without the autoencoder."""
     ms: float
     """Likewise, in the fastest chunk."""
     saturation: float
@@ -52,7 +52,7 @@ class Point:
     """Times between which guidance acts, 0 … 1 without guidance."""
     guidance_high: float = 1.0
     model_sha256: str = ""
-    """Of the network's class, settings and weights, as the recipe has them."""
+    """Digest of the network's class, settings and weights, as the recipe has them."""
     scores: dict[str, float] = field(default_factory=dict)
     """By metric."""
 

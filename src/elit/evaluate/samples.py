@@ -53,7 +53,7 @@ class SampleSet(Pictures):
     def __init__(self, folder: Path, recipe: Recipe, count: int, classes: Tensor, gflops: float):
         self.folder, self.recipe, self.count, self.classes = folder, recipe, count, classes
         self.gflops = gflops
-        """Of a sample, all steps and guidance branches."""
+        """A sample's, all steps and guidance branches."""
         self.chunks = Chunks(folder / "pictures", recipe["chunk"])
 
     def read(self, first: int, stop: int) -> Tensor:

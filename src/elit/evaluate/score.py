@@ -59,7 +59,7 @@ class Result:
     scores: dict[str, float]
     """By metric; kid_std and is_std are spreads over subsets and splits."""
     set_sha256: str
-    """Of the pictures, in their order."""
+    """SHA-256 of the pictures in their order."""
     gflops_per_sample: float | None = None
     """All steps and guidance included; None for pictures that no network made here."""
     ms_per_sample: float | None = None
@@ -229,7 +229,7 @@ class Scoring:
     """One or more of: inception[:WEIGHTS.pth] (FID), dinov2[:NAME or FOLDER] (FDD), classifier:NAME-or-FOLDER
     (accuracy), i3d:FILE.pt (FVD), digits, moving-digits, fashion-mnist."""
     metrics: tuple[str, ...] = ()
-    """Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
+    """Any of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
     out: Path = Path("runs/scores")
     """Folder for sample sets, references and scores."""
     image_size: int | None = None
@@ -252,7 +252,7 @@ class Scoring:
     device: str | None = None
     """Such as cuda or cpu; default: cuda where there is one."""
     dtype: Precision = "float32"
-    """Of the network; the solver's state and the detectors stay float32."""
+    """Precision of the network; the solver's state and the detectors stay float32."""
     compile: bool = False
     """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
 
@@ -275,7 +275,7 @@ class Scoring:
                 sizes = {"image_size": self.image_size, "chunk": self.chunk}
                 reference = open_reference(self.reference, detector, out=out, **sizes, **self.work(share, progress))
             names = tuple(name for name in self.metrics if name in detector.offers)
-            # With none of them, the detector's own refusal says what it offers.
+            # With none of them, the detector's own refusal lists its metrics.
             groups.append(MetricGroup(specification, detector, reference, names or self.metrics))
         for name in self.metrics:
             offered = any(name in group.detector.offers for group in groups)

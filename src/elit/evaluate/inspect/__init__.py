@@ -1,1 +1,1 @@
-"""What looks inside a network."""
+"""Measurements inside a network."""

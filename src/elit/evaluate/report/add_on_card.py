@@ -8,7 +8,7 @@ from elit.evaluate.report.tables import markdown_table
 from elit.files import replacing, write_text
 
 FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*")
-"""What of a run's folder goes to the hub."""
+"""The files of a run's folder that go to the hub."""
 
 
 def write_card(config: DistillConfig, table: list[Json] | None) -> None:
