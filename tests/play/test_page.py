@@ -13,7 +13,6 @@ from serve.service import saved_model, served
 from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.play.renderer import Renderer
-from elit.play.server import make_app, open_page
 from elit.play.service import LoadMonitor, ServiceClient
 from elit.sampling.engine import NetworkEngine
 from elit.serve.measure import load_replica
@@ -47,6 +46,8 @@ class SlowAtTimes(Renderer):
 def address_of(page):
     """The address of a page that is served inside the block."""
     import uvicorn
+
+    from elit.play.server import make_app
 
     server = uvicorn.Server(uvicorn.Config(make_app(page, "127.0.0.1"), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -239,6 +240,8 @@ def test_a_text_model_has_a_prompt(browser):
 
 
 def test_the_boxed_model_opens_at_measured_settings_and_plans(browser):
+    from elit.play.server import open_page
+
     with address_of(open_page(None, None, None, vae=None, device="cpu", dtype="float32")) as address:
         guest = Visitor(browser, address, "")
         assert "expected fd" in guest.text("#cost")

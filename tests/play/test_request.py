@@ -50,7 +50,7 @@ def test_links_of_older_versions():
         ({"seed": "x"}, "seed must be of type int, got 'x'"),
         ({"seed": "-1"}, "seed must be 0 to 2147483647, got -1"),
         ({"seed": "1e400"}, "seed must be of type int"),
-        ({"steps": "9999"}, "steps must be 1 to 250, got 9999"),
+        ({"steps": "9999"}, "steps must be 1 to 64, got 9999"),
         ({"steps": "2.5"}, r"steps must be of type int, got '2\.5'"),
         ({"guidance": "cfg", "scale": "nan"}, "scale"),
         ({"guidance": "../x"}, r"guidance.*\.\./x"),

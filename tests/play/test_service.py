@@ -58,8 +58,8 @@ def test_pictures_are_the_services_and_cost_what_it_says(service, folder):
     ):
         with pytest.raises(ValueError, match=message):
             renderer.cost(wrong)
-    with pytest.raises(ValueError, match=r"answered 400: .*num_inference_steps"):
-        renderer.draw(request(steps=200))
+    with pytest.raises(ValueError, match=r"answered 400: .*ankle boot"):
+        renderer.draw(request("boot"))
 
 
 def test_a_cancelled_run_frees_its_place(service):
@@ -77,7 +77,7 @@ def test_a_cancelled_run_frees_its_place(service):
     replica.engine.step = step
     try:
         with pytest.raises(Cancelled):
-            Renderer(ServiceEngine(client)).draw(request(steps=100), tick)
+            Renderer(ServiceEngine(client)).draw(request(steps=60), tick)
     finally:
         replica.engine.step = slow
     end = time.monotonic() + 10
@@ -103,9 +103,6 @@ def test_a_burst_is_bounded_and_seen_in_the_readings(service, monkeypatch):
     from elit.play.load_tab import load_charts  # with Gradio, which the others do without
 
     assert load_charts(list(monitor.readings)).count("<svg") == 3
-    for wrong in ((65, 1, 1000), (1, 11, 1000), (0, 1, 1000), (5, 1, 1e9)):
-        with pytest.raises(ValueError, match="must be 1 to"):
-            monitor.burst(*wrong)
     with monitor.bursting, pytest.raises(ValueError, match="another one is running"):
         monitor.burst(5, 1, 1000)
 

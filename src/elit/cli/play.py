@@ -12,7 +12,7 @@ import tyro
 
 from elit.cli.main import check_device, free_port
 from elit.config import require
-from elit.play.server import LOOPBACK
+from elit.play import LOOPBACK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from elit.play.playground import Options, Playground
-from elit.play.request import CONTROLS, examples
+from elit.play.request import CONTROLS, MAX_SCALE, MAX_STEPS, examples
 from elit.sampling.settings import Sampling
 
 NO_BUTTONS: Options = {"interactive": False, "buttons": [], "format": "png"}
@@ -54,11 +54,11 @@ def build_controls(play: Playground) -> Controls:
         named = examples(start.sampling, budgets, engine.guidance_kinds)
         buttons = [(gr.Button(name, size="sm", min_width=60), sampling) for name, sampling in named]
     with gr.Accordion("Steps and guidance", open=False):
-        steps = gr.Slider(1, 64, value=start.sampling.steps, step=1, label="Steps", elem_id="steps")
+        steps = gr.Slider(1, MAX_STEPS, value=start.sampling.steps, step=1, label="Steps", elem_id="steps")
         kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in engine.guidance_kinds]
         info = "The second branch drops the class (CFG), latents (AG), or both (CCFG)"
         guidance = gr.Radio(kinds, value=values["guidance"], label="Guidance", elem_id="guidance", info=info)
-        scale = gr.Slider(0, 8, value=values["scale"], step=0.05, label="Guidance scale; 1 is off", elem_id="scale")
+        scale = gr.Slider(0, MAX_SCALE, value=values["scale"], step=0.05, label="Scale; 1 is off", elem_id="scale")
         weak = gr.Slider(label="Latents of the second branch", visible=bool(budgets), **latents | {"value": low})
     with gr.Accordion("Budget over time", open=False, visible=bool(budgets)):
         schedule = gr.HTML(elem_id="schedule")

@@ -6,7 +6,7 @@ import gradio as gr
 
 from elit.play.charts import Points, lines_chart
 from elit.play.playground import HIDDEN, PROGRESS, RUN, report_errors
-from elit.play.service import MAX_REQUESTS, MAX_SECONDS, LoadMonitor, Reading, describe_burst
+from elit.play.service import LoadMonitor, Reading, describe_burst
 from elit.play.style import facts_html
 
 
@@ -14,8 +14,8 @@ def build_load(monitor: LoadMonitor, tabs: gr.Tabs, label: str) -> None:
     """label: of this tab; the charts are updated each second while it is open."""
     charts = gr.HTML(elem_id="load")
     with gr.Row():
-        requests = gr.Slider(1, MAX_REQUESTS, value=32, step=1, label="Requests", elem_id="requests")
-        seconds = gr.Slider(1, MAX_SECONDS, value=4, step=1, label="Seconds", elem_id="seconds")
+        requests = gr.Slider(1, 64, value=32, step=1, label="Requests", elem_id="requests")
+        seconds = gr.Slider(1, 10, value=4, step=1, label="Seconds", elem_id="seconds")
         deadline = gr.Slider(0.5, 30, value=10, step=0.5, label="Deadline, s", elem_id="deadline")
     burst = gr.Button("Send the burst", variant="primary", elem_id="burst")
     outcome = gr.HTML(elem_id="burst-words")
@@ -30,10 +30,10 @@ def build_load(monitor: LoadMonitor, tabs: gr.Tabs, label: str) -> None:
 
     @report_errors(outcome)
     def send(count: float, within: float, deadline_s: float, progress: gr.Progress = PROGRESS) -> str:
-        outcomes = monitor.burst(
-            int(count), int(within), 1e3 * deadline_s, lambda done, total: progress((done, total), desc="answers")
-        )
-        return facts_html(describe_burst(outcomes))
+        def tick(done: int, total: int) -> None:
+            progress((done, total), desc="answers")
+
+        return facts_html(describe_burst(monitor.burst(int(count), int(within), 1e3 * deadline_s, tick)))
 
     tabs.select(activate, outputs=timer, **HIDDEN)
     timer.tick(update, outputs=charts, **HIDDEN)

@@ -10,7 +10,7 @@ from elit.config import require
 from elit.flow.guidance import CCFG, make_guidance
 from elit.sampling.settings import Sampling
 
-MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT = 250, 2**31 - 1, 30.0, 2000
+MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT = 64, 2**31 - 1, 8, 2000
 DEFAULT_SCALE = 1.5
 CONTROLS = ("of", "seed", "latents", "schedule", "steps", "guidance", "scale", "guidance_budget")
 
@@ -31,7 +31,7 @@ class Request:
         require(length <= MAX_PROMPT, "the prompt", f"{length} characters", f"at most {MAX_PROMPT} characters")
         require(0 <= sampling.seed <= MAX_SEED, "seed", sampling.seed, f"0 to {MAX_SEED}")
         require(1 <= sampling.steps <= MAX_STEPS, "steps", sampling.steps, f"1 to {MAX_STEPS}")
-        require(0 <= scale <= MAX_SCALE, "scale", scale, f"0 to {MAX_SCALE:g}")
+        require(0 <= scale <= MAX_SCALE, "scale", scale, f"0 to {MAX_SCALE}")
 
     def updated(self, values: Mapping[str, object]) -> "Request":
         """This request with the values of a link. Raises ValueError."""

@@ -1,19 +1,24 @@
 """The page behind a web server of its own: loopback by default, nothing from another host."""
 
+import asyncio
+import socket
 import threading
+import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import socket
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    import gradio as gr
-    from fastapi import FastAPI
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
+from elit.elastic.engine import load_engine
+from elit.play import LOOPBACK
+from elit.play.page import build_page
+from elit.play.renderer import Renderer
+from elit.play.style import CSS, theme
 from elit.pretrained import DEFAULT, model_folder, model_name
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
@@ -28,11 +33,11 @@ CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_serv
 class Guard:
     """ASGI middleware that adds the policy to every answer and closes unused routes."""
 
-    def __init__(self, app: "ASGIApp"):
+    def __init__(self, app: ASGIApp):
         self.app = app
 
-    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        async def send_guarded(message: "Message") -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
@@ -44,14 +49,8 @@ class Guard:
             await self.app(scope, receive, send_guarded)
 
 
-def make_app(page: "gr.Blocks", host: str) -> "FastAPI":
+def make_app(page: gr.Blocks, host: str) -> FastAPI:
     """The page as an ASGI app; Gradio's run history, uploads and proxying are off."""
-    import gradio as gr
-    from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    from elit.play.style import CSS, theme
-
     app = FastAPI(openapi_url=None)
     app.add_middleware(Guard)
     if host in LOOPBACK:  # against DNS rebinding by other sites
@@ -62,7 +61,7 @@ def make_app(page: "gr.Blocks", host: str) -> "FastAPI":
 
 def open_page(
     model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
-) -> "gr.Blocks":
+) -> gr.Blocks:
     """The page of a model, by default the box's first, or of a service. Raises ValueError where loading fails."""
     monitor = None
     if service is not None:
@@ -70,33 +69,23 @@ def open_page(
 
         monitor = LoadMonitor(ServiceClient(service, key))
         monitor.client.describe()
-    from elit.play.renderer import Renderer
-
     if monitor is not None and model is None:
         from elit.play.service_engine import ServiceEngine
 
         renderer = Renderer(ServiceEngine(monitor.client))
     else:
-        from elit.elastic.engine import load_engine
-
         folder = model_folder(model or DEFAULT)
         engine = load_engine(folder, name=model_name(folder), vae=vae, device=device, dtype=dtype)
         renderer = Renderer(engine, dtype)
-        threading.Thread(target=renderer.thumbnails, daemon=True).start()  # while Gradio is imported
-    from elit.play.page import build_page
-
+        threading.Thread(target=renderer.thumbnails, daemon=True).start()
     return build_page(renderer, monitor)
 
 
-def serve(page: "gr.Blocks", host: str, port: int, line: str, address: str | None = None) -> None:
+def serve(page: gr.Blocks, host: str, port: int, line: str, address: str | None = None) -> None:
     """Serves the page until interrupted; prints `line` and opens `address` in a browser once it can be opened."""
-    import asyncio
-    import webbrowser
-
-    import uvicorn
 
     class Server(uvicorn.Server):
-        async def startup(self, sockets: "list[socket.socket] | None" = None) -> None:
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             print(line, flush=True)
             if address:
