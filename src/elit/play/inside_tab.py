@@ -11,9 +11,6 @@ from elit.play.renderer import Picture
 from elit.play.style import facts_html
 from elit.sampling.engine import NetworkEngine
 
-Held = tuple[list[float], Tensor, Image.Image]
-"""Times, attention maps, the picture."""
-
 
 def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, tab: gr.Tab, present: gr.State) -> None:
     maps = gr.State(None)
@@ -31,7 +28,9 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, ta
         label="From noise to picture", columns=5, height="auto", elem_classes="frames", elem_id="frames", **NO_BUTTONS
     )
 
-    def show(held: Held | None, latent: float, step: float) -> tuple[Image.Image | None, str]:
+    def show(
+        held: tuple[list[float], Tensor, Image.Image] | None, latent: float, step: float
+    ) -> tuple[Image.Image | None, str]:
         if held is None:
             return None, ""
         times, weights, base = held
