@@ -38,7 +38,7 @@ def test_yaml_as_written_by_hand(tmp_path):
         ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
         ("resume: 1", "resume must be bool, got 1"),
         ("steps: 0", "steps must be at least 1, got 0"),
-        ("seed: 9223372036854775808", "seed must be from 0 to 9223372036854775807, got 9223372036854775808"),
+        ("seed: 9223372036854775808", "seed must be at most 9223372036854775807, got 9223372036854775808"),
         ("steps: [", "not YAML"),
         ("steps: 1\nseed: 0\nsteps: 2", "'steps' is there twice"),
         ("precision: fp8", "precision must be one of .'fp32', 'bf16'., got 'fp8'"),

@@ -26,14 +26,14 @@ def require(holds: bool, name: str, value: object, valid: str) -> None:
         raise ValueError(f"{name} must be {valid}, got {value!r}")
 
 
-def require_counts(settings: object, *names: str, least: int = 1, most: int | None = None) -> None:
+def require_counts(settings: object, *names: str, least: int = 1, most: int = MAX_COUNT) -> None:
     """Checks the bounds of fields that are a number, a tuple of numbers, or None."""
     for name in names:
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None:
                 require(number >= least, name, number, f"at least {least}")
-                require(most is None or number <= most, name, number, f"at most {most}")
+                require(number <= most, name, number, f"at most {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +141,10 @@ class RunConfig:
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     def __post_init__(self) -> None:
-        require_counts(self, "steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every")
-        require_counts(self, "keep_last", "keep_every")
-        require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", least=0)
-        require(0 <= self.seed < 1 << 63, "seed", self.seed, f"from 0 to {(1 << 63) - 1}")
+        most = (1 << 63) - 1  # a checkpoint that is never due may be 10¹² steps away
+        require_counts(self, "steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", most=most)
+        require_counts(self, "keep_last", "keep_every", most=most)
+        require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", "seed", least=0, most=most)
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")

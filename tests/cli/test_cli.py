@@ -79,7 +79,7 @@ def test_a_name_that_is_no_command_has_a_hint(run, name, message):
         ("sample MODEL --guidance cfg --guidance-interval 0.5 1.5", "interval"),
         ("sample MODEL --guidance cfg --guidance-interval 0.1 0.2 --steps 4", "interval"),
         ("sample MODEL --guidance cfg --scale -1", "scale"),
-        ("sample MODEL --guidance cfg --scale inf", "scale must be finite, got inf"),
+        ("sample MODEL --guidance cfg --scale inf", "scale must be"),
         ("sample MODEL --scale 2", "scale"),
         ("sample MODEL --guidance-interval 0 0.5", "guidance_interval"),
         ("sample MODEL --text-encoder t5", "text_encoder"),

@@ -69,6 +69,7 @@ class Args:
 
     def __post_init__(self) -> None:
         require_counts(self, "steps")
+        self.training(self.out)  # checks the seed
 
     @property
     def recipe(self) -> "Recipe":

@@ -14,7 +14,7 @@ from elit.cli.main import check_device, check_output, option_value, show_progres
 from elit.cli.main import parse as parse_arguments
 from elit.cli.profile import measured
 from elit.cli.sampling import SamplingArgs
-from elit.config import require
+from elit.config import require, require_counts
 from elit.costs.timing import wait_for
 from elit.elastic.engine import load_engine
 from elit.files import Json, check_new_output
@@ -75,6 +75,7 @@ class Args(Subject, SamplingArgs):
 
     def __post_init__(self) -> None:
         Subject.__post_init__(self)
+        require_counts(self, "count", "batch_size")
         SamplingArgs.__post_init__(self)
         if self.targets and (given := [name for name in PLANNED if getattr(self, name) != getattr(Args, name)]):
             raise ValueError(f"cannot use {given[0]} with a target, which plans it")
@@ -131,6 +132,10 @@ def run(args: Args) -> Json:
     device = torch.device(check_device(args.device))
     options: Json = {"vae": args.vae, "text_encoder": args.text_encoder, "compile": args.compile}
     engine = load_engine(args.model, name=model_name(args.model), device=device, dtype=args.dtype, **options)
+    if args.text_encoder and not engine.takes_text:
+        raise ValueError(
+            f"text_encoder is not supported for this model, which takes classes, got {args.text_encoder!r}"
+        )
     record = make_record(engine, args.sampling(), args)
     if args.like is not None:
         compare(read_record(args.like), record, args.like)
