@@ -139,8 +139,10 @@ class DistillPipeline(Task):
 
     def record(self, rank: int, world: int) -> RecordedCalls:
         """Every `world`-th batch from `rank`: first its prompts, all of them, then the transformer's calls."""
-        # The last is for validation, from noise of its own.
-        requests = [*self.requests.batches(), self.requests.held_out()]
+        prompts, steps = self.requests.prompts[: self.config.teacher_batch], self.config.teacher_steps
+        # The last is for validation, from noise that no other starts from.
+        held_out = self.requests.request(prompts, number=-1, steps=steps, size=self.requests.sizes[0])
+        requests = [*self.requests.batches(), held_out]
         paths = [self.cache / "calls" / f"{number:06d}.pt" for number in range(len(requests) - 1)]
         paths.append(self.cache / "held-out" / "calls.pt")
         mine = list(zip(requests, paths, strict=True))[rank::world]

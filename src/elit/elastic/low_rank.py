@@ -30,15 +30,9 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x.to(self.down.weight.dtype)))
 
-
-class AddLowRank:
-    """The hook on a linear layer."""
-
-    def __init__(self, change: LowRank):
-        self.change = change
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return None if bypassed.get() else output + self.change(args[0]).to(output.dtype)
+    def add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """The hook on a linear layer."""
+        return None if bypassed.get() else output + self(args[0]).to(output.dtype)
 
 
 def add_low_rank(transformer: Model, rank: int, *, seed: int = 0) -> None:
@@ -52,7 +46,7 @@ def add_low_rank(transformer: Model, rank: int, *, seed: int = 0) -> None:
         for name, layer in linear_layers(transformer).items():
             change = LowRank(layer.in_features, layer.out_features, rank)
             changes[name.replace(".", "-")] = change
-            layer.register_forward_hook(AddLowRank(change))
+            layer.register_forward_hook(change.add)
     some = transformer.elastic.latents
     transformer.elastic.low_rank = changes.to(some.device, some.dtype)
 

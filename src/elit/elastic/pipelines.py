@@ -135,11 +135,6 @@ class Requests:
             steps = config.teacher_steps if even else max(1, config.teacher_steps * 3 // 4)
             yield self.request([self.prompts[row % len(self.prompts)] for row in rows], number=number, steps=steps)
 
-    def held_out(self) -> Arguments:
-        """A trajectory to validate with: a batch of noise that none of the recorded ones starts from."""
-        prompts = self.prompts[: self.config.teacher_batch]
-        return self.request(prompts, number=-1, steps=self.config.teacher_steps, size=self.sizes[0])
-
     def validation(self, **changes: str) -> Arguments:
         """The first prompts, at the first size, always of the same seeds."""
         prompts = [self.prompts[row % len(self.prompts)] for row in range(self.config.preview_prompts)]
