@@ -37,7 +37,7 @@ class FamilyReport:
 
 
 def check_family(transformer: Model, call: Arguments, **settings: Any) -> FamilyReport:
-    """Tries on a copy of `transformer` what has to hold for its class's `Family`, and says in words what does not.
+    """Tries on a copy of `transformer` all that has to hold for its class's `Family`, and reports what does not.
 
     call: keyword arguments of one forward, a batch of a few samples; a small network of random weights does, in which
     nothing starts at zero. settings: of `elit.elastify`, read_after, write_after and window, where its defaults do not

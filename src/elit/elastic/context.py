@@ -92,7 +92,7 @@ def budget(
     guidance: the same for the unconditional branch (CCFG, paper section 4); if not given, it runs at `value`.
     reference: the same for reference images, where a model has some in its sequence (Qwen-Image-Edit, Flux Kontext,
     Flux 2), in both branches; if not given, they run at their branch's budget.
-    doubled: whether each batch holds both branches of guidance. A diffusers pipeline says so itself; give it where
+    doubled: whether each batch holds both branches of guidance. A diffusers pipeline knows it; give it where
     something else calls a transformer whose pipelines run both branches in one batch.
 
     Schedules and lists read the timestep of each forward, which waits for the device; a constant does not.
@@ -152,7 +152,7 @@ def budgets_of_call(
     noise: gives the noise level, any shape. half: which one is unconditional; None if a pipeline runs the branches
     apart. one_branch: this forward is of the conditional branch alone, whatever the pipeline does otherwise.
     unlabelled: the sample, where pipelines run the branches apart and may name neither.
-    Raises ValueError for a budget out of range, a list that is too short, and where nobody says what a batch holds.
+    Raises ValueError for a budget out of range, a list that is too short, and where it is unknown whether a batch holds both branches.
     """
     block: BudgetBlock | None = _block.get()
     if block is None:

@@ -59,7 +59,7 @@ Row = dict[str, Any]
 
 
 def distill(config: DistillConfig) -> dict[str, Any]:
-    """Trains what `config` says; returns the last validation. Resumes, stops and raises as `train_task`."""
+    """Trains as `config` sets it; returns the last validation. Resumes, stops and raises as `train_task`."""
     if not config.pipeline:
         raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
     own = any((Path(config.pipeline) / name).is_file() for name in ("config.json", MANIFEST))  # a network or checkpoint

@@ -47,7 +47,7 @@ class Prediction:
     """The target of a class of transformers for a noisy sample, made of latents and noise.
 
     A flow's class predicts dx/dt in its own time: noise − data where its time grows towards noise, data − noise else
-    (Z-Image, Lumina 2). Others predict what the scheduler's `prediction_type` says, at DDPM's steps.
+    (Z-Image, Lumina 2). Others predict the scheduler's `prediction_type`, at DDPM's steps.
     """
 
     family: Family

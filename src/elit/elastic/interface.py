@@ -1,11 +1,11 @@
 """The interface of an elastified transformer: Read into latents that carry the group's own tokens, Write their change.
 
 B batch, G windows, n tokens of a window, J̃ latents of a window kept, d width; N tokens and K latents in all. Sequences
-(B, N, d) and (B, K, d) are in the model's own raster order; `KeptTokens` says how to group them.
+(B, N, d) and (B, K, d) are in the model's own raster order; `KeptTokens` has their grouping.
 
 Two modes. *learned* is the paper's (section 3): latents are learned vectors, Write adds what cross-attention finds.
 *carry* keeps a pretrained core alive: latent j of a window starts as the token at its j-th place, coarse to
-fine, plus the learned vector, which starts at zero; Write hands each token the change that its latent went through.
+fine, plus the learned vector, which starts at zero; Write gives each token the change of its latent.
 """
 
 from math import prod

@@ -113,7 +113,7 @@ def load_transformer(folder: Path, **kwargs: Any) -> Model:
 
 
 def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:
-    """Interface and low-rank changes as `record` says, with the weights in `folder`."""
+    """Adds interface and low-rank changes as in `record`, with the weights in `folder`."""
     elastify(transformer, **{name: getattr(record, name) for name in ("read_after", "write_after", "window", "mode")})
     if record.lora_rank:
         add_low_rank(transformer, record.lora_rank)

@@ -1,4 +1,4 @@
-"""Differences between diffusers transformers: a `Family` says where a class has its tokens, and how its blocks run.
+"""Differences between diffusers transformers: a `Family` has the places of its tokens, and how its blocks run.
 
 B batch, N image tokens, K kept ones, L text tokens, S tokens of a whole sequence, d width, h rotary width.
 `arguments` are a call's arguments by name: those of the transformer's forward, or of a block's where that is said.
@@ -28,7 +28,7 @@ class Places(NamedTuple):
     image: Tensor
     """(K,) among the image tokens."""
     sequence: Tensor
-    """(S',) in the sequence that attention sees, where text and what else it holds stays whole; (B, S') where the
+    """(S',) in the sequence of attention, where text and what else it holds stays whole; (B, S') where the
     image begins elsewhere in each sample."""
     tokens: int
     """N."""
@@ -81,7 +81,7 @@ class Family:
     joined: tuple[str, ...] = ()
     """Those of `blocks` where it holds the whole sequence instead (B, S, d)."""
     before: Callable[[Arguments, int], int | Sequence[int]] = lambda arguments, others: text_length(arguments)
-    """Tokens ahead of the image in the sequence that attention sees, where `others` tokens are not of the image; one
+    """Tokens ahead of the image in the sequence of attention, where `others` tokens are not of the image; one
     number, or one a sample."""
     output: int | None = None
     """Place of the image tokens in the tuple that a block returns."""

@@ -88,7 +88,7 @@ QWEN21 = Family(
     },
     text=lambda model, arguments: _others(arguments),
     streams=((".", "both"),),
-    # Text is causal, a row at a time; each image sees all before it and itself.
+    # Text is causal, a row at a time; each image attends to all before it and to itself.
     attention=lambda block, image, text: image * (image + text) + text * text,
 )
 
