@@ -66,7 +66,7 @@ class Args:
 
 def run(args: Args) -> list[Row]:
     if args.paper:
-        rows: list[Row] = [asdict(each) | {"difference": each.difference} for each in paper_figures()]
+        rows: list[Row] = [{**asdict(each), "difference": each.difference} for each in paper_figures()]
         columns = {"figure": "{row}", "paper": "{paper:.4g}", "ours": "{ours:.4g}", "difference": "{difference:+.2%}"}
     else:
         rows = [row for name in args.models for row in _cost_rows(args, name)]

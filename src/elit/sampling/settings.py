@@ -46,7 +46,7 @@ class Sampling:
             object.__setattr__(self, "budget", tuple(cast(Sequence[Budget], self.budget)))
         object.__setattr__(self, "sample_budgets", tuple(self.sample_budgets))
         if self.dtype is not None:  # torch's own has this text
-            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+            object.__setattr__(self, "dtype", f"{self.dtype}".removeprefix("torch."))
         if self.sample_budgets and self.budget is not None:
             raise ValueError("cannot take budget and sample_budgets at once: give one of them")
         require(self.steps >= 1, "steps", self.steps, "at least 1")
