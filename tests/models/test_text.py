@@ -133,7 +133,7 @@ def test_an_encoders_text_goes_into_a_network(tmp_path):
     model = elit.create_model("ELIT-MM-DiT-S/2", sample_size=16, hidden_size=48, num_heads=4, depth=4, **settings)
     images = elit.sample(model, text, steps=1, guidance=elit.CCFG(2.0, 1))
     assert images.shape == (3, 16, 16, 16)
-    with pytest.raises(ValueError, match=r"encode them with elit\.TextEncoder"):
+    with pytest.raises(ValueError, match=r"as elit\.TextEncoder makes them"):
         elit.sample(model, PROMPTS, steps=1)
 
 

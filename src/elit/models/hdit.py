@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from elit.config import require
 from elit.models.dit import DiT
 from elit.models.layers import Block, Rope, weights_of
+from elit.models.sizes import cell_of
 from elit.models.transformer import AuxStreams
 from elit.models.windows import Shape
 
@@ -40,9 +41,7 @@ class HDiT(DiT):
 
     @property
     def cell(self) -> Shape:
-        if self.spec:
-            return self.patch_size
-        return tuple(p * side for p, side in zip(self.patch_size, self.window(self.patch_size), strict=True))
+        return self.patch_size if self.spec else cell_of(self.patch_size, self.window(self.patch_size))
 
     def check_sizes(self) -> None:
         super().check_sizes()

@@ -24,6 +24,7 @@ from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
 from elit.models.interface import CrossAttention, InterfaceSpec
 from elit.models.layers import Block, Mlp, Modulation, layer_norm, modulate, sliceable
+from elit.models.sizes import cell_of
 from elit.models.transformer import AuxStreams
 from elit.models.windows import Shape, Windows
 
@@ -35,10 +36,10 @@ LATENT_POSITIONS = 4096  # rows of the latents' position table, more than any pu
 class SiT(DiT):
     """SiT with adaLN-Zero; with `interface`, ELIT-SiT as published. Arguments as in DiT, and
 
-    convention: what the weights mean by time and output. A forward means the same with all three.
-        "noise"    sees the noise level 1 − t, says the velocity: ELIT's published networks, and those made here
-        "data"     sees t, says the velocity: the original SiT
-        "ddpm"     sees one of DDPM's 1000 steps, says the noise: the original DiT; see `ddpm_time`
+    convention: time and output of the weights; a forward is the same with all three.
+        "noise"    the noise level 1 − t, velocity: ELIT's published networks, and those made here
+        "data"     t, velocity: the original SiT
+        "ddpm"     one of DDPM's 1000 steps, noise: the original DiT; see `ddpm_time`
 
     Raises ValueError where the sizes do not fit each other.
     """
@@ -70,9 +71,7 @@ class SiT(DiT):
 
     @property
     def cell(self) -> Shape:
-        if self.spec is None:
-            return self.patch_size
-        return tuple(p * side for p, side in zip(self.patch_size, self.spec.window, strict=True))
+        return cell_of(self.patch_size, self.spec.window) if self.spec else self.patch_size
 
     def token_grid(self, size: Sequence[int]) -> Shape:
         grid = super().token_grid(size)
@@ -97,7 +96,7 @@ class SiT(DiT):
         *,
         share_head: bool = False,
     ) -> Tensor:
-        """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`: t = 0 is noise, velocity = data − noise."""
+        """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`."""
         if self.config.convention != "ddpm":
             return super().forward(x, t, y, budget, share_head=share_head)
         level = ddpm_time(t)[1].view(-1, 1, 1, 1)

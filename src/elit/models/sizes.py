@@ -49,6 +49,10 @@ def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) 
     return patch
 
 
+def cell_of(patch: Shape, window: Shape) -> Shape:
+    return tuple(p * side for p, side in zip(patch, window, strict=True))
+
+
 def nearest(length: int, step: int) -> list[int]:
     """The multiples of `step` beside a length, one where it is a multiple itself."""
     return sorted({max(step, length // step * step), max(step, -(-length // step) * step)})
