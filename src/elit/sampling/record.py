@@ -30,8 +30,12 @@ class Subject:
     """Images at a time; changes an image by rounding at most."""
 
     def __post_init__(self) -> None:
-        require(self.count is None or self.count >= 1, "count", self.count, "at least 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        for name in ("labels", "prompts"):
+            texts = getattr(self, name)
+            require(isinstance(texts, tuple) and all(isinstance(each, str) for each in texts), name, texts, "texts")
+        require(isinstance(self.text_encoder, str | None), "text_encoder", self.text_encoder, "a name or a folder")
+        for name, value in (("count", 1 if self.count is None else self.count), ("batch_size", self.batch_size)):
+            require(type(value) is int and value >= 1, name, value, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,11 @@ class PictureRecord:
         """Reads the text of a picture of any version. Raises ValueError where it is damaged."""
         try:
             content = json.loads(text)
-            settings = content.pop("settings")
-            known = {each.name for each in fields(Subject)} | KNOWN
-            if unknown := sorted(set(settings) - known):
-                raise ValueError(f"unknown setting {unknown[0]!r}")
-            record = cls(sampling=Sampling.from_dict(settings), subject=_subject(settings), **content)
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in content.pop("settings").items()}
+            subject: Json = {each.name: settings[each.name] for each in fields(Subject) if each.name in settings}
+            unknown = sorted(set(settings) - set(subject) - KNOWN)
+            require(not unknown, "settings", unknown, "known")
+            record = cls(sampling=Sampling.from_dict(settings), subject=Subject(**subject), **content)
             strings = [record.model, record.weights, *record.made_with, *record.made_with.values()]
             row = record.row is None or (type(record.row) is int and record.row >= 0)
             if not all(isinstance(each, str) for each in strings) or not row:
@@ -76,20 +80,6 @@ class PictureRecord:
 
 
 KNOWN = {*Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
-
-
-def _subject(settings: Json) -> Subject:
-    """Raises ValueError for values of the wrong kind."""
-    values: Json = {each.name: settings[each.name] for each in fields(Subject) if each.name in settings}
-    for name in ("labels", "prompts"):
-        value = values.get(name, ())
-        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        require(texts or value == (), name, value, "a list of texts")
-        values[name] = tuple(value)
-    for name, kind in (("text_encoder", str), ("count", int), ("batch_size", int)):
-        value = values.get(name, default := getattr(Subject, name))
-        require(value is default or type(value) is kind, name, value, f"of type {kind.__name__}")
-    return Subject(**values)
 
 
 def make_record(engine: Engine, sampling: Sampling, subject: Subject, row: int | None = None) -> PictureRecord:
