@@ -42,10 +42,11 @@ class DetectedFeatures:
 
     def moments(self, name: str) -> Moments:
         """Mean and covariance of one tensor, summed in the order of the pictures."""
-        total: Moments | None = None
-        for part in self.chunks.stream(self.count, name):
-            total = (total or Moments(part.shape[1])).add(part)
-        assert total is not None
+        parts = self.chunks.stream(self.count, name)
+        first = next(parts)
+        total = Moments(first.shape[1]).add(first)
+        for part in parts:
+            total.add(part)
         return total
 
     @property

@@ -103,21 +103,15 @@ def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
 
     Latents without their autoencoder become the mean over their channels, each scaled to its own range.
     """
-    pixels = vae is not None or samples.shape[1] in (1, 3)
-    pictures = samples
-    if pixels:
-        # All latents of a clip are decoded: the first frame of some autoencoders needs the later ones.
-        with torch.no_grad():
-            pictures = torch.cat(
-                [decode(vae, part.to(vae.device if vae else part.device)) for part in samples.split(8)]
-            )
-    pictures = pictures.float().cpu() if pixels else pictures.float().cpu().mean(1, keepdim=True)
-    if pictures.ndim == 5:
-        pictures = pictures[:, :, 0]
-    if not pixels:
-        low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
-        pictures = 2 * (pictures - low) / (high - low).clamp(min=1e-6) - 1
-    return pictures.clamp(-1, 1)
+    if vae is None and samples.shape[1] not in (1, 3):
+        means = samples.float().cpu().mean(1, keepdim=True)
+        means = means[:, :, 0] if means.ndim == 5 else means
+        low, high = means.amin((1, 2, 3), keepdim=True), means.amax((1, 2, 3), keepdim=True)
+        return 2 * (means - low) / (high - low).clamp(min=1e-6) - 1
+    device = samples.device if vae is None else vae.device
+    with torch.no_grad():  # all latents of a clip: the first frame of some autoencoders needs the later ones
+        pictures = torch.cat([decode(vae, part.to(device)) for part in samples.split(8)]).float().cpu()
+    return (pictures[:, :, 0] if pictures.ndim == 5 else pictures).clamp(-1, 1)
 
 
 def inspect_model(
@@ -246,33 +240,22 @@ def is_inspection(name: str) -> bool:
     return name in (*PICTURES, *OLD, "inspect.json", "report.html")
 
 
-def write_inspection(inspection: Inspection, out: Path, title: str) -> Path:
-    """Writes the pictures, inspect.json and report.html into `out`; returns the page's path."""
+def write_inspection(inspection: Inspection, out: Path, title: str) -> None:
+    """Writes the pictures, inspect.json and report.html into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():
         draw(inspection, out / name)
-    write_text(out / "inspect.json", json.dumps(inspection.numbers, indent=1, allow_nan=False) + "\n")
-    write_page(out / "report.html", f"Inside {title}", lead(inspection), sections(inspection, out))
-    return out / "report.html"
-
-
-def lead(inspection: Inspection) -> str:
-    """The measurements in a few sentences."""
-    made = inspection.numbers["made"]
+    numbers = inspection.numbers
+    write_text(out / "inspect.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    made, rows = numbers["made"], numbers["attention_and_loss"]
     times = ", ".join(f"{time:g}" for time in made["times"])
     frames = inspection.read.loss.shape[2] > inspection.maps["loss"][0, 0].numel()
-    return (
+    lead = (
         f"{len(inspection.names)} samples of {made['examples']['data']}, with {made['draws']} draws of noise each at "
         f"t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers and their "
         f"settings are in inspect.json.{' Of clips the first frame is shown.' if frames else ''}"
     )
-
-
-def sections(inspection: Inspection, out: Path) -> list[Section]:
-    """A section a picture, with its numbers."""
-    rows, budgets = inspection.numbers["attention_and_loss"], inspection.numbers["budgets"]
-    pixels = inspection.numbers["made"]["pictures"]
-    return [
+    sections = [
         Section(
             title="Read's attention and the loss",
             text="A latent's weights sum to 1 over its window, so their sum over latents compares tokens inside a "
@@ -294,28 +277,30 @@ def sections(inspection: Inspection, out: Path) -> list[Section]:
         ),
         Section(
             title="The loss of every budget",
-            text="Latents kept of every group, and the cost of one forward. Standard errors are over samples, of the "
-            "increase.",
+            text="Latents kept of every group, the cost of one forward, and the standard error of the increase.",
             headings=("latents", "GFLOPs", "loss", "increase", "standard error"),
-            rows=[[str(row["latents"]), f"{row['gflops']:.4g}", *_loss(row)] for row in budgets],
+            rows=[
+                (
+                    *(str(row["latents"]), f"{row['gflops']:.4g}", f"{row['loss']:.5f}"),
+                    *(f"{row['increase']:+.5f}", f"{row['standard_error']:.5f}"),
+                )
+                for row in numbers["budgets"]
+            ],
         ),
         Section(
             title="The same noise at every budget",
             text=f"{inspection.sampling.describe()}. Only the number of latents changes from row to row."
-            + ("" if pixels else " Not pictures: the mean over the channels of latents."),
+            + ("" if made["pictures"] else " Not pictures: the mean over the channels of latents."),
             image=out / "budgets.png",
         ),
     ]
+    write_page(out / "report.html", f"Inside {title}", lead, sections)
 
 
 def correlation_cells(row: Json) -> list[str]:
     """The columns of `CORRELATION`, of a row of inspect.json's attention_and_loss."""
     spreads = [_text(row[kind][part]) for kind in ("spearman", "in_windows") for part in ("mean", "std")]
     return [f"{row['t']:g}", f"{row['loss']:.4f}", *spreads, _text(row["of_means"])]
-
-
-def _loss(row: Json) -> list[str]:
-    return [f"{row['loss']:.5f}", f"{row['increase']:+.5f}", f"{row['standard_error']:.5f}"]
 
 
 def _text(value: float | None) -> str:
