@@ -152,7 +152,7 @@ def budgets_of_call(
     noise: gives the noise level, any shape. half: which one is unconditional; None if a pipeline runs the branches
     apart. one_branch: this forward is of the conditional branch alone, whatever the pipeline does otherwise.
     unlabelled: the sample, where pipelines run the branches apart and may name neither.
-    Raises ValueError for a budget out of range, a list that is too short, and where the branches of a batch are unknown.
+    Raises ValueError for a budget out of range, too short a list, and where the branches in a batch are unknown.
     """
     block: BudgetBlock | None = _block.get()
     if block is None:
