@@ -170,7 +170,9 @@ def one_schedule(
 
 def is_list(value: object) -> bool:
     """True for several budgets: a sequence, or an array or tensor with one axis."""
-    return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1
+    if value is None or isinstance(value, int | float | str):  # torch.compile traces numbers through here
+        return False
+    return isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
 
 
 def budgets_of_samples(values: Sequence[Budget], count: int, budgets: Sequence[int], name: str) -> list[int | None]:
