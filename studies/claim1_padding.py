@@ -34,7 +34,7 @@ class Placed(nn.Module):
 
     def __init__(self, linear: nn.Linear, tokens: int):
         super().__init__()
-        self.linear = linear
+        self.linear, self.in_features, self.out_features = linear, linear.in_features, linear.out_features
         self.position = nn.Parameter(0.5 * torch.randn(tokens, linear.out_features))
 
     @property
@@ -51,8 +51,9 @@ class AbsoluteDiT(DiT):
 
     canvas = DIGIT
 
-    def build(self, **settings: Any) -> None:
-        super().build(**settings | {"sample_size": self.canvas})
+    def build(self) -> None:
+        self.register_to_config(sample_size=self.canvas)
+        super().build()
         self.patch_embed = Placed(self.patch_embed, (self.canvas // PATCH) ** 2)  # pyrefly: ignore[bad-assignment]
 
     def rope(self, windows: Windows, budget: int | None = None) -> Rope:

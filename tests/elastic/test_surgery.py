@@ -79,10 +79,10 @@ def test_costs_are_counted_by_its_own_count(kind):
                 model(torch.randn(1, 1, 8, 8), torch.tensor([0.5]), torch.tensor([1]), budget=budget)
             assert elit.count_flops(model, budget=budget) == counter.get_total_flops()
             continue
-        with pytest.raises(ValueError, match=rf"model_or_name: an elastified {kind}, .*count_block_flops"):
+        with pytest.raises(ValueError, match=rf"got a {kind}; elit.elastic.cost.count_block_flops counts"):
             elit.count_flops(model, budget=budget)
     assert count_block_flops(model, tokens=64, budget=4) < count_block_flops(model, tokens=64)
-    with pytest.raises(ValueError, match="a Linear; give a network of this library or the name of a preset"):
+    with pytest.raises(ValueError, match="must be a network of this library or the name of a preset, got a Linear"):
         elit.count_flops(nn.Linear(2, 2))
 
 

@@ -156,7 +156,7 @@ def test_the_wrong_condition_is_named(kind, call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"class_labels": 6}, "y=6"),
+        ({"class_labels": 6}, "y must be labels 0 to 4, or 5 for no class, got "),
         ({"budget": 17}, "got 17"),
         ({"guidance_scale": 2.0, "guidance_budget": 0}, "got 0"),
         ({"output_type": "jpeg"}, "output_type must be one of .*, got 'jpeg'"),
