@@ -131,7 +131,7 @@ def test_a_name_that_is_no_command_has_a_hint(run, name, message):
         ("inspect TEXT", "samples"),
         ("inspect MODEL --data nothing", "'nothing'"),
         ("inspect MODEL --data moving-digits", "moving-digits"),
-        ("inspect FEW --data digits", "y="),
+        ("inspect FEW --data digits", "y must be labels 0 to "),
         ("inspect MODEL --data digits --count 2000", "2000"),
         ("inspect MODEL --data digits --times 1.5", "times"),
         ("inspect MODEL --data digits --draws 0", "draws must be"),

@@ -240,7 +240,7 @@ def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
         ({"model": replace(TINY, sample_size=16)}, "model.sample_size=16: the data has 8"),
         ({"model": replace(TINY, in_channels=3)}, "model.in_channels=3: the data has 1"),
         ({"model": replace(TINY, num_classes=5)}, "model.num_classes=5: the data has 10"),
-        ({"model": replace(TINY, window=(3,))}, r"window=\(3,\): need 2 entries"),
+        ({"model": replace(TINY, window=(3,))}, r"window must be 2 numbers, as many as patch_size has, got \(3,\)"),
         ({"budget_max": 17}, "budget_max <= 16, got 1 and 17"),
         ({"model": ModelConfig(name="DiT-S/1"), "budget_min": 1}, "no latent interface"),
     ],
