@@ -55,7 +55,7 @@ def address_of(page):
     while not server.started:
         time.sleep(0.05)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
+    server.should_exit = server.force_exit = True  # browsers keep their connections open
     thread.join(20)
 
 
