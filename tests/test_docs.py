@@ -167,3 +167,10 @@ def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatc
         assert names["latents"].shape == (2, 4, 16, 16)
         assert names["image"].size == (32, 32)
     assert all(Image.open(name).size for name in ("dogs.png", "heun.png", "dit.png"))
+
+
+def test_the_example_of_an_own_transformer_runs(capsys):
+    runpy.run_path(str(ROOT / "examples/own_transformer.py"))["main"](2)
+    assert [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
+        *("plain", "16 latents", "8 latents", "4 latents", "1 latents"),
+    ]

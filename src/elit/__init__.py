@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from elit._version import __version__ as __version__
 
 _NAMES = {
+    "elit.budgets": "draw_budget",
     "elit.costs.flops": "count_flops",
     "elit.elastic.check": "check_family",
     "elit.elastic.context": "budget",
@@ -20,7 +21,7 @@ _NAMES = {
     "elit.models.conditioning": "Text",
     "elit.models.dit": "DiT",
     "elit.models.hdit": "HDiT",
-    "elit.models.interface": "InterfaceSpec",
+    "elit.models.interface": "InterfaceSpec LatentInterface",
     "elit.models.mmdit": "MMDiT",
     "elit.models.presets": "create_model list_models",
     "elit.models.sit": "SiT",
@@ -37,6 +38,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 __all__ = sorted(_HOME)  # pyrefly: ignore[unresolvable-dunder-all]
 
 if TYPE_CHECKING:
+    from elit.budgets import draw_budget as draw_budget
     from elit.costs.flops import count_flops as count_flops
     from elit.elastic.check import check_family as check_family
     from elit.elastic.context import budget as budget
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from elit.models.dit import DiT as DiT
     from elit.models.hdit import HDiT as HDiT
     from elit.models.interface import InterfaceSpec as InterfaceSpec
+    from elit.models.interface import LatentInterface as LatentInterface
     from elit.models.mmdit import MMDiT as MMDiT
     from elit.models.presets import create_model as create_model
     from elit.models.presets import list_models as list_models

@@ -1,17 +1,20 @@
 """The interface against dense attention, and the tail drop against truncation and NaN."""
 
+import math
+
 import pytest
 import torch
 from conftest import inputs, opened
 from torch.utils.flop_counter import FlopCounterMode
 
+import elit
 from elit.models.interface import InterfaceSpec, LatentInterface
 from elit.models.windows import Windows
 
 
 def opened_interface(width=32, heads=4, n=6, latents=5) -> LatentInterface:
     torch.manual_seed(0)
-    interface = LatentInterface(width, heads, (n,), latents)
+    interface = LatentInterface(width, heads, (n,), latents, condition_width=width)
     for parameter in interface.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return interface.double()
@@ -74,7 +77,7 @@ def test_latents_carry_slot_and_group():
 def test_interface_starts_closed():
     """Before training, Write adds nothing: the output is the same at every budget."""
     model = opened("elit-dit")
-    fresh = LatentInterface(48, 4, (4, 4), 16)
+    fresh = LatentInterface(48, 4, (4, 4), 16, condition_width=48)
     for module in fresh.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight)
@@ -113,3 +116,75 @@ def test_flops_are_counted_without_gradients_too(elit_model, size):
             elit_model(x, t, y, elit_model.budgets[0])
         counted.append(counter.get_total_flops())
     assert counted[0] == counted[1] > 0
+
+
+class PlainCore(torch.nn.Module):
+    """Somebody else's blocks: torch's own encoder, with the coordinates as an embedding."""
+
+    def __init__(self, width: int, axes: int):
+        super().__init__()
+        self.place = torch.nn.Linear(1 + axes, width)
+        layer = torch.nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, latents, coordinates):
+        self.seen = coordinates
+        return self.blocks(latents + self.place(coordinates))
+
+
+@pytest.mark.parametrize("condition_width", [None, 24])
+@pytest.mark.parametrize("grid", [(8, 8), (9, 7), (3, 4, 6)])
+def test_the_interface_is_a_part_for_any_transformer(grid, condition_width):
+    torch.manual_seed(0)
+    window, (batch, width) = (2, 4, 4)[-len(grid) :], (2, 32)
+    interface = elit.LatentInterface(width, 4, window, 16, condition_width)
+    core, tokens = PlainCore(width, len(grid)), math.prod(grid)
+    s = torch.randn(batch, tokens, width, requires_grad=True)
+    options = {"grid": grid, "condition": None if condition_width is None else torch.randn(batch, condition_width)}
+    assert torch.equal(interface(s, core, **options), s)  # closed at first
+    for parameter in interface.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    outputs = {budget: interface(s, core, budget=budget, **options) for budget in (None, 4, 0.25, 16)}
+    assert all(output.shape == s.shape for output in outputs.values())
+    assert torch.equal(outputs[4], outputs[0.25])
+    assert torch.equal(outputs[16], outputs[None])
+    assert not torch.allclose(outputs[4], outputs[None])
+    interface(s, core, budget=4, **options).square().sum().backward()
+    windows = Windows(grid, window)
+    assert torch.equal(core.seen, windows.coordinates(4))
+    kept = [count * latents for (_, count), latents in zip(windows.shapes, windows.latents(4), strict=True)]
+    assert core.seen.shape == (sum(kept), 1 + len(grid))
+    assert interface.latents.grad[0].abs().min() > 0
+    assert not interface.latents.grad[4:].any()
+    with torch.no_grad():
+        interface.latents[4:] = torch.nan
+    assert torch.equal(interface(s, core, budget=4, **options), outputs[4])
+
+
+def test_a_windows_tokens_reach_its_own_tokens_alone():
+    """Raster tokens in and out: with a core that changes nothing, a change stays inside its window."""
+    interface = elit.LatentInterface(32, 4, (4, 4), 6)
+    for parameter in interface.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    s = torch.randn(1, 64, 32)
+    other = s.clone()
+    other[0, 8 * 5 + 2] += 1  # row 5, column 2: the window below on the left
+    changed = (interface(other, lambda x, _: x, grid=(8, 8)) - interface(s, lambda x, _: x, grid=(8, 8))).abs().sum(-1)
+    rows = changed.view(8, 8) > 0
+    assert rows[4:, :4].all()
+    assert not rows[:4].any()
+    assert not rows[:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": (8, 7)}, "grid must be the axes of 64 tokens, got \\(8, 7\\)"),
+        ({"grid": (8, 8), "budget": 17}, "budget must be"),
+        ({"grid": (8, 8), "budget": 0}, "budget must be"),
+        ({"grid": (8, 8), "condition": torch.zeros(1, 8)}, "condition must be given exactly where condition_width is"),
+    ],
+)
+def test_what_does_not_fit_the_interface_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        elit.LatentInterface(32, 4)(torch.randn(1, 64, 32), lambda x, _: x, **options)

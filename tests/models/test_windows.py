@@ -66,7 +66,7 @@ def test_unpatchify_undoes_patchify_on_any_grid(size):
 def test_read_and_write_are_those_of_each_window_alone(kept):
     torch.manual_seed(0)
     grid, window = (5, 7), (2, 3)
-    interface = LatentInterface(32, 4, window, 6).double()
+    interface = LatentInterface(32, 4, window, 6, condition_width=32).double()
     for parameter in interface.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     windows = Windows(grid, window)

@@ -30,7 +30,7 @@ class ElasticInterface(LatentInterface):
         if carry:
             nn.init.zeros_(self.latents)
 
-    def forward(self, stage: str, *inputs: Any) -> Tensor:
+    def forward(self, stage: str, *inputs: Any) -> Tensor:  # pyrefly: ignore[bad-override]
         """`start` or `finish` by name: what offloads weights watches a module's forward, and brings its own along."""
         return getattr(self, stage)(*inputs)
 

@@ -8,58 +8,36 @@ Tokens and latents lie window by window, so (B, N, d) is (B·G, n, d) as a view,
 A budget is a slice: `latents[:J̃]`. Nothing is computed for the dropped tail, and nothing depends on it.
 """
 
+from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from elit.models.layers import Mlp, Modulation, QKNorm, attention, layer_norm, modulate, sliceable
+from elit.budgets import Budget, resolve_budget
+from elit.config import require
+from elit.models.layers import CrossAttention, Mlp, Modulation, initialize, layer_norm, modulate, sliceable
 from elit.models.sizes import InterfaceSpec as InterfaceSpec
-from elit.models.windows import Shape, Windows, joined
-
-
-class CrossAttention(nn.Module):
-    """Attention from queries to keys and values of the same window, with QK normalisation."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.q_norm: nn.Module = QKNorm(width // num_heads)
-        self.k_norm: nn.Module = QKNorm(width // num_heads)
-        self.proj = nn.Linear(width, width)
-
-    def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """queries (B·G, Lq, d) or, for all windows of a sample alike, (B, Lq, d); context (B·G, Lk, d)."""
-        q = self.q_norm(self.q(queries).unflatten(-1, (self.num_heads, -1)))
-        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        windows = context.shape[0] // queries.shape[0]
-        if windows > 1:
-            q = q[:, None].expand(-1, windows, -1, -1, -1).flatten(0, 1)
-        q, k, v = (part.transpose(1, 2) for part in (q, self.k_norm(k), v))  # each (B·G, H, L, h)
-        return q.to(v.dtype), k.to(v.dtype), v
-
-    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        x = attention(*self.project(queries, context))
-        return self.proj(x.transpose(1, 2).flatten(2))  # (B·G, Lq, d)
-
-    def weights(self, queries: Tensor, context: Tensor) -> Tensor:
-        """The attention map itself, (B·G, H, Lq, Lk)."""
-        q, k, _ = self.project(queries, context)
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+from elit.models.windows import Shape, Windows, joined, windows_of
 
 
 class Read(nn.Module):
-    """l_ca = l + CA(l; s), l_out = l_ca + MLP(l_ca), pre-norm, adaLN-Zero from the blocks' conditioning."""
+    """l_ca = l + CA(l; s), l_out = l_ca + MLP(l_ca), pre-norm; adaLN-Zero where there is a condition width."""
 
-    def __init__(self, width: int, num_heads: int, condition_width: int | None = None):
+    def __init__(self, width: int, num_heads: int, condition_width: int | None):
         super().__init__()
-        self.modulation = Modulation(width, 6, condition_width)
+        self.modulation = None if condition_width is None else Modulation(width, 6, condition_width)
         self.norm_latents, self.norm_mlp = layer_norm(width), layer_norm(width)
         self.norm_tokens = layer_norm(width, affine=True)
         self.attention = CrossAttention(width, num_heads)
         self.mlp = Mlp(width, width)
+
+    def modulate(self, c: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention and of the MLP, each (B, 1, d)."""
+        if self.modulation is not None:
+            return self.modulation(c)
+        zero = c.new_zeros(len(c), 1, self.mlp.fc1.in_features)
+        return (zero, zero, zero + 1) * 2
 
     def queries(self, latents: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         if latents.ndim == 2:  # all windows start from the same latents: (B, J̃, d) queries serve all of them
@@ -68,7 +46,7 @@ class Read(nn.Module):
 
     def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
         """latents (J̃, d) or, each window its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(c)
         attended = self.attention(self.queries(latents, shift1, scale1), self.norm_tokens(tokens))  # (B·G, J̃, d)
         l_ca = latents + gate1[:, None] * attended.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
         x = l_ca.flatten(1, 2)
@@ -76,7 +54,7 @@ class Read(nn.Module):
 
     def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
         """(B·G, H, J̃, n)."""
-        shift, scale, *_ = self.modulation(c)
+        shift, scale, *_ = self.modulate(c)
         return self.attention.weights(self.queries(latents, shift, scale), self.norm_tokens(tokens))
 
 
@@ -97,15 +75,57 @@ class Write(nn.Module):
 
 
 class LatentInterface(nn.Module):
-    """The learned latents, shared by all windows, and the two cross-attentions around the core."""
+    """The learned latents, shared by all windows, and the two cross-attentions around the core of any transformer.
 
-    def __init__(self, width: int, num_heads: int, window: Shape, num_latents: int, condition_width: int | None = None):
+    width: d. window: tokens of a full window along each axis. num_latents: J, latents of a window at full budget.
+    condition_width: width of a conditioning vector for adaLN-Zero in Read; None is plain pre-norm.
+    Write starts closed: a new interface returns its tokens unchanged.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        window: Shape = (4, 4),
+        num_latents: int = 16,
+        condition_width: int | None = None,
+    ):
         super().__init__()
+        self.window = tuple(window)
         self.latents = nn.Parameter(torch.empty(num_latents, width))
-        # Cross-attention sees no RoPE; this says where in its window a token is.
+        # Cross-attention sees no RoPE; this is a token's position in its window.
         self.position = nn.Parameter(torch.empty(prod(window), width))
         self.reader = Read(width, num_heads, condition_width)
         self.writer = Write(width, num_heads)
+        with torch.random.fork_rng(devices=[]):  # a network that holds it draws its own weights
+            initialize(self)
+            self.initialize()
+
+    def forward(
+        self,
+        s: Tensor,
+        core: Callable[[Tensor, Tensor], Tensor],
+        *,
+        grid: Shape,
+        condition: Tensor | None = None,
+        budget: Budget = None,
+    ) -> Tensor:
+        """Tokens in raster order (B, N, d) through Read, `core` and Write -> (B, N, d).
+
+        core: called as core(latents, coordinates), (B, K, d) and float32 (K, 1 + axes), a latent's slot and the place
+        of its window; returns (B, K, d). grid: tokens along each axis, of any lengths. condition: (B, condition_width).
+        budget: None = all latents, an int = latents kept per window, a float in (0, 1] = that share of them.
+        Raises ValueError for a budget, a grid or a condition that does not fit.
+        """
+        windows = windows_of(tuple(grid), self.window, 1, s.device)
+        require(s.shape[1] == prod(windows.grid), "grid", windows.grid, f"the axes of {s.shape[1]} tokens")
+        valid = (condition is None) == (self.reader.modulation is None)
+        require(valid, "condition", condition, "given exactly where condition_width is")
+        kept = resolve_budget(budget, range(1, len(self.latents) + 1)) or len(self.latents)
+        c = s.new_zeros(len(s), 1) if condition is None else condition
+        s = s[:, windows.order]
+        latents = core(self.read(s, c, windows, kept), windows.coordinates(kept))
+        return self.write(s, latents, windows, kept)[:, windows.inverse]
 
     def initialize(self) -> None:
         # About as large as the tokens they meet; much smaller, and Read is slow to tell places in a window apart.

@@ -153,6 +153,38 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+class CrossAttention(nn.Module):
+    """Attention from queries to keys and values of the same window, with QK normalisation."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm: nn.Module = QKNorm(width // num_heads)
+        self.k_norm: nn.Module = QKNorm(width // num_heads)
+        self.proj = nn.Linear(width, width)
+
+    def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """queries (B·G, Lq, d) or, for all windows of a sample alike, (B, Lq, d); context (B·G, Lk, d)."""
+        q = self.q_norm(self.q(queries).unflatten(-1, (self.num_heads, -1)))
+        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        windows = context.shape[0] // queries.shape[0]
+        if windows > 1:
+            q = q[:, None].expand(-1, windows, -1, -1, -1).flatten(0, 1)
+        q, k, v = (part.transpose(1, 2) for part in (q, self.k_norm(k), v))  # each (B·G, H, L, h)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        x = attention(*self.project(queries, context))
+        return self.proj(x.transpose(1, 2).flatten(2))  # (B·G, Lq, d)
+
+    def weights(self, queries: Tensor, context: Tensor) -> Tensor:
+        """The attention map itself, (B·G, H, Lq, Lk)."""
+        q, k, _ = self.project(queries, context)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+
+
 class Modulation(nn.Module):
     """adaLN: conditioning (B, c) -> `chunks` tensors (B, 1, d), c = d if not given; zero at the start (adaLN-Zero)."""
 

@@ -22,8 +22,8 @@ from elit.budgets import Budget
 from elit.config import require
 from elit.models.conditioning import ClassConditioning, Condition
 from elit.models.dit import DiT
-from elit.models.interface import CrossAttention, InterfaceSpec
-from elit.models.layers import Block, Mlp, Modulation, layer_norm, modulate, sliceable
+from elit.models.interface import InterfaceSpec
+from elit.models.layers import Block, CrossAttention, Mlp, Modulation, layer_norm, modulate, sliceable
 from elit.models.sizes import cell_of
 from elit.models.transformer import AuxStreams
 from elit.models.windows import Shape, Windows

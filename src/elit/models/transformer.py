@@ -202,7 +202,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
         """Read and Write around the core, with an `initialize` of their own."""
-        return LatentInterface(width, num_heads, spec.window, spec.num_latents)
+        return LatentInterface(width, num_heads, spec.window, spec.num_latents, condition_width=width)
 
     @abstractmethod
     def prepare_condition(self, y: Any) -> Any:
