@@ -2,8 +2,8 @@
 
     python examples/own_transformer.py [--steps 500]
 
-Prints the flow-matching loss on held-out digits and the milliseconds of a forward, plain and at each budget. Takes about
-two minutes on one core.
+Prints the flow-matching loss on held-out digits and the milliseconds of a forward, plain and at each budget. It takes
+about two minutes on one core.
 """
 
 import argparse
