@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with _system_errors(path, temporary):
             yield temporary
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interrupt leaves no half-written file either
         temporary.unlink(missing_ok=True)
         raise
 
@@ -159,7 +159,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
         with _system_errors(folder, temporary):
             write(temporary)
             _put_in_place(temporary, folder, old)
-    except BaseException:
+    except BaseException:  # as in `replacing`
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)

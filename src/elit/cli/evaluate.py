@@ -13,10 +13,9 @@ from elit.config import require, require_counts
 from elit.data.builtin import is_named
 from elit.evaluate.chunks import Share
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
-from elit.evaluate.recipe import Json
 from elit.evaluate.reference import detect, reference_from, save_reference
 from elit.evaluate.score import FIELD_COUNT, MetricGroup, Result, Scoring, score, score_path
-from elit.files import check_new_output, leaving_nothing
+from elit.files import Json, check_new_output, leaving_nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,8 @@ from elit.evaluate.inspect.inspection import (
     load_probe,
     write_inspection,
 )
-from elit.evaluate.recipe import Json
 from elit.evaluate.report.tables import print_table
-from elit.files import check_new_output, write_folder
+from elit.files import Json, check_new_output, write_folder
 from elit.sampling.settings import Precision, Sampling
 
 

@@ -19,7 +19,6 @@ from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifi
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.pictures import ArrayPictures
 from elit.evaluate.plane import Point
-from elit.evaluate.recipe import Json
 from elit.evaluate.reference import detect, reference_from
 from elit.evaluate.report.html import Section, write_page
 from elit.evaluate.report.sweep import cells, headings
@@ -27,7 +26,7 @@ from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
 from elit.evaluate.sweep import sweep
-from elit.files import check_new_output, write_folder, write_text
+from elit.files import Json, check_new_output, write_folder, write_text
 from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
 from elit.models.conditioning import Condition

@@ -46,7 +46,7 @@ class Args(Subject, SamplingArgs):
     sample_budgets: tuple[str, ...] = ()
     """Instead of one budget, one an image; that many images are made."""
     dtype: Precision = "float32"
-    """Of the network; the solver's state stays float32."""
+    """Precision of the network; the solver's state stays float32."""
     out: Path = Path("samples.png")
     """A .png, .jpg or .webp for one grid (of clips, their frames side by side), a .gif or .webp for moving clips, a
     folder for separate files, or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if

@@ -15,13 +15,12 @@ from elit.cli.sampling import check_guidance_is_used
 from elit.config import require, require_counts
 from elit.evaluate.chunks import Share
 from elit.evaluate.plane import Point, front_of, write_table
-from elit.evaluate.recipe import Json
 from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
 from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler, SampleSet
 from elit.evaluate.score import FIELD_COUNT, MetricGroup, Scoring, possible_metrics
 from elit.evaluate.sweep import make_settings, sweep
-from elit.files import check_new_output, check_writable, leaving_nothing
+from elit.files import Json, check_new_output, check_writable, leaving_nothing
 from elit.flow.guidance import make_guidance
 from elit.pretrained import measurements_folder
 from elit.sampling.settings import GuidanceKind, Sampling, Solver

@@ -1,1 +1,1 @@
-"""What a forward, a sample and a training run cost, before one is started."""
+"""Costs of a forward, a sample and a training run, before one is started."""

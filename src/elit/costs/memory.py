@@ -1,4 +1,4 @@
-"""What a training run takes, before it is started: memory of a device by part, FLOPs of an iteration, GPU-days.
+"""Cost of a training run before it is started: memory of a device by part, FLOPs of an iteration, GPU-days.
 
 Nothing is computed and no data is read: the network runs on fake tensors, which have shapes and no content.
 """
@@ -20,7 +20,7 @@ from elit.models.presets import create_model
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of one run; bytes are those of one device."""
+    """Cost of one run; bytes are for one device."""
 
     parameters: int
     weights: int
@@ -39,7 +39,7 @@ class Estimate:
     """The same with gradient checkpointing."""
     gradient_checkpointing: bool
     tflops: float
-    """Of an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1)."""
+    """TFLOPs an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1)."""
     device_days: float
     """Days of one device for all steps; of n devices, an n-th."""
 
@@ -55,7 +55,7 @@ class Estimate:
 def estimate(
     config: TrainConfig, *, devices: int = 1, device_tflops: float = 989.0, utilisation: float = 0.4
 ) -> Estimate:
-    """What `config` takes on `devices` devices, copied or sharded, of `device_tflops` at a share of `utilisation`.
+    """Cost of `config` on `devices` devices, copied or sharded, of `device_tflops` at a share of `utilisation`.
 
     config.model must say everything that the data would (recipes do). Raises ValueError where sizes do not fit.
     """

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """What `run` returns, and how many seconds it took; waits for the device before and after."""
+    """The result of `run` and its seconds; waits for the device before and after."""
     wait_for(device)
     start = time.perf_counter()
     result = run()

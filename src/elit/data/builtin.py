@@ -16,7 +16,7 @@ NAMES = (*SETS, "idx:FOLDER")
 
 
 def is_named(name: str) -> bool:
-    """Tells whether `named_images` knows the name; any other is a folder's."""
+    """Tells whether the name is a built-in data set; any other is a folder."""
     return name in SETS or name.startswith("idx:")
 
 

@@ -63,7 +63,7 @@ class ImageSet:
 
 
 class ImageFiles:
-    """Pictures of a source, as RGB of one size, read when asked for.
+    """Pictures of a source, as RGB of one size, read on access.
 
     Each is read once at the start, so that a broken one is named before training and not in the middle: ValueError, or
     with `skip_unreadable` it is left out and the reason is in `skipped`.

@@ -44,7 +44,7 @@ class LatentSet:
             wrong = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, len(self.captions)))
             if (row := pc.index(wrong, True).as_py()) >= 0:
                 found = f"label {labels[row].as_py()} in row {row}"
-                raise ValueError(f"data: {path!r} has {found}; encode.json knows 0 to {len(self.captions) - 1}")
+                raise ValueError(f"data: {path!r} has {found}; encode.json has 0 to {len(self.captions) - 1}")
         self.rows = concatenate_datasets(parts)
 
     def __len__(self) -> int:

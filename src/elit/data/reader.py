@@ -1,7 +1,7 @@
 """The reader of pictures: what training, encoding and evaluation get of any file that Pillow reads.
 
 A picture is upright 8-bit RGB: EXIF's orientation is applied, alpha composited on white, 16 bits and floats scaled.
-Damaged metadata costs no picture, and only the frames that are asked for are decoded.
+Images with damaged metadata are read without it, and only the requested frames are decoded.
 """
 
 import io
@@ -118,7 +118,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         turn = int(Image.Image.getexif(image)[ORIENTATION])  # a PNG's own method would decode it
         return turn if 1 <= turn <= 8 else 1
-    except Exception:
+    except Exception:  # damaged EXIF fails in Pillow with any class: struct.error, TypeError, KeyError, …
         return 1
 
 
@@ -127,7 +127,7 @@ def _despite_metadata(content: bytes, read: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return read(image)
-    except Exception:
+    except Exception:  # so do other damaged metadata; a file that has none raises again
         plain = b"".join(_parts(content))
         if plain == content:
             raise

@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Pictures or clips in an order that never changes, read when asked for, each with a class or caption."""
+    """Pictures or clips in an order that never changes, read on access, each with a class or caption."""
 
     root: Path
     pictures: Sequence[Picture]
@@ -74,7 +74,7 @@ class Source:
 
     @cached_property
     def true_labels(self) -> list[int]:
-        """Numbers that a classifier knows: those that name the classes, as in folders "3" and "7", else `labels`."""
+        """Numbers as a classifier counts them: the names of classes such as folders "3" and "7", else `labels`."""
         numbers = [int(name) for name in self.classes if name.isdecimal()]
         return [numbers[label] for label in self.labels] if len(numbers) == len(self.classes) else self.labels
 

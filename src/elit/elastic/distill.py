@@ -87,7 +87,7 @@ class DistillPipeline(Task):
             prompts, self.prediction = self.images.prompts, Prediction.of(self.pipe, self.family)
         self.requests = Requests(self.pipe, config, prompts)
         set_seed(config.seed)
-        # Where all weights move, pictures need the original beside them; trajectories hold its outputs.
+        # If all weights move, pictures need the original beside them; trajectories hold its outputs.
         keep = config.weights == "all" and self.images is not None
         self.teacher = copy.deepcopy(network).requires_grad_(False).eval() if keep else network
         if keep and config.precision == "bf16":

@@ -101,7 +101,7 @@ class DistillNetwork(Task):
         if tuple(self.examples.shape) != shape:
             raise ValueError(f"data must have samples of shape {shape}, got {tuple(self.examples.shape)}")
         prepare_student(network, config)
-        # Where all weights move, the teacher must be another network.
+        # If all weights move, the teacher must be another network.
         self.teacher = copy.deepcopy(network).eval().to(self.device) if config.weights == "all" else network
         self.blocks = all_blocks(network)
         self.budgets = student_budgets(network, config)

@@ -288,7 +288,7 @@ class PipelineEngine:
         if self.guidance_argument is not None:
             arguments[self.guidance_argument] = scale
         if scale > 1 and self.takes_negatives:
-            # Where the scale is called true_cfg_scale, a call without a negative prompt leaves guidance out.
+            # If the scale is called true_cfg_scale, a call without a negative prompt leaves guidance out.
             arguments["negative_prompt"] = [text or " " for text in negatives]
         if self.multiple:
             arguments["width"], arguments["height"] = size

@@ -54,7 +54,7 @@ def sample_weights(transformer: nn.Module, count: int = 16) -> dict[str, Tensor]
         if not name.startswith("elastic.") and LORA_WEIGHT not in name:
             try:
                 values = weight.detach().flatten()
-            except NotImplementedError:  # quantised by torchao; nobody trains it
+            except NotImplementedError:  # torchao's quantised weights cannot be flattened, and are never trained
                 continue
             samples[name.replace(WRAPPED_LAYER, ".")] = values[:: max(1, len(values) // count)][:count].cpu().clone()
     return samples
@@ -73,7 +73,7 @@ def save_beside(transformer: Model, folder: str | Path, save: Callable[..., None
     folder, record = Path(folder), transformer.elastic_record
     now, then = sample_weights(transformer), transformer.elastic_samples
     changed = record.changed or any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
-    # What is left if this stops half way is not taken for a whole model.
+    # If this stops half way, the remains do not load as a whole model.
     for path in folder.glob("diffusion_pytorch_model*"):
         if changed and f".{VARIANT}" not in path.name:
             path.unlink()

@@ -12,6 +12,7 @@ All take pictures (B, 1 or 3, H, W), or clips (B, 1 or 3, T, H, W), in [-1, 1], 
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ class Detection(NamedTuple):
     """(B, S), features with positions, for sFID."""
 
 
-class Detector:
+class Detector(ABC):
     """A network that turns samples (B, C, ...) in [-1, 1] into a `Detection`."""
 
     name: str
@@ -68,8 +69,8 @@ class Detector:
         """Its part of a recipe."""
         return {"name": self.name, "weights": self.weights, "input": self.input}
 
-    def __call__(self, samples: Tensor) -> Detection:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, samples: Tensor) -> Detection: ...
 
 
 def open_detector(specification: str, *, device: torch.device | str = "cpu") -> "Detector":

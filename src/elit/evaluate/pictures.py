@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +29,7 @@ from elit.files import replacing
 from elit.sampling.pictures import to_uint8
 
 
-class Pictures:
+class Pictures(ABC):
     """Pictures in an order that never changes."""
 
     count: int
@@ -36,17 +37,17 @@ class Pictures:
     def __len__(self) -> int:
         return self.count
 
+    @abstractmethod
     def read(self, first: int, stop: int) -> Tensor:
         """(B, C, H, W) or (B, C, T, H, W) uint8. Raises ValueError naming a picture that cannot be used."""
-        raise NotImplementedError
 
     def labels(self, first: int, stop: int) -> Tensor | None:
         """(B,) int64, the classes they show or were made for; None where these are unknown."""
         return None
 
+    @abstractmethod
     def describe(self) -> Recipe:
         """Their origin, for a recipe."""
-        raise NotImplementedError
 
     def stamp(self) -> str:
         """Changes when the files do; features of the old ones are then not used."""

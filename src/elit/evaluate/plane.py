@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from elit.evaluate.recipe import Json
 from elit.evaluate.score import DISTANCES
-from elit.files import replacing, write_text
+from elit.files import Json, replacing, write_text
 from elit.sampling.settings import Sampling
 
 

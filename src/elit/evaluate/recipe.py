@@ -5,7 +5,6 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from elit._version import __version__
 from elit.evaluate.chunks import Share
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.models.conditioning import Condition
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import latent_normalization
 
 PACKAGES = ("torch", "diffusers", "transformers", "torch-fidelity")
-Json = dict[str, Any]
 Recipe = Json
 
 

@@ -1,4 +1,4 @@
-"""What a network is told beside the noisy sample: the time, and a class or a text.
+"""Conditions of a network beside the noisy sample: the time, and a class or a text.
 
 B batch, d width, M tokens of a text, F their features, P pooled features.
 """

@@ -93,7 +93,7 @@ class LatentInterface(nn.Module):
         super().__init__()
         self.window = tuple(window)
         self.latents = nn.Parameter(torch.empty(num_latents, width))
-        # Cross-attention sees no RoPE; this is a token's position in its window.
+        # Cross-attention has no RoPE; this is a token's position in its window.
         self.position = nn.Parameter(torch.empty(prod(window), width))
         self.reader = Read(width, num_heads, condition_width)
         self.writer = Write(width, num_heads)

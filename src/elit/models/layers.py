@@ -1,4 +1,4 @@
-"""What every backbone is built from.
+"""Layers of every backbone.
 
 B batch, C channels, N spatial tokens, L tokens of any sequence, d width, H heads, h = d / H head width,
 p patch, one entry an axis: (row, column) or (frame, row, column).
@@ -80,7 +80,7 @@ _fused_alone = False
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Inside the block attention is torch's fused kernel on a CPU too, to learn there what a GPU would keep."""
+    """Uses torch's fused attention on a CPU too, whose saved tensors are those on a GPU."""
     global _fused_alone
     before, _fused_alone = _fused_alone, True
     try:
@@ -222,7 +222,7 @@ class Block(nn.Module):
         return self.finish(x, mixed, *rest)
 
     def finish(self, x: Tensor, mixed: Tensor, gate1: Tensor, shift: Tensor, scale: Tensor, gate2: Tensor) -> Tensor:
-        """What follows the attention: its output projection into the residual stream, and the MLP."""
+        """The rest of the block after attention: its output projection into the residual stream, and the MLP."""
         x = x + gate1 * self.attention.proj(mixed)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift, scale))
 

@@ -52,7 +52,7 @@ class JointBlock(nn.Module):
 
 
 class LastJointBlock(nn.Module):
-    """The last block: the text is looked at once more and has no way on."""
+    """The last block: attends to the text without updating it."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float):
         super().__init__()

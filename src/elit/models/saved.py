@@ -50,7 +50,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def check_hub_name(argument: str, name: str) -> None:
-    """Raises ValueError for what is neither a folder nor OWNER/NAME, before a hub is asked for it."""
+    """Raises ValueError for a name that is neither a folder nor OWNER/NAME, before any request to the hub."""
     valid = Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
     require(bool(valid), argument, name, "a folder, or OWNER/NAME on the hub")
 

@@ -246,7 +246,7 @@ class SiTInterface(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.empty(num_latents, width))
         self.latent_position = nn.Parameter(torch.empty(LATENT_POSITIONS, width))  # raster order over the image
-        # Of a token in its window, before Read and before Write; both stay in the residual stream.
+        # Positions in the window, before Read and before Write; both stay in the residual stream.
         self.position = nn.Parameter(torch.empty(num_latents, width))
         self.write_position = nn.Parameter(torch.empty(num_latents, width))
         self.reader = SiTRead(width, num_heads)

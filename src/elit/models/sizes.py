@@ -12,7 +12,7 @@ MAX_SETTING = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class InterfaceSpec:
-    """Where the interface sits and how large it is."""
+    """Position and size of the interface."""
 
     split: tuple[int, int, int]
     """Blocks in the head (spatial tokens), the core (latents) and the tail (spatial tokens)."""

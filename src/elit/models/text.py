@@ -42,7 +42,7 @@ class TextEncoder:
             with quiet_loading():
                 config = AutoConfig.from_pretrained(name)
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-                # Of CLIP the text half, of T5 the encoder; anything else, a language model for one, as it is.
+                # The text half of CLIP, the encoder of T5; anything else, such as a language model, whole.
                 halves = [half for half in (config, getattr(config, "text_config", None)) if half is not None]
                 half = next((half for half in halves if type(half) in MODEL_FOR_TEXT_ENCODING_MAPPING), None)
                 kind: Any = AutoModel if half is None else MODEL_FOR_TEXT_ENCODING_MAPPING[type(half)]

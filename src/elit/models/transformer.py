@@ -34,7 +34,7 @@ LEAST |= {"text_features": 1, "text_length": 1, "pooled_features": 0}
 class Transformer(ModelMixin, ConfigMixin, ABC):
     """A diffusion transformer with a compute dial; with `interface=None`, the same one without.
 
-    A backbone says what its blocks are (`make_blocks`), how a stage of them runs (`run_blocks`) and how it is
+    A backbone defines its blocks (`make_blocks`), how a stage of them runs (`run_blocks`) and how it is
     conditioned (`condition` and what has it in its name). Everything else is here.
     """
 
@@ -55,7 +55,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         self.patch_size = as_patch(config.patch_size, config.sample_size)
         self.spec = InterfaceSpec(**interface) if isinstance(interface, dict) else interface
         self.check_sizes()
-        # What is saved is what JSON gives back, so a loaded config equals the one in memory.
+        # As JSON reads it back, so that a loaded config equals the one in memory.
         sizes = {name: config[name] for name in ("sample_size", "patch_size")}
         sizes = {name: value if isinstance(value, int) else list(value) for name, value in sizes.items()}
         self.register_to_config(**sizes, interface=self.spec and self.spec.to_config())
@@ -76,7 +76,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Of the weights, or that to which diffusers' offloading will bring them."""
+        """Device of the weights, or the one that diffusers' offloading moves them to."""
         return super().device if _hooks_are_in_use() else next(self.parameters()).device
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -87,7 +87,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             return super().to(*args, **kwargs)
 
     def to_json_string(self) -> str:
-        """What config.json holds; without the folder that diffusers notes, which says nothing on another machine."""
+        """Content of config.json, without the local folder that diffusers adds."""
         settings = json.loads(super().to_json_string())
         settings.pop("_name_or_path", None)
         return json.dumps(settings, indent=2, sort_keys=True) + "\n"
@@ -169,7 +169,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         return self.conditioning(t, y), ()
 
     def time_embedding(self, t: Tensor) -> Tensor:
-        """What the conditioning knows of times (B,), (B, d): how far it moves says how far the output may."""
+        """Embedding of times (B,) -> (B, d), whose change predicts the change of the output."""
         return self.conditioning.time(t)  # pyrefly: ignore[not-callable]
 
     def run_blocks(
@@ -206,7 +206,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     @abstractmethod
     def prepare_condition(self, y: Any) -> Any:
-        """What a user hands in for a batch, as `y` of a forward on the CPU. Raises ValueError."""
+        """Labels or prompts of a batch as the `y` of a forward, on the CPU. Raises ValueError."""
 
     @abstractmethod
     def without_condition(self, y: Any, dropped: Tensor | None = None) -> Any:
@@ -214,7 +214,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     @abstractmethod
     def check_condition(self, y: Any, batch: int) -> None:
-        """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
+        """Raises ValueError where y does not fit a batch; checks values only on the CPU."""
 
     @abstractmethod
     def example_condition(self, batch: int) -> Any:

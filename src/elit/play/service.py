@@ -1,4 +1,4 @@
-"""A running service as the page sees it: an HTTP client, its load read from /metrics, bounded bursts of requests."""
+"""A running service for the page: an HTTP client, its load read from /metrics, bounded bursts of requests."""
 
 import asyncio
 import json

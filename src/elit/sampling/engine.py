@@ -86,7 +86,7 @@ class Engine(Protocol):
     """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
     default_scale: float
-    """Guidance scale where nobody names one; 1 is off."""
+    """Guidance scale if none is given; 1 is off."""
     example: str
     """A condition."""
 

@@ -181,7 +181,7 @@ def _by_budget(rows: list[Row]) -> dict[str, float]:
 
 
 def _line(row: Row) -> str:
-    """A row as JSON, which knows no NaN."""
+    """A row as JSON, which has no NaN."""
     return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
 
 

@@ -29,7 +29,7 @@ class Task(Protocol):
     """A data set whose `__getitems__` gives (samples, conditions), both with `.to`."""
     sampler: StepSampler
     identity: dict[str, object] = {}  # noqa: RUF012
-    """Classes, count and a stamp of the data's files, as JSON, by which a resumed run knows its data."""
+    """Classes, count and a stamp of the data's files, as JSON, compared when a run resumes."""
 
     def initialize(self, *, resumed: bool) -> list[str]:
         """The rest of what a run needs, once its folder is claimed, and the weights that a new one starts from.

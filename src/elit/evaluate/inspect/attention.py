@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from elit.budgets import Budget
-from elit.evaluate.recipe import Json
+from elit.files import Json
 from elit.flow.path import interpolate, target_velocity
 from elit.models.conditioning import Condition, concatenate
 from elit.models.interface import LatentInterface

@@ -16,9 +16,9 @@ from elit.costs.flops import count_flops
 from elit.data.latents import LatentSet, posterior_sample
 from elit.evaluate import sheets
 from elit.evaluate.inspect.attention import Inspection, Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
-from elit.evaluate.recipe import Json, Recipe, describe_autoencoder, device_name, versions
+from elit.evaluate.recipe import Recipe, describe_autoencoder, device_name, versions
 from elit.evaluate.report.html import Section, write_page
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode, downsampling, encode_mean

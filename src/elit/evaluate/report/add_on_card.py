@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from elit.config import DistillConfig
-from elit.evaluate.recipe import Json
 from elit.evaluate.report.tables import markdown_table
-from elit.files import replacing, write_text
+from elit.files import Json, replacing, write_text
 
 FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*")
 """The files of a run's folder that go to the hub."""
