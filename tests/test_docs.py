@@ -174,3 +174,9 @@ def test_the_example_of_an_own_transformer_runs(capsys):
     assert [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
         *("plain", "16 latents", "8 latents", "4 latents", "1 latents"),
     ]
+
+
+def test_the_example_of_an_own_training_loop_runs(tmp_path, capsys):
+    runpy.run_path(str(ROOT / "examples/train_loop.py"))["main"](2, tmp_path / "digits.png")
+    assert re.findall(r"^ *(\d+) latents: loss", capsys.readouterr().out, flags=re.MULTILINE) == ["16", "8", "4", "1"]
+    assert Image.open(tmp_path / "digits.png").size == (640, 256)
