@@ -21,7 +21,7 @@ import elit
 from elit.budgets import training_budgets
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
-from elit.data.digits import digits
+from elit.data.builtin import digits
 from elit.data.images import ImageSet
 from elit.models.dit import DiT
 from elit.models.presets import model_config

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elit import AG, CCFG, CFG
 from elit.costs.flops import count_flops
-from elit.data.digits import digits
+from elit.data.builtin import digits
 from elit.flow.guidance import Guidance
 from elit.models.dit import DiT
 

@@ -9,7 +9,7 @@ from arms import data
 from torch import Tensor
 
 from elit.budgets import Schedule
-from elit.data.digits import digits
+from elit.data.builtin import digits
 from elit.evaluate.detectors import ImageDetector, train_digit_classifier
 from elit.evaluate.metrics import Moments, frechet_distance
 from elit.flow.guidance import Guidance

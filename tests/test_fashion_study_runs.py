@@ -50,7 +50,7 @@ def tiny(pictures):
         patch.setattr(runs.training, "train", lambda config: real(replace(config, **cheap)))
         quick = {"steps": 1, "compile": False, "dtype": torch.float32}
         patch.setattr(scores, "sample", lambda *inputs, **settings: sample(*inputs, **settings | quick))
-        patch.setattr("elit.data.idx.FASHION_MNIST", pictures)
+        patch.setattr("elit.data.builtin.FASHION_MNIST", pictures)
         scores.test_pictures.cache_clear()
         runs.picture_flops.cache_clear()
         yield

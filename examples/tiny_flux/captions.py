@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from elit.data.digits import NAMES, digits
+from elit.data.builtin import DIGITS, digits
 
 SIZE = 16
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {} on black", "one {}")
@@ -11,7 +11,7 @@ TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {} on black", "one {}")
 
 def captions() -> list[str]:
     """All of them, template by template; within each, digit by digit."""
-    return [template.format(name) for template in TEMPLATES for name in NAMES]
+    return [template.format(name) for template in TEMPLATES for name in DIGITS]
 
 
 def captioned_images() -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import elit
-from elit.data.idx import fashion_mnist
+from elit.data.builtin import fashion_mnist
 from elit.files import write_text
 from elit.flow.path import interpolate
 from elit.models import transformer, windows

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from elit.data.idx import fashion_mnist
+from elit.data.builtin import fashion_mnist
 from elit.data.images import ImageSet
 from elit.evaluate.detectors import FASHION, Classifier, FashionDetector, fashion_classifier
 from elit.files import replacing

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elit.budgets import Schedule
-from elit.data.idx import fashion_mnist
+from elit.data.builtin import fashion_mnist
 from elit.data.images import ImageSet
 from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.metrics import Moments, frechet_distance

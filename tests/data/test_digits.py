@@ -2,7 +2,7 @@
 
 import torch
 
-from elit.data.digits import CAPTIONS, digits, moving_digits
+from elit.data.builtin import CAPTIONS, digits, moving_digits
 
 
 def test_the_digits_are_the_real_ones_with_captions():

@@ -7,8 +7,7 @@ import torch
 from conftest import idx
 
 from elit.cli.main import main
-from elit.data.builtin import named_images
-from elit.data.idx import FASHION_CLASSES, FASHION_MNIST, fashion_mnist, idx_images, read_idx
+from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, fashion_mnist, idx_images, named_images, read_idx
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_bad_files_are_one_line_and_exit_2(folder, tmp_path, capsys, name, chang
 
 
 def test_where_it_is_not_at_hand_a_line_says_how_to_get_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("elit.data.idx.FASHION_MNIST", tmp_path / "nowhere")
+    monkeypatch.setattr("elit.data.builtin.FASHION_MNIST", tmp_path / "nowhere")
     assert main(["train", "--data", "fashion-mnist", "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err.splitlines()
     assert "apt-get install dataset-fashion-mnist" in message[-1]

@@ -94,7 +94,7 @@ def test_alpha_lies_on_white():
     assert np.array_equal(pixels(content(Image.fromarray(rgba), "PNG")), PIXELS)
     rgba[..., 3] = 0
     assert (pixels(content(Image.fromarray(rgba), "PNG")) == 255).all()
-    assert read_info(content(Image.fromarray(rgba), "PNG")) == ImageInfo(8, 6, "RGBA", True)
+    assert read_info(content(Image.fromarray(rgba), "PNG")) == ImageInfo(8, 6, "RGBA")
     palette = Image.fromarray(PIXELS).quantize(4)
     seen = pixels(content(palette, "PNG", transparency=0))
     assert ((seen == 255).all(-1) == (np.asarray(palette) == 0)).all()

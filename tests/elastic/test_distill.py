@@ -8,7 +8,7 @@ import torch
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
-from elit.data.digits import digits
+from elit.data.builtin import digits
 from elit.elastic.distill import distill
 
 pytestmark = pytest.mark.slow

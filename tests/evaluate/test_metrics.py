@@ -9,7 +9,7 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from elit.data.digits import digits, moving_digits
+from elit.data.builtin import digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.detectors import ClipDetector, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention

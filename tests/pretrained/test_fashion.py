@@ -8,7 +8,7 @@ import torch
 import elit
 from elit.cli.main import main
 from elit.config import load_config
-from elit.data.idx import FASHION_CLASSES, FASHION_MNIST, fashion_mnist
+from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, fashion_mnist
 from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.reference import FASHION_REFERENCE, load_reference
 from elit.pretrained import HERE, measurements_folder, model_folder

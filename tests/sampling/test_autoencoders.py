@@ -187,12 +187,8 @@ def flux2():
     [
         (flux2, "scaling_factor, or latents_mean and latents_std, in its config, got 'AutoencoderKLFlux2'"),
         (lambda: small_vae(latents_mean=MEAN), "latents_mean and latents_std, in its config, got 'AutoencoderKL'"),
-        (
-            lambda: diffusers.AutoencoderKLTemporalDecoder(block_out_channels=(32,), layers_per_block=1),
-            "decodes without num_frames, got 'AutoencoderKLTemporalDecoder'",
-        ),
         (lambda: diffusers.UNet2DModel(block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",)), "an autoencoder, with encode, got 'UNet2DModel'"),
+            up_block_types=("UpBlock2D",)), "an autoencoder with .*, got 'UNet2DModel'"),
     ],
 )  # fmt: skip
 def test_others_are_refused_by_what_they_lack(build, message, tmp_path):
@@ -202,12 +198,6 @@ def test_others_are_refused_by_what_they_lack(build, message, tmp_path):
     vae.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_encoder(str(tmp_path))
-
-
-def test_statistics_of_other_channels_are_refused():
-    vae = small_vae(latents_mean=[0.0] * 3, latents_std=[1.0] * 3)
-    with pytest.raises(ValueError, match="vae must be one with statistics of 4 latent channels, got 3"):
-        decode(vae, torch.randn(1, 4, 8, 8))
 
 
 def test_an_autoencoder_of_other_channels_is_refused_before_it_decodes(tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elit.flow.guidance import AG, CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.planner.plan import Plan
-from elit.sampling.evaluations import evaluated_steps, reused_steps, sampling_flops, sampling_plan, time_changes
+from elit.sampling.evaluations import reused_steps, sampling_flops, sampling_plan, time_changes
 from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
 
@@ -102,11 +102,6 @@ def test_flops_are_those_of_the_evaluations(kind, cache):
         assert counter.get_total_flops() - times.get_total_flops() == pytest.approx(
             expected, rel=0.005 if kind == "elit-sit" else 0
         )
-
-
-def test_calls_are_counted():
-    plan = sampling_plan(opened("elit-dit"), Sampling(steps=STEPS, cache=100.0))
-    assert evaluated_steps(plan) == 2
 
 
 def test_a_plan_is_its_settings():

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import elit
 from elit.cli.main import main
 from elit.config import ModelConfig, TrainConfig, load_config, save_config
-from elit.data.sampler import StepSampler
+from elit.data.loader import StepSampler
 from elit.training.distributed import clip_gradients, make_accelerator
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog, _peak_memory

@@ -12,7 +12,7 @@ import torch
 
 from elit.cli.main import check_output
 from elit.config import ModelConfig, TrainConfig, require_counts, save_config
-from elit.data.digits import CAPTIONS, CLASSES, digits, moving_digits
+from elit.data.builtin import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate import plots, sheets
 from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier

@@ -6,15 +6,14 @@ made.
 
     OUT/encode.json        what was encoded and how, with the autoencoder's scale and shift
     OUT/shard-00000.arrow  one row a sample: the posterior's mean and std, and the label
-    OUT/index.json         rows and SHA-256 of every shard: written last, after all of them have been checked
+    OUT/index.json         rows and SHA-256 of every shard, written last
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset, Features, Value
@@ -22,10 +21,10 @@ from datasets.arrow_writer import ArrowWriter
 from diffusers import AutoModel, ModelMixin
 from torch import Tensor
 
-from elit.config import require, require_counts
+from elit.config import require_counts
 from elit.data.reader import centre_crop
 from elit.data.source import Source
-from elit.files import replacing, write_text
+from elit.files import Json, replacing, write_text
 from elit.models.saved import check_hub_name, quiet_loading, weights_digest
 from elit.sampling.autoencoders import encode_moments, latent_normalization
 
@@ -55,13 +54,7 @@ class Encoding:
     """Samples of a shard, the unit of work and of resuming."""
 
     def __post_init__(self) -> None:
-        require_counts(self, "frames", "batch_size", "shard_size")
-        require(min(self.pixels) >= 1, "image_size", self.image_size, "1 or more")
-
-    @property
-    def pixels(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        require_counts(self, "image_size", "frames", "batch_size", "shard_size")
 
 
 def load_encoder(name: str, subfolder: str | None = None, *, device: torch.device | str = "cpu") -> ModelMixin:
@@ -87,43 +80,50 @@ def encode(
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Writes the shards that are not there yet, of `world` processes each every `world`-th; returns index.json.
 
     wait: until all processes are there. progress: called with (shards done, shards of this process). Raises ValueError
     for a picture that cannot be read, and for a folder that holds something else.
     """
+    if rank == 0:
+        _write_settings(source, out, vae, encoding)
+    wait()
     starts = range(0, len(source), encoding.shard_size)
     shards = [range(start, min(start + encoding.shard_size, len(source))) for start in starts]
     paths = [out / f"shard-{number:05d}.arrow" for number in range(len(shards))]
-    if rank == 0:
-        prepare(source, out, vae, encoding)
-    wait()
     mine = range(rank, len(shards), world)
     for done, number in enumerate(mine, 1):
         if not paths[number].is_file():
-            write_shard(paths[number], source, shards[number], vae, encoding)
+            _write_shard(paths[number], source, shards[number], vae, encoding)
         if progress:
             progress(done, len(mine))
     wait()
     if rank == 0:
-        finish(source, out, encoding, paths, shards)
+        entries, skipped = [], []
+        for path, wanted in zip(paths, shards, strict=True):
+            rows = list(Dataset.from_file(str(path))["row"])
+            skipped += sorted(set(wanted) - set(rows))
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            entries.append({"file": path.name, "rows": len(rows), "sha256": digest})
+        if len(skipped) == len(source):
+            raise ValueError(f"out={str(out)!r}: none of {len(source)} samples could be encoded")
+        index = {"count": len(source) - len(skipped), "skipped": skipped, "shards": entries}
+        write_text(out / "index.json", json.dumps(index, indent=2) + "\n")
     wait()
     return json.loads((out / "index.json").read_text(encoding="utf-8"))
 
 
-def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
+def _write_settings(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
     """Writes encode.json, or checks that the one there is equal. Raises ValueError naming the difference."""
-    size = encoding.pixels if encoding.frames == 1 else (encoding.frames, *encoding.pixels)
-    settings: dict[str, object] = {
+    size = encoding.image_size if isinstance(encoding.image_size, tuple) else (encoding.image_size,) * 2
+    pixels = torch.zeros(1, 3, *size) if encoding.frames == 1 else torch.zeros(1, 3, encoding.frames, *size)
+    normalization = latent_normalization(vae).to_json()
+    settings: Json = {
         **{each.name: getattr(encoding, each.name) for each in fields(Encoding)},
-        "autoencoder": {
-            "class": type(vae).__name__,
-            "weights": weights_digest(vae),
-            **latent_normalization(vae).to_json(),
-        },
+        "autoencoder": {"class": type(vae).__name__, "weights": weights_digest(vae), **normalization},
         **source.identity,
-        "shape": list(encode_moments(vae, torch.zeros(1, 3, *size))[0].shape[1:]),
+        "shape": list(encode_moments(vae, pixels)[0].shape[1:]),
         "classes": list(source.classes),
         "caption_texts": list(source.captions),
     }
@@ -133,21 +133,20 @@ def prepare(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> N
         if "stamp" not in before:  # of a version whose sources had other digests
             before |= {name: settings[name] for name in ("source", "stamp")}
         if changed := [name for name in settings if settings[name] != before.get(name)]:
-            raise ValueError(
-                f"out={str(out)!r}: holds another encoding ({', '.join(changed)} differ); give a new folder"
-            )
+            differ = ", ".join(changed)
+            raise ValueError(f"out={str(out)!r}: holds another encoding ({differ} differ); give a new folder")
     elif out.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
         raise ValueError(f"out={str(out)!r}: holds something else; give a new folder")
     else:
         write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
-def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encoding: Encoding) -> None:
+def _write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encoding: Encoding) -> None:
     """Encodes `rows` of the source into one Arrow file."""
     with replacing(path) as temporary, ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
-        for first in range(rows.start, rows.stop, encoding.batch_size):
+        for first in range(0, len(rows), encoding.batch_size):
             pixels: dict[int, Tensor] = {}
-            for row in range(first, min(first + encoding.batch_size, rows.stop)):
+            for row in rows[first : first + encoding.batch_size]:
                 try:
                     frames = [centre_crop(frame, encoding.image_size) for frame in source.read(row, encoding.frames)]
                 except ValueError as error:
@@ -163,24 +162,6 @@ def write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encodi
                     parts = {"mean": mean.numpy().tobytes(), "std": std.numpy().tobytes()}
                     writer.write({"row": row, "label": source.labels[row]} | parts)
                 elif not encoding.skip_unreadable:
-                    raise ValueError(
-                        f"cannot encode {source.pictures[row].name!r}: its latents are not finite in {DTYPE}"
-                    )
+                    name = source.pictures[row].name
+                    raise ValueError(f"cannot encode {name!r}: its latents are not finite in {DTYPE}")
         writer.finalize()
-
-
-def finish(source: Source, out: Path, encoding: Encoding, paths: Sequence[Path], shards: Sequence[range]) -> None:
-    """Checks every shard and writes index.json. Raises ValueError where a shard does not hold its samples."""
-    entries: list[dict[str, object]] = []
-    skipped: list[int] = []
-    for path, wanted in zip(paths, shards, strict=True):
-        rows = list(Dataset.from_file(str(path))["row"])
-        missing = sorted(set(wanted) - set(rows))
-        if len(rows) + len(missing) != len(wanted) or (missing and not encoding.skip_unreadable):
-            raise ValueError(f"out={str(out)!r}: {path.name} does not hold its samples; remove it and run again")
-        skipped += missing
-        entries.append({"file": path.name, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-    if len(skipped) == len(source):
-        raise ValueError(f"out={str(out)!r}: none of {len(source)} samples could be encoded")
-    index = {"count": len(source) - len(skipped), "skipped": skipped, "shards": entries}
-    write_text(out / "index.json", json.dumps(index, indent=2) + "\n")

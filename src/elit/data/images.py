@@ -1,4 +1,9 @@
-"""Images and clips in memory, pictures of a source, and prompts in the place of labels."""
+"""Images and clips in memory, pictures of a source, and prompts in the place of labels.
+
+A data set gives batches by `__getitems__`: images (B, C, ...) float32 in [-1, 1] and labels (B,) int64. It also has
+`classes`, `captions` (a prompt for each label), `shape` of one image (C, H, W) or clip (C, T, H, W), `folder`, the
+place of files that belong to it, and `stamp`, which changes with the files it is read from.
+"""
 
 import json
 from collections import Counter
@@ -6,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,26 +24,6 @@ from elit.files import write_text
 from elit.models.conditioning import Condition
 
 
-class ImageData(Protocol):
-    """A data set as training takes it; images are float32 in [-1, 1]."""
-
-    classes: tuple[str, ...]
-    captions: tuple[str, ...]
-    """A prompt for each label."""
-    shape: tuple[int, ...]
-    """(C, H, W) of one image, (C, T, H, W) of a clip."""
-    folder: Path | None
-    """The place of files that belong to it."""
-    stamp: str
-    """Changes with the files it is read from."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W) and labels (B,) int64, the batch at once."""
-        ...
-
-
 class ImageSet:
     """Images held in memory: images (N, C, H, W) or (N, C, T, H, W), labels (N,) int64.
 
@@ -46,7 +31,7 @@ class ImageSet:
     """
 
     folder: Path | None = None
-    stamp: str = ""
+    stamp = ""
 
     def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...], captions: tuple[str, ...] = ()):
         self.images, self.labels = images, labels
@@ -70,18 +55,16 @@ class ImageFiles:
     """
 
     def __init__(self, source: Source, image_size: int, *, skip_unreadable: bool = False):
-        infos = inspect_pictures(source)
-        self.skipped = [info for info in infos if isinstance(info, str)]
+        found = dict(enumerate(inspect_pictures(source)))
+        self.skipped = [reason for reason in found.values() if isinstance(reason, str)]
         if self.skipped and (not skip_unreadable or len(self.skipped) == len(source)):
             count = f"{len(self.skipped)} of {len(source)} pictures are unreadable"
             raise ValueError(f"{self.skipped[0]}; {count}; mend or remove them, or set skip_unreadable for a few")
-        rows = [row for row, info in enumerate(infos) if not isinstance(info, str)]
-        self.source, self.image_size = source.subset(rows), image_size
-        self.infos = [info for info in infos if not isinstance(info, str)]
+        infos = {row: info for row, info in found.items() if isinstance(info, ImageInfo)}
+        self.source, self.infos, self.image_size = source.subset(list(infos)), list(infos.values()), image_size
         self.classes, self.captions = source.classes, source.captions
-        self.shape: tuple[int, ...] = (3, image_size, image_size)
-        self.folder: Path | None = source.folder
-        self.stamp = str(source.identity["stamp"])
+        self.shape = (3, image_size, image_size)
+        self.folder, self.stamp = source.folder, str(source.identity["stamp"])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -90,21 +73,17 @@ class ImageFiles:
         images = [centre_crop(self.source.read(index)[0], self.image_size) for index in indices]
         return torch.stack(images), torch.tensor([self.source.labels[index] for index in indices])
 
-    def summary(self, batch_size: int) -> list[str]:
+    def summary(self) -> list[str]:
         """Lines to print before a run: pictures a class, then what is out of the ordinary."""
-        counts = Counter(self.source.labels)
-        few, most = min(counts.values()), max(counts.values())
+        counts = Counter(self.source.labels).values()
         sizes = sorted((info.width * info.height, f"{info.width}×{info.height}") for info in self.infos)
-        lines = [f"{len(self):,} images of {sizes[0][1]} to {sizes[-1][1]}, {len(counts)} classes of {few} to {most}"]
+        classes = f"{len(counts)} classes of {min(counts)} to {max(counts)}"
+        lines = [f"data: {len(self):,} images of {sizes[0][1]} to {sizes[-1][1]}, {classes}"]
         if self.skipped:
-            lines.append(f"left out: {len(self.skipped)} unreadable images; {self.skipped[0]}")
-        if transparent := sum(info.transparent for info in self.infos):
-            lines.append(f"{transparent} images are transparent: they lie on white")
+            lines.append(f"data: left out: {len(self.skipped)} unreadable images; {self.skipped[0]}")
         if small := sum(min(info.width, info.height) < self.image_size for info in self.infos):
-            lines.append(f"{small} images are smaller than image_size={self.image_size} and are enlarged")
-        if len(self) < batch_size:
-            lines.append(f"{len(self)} images are fewer than a batch of {batch_size}, so that some repeat in it")
-        return [*(f"data: {line}" for line in lines), *self.source.not_taken()]
+            lines.append(f"data: {small} images are smaller than image_size={self.image_size} and are enlarged")
+        return lines + self.source.not_taken()
 
 
 def inspect_pictures(source: Source) -> list[ImageInfo | str]:
@@ -138,13 +117,12 @@ def inspect_pictures(source: Source) -> list[ImageInfo | str]:
 class PromptedImages:
     """A data set whose labels number prompts: gives the prompts' rows of `table` in their place."""
 
-    def __init__(self, data: ImageData, table: Condition):
+    def __init__(self, data: Any, table: Condition):
         self.data, self.table = data, table
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
-        """images (B, C, H, W), and y of their prompts."""
         images, labels = self.data.__getitems__(indices)
         return images, self.table[labels]

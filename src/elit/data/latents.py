@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from elit.files import Json
 from elit.sampling.autoencoders import LatentNormalization
 
 
@@ -40,10 +40,10 @@ class LatentSet:
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"data: {path!r} is damaged ({reason}); remove it and run elit encode") from None
-            labels = part.data.column("label")  # one without a class would be an assertion deep inside a GPU
-            wrong = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, len(self.captions)))
-            if (row := pc.index(wrong, True).as_py()) >= 0:
-                found = f"label {labels[row].as_py()} in row {row}"
+            # A label without a class would be an assertion deep inside a GPU.
+            labels = part.data.column("label").to_numpy()
+            if len(wrong := np.flatnonzero((labels < 0) | (labels >= len(self.captions)))):
+                found = f"label {labels[wrong[0]]} in row {wrong[0]}"
                 raise ValueError(f"data: {path!r} has {found}; encode.json has 0 to {len(self.captions) - 1}")
         self.rows = concatenate_datasets(parts)
 
@@ -65,10 +65,8 @@ def posterior_sample(moments: Tensor, noise: Tensor) -> Tensor:
     return torch.addcmul(mean, std, noise)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> Json:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"data={str(path.parent)!r}: no {path.name} in it; run elit encode to its end") from None
-    except ValueError:
-        raise ValueError(f"data: {str(path)!r} is damaged; run elit encode again") from None
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"data: cannot read {str(path)!r} ({error}); run elit encode to its end") from None

@@ -1,7 +1,6 @@
-"""The reader of pictures: what training, encoding and evaluation get of any file that Pillow reads.
+"""The reader of pictures: any file that Pillow reads, as upright 8-bit RGB.
 
-A picture is upright 8-bit RGB: EXIF's orientation is applied, alpha composited on white, 16 bits and floats scaled.
-Images with damaged metadata are read without it, and only the requested frames are decoded.
+EXIF's orientation is applied, alpha composited on white, 16 bits and floats scaled, damaged metadata left out.
 """
 
 import io
@@ -34,19 +33,15 @@ MAX_RATIO = 16
 
 
 class ImageInfo(NamedTuple):
-    """A picture's header: its size upright, Pillow's mode, and whether it has an alpha channel."""
+    """A picture's header: its size upright, and Pillow's mode."""
 
     width: int
     height: int
     mode: str
-    transparent: bool
 
 
 def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
-    """The first `count` frames, or for None all of an animation; a still has one.
-
-    Raises whatever Pillow does, and ValueError for fewer frames or values without a known range.
-    """
+    """The first `count` frames, or for None all of an animation; a still has one. Raises ValueError for fewer."""
 
     def frames(image: Image.Image) -> list[Image.Image]:
         found: list[Image.Image] = []
@@ -68,11 +63,11 @@ def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
 
 
 def read_info(content: bytes) -> ImageInfo:
-    """A picture's header, without decoding it. Raises whatever Pillow does."""
+    """A picture's header, without decoding it."""
 
     def info(image: Image.Image) -> ImageInfo:
         turned = image.format != "TIFF" and _orientation(image) in SIDEWAYS  # Pillow turns a TIFF by itself
-        return ImageInfo(*(image.size[::-1] if turned else image.size), image.mode, image.has_transparency_data)
+        return ImageInfo(*(image.size[::-1] if turned else image.size), image.mode)
 
     return _despite_metadata(content, info)
 
@@ -83,20 +78,20 @@ def centre_crop(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
     size: of both sides, or (height, width). Halved with a box filter while it is twice too large, then bicubic until it
     just covers the size, then the middle.
     """
+
+    def middle(image: Image.Image, width: int, height: int) -> Image.Image:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
     height, width = (size, size) if isinstance(size, int) else size
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(height / image.height, width / image.width)
     longest = (math.ceil(MAX_RATIO * side / scale) for side in (width, height))
-    image = _middle(image, *map(min, image.size, longest))
+    image = middle(image, *map(min, image.size, longest))
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    pixels = np.asarray(_middle(image, width, height), dtype=np.float32)
+    pixels = np.asarray(middle(image, width, height), dtype=np.float32)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
-
-
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

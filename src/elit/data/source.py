@@ -27,8 +27,6 @@ METADATA, TABLES = ("metadata.jsonl", "metadata.csv"), (".parquet", ".tar")
 LABELS, TEXTS = ("label", "cls", "class"), ("text", "caption", "txt")
 KEPT = ".pictures.json"
 """The end of the name of the file in which training keeps what it found when it read the pictures."""
-LeftOut = dict[str, list[str]]
-"""The names of files that are not taken, by reason."""
 Entry = tuple[str, Callable[[], bytes], Any]
 """A picture's name, the way to its file, and its label or caption as it stands there."""
 
@@ -39,7 +37,6 @@ class Picture(NamedTuple):
     name: str
     """A path, or a file and a row, for messages."""
     content: Callable[[], bytes]
-    """Reads its file."""
     label: int
     fault: str
     """The fault of its label, or nothing."""
@@ -54,8 +51,8 @@ class Source:
     classes: tuple[str, ...]
     """The meaning of each label; none where pictures lie loose in a folder."""
     files: Sequence[Path]
-    """The files that are read."""
-    left_out: LeftOut
+    left_out: dict[str, list[str]]
+    """The names of files that are not taken, by reason."""
 
     @property
     def folder(self) -> Path:
@@ -69,7 +66,6 @@ class Source:
 
     @cached_property
     def labels(self) -> list[int]:
-        """Numbers of classes or captions."""
         return [picture.label for picture in self.pictures]
 
     @cached_property
@@ -81,11 +77,17 @@ class Source:
     @cached_property
     def identity(self) -> dict[str, object]:
         """Its count, a digest of names and labels, and a stamp of its files: equal for the same source alone."""
-        stats = {self._short(str(path)): path.stat() for path in self.files if path.exists()}
+
+        def short(name: object) -> str:
+            return str(name).removeprefix(f"{self.root}/")
+
+        def digest(content: object) -> str:
+            return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+        stats = {short(path): path.stat() for path in self.files if path.exists()}
         states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
-        names = [self._short(picture.name) for picture in self.pictures]
-        content = _digest([names, self.labels, self.classes])
-        return {"count": len(self), "source": content, "stamp": _digest(states)}
+        content = [[short(picture.name) for picture in self.pictures], self.labels, self.classes]
+        return {"count": len(self), "source": digest(content), "stamp": digest(states)}
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -102,15 +104,11 @@ class Source:
         return self._named(index, read_info)
 
     def subset(self, rows: Sequence[int]) -> "Source":
-        """Some rows, as a source."""
         return replace(self, pictures=[self.pictures[row] for row in rows])
 
     def not_taken(self) -> list[str]:
         """A line for each reason why files are left out."""
         return [f"data: not taken: {len(each)} {why}, {each[0]!r} for one" for why, each in self.left_out.items()]
-
-    def _short(self, name: str) -> str:
-        return name.removeprefix(f"{self.root}/")
 
     def _named(self, index: int, read: Callable[[bytes], T]) -> T:
         picture = self.pictures[index]
@@ -137,48 +135,46 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
     strays = [picture for picture in found["pictures"] if picture.parent == path]
     names: Sequence[str] = ()
     if saved or (tables and not found["pictures"]):
+        wanted = TEXTS if captions else LABELS
         files = sorted(path.iterdir()) if saved else [each for each in tables if each.suffix == tables[0].suffix]
-        if not saved and files[0].suffix == ".tar":
-            entries = [entry for file in files for entry in _samples(file, TEXTS if captions else LABELS)]
+        if saved or files[0].suffix == ".parquet":
+            entries, names = _rows(path, [] if saved else files, wanted)
+        else:
+            entries = [entry for file in files for entry in _samples(file, wanted)]
             if not captions and all(re.fullmatch(r"-?\d+", text) for *_, text in entries if text):
                 entries = [(name, content, int(text) if text else None) for name, content, text in entries]
-        else:
-            entries, names = _rows(path, [] if saved else files, TEXTS if captions else LABELS)
     else:
         captions = captions and bool(found["metadata"])
         if captions:
             texts = [entry for metadata in found["metadata"] for entry in _captions(metadata)]
-            left_out["pictures without a line of metadata"] += map(
-                str, {*found["pictures"]} - {file for file, _ in texts}
-            )
+            unnamed = {*found["pictures"]} - {file for file, _ in texts}
+            left_out["pictures without a line of metadata"] += map(str, unnamed)
         elif loose and strays:
             texts = [(file, 0) for file in found["pictures"]]
         else:
             texts = [(file, file.relative_to(path).parts[0]) for file in found["pictures"] if file.parent != path]
             left_out["pictures beside the classes' folders"] += map(str, strays)
-            empty = {folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != "."}
-            empty -= {folder for folder in empty if folder.is_symlink() or folder.name in {name for _, name in texts}}
-            left_out["folders without pictures, which are no classes"] += map(str, empty)
         left_out["archives beside pictures"] += map(str, found["tables"])
         files = [file for file, _ in texts]
         entries = [(str(file), file.read_bytes, text) for file, text in texts]
-    left_out = {reason: sorted(each.removeprefix(f"{path}/") for each in left_out[reason]) for reason in left_out}
-    left_out = {reason: each for reason, each in left_out.items() if each}
+    left_out = {why: sorted(name.removeprefix(f"{path}/") for name in each) for why, each in left_out.items() if each}
     if not entries:
         reasons = "".join(f"; {len(each)} {reason}" for reason, each in left_out.items())
         where = "in it" if loose else "in its sub-folders, such as CLASS/PICTURE.png"
         raise ValueError(f"cannot read {str(path)!r}: no pictures {where}{reasons}")
-    labels, faults, classes = number_labels([value for _, _, value in entries], names, captions=captions)
-    rows = zip(entries, labels, faults, strict=True)
-    pictures = [Picture(name, content, label, fault) for (name, content, _), label, fault in rows]
+    numbers, must, classes = _number_labels([value for *_, value in entries], names, captions)
+    pictures = [
+        Picture(name, content, number or 0, f"{must}, got {value!r}" if number is None else "")
+        for (name, content, value), number in zip(entries, numbers, strict=True)
+    ]
     classes = () if loose and strays else classes
     return Source(root=path, pictures=pictures, classes=classes, files=files, left_out=left_out)
 
 
-def _list_folder(root: Path) -> tuple[dict[str, list[Path]], LeftOut]:
+def _list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
     """All pictures, metadata and tables below a folder; links to folders, which may go in circles, are not followed."""
     found: dict[str, list[Path]] = defaultdict(list)
-    left_out: LeftOut = defaultdict(list)
+    left_out: dict[str, list[str]] = defaultdict(list)
     for place, folders, files in os.walk(root):
         inside = Path(place).relative_to(root)
         links = [name for name in folders if (root / inside / name).is_symlink()]
@@ -217,30 +213,26 @@ def _captions(path: Path) -> list[tuple[Path, object]]:
     return found
 
 
-def number_labels(
-    values: Sequence[Any], names: Sequence[str] = (), *, captions: bool = False
-) -> tuple[list[int], list[str], tuple[str, ...]]:
-    """Numbers, what is wrong with each value ("" if nothing), and what the numbers stand for.
+def _number_labels(
+    values: Sequence[Any], names: Sequence[str], captions: bool
+) -> tuple[list[int | None], str, tuple[str, ...]]:
+    """Numbers, None for a value that is no label, what a label must be, and what the numbers stand for.
 
     Whole numbers stay, of `names` where these are known. Texts are numbered: classes in alphabetical order, captions by
     first appearance.
     """
-    if not captions:  # a column of whole numbers with gaps comes as floats
-        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-    texts = captions or (not names and any(isinstance(value, str) for value in values))
+    if captions or (not names and any(isinstance(value, str) for value in values)):
+        kinds = (str, int, float) if captions else (str,)
+        texts = [str(value) if type(value) in kinds else None for value in values]
+        known = dict.fromkeys(text for text in texts if text is not None)
+        number = {name: number for number, name in enumerate(known if captions else sorted(known))}
+        must = f"{'caption' if captions else 'label'} must be a text"
+        return [None if text is None else number[text] for text in texts], must, tuple(number)
+    # A column of whole numbers with gaps comes as floats.
+    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
     last = len(names) - 1 if names else max([0, *(value for value in values if isinstance(value, int))])
-    if texts:
-        valid = [isinstance(value, str) or (captions and type(value) in (int, float)) for value in values]
-        known = dict.fromkeys(str(value) for value, good in zip(values, valid, strict=True) if good)
-        classes = tuple(known if captions else sorted(known))
-    else:
-        valid = [type(value) is int and 0 <= value <= last for value in values]
-        classes = tuple(names or map(str, range(last + 1)))
-    must = "caption must be a text" if captions else f"label must be {'a text' if texts else f'from 0 to {last}'}"
-    faults = ["" if good else f"{must}, got {value!r}" for value, good in zip(values, valid, strict=True)]
-    number = {name: number for number, name in enumerate(classes)}
-    numbers = [number.get(str(value), 0) if texts else value for value in values]
-    return [each if good else 0 for each, good in zip(numbers, valid, strict=True)], faults, classes
+    numbers = [value if type(value) is int and 0 <= value <= last else None for value in values]
+    return numbers, f"label must be from 0 to {last}", tuple(names or map(str, range(last + 1)))
 
 
 def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str]) -> tuple[list[Entry], Sequence[str]]:
@@ -259,8 +251,7 @@ def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str]) -> tuple[lis
     except Exception as error:
         raise ValueError(f"cannot read {str(path)!r}: {str(error.__cause__ or error).splitlines()[0]}") from None
     column = rows.cast_column(image, datasets.Image(decode=False))[image]
-    values = list(rows[label])
-    entries = [(f"{path}, row {row}", partial(_cell, column, row), value) for row, value in enumerate(values)]
+    entries = [(f"{path}, row {row}", partial(_cell, column, row), value) for row, value in enumerate(rows[label])]
     return entries, getattr(features[label], "names", None) or ()
 
 
@@ -307,7 +298,3 @@ def _slice(path: Path, start: int, size: int) -> bytes:
 
 def _no_picture() -> bytes:
     raise ValueError("no picture of this name")
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

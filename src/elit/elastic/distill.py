@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.config import DistillConfig
-from elit.data.sampler import BucketSampler
+from elit.data.loader import BucketSampler
 from elit.elastic.captioned_images import CaptionedImages, aspect_sizes
 from elit.elastic.context import UNSET, budget, original
 from elit.elastic.cost import step_flops

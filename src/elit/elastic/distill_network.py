@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from elit.budgets import training_budgets
 from elit.config import DistillConfig, TrainConfig
 from elit.data.latents import LatentSet
-from elit.data.sampler import StepSampler
+from elit.data.loader import StepSampler
 from elit.elastic.context import original
 from elit.elastic.cost import step_flops
 from elit.elastic.families import all_blocks

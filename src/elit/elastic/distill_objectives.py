@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from elit.config import DistillConfig
 from elit.data.latents import posterior_sample
-from elit.data.sampler import BucketSampler
+from elit.data.loader import BucketSampler
 from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.context import budget, original
 from elit.elastic.families.family import Family, Pipeline

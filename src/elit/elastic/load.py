@@ -20,7 +20,7 @@ from elit.models.presets import NETWORKS
 from elit.models.saved import check_weights, load_own, saved_dtype
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
-from elit.sampling.autoencoders import latent_channels, load_autoencoder
+from elit.sampling.autoencoders import load_autoencoder
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> Model:
@@ -193,7 +193,7 @@ def load_network(
     autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=dtype)
     if autoencoder is None:
         return model, None
-    channels = latent_channels(autoencoder)
+    channels = autoencoder.config.get("latent_channels") or autoencoder.config.get("z_dim")
     if isinstance(model, Transformer) and channels not in (None, model.config.in_channels):
         raise ValueError(
             f"vae={str(vae or name)!r}: its latents have {channels} channels, the network's samples "

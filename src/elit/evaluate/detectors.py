@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from elit.compat import inception_network
-from elit.data.digits import digits
+from elit.data.builtin import digits
 from elit.data.images import ImageSet
 from elit.models.saved import weights_digest
 from elit.pretrained import HERE

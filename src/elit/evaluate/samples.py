@@ -34,7 +34,7 @@ from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode
-from elit.sampling.evaluations import evaluated_steps, sampling_flops, sampling_plan
+from elit.sampling.evaluations import sampling_flops, sampling_plan
 from elit.sampling.pictures import to_uint8
 from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
@@ -142,7 +142,7 @@ class Sampler:
 
     def calls(self, sampling: Sampling) -> int:
         """Steps that evaluate the network; the others are saved by a cache."""
-        return evaluated_steps(sampling_plan(self.model, sampling))
+        return sum(any(step.values()) for step in sampling_plan(self.model, sampling))
 
     def planned(self, sampling: Sampling, count: int) -> SampleSet:
         """The set as `make` gives it, made or not. Raises ValueError for settings that do not fit the network."""

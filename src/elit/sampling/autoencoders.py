@@ -9,8 +9,6 @@ Each class of diffusers has these in a form of its own, read here as its pipelin
 for each channel (Qwen-Image, Wan), or both (LTX, Mochi). Shapes: (B, z, ...) are latents, (B, C, ...) pixels.
 """
 
-import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +37,9 @@ class LatentNormalization:
     @classmethod
     def from_json(cls, settings: Json) -> "LatentNormalization":
         """Reads the output of `to_json`."""
-        return cls(
-            scale=settings["scaling_factor"],
-            mean=tuple(settings.get("latents_mean") or (settings["shift_factor"],)),
-            std=tuple(settings.get("latents_std") or (1.0,)),
-        )
+        mean = settings.get("latents_mean") or (settings["shift_factor"],)
+        std = settings.get("latents_std") or (1.0,)
+        return cls(scale=settings["scaling_factor"], mean=tuple(mean), std=tuple(std))
 
     def to_json(self) -> Json:
         """Statistics under diffusers' names: shift_factor, or latents_mean and latents_std where channels differ."""
@@ -53,7 +49,7 @@ class LatentNormalization:
         return {"scaling_factor": self.scale, "shift_factor": 0.0} | statistics
 
     def normalize(self, z: Tensor) -> Tensor:
-        """z (B, z, ...), an autoencoder's own latents -> a network's. Raises ValueError for other channels."""
+        """z (B, z, ...), an autoencoder's own latents -> a network's."""
         return (z - self._by_channel(self.mean, z)) / self._by_channel(self.std, z) * self.scale
 
     def normalize_std(self, std: Tensor) -> Tensor:
@@ -66,41 +62,32 @@ class LatentNormalization:
 
     @staticmethod
     def _by_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-        right = len(values) in (1, like.shape[1])
-        require(right, "vae", len(values), f"one with statistics of {like.shape[1]} latent channels")
         return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, *[1] * (like.ndim - 2))
 
 
 def latent_normalization(vae: ModelMixin) -> LatentNormalization:
     """How the latents of one of diffusers' autoencoders are normalized.
 
-    Raises ValueError for a class without statistics in its config, or one that cannot encode and decode alone.
+    Raises ValueError for a class without statistics in its config.
     """
     name, config = type(vae).__name__, vae.config
-    for method in ("encode", "decode"):
-        require(callable(getattr(vae, method, None)), "vae", name, f"an autoencoder, with {method}")
-    _, *others = inspect.signature(vae.decode).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [each.name for each in others if each.default is each.empty and each.kind in named]
-    require(not needed, "vae", name, f"an autoencoder that decodes without {', '.join(needed)}")
     if name in NORMALIZES_ITSELF:
         return LatentNormalization()
-    buffers = dict(vae.named_buffers())
-    # LTX and Mochi keep them among their weights.
-    mean, std = (_numbers(config.get(key, buffers.get(key))) for key in ("latents_mean", "latents_std"))
+    buffers = dict(vae.named_buffers())  # LTX and Mochi keep them among their weights
+    mean, std = (config.get(key, buffers.get(key)) for key in ("latents_mean", "latents_std"))
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
     known = (mean is None) == (std is None) and (mean is not None or scale is not None)
     require(known, "vae", name, "an autoencoder with scaling_factor, or latents_mean and latents_std, in its config")
-    if mean is None or std is None:
+    if mean is None:
         return LatentNormalization(scale=scale, mean=(shift or 0.0,))
-    require(not shift, "vae", name, "an autoencoder with shift_factor or latents_mean in its config, not both")
+    mean, std = (tuple(torch.as_tensor(each, dtype=torch.float64).flatten().tolist()) for each in (mean, std))
     return LatentNormalization(scale=1.0 if scale is None else scale, mean=mean, std=std)
 
 
 def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype | None = None) -> ModelMixin | None:
-    """The diffusers autoencoder saved in `folder`, for images or video; which ones: see the top of this file.
+    """The diffusers autoencoder saved in `folder`, for images or video; None where there is none and none is required.
 
-    None where there is none and it is not required. Raises ValueError as `load_model` does.
+    Raises ValueError as `load_model` does.
     """
     if not required and not folder.is_dir():
         return None
@@ -117,22 +104,16 @@ def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels in [-1, 1], (B, C, H, W) or (B, C, T, H, W) -> mean and standard deviation of the autoencoder's own
     latents, float32, (B, z, ...) with as many axes. An autoencoder without a posterior has a deviation of 0.
 
-    Pictures go through one for video as clips of one frame. Raises ValueError where it gives no latents.
+    Pictures go through one for video as clips of one frame.
     """
     frame = pixels.ndim == 4 and is_for_video(vae)
-    output = vae.encode((pixels.unsqueeze(2) if frame else pixels).to(vae.device, vae.dtype))
-    if (posterior := getattr(output, "latent_dist", None)) is not None:
-        mean, std = posterior.mean.float(), posterior.std.float()
-    else:
-        named = (getattr(output, key, None) for key in ("latent", "latents"))
-        latents = next((value for value in named if isinstance(value, Tensor)), None)
-        if latents is None:
-            raise ValueError(f"cannot encode with a {type(vae).__name__}: it gives no latent_dist, latent or latents")
-        mean, std = latents.float(), torch.zeros_like(latents, dtype=torch.float32)
-    return (_without_frame(mean, vae), _without_frame(std, vae)) if frame else (mean, std)
+    pixels = (pixels.unsqueeze(2) if frame else pixels).to(vae.device, vae.dtype)
+    latents = vae.encode(pixels, return_dict=False)[0]
+    mean, std = (latents, torch.zeros_like(latents)) if isinstance(latents, Tensor) else (latents.mean, latents.std)
+    mean, std = mean.float(), std.float()
+    return (mean.squeeze(2), std.squeeze(2)) if frame else (mean, std)
 
 
-@torch.no_grad()
 def encode_mean(vae: ModelMixin, pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1] -> the posterior's mean, normalized, float32; shapes as in `encode_moments`."""
     return latent_normalization(vae).normalize(encode_moments(vae, pixels)[0])
@@ -149,36 +130,18 @@ def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
     z = latent_normalization(vae).denormalize(x).to(vae.dtype)
     frame = z.ndim == 4 and is_for_video(vae)
     pixels = vae.decode(z.unsqueeze(2) if frame else z, return_dict=False)[0]
-    return _without_frame(pixels, vae) if frame else pixels
+    return pixels.squeeze(2) if frame else pixels
 
 
 def downsampling(vae: ModelMixin | None) -> int:
-    """Pixels of a latent along rows and columns; 1 without an autoencoder. Raises ValueError for an unknown number."""
+    """Pixels of a latent along rows and columns; 1 without an autoencoder."""
     if vae is None:
         return 1
-    if (ratio := vars(vae).get("spatial_compression_ratio")) is not None:
-        return ratio
-    widths = vae.config.get("block_out_channels") or ()
-    require(bool(widths), "vae", type(vae).__name__, "one with spatial_compression_ratio or block_out_channels")
-    return 2 ** (len(widths) - 1)
-
-
-def latent_channels(vae: ModelMixin) -> int | None:
-    """Channels of its latents; None where its config does not have them."""
-    return vae.config.get("latent_channels") or vae.config.get("z_dim")
+    ratio = vars(vae).get("spatial_compression_ratio")
+    return 2 ** (len(vae.config.block_out_channels) - 1) if ratio is None else ratio
 
 
 def is_for_video(vae: ModelMixin) -> bool:
-    """Checks for an autoencoder of (B, C, T, H, W): its first convolution has three axes."""
+    """True for an autoencoder of (B, C, T, H, W): its first convolution has three axes."""
     kinds = (nn.Conv2d, nn.Conv3d)
     return isinstance(next((module for module in vae.modules() if isinstance(module, kinds)), None), nn.Conv3d)
-
-
-def _numbers(values: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
-
-
-def _without_frame(value: Tensor, vae: ModelMixin) -> Tensor:
-    """(B, C, 1, H, W) -> (B, C, H, W)."""
-    require(value.shape[2] == 1, "frames of a picture", value.shape[2], f"1 of a {type(vae).__name__}")
-    return value.squeeze(2)

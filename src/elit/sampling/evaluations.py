@@ -10,7 +10,7 @@ import torch
 from elit.budgets import schedule_budgets
 from elit.config import require
 from elit.costs.flops import count_flops, shared_flops
-from elit.flow.guidance import Branch, Guidance, branches
+from elit.flow.guidance import Branch, branches
 from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
 from elit.sampling.settings import Sampling, make_sampling
@@ -22,7 +22,8 @@ Evaluations = list[dict[float, list[Branch]]]
 def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float] | None = None) -> Evaluations:
     """The evaluations of all steps, between `times` in the place of the sampling's own.
 
-    Raises ValueError for an invalid budget, and for a cache with another solver than Euler's.
+    Raises ValueError for an invalid budget, a guidance that changes nothing, because of its interval or its budget, and
+    for a cache with another solver than Euler's.
     """
     guidance, cache = sampling.guidance, sampling.cache
     times = time_grid(sampling.steps, sampling.shift) if times is None else times
@@ -33,26 +34,19 @@ def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float]
         corrected = sampling.solver == "heun" and step < len(times) - 2
         at = times[step : step + 2] if corrected else times[step : step + 1]
         plan.append({t: branches(guidance, t, num_latents, model.budgets) for t in at})
-    _check_guidance(guidance, plan)
+    if guidance is not None and guidance.scale != 1:
+        guided = [pair for step in plan for pair in step.values() if len(pair) > 1]
+        steps = ", ".join(f"{t:.3g}" for t in times[:4])
+        require(bool(guided), "guidance interval", guidance.interval, f"around the t of a step, one of {steps}, …")
+        weak = guided[0][1].budget
+        changes = any(main != weak for main, weak in guided)
+        require(changes, "guidance_budget", weak, f"below the main branch's for {guidance.kind}")
     if cache:
         counts = [len(branches_at) for step in plan for branches_at in step.values()]
         for step, again in enumerate(reused_steps(time_changes(model, times[:-1]), counts, cache)):
             if again:
                 plan[step] = {times[step]: []}
     return plan
-
-
-def _check_guidance(guidance: Guidance | None, plan: Evaluations) -> None:
-    """Raises ValueError for a guidance that changes nothing, because of its interval or its budget."""
-    if guidance is None or guidance.scale == 1:
-        return
-    evaluated = [(t, branches) for step in plan for t, branches in step.items()]
-    guided = [branches for _, branches in evaluated if len(branches) > 1]
-    times = ", ".join(f"{t:.3g}" for t, _ in evaluated[:4]) + (", ..." if len(evaluated) > 4 else "")
-    require(bool(guided), "guidance interval", guidance.interval, f"around the t of a step, one of {times}")
-    weak = guided[0][1].budget
-    different = any(main != weak for main, weak in guided)
-    require(different, "guidance_budget", weak, f"below the main branch's for {guidance.kind}")
 
 
 @torch.no_grad()
@@ -99,16 +93,8 @@ def sampling_flops(
         guidance = sampling.guidance and replace(sampling.guidance, drop_class=True)  # no shared head
         each = [replace(sampling, budget=b, sample_budgets=(), guidance=guidance) for b in sampling.sample_budgets]
         return round(statistics.mean(sampling_flops(model, one, sample_size=sample_size) for one in each))
-    plan = sampling_plan(model, sampling)
-    cost = {
-        num_latents: count_flops(model, sample_size=sample_size, budget=num_latents)
-        for num_latents in model.budgets or (None,)
-    }
-    every = [branches_at for step in plan for branches_at in step.values()]
+    budgets = model.budgets or (None,)
+    cost = {budget: count_flops(model, sample_size=sample_size, budget=budget) for budget in budgets}
+    every = [branches_at for step in sampling_plan(model, sampling) for branches_at in step.values()]
     twice = sum(map(shares_head, every)) * shared_flops(model, sample_size=sample_size)
     return sum(cost[branch.budget] for branches_at in every for branch in branches_at) - twice
-
-
-def evaluated_steps(plan: Evaluations) -> int:
-    """How many steps ask the network; the others are those a cache saves."""
-    return sum(any(step.values()) for step in plan)

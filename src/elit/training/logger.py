@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from elit.config import RunConfig
-from elit.data.sampler import StepSampler
+from elit.data.loader import StepSampler
 from elit.files import write_text
 from elit.models.saved import checkpoints
 

@@ -75,7 +75,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     for line in notes:
         log.say(line)
 
-    feed = Feed(task.examples, sampler, workers=config.workers, device=device, say=log.say)
+    feed = Feed(task.examples, sampler, config.workers, device, log.say)
     objective = task.objective(accelerator)
     model.train()
     with log.bar, Termination(accelerator) as termination, whole_graphs_under_ddp():

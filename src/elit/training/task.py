@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from elit.config import RunConfig
-from elit.data.sampler import StepSampler
+from elit.data.loader import StepSampler
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 

@@ -13,9 +13,9 @@ from elit.budgets import resolve_budget, training_budgets
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.builtin import NAMES, named_images
-from elit.data.images import ImageData, ImageFiles, PromptedImages
+from elit.data.images import ImageFiles, ImageSet, PromptedImages
 from elit.data.latents import LatentSet
-from elit.data.sampler import StepSampler
+from elit.data.loader import StepSampler
 from elit.data.source import open_source
 from elit.models.conditioning import Condition, Text
 from elit.models.presets import create_model, model_config
@@ -30,6 +30,8 @@ from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.objectives import FlowMatching
 from elit.training.task import Task
+
+ImageData = ImageSet | ImageFiles | LatentSet
 
 
 def train(config: TrainConfig) -> Transformer:
@@ -72,7 +74,7 @@ class TrainNetwork(Task):
     def initialize(self, *, resumed: bool) -> list[str]:
         notes = []
         if isinstance(self.data, ImageFiles) and not resumed:
-            notes += self.data.summary(self.config.batch_size)
+            notes += self.data.summary()
         if self.config.init and not resumed:
             new, left_out = load_shared_weights(self.network, self.config.init)
             names = f"{len(new)} weights start anew ({_modules(new)}); {len(left_out)} left out ({_modules(left_out)})"
