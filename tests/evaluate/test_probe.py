@@ -10,7 +10,7 @@ from conftest import ELIT, conditions, fresh, inputs, opened
 from elit.evaluate.inspect.attention import Probe, losses, rank_correlation, read_attention, read_maps
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.layers import patchify
-from elit.sampling.noise import seeded_noise
+from elit.sampling.engine import seeded_noise
 
 
 @pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])

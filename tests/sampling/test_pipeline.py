@@ -221,11 +221,11 @@ def test_a_callback_sees_every_step_changes_the_state_and_stops_the_run():
         return told
 
     stopped = pipe(0, callback_on_step_end=stop, **call).images
-    assert pipe.interrupt
+    assert pipe._interrupt
     assert torch.equal(stopped, seen[1][2])
     zeroed = pipe(0, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 16, 16)}, **call).images
     assert not zeroed.any()
-    assert not pipe.interrupt  # each call starts anew
+    assert not pipe._interrupt  # each call starts anew
     nothing = pipe(0, callback_on_step_end=lambda *a: seen.append(a[3]), callback_on_step_end_tensor_inputs=[], **call)
     assert seen[-1] == {}
     assert torch.equal(nothing.images, whole)

@@ -31,7 +31,7 @@ from elit.flow.guidance import CCFG, Guidance
 from elit.flow.path import interpolate
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
-from elit.sampling.noise import seeded_noise
+from elit.sampling.engine import seeded_noise
 from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
 from elit.training.train import train

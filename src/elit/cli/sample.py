@@ -139,7 +139,7 @@ def run(args: Args) -> Json:
     record = make_record(engine, args.sampling(), args)
     if args.like is not None:
         compare(read_record(args.like), record, args.like)
-    kind = output_kind(args.out, pictures=engine.makes_pictures, clips=engine.clips)  # before the work, not after it
+    kind = output_kind(args.out, pictures=engine.makes_pictures)  # before the work, not after it
     check_new_output(args.out, overwrite=args.overwrite, folder=kind == "folder", mine=is_sample)
 
     conditions = conditions_of(engine, args.labels, args.prompts)

@@ -20,12 +20,12 @@ from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer, joined
 from elit.sampling.autoencoders import decode, downsampling
 from elit.sampling.evaluations import sampling_flops, sampling_plan, shares_head
-from elit.sampling.noise import Seed, seeded_noise
 from elit.sampling.precision import as_compiled, as_dtype, in_dtype
 from elit.sampling.settings import Sampling
 
 Conditions = Any
 """The classes or prompts of samples as their engine takes them; opaque elsewhere."""
+Seed = int | torch.Generator
 
 
 class Run(ABC):
@@ -151,9 +151,7 @@ class NetworkRun(Run):
 
     def budgets_of(self, branch: int) -> list[int | None]:
         """One budget a sample."""
-        if self.sample_budgets:
-            return self.sample_budgets[branch]
-        return [self.branches[branch].budget] * self.count
+        return self.sample_budgets[branch] if self.sample_budgets else [self.branches[branch].budget] * self.count
 
     def advance(self, velocity: Tensor) -> None:
         """Goes on to the next state that needs a velocity, or to the end."""
@@ -181,6 +179,8 @@ class NetworkEngine:
     torch.compile. exact: see `Engine`.
     """
 
+    takes_negatives, default_scale, multiple = False, 1.0, 0
+
     def __init__(
         self,
         model: Transformer,
@@ -193,15 +193,15 @@ class NetworkEngine:
     ):
         self.network, self.vae, self.name, self.exact = model, vae, name, exact
         self.text_encoder, self.compile = text_encoder, compile
-        self.budgets, self.takes_text, self.takes_negatives = model.budgets, model.takes_text, False
+        self.budgets, self.takes_text = model.budgets, model.takes_text
         self.classes: tuple[str, ...] = ()
         if not self.takes_text:
             self.classes = tuple(model.config.get("class_names") or map(str, range(model.config.num_classes)))
         self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ag", "ccfg") if self.budgets else ("none", "cfg")
-        self.example, self.default_scale, self.multiple = "a picture" if self.takes_text else "0", 1.0, 0
+        self.example = "a picture" if self.takes_text else "0"
         self.makes_pictures = vae is not None or model.config.in_channels in (1, 3)
         self.clips = len(model.sample_size) == 3
-        self._networks: dict[torch.dtype | None, Transformer] = {}
+        self._networks = {model.dtype: model}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -209,10 +209,8 @@ class NetworkEngine:
         return width, height
 
     def network_in(self, dtype: torch.dtype | str | None) -> Transformer:
-        """The network in another dtype, with the weights that it has now, or had in this engine's first run."""
-        wanted = as_dtype(dtype)
-        if wanted is None or wanted == self.network.dtype:
-            return self.network
+        """The network in another dtype, with the weights that it had in this engine's first run of that dtype."""
+        wanted = as_dtype(dtype) or self.network.dtype
         if wanted not in self._networks:
             self._networks[wanted] = in_dtype(self.network, wanted)
         return self._networks[wanted]
@@ -241,8 +239,7 @@ class NetworkEngine:
         if noise is None:
             latents = self.network.sample_size if size is None else self.latent_size(size[1], size[0])
             noise = seeded_noise(seeds, (self.network.config.in_channels, *latents))
-        times = time_grid(sampling.steps, sampling.shift) if times is None else times
-        return NetworkRun(self, y, noise, sampling, times)
+        return NetworkRun(self, y, noise, sampling, times or time_grid(sampling.steps, sampling.shift))
 
     @torch.no_grad()
     def step(self, runs: Sequence[NetworkRun]) -> None:
@@ -277,22 +274,16 @@ class NetworkEngine:
             budgets = [branch.budget for branch in first.branches]
         else:
             budgets = equal_parts([budget for run, branch in rows for budget in run.budgets_of(branch)])
-        v = self._forward(network, x, t, y, budgets, shared).to(x.dtype)
+        # torch 2.13's code asks for the one of two equal numbers that is gone
+        if compiled := self.compile and len(set(budgets)) == len(budgets):
+            torch.compiler.cudagraph_mark_step_begin()
+        forward = as_compiled(network) if compiled else network
+        v = forward(x.to(network.dtype), t, y, budgets, share_head=shared)
+        v = v.to(x.dtype, copy=compiled)  # a CUDA graph writes its output again
         if shared:
             return [guided_velocity(v.chunk(2), first.scale)]
         parts = dict(zip(rows, v.split([run.count for run, _ in rows]), strict=True))
         return [guided_velocity([parts[run, i] for i in range(len(run.branches))], run.scale) for run in runs]
-
-    def _forward(
-        self, network: Transformer, x: Tensor, t: Tensor, y: Condition, budgets: Sequence[int | None], shared: bool
-    ) -> Tensor:
-        x = x.to(network.dtype)
-        # torch 2.13's code asks for the one of two equal numbers that is gone
-        if not self.compile or len(set(budgets)) < len(budgets):
-            return network(x, t, y, budgets, share_head=shared)
-        torch.compiler.cudagraph_mark_step_begin()
-        # A CUDA graph writes its output again.
-        return as_compiled(network)(x, t, y, budgets, share_head=shared).clone()
 
     def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
         latents = None if size is None else self.latent_size(size[1], size[0])
@@ -311,6 +302,18 @@ class NetworkEngine:
             pixels = "×".join(str(length * factor) for length in size[-2:])
             raise ValueError(f"cannot make pictures of {pixels} pixels, {factor} a cell: {error}") from None
         return tuple(size)
+
+
+def seeded_noise(seeds: Sequence[Seed], shape: Sequence[int]) -> Tensor:
+    """(B, *shape) standard normal on the CPU, each sample from its own seed, so equal on every device.
+
+    A generator is drawn from on its own device, once for each sample that names it.
+    """
+    draws = []
+    for seed in seeds:
+        source = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        draws.append(torch.randn(*shape, generator=source, device=source.device).cpu())
+    return torch.stack(draws)
 
 
 def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str]) -> Conditions:

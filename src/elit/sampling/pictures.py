@@ -37,23 +37,17 @@ def encode_picture(frames: Sequence[Image.Image], suffix: str, text: str = "") -
         raise ValueError(f"text: {len(text)} characters; a picture holds at most {LONGEST}, of ASCII")
     first, *rest = frames
     kind = FORMATS[suffix.lower()]
-    options: Json = {}
+    options: Json = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
     if rest:
-        options = {"save_all": True, "append_images": rest, "loop": 0, "duration": round(1000 / FRAMES_PER_SECOND)}
-    if kind == "JPEG":
-        options |= {"quality": 95}
-    elif kind == "WEBP":
-        options |= {"lossless": True}
+        options |= {"save_all": True, "append_images": rest, "loop": 0, "duration": round(1000 / FRAMES_PER_SECOND)}
     if text and kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        chunks.add_text(KEYWORD, text)
-        options |= {"pnginfo": chunks}
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text(KEYWORD, text)
     elif text and kind == "WEBP":
-        exif = Image.Exif()
-        exif[DESCRIPTION] = text
-        options |= {"exif": exif}
+        options["exif"] = Image.Exif()
+        options["exif"][DESCRIPTION] = text
     elif text:
-        options |= {"comment": text.encode()}
+        options["comment"] = text.encode()
     file = io.BytesIO()
     first.save(file, format=kind, **options)
     return file.getvalue()
@@ -66,12 +60,10 @@ def read_text(path: Path) -> str | None:
     """
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
-            if image.format == "PNG":
-                text = image.info.get(KEYWORD)
-            elif image.format == "WEBP":
+            if image.format == "WEBP":
                 text = image.getexif().get(DESCRIPTION)
             else:
-                text = image.info.get("comment")
+                text = image.info.get(KEYWORD if image.format == "PNG" else "comment")
     except FileNotFoundError:
         raise ValueError(f"{str(path)!r}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -100,6 +92,18 @@ def image_grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) ->
     return Image.fromarray(sheet.permute(1, 2, 0).numpy())
 
 
+def sheet_frames(samples: Tensor, suffix: str, *, scale: int | None = None) -> list[Image.Image]:
+    """Images (B, C, H, W) or clips (B, C, T, H, W) on one sheet, moving where the format can move.
+
+    scale: default such that small ones are enlarged. In a still format a clip's frames lie side by side.
+    """
+    scale = max(1, 64 // samples.shape[-1]) if scale is None else scale
+    if samples.ndim == 5 and suffix.lower() not in MOVING:
+        return [image_grid(as_pictures(samples), 1, scale=scale)]
+    sheets = samples.unbind(2) if samples.ndim == 5 else [samples]
+    return [image_grid(sheet, math.ceil(len(samples) ** 0.5), scale=scale) for sheet in sheets]
+
+
 def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size as (B, 3, H, W) in [-1, 1], of which `to_uint8` makes the same pixels again."""
     arrays = [torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]
@@ -118,20 +122,18 @@ def save_frames(frames: Sequence[Image.Image], path: Path, text: str = "") -> No
         temporary.write_bytes(content)
 
 
-def output_kind(out: Path, *, pictures: bool, clips: bool = False) -> str:
-    """ "grid" for a picture, "animation" for a .gif or .webp of clips, "array" for a .npz, "folder" for no suffix.
+def output_kind(out: Path, *, pictures: bool) -> str:
+    """ "picture", moving for clips as .gif or .webp, "array" for a .npz, "folder" for no suffix.
 
-    pictures: the samples are pixels; otherwise only an array can hold them. clips: they have frames.
+    pictures: the samples are pixels; otherwise only an array can hold them.
     Raises ValueError for what cannot be written.
     """
-    suffix = out.suffix.lower()
-    kinds = dict.fromkeys(FORMATS, "grid") | {".npz": "array", "": "folder"}
-    if clips:
-        kinds |= dict.fromkeys(MOVING, "animation")
-    require(suffix in kinds, "out", str(out), f"a folder, or end in one of {', '.join(filter(None, kinds))}")
-    latents = kinds[suffix] != "array" and not pictures
+    kinds = dict.fromkeys(FORMATS, "picture") | {".npz": "array", "": "folder"}
+    kind = kinds.get(out.suffix.lower())
+    require(kind is not None, "out", str(out), f"a folder, or end in one of {', '.join(filter(None, kinds))}")
+    latents = kind != "array" and not pictures
     require(not latents, "out", str(out), "a .npz, or the vae be given: the samples are latents, no pictures")
-    return kinds[suffix]
+    return str(kind)
 
 
 def is_sample(name: str) -> bool:
@@ -147,19 +149,19 @@ def write_samples(
     single: bool = False,
     describe: Callable[[int | None], str] = lambda row: "",
 ) -> None:
-    """Images (B, C, H, W) or clips (B, C, T, H, W) as a grid, an animation, an array or separate files.
+    """Images (B, C, H, W) or clips (B, C, T, H, W) as a sheet, an array or separate files.
 
-    single: one sample as it is, not on a sheet. describe: the text inside a picture of all samples (None) or of one row
+    single: one sample as it is, not enlarged. describe: the text inside a picture of all samples (None) or of one row
     of them; an array has none.
     """
-    kind = output_kind(out, pictures=pictures, clips=samples.ndim == 5)
+
+    def write(folder: Path) -> None:
+        for row, sample in enumerate(samples):
+            path = folder / f"{row:06d}{'.gif' if samples.ndim == 5 else '.png'}"
+            save_frames(sheet_frames(sample[None], path.suffix, scale=1), path, describe(row))
+
+    kind = output_kind(out, pictures=pictures)
     if kind == "folder":
-
-        def write(folder: Path) -> None:
-            for row, sample in enumerate(samples):
-                path = folder / f"{row:06d}{'.gif' if samples.ndim == 5 else '.png'}"
-                save_frames(single_frames(sample, path.suffix), path, describe(row))
-
         write_folder(out, write)  # in the place of what is there: no stale picture is left
     elif kind == "array":
         array = samples.float().cpu().numpy()
@@ -168,23 +170,4 @@ def write_samples(
         with replacing(out) as temporary, temporary.open("wb") as file:
             np.savez(file, array)
     else:
-        frames = single_frames(samples[0], out.suffix) if single else sheet_frames(samples, out.suffix)
-        save_frames(frames, out, describe(None))
-
-
-def sheet_frames(samples: Tensor, suffix: str) -> list[Image.Image]:
-    """All samples on one sheet, small ones enlarged; of clips a moving sheet, or for a still format their frames."""
-    scale = max(1, 64 // samples.shape[-1])
-    columns = math.ceil(len(samples) ** 0.5)
-    if samples.ndim == 4:
-        return [image_grid(samples, columns, scale=scale)]
-    if suffix.lower() in MOVING:
-        return [image_grid(frame, columns, scale=scale) for frame in samples.unbind(2)]
-    return [image_grid(as_pictures(samples), 1, scale=scale)]
-
-
-def single_frames(sample: Tensor, suffix: str) -> list[Image.Image]:
-    """One image (C, H, W), or one clip (C, T, H, W): its frames, in a still format side by side."""
-    if sample.ndim == 3 or suffix.lower() not in MOVING:
-        return [image_grid(as_pictures(sample[None]), 1)]
-    return [image_grid(frame[None], 1) for frame in sample.unbind(1)]
+        save_frames(sheet_frames(samples, out.suffix, scale=1 if single else None), out, describe(None))

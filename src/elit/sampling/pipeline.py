@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 
 from elit.budgets import Budget, Schedule
@@ -21,7 +21,6 @@ from elit.models.text import embed_prompts
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import NetworkEngine
-from elit.sampling.pictures import to_uint8
 from elit.sampling.settings import Sampling, make_sampling
 
 
@@ -93,10 +92,9 @@ class ElitPipeline(DiffusionPipeline):
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
-        own, outputs = self._callback_tensor_inputs, ("pil", "np", "pt", "latent")
+        outputs, inputs = ("pil", "np", "pt", "latent"), callback_on_step_end_tensor_inputs
         require(output_type in outputs, "output_type", output_type, f"one of {outputs}")
-        inputs = callback_on_step_end_tensor_inputs
-        require(set(inputs) <= set(own), "callback_on_step_end_tensor_inputs", inputs, f"some of {own}")
+        require(set(inputs) <= {"latents"}, "callback_on_step_end_tensor_inputs", inputs, "some of ['latents']")
         model, device = self.transformer, execution_device(self)
         y = self._conditions(class_labels=class_labels, prompt=prompt, prompt_embeds=prompt_embeds)
         y = y[torch.arange(len(y)).repeat_interleave(num_images_per_prompt)]
@@ -119,11 +117,11 @@ class ElitPipeline(DiffusionPipeline):
             count = len(generator) if isinstance(generator, list) else len(y)
             require(count == len(y), "generators", count, f"1, or {len(y)}, one a sample")
             latents = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=torch.float32)
-        free = len(shape) - 2 if (height, width) == (None, None) else 0  # axes on which the latents decide
-        fits = latents.ndim == len(shape) and latents.shape[: len(shape) - free] == shape[: len(shape) - free]
+        decided = 2 if (height, width) == (None, None) else len(shape)  # else latents decide about the size
+        fits = latents.ndim == len(shape) and latents.shape[:decided] == shape[:decided]
         require(fits, "latents", tuple(latents.shape), f"of shape {shape}")
         run = engine.begin(y, (), plan, noise=latents.to(device), times=times)
-        self._guidance_scale, self._num_timesteps, self._interrupt = run.scale, run.total, False
+        self.guidance_scale, self.num_timesteps, self._interrupt = run.scale, run.total, False
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self._interrupt:
                 continue  # as in diffusers' pipelines, the bar runs to its end
@@ -134,24 +132,13 @@ class ElitPipeline(DiffusionPipeline):
                 x = (callback_on_step_end(self, step, timestep, dict.fromkeys(inputs, x)) or {}).get("latents", x)
             run.x, run.t, run.steps_done = x, times[step + 1], step + 1
 
-        images = self._finish(run.x, output_type)
+        images: Any = run.x
+        if output_type != "latent":
+            processor = VideoProcessor()
+            finish = processor.postprocess_video if images.ndim == 5 else processor.postprocess
+            images = finish(decode(self.vae, images).float(), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance scale of the last call, or of the one that runs; 1 is off."""
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the last call, or of the one that runs."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """True once a callback has set `_interrupt`: the remaining steps are left out."""
-        return self._interrupt
 
     def _conditions(self, **given: Any) -> Condition:
         names = [name for name, value in given.items() if value is not None]
@@ -163,22 +150,3 @@ class ElitPipeline(DiffusionPipeline):
             prompts, length = [y] if isinstance(y, str) else list(y), self.transformer.config.text_length
             y = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
         return self.transformer.prepare_condition(y)
-
-    def _finish(self, x: Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return x
-        x = decode(self.vae, x)
-        if x.ndim == 5:
-            x = x.movedim(2, 1)  # (B, T, C, H, W)
-        if output_type == "pil":
-            return _as_pil(to_uint8(x))
-        x = (x.float().clamp(-1, 1) + 1) / 2
-        return x if output_type == "pt" else x.movedim(-3, -1).cpu().numpy()
-
-
-def _as_pil(pixels: Tensor) -> list[Any]:
-    """(B, C, H, W) uint8 -> B pictures; (B, T, C, H, W) -> B lists of T pictures."""
-    if pixels.ndim == 5:
-        return [_as_pil(clip) for clip in pixels]
-    channels_last = pixels.permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in channels_last]

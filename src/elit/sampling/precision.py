@@ -6,7 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elit.compat import copy_all
 from elit.models.transformer import Transformer
@@ -43,18 +43,14 @@ def _tensors(model: Transformer) -> list[Tensor]:
     return [value.detach() for value in (*model.parameters(), *model.buffers())]
 
 
-def _structure(model: Transformer) -> list[tuple[str, str]]:
-    """The properties of a copy beside its weights: of every module its class, and all of its settings that are plain.
-
-    The adapters of peft that are active, merged or switched off are such settings of its layers.
-    """
+def _structure(model: Transformer) -> str:
+    """Of every module its class and its settings beside the weights, such as peft's adapters: active, merged or off."""
     others = ("_modules", "_parameters", "_buffers", "training")
-
-    def described(module: nn.Module) -> str:
-        settings = {name: value for name, value in vars(module).items() if name not in others}
-        return json.dumps(settings, skipkeys=True, default=lambda value: type(value).__name__)
-
-    return [(type(module).__name__, described(module)) for module in model.modules()]
+    settings = [
+        (type(module).__name__, {name: value for name, value in vars(module).items() if name not in others})
+        for module in model.modules()
+    ]
+    return json.dumps(settings, skipkeys=True, default=lambda value: type(value).__name__)
 
 
 def as_compiled(model: Transformer) -> Transformer:

@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass, field, fields
 
 import torch
-from torch import nn
 
 from elit._version import __version__
 from elit.config import require
@@ -45,7 +44,7 @@ class PictureRecord:
     model: str
     """Its folder, or the name of a model in the box."""
     weights: str
-    """Its `weights_fingerprint`."""
+    """A digest."""
     sampling: Sampling
     subject: Subject
     row: int | None = None
@@ -74,40 +73,31 @@ class PictureRecord:
             if not all(isinstance(each, str) for each in strings) or not row:
                 raise ValueError("model, weights, row or made_with is of the wrong kind")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"the settings in it are damaged: {reason}") from None
+            raise ValueError(f"the settings in it are damaged: {' '.join(str(error).split())[:160]}") from None
         return record
 
 
 KNOWN = {*Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
 
 
-def make_record(engine: Engine, sampling: Sampling, subject: Subject, row: int | None = None) -> PictureRecord:
-    """The record of samples that an engine makes."""
-    network = engine.network
-    made_with = environment(network.device, compile=getattr(engine, "compile", False))
-    weights = weights_fingerprint(network)
-    return PictureRecord(
-        model=engine.name, weights=weights, sampling=sampling, subject=subject, row=row, made_with=made_with
-    )
-
-
 @torch.no_grad()
-def weights_fingerprint(model: nn.Module) -> str:
-    """A digest of a network's class, its dtype and the first weights of every tensor; training changes all of them.
+def make_record(engine: Engine, sampling: Sampling, subject: Subject) -> PictureRecord:
+    """The record of samples that an engine makes.
 
-    Quick for a network of any size, on any device.
+    Its `weights` are a digest of the network's class, its dtype and the first weights of every tensor: quick for a
+    network of any size, and training changes all of them.
     """
-    digest = hashlib.sha256(f"{type(model).__name__} {model.dtype}".encode())
-    for name, value in sorted(model.state_dict().items()):
+    network, device = engine.network, engine.network.device
+    digest = hashlib.sha256(f"{type(network).__name__} {network.dtype}".encode())
+    for name, value in sorted(network.state_dict().items()):
         first = value.flatten()[:64].float().cpu()
         digest.update(f"{name} {tuple(value.shape)}".encode() + first.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def environment(device: torch.device, *, compile: bool = False) -> dict[str, str]:
-    """Versions and device, on which rounding depends beside the settings."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    threads = {"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}
-    compiled = {"compile": "yes"} if compile else {}
-    return {"elit": __version__, "torch": torch.__version__, "device": name} | threads | compiled
+    made_with = {"elit": __version__, "torch": torch.__version__, "device": device.type}
+    if device.type == "cuda":
+        made_with["device"] = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        made_with["threads"] = str(torch.get_num_threads())
+    if getattr(engine, "compile", False):
+        made_with["compile"] = "yes"
+    weights = digest.hexdigest()[:16]
+    return PictureRecord(model=engine.name, weights=weights, sampling=sampling, subject=subject, made_with=made_with)

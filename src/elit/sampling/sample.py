@@ -12,11 +12,8 @@ from elit.flow.guidance import Guidance
 from elit.models.conditioning import Condition
 from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
-from elit.sampling.engine import NetworkEngine
-from elit.sampling.noise import Seed, sample_seeds, seeded_noise
+from elit.sampling.engine import NetworkEngine, Seed, seeded_noise
 from elit.sampling.settings import Sampling, make_sampling
-
-OnStep = Callable[[int, float, Tensor], None]
 
 
 def sample(
@@ -40,7 +37,7 @@ def sample(
     dtype: torch.dtype | str | None = None,
     compile: bool = False,
     plan: Sampling | None = None,
-    on_step: OnStep | None = None,
+    on_step: Callable[[int, float, Tensor], None] | None = None,
 ) -> Tensor:
     """Samples (B, C, H, W) or (B, C, T, H, W), float32 on the model's device; pixels in [-1, 1] or autoencoder cells.
 
@@ -67,37 +64,31 @@ def sample(
 
     Raises ValueError for what does not fit the model, and for what is given twice.
     """
-    sampling = make_sampling(
-        sampling or plan or Sampling(),
-        steps=steps,
-        budget=budget,
-        step_budgets=step_budgets,
-        sample_budgets=sample_budgets,
-        guidance=guidance,
-        solver=solver,
-        shift=shift,
-        cache=cache,
-        dtype=dtype,
-    )
+    changes = {"steps": steps, "guidance": guidance, "solver": solver, "shift": shift, "cache": cache, "dtype": dtype}
+    budgets = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
+    sampling = make_sampling(sampling or plan or Sampling(), **budgets, **changes)
     if noise is not None and (seed not in (None, 0) or sample_size is not None):
         raise ValueError("cannot take noise with seed or sample_size, whose place it takes: give one of them")
     conditions: Condition = model.prepare_condition(y)
-    count, budgets = len(conditions), sampling.sample_budgets
-    require(len(budgets) in (0, count), "sample_budgets", len(budgets), f"{count}, one a sample")
+    count, of_samples = len(conditions), sampling.sample_budgets
+    require(len(of_samples) in (0, count), "sample_budgets", len(of_samples), f"{count}, one a sample")
     size = as_size(model.config.sample_size if sample_size is None else sample_size)
     shape = (model.config.in_channels, *(size if noise is None else noise.shape[2:]))
     model.token_grid(shape[1:])
     if noise is not None:
         require(noise.shape == (count, *shape), "noise", tuple(noise.shape), f"of shape {(count, *shape)}")
+    seed = sampling.seed if seed is None else seed
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
+    seeds = [seeds] * count if isinstance(seeds, torch.Generator) else list(seeds)
+    require(len(seeds) == count, "seeds", len(seeds), f"1, or {count}, one a sample")
     batch_size = count if batch_size is None else batch_size
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
 
-    engine, seeds = NetworkEngine(model, compile=compile), sample_seeds(sampling.seed if seed is None else seed, count)
-    samples = []
+    engine, samples = NetworkEngine(model, compile=compile), []
     for first in range(0, count, batch_size):
         part = slice(first, first + batch_size)
         x = seeded_noise(seeds[part], shape) if noise is None else noise[part]
-        run = engine.begin(conditions[part], (), replace(sampling, sample_budgets=budgets[part]), noise=x)
+        run = engine.begin(conditions[part], (), replace(sampling, sample_budgets=of_samples[part]), noise=x)
         while not run.done:
             if on_step is not None:
                 on_step(run.steps_done, run.t, run.x)

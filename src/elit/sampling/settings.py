@@ -59,25 +59,16 @@ class Sampling:
         """Plain values as JSON has them, which `from_dict` reads. Raises ValueError for a budget that is a function."""
         if callable(self.budget):
             raise ValueError("budget must be text to be written, got a function of t")
-        several = self.budget if isinstance(self.budget, tuple) else ()
-        guidance: Json = {"guidance": "none"}
-        if self.guidance is not None:
-            guidance = {"guidance": self.guidance.kind, "scale": self.guidance.scale}
-            if self.guidance.kind != "cfg":
-                guidance["guidance_budget"] = _budget_text(self.guidance.budget)
-            guidance["guidance_interval"] = list(self.guidance.interval)
-        return {
-            "steps": self.steps,
-            "budget": "full" if several else _budget_text(self.budget),
-            "step_budgets": [_budget_text(each) for each in several],
-            "sample_budgets": [_budget_text(each) for each in self.sample_budgets],
-            **guidance,
-            "solver": self.solver,
-            "shift": self.shift,
-            "cache": self.cache,
-            "seed": self.seed,
-            "dtype": self.dtype,
-        }
+        of_steps = self.budget if isinstance(self.budget, tuple) else ()
+        plain: Json = {name: getattr(self, name) for name in ("steps", "solver", "shift", "cache", "seed", "dtype")}
+        plain |= {"budget": "full" if of_steps else _budget_text(self.budget), "guidance": "none"}
+        plain |= {"step_budgets": [*map(_budget_text, of_steps)]}
+        plain |= {"sample_budgets": [*map(_budget_text, self.sample_budgets)]}
+        if (guidance := self.guidance) is not None:
+            plain |= {"guidance": guidance.kind, "scale": guidance.scale, "guidance_interval": list(guidance.interval)}
+        if guidance is not None and guidance.kind != "cfg":
+            plain["guidance_budget"] = _budget_text(guidance.budget)
+        return plain
 
     @classmethod
     def from_dict(cls, values: Json) -> Self:

@@ -19,7 +19,7 @@ from elit.models.conditioning import Condition, concatenate
 from elit.models.interface import LatentInterface
 from elit.models.layers import patchify, unpatchify
 from elit.models.transformer import Transformer
-from elit.sampling.noise import seeded_noise
+from elit.sampling.engine import seeded_noise
 from elit.sampling.settings import Sampling
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

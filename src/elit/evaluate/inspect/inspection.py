@@ -22,8 +22,8 @@ from elit.files import Json, write_text
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode, downsampling, encode_mean
+from elit.sampling.engine import seeded_noise
 from elit.sampling.evaluations import sampling_flops
-from elit.sampling.noise import seeded_noise
 from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
 from elit.training.train import load_data, load_prompts
