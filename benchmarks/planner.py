@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 import elit
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.plane import write_table
 from elit.evaluate.reference import open_reference
@@ -112,13 +113,13 @@ class Study:
             budgets, steps, scales = budgets[:2], (2, 8), (1.5,)
         detector = open_detector("digits")
         args.work.mkdir(parents=True, exist_ok=True)
-        reference = open_reference(Path("digits"), detector, out=args.work, chunk=32)
-        self.metrics = MetricGroup("digits", detector, reference, ("fd",))
-        self.sampler = Sampler(model, args.work)
+        work = Work(out=args.work)
+        self.metrics = MetricGroup("digits", detector, open_reference(Path("digits"), detector, work), ("fd",))
+        self.sampler = Sampler(model, work)
         guidance = [None, *(elit.CCFG(scale, model.budgets[0]) for scale in scales)]
         schedules = [f"{model.budgets[0]}@0-0.5,{model.budgets[-1]}@0.5-1"]
         settings, _ = make_settings(self.sampler, budgets=[*budgets, *schedules], steps=steps, guidance=guidance)
-        points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count, out=args.work)
+        points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count)
         write_table(points, args.work / "sweep.jsonl")
         self.quality: Quality = read_quality(args.work / "sweep.jsonl")
         self.price = Pricing(model, args.batch, 0.0, profile)
@@ -136,7 +137,7 @@ class Study:
         seed = other * 1_000_000
         sampling = elit.Sampling(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
         samples = self.sampler.make(sampling, self.args.count)
-        result = score(samples, self.metrics.detector, self.metrics.reference, out=self.args.work, metrics=("fd",))
+        result = score(samples, self.metrics, self.sampler.work)
         assert result is not None
         return result.scores["fd"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from elit.budgets import Schedule
 from elit.data.builtin import digits
 from elit.evaluate.detectors import ImageDetector, train_digit_classifier
-from elit.evaluate.metrics import Moments, frechet_distance
+from elit.evaluate.metrics import frechet_distance, moments
 from elit.flow.guidance import Guidance
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.dit import DiT
@@ -56,10 +56,8 @@ def draw(
 def score(images: Tensor, labels: Tensor) -> dict[str, float]:
     """Fréchet distance ("FD") to all real digits on the classifier's features, and "accuracy"."""
     find = detector()
-    real = Moments(find.width).add(find(digits().images).features)
     detection = find(images.clamp(-1, 1))
-    drawn = Moments(find.width).add(detection.features)
-    distance = frechet_distance(real.mean, real.covariance, drawn.mean, drawn.covariance)
+    distance = frechet_distance(*moments([find(digits().images).features]), *moments([detection.features]))
     return {"FD": distance, "accuracy": torch.eq(cast(Tensor, detection.label), labels).float().mean().item()}
 
 

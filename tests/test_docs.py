@@ -75,7 +75,7 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
     said = capsys.readouterr().out.splitlines()
     assert said[-4].startswith("16 ")
     assert said[-1].startswith("correlation ")
-    assert (tmp_path / "runs/inside/report.html").is_file()
+    assert (tmp_path / "runs/inside/inspect.json").is_file()
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5
     assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 4 * 2 * 3
     assert (tmp_path / "runs/small/model/README.md").is_file()

@@ -19,10 +19,10 @@ from elit.config import TrainConfig, load_config
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
 from elit.elastic.load import load_model
-from elit.evaluate.chunks import Share
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.pictures import open_pictures
-from elit.evaluate.reference import FASHION_REFERENCE, detect, reference_from, save_reference
+from elit.evaluate.reference import FASHION_REFERENCE, measure_reference, save_reference
 from elit.files import write_text
 from elit.models.saved import checkpoint_step, checkpoints
 from elit.pretrained import HERE
@@ -94,8 +94,9 @@ hundredth.
 def save_statistics(work: Path) -> None:
     """The detector's statistics of the 10,000 test pictures."""
     pictures, detector = open_pictures(Path("fashion-mnist")), FashionDetector()
-    detections = detect(pictures, detector, work, chunk=100, batch_size=1000, share=Share())
-    save_reference(reference_from(detections, pictures, detector), FASHION_REFERENCE)
+    reference = measure_reference(pictures, detector, Work(out=work, chunk=100, batch_size=1000))
+    assert reference is not None  # of the only process
+    save_reference(reference, FASHION_REFERENCE)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import elit
 from elit.budgets import parse_budget
 from elit.cli.main import show_progress
 from elit.elastic.load import load_network
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import FashionDetector
 from elit.evaluate.plane import write_table
 from elit.evaluate.reference import FASHION_REFERENCE, load_reference
@@ -43,7 +44,8 @@ def main(line: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
 
     model, _ = load_network(args.model, dtype=torch.bfloat16)
-    sampler, detector = Sampler(model, args.out, chunk=25, compile=True), FashionDetector()
+    work = Work(out=args.out, chunk=25, batch_size=250)
+    sampler, detector = Sampler(model, work, compile=True), FashionDetector()
     settings = []
     for each in SWEEPS:
         options: dict[str, Any] = each | {"budgets": [parse_budget(budget) for budget in each["budgets"]]}
@@ -52,9 +54,7 @@ def main(line: Sequence[str] | None = None) -> None:
     reference = load_reference(FASHION_REFERENCE, detector)
     group = MetricGroup(specification="fashion-mnist", detector=detector, reference=reference, metrics=metrics)
     with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
-        points, _ = sweep(
-            sampler, settings, [group], count=args.count, out=args.out, chunk=25, batch_size=250, progress=progress
-        )
+        points, _ = sweep(sampler, settings, [group], count=args.count, progress=progress)
     write_table(points, args.model / "sweep.jsonl")
     card = args.model / "README.md"
     _, heading, training = card.read_text(encoding="utf-8").partition(TRAINING) if card.is_file() else ("", "", "")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from elit.data.builtin import fashion_mnist
 from elit.data.images import ImageSet
-from elit.evaluate.detectors import FASHION, Classifier, FashionDetector, fashion_classifier
+from elit.evaluate.detectors import FASHION, Classifier, FashionDetector, picture_classifier
 from elit.files import replacing
 
 
@@ -25,7 +25,7 @@ def train_fashion_classifier(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = fashion_classifier().train()
+        model = picture_classifier().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     steps = len(data) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)

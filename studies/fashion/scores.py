@@ -16,7 +16,7 @@ from elit.budgets import Schedule
 from elit.data.builtin import fashion_mnist
 from elit.data.images import ImageSet
 from elit.evaluate.detectors import FashionDetector
-from elit.evaluate.metrics import Moments, frechet_distance
+from elit.evaluate.metrics import frechet_distance, moments
 from elit.evaluate.reference import load_reference
 from elit.flow.guidance import Guidance
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
@@ -47,8 +47,7 @@ def reference() -> tuple[Tensor, Tensor]:
 
 
 def distance(features: Tensor) -> float:
-    moments = Moments(features.shape[1]).add(features)
-    return frechet_distance(*reference(), moments.mean, moments.covariance)
+    return frechet_distance(*reference(), *moments([features]))
 
 
 def score(images: Tensor, labels: Tensor) -> dict[str, float]:

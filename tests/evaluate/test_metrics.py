@@ -13,18 +13,16 @@ from elit.data.builtin import digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate.detectors import ClipDetector, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.metrics import Moments, frechet_distance, inception_score, kernel_distance, precision_recall
+from elit.evaluate.metrics import frechet_distance, inception_score, kernel_distance, manifold_share, moments
 
 
 def test_moments_equal_numpys_however_they_arrive():
     x = 100 + torch.randn(1000, 6, generator=torch.Generator().manual_seed(0))
-    moments = Moments(6)
-    for part in x.split(77):
-        moments.add(part)
-    assert np.allclose(moments.mean, x.double().numpy().mean(0), rtol=1e-12)
-    assert np.allclose(moments.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-6)
+    mean, covariance = moments(x.split(77))
+    assert np.allclose(mean, x.double().numpy().mean(0), rtol=1e-12)
+    assert np.allclose(covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-6)
     with pytest.raises(ValueError, match="give at least 2"):
-        _ = Moments(3).add(torch.zeros(1, 3)).covariance
+        moments([torch.zeros(1, 3)])
 
 
 def features(count: int, seed: int, width: int = 12) -> torch.Tensor:
@@ -52,8 +50,7 @@ def exact_frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ours(a: torch.Tensor, b: torch.Tensor) -> float:
-    x, y = Moments(a.shape[1]).add(a), Moments(b.shape[1]).add(b)
-    return frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
+    return frechet_distance(*moments([a]), *moments([b]))
 
 
 def test_frechet_distance_against_scipy_and_torchmetrics():
@@ -141,19 +138,19 @@ def test_precision_and_recall_against_a_loop(count, width, monkeypatch):
             share_inside(real.numpy(), made.numpy(), neighbours),
         )
         assert 0 < expected[0] <= 1
-        assert precision_recall(real, made, neighbours=neighbours) == pytest.approx(expected, rel=1e-6)
+        shares = [manifold_share(*pair, neighbours=neighbours) for pair in ((made, real), (real, made))]
+        assert shares == pytest.approx(expected, rel=1e-6)
     copies = real[:1].expand(9, width) + 1e3
-    assert precision_recall(copies, copies) == (1, 1)
-    assert precision_recall(real, copies)[0] == 0
+    assert manifold_share(copies, copies) == 1
+    assert manifold_share(copies, real) == 0
     with pytest.raises(ValueError, match="cannot find 3 neighbours among 3 samples"):
-        precision_recall(real[:3], made)
+        manifold_share(made, real[:3])
 
 
 def test_frechet_distance_of_equal_and_of_moved_statistics():
-    moments = Moments(4).add(torch.randn(50, 4))
-    same = (moments.mean, moments.covariance)
-    assert frechet_distance(*same, *same) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(*same, moments.mean + 2, moments.covariance) == pytest.approx(16)
+    mean, covariance = moments([torch.randn(50, 4)])
+    assert frechet_distance(mean, covariance, mean, covariance) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(mean, covariance, mean + 2, covariance) == pytest.approx(16)
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ from PIL import Image
 from elit.cli.main import main
 from elit.data.images import centre_crop
 from elit.evaluate import EvaluationWarning, detectors
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import Detection, open_detector
 from elit.evaluate.pictures import open_pictures, write_npz
 from elit.evaluate.reference import load_reference, open_reference, save_reference
+from elit.evaluate.score import MetricGroup, score
 from elit.sampling.pictures import save_frames, to_uint8
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
@@ -49,9 +51,9 @@ def test_a_folder_a_table_and_arrays_give_the_same_pictures(folder, tmp_path):
     write_npz(open_pictures(folder), tmp_path / "ours.npz", chunk=4)
     for name in ("photos", "t.parquet", "plain.npz", "compressed.npz", "ours.npz"):
         pictures = open_pictures(tmp_path / name)
-        assert len(pictures) == 9
+        assert pictures.count == 9
         assert np.array_equal(pictures.read(1, 8).permute(0, 2, 3, 1), PIXELS[1:8]), name
-        assert pictures.labels(2, 9).tolist() == labels[2:], name
+        assert pictures.labels.tolist() == labels, name
     cut = open_pictures(folder, 4).read(0, 1)[0]
     assert torch.equal(cut, to_uint8(centre_crop(Image.fromarray(PIXELS[0]), 4)))
 
@@ -63,7 +65,7 @@ def test_animations_are_clips(tmp_path):
     clips = open_pictures(tmp_path / "clips")
     assert clips.read(0, 2).shape == (2, 3, 3, 8, 8)
     assert np.array_equal(clips.read(0, 2)[1, 0], PIXELS[3:6, :, :, 0])
-    assert clips.labels(0, 2) is None
+    assert clips.labels is None
 
 
 def evaluate(*arguments) -> int:
@@ -194,29 +196,27 @@ class Inception:
 
 def test_adms_reference_files(tmp_path):
     """Statistics alone, or with the pictures whose neighbours precision and recall look at."""
-    from elit.evaluate.score import score
-
     statistics = {"mu": np.zeros(2), "sigma": np.eye(2), "mu_s": np.zeros(1), "sigma_s": np.eye(1)}
     np.savez(tmp_path / "both.npz", PIXELS, **statistics)
     np.savez(tmp_path / "statistics.npz", **statistics)
     np.savez(tmp_path / "set.npz", PIXELS[::-1])
     pictures, detector = open_pictures(tmp_path / "set.npz"), Inception()
-    options = {"out": tmp_path / "out", "chunk": 4}
+    work = Work(out=tmp_path / "out", chunk=4)
     results = {}
     for name in ("both", "statistics"):
-        reference = open_reference(tmp_path / f"{name}.npz", detector, **options)
+        reference = open_reference(tmp_path / f"{name}.npz", detector, work)
         assert torch.equal(reference.tensors["covariance"], torch.eye(2, dtype=torch.float64))
-        results[name] = score(pictures, detector, reference, **options)
+        results[name] = score(pictures, MetricGroup("inception", detector, reference), work)
     assert set(results["both"].scores) == {"fid", "sfid", "is", "is_std", "precision", "recall"}
     assert set(results["statistics"].scores) == {"fid", "sfid", "is", "is_std"}
     assert results["both"].scores["fid"] == results["statistics"].scores["fid"]
     assert (results["both"].scores["precision"], results["both"].scores["recall"]) == (1, 1)
-    again = open_reference(tmp_path / "both.npz", detector, **options)  # the one that was kept
-    assert again.describe() == open_reference(tmp_path / "both.npz", detector, **options).describe()
-    with pytest.raises(ValueError, match="no features of single pictures"):
-        score(pictures, detector, reference, **options, metrics=["recall"])
+    again = open_reference(tmp_path / "both.npz", detector, work)  # the one that was kept
+    assert again.describe() == open_reference(tmp_path / "both.npz", detector, work).describe()
+    with pytest.raises(ValueError, match="metrics='recall': give a reference with its pictures"):
+        score(pictures, MetricGroup("inception", detector, reference, ("recall",)), work)
     with pytest.raises(ValueError, match="ADM's statistics of 2 features, made with detector inception, not digits"):
-        open_reference(tmp_path / "both.npz", open_detector("digits"), **options)
+        open_reference(tmp_path / "both.npz", open_detector("digits"), work)
     save_reference(again, tmp_path / "saved.safetensors")
     assert load_reference(tmp_path / "saved.safetensors", detector).describe() == again.describe()
 

@@ -17,13 +17,14 @@ import elit
 from elit import Sampling
 from elit.cli.main import main
 from elit.evaluate import EvaluationWarning
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import open_detector
-from elit.evaluate.metrics import Moments, frechet_distance
+from elit.evaluate.metrics import frechet_distance, moments
 from elit.evaluate.pictures import as_samples, open_pictures
 from elit.evaluate.recipe import set_digest
 from elit.evaluate.reference import open_reference
-from elit.evaluate.samples import Sampler, classes_of
-from elit.evaluate.score import score
+from elit.evaluate.samples import Sampler
+from elit.evaluate.score import MetricGroup, score
 from elit.models.saved import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
@@ -104,7 +105,8 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
     """A plain loop over elit.sample, and the detector on all at once."""
     network = elit.load_model(model)
     setting = Sampling(steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
-    sampler, detector = Sampler(network, tmp_path, chunk=8), open_detector("digits")
+    work, detector = Work(out=tmp_path, chunk=8), open_detector("digits")
+    sampler = Sampler(network, work)
     made = sampler.make(setting, 20)
     plain = elit.sample(network, [i % 10 for i in range(20)], steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
     expected = ((plain.clamp(-1, 1) + 1) * 127.5).round()
@@ -112,13 +114,13 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
     assert made.gflops == pytest.approx(6 * elit.count_flops(network, budget=4) / 1e9)
     assert made.ms > 0
     real = open_pictures(Path("digits"))
-    reference = open_reference(Path("digits"), detector, out=tmp_path, chunk=64)
+    reference = open_reference(Path("digits"), detector, work)
     with pytest.warns(EvaluationWarning, match="20 samples for 64 features"):
-        found = score(made, detector, reference, out=tmp_path, metrics=["fd"])
-    a, b = (Moments(64).add(detector(as_samples(p.read(0, len(p)))).features) for p in (real, made))
-    by_hand = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+        found = score(made, MetricGroup("digits", detector, reference, ("fd",)), work)
+    a, b = (moments([detector(as_samples(p.read(0, p.count))).features]) for p in (real, made))
+    by_hand = frechet_distance(*a, *b)
     assert found.scores["fd"] == pytest.approx(by_hand, rel=1e-4)
-    assert found.set_sha256 == set_digest(made.chunks.read(0, 20, "sha256"))
+    assert found.set_sha256 == set_digest(made.chunks.read("sha256"))
 
     more = sampler.make(setting, 30)  # goes on from the 24 that are there
     assert torch.equal(more.read(0, 20), made.read(0, 20))
@@ -128,29 +130,29 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
 def test_a_sample_shows_the_class_of_its_label_or_of_its_prompts_number():
     network = opened("elit-mmdit", in_channels=1)
     characters = network.prepare_condition(["one", "two", "three"])
-    for prompts in (characters, opened("mmdit-embeddings").example_condition(3)):
-        assert classes_of(prompts).tolist() == [0, 1, 2]
-    assert classes_of(torch.tensor([4, 2])).tolist() == [4, 2]
-    drawn = Sampler(network, Path(), conditions=characters).planned(Sampling(), 5)
-    assert drawn.labels(1, 5).tolist() == [1, 2, 0, 1]
+    for conditions, labels in ((characters, [0, 1, 2, 0, 1]), (torch.tensor([4, 2]), [4, 2, 4, 2, 4])):
+        drawn = Sampler(network, Work(out=Path()), conditions=conditions).planned(Sampling(), 5)
+        assert drawn.labels.tolist() == labels
 
 
 def test_a_compiled_network_draws_the_same_samples_up_to_rounding(model, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
     network, setting = elit.load_model(model), Sampling(steps=2)
-    plain = Sampler(network, tmp_path, chunk=8).make(setting, 8)
+    work = Work(out=tmp_path, chunk=8)
+    plain = Sampler(network, work).make(setting, 8)
     assert not compiled
-    fast = Sampler(network, tmp_path, chunk=8, compile=True).make(setting, 8)
+    fast = Sampler(network, work, compile=True).make(setting, 8)
     assert compiled
-    assert fast.folder != plain.folder  # other roundings: another recipe
+    assert fast.chunks.folder != plain.chunks.folder  # other roundings: another recipe
     assert fast.recipe == plain.recipe | {"compile": True}
     assert (fast.read(0, 8).int() - plain.read(0, 8).int()).abs().max() <= 1
 
 
 def test_two_recipes_never_share_a_file(model, tmp_path):
     network, detector = elit.load_model(model), open_detector("digits")
-    sampler = Sampler(network, tmp_path, chunk=8)
+    work, group = Work(out=tmp_path, chunk=8), MetricGroup("digits", detector, None, ("is",))
+    sampler = Sampler(network, work)
     settings = [
         Sampling(steps=2),
         Sampling(steps=3),
@@ -162,14 +164,14 @@ def test_two_recipes_never_share_a_file(model, tmp_path):
         *(Sampling(steps=2, guidance=guidance) for guidance in (elit.CFG(2.0), elit.AG(2.0, 1), elit.CCFG(2.0, 1))),
         Sampling(steps=2, guidance=elit.CFG(2.0, interval=(0.0, 0.5))),
     ]
-    results = [score(sampler.make(setting, 8), detector, None, out=tmp_path, metrics=["is"]) for setting in settings]
+    results = [score(sampler.make(setting, 8), group, work) for setting in settings]
     assert len({result.recipe_sha256 for result in results}) == len(settings) == len(stored_in(tmp_path))
     for setting, same in ((Sampling(steps=2, budget=0.5), 5), (Sampling(steps=2, guidance=elit.CFG(1.0)), 0)):
-        again = score(sampler.make(setting, 8), detector, None, out=tmp_path, metrics=["is"])
+        again = score(sampler.make(setting, 8), group, work)
         assert again.recipe_sha256 == results[same].recipe_sha256  # the same recipe, written in another way
     with torch.no_grad():
         next(network.parameters()).add_(1)
-    other = Sampler(network, tmp_path, chunk=8).recipe(settings[0])
+    other = Sampler(network, work).recipe(settings[0])
     assert other["model"]["weights"] != results[0].recipe["samples"]["model"]["weights"]
     stored = stored_in(tmp_path)[0]
     assert stored["recipe"]["samples"].keys() >= {
@@ -202,7 +204,7 @@ def test_samples_of_latents_are_decoded_and_written_as_adm_reads_them(capsys, tm
 
 
 def test_a_missing_or_damaged_file_is_named(model, tmp_path):
-    made = Sampler(elit.load_model(model), tmp_path, chunk=4).make(Sampling(steps=1), 8, batch_size=4)
+    made = Sampler(elit.load_model(model), Work(out=tmp_path, chunk=4, batch_size=4)).make(Sampling(steps=1), 8)
     first, second = sorted(made.chunks.folder.iterdir())
     second.write_bytes(second.read_bytes()[:50])
     with pytest.raises(ValueError, match="damaged"):

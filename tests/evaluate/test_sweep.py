@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from scored import save_dino, save_noise, small_network
 
 import elit
 from elit import Sampling
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.metrics import saturation
 from elit.evaluate.plane import (
@@ -125,7 +125,7 @@ def network():
 
 
 def test_settings_are_all_combinations_less_what_is_none_or_twice(network, tmp_path):
-    sampler = Sampler(network, tmp_path, chunk=4)
+    sampler = Sampler(network, Work(out=tmp_path, chunk=4))
     guidance = [
         None,
         *(elit.CFG(s) for s in SCALES),
@@ -162,24 +162,21 @@ def test_parts_double():
     assert part_ends(2, 32) == [2]
 
 
-def groups(out: Path) -> list[MetricGroup]:
-    save_dino(out / "dino")
-    save_noise(out / "real.npz", 40, 8, 8)
-    detector = open_detector(f"dinov2:{out / 'dino'}")
-    reference = open_reference(out / "real.npz", detector, out=out, chunk=64)
+def groups(work: Work) -> list[MetricGroup]:
+    save_dino(work.out / "dino")
+    save_noise(work.out / "real.npz", 40, 8, 8)
+    detector = open_detector(f"dinov2:{work.out / 'dino'}")
+    reference = open_reference(work.out / "real.npz", detector, work)
     return [MetricGroup("dinov2", detector, reference, ("fdd", "precision"))]
 
 
 def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch):
-    sampler, wanted = Sampler(network, tmp_path, chunk=8), groups(tmp_path)
-    evaluated = score(
-        sampler.make(Sampling(steps=2, budget=4), 20), wanted[0].detector, wanted[0].reference, out=tmp_path, chunk=8,
-        metrics=["fdd", "precision"],
-    )  # fmt: skip
+    work = Work(out=tmp_path, chunk=8)
+    sampler, wanted = Sampler(network, work), groups(work)
+    evaluated = score(sampler.make(Sampling(steps=2, budget=4), 20), wanted[0], work)
     settings, _ = make_settings(sampler, budgets=(16, 4), steps=(1, 2), guidance=(None, elit.CCFG(2.0, 1)))
     told: list[tuple[int, int]] = []
-    options = {"count": 20, "out": tmp_path, "chunk": 8}
-    points, known = sweep(sampler, settings, wanted, progress=lambda *now: told.append(now), **options)
+    points, known = sweep(sampler, settings, wanted, count=20, progress=lambda *now: told.append(now))
     assert (len(points), known) == (8, 1)
     assert told[-1] == (140, 140)
     assert [p.budget for p in points] == ["16"] * 4 + ["4"] * 4
@@ -199,15 +196,15 @@ def test_what_is_scored_already_is_not_done_again(network, tmp_path, monkeypatch
         raise AssertionError("sampled again")
 
     monkeypatch.setattr(Sampler, "_chunk", forbidden)
-    assert sweep(sampler, settings, wanted, **options) == (points, 8)
+    assert sweep(sampler, settings, wanted, count=20) == (points, 8)
 
     broken = tmp_path / points[3].file
     broken.write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        sweep(sampler, settings, wanted, **options)
+        sweep(sampler, settings, wanted, count=20)
     broken.unlink()  # its samples are there; only the score is made anew
     monkeypatch.setattr(Sampler, "warm_up", lambda self: None)
-    assert sweep(sampler, settings, wanted, **options) == (points, 7)
+    assert sweep(sampler, settings, wanted, count=20) == (points, 7)
 
 
 def test_tables_as_json_lines_and_parquet(tmp_path):

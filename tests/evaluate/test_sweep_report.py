@@ -87,11 +87,11 @@ def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
 
 
 @pytest.mark.slow
-def test_caching_has_a_picture_of_its_own_and_a_place_in_no_other(tmp_path):
+def test_cached_points_are_in_the_first_picture_and_the_tables_alone(tmp_path):
     plain = points()
     cached = [replace(p, cache=0.5, calls=p.steps // 2, file=p.file[:-6] + "c.json") for p in plain]
     page = write_sweep_report(tmp_path, [*plain, *cached], "fd", model=Path("m"), grey=True, table=tmp_path / "t.jsonl")
-    assert {path.stem for path in tmp_path.glob("*.png")} == {*PICTURES, "caching"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES)
     assert cached[0].sampling.describe().endswith(", cache 0.5")
     assert command(cached[0], Path("m")).endswith(" --cache 0.5")
     assert "<td>2 of 4</td>" in page.read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from elit.cli.main import main
 from elit.data.encode import Encoding, encode, load_encoder
 from elit.data.latents import LatentSet
 from elit.data.source import open_source
+from elit.evaluate.chunks import Work
 from elit.evaluate.inspect.inspection import load_probe
 from elit.evaluate.samples import Sampler
 from elit.sampling.autoencoders import (
@@ -155,7 +156,7 @@ def test_encoded_sampled_scored_and_looked_at(kind, vae, model, photos, tmp_path
     pictures = pipe([0, 1], num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert pictures.shape == (2, 3, 16, 16)
     torch.testing.assert_close(pictures, (decode(vae, latents.images).clamp(-1, 1) + 1) / 2)
-    drawn = Sampler(model, tmp_path / "sets", vae=vae, chunk=2).make(elit.Sampling(steps=1), 2, batch_size=2)
+    drawn = Sampler(model, Work(out=tmp_path / "sets", chunk=2), vae=vae).make(elit.Sampling(steps=1), 2)
     assert drawn.read(0, 2).shape == (2, 3, 16, 16)
     model.save_pretrained(tmp_path / "model")
     line = ["sample", str(tmp_path / "model"), "--vae", str(tmp_path / "vae"), "--steps", "1"]

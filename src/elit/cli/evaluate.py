@@ -1,6 +1,6 @@
 """elit evaluate"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +11,9 @@ from elit.cli.main import check_device, check_output, show_notes, show_progress
 from elit.cli.sampling import SamplingArgs
 from elit.config import require, require_counts
 from elit.data.builtin import is_named
-from elit.evaluate.chunks import Share
+from elit.evaluate.chunks import Work
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
-from elit.evaluate.reference import detect, reference_from, save_reference
+from elit.evaluate.reference import measure_reference, save_reference
 from elit.evaluate.score import FIELD_COUNT, MetricGroup, Result, Scoring, score, score_path
 from elit.files import Json, check_new_output, leaving_nothing
 
@@ -52,7 +52,6 @@ class Args(SamplingArgs, Scoring):
 
     @property
     def folder(self) -> Path:
-        """Place of sample sets, references and scores."""
         return self.out.with_suffix("") if self.out.suffix == ".npz" else self.out
 
 
@@ -70,35 +69,31 @@ def run(args: Args) -> Json | None:
 
 def _run(args: Args) -> Json | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
-    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
-    device = args.device or str(state.device)
+    work, device = args.work(state), args.device or str(state.device)
     # Cheap refusals first, then detectors and references, then sampling, which takes longest.
     if is_model(args.pictures):
-        sampler, count = args.open_sampler(args.pictures, device, args.folder), args.count or FIELD_COUNT
+        sampler, count = args.open_sampler(args.pictures, device, work), args.count or FIELD_COUNT
         sampler.recipe(args.sampling())
-        groups = args.open_metrics(device, args.folder, share)
+        groups = args.open_metrics(device, work)
         with show_progress("sampling", count) as progress:
-            pictures = sampler.make(args.sampling(), count, **args.work(share, progress))
+            pictures = sampler.make(args.sampling(), count, progress)
     else:
         pictures = open_pictures(args.pictures, args.image_size)
-        groups = args.open_metrics(device, args.folder, share)
-        pictures = pictures if args.count is None else pictures.truncated(args.count)
+        groups, count = args.open_metrics(device, work), args.count or pictures.count
+        require(count <= pictures.count, "count", count, f"at most {pictures.count}, the number of pictures")
+        pictures = replace(pictures, count=count)
     if args.save_reference is not None:
-        return _save_reference(args, args.save_reference, pictures, groups[0], share)
+        return _save_reference(args, args.save_reference, pictures, groups[0], work)
 
     results: dict[str, Result | None] = {}
     for group in groups:
-        detector, names = group.detector, group.metrics
-        with show_progress(detector.name, len(pictures)) as progress:
-            work = args.work(share, progress)
-            results[group.specification] = score(
-                pictures, detector, group.reference, out=args.folder, metrics=names, chunk=args.chunk, **work
-            )
-    if not share.main:
+        with show_progress(group.detector.name, pictures.count) as progress:
+            results[group.specification] = score(pictures, group, work, progress)
+    if not work.main:
         return None
     if args.out.suffix == ".npz":
         write_npz(pictures, args.out)
-    return _report(args, len(pictures), {name: result for name, result in results.items() if result is not None})
+    return _report(args, pictures.count, {name: result for name, result in results.items() if result is not None})
 
 
 def is_model(folder: Path) -> bool:
@@ -106,17 +101,16 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
 
 
-def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGroup, share: Share) -> Json | None:
+def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGroup, work: Work) -> Json | None:
     detector = group.detector
-    with show_progress(detector.name, len(pictures)) as progress:
-        detections = detect(pictures, detector, args.folder, chunk=args.chunk, **args.work(share, progress))
-    if not share.main:
+    with show_progress(detector.name, pictures.count) as progress:
+        reference = measure_reference(pictures, detector, work, progress)
+    if reference is None:
         return None
-    reference = reference_from(detections, pictures, detector)
     save_reference(reference, path)
     if not args.json:
-        print(f"{path}: {detector.name}'s statistics of {detections.count} pictures")
-    return {"reference": str(path), "count": detections.count, "made": reference.origin}
+        print(f"{path}: {detector.name}'s statistics of {pictures.count} pictures")
+    return {"reference": str(path), "count": pictures.count, "made": reference.origin}
 
 
 def _report(args: Args, count: int, results: dict[str, Result]) -> Json:

@@ -12,14 +12,7 @@ from elit.cli.sampling import GuidanceArgs
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate.inspect.attention import TIMES, interface_of
-from elit.evaluate.inspect.inspection import (
-    CORRELATION,
-    correlation_cells,
-    inspect_model,
-    is_inspection,
-    load_probe,
-    write_inspection,
-)
+from elit.evaluate.inspect.inspection import OLD, PICTURES, inspect_model, load_probe, tables
 from elit.evaluate.report.tables import print_table
 from elit.files import Json, check_new_output, write_folder
 from elit.sampling.settings import Precision, Sampling
@@ -41,7 +34,7 @@ class Args(GuidanceArgs):
     idx:FOLDER, a folder of images (one sub-folder a class, or with a metadata.jsonl of captions), or one that elit
     encode wrote."""
     out: Path = Path("runs/inspect")
-    """Folder for report.html, inspect.json and the pictures."""
+    """Folder for inspect.json and the pictures."""
     overwrite: bool = False
     """Replace that folder, once the new one is whole."""
     count: int = 32
@@ -77,18 +70,21 @@ class Args(GuidanceArgs):
 
 def run(args: Args) -> Json:
     check_output(args.out)
-    check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=is_inspection)
+    check_new_output(
+        args.out, overwrite=args.overwrite, folder=True, mine=(*PICTURES, *OLD, "inspect.json").__contains__
+    )
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     interface_of(model)
     settings = {name: getattr(args, name) for name in ("image_size", "seed", "times", "draws", "batch_size")}
     probe = load_probe(model, args.data, args.count, vae=vae, **settings)
     sampling = Sampling(steps=args.steps, guidance=args.make_guidance(), seed=args.seed)
+    numbers: Json = {}
     with show_progress("inspecting", 1) as progress:
-        inspection = inspect_model(model, probe, sampling, vae=vae, progress=progress)
-    write_folder(args.out, lambda folder: write_inspection(inspection, folder, str(args.model)))
+        options: Json = {"vae": vae, "progress": progress}
+        write_folder(args.out, lambda folder: numbers.update(inspect_model(model, probe, sampling, folder, **options)))
     if not args.json:
-        rows = [correlation_cells(row) for row in inspection.numbers["attention_and_loss"]]
-        print_table(CORRELATION, rows, title="Rank correlation of Read attention and loss")
-        print(f"Report: {args.out / 'report.html'}")
-    return inspection.numbers
+        for title, headings, rows in tables(numbers):
+            print_table(headings, rows, title=title)
+        print(f"Pictures: {args.out}")
+    return numbers

@@ -15,11 +15,12 @@ from elit.config import ModelConfig, TrainConfig, require_counts, save_config
 from elit.data.builtin import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate import plots, sheets
+from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import ClipDetector, ImageDetector, TrainedClassifier, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
-from elit.evaluate.pictures import ArrayPictures
+from elit.evaluate.pictures import data_pictures
 from elit.evaluate.plane import Point
-from elit.evaluate.reference import detect, reference_from
+from elit.evaluate.reference import measure_reference
 from elit.evaluate.report.html import Section, write_page
 from elit.evaluate.report.sweep import cells, headings
 from elit.evaluate.report.tables import print_table
@@ -197,11 +198,11 @@ def score(model: Transformer, data: ImageSet, detector: ImageDetector, recipe: R
         for guidance in (None, recipe.guidance)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        work, pictures = Path(folder), ArrayPictures.of_data(data, recipe.data)
-        reference = reference_from(detect(pictures, detector, work), pictures, detector)
+        work = Work(out=Path(folder), chunk=50)
+        reference = measure_reference(data_pictures(data, recipe.data), detector, work)
         group = MetricGroup(recipe.data, detector, reference, ("fd", "accuracy", *(["steady"] if recipe.clips else [])))
-        sampler = Sampler(model, work, conditions=class_conditions(model), chunk=50)
-        return sweep(sampler, settings, [group], count=recipe.samples, out=work)[0]
+        sampler = Sampler(model, work, conditions=class_conditions(model))
+        return sweep(sampler, settings, [group], count=recipe.samples)[0]
 
 
 def table(points: list[Point]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -237,7 +238,7 @@ def write_pictures(
         sheets.samples_by_budget(strips, [CLASSES[digit] for digit in STRIPS], out / "samples.png")
     else:
         sheets.samples_by_budget(rows, CLASSES, out / "samples.png")
-    plots.dial(points, out / "compute_quality.png")
+    plots.compute_quality(points, "fd", out / "compute_quality.png")
 
     first = torch.stack([(data.labels == label).nonzero()[0, 0] for label in range(6)])
     images, y, t = data.images[first], conditions[data.labels[first]], torch.full((len(first),), 0.7)

@@ -13,12 +13,11 @@ from elit.budgets import ANY_COUNT, parse_budget, schedule_budgets
 from elit.cli.main import check_device, check_output, show_notes, show_progress
 from elit.cli.sampling import check_guidance_is_used
 from elit.config import require, require_counts
-from elit.evaluate.chunks import Share
 from elit.evaluate.plane import Point, front_of, write_table
 from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
 from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler, SampleSet
-from elit.evaluate.score import FIELD_COUNT, MetricGroup, Scoring, possible_metrics
+from elit.evaluate.score import FIELD_COUNT, MetricGroup, Scoring
 from elit.evaluate.sweep import make_settings, sweep
 from elit.files import Json, check_new_output, check_writable, leaving_nothing
 from elit.flow.guidance import make_guidance
@@ -104,9 +103,8 @@ def run(args: Args) -> Json | None:
 
 def _run(args: Args) -> Json | None:
     state = PartialState(cpu=check_device(args.device) == "cpu")
-    share = Share(state.process_index, state.num_processes, state.wait_for_everyone)
-    device = args.device or str(state.device)
-    sampler = args.open_sampler(args.model, device, args.out)
+    work, device = args.work(state), args.device or str(state.device)
+    sampler = args.open_sampler(args.model, device, work)
     settings, notes = make_settings(
         sampler,
         budgets=[*map(parse_budget, args.budgets if sampler.model.budgets else ("full",)), *args.schedules],
@@ -120,13 +118,12 @@ def _run(args: Args) -> Json | None:
         like=Sampling(solver=args.solver, shift=args.shift, seed=args.seed),
     )
     _check_tables(args)
-    groups = args.open_metrics(device, args.out, share)
-    if share.main:
+    groups = args.open_metrics(device, work)
+    if work.main:
         detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
     with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
-        work = args.work(share, progress)
-        points, known = sweep(sampler, settings, groups, count=args.count, out=args.out, chunk=args.chunk, **work)
-    if not share.main:
+        points, known = sweep(sampler, settings, groups, count=args.count, progress=progress)
+    if not work.main:
         return None
     table = args.table or args.out / "sweep.jsonl"
     write_table(points, table)
@@ -162,10 +159,7 @@ def _check_tables(args: Args) -> None:
 
 def _quality(args: Args, groups: Sequence[MetricGroup], example: SampleSet) -> tuple[str, str]:
     """Specification of the detector and the metric of the plots. Raises ValueError."""
-    scored = {
-        group.specification: possible_metrics(example, group.detector, group.reference, group.metrics)
-        for group in groups
-    }
+    scored = {group.specification: group.possible(example) for group in groups}
     for specification, metrics in scored.items():
         if args.quality is None or args.quality in metrics:
             return specification, args.quality or metrics[0]

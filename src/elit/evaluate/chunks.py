@@ -5,69 +5,71 @@ is computed at once is fixed: chunk k holds rows k·size to (k+1)·size − 1, a
 Batches group chunks into files and nothing else, and processes take turns at batches.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.files import replacing
+from elit.evaluate.recipe import Recipe, recipe_digest, set_digest
+from elit.files import replacing, write_text
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 CHUNK = 32
-"""Pictures computed at once unless told otherwise; the number decides roundings."""
+"""Pictures computed at once unless told otherwise."""
 Progress = Callable[[int, int], None]
+"""Called with (pictures done, pictures of this process)."""
 
 
-class Share(NamedTuple):
-    """One of several processes that share the work."""
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The place of sample sets, features, references and scores, and how they are made."""
 
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], object] = lambda: None
-    """Returns when all processes have called it."""
+    out: Path
+    chunk: int = CHUNK
+    """Pictures computed at once, by network, autoencoder and detector; decides roundings, so part of every recipe."""
+    batch_size: int = 256
+    """Pictures of a file, rounded up to whole chunks; changes no number."""
+    state: "PartialState | None" = None
+    """The processes that share the work; None for this one alone."""
 
     @property
     def main(self) -> bool:
-        return self.rank == 0
+        return self.state is None or self.state.is_main_process
 
+    @property
+    def processes(self) -> int:
+        return 1 if self.state is None else self.state.num_processes
 
-class Work(TypedDict, total=False):
-    """Options of everything that works chunk by chunk."""
-
-    batch_size: int
-    """Pictures of a file, default 256, rounded up to whole chunks; changes no number."""
-    share: Share
-    """Default: one process does everything."""
-    progress: Progress | None
-    """Called with (pictures done, pictures of this process)."""
+    def chunks(self, kind: str, recipe: Recipe, count: int, inside: str = "") -> "Chunks":
+        """The rows of a recipe: OUT/KIND/KEY, or a folder `inside` of it, KEY from the recipe's digest."""
+        return Chunks(self.out / kind / recipe_digest(recipe)[:16] / inside, recipe["chunk"], count)
 
 
 class Chunks:
-    """A folder of files FIRST-STOP.safetensors, each with whole chunks of rows."""
+    """The first `count` rows in a folder of files FIRST-STOP.safetensors, each with whole chunks of `size` rows."""
 
-    def __init__(self, folder: Path, size: int):
-        self.folder, self.size = folder, size
+    def __init__(self, folder: Path, size: int, count: int):
+        self.folder, self.size, self.count = folder, size, count
 
-    def fill(
-        self,
-        count: int,
-        make: Callable[[int], dict[str, Tensor]],
-        *,
-        batch_size: int = 256,
-        share: Share = Share(),  # noqa: B008
-        progress: Progress | None = None,
-    ) -> None:
-        """Makes the missing chunks of the first `count` rows; returns when all processes are through.
+    def fill(self, make: Callable[[int], dict[str, Tensor]], work: Work, progress: Progress | None = None) -> None:
+        """Makes the missing chunks; returns when all processes are through.
 
-        make: first row of a chunk -> its rows, `size` of each tensor. Other arguments as in `Work`.
+        make: first row of a chunk -> its rows, `size` of each tensor.
         """
-        starts = range(0, count, self.size)
-        fair = -(-len(starts) // share.world)  # a batch must not leave the other processes without work
-        in_batch = min(-(-batch_size // self.size), fair)
-        batches = [starts[i : i + in_batch] for i in range(0, len(starts), in_batch)][share.rank :: share.world]
+        starts = range(0, self.count, self.size)
+        fair = -(-len(starts) // work.processes)  # a batch must not leave the other processes without work
+        in_batch = min(-(-work.batch_size // self.size), fair)
+        batches = [starts[i : i + in_batch] for i in range(0, len(starts), in_batch)]
+        if work.state is not None:
+            batches = batches[work.state.process_index :: work.processes]
         # Listed once: others write meanwhile, but only their own chunks.
         present = self._files()
         done, total = 0, sum(map(len, batches)) * self.size
@@ -83,11 +85,12 @@ class Chunks:
                 if progress:
                     progress(done, total)
             self._write(chunks)
-        share.wait()
+        if work.state is not None:
+            work.state.wait_for_everyone()
 
-    def read(self, first: int, stop: int, name: str) -> Tensor:
+    def read(self, name: str, first: int = 0, stop: int | None = None) -> Tensor:
         """Rows of one tensor. Raises ValueError where a chunk is missing or a file is damaged."""
-        files, parts = self._files(), []
+        files, parts, stop = self._files(), [], self.count if stop is None else stop
         for chunk in range(first - first % self.size, stop, self.size):
             if chunk not in files:
                 raise ValueError(f"cannot read {str(self.folder)!r}: rows from {chunk} are missing; run it again")
@@ -100,10 +103,23 @@ class Chunks:
                 raise ValueError(f"cannot read {str(path)!r}: damaged ({error}); remove it and run it again") from None
         return torch.cat(parts)
 
-    def stream(self, count: int, name: str) -> Iterator[Tensor]:
-        """The first `count` rows of one tensor, chunk by chunk in order."""
-        for first in range(0, count, self.size):
-            yield self.read(first, min(first + self.size, count), name)
+    def stream(self, name: str) -> Iterator[Tensor]:
+        """The rows of one tensor, chunk by chunk in order."""
+        for first in range(0, self.count, self.size):
+            yield self.read(name, first, min(first + self.size, self.count))
+
+    def some(self, name: str, limit: int) -> Tensor:
+        """The rows of one tensor, or `limit` of them, evenly spaced."""
+        if self.count <= limit:
+            return self.read(name)
+        rows = torch.arange(limit) * self.count // limit
+        parts = enumerate(self.stream(name))
+        return torch.cat([part[rows[rows // self.size == number] - number * self.size] for number, part in parts])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the pictures in their order."""
+        return set_digest(self.read("sha256"))
 
     def names(self) -> set[str]:
         """Tensors in the files; all files have the same."""
@@ -126,3 +142,10 @@ class Chunks:
         rows = {name: torch.cat([part[name] for _, part in chunks]) for name in chunks[0][1]}
         with replacing(self.folder / f"{start:08d}-{stop:08d}.safetensors") as temporary:
             save_file(rows, temporary)
+
+
+def keep_recipe(folder: Path, recipe: Recipe, work: Work) -> None:
+    """Writes recipe.json beside what it decides."""
+    path = folder / "recipe.json"
+    if work.main and not path.is_file():
+        write_text(path, json.dumps(recipe, indent=2) + "\n")

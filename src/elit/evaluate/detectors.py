@@ -73,7 +73,7 @@ class Detector(ABC):
     def __call__(self, samples: Tensor) -> Detection: ...
 
 
-def open_detector(specification: str, *, device: torch.device | str = "cpu") -> "Detector":
+def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
     """The detector of a specification; see the top of this file. Raises ValueError."""
     kind, _, place = specification.partition(":")
     if kind == "inception":
@@ -86,9 +86,10 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
         return I3DDetector(Path(place), device)
     if specification == "fashion-mnist":
         return FashionDetector(device=device)
-    if specification in ("digits", "moving-digits"):
-        moving = specification == "moving-digits"
-        return (ClipDetector if moving else ImageDetector)(_digit_classifier(moving))
+    if specification == "moving-digits":
+        return ClipDetector(_digit_classifier(cut_out=True))
+    if specification == "digits":
+        return ImageDetector(_digit_classifier(cut_out=False))
     raise ValueError(f"detector must be one of {', '.join(KINDS)}, got {specification!r}")
 
 
@@ -256,44 +257,57 @@ class Classifier(nn.Module):
         self.body, self.head = body, nn.Linear(features, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 1, H, W) in [-1, 1] -> features (B, F), logits (B, classes)."""
+        """images (B, C, H, W) in [-1, 1] -> features (B, F), logits (B, classes)."""
         features = self.body(images)
         return features, self.head(features)
 
 
 def digit_classifier() -> Classifier:
-    """Two convolutions and two linear layers for 8×8 digits."""
+    """Two convolutions and two linear layers for grey 8×8 digits."""
     convolutions = nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.ReLU()
     return Classifier(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(48 * 16, 64), nn.ReLU()))
 
 
-def fashion_classifier() -> Classifier:
+def picture_classifier(channels: int = 1, num_classes: int = 10) -> Classifier:
     """Three convolutions and two linear layers for 32×32 pictures."""
-    stages = (*_stage(1, 32), *_stage(32, 64), *_stage(64, 128), nn.AdaptiveAvgPool2d(2))
-    return Classifier(nn.Sequential(*stages, nn.Flatten(), nn.Linear(128 * 4, 64), nn.ReLU()))
-
-
-def _stage(channels: int, width: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)
+    stages: list[nn.Module] = []
+    for width in (32, 64, 128):
+        stages += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+        channels = width
+    body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128 * 4, 64), nn.ReLU())
+    return Classifier(body, num_classes=num_classes)
 
 
 class ImageDetector(Detector):
-    """Grey images of a classifier's own size; of three channels the first."""
+    """A classifier of pictures of its own size and channels; of more channels the first. Subclasses name another."""
 
-    name, size = "digits", 8
+    name, size, channels = "digits", 8, 1
     offers = ("fd", "accuracy", "is", "kid", "precision", "recall")
     default = ("fd", "accuracy", "precision", "recall")
 
     def __init__(self, classifier: Classifier):
         self.classifier, self.width = classifier, classifier.head.in_features
-        self.weights, self.input = weights_digest(classifier), f"{self.size}×{self.size} grey"
+        colours = "grey" if self.channels == 1 else "RGB"
+        self.weights, self.input = weights_digest(classifier), f"{self.size}×{self.size} {colours}"
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
         if samples.shape[2:] != (self.size, self.size):
             raise ValueError(f"detector {self.name} takes {self.size}×{self.size} pictures, got {tuple(samples.shape)}")
-        features, logits = self.classifier(samples[:, :1].to(next(self.classifier.parameters()).device))
+        images = samples[:, : self.channels].to(next(self.classifier.parameters()).device)
+        features, logits = self.classifier(images)
         return Detection(features, logits.argmax(1), logits=logits)
+
+
+class FashionDetector(ImageDetector):
+    """The classifier in the package, or that of another file of weights."""
+
+    name, size = "fashion-mnist", 32
+
+    def __init__(self, weights: Path = FASHION, device: torch.device | str = "cpu"):
+        classifier = picture_classifier()
+        classifier.load_state_dict(load_file(weights))
+        super().__init__(classifier.eval().requires_grad_(False).to(device))
 
 
 class ClipDetector(ImageDetector):
@@ -314,23 +328,10 @@ class ClipDetector(ImageDetector):
         return Detection(features.mean(1), label, (logits.argmax(-1) == label[:, None]).all(1), logits=p.log())
 
 
-class FashionDetector(ImageDetector):
-    """The classifier in the package, or that of another file of weights."""
-
-    name, size = "fashion-mnist", 32
-
-    def __init__(self, weights: Path = FASHION, device: torch.device | str = "cpu"):
-        classifier = fashion_classifier()
-        classifier.load_state_dict(load_file(weights))
-        super().__init__(classifier.eval().requires_grad_(False).to(device))
-
-
 class TrainedClassifier(NamedTuple):
     model: Classifier
-    accuracy: float
-    """On the images it was not trained on."""
-    held_out: int
-    """Number of those images."""
+    accuracy: float  # on the images it was not trained on
+    held_out: int  # number of those images
 
 
 def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -> TrainedClassifier:
@@ -354,15 +355,14 @@ def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -
         loss.backward()
         optimizer.step()
         schedule.step()
-    model.eval()
+    images, labels = data.__getitems__(held_out.tolist())
     with torch.no_grad():
-        images, labels = data.__getitems__(held_out.tolist())
-        accuracy = (model(images)[1].argmax(1) == labels).float().mean().item()
-    return TrainedClassifier(model, accuracy, len(held_out))
+        right = model.eval()(images)[1].argmax(1) == labels
+    return TrainedClassifier(model, right.float().mean().item(), len(held_out))
 
 
 @cache
-def _digit_classifier(cut_out: bool) -> Classifier:
+def _digit_classifier(*, cut_out: bool) -> Classifier:
     """Trained on the digits as they are, or as `ClipDetector` cuts them out of a frame."""
     data = digits()
     return train_digit_classifier(ImageSet(centred(data.images), data.labels, data.classes) if cut_out else data).model

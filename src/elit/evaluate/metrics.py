@@ -1,40 +1,38 @@
-"""Distances and scores from features, in float64.
+"""Distances and scores from features, in float64, and the table of the metrics.
 
 N real samples, M generated ones, F features, K classes.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from elit.files import Json
+
+if TYPE_CHECKING:
+    from elit.evaluate.chunks import Chunks
+
 BLOCK = 1024  # rows of a distance matrix held at a time
+FEATURES_KEPT = 50_000  # for KID, precision and recall; means and covariances are of all pictures
+NEIGHBOURS = 3
 
 
-class Moments:
-    """Streaming mean and covariance of features (B, F); sums are float64 whatever the features are."""
+def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and unbiased covariance (F, F) of features in parts (B, F); sums are float64 whatever these are.
 
-    def __init__(self, features: int):
-        self.count = 0
-        self.sum = torch.zeros(features, dtype=torch.float64)
-        self.outer = torch.zeros(features, features, dtype=torch.float64)
-
-    def add(self, features: Tensor) -> "Moments":
-        """Adds a batch (B, F); returns itself."""
-        x = features.detach().to("cpu", torch.float64)
-        self.count += len(x)
-        self.sum += x.sum(0)
-        self.outer += x.T @ x
-        return self
-
-    @property
-    def mean(self) -> Tensor:
-        return self.sum / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased, (F, F). Raises ValueError below two samples."""
-        if self.count < 2:
-            raise ValueError(f"cannot compute the covariance of {self.count} samples: give at least 2")
-        return (self.outer - torch.outer(self.sum, self.mean)) / (self.count - 1)
+    Raises ValueError below two samples.
+    """
+    count, total, outer = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        x = part.detach().to("cpu", torch.float64)
+        count, total, outer = count + len(x), total + x.sum(0), outer + x.T @ x
+    if count < 2:
+        raise ValueError(f"cannot compute the covariance of {count} samples: give at least 2")
+    mean = total / count
+    return mean, (outer - torch.outer(total, mean)) / (count - 1)
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -92,22 +90,22 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
     return float(values.mean()), float(values.std(correction=0))
 
 
-def precision_recall(real: Tensor, generated: Tensor, *, neighbours: int = 3) -> tuple[float, float]:
-    """Share of generated samples on the manifold of the real ones, and of real samples on the generated manifold.
+def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
+    """Share of `samples` (N, F) on the manifold of `others` (M, F): of generated samples on that of the real ones the
+    precision, the other way the recall.
 
-    real (N, F), generated (M, F). A manifold is the union of balls around its samples that reach to their k-th nearest
-    neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
+    A manifold is the union of balls around its samples that reach to their k-th nearest neighbour. Kynkäänniemi et al.
+    2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
     """
-    if min(len(real), len(generated)) <= neighbours:
-        raise ValueError(
-            f"cannot find {neighbours} neighbours among {min(len(real), len(generated))} samples: give more"
-        )
-    centre = real.double().mean(0)  # close to the origin, squares lose fewer digits
-    real, generated = real.double() - centre, generated.double() - centre
-    real_radius, generated_radius = (_squared_radii(values, neighbours) for values in (real, generated))
-    precision = torch.cat([(_squared(part, real) <= real_radius).any(1) for part in generated.split(BLOCK)])
-    recall = torch.cat([(_squared(part, generated) <= generated_radius).any(1) for part in real.split(BLOCK)])
-    return float(precision.double().mean()), float(recall.double().mean())
+    if len(others) <= neighbours:
+        raise ValueError(f"cannot find {neighbours} neighbours among {len(others)} samples: give more")
+    centre = others.double().mean(0)  # close to the origin, squares lose fewer digits
+    samples, others = samples.double() - centre, others.double() - centre
+    # Of each sample to its k-th nearest other one; the nearest of all is itself, at 0.
+    radii = [_squared(part, others).kthvalue(neighbours + 1, dim=1).values for part in others.split(BLOCK)]
+    radius = torch.cat(radii)
+    inside = torch.cat([(_squared(part, others) <= radius).any(1) for part in samples.split(BLOCK)])
+    return float(inside.double().mean())
 
 
 def saturation(pictures: Tensor) -> Tensor:
@@ -124,13 +122,65 @@ def saturation(pictures: Tensor) -> Tensor:
     return ((most - least) / most.clamp(min=1)).mean(1)
 
 
-def _squared_radii(x: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of each sample to its k-th nearest other one; the nearest of all is itself, at 0."""
-    return torch.cat([_squared(part, x).kthvalue(neighbours + 1, dim=1).values for part in x.split(BLOCK)])
-
-
 def _squared(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances (A, B) through one matrix product; what is rounding alone is 0, so duplicates are at 0."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)
     squares = norms - 2 * a @ b.T
     return torch.where(squares < 1e-13 * norms, 0.0, squares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """An entry of `METRICS`."""
+
+    compute: Callable[["Chunks", Mapping[str, Tensor], Tensor], float | tuple[float, float]]
+    """Of detected features, the tensors of the reference and the pictures' labels; or with a spread."""
+    needs: str = ""
+    """A tensor of the reference, or "labels"."""
+    lower: bool = False
+    """Lower is better."""
+    options: Json = field(default_factory=dict)
+    """Its settings, as recipes have them; most: features kept."""
+
+
+def _frechet(name: str, prefix: str = "") -> Metric:
+    def compute(found: "Chunks", real: Mapping[str, Tensor], _: Tensor) -> float:
+        return frechet_distance(real[f"{prefix}mean"], real[f"{prefix}covariance"], *moments(found.stream(name)))
+
+    return Metric(compute=compute, needs=f"{prefix}mean", lower=True)
+
+
+def _features(found: "Chunks") -> Tensor:
+    return found.some("features", FEATURES_KEPT)
+
+
+METRICS: dict[str, Metric] = {
+    **dict.fromkeys(("fid", "fdd", "fvd", "fd"), _frechet("features")),
+    "sfid": _frechet("spatial", "spatial_"),
+    "is": Metric(
+        compute=lambda found, real, labels: inception_score(found.read("logits")),
+        options={"splits": 10, "seed": 0},
+    ),
+    "kid": Metric(
+        compute=lambda found, real, labels: kernel_distance(real["features"], _features(found)),
+        needs="features",
+        lower=True,
+        options={"subsets": 100, "subset_size": 1000, "seed": 0, "most": FEATURES_KEPT},
+    ),
+    "precision": Metric(
+        compute=lambda found, real, labels: manifold_share(_features(found), real["features"]),
+        needs="features",
+        options={"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
+    ),
+    "recall": Metric(
+        compute=lambda found, real, labels: manifold_share(real["features"], _features(found)),
+        needs="features",
+        options={"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
+    ),
+    "accuracy": Metric(
+        compute=lambda found, real, labels: torch.eq(found.read("label"), labels).double().mean().item(),
+        needs="labels",
+    ),
+    "steady": Metric(compute=lambda found, real, labels: found.read("steady").double().mean().item()),
+}
+"""By name, in the order in which scores are given."""

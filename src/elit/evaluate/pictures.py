@@ -3,15 +3,13 @@
 B pictures, C = 1 or 3 channels; clips have frames T behind C.
 """
 
-import copy
 import hashlib
 import json
-import os
 import warnings
 import zipfile
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -29,139 +27,118 @@ from elit.files import replacing
 from elit.sampling.pictures import to_uint8
 
 
-class Pictures(ABC):
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
     """Pictures in an order that never changes."""
 
     count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    @abstractmethod
-    def read(self, first: int, stop: int) -> Tensor:
-        """(B, C, H, W) or (B, C, T, H, W) uint8. Raises ValueError naming a picture that cannot be used."""
-
-    def labels(self, first: int, stop: int) -> Tensor | None:
-        """(B,) int64, the classes they show or were made for; None where these are unknown."""
-        return None
-
-    @abstractmethod
-    def describe(self) -> Recipe:
-        """Their origin, for a recipe."""
-
-    def stamp(self) -> str:
-        """Changes when the files do; features of the old ones are then not used."""
-        return ""
-
-    def truncated(self, count: int) -> Self:
-        """The first `count` of them. Raises ValueError where there are fewer."""
-        if count > self.count:
-            raise ValueError(f"count must be at most {self.count}, the number of pictures, got {count}")
-        first = copy.copy(self)
-        first.count = count
-        return first
-
-
-class ArrayPictures(Pictures):
-    """A data set in memory, or an npz as the ADM evaluator has it: arr_0 (N, H, W, 3), clips (N, T, H, W, 3); arr_1."""
-
-    def __init__(self, pixels: np.ndarray, labels: Tensor | None, origin: Recipe, stamp: str):
-        self.pixels, self.class_labels, self.origin, self.changed = pixels, labels, origin, stamp
-        self.count = len(pixels)
-
-    @classmethod
-    def of_data(cls, data: ImageSet, name: str) -> Self:
-        images = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
-        return cls(images.movedim(1, -1).numpy(), data.labels, {"kind": "data", "name": name}, __version__)
-
-    @classmethod
-    def of_file(cls, path: Path) -> Self:
-        """Mapped into memory, unless it is compressed. Raises ValueError for other arrays."""
-        pixels, class_labels = array_in(path, "arr_0"), None
-        if pixels.dtype != np.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"arr_0 of {str(path)!r} must be uint8 pictures (N, H, W, 3), got {pixels.dtype} {pixels.shape}"
-            )
-        if "arr_1" in keys_of(path):
-            labels = array_in(path, "arr_1")
-            if labels.shape == pixels.shape[:1] and np.issubdtype(labels.dtype, np.integer):
-                class_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
-        stamp = json.dumps([(str(path), path.stat().st_size, path.stat().st_mtime_ns)])
-        origin = {"kind": "npz", "name": path.name}
-        return cls(pixels, class_labels, origin, hashlib.sha256(stamp.encode()).hexdigest())
-
-    def read(self, first: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.array(self.pixels[first:stop])).movedim(-1, 1).contiguous()
-
-    def labels(self, first: int, stop: int) -> Tensor | None:
-        return None if self.class_labels is None else self.class_labels[first:stop]
-
-    def describe(self) -> Recipe:
-        return self.origin
-
-    def stamp(self) -> str:
-        return self.changed
-
-
-class FilePictures(Pictures):
-    """Images, or clips from animated ones, of a folder, a .parquet or a .tar.
-
-    image_size: ADM's centre crop to it; without, all must have one size.
-    """
-
-    def __init__(self, path: Path, image_size: int | None = None):
-        self.path, self.image_size = path, image_size
-        self.source = open_source(path, loose=True)
-        self.count = len(self.source)
-        self.size: tuple[int, ...] | None = None
-        self.warned = False
-
-    def read(self, first: int, stop: int) -> Tensor:
-        return torch.stack([self._picture(index) for index in range(first, stop)])
-
-    def labels(self, first: int, stop: int) -> Tensor | None:
-        return torch.tensor(self.source.true_labels[first:stop]) if self.source.classes else None
-
-    def describe(self) -> Recipe:
-        return {"kind": "files", "name": self.path.name, "image_size": self.image_size}
-
-    def stamp(self) -> str:
-        return str(self.source.identity["stamp"])
-
-    def _picture(self, index: int) -> Tensor:
-        name = self.source.pictures[index].name
-        frames = [self._frame(image) for image in self.source.read(index, None)]
-        if not self.warned and self.source.info(index).mode in ("L", "LA", "1"):
-            line = f"{name!r} is grey: repeated in three channels, as are all others like it"
-            warnings.warn(line, EvaluationWarning, stacklevel=2)
-            self.warned = True
-        picture = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
-        self.size = self.size or tuple(picture.shape)
-        if tuple(picture.shape) != self.size:
-            shapes = f"{tuple(picture.shape)}, others are {self.size}"
-            raise ValueError(f"cannot use picture {name!r} of {shapes}: make them one size, or give image_size")
-        return picture
-
-    def _frame(self, image: Image.Image) -> Tensor:
-        if self.image_size is not None:
-            return to_uint8(centre_crop(image, self.image_size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    read: Callable[[int, int], Tensor]
+    """first, stop -> (B, C, H, W) or (B, C, T, H, W) uint8. Raises ValueError naming a picture that cannot be used."""
+    labels: Tensor | None
+    """(count or more,) int64, the classes they show or were made for; None where these are unknown."""
+    recipe: Recipe
+    """Their origin."""
+    stamp: str = ""
+    """Changes when their files do; features of the old ones are then not used."""
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
     """The pictures at `path`: a data set's name (elit.data.builtin.NAMES), of which the test split; an npz, a folder of
-    images, a .parquet or a .tar. Raises ValueError where there are fewer than 2."""
-    pictures: Pictures
+    images, a .parquet or a .tar. Raises ValueError where there are fewer than 2.
+
+    image_size: ADM's centre crop of images to it; without, all must have one size.
+    """
     named = None if path.exists() else named_images(str(path), split="test")
     if named is not None:
-        pictures = ArrayPictures.of_data(named, str(path))
+        pictures = data_pictures(named, str(path))
     elif path.suffix == ".npz":
-        pictures = ArrayPictures.of_file(path)
+        pictures = array_pictures(path)
     else:
-        pictures = FilePictures(path, image_size)
-    if len(pictures) < 2:
-        raise ValueError(f"pictures={str(path)!r} must hold at least 2, got {len(pictures)}")
+        pictures = file_pictures(path, image_size)
+    if pictures.count < 2:
+        raise ValueError(f"pictures={str(path)!r} must hold at least 2, got {pictures.count}")
     return pictures
+
+
+def data_pictures(data: ImageSet, name: str) -> Pictures:
+    """A data set in memory."""
+    images = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
+    return Pictures(
+        count=len(images),
+        read=lambda first, stop: images[first:stop],
+        labels=data.labels,
+        recipe={"kind": "data", "name": name},
+        stamp=__version__,
+    )
+
+
+def array_pictures(path: Path) -> Pictures:
+    """An npz as the ADM evaluator has it: arr_0 (N, H, W, 3) uint8, clips (N, T, H, W, 3); classes in arr_1.
+
+    It is never all in memory. Raises ValueError for other arrays.
+    """
+    names = keys_of(path)
+    if "arr_0" not in names:
+        raise ValueError(f"{str(path)!r} must have arr_0, got {', '.join(names)}")
+    try:
+        file = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115
+        np.lib.format.read_magic(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ValueError(f"cannot read arr_0 of {str(path)!r}: {error}") from None
+    if dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] not in (1, 3) or fortran:
+        raise ValueError(f"arr_0 of {str(path)!r} must be uint8 pictures (N, H, W, 3), got {dtype} {shape}")
+    begin, size = file.tell(), int(np.prod(shape[1:]))
+
+    def read(first: int, stop: int) -> Tensor:
+        file.seek(begin + first * size)
+        rows = torch.frombuffer(bytearray(file.read((stop - first) * size)), dtype=torch.uint8)
+        return rows.view(-1, *shape[1:]).movedim(-1, 1).contiguous()
+
+    labels = array_in(path, "arr_1") if "arr_1" in names else np.empty(0)
+    known = labels.shape == shape[:1] and np.issubdtype(labels.dtype, np.integer)
+    stamp = json.dumps([(str(path), path.stat().st_size, path.stat().st_mtime_ns)])
+    return Pictures(
+        count=shape[0],
+        read=read,
+        labels=torch.from_numpy(labels.astype(np.int64)) if known else None,
+        recipe={"kind": "npz", "name": path.name},
+        stamp=hashlib.sha256(stamp.encode()).hexdigest(),
+    )
+
+
+def file_pictures(path: Path, image_size: int | None) -> Pictures:
+    """Images, or clips from animated ones, of a folder, a .parquet or a .tar."""
+    source = open_source(path, loose=True)
+    sizes, grey = set[tuple[int, ...]](), list[str]()
+
+    def frame(image: Image.Image) -> Tensor:
+        if image_size is not None:
+            return to_uint8(centre_crop(image, image_size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def picture(index: int) -> Tensor:
+        name = source.pictures[index].name
+        frames = [frame(image) for image in source.read(index, None)]
+        if not grey and source.info(index).mode in ("L", "LA", "1"):
+            grey.append(name)
+            line = f"{name!r} is grey: repeated in three channels, as are all others like it"
+            warnings.warn(line, EvaluationWarning, stacklevel=2)
+        whole = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
+        sizes.add(tuple(whole.shape))
+        if len(sizes) > 1:
+            others = sizes - {tuple(whole.shape)}
+            shapes = f"{tuple(whole.shape)}, others are {others.pop()}"
+            raise ValueError(f"cannot use picture {name!r} of {shapes}: make them one size, or give image_size")
+        return whole
+
+    return Pictures(
+        count=len(source),
+        read=lambda first, stop: torch.stack([picture(index) for index in range(first, stop)]),
+        labels=torch.tensor(source.true_labels) if source.classes else None,
+        recipe={"kind": "files", "name": path.name, "image_size": image_size},
+        stamp=str(source.identity["stamp"]),
+    )
 
 
 def as_samples(pictures: Tensor) -> Tensor:
@@ -171,7 +148,7 @@ def as_samples(pictures: Tensor) -> Tensor:
 
 def write_npz(pictures: Pictures, path: Path, *, chunk: int = 64) -> None:
     """Writes the ADM evaluator's format, a chunk at a time: arr_0 (N, H, W, 3) uint8, labels in arr_1."""
-    count = len(pictures)
+    count = pictures.count
     _, _, *size = pictures.read(0, 1).shape
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         # Entries of one date: the same pictures give the same file.
@@ -181,10 +158,9 @@ def write_npz(pictures: Pictures, path: Path, *, chunk: int = 64) -> None:
             for first in range(0, count, chunk):
                 part = pictures.read(first, min(first + chunk, count)).movedim(1, -1)
                 file.write(part.expand(*part.shape[:-1], 3).contiguous().numpy().tobytes())
-        labels = pictures.labels(0, count)
-        if labels is not None:
+        if pictures.labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
-                np.lib.format.write_array(file, labels.numpy())
+                np.lib.format.write_array(file, pictures.labels[:count].numpy())
 
 
 def keys_of(path: Path) -> list[str]:
@@ -197,22 +173,9 @@ def keys_of(path: Path) -> list[str]:
 
 
 def array_in(path: Path, key: str) -> np.ndarray:
-    """One array of an npz, mapped into memory where the file is not compressed. Raises ValueError."""
-    if key not in (keys := keys_of(path)):
-        raise ValueError(f"{str(path)!r} must have {key}, got {', '.join(keys)}")
+    """One small array of an npz. Raises ValueError where it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo(f"{key}.npy")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            with np.load(path) as arrays:
-                return arrays[key]
-        with path.open("rb") as file:  # the entry's own header: 30 bytes, a name and an extra field
-            file.seek(entry.header_offset + 26)
-            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-            file.seek(name + extra, os.SEEK_CUR)
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+        with np.load(path) as arrays:
+            return arrays[key]
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read {key} of {str(path)!r}: {' '.join(str(error).split())}") from None

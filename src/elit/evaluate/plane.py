@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from elit.evaluate.score import DISTANCES
+from elit.evaluate.metrics import METRICS
 from elit.files import Json, replacing, write_text
 from elit.sampling.settings import Sampling
 
@@ -110,7 +110,7 @@ def read_table(path: Path) -> list[Point]:
 
 def loss(metric: str, value: float) -> float:
     """Lower is better, whatever the metric."""
-    return value if metric in DISTANCES else -value
+    return value if METRICS[metric].lower else -value
 
 
 def best(points: Iterable[Point], metric: str) -> Point:
@@ -148,21 +148,21 @@ def degradation(metric: str, at_budget: float, at_full: float) -> float | None:
     """
     if min(at_budget, at_full) <= 0:
         return None
-    return at_budget / at_full if metric in DISTANCES else at_full / at_budget
+    return at_budget / at_full if METRICS[metric].lower else at_full / at_budget
 
 
 def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, float]]:
     """(point, ρ) for every point whose full budget (share 1) is among `points` with all else equal, and ρ exists."""
-    full = {_all_but_budget(point): point.scores[metric] for point in points if point.share == 1}
+
+    def all_but_budget(point: Point) -> tuple[Any, ...]:
+        guidance = point.guidance, point.scale, point.guidance_budget
+        return point.steps, point.cache, point.count, point.detector, guidance
+
+    full = {all_but_budget(point): point.scores[metric] for point in points if point.share == 1}
     ratios = []
     for point in points:
-        whole = full.get(_all_but_budget(point))
+        whole = full.get(all_but_budget(point))
         rho = None if whole is None else degradation(metric, point.scores[metric], whole)
         if rho is not None:
             ratios.append((point, rho))
     return ratios
-
-
-def _all_but_budget(point: Point) -> tuple[Any, ...]:
-    fixed = point.steps, point.cache, point.count, point.detector
-    return *fixed, point.guidance, point.scale, point.guidance_budget

@@ -1,4 +1,4 @@
-"""Curves of reports: quality against cost, guidance, caching, smaller budgets."""
+"""Curves of reports: quality against cost, guidance and smaller budgets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from elit.budgets import evenly_spaced
+from elit.evaluate.metrics import METRICS
 from elit.evaluate.plane import Point, best, degradations, front_of
-from elit.evaluate.score import DISTANCES
 from elit.files import replacing
 
 BLUE, ORANGE, GREY, DARK = "#2563a8", "#d9822b", "#667085", "#1d2939"
@@ -42,27 +42,6 @@ def new_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
             figure.savefig(temporary, format="png")
 
 
-def dial(points: Sequence[Point], path: Path) -> None:
-    """Fréchet distance and accuracy against GFLOPs and against measured milliseconds (paper Figures 1 and 5)."""
-    qualities = (("fd", "Fréchet distance (lower is better)"), ("accuracy", "class accuracy"))
-    with new_figure(path, 8.5, 7) as figure:
-        for row, (quality, label) in zip(figure.subplots(2, 2), qualities, strict=True):
-            for ax, (cost, cost_label) in zip(row, COSTS, strict=True):
-                for kind, offset in (("none", (7, 5)), ("ccfg", (7, -11))):
-                    name, colour, marker = LOOK[kind]
-                    line = [point for point in points if point.guidance == kind]
-                    at = [(getattr(point, cost), point.scores[quality]) for point in line]
-                    _line(ax, at, color=colour, marker=marker, label=name)
-                    _annotate(ax, at, [point.budget for point in line], offset, color=colour)
-                ax.set(xlabel=cost_label, ylabel=label)
-                if quality == "fd":
-                    _set_log(ax.yaxis, ax.set_yscale)
-                else:
-                    ax.set_ylim(0, 1.08)
-                ax.grid(alpha=0.25)
-        figure.axes[2].legend(frameon=False, title="numbers: latents per group", loc="lower right")
-
-
 def compute_quality(
     points: Sequence[Point],
     metric: str,
@@ -88,7 +67,7 @@ def compute_quality(
                 if point in front:
                     bold = {"s": 52, "alpha": 1, "edgecolors": DARK, "zorder": 3}
                 ax.scatter(getattr(point, cost), point.scores[metric], marker=marker, color=colour, **bold)
-            offset, side = ((-3, -5), "top") if metric in DISTANCES else ((-3, 5), "bottom")
+            offset, side = ((-3, -5), "top") if METRICS[metric].lower else ((-3, 5), "bottom")
             for point, place in zip(front, at, strict=True):
                 name, colour = "sched." if point.scheduled else point.budget, LOOK[point.guidance][1]
                 _annotate(ax, [place], [name], offset, ha="right", va=side, color=colour)
@@ -128,26 +107,8 @@ def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
                     _annotate(ax, at, [p.budget for p in fixed], offset, ha=side[0], va=side[1], color=colour)
             _log(ax.xaxis, ax.set_xscale, [point.gflops for point in points])
             _quality_axis(ax, metric, [point.scores[metric] for point in points])
-            ax.set(xlabel=COSTS[0][1], title=_titled(kind, of_kind))
-
-
-def caching_curves(points: Sequence[Point], metric: str, path: Path) -> None:
-    """Quality against the share of evaluations that step caching saves: a line a budget, a panel a kind and steps."""
-    panels = [(kind, count) for kind in _kinds(points) for count in sorted({point.steps for point in points})]
-    shown = evenly_spaced(budgets_of(points), MAX_PANELS)
-    # Guided scores may be far from the others: no common axis.
-    with _panels(path, len(panels), 3.4, quality_label(metric), share=False) as axes:
-        for ax, (kind, count) in zip(axes, panels, strict=True):
-            same_steps = [point for point in at_best_scale(points, metric, kind) if point.steps == count]
-            for i, budget in enumerate(shown):
-                line = sorted((p for p in same_steps if p.budget == budget), key=lambda point: point.cache)
-                at = [(100 * (1 - (p.calls or p.steps) / p.steps), p.scores[metric]) for p in line]
-                if at:
-                    colour = _colour(i, len(shown))
-                    _line(ax, at, color=colour, marker="o", markersize=4.5, label=latents(line[0]))
-            if metric in DISTANCES and same_steps:  # from 0, beside the score itself
-                ax.set_ylim(0, 1.1 * max(point.scores[metric] for point in same_steps))
-            ax.set(xlabel="% of calls saved", title=f"{_titled(kind, same_steps)}, {count} steps" if same_steps else "")
+            scale = f", scale {of_kind[0].scale:g}" if kind != "none" else ""
+            ax.set(xlabel=COSTS[0][1], title=LOOK[kind][0] + scale)
 
 
 def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None:
@@ -172,7 +133,7 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
             ax.set(xlabel="share of the latents", title=f"{count} step{'s' if count > 1 else ''}")
 
 
-def over_scales(points: Sequence[Point], path: Path, label: str, metric: str | None = None) -> None:
+def over_scales(points: Sequence[Point], label: str, path: Path, metric: str | None = None) -> None:
     """A metric, or saturation, against guidance scale at the most steps: a line a kind, a panel a budget (paper Figures
     5 and 15). Every line starts without guidance, at scale 1; the legend has its last cost."""
 
@@ -187,21 +148,18 @@ def over_scales(points: Sequence[Point], path: Path, label: str, metric: str | N
         for ax, budget in zip(axes, shown, strict=True):
             here = [point for point in same_steps if point.budget == budget]
             plain = [point for point in here if point.guidance == "none"]
-            for point in plain:
-                ax.axhline(value(point), color=BLUE, linewidth=1, linestyle=":")
-                ax.plot(1, value(point), "o", color=BLUE, label=f"none: {point.gflops:.3g} GFLOPs", zorder=3)
             for kind, (name, colour, marker) in LOOK.items():
                 line = sorted((point for point in here if point.guidance == kind), key=lambda point: point.scale)
-                if kind != "none" and line:
-                    at = sorted([(1.0, value(p)) for p in plain] + [(p.scale, value(p)) for p in line])
-                    named = f"{name}: {line[-1].gflops:.3g} GFLOPs"
-                    _line(ax, at, color=colour, marker=marker, markersize=5, label=named)
+                if not line:
+                    continue
+                start = [(1.0, value(point)) for point in plain if kind != "none"]
+                named = f"{name}: {line[-1].gflops:.3g} GFLOPs"
+                _line(ax, [*start, *((p.scale, value(p)) for p in line)], color=colour, marker=marker, label=named)
             if metric:
                 _quality_axis(ax, metric, [value(point) for point in here])
-            share = "" if budget == "all" else f" ({100 * here[0].share:.3g}%)"
-            title = "all tokens" if budget == "all" else (budget if here[0].scheduled else latents(here[0]))
+            title = {"all": "all tokens"}.get(budget) or f"{_latents(here[0])} ({100 * here[0].share:.3g}%)"
             ax.set_xlabel("guidance scale")
-            ax.set_title(title + share, fontsize=11 if len(title) < 16 else 8)
+            ax.set_title(title, fontsize=11 if len(title) < 22 else 8)
             ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
@@ -216,15 +174,15 @@ def budgets_of(points: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(point.budget for point in sorted(points, key=lambda point: -point.share)))
 
 
-def latents(point: Point) -> str:
+def _latents(point: Point) -> str:
     """The budget in words."""
-    if point.scheduled:
-        return f"latents {point.budget}"
-    return f"{point.budget} latent{'s' if point.budget != '1' else ''}"
+    return point.budget if point.scheduled else f"{point.budget} latent{'s' if point.budget != '1' else ''}"
 
 
 def quality_label(metric: str) -> str:
-    return f"{metric.upper() if len(metric) < 4 else metric} ({'lower' if metric in DISTANCES else 'higher'} is better)"
+    return (
+        f"{metric.upper() if len(metric) < 4 else metric} ({'lower' if METRICS[metric].lower else 'higher'} is better)"
+    )
 
 
 @contextmanager
@@ -268,24 +226,15 @@ def _key(label: str, **look: Any) -> Line2D:
     return Line2D([], [], linestyle="none", label=label, **look)
 
 
-def _titled(kind: str, points: Sequence[Point]) -> str:
-    return LOOK[kind][0] + (f", scale {points[0].scale:g}" if kind != "none" else "")
-
-
 def _quality_axis(ax: Axes, metric: str, values: Sequence[float]) -> None:
-    if metric in DISTANCES:
+    if METRICS[metric].lower:
         _log(ax.yaxis, ax.set_yscale, values)
 
 
 def _log(axis: Axis, set_scale: Callable[[str], None], values: Sequence[float]) -> None:
-    """Logarithmic where values span more than a factor of 3."""
+    """Logarithmic where values span more than a factor of 3, with plain numbers."""
     if min(values) > 0 and max(values) >= 3 * min(values):
-        _set_log(axis, set_scale)
-
-
-def _set_log(axis: Axis, set_scale: Callable[[str], None]) -> None:
-    """Logarithmic, with plain numbers on the axis."""
-    set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())

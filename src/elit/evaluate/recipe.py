@@ -4,15 +4,13 @@ import hashlib
 import json
 import platform
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
 from elit._version import __version__
-from elit.evaluate.chunks import Share
-from elit.files import Json, write_text
+from elit.files import Json
 from elit.models.conditioning import Condition
 from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
@@ -27,16 +25,6 @@ def recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def claim_folder(folder: Path, recipe: Recipe, share: Share) -> None:
-    """Writes recipe.json into `folder`, in the main process. Raises ValueError where there is one of another recipe."""
-    path = folder / "recipe.json"
-    if share.main and not path.is_file():
-        write_text(path, json.dumps(recipe, indent=2) + "\n")
-    elif share.main and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(recipe)):
-        raise ValueError(f"cannot use out={str(folder)!r}: its recipe.json is another one; remove that folder")
-    share.wait()
-
-
 def versions() -> dict[str, str]:
     """Versions of the installed packages that numbers may depend on."""
     numbers = {"elit": __version__, "python": platform.python_version()}
@@ -48,27 +36,27 @@ def versions() -> dict[str, str]:
     return numbers
 
 
-def device_name(device: torch.device) -> str:
-    """The kind of hardware, as far as rounding depends on it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
-
-
 def describe_network(model: Transformer) -> Recipe:
     """Class, settings and weights."""
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     return {"class": type(model).__name__, "config": config, "weights": weights_digest(model)}
 
 
-def describe_autoencoder(vae: ModelMixin | None) -> Recipe | None:
-    if vae is None:
-        return None
+def describe_run(model: Transformer, vae: ModelMixin | None) -> Recipe:
+    """Network and autoencoder, and the hardware and versions as far as rounding depends on them."""
+    device = model.device
+    hardware = {"cpu": f"cpu {torch.backends.cpu.get_cpu_capability()}"}.get(device.type, device.type)
+    autoencoder = None
+    if vae is not None:
+        kind = {"class": type(vae).__name__, "weights": weights_digest(vae)}
+        dtype = str(vae.dtype).removeprefix("torch.")
+        autoencoder = kind | {"dtype": dtype} | latent_normalization(vae).to_json()
     return {
-        "class": type(vae).__name__,
-        "weights": weights_digest(vae),
-        "dtype": str(vae.dtype).removeprefix("torch."),
-        **latent_normalization(vae).to_json(),
+        "model": describe_network(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else hardware,
+        "autoencoder": autoencoder,
+        "versions": versions(),
     }
 
 

@@ -6,86 +6,50 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.evaluate.chunks import CHUNK, Chunks, Share, Work
+from elit.evaluate.chunks import Chunks, Progress, Work, keep_recipe
 from elit.evaluate.detectors import FASHION, Detector
-from elit.evaluate.metrics import Moments
+from elit.evaluate.metrics import FEATURES_KEPT, moments
 from elit.evaluate.pictures import Pictures, array_in, as_samples, keys_of, open_pictures
-from elit.evaluate.recipe import Recipe, claim_folder, recipe_digest, sample_digests, set_digest, versions
+from elit.evaluate.recipe import Recipe, recipe_digest, sample_digests, versions
 from elit.files import replacing
 
-FEATURES_KEPT = 50_000  # for KID, precision and recall; means and covariances are of all pictures
 FASHION_REFERENCE = FASHION.with_name("test-statistics.safetensors")
 ADM = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_covariance": "sigma_s"}
 
 
-class DetectedFeatures:
-    """A detector's results for `count` pictures; tensors are named as the fields of `Detection`."""
-
-    def __init__(self, chunks: Chunks, count: int):
-        self.chunks, self.count = chunks, count
-
-    def rows(self, name: str, limit: int | None = None) -> Tensor:
-        """(count, ...) of one tensor; above `limit`, that many of them, evenly spaced."""
-        if limit is None or self.count <= limit:
-            return self.chunks.read(0, self.count, name)
-        rows = torch.arange(limit) * self.count // limit
-        parts = enumerate(self.chunks.stream(self.count, name))
-        size = self.chunks.size
-        return torch.cat([part[rows[rows // size == number] - number * size] for number, part in parts])
-
-    def moments(self, name: str) -> Moments:
-        """Mean and covariance of one tensor, summed in the order of the pictures."""
-        parts = self.chunks.stream(self.count, name)
-        first = next(parts)
-        total = Moments(first.shape[1]).add(first)
-        for part in parts:
-            total.add(part)
-        return total
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the pictures in their order."""
-        return set_digest(self.rows("sha256"))
-
-
-def detect(
-    pictures: Pictures, detector: Detector, out: Path, *, chunk: int = CHUNK, **work: Unpack[Work]
-) -> DetectedFeatures:
-    """Runs the detector over all pictures, together with the other processes.
+def detect(pictures: Pictures, detector: Detector, work: Work, progress: Progress | None = None) -> Chunks:
+    """Runs the detector over all pictures, together with the other processes; tensors are named as in `Detection`.
 
     Features that a killed run has found in the same pictures are under OUT/features and are not computed again.
     Raises ValueError for a picture that cannot be used, and for features that are not finite.
     """
     recipe = {
-        "pictures": pictures.describe(),
-        "stamp": pictures.stamp(),
-        "count": len(pictures),
+        "pictures": pictures.recipe,
+        "stamp": pictures.stamp,
+        "count": pictures.count,
         "detector": detector.describe(),
-        "chunk": chunk,
+        "chunk": work.chunk,
     }
-    folder = out / "features" / recipe_digest(recipe)[:16]
-    claim_folder(folder, recipe, work.get("share", Share()))
-    chunks = Chunks(folder, chunk)
-    chunks.fill(len(pictures), lambda first: _detect_chunk(pictures, detector, first, chunk), **work)
-    return DetectedFeatures(chunks, len(pictures))
+    chunks = work.chunks("features", recipe, pictures.count)
+    keep_recipe(chunks.folder, recipe, work)
 
+    def rows(first: int) -> dict[str, Tensor]:
+        read = pictures.read(first, min(first + work.chunk, pictures.count))
+        # Behind the end the last picture is repeated, so that every chunk has one shape.
+        read = torch.cat([read, read[-1:].expand(work.chunk - len(read), *read.shape[1:])])
+        found = {name: value for name, value in detector(as_samples(read))._asdict().items() if value is not None}
+        if not math.isfinite(float(found["features"].sum())):
+            raise ValueError(f"detector={detector.name!r}: its features of pictures from {first} on are not finite")
+        return {name: value.cpu().contiguous() for name, value in found.items()} | {"sha256": sample_digests(read)}
 
-def _detect_chunk(pictures: Pictures, detector: Detector, first: int, size: int) -> dict[str, Tensor]:
-    """The rows of a chunk. Behind the end the last picture is repeated, so that every chunk has one shape."""
-    read = pictures.read(first, min(first + size, len(pictures)))
-    read = torch.cat([read, read[-1:].expand(size - len(read), *read.shape[1:])])
-    detection = detector(as_samples(read))
-    rows = {name: value.cpu() for name, value in detection._asdict().items() if value is not None}
-    if not math.isfinite(float(rows["features"].sum())):
-        raise ValueError(f"detector={detector.name!r}: its features of pictures from {first} on are not finite")
-    return {name: value.contiguous() for name, value in rows.items()} | {"sha256": sample_digests(read)}
+    chunks.fill(rows, work, progress)
+    return chunks
 
 
 @dataclass(frozen=True)
@@ -112,13 +76,7 @@ class Reference:
 
 
 def open_reference(
-    path: Path,
-    detector: Detector,
-    *,
-    out: Path,
-    image_size: int | None = None,
-    chunk: int = CHUNK,
-    **work: Unpack[Work],
+    path: Path, detector: Detector, work: Work, *, image_size: int | None = None, progress: Progress | None = None
 ) -> Reference | None:
     """Saved statistics (.safetensors), ADM's (.npz with mu and sigma), or those of the pictures at `path`.
 
@@ -126,50 +84,52 @@ def open_reference(
     under the detector of that name come with the package. None in processes but the main one. Raises ValueError where
     they were made with another detector.
     """
-    main = work.get("share", Share()).main
     if (str(path), detector.name) == ("fashion-mnist", "fashion-mnist") and FASHION_REFERENCE.is_file():
         path = FASHION_REFERENCE
     if path.suffix == ".safetensors":
-        return load_reference(path, detector) if main else None
+        return load_reference(path, detector) if work.main else None
     adm: Reference | None = None
     if path.suffix == ".npz" and "mu" in (keys := keys_of(path)):
         adm = _adm_reference(path, detector)
         if "arr_0" not in keys:
             return adm
     pictures = open_pictures(path, image_size)
-    recipe = {"pictures": pictures.describe(), "stamp": pictures.stamp(), "detector": detector.describe()}
-    stored = out / "references" / f"{recipe_digest(recipe | {'chunk': chunk})[:16]}.safetensors"
+    recipe = {"pictures": pictures.recipe, "stamp": pictures.stamp, "detector": detector.describe()}
+    stored = work.out / "references" / f"{recipe_digest(recipe | {'chunk': work.chunk})[:16]}.safetensors"
     if stored.is_file():
-        return load_reference(stored, detector) if main else None
-    detections = detect(pictures, detector, out, chunk=chunk, **work)
-    if not main:
+        return load_reference(stored, detector) if work.main else None
+    reference = measure_reference(pictures, detector, work, progress)
+    if reference is None:
         return None
-    reference = reference_from(detections, pictures, detector)
     # ADM's evaluator takes the Fréchet distances from its statistics and the neighbours from its pictures.
     if adm is not None:
         origin = adm.origin | {"pictures": reference.origin["pictures"]}
         reference = Reference(reference.tensors | adm.tensors, origin)
     save_reference(reference, stored)
-    shutil.rmtree(detections.chunks.folder)  # for ImageNet's training set 20 GB
     return reference
 
 
-def reference_from(detections: DetectedFeatures, pictures: Pictures, detector: Detector) -> Reference:
-    """The statistics of detected features."""
-    tensors = {"features": detections.rows("features", FEATURES_KEPT)}
+def measure_reference(
+    pictures: Pictures, detector: Detector, work: Work, progress: Progress | None = None
+) -> Reference | None:
+    """The statistics of the detector's features; None in processes but the main one."""
+    found = detect(pictures, detector, work, progress)
+    if not work.main:
+        return None
+    tensors = {"features": found.some("features", FEATURES_KEPT)}
     for prefix, name in (("", "features"), ("spatial_", "spatial")):
-        if name in detections.chunks.names():
-            moments = detections.moments(name)
-            tensors |= {f"{prefix}mean": moments.mean, f"{prefix}covariance": moments.covariance}
-    recipe = {
-        "pictures": {**pictures.describe(), "sha256": detections.digest},
-        "count": detections.count,
+        if name in found.names():
+            tensors[f"{prefix}mean"], tensors[f"{prefix}covariance"] = moments(found.stream(name))
+    origin = {
+        "pictures": pictures.recipe | {"sha256": found.digest},
+        "count": pictures.count,
         "size": list(pictures.read(0, 1).shape[1:]),
         "detector": detector.describe(),
-        "chunk": detections.chunks.size,
+        "chunk": work.chunk,
         "versions": versions(),
     }
-    return Reference(tensors, recipe)
+    shutil.rmtree(found.folder)  # for ImageNet's training set 20 GB
+    return Reference(tensors, origin)
 
 
 def save_reference(reference: Reference, path: Path) -> None:
@@ -202,14 +162,11 @@ def load_reference(path: Path, detector: Detector) -> Reference:
 
 
 def _adm_reference(path: Path, detector: Detector) -> Reference:
-    """ADM's statistics, which name neither the number of pictures nor the port of Inception they are compared with.
-
-    Raises ValueError for another detector's.
-    """
-    known = {name: key for name, key in ADM.items() if key in keys_of(path)}
-    if "covariance" not in known:
-        raise ValueError(f"reference={str(path)!r} must have mu and sigma, got {', '.join(keys_of(path))}")
-    tensors = {name: torch.from_numpy(array_in(path, key).copy()).double() for name, key in known.items()}
+    """ADM's statistics, which name neither the number of pictures nor the port of Inception they are compared with."""
+    keys = keys_of(path)
+    if "sigma" not in keys:
+        raise ValueError(f"reference={str(path)!r} must have mu and sigma, got {', '.join(keys)}")
+    tensors = {name: torch.from_numpy(array_in(path, key)).double() for name, key in ADM.items() if key in keys}
     width = tensors["mean"].numel()
     if detector.name != "inception" or width != detector.width:
         raise ValueError(

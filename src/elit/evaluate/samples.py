@@ -6,9 +6,7 @@
 More samples of the same recipe go on from those that are there.
 """
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Unpack
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import ModelMixin
@@ -16,20 +14,10 @@ from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
 from elit.costs.timing import timed
-from elit.evaluate.chunks import CHUNK, Chunks, Share, Work
+from elit.evaluate.chunks import Chunks, Progress, Work, keep_recipe
 from elit.evaluate.metrics import saturation
 from elit.evaluate.pictures import Pictures
-from elit.evaluate.recipe import (
-    Recipe,
-    claim_folder,
-    conditions_digest,
-    describe_autoencoder,
-    describe_network,
-    device_name,
-    recipe_digest,
-    sample_digests,
-    versions,
-)
+from elit.evaluate.recipe import Recipe, conditions_digest, describe_run, sample_digests
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
 from elit.models.transformer import Transformer
@@ -40,59 +28,40 @@ from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
 
 
-def classes_of(conditions: Condition) -> Tensor:
-    """(B,) the class that each sample is to show: its label, or a prompt's number, of prompts in the classes' order."""
-    if isinstance(conditions, Tensor) and conditions.ndim == 1:
-        return conditions.cpu()
-    return torch.arange(len(conditions))
-
-
+@dataclass(frozen=True, kw_only=True)
 class SampleSet(Pictures):
     """The first `count` samples of a recipe; made by `Sampler.make`."""
 
-    def __init__(self, folder: Path, recipe: Recipe, count: int, classes: Tensor, gflops: float):
-        self.folder, self.recipe, self.count, self.classes = folder, recipe, count, classes
-        self.gflops = gflops
-        """A sample's, all steps and guidance branches."""
-        self.chunks = Chunks(folder / "pictures", recipe["chunk"])
-
-    def read(self, first: int, stop: int) -> Tensor:
-        return self.chunks.read(first, stop, "pictures").movedim(-1, 1)
-
-    def labels(self, first: int, stop: int) -> Tensor:
-        return self.classes[torch.arange(first, stop) % len(self.classes)]
-
-    def describe(self) -> Recipe:
-        return self.recipe
+    chunks: Chunks
+    gflops: float
+    """A sample's, all steps and guidance branches."""
 
     @property
     def ms(self) -> float:
         """Milliseconds of a sample in the fastest chunk, all steps, without the autoencoder."""
-        return float(self.chunks.read(0, self.count, "ms").min())
+        return float(self.chunks.read("ms").min())
 
     @property
     def saturation(self) -> float:
         """Mean over all pictures (paper Figure 15); see `metrics.saturation`."""
-        total = sum(float(saturation(part.movedim(-1, 1)).sum()) for part in self.chunks.stream(self.count, "pictures"))
-        return total / self.count
+        return sum(float(saturation(part.movedim(-1, 1)).sum()) for part in self.chunks.stream("pictures")) / self.count
 
 
 class Sampler:
     """A network, ready to be sampled at many settings; its weights are hashed once.
 
     conditions: y of every class in turn, default all of the network's classes. vae: the autoencoder it was trained in.
-    chunk: samples computed at once, always the same number, since rounding depends on it. compile: torch.compile on the
-    network, which rounds differently. Raises ValueError where the network's samples are not pictures.
+    compile: torch.compile on the network, which rounds differently. Raises ValueError where the network's samples are
+    not pictures.
     """
 
     def __init__(
         self,
         model: Transformer,
-        out: Path,
+        work: Work,
         *,
         vae: ModelMixin | None = None,
         conditions: Condition | None = None,
-        chunk: int = CHUNK,
         compile: bool = False,
     ):
         if vae is None and model.config.in_channels not in (1, 3):
@@ -102,16 +71,8 @@ class Sampler:
             )
         if conditions is None:
             conditions = model.prepare_condition(range(model.config.num_classes))
-        self.model, self.out, self.vae, self.conditions, self.chunk = model, out, vae, conditions, chunk
-        self.compile = compile
-        self.network: Recipe = {
-            "model": describe_network(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": device_name(model.device),
-            "autoencoder": describe_autoencoder(vae),
-            "conditions": conditions_digest(conditions),
-            "versions": versions(),
-        }
+        self.model, self.work, self.vae, self.conditions, self.compile = model, work, vae, conditions, compile
+        self.network = describe_run(model, vae) | {"conditions": conditions_digest(conditions)}
 
     def recipe(self, sampling: Sampling) -> Recipe:
         """Everything that decides a sample. Raises ValueError for settings that do not fit the network."""
@@ -136,7 +97,7 @@ class Sampler:
             "guidance": second,
             "cache": float(sampling.cache),
             "seed": sampling.seed,
-            "chunk": self.chunk,
+            "chunk": self.work.chunk,
             **({"compile": True} if self.compile else {}),
         }
 
@@ -147,28 +108,38 @@ class Sampler:
     def planned(self, sampling: Sampling, count: int) -> SampleSet:
         """The set as `make` gives it, made or not. Raises ValueError for settings that do not fit the network."""
         recipe = self.recipe(sampling)
-        gflops = sampling_flops(self.model, sampling) / 1e9
-        folder = self.out / "sets" / recipe_digest(recipe)[:16]
-        return SampleSet(folder, recipe, count, classes_of(self.conditions), gflops)
+        chunks = self.work.chunks("sets", recipe, count, "pictures")
+        # The class that a sample is to show: its label, or a prompt's number, of prompts in the classes' order.
+        given, classes = self.conditions, torch.arange(len(self.conditions))
+        if isinstance(given, Tensor) and given.ndim == 1:
+            classes = given.cpu()
+        return SampleSet(
+            count=count,
+            read=lambda first, stop: chunks.read("pictures", first, stop).movedim(-1, 1),
+            labels=classes[torch.arange(count) % len(classes)],
+            recipe=recipe,
+            chunks=chunks,
+            gflops=sampling_flops(self.model, sampling) / 1e9,
+        )
 
     def warm_up(self) -> None:
         """One step on a full chunk: the first call on a machine is slower, and would count in its setting's time."""
         self._chunk(Sampling(steps=1), 0)
 
-    def make(self, sampling: Sampling, count: int, **work: Unpack[Work]) -> SampleSet:
+    def make(self, sampling: Sampling, count: int, progress: Progress | None = None) -> SampleSet:
         """Makes the missing ones of the first `count` samples, together with the other processes; never all in memory.
 
         Raises ValueError for settings that do not fit the network.
         """
         samples = self.planned(sampling, count)
-        claim_folder(samples.folder, samples.recipe, work.get("share", Share()))
-        samples.chunks.fill(count, lambda first: self._chunk(sampling, first), **work)
+        keep_recipe(samples.chunks.folder.parent, samples.recipe, self.work)
+        samples.chunks.fill(lambda first: self._chunk(sampling, first), self.work, progress)
         return samples
 
     def _chunk(self, sampling: Sampling, first: int) -> dict[str, Tensor]:
         """Samples first … first + chunk − 1, as a file has them: channels last."""
-        numbers = torch.arange(first, first + self.chunk)
-        y = self.conditions[numbers % len(self.conditions)]
+        size = self.work.chunk
+        y = self.conditions[torch.arange(first, first + size) % len(self.conditions)]
         seeded = replace(sampling, seed=sampling.seed + first)
         x, seconds = timed(lambda: sample(self.model, y, seeded, compile=self.compile), self.model.device)
         with torch.no_grad():
@@ -176,5 +147,5 @@ class Sampler:
         return {
             "pictures": pictures.movedim(1, -1).contiguous(),
             "sha256": sample_digests(pictures),
-            "ms": torch.full((self.chunk,), 1e3 * seconds / self.chunk),
+            "ms": torch.full((size,), 1e3 * seconds / size),
         }

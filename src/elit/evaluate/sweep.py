@@ -7,17 +7,13 @@ OUT/sweep.jsonl                           a row a setting and detector; or any n
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, product
-from pathlib import Path
-from typing import Unpack
-
-from accelerate.utils import broadcast_object_list
 
 from elit.budgets import Schedule, format_schedule
-from elit.evaluate.chunks import CHUNK, Share, Work
+from elit.evaluate.chunks import Progress
 from elit.evaluate.plane import Point
 from elit.evaluate.recipe import Recipe, recipe_digest
 from elit.evaluate.samples import Sampler, SampleSet
-from elit.evaluate.score import MetricGroup, possible_metrics, score, score_path, score_recipe, stored_score
+from elit.evaluate.score import MetricGroup, score, score_path, stored_score
 from elit.flow.guidance import Guidance
 from elit.sampling.settings import Sampling
 
@@ -55,9 +51,7 @@ def sweep(
     groups: Sequence[MetricGroup],
     *,
     count: int,
-    out: Path,
-    chunk: int = CHUNK,
-    **work: Unpack[Work],
+    progress: Progress | None = None,
 ) -> tuple[list[Point], int]:
     """Scores `count` samples of every setting under every group; (points, scores found). Empty but in the main process.
 
@@ -65,31 +59,42 @@ def sweep(
     part at a time in turn, each part as long as all before it, so that the machine's other work slows all alike and
     their milliseconds, of the fastest chunk, compare. progress: (samples done, samples to make).
     """
-    share, progress = work.get("share", Share()), work.pop("progress", None)
+    work = sampler.work
     sets = [sampler.planned(sampling, count) for sampling in settings]
-    missing = _missing(sets, groups, out, chunk, share)
-    total, done = count * sum(map(bool, missing)), 0
+    # For every set and group the recipe, and whether its score is there. The main process decides: it alone has the
+    # references.
+    recipes: list[list[Recipe]] = []
+    missing: list[list[bool]] = []
+    if work.main:
+        recipes = [[group.recipe(samples, work.chunk) for group in groups] for samples in sets]
+        missing = [[stored_score(recipe, work.out) is None for recipe in of_set] for of_set in recipes]
+    if work.processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        missing = broadcast_object_list([missing])[0]
+    total, done = count * sum(map(any, missing)), 0
     if total:
         sampler.warm_up()
-    ends = part_ends(count, sampler.chunk * share.world)
+    ends = part_ends(count, work.chunk * work.processes)
     for begin, end in zip([0, *ends], ends, strict=False):
         for sampling, samples, wanted in zip(settings, sets, missing, strict=True):
-            if not wanted:
+            if not any(wanted):
                 continue
-            sampler.make(sampling, end, **work)
-            for group in (groups[j] for j in wanted) if end == count else ():
-                score(samples, group.detector, group.reference, out=out, metrics=group.metrics, chunk=chunk, **work)
+            sampler.make(sampling, end)
+            for group, is_missing in zip(groups, wanted, strict=True):
+                if is_missing and end == count:
+                    score(samples, group, work)
             done += end - begin
             if progress:
                 progress(done, total)
-    if not share.main:
+    if not work.main:
         return [], 0
     points = [
-        _point(sampling, samples, group, _recipe(samples, group, chunk), sampler, out)
-        for sampling, samples in zip(settings, sets, strict=True)
-        for group in groups
+        _point(sampling, samples, group, recipe, sampler)
+        for sampling, samples, of_set in zip(settings, sets, recipes, strict=True)
+        for group, recipe in zip(groups, of_set, strict=True)
     ]
-    return points, len(points) - sum(map(len, missing))
+    return points, len(points) - sum(map(sum, missing))
 
 
 def part_ends(count: int, first: int) -> list[int]:
@@ -101,28 +106,9 @@ def part_ends(count: int, first: int) -> list[int]:
     return [*ends, count]
 
 
-def _recipe(samples: SampleSet, group: MetricGroup, chunk: int) -> Recipe:
-    metrics = possible_metrics(samples, group.detector, group.reference, group.metrics)
-    return score_recipe(samples.recipe, samples.count, group.detector, group.reference, metrics, chunk)
-
-
-def _missing(
-    sets: Sequence[SampleSet], groups: Sequence[MetricGroup], out: Path, chunk: int, share: Share
-) -> list[list[int]]:
-    """For every set, the groups whose score is missing. The main process decides: it alone has the references."""
-    found: list[list[list[int]]] = [[]]
-    if share.main:
-        found[0] = [
-            [j for j, group in enumerate(groups) if stored_score(_recipe(samples, group, chunk), out) is None]
-            for samples in sets
-        ]
-    return broadcast_object_list(found)[0] if share.world > 1 else found[0]
-
-
-def _point(
-    sampling: Sampling, samples: SampleSet, group: MetricGroup, recipe: Recipe, sampler: Sampler, out: Path
-) -> Point:
-    result, drawn, budgets = stored_score(recipe, out), samples.recipe, sampler.model.budgets
+def _point(sampling: Sampling, samples: SampleSet, group: MetricGroup, recipe: Recipe, sampler: Sampler) -> Point:
+    out, drawn, budgets = sampler.work.out, samples.recipe, sampler.model.budgets
+    result = stored_score(recipe, out)
     assert result is not None
     assert result.ms_per_sample is not None
     assert result.saturation is not None

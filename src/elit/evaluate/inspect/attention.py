@@ -20,7 +20,6 @@ from elit.models.interface import LatentInterface
 from elit.models.layers import patchify, unpatchify
 from elit.models.transformer import Transformer
 from elit.sampling.engine import seeded_noise
-from elit.sampling.settings import Sampling
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -42,10 +41,7 @@ def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budge
 
 @contextmanager
 def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
-    """A list to which every forward in the block adds Read's attention, (B·G, H, J̃, n), for each shape of windows.
-
-    Raises ValueError for a baseline.
-    """
+    """A list to which every forward in the block adds Read's attention, (B·G, H, J̃, n), for each shape of windows."""
     reader = interface_of(model).reader
     maps: list[Tensor] = []
 
@@ -75,7 +71,7 @@ def interface_of(model: Transformer) -> LatentInterface:
 class Probe:
     """Samples, noise and times that are the same for every measurement, so that differences are the network's.
 
-    Draw i of sample b has the noise of seed + i·B + b, the same at every time. Raises ValueError for invalid sizes.
+    Draw i of sample b has the noise of seed + i·B + b, the same at every time.
     """
 
     x: Tensor
@@ -145,31 +141,8 @@ class ReadMaps:
         return rank_correlation(attention, loss).nanmean(-1)
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """Measurements of a network; T times, B samples, S sampled at each budget."""
-
-    read: ReadMaps
-    maps: dict[str, Tensor]
-    """attention (T, B, rows, columns), loss likewise, latents (B, J, rows, columns): of clips the first frame."""
-    window: tuple[int, ...]
-    """Rows and columns of a group in them."""
-    pictures: Tensor
-    """(B, 1 or 3, H, W) in [-1, 1], the data."""
-    names: tuple[str, ...]
-    """Classes or captions of the data."""
-    samples: dict[int, Tensor]
-    """Samples as pictures (S, 1 or 3, H, W) at the budgets shown, descending."""
-    sampled: tuple[str, ...]
-    """Classes or captions of the samples."""
-    sampling: Sampling
-    numbers: Json
-    """The content of inspect.json."""
-
-
 def read_maps(model: Transformer, probe: Probe, budget: Budget = None) -> ReadMaps:
     """Read's attention and the flow-matching loss of every sample and time. Raises ValueError for a baseline."""
-    n = len(interface_of(model).position)
     maps: dict[str, Tensor] = {}
     shape, share = (len(probe.times), len(probe.x)), 1 / probe.draws
     with recorded_attention(model) as recorded:
@@ -181,7 +154,7 @@ def read_maps(model: Transformer, probe: Probe, budget: Budget = None) -> ReadMa
             latents = weights.transpose(2, 3).flatten(1, 2) / len(probe.times)  # (b, N, J̃)
             total = maps.setdefault("latents", torch.zeros(shape[1], *latents.shape[1:], dtype=torch.float64))
             total.index_add_(0, samples, share * latents)
-    return ReadMaps(**maps, tokens_per_group=n)
+    return ReadMaps(**maps, tokens_per_group=len(interface_of(model).position))
 
 
 def losses(model: Transformer, probe: Probe, budget: Budget = None) -> Tensor:

@@ -1,6 +1,7 @@
-"""All measurements of `elit inspect` on one network, and the numbers as JSON."""
+"""All measurements of `elit inspect` on one network: numbers as JSON, and pictures."""
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,10 @@ from elit.budgets import evenly_spaced
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.latents import LatentSet, posterior_sample
-from elit.evaluate import sheets
-from elit.evaluate.inspect.attention import Inspection, Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
-from elit.evaluate.recipe import Recipe, describe_autoencoder, device_name, versions
-from elit.evaluate.report.html import Section, write_page
+from elit.evaluate.inspect.attention import Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
+from elit.evaluate.recipe import describe_run
+from elit.evaluate.sheets import draw_sheet, read_attention, samples_by_budget
 from elit.files import Json, write_text
-from elit.models.saved import weights_digest
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode, downsampling, encode_mean
 from elit.sampling.engine import seeded_noise
@@ -29,15 +28,11 @@ from elit.sampling.settings import Sampling
 from elit.training.train import load_data, load_prompts
 
 OWN_STEPS = 20
-MAX_BUDGETS, MAX_SAMPLES = 16, 8
-PICTURES = {
-    "attention_and_loss.png": sheets.attention_and_loss,
-    "examples.png": sheets.examples,
-    "latents_read.png": sheets.latents_read,
-    "budgets.png": sheets.budgets,
-}
-OLD = ("entropy.png", "latents_matter.png")  # of earlier versions
-CORRELATION = ("t", "loss", "correlation", "std", "inside windows", "std", "of the mean maps")
+MAX_BUDGETS, MAX_SAMPLES, MAX_EXAMPLES = 16, 8, 6
+PICTURES = ("attention_and_loss.png", "examples.png", "latents_read.png", "budgets.png")
+OLD = ("report.html", "entropy.png", "latents_matter.png")  # of earlier versions
+Table = tuple[str, Sequence[str], list[list[str]]]
+"""Title, headings and rows."""
 
 
 def load_probe(
@@ -57,35 +52,31 @@ def load_probe(
     pictures. image_size: a folder's images are cut to it, default the network's size. seed: of all noise. settings: of
     `Probe`. Raises ValueError where the data is missing, too small, or does not fit the network.
     """
-    text = model.takes_text
     if data == "samples":
-        if text:
+        if model.takes_text:
             raise ValueError("data='samples' is not supported for a model that takes text: give data with captions")
         y = torch.arange(count) % model.config.num_classes
         x = sample(model, y, steps=OWN_STEPS, seed=seed).float().cpu()
-        classes = model.config.get("class_names") or tuple(map(str, range(model.config.num_classes)))
+        classes = model.config.get("class_names") or range(model.config.num_classes)
         origin = {"data": "samples", "steps": OWN_STEPS, "seed": seed}
-        return Probe(x=x, y=y, seed=seed, names=tuple(classes[i] for i in y.tolist()), origin=origin, **settings)
-    if image_size is None:
-        image_size = model.sample_size[-1] * downsampling(vae)
+        return Probe(x=x, y=y, seed=seed, names=tuple(str(classes[i]) for i in y.tolist()), origin=origin, **settings)
     # Training opens `data` by its config, which has to name a network with the same kind of condition.
-    network = ModelConfig(name="DiT-S/2")
-    if text:
-        encoder = {name: model.config[name] for name in ("text_encoder", "text_length")}
-        network = ModelConfig(name="MM-DiT-S/2", **encoder)
-    config = TrainConfig(data=data, image_size=image_size, model=network)
+    text = {name: model.config[name] for name in ("text_encoder", "text_length")} if model.takes_text else {}
+    network = ModelConfig(name="MM-DiT-S/2" if text else "DiT-S/2", **text)
+    size = model.sample_size[-1] * downsampling(vae) if image_size is None else image_size
+    config = TrainConfig(data=data, image_size=size, model=network)
     images = load_data(config)
     if count > len(images):
         raise ValueError(f"count must be at most {len(images)}, the size of {data!r}, got {count}")
     rows = [i * len(images) // count for i in range(count)]
-    batch, labels = images.__getitems__(rows)
-    x = batch
-    if isinstance(images, LatentSet):
-        x = posterior_sample(batch, seeded_noise(range(seed, seed + count), images.shape))
-    elif vae is not None and batch.shape[1] != 3:
-        raise ValueError(f"cannot encode data of {batch.shape[1]} channels: an autoencoder takes RGB")
+    x, labels = images.__getitems__(rows)
+    encoded = isinstance(images, LatentSet)
+    if encoded:
+        x = posterior_sample(x, seeded_noise(range(seed, seed + count), images.shape))
+    elif vae is not None and x.shape[1] != 3:
+        raise ValueError(f"cannot encode data of {x.shape[1]} channels: an autoencoder takes RGB")
     elif vae is not None:
-        x = torch.cat([encode_mean(vae, part).cpu() for part in batch.split(8)])
+        x = torch.cat([encode_mean(vae, part).cpu() for part in x.split(8)])
     wanted = (model.config.in_channels, *model.sample_size)
     if x.shape[1:] != wanted:
         hint = "; give vae, the autoencoder that it was trained in" if vae is None and x.shape[1] == 3 else ""
@@ -93,7 +84,7 @@ def load_probe(
     prompts = load_prompts(config, images, model.device)
     y = model.prepare_condition(labels if prompts is None else prompts[labels])
     names = images.classes if prompts is None else images.captions
-    origin = {"data": data, "rows": rows, "posterior_seed": seed if isinstance(images, LatentSet) else None}
+    origin = {"data": data, "rows": rows, "posterior_seed": seed if encoded else None}
     of_samples = tuple(names[label] for label in labels.tolist())
     return Probe(x=x, y=y, seed=seed, names=of_samples, origin=origin, **settings)
 
@@ -118,43 +109,52 @@ def inspect_model(
     model: Transformer,
     probe: Probe,
     sampling: Sampling,
+    out: Path,
     *,
     vae: ModelMixin | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Inspection:
+) -> Json:
     """Measures the network on a probe, and samples with the same seeds at every budget.
 
-    sampling: its budget is not used. vae: to decode pictures. progress: called with (measurements done, in all).
-    Raises ValueError for a baseline.
+    Writes `PICTURES` and inspect.json into `out` and returns the numbers. sampling: its budget is not used. vae: to
+    decode pictures. progress: called with (measurements done, in all). Raises ValueError for a baseline.
     """
-    budgets = evenly_spaced(model.budgets, MAX_BUDGETS)[::-1]
-    measured: dict[int, Tensor] = {}
+    shown = evenly_spaced(model.budgets, MAX_BUDGETS)[::-1]
     # Before the work: some guidance fits no small budget.
-    costs = {budget: sampling_flops(model, replace(sampling, budget=budget)) for budget in budgets}
+    costs = {budget: sampling_flops(model, replace(sampling, budget=budget)) for budget in shown}
     read = read_maps(model, probe)
     rows = [probe.names.index(name) for name in sorted(set(probe.names))][:MAX_SAMPLES]
     y = probe.y[torch.tensor(rows)]
-    samples = {}
-    for done, budget in enumerate([*model.budgets, *budgets]):
+    measured, samples = dict[int, Tensor](), dict[int, Tensor]()
+    for budget in (*model.budgets, *shown):
         if budget not in measured:
             measured[budget] = losses(model, probe, budget)
         else:
             samples[budget] = sample(model, y, replace(sampling, budget=budget), batch_size=probe.batch_size).cpu()
         if progress:
-            progress(done + 1, len(model.budgets) + len(budgets))
+            progress(len(measured) + len(samples), len(model.budgets) + len(shown))
 
     size, full = probe.x.shape[2:], model.budgets[-1]
-    maps = {"latents": _first_frame(as_grid(model, read.latents, size))}
-    for name in ("attention", "loss"):
-        maps[name] = _first_frame(as_grid(model, getattr(read, name).movedim(0, -1), size)).movedim(1, 0)
+
+    def on_grid(tokens: Tensor) -> Tensor:
+        """(B, N, k) -> (B, k, rows, columns), of clips the first frame."""
+        grid = as_grid(model, tokens, size)
+        return grid[:, :, 0] if grid.ndim == 5 else grid
+
+    attention, loss = (on_grid(part.movedim(0, -1)).movedim(1, 0) for part in (read.attention, read.loss))
+    network = {"folder": str(model.config.get("_name_or_path", "")), "latents": full}
+    run = describe_run(model, vae)
     numbers = {
-        "made": describe_run(model, probe, sampling, vae),
+        "made": run
+        | {name: getattr(probe, name) for name in ("times", "draws", "seed", "batch_size")}
+        | {"model": run["model"] | network, "examples": probe.origin, "sampling": sampling.to_dict()}
+        | {"pictures": vae is not None or model.config.in_channels in (1, 3)},
         "attention_and_loss": _attention_and_loss(read, probe.times),
-        "maps": {name: maps[name].mean(1).tolist() for name in ("attention", "loss")},
+        "maps": {"attention": attention.mean(1).tolist(), "loss": loss.mean(1).tolist()},
         "budgets": [
             {"latents": budget, "gflops": count_flops(model, sample_size=size, budget=budget) / 1e9}
-            | _increase(loss, measured[full])
-            for budget, loss in measured.items()
+            | _increase(each, measured[full])
+            for budget, each in measured.items()
         ],
         "samples": [
             {
@@ -165,33 +165,28 @@ def inspect_model(
             for budget, x in samples.items()
         ],
     }
-    return Inspection(
-        read=read,
-        maps=maps,
-        window=model.window(size)[-2:],
-        pictures=as_pictures(probe.x, vae),
-        names=probe.names,
-        samples={budget: as_pictures(x, vae) for budget, x in samples.items()},
-        sampled=tuple(probe.names[row] for row in rows),
-        numbers=numbers,
-        sampling=sampling,
-    )
+    write_text(out / "inspect.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
 
-
-def describe_run(model: Transformer, probe: Probe, sampling: Sampling, vae: ModelMixin | None) -> Recipe:
-    """Everything that decides the numbers, as JSON."""
-    network = {"class": type(model).__name__, "weights": weights_digest(model), "latents": model.budgets[-1]}
-    return {
-        "model": {"folder": str(model.config.get("_name_or_path", ""))} | network,
-        "examples": probe.origin,
-        **{name: getattr(probe, name) for name in ("times", "draws", "seed", "batch_size")},
-        "sampling": sampling.to_dict(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": device_name(model.device),
-        "autoencoder": describe_autoencoder(vae),
-        "pictures": vae is not None or model.config.in_channels in (1, 3),
-        "versions": versions(),
-    }
+    # Both maps at every time, means over samples (paper Figure 2).
+    window = model.window(size)[-2:]
+    both = [("Read attention,\nsummed over latents", attention.mean(1)), ("flow-matching\nloss", loss.mean(1))]
+    times = [f"t = {time:g}" for time in probe.times]
+    draw_sheet(both, times, out / "attention_and_loss.png", cell=1.75, margin=2.2, window=window)
+    # Single samples at the middle one of the times: picture, Read attention, loss, and their correlation.
+    middle, pictures = len(probe.times) // 2, as_pictures(probe.x[:MAX_EXAMPLES], vae)
+    count = len(pictures)
+    titles = ["no ρ" if value.isnan() else f"ρ = {value:.2f}" for value in read.correlation()[middle, :count]]
+    parts = [("data", pictures), ("attention", attention[middle, :count]), ("loss", loss[middle, :count])]
+    draw_sheet(parts, titles, out / "examples.png", cell=1.35, margin=1.3, window=window)
+    # The first and the last latents, mean over the times (paper Figure 12).
+    latents = on_grid(read.latents[:count])
+    slots = sorted({*range(min(3, full)), *range(max(0, full - 3), full)})
+    read_attention(pictures, latents, slots, out / "latents_read.png", title="data")
+    # The same noise at every budget (paper Figure 16).
+    by_budget = [(f"{budget} latent{'s' if budget > 1 else ''}", as_pictures(x, vae)) for budget, x in samples.items()]
+    names = ["\n".join(textwrap.wrap(probe.names[row], 11, max_lines=3, placeholder="…")) for row in rows]
+    samples_by_budget(by_budget, names, out / "budgets.png")
+    return numbers
 
 
 def _attention_and_loss(read: ReadMaps, times: Sequence[float]) -> list[Json]:
@@ -230,78 +225,25 @@ def _spread(values: Tensor) -> Json:
     }
 
 
-def _first_frame(maps: Tensor) -> Tensor:
-    """(B, k, rows, columns) of images as they are, of clips (B, k, frames, rows, columns) the first frame."""
-    return maps[:, :, 0] if maps.ndim == 5 else maps
+def tables(numbers: Json) -> list[Table]:
+    """The correlations and the loss of every budget, as `elit inspect` prints them."""
 
+    def text(value: float | None) -> str:
+        return "–" if value is None else f"{value:+.3f}"
 
-def is_inspection(name: str) -> bool:
-    """A file of that name is one of those that `write_inspection` writes."""
-    return name in (*PICTURES, *OLD, "inspect.json", "report.html")
-
-
-def write_inspection(inspection: Inspection, out: Path, title: str) -> None:
-    """Writes the pictures, inspect.json and report.html into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, draw in PICTURES.items():
-        draw(inspection, out / name)
-    numbers = inspection.numbers
-    write_text(out / "inspect.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-    made, rows = numbers["made"], numbers["attention_and_loss"]
-    times = ", ".join(f"{time:g}" for time in made["times"])
-    frames = inspection.read.loss.shape[2] > inspection.maps["loss"][0, 0].numel()
-    lead = (
-        f"{len(inspection.names)} samples of {made['examples']['data']}, with {made['draws']} draws of noise each at "
-        f"t = {times} (0 = noise, 1 = data). The noise is the same in every measurement. All numbers and their "
-        f"settings are in inspect.json.{' Of clips the first frame is shown.' if frames else ''}"
-    )
-    sections = [
-        Section(
-            title="Read's attention and the loss",
-            text="A latent's weights sum to 1 over its window, so their sum over latents compares tokens inside a "
-            "window, while every window gets the same total. White lines are windows. The rank correlation "
-            "(Spearman's) is of single samples; below 0, tokens of high loss are read less.",
-            image=out / "attention_and_loss.png",
-            headings=CORRELATION,
-            rows=[correlation_cells(row) for row in rows],
-        ),
-        Section(
-            title="Single samples",
-            text=f"At t = {rows[len(rows) // 2]['t']:g}, mean over draws of noise; ρ is their rank correlation.",
-            image=out / "examples.png",
-        ),
-        Section(
-            title="The first and the last latents",
-            text="Mean over all times and draws. Each window has its own copy of a latent.",
-            image=out / "latents_read.png",
-        ),
-        Section(
-            title="The loss of every budget",
-            text="Latents kept of every group, the cost of one forward, and the standard error of the increase.",
-            headings=("latents", "GFLOPs", "loss", "increase", "standard error"),
-            rows=[
-                (
-                    *(str(row["latents"]), f"{row['gflops']:.4g}", f"{row['loss']:.5f}"),
-                    *(f"{row['increase']:+.5f}", f"{row['standard_error']:.5f}"),
-                )
-                for row in numbers["budgets"]
-            ],
-        ),
-        Section(
-            title="The same noise at every budget",
-            text=f"{inspection.sampling.describe()}. Only the number of latents changes from row to row."
-            + ("" if made["pictures"] else " Not pictures: the mean over the channels of latents."),
-            image=out / "budgets.png",
-        ),
+    correlation: list[list[str]] = []
+    for row in numbers["attention_and_loss"]:
+        spreads = [text(row[kind][part]) for kind in ("spearman", "in_windows") for part in ("mean", "std")]
+        correlation.append([f"{row['t']:g}", f"{row['loss']:.4f}", *spreads, text(row["of_means"])])
+    budgets = [
+        [
+            *(str(row["latents"]), f"{row['gflops']:.4g}", f"{row['loss']:.5f}"),
+            *(f"{row['increase']:+.5f}", f"{row['standard_error']:.5f}"),
+        ]
+        for row in numbers["budgets"]
     ]
-    write_page(out / "report.html", f"Inside {title}", lead, sections)
-
-
-def correlation_cells(row: Json) -> list[str]:
-    """The columns of `CORRELATION`, of a row of inspect.json's attention_and_loss."""
-    spreads = [_text(row[kind][part]) for kind in ("spearman", "in_windows") for part in ("mean", "std")]
-    return [f"{row['t']:g}", f"{row['loss']:.4f}", *spreads, _text(row["of_means"])]
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
+    times = ("t", "loss", "correlation", "std", "inside windows", "std", "of the mean maps")
+    return [
+        ("Rank correlation of Read attention and loss", times, correlation),
+        ("Loss at every budget", ("latents", "GFLOPs", "loss", "increase", "standard error"), budgets),
+    ]

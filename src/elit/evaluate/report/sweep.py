@@ -36,55 +36,36 @@ def write_sweep_report(
     ]
     if len({point.budget for point in plain}) > 1:
         plots.tokens_or_steps(plain, metric, out / "tokens_or_steps.png")
-        sections.append(
-            Section(
-                title="Fewer tokens or fewer steps",
-                text="Each line is a number of steps, the numbers along it latents per group; every kind of guidance "
-                "at the scale of its best point. Where lines cross, fewer latents with more steps cost as much as more "
-                "latents with fewer steps. Stars are schedules.",
-                image=out / "tokens_or_steps.png",
-            )
+        text = (
+            "Each line is a number of steps, the numbers along it latents per group; every kind of guidance at the "
+            "scale of its best point. Where lines cross, fewer latents with more steps cost as much as more latents "
+            "with fewer steps. Stars are schedules."
         )
+        image = out / "tokens_or_steps.png"
+        sections.append(Section(title="Fewer tokens or fewer steps", text=text, image=image))
     if {point.guidance for point in plain} - {"none"}:
-        plots.over_scales(plain, out / "guidance.png", plots.quality_label(metric), metric)
+        plots.over_scales(plain, plots.quality_label(metric), out / "guidance.png", metric)
         weak = sorted({point.guidance_budget for point in plain if point.guidance_budget is not None})
-        second = f" The second branch of AG and CCFG keeps {' or '.join(map(str, weak))} per group." if weak else ""
-        sections.append(
-            Section(
-                title="Guidance",
-                text="Quality against guidance scale; 1 is off, and all kinds start there. CFG drops the class in its "
-                f"second branch, AG lowers its budget, CCFG does both.{second}",
-                image=out / "guidance.png",
-            )
+        text = (
+            "Quality against guidance scale; 1 is off, and all kinds start there. CFG drops the class in its second "
+            "branch, AG lowers its budget, CCFG does both."
         )
-    if len(plain) < len(points):
-        plots.caching_curves(points, metric, out / "caching.png")
-        sections.append(
-            Section(
-                title="Step caching",
-                text="A step reuses the last output while the time embedding has moved by less than a threshold since "
-                "then. Each line is one setting at rising thresholds, from none on the left.",
-                image=out / "caching.png",
-            )
-        )
+        if weak:
+            text += f" The second branch of AG and CCFG keeps {' or '.join(map(str, weak))} per group."
+        sections.append(Section(title="Guidance", text=text, image=out / "guidance.png"))
     if len({point.budget for point, _ in degradations(plain, metric)}) > 1:
         sections.append(_degradation(out, plain, metric))
-    plots.over_scales(plain, out / "saturation.png", "mean contrast" if grey else "mean saturation")
+    measure = "contrast" if grey else "saturation"
+    plots.over_scales(plain, f"mean {measure}", out / "saturation.png")
     formula = "|pixel − the picture's mean| over half of the range" if grey else "(max − min) / max over the channels"
-    sections += [
-        Section(
-            title="Contrast" if grey else "Saturation",
-            text=f"Mean of {formula}. Too much guidance shows here as a rise.",
-            image=out / "saturation.png",
-        ),
-        Section(
-            title="All points",
-            text=f"As in {table.name}, with the file of each score, which holds everything that decides it and the "
-            "SHA-256 of the samples.",
-            headings=(*headings(metrics), "recipe"),
-            rows=[(*cells(point, metrics), point.file) for point in points],
-        ),
-    ]
+    text = f"Mean of {formula}. Too much guidance shows here as a rise."
+    sections.append(Section(title=measure.capitalize(), text=text, image=out / "saturation.png"))
+    text = (
+        f"As in {table.name}, with the file of each score, which holds everything that decides it and the SHA-256 of "
+        "the samples."
+    )
+    rows = [(*cells(point, metrics), point.file) for point in points]
+    sections.append(Section(title="All points", text=text, headings=(*headings(metrics), "recipe"), rows=rows))
     top = best(points, metric)
     lead = (
         f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
