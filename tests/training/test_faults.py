@@ -65,18 +65,14 @@ def test_a_step_left_out_changes_no_weight(tmp_path, monkeypatch):
     from elit.flow.path import flow_matching_loss
 
     calls = iter((1.0, torch.nan))
-    monkeypatch.setattr(
-        "elit.training.objectives.flow_matching_loss", lambda *each: flow_matching_loss(*each) * next(calls)
-    )
+    monkeypatch.setattr("elit.training.task.flow_matching_loss", lambda *each: flow_matching_loss(*each) * next(calls))
     two = train(tiny(tmp_path / "two", steps=2, **settings)).state_dict()
     assert equal(one, two)
 
 
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch, capfd):
     train(tiny(tmp_path / "run", steps=3))
-    monkeypatch.setattr(
-        "elit.training.objectives.flow_matching_loss", lambda v, x0, x1: v.flatten(1).mean(1) * torch.nan
-    )
+    monkeypatch.setattr("elit.training.task.flow_matching_loss", lambda v, x0, x1: v.flatten(1).mean(1) * torch.nan)
     with pytest.raises(
         FloatingPointError,
         match=r"not finite in 4 steps, the last of them 7 \(max_skipped=3\).*skipped\.jsonl.*last good.*step-00000003",

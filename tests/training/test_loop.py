@@ -10,9 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -27,8 +25,8 @@ from elit.config import ModelConfig, TrainConfig, load_config, save_config
 from elit.data.loader import StepSampler
 from elit.training.distributed import clip_gradients, make_accelerator
 from elit.training.ema import AveragedWeights
-from elit.training.logger import RunLog, _peak_memory
-from elit.training.objectives import FlowMatching
+from elit.training.logger import RunLog
+from elit.training.task import FlowMatching
 from elit.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -149,18 +147,6 @@ def test_ctrl_c_saves_a_checkpoint_and_a_second_one_leaves_at_once(tmp_path, mon
     else:
         assert not saved
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_peak_memory_on_every_system(monkeypatch):
-    """In bytes: KiB are counted on Linux, bytes on macOS, and Windows has no `resource`."""
-    cpu = torch.device("cpu")
-    here = _peak_memory(cpu)
-    assert 0.5 * psutil.Process().memory_info().rss < here < psutil.virtual_memory().total
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert _peak_memory(cpu) == pytest.approx(here / 1024, rel=0.1)
-    monkeypatch.setattr("sys.platform", "win32")
-    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=5)))
-    assert _peak_memory(cpu) == 5
 
 
 def test_a_run_repeats_from_its_config(tmp_path):

@@ -24,8 +24,7 @@ from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.saved import load_own, save_model
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
-from elit.training.objectives import Draws, FlowMatching
-from elit.training.task import Task
+from elit.training.task import Draws, FlowMatching, Task
 from elit.training.train import load_data
 
 

@@ -18,7 +18,7 @@ from elit.elastic.families.family import Family, Pipeline
 from elit.elastic.recording import TIMES, CallBatch, output_tensor
 from elit.elastic.trees import Arguments
 from elit.flow.path import interpolate, logit_normal
-from elit.training.objectives import Draws
+from elit.training.task import Draws
 
 Autocast = Callable[[], AbstractContextManager[object]]
 

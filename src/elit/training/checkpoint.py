@@ -46,8 +46,6 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
         try:
             (out / "logs").mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-            write_text(out / ".probe", "x" * 65536)
-            (out / ".probe").unlink()
         except Timeout:
             raise ValueError(f"out={config.out!r}: another run is writing there; give another folder") from None
         except OSError as error:
@@ -56,10 +54,8 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
         more = max(kept - len(checkpoints(out / "checkpoints")), 1)
         need, free = parameters * (BYTES_A_WEIGHT * more + 4) / 2**30, shutil.disk_usage(out).free / 2**30
         if free < need:
-            raise ValueError(
-                f"out={config.out!r}: {free:.2f} GiB free, {need:.2f} wanted for {more} more checkpoints and the "
-                "model; make room, give another folder, or keep fewer"
-            )
+            room = f"{free:.2f} GiB free, {need:.2f} wanted for {more} more checkpoints and the model"
+            raise ValueError(f"out={config.out!r}: {room}; make room, give another folder, or keep fewer")
 
     with leaving_nothing(out, unless="config.yaml") if accelerator.is_main_process else nullcontext():
         try:
@@ -98,24 +94,23 @@ def save_state(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    tensors, network = state.tensors(), state.network
     try:
         with lone_process():
-            dcp.save(tensors, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+            dcp.save(state.tensors(), checkpoint_id=temporary, no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        last = next(reversed(checkpoints(folder)), "none")
+        reason, last = " ".join(str(cause).split()), next(reversed(checkpoints(folder)), "none")
         raise OSError(
-            f"checkpoint of step {step}: cannot be written ({' '.join(str(cause).split())}); last good checkpoint: "
-            f"{last}; make room and resume"
+            f"checkpoint of step {step}: cannot be written ({reason}); last good checkpoint: {last}; make room and "
+            "resume"
         ) from None
     written = {path.name: fingerprint(path) for path in temporary.glob(f"__{accelerator.process_index}_*")}
     files = {name: value for part in gather_object([written]) for name, value in part.items()}
     if accelerator.is_main_process:
         with torch.device("meta"):
-            unsharded(network).save_config(temporary)
+            unsharded(state.network).save_config(temporary)
         files |= {name: fingerprint(temporary / name) for name in (".metadata", "config.json")}
         versions = {"elit": __version__, "torch": torch.__version__}
         manifest = {"step": step, "processes": accelerator.num_processes, **versions, "data": identity}
@@ -131,9 +126,9 @@ def save_state(
 
 def load_state(path: Path, state: RunState) -> None:
     """Puts back what `save_state` saved, however many processes did, sharded or not."""
-    tensors, (network, optimizer, average) = state.tensors(), state
+    tensors = state.tensors()
     with lone_process():
         dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
-    model, moments = tensors["model"], tensors["optimizer"]
-    set_state_dict(network, optimizer, model_state_dict=model, optim_state_dict=moments, options=TRAINED)
-    average.steps = tensors["averaged_steps"]
+    weights = {"model_state_dict": tensors["model"], "optim_state_dict": tensors["optimizer"]}
+    set_state_dict(state.network, state.optimizer, **weights, options=TRAINED)
+    state.average.steps = tensors["averaged_steps"]

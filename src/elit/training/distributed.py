@@ -55,7 +55,7 @@ def trained_weights(network: nn.Module) -> list[nn.Parameter]:
 
 
 def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
-    """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP) as config says.
+    """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP).
 
     FSDP2 splits weights, gradients and moments over all processes; blocks, Read and Write are gathered in turn. In bf16
     the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms) stays
@@ -104,34 +104,31 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         block.forward = torch.compile(block.forward, fullgraph=True)
 
 
-def fill_gradients(network: nn.Module) -> None:
-    """Zeros for trained weights that nothing depended on, so that Adam has moments for each and checkpoints are whole.
+def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
+    """Scales all gradients to a common norm of at most max_norm; returns the norm before, on the device.
 
-    The last block's text stream is such a one: its output is dropped.
+    Trained weights that nothing depended on, such as the last block's text stream, get zeros: so Adam has moments for
+    each, and checkpoints are whole.
     """
     for weight in trained_weights(network):
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-
-
-def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
-    """Scales all gradients to a common norm of at most max_norm; returns the norm before, on the device."""
     norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def broadcast_from_main(accelerator: Accelerator, check: Callable[[], T]) -> T:
     """The main process's result of `check`, on all processes; its ValueError is raised by all."""
-    answer: list[Any] = [None]
+    answer: Any = None
     if accelerator.is_main_process:
         try:
-            answer = [check()]
+            answer = check()
         except ValueError as error:
-            answer = [error]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], ValueError):
-        raise answer[0]
-    return answer[0]
+            answer = error
+    (answer,) = broadcast_object_list([answer])
+    if isinstance(answer, ValueError):
+        raise answer
+    return answer
 
 
 class Termination:
@@ -141,7 +138,8 @@ class Termination:
     """
 
     def __init__(self, accelerator: Accelerator):
-        self.noticed, self.signal = False, "SIGTERM"
+        self.signal = ""
+        """The one that was noticed."""
         self.before: dict[int, Any] = {}
         # A group of its own: its questions must not queue behind gradients.
         self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
@@ -161,8 +159,8 @@ class Termination:
     def should_stop(self) -> bool:
         """Once a step: this process's own signal; of several processes, any that was met a step ago."""
         if self.group is None:
-            return self.noticed
-        earlier, flag = self.question, torch.tensor(int(self.noticed))
+            return bool(self.signal)
+        earlier, flag = self.question, torch.tensor(int(bool(self.signal)))
         self.question = (flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group, async_op=True))
         if earlier is None:
             return False
@@ -170,7 +168,6 @@ class Termination:
         return bool(earlier[0])
 
     def _notice(self, number: int, *_: object) -> None:
-        self.noticed = True
+        self.signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         if number == signal.SIGINT:
-            self.signal = "Ctrl-C"
             signal.signal(number, self.before[number])

@@ -20,17 +20,17 @@ class AveragedWeights:
 
     def __init__(self, network: nn.Module, decay: float, *, on_cpu: bool = False):
         self.decay, self.steps = decay, 0
-        self.weights = {
-            name: weight.detach().clone() for name, weight in network.named_parameters() if weight.requires_grad
-        }
+        trained = {name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad}
+        place = "cpu" if on_cpu else next(network.parameters()).device
+        self.weights = {name: weight.to(place, copy=True) for name, weight in trained.items()}
         """The average by name, DTensors where the network is sharded."""
-        self._staged: list[Tensor] | None = None
+        self._staged: list[Tensor] = []
+        """On the CPU: the weights of the last step, on their way."""
         self._copied: torch.Event | None = None
         self._share = 0.0  # of the staged weights in the average; 0 = they are in it
         if on_cpu:
-            self.weights = {name: weight.to("cpu") for name, weight in self.weights.items()}
             pinned = next(network.parameters()).device.type != "cpu"
-            self._staged = [torch.empty_like(_own(weight), pin_memory=pinned) for weight in self.weights.values()]
+            self._staged = [torch.empty_like(weight, pin_memory=pinned) for weight in self._shards()]
 
     @torch.no_grad()
     def step(self, network: nn.Module) -> None:
@@ -38,8 +38,8 @@ class AveragedWeights:
         self.settle()
         self.steps += 1
         decay = min(self.decay, self.steps / (9 + self.steps)) if self.steps > 1 else 0.0
-        now = [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
-        if self._staged is None:
+        now = _shards_of(network)
+        if not self._staged:
             lerp_all(self._shards(), now, 1 - decay)
             return
         copy_all(self._staged, now, non_blocking=True)
@@ -51,7 +51,7 @@ class AveragedWeights:
     @torch.no_grad()
     def settle(self) -> None:
         """Takes in what a step on the CPU has copied; call it before `weights` is read."""
-        if self._staged is None or not self._share:
+        if not self._share:
             return
         if self._copied is not None:
             self._copied.synchronize()
@@ -67,14 +67,17 @@ class AveragedWeights:
         that copy, of the average. So it is given up behind the preview, and before it, where it would hide the average.
         """
         self.settle()
-        _reshard(network)
-        shards = [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
+        sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.reshard()
+        shards = _shards_of(network)
         own_weights = [shard.clone() for shard in shards]
         copy_all(shards, self._shards())
         try:
             yield
         finally:
-            _reshard(network)
+            for module in sharded:
+                module.reshard()
             copy_all(shards, own_weights)
 
     def whole(self) -> dict[str, Tensor]:
@@ -94,8 +97,5 @@ def _own(weight: Tensor) -> Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def _reshard(network: nn.Module) -> None:
-    """Drops all gathered copies of sharded weights."""
-    for module in network.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+def _shards_of(network: nn.Module) -> list[Tensor]:
+    return [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]

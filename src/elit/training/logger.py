@@ -2,14 +2,12 @@
 
 import json
 import math
-import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,12 +20,11 @@ from torch import Tensor
 
 from elit.config import RunConfig
 from elit.data.loader import StepSampler
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.models.saved import checkpoints
 
 BUCKETS = 10  # of t, equally wide
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
-Row = dict[str, Any]
 
 
 class RunLog:
@@ -37,7 +34,7 @@ class RunLog:
         self.config, self.accelerator, self.sampler = config, accelerator, sampler
         self.start, self.out = sampler.start, Path(config.out)
         self.cost = {budget: config.batch_size * count for budget, count in flops.items()}
-        self.pending: list[Row] = []
+        self.pending: list[Json] = []
         self.by_time = torch.zeros(2, BUCKETS, device=accelerator.device)  # sums of losses, and how many
         self.skipped = 0
         self.since, self.waited = time.perf_counter(), 0.0
@@ -46,10 +43,17 @@ class RunLog:
         figures = TextColumn("{task.fields[figures]}")
         self.bar = Progress(*columns, figures, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("training", total=config.steps, completed=self.start, figures="")
-        self._start_trackers()
+        name, logs, options = self.out.resolve().name, self.out / "logs", dict[str, Json]()
         if accelerator.is_main_process:
-            for name in (METRICS, SKIPPED):
-                self._forget_later_steps(self.out / name)
+            if not (self.start and (logs / "run-id").is_file()):
+                write_text(logs / "run-id", uuid.uuid4().hex)
+            run = (logs / "run-id").read_text(encoding="utf-8")  # one in a tracker however often it is resumed
+            options["wandb"] = {"name": name, "id": run, "resume": "allow", "dir": str(logs)}
+            for file in (METRICS, SKIPPED):
+                _forget_later_steps(self.out / file, self.start)
+        options["tensorboard"] = {"purge_step": self.start or None}
+        options["trackio"] = {"name": name, "resume": "allow" if self.start else "never"}
+        accelerator.init_trackers("elit", init_kwargs=options)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -76,30 +80,38 @@ class RunLog:
         Raises FloatingPointError where no step of the run, or more than `max_skipped`, had a finite gradient.
         """
         rows, self.pending = self.pending, []
-        seconds, count = time.perf_counter() - self.since, len(rows)
-        own = [*(row["loss"] for row in rows), torch.tensor(waited - self.waited, device=self.by_time.device)]
+        seconds, device = time.perf_counter() - self.since, self.accelerator.device
+        own = [*(row["loss"] for row in rows), torch.tensor(waited - self.waited, device=device)]
         *losses, wait = self.accelerator.reduce(torch.stack(own), reduction="mean").tolist()
         norms = torch.stack([row["gradient_norm"] for row in rows]).tolist()
         sums, counts = self.accelerator.reduce(self.by_time, reduction="sum").tolist()
         flops = sum(self.cost[row["budget"]] for row in rows) / self.accelerator.num_processes
-        figures: Row = {
-            "images_per_s": round(count * self.config.batch_size / seconds, 1),
+        figures: Json = {
+            "images_per_s": round(len(rows) * self.config.batch_size / seconds, 1),
             "data_wait": round(wait / seconds, 4),
             "tflops_per_s": round(flops / seconds / 1e12, 4),
-            "memory_gib": round(_peak_memory(self.accelerator.device) / 2**30, 3),
+            "memory_gib": round(_memory(device) / 2**30, 3),
         }
+        by_budget: dict[str, list[float]] = defaultdict(list)
         for row, loss, norm in zip(rows, losses, norms, strict=True):
             row |= {"loss": loss, "gradient_norm": norm} | figures
+            if row["budget"] is not None and math.isfinite(loss):
+                by_budget[str(row["budget"])].append(loss)
         bad = [row for row in rows if not math.isfinite(row["gradient_norm"])]
         self.skipped += len(bad)
         rows[-1] |= {
             "loss_by_t": [round(s / n, 6) if n else None for s, n in zip(sums, counts, strict=True)],
-            "loss_by_budget": _by_budget(rows),
+            "loss_by_budget": {key: round(sum(by_budget[key]) / len(by_budget[key]), 6) for key in by_budget},
             "skipped": self.skipped,
         }
         self.since, self.waited = time.perf_counter(), waited
         self.by_time.zero_()
-        self._write(rows, bad)
+        if self.accelerator.is_main_process:
+            _append(self.out / METRICS, rows)
+            named = [{key: row[key] for key in ("step", "loss", "gradient_norm", "budget")} for row in bad]
+            _append(self.out / SKIPPED, [row | {"samples": self.sampler.samples(row["step"] - 1)} for row in named])
+        for row in rows:
+            self.accelerator.log(_scalars(row), step=row["step"])
         self._show(rows)
         step = rows[-1]["step"]
         if self.skipped > self.config.max_skipped or (step == self.config.steps and self.skipped == step - self.start):
@@ -115,51 +127,14 @@ class RunLog:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def image(self, image: Image.Image, step: int) -> None:
-        """Puts a preview into the trackers; main process only."""
+        """Puts a preview into TensorBoard and wandb; main process only."""
         for tracker in self.accelerator.trackers:
-            if tracker.name == "trackio":
-                import trackio
-
-                tracker.tracker.log({"samples": trackio.Image(np.asarray(image))}, step=step)
-            elif tracker.name == "tensorboard":
+            if tracker.name == "tensorboard":
                 tracker.log_images({"samples": np.asarray(image)[None]}, step=step, dataformats="NHWC")
-            else:
+            elif tracker.name == "wandb":
                 tracker.log_images({"samples": [image]}, step=step)
 
-    def _start_trackers(self) -> None:
-        name = self.out.resolve().name
-        options: dict[str, Row] = {"tensorboard": {"purge_step": self.start or None}}
-        options["trackio"] = {"name": name, "resume": "allow" if self.start else "never"}
-        if "wandb" in self.config.trackers and self.accelerator.is_main_process:
-            file = self.out / "logs" / "run-id"  # one run in the tracker however often this one is resumed
-            if not (self.start and file.is_file()):
-                write_text(file, uuid.uuid4().hex)
-            run = file.read_text(encoding="utf-8")
-            options["wandb"] = {"name": name, "id": run, "resume": "allow", "dir": str(self.out / "logs")}
-        self.accelerator.init_trackers("elit", init_kwargs=options)
-
-    def _forget_later_steps(self, path: Path) -> None:
-        """Drops what a run that was killed after its last checkpoint has written since, a torn line included."""
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if self.start and path.is_file() else []:
-            with suppress(json.JSONDecodeError):
-                kept += [line] if json.loads(line)["step"] <= self.start else []
-        if kept or path.is_file() or path.name == METRICS:
-            write_text(path, "".join(f"{line}\n" for line in kept))
-
-    def _write(self, rows: list[Row], bad: list[Row]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.out / METRICS).open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, rows))
-        if self.accelerator.is_main_process and bad:
-            with (self.out / SKIPPED).open("a", encoding="utf-8") as file:
-                for row in bad:
-                    figures = {key: row[key] for key in ("step", "loss", "gradient_norm", "budget")}
-                    file.write(_line(figures | {"samples": self.sampler.samples(row["step"] - 1)}))
-        for row in rows:
-            self.accelerator.log(_scalars(row), step=row["step"])
-
-    def _show(self, rows: list[Row]) -> None:
+    def _show(self, rows: Sequence[Json]) -> None:
         last = rows[-1]
         finite = [row["loss"] for row in rows if math.isfinite(row["loss"])]
         mean = f"{sum(finite) / len(finite):.4f}" if finite else "not finite"
@@ -171,36 +146,35 @@ class RunLog:
             self.say(f"step {last['step']:,}/{self.config.steps:,} · {text}")
 
 
-def _by_budget(rows: list[Row]) -> dict[str, float]:
-    """Mean loss of the steps at each budget; JSON's keys are text."""
-    losses: dict[int, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["budget"] is not None and math.isfinite(row["loss"]):
-            losses[row["budget"]].append(row["loss"])
-    return {str(budget): round(sum(values) / len(values), 6) for budget, values in sorted(losses.items())}
+def _forget_later_steps(path: Path, start: int) -> None:
+    """Drops what a run that was killed after its last checkpoint has written since, a torn line included."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            kept += [line] if json.loads(line)["step"] <= start else []
+    if kept or path.is_file() or path.name == METRICS:
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
-def _line(row: Row) -> str:
-    """A row as JSON, which has no NaN."""
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
+def _append(path: Path, rows: Sequence[Json]) -> None:
+    """Adds rows as JSON, which has no NaN."""
+    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
+    if finite:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in finite)
 
 
-def _scalars(row: Row) -> Row:
+def _scalars(row: Json) -> Json:
     """A row as trackers take it: one number a name."""
-    scalars = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    scalars = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
     for i, loss in enumerate(row.get("loss_by_t", [])):
         if loss is not None:
             scalars[f"loss_by_t/{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"] = loss
     return scalars | {f"loss_by_budget/{budget}": loss for budget, loss in row.get("loss_by_budget", {}).items()}
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes at most so far, of the device or, on a CPU, of this process."""
-    if device.type != "cpu":
-        return torch.get_device_module(device).max_memory_allocated(device)
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _memory(device: torch.device) -> int:
+    """Bytes of a device at most so far; on a CPU, of this process now."""
+    if device.type == "cpu":
+        return psutil.Process().memory_info().rss
+    return torch.get_device_module(device).max_memory_allocated(device)

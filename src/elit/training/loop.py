@@ -22,7 +22,6 @@ from elit.training.distributed import (
     Termination,
     broadcast_from_main,
     clip_gradients,
-    fill_gradients,
     make_accelerator,
     prepare,
     trained_weights,
@@ -57,8 +56,7 @@ def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> A
 
 def run(accelerator: Accelerator, task: Task) -> Any:
     """The loop, in a folder that is this run's alone."""
-    config, network = task.config, task.network
-    device = accelerator.device
+    config, network, device = task.config, task.network, accelerator.device
     resumed, notes = find_checkpoint(config, accelerator, task.identity)
     notes += task.initialize(resumed=resumed is not None)
     sampler, parts = task.sampler, config.gradient_accumulation
@@ -84,15 +82,13 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             draws = objective.draw(step)
             loss = torch.zeros((), device=device)
             for part in range(parts):
-                batch = next(feed)
-                rows = sampler.rows(part)
+                batch, rows = next(feed), sampler.rows(part)
                 with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
                     t, losses = objective.losses(model, batch, [draw[rows] for draw in draws], budget)
                     part_loss = losses.mean() / parts
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
                 log.add_losses(t, losses)
-            fill_gradients(network)
             gradient_norm = clip_gradients(network, config.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -113,7 +109,8 @@ def run(accelerator: Accelerator, task: Task) -> Any:
                 if save:
                     save_state(accelerator, state, config, task.identity, done)
             if stop and not end:
-                log.say(f"stopped by {termination.signal} after step {done:,}, checkpoint saved; set resume to go on")
+                by = termination.signal or "SIGTERM"
+                log.say(f"stopped by {by} after step {done:,}, checkpoint saved; set resume to go on")
                 raise SystemExit(0)
 
     return task.finish(accelerator, average)
@@ -148,11 +145,11 @@ def find_checkpoint(
 
 def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
     """Checkpoints in the run's folder, and what has changed since; half-written ones are removed. Raises ValueError."""
-    out = Path(config.out)
-    paths, notes = checkpoints(out / "checkpoints"), []
+    out, notes = Path(config.out), []
     for half in (out / "checkpoints").glob(".step-*.tmp"):
         notes.append(f"ignored and removed: {str(half)!r}, a checkpoint that was only half written")
         shutil.rmtree(half)
+    paths = checkpoints(out / "checkpoints")
     if not paths:
         return [], notes
     step = checkpoint_step(paths[-1])
@@ -162,10 +159,10 @@ def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
         raise ValueError(f"steps={config.steps}: the run in {config.out!r} is at step {step}")
     before, now = _flat(load_config(out / "config.yaml", type(config))), _flat(config)
     changed = [name for name, value in now.items() if value != before[name]]
-    lines = [f"{name} {before[name]!r} → {now[name]!r}" for name in changed]
+    lines = ", ".join(f"{name} {before[name]!r} → {now[name]!r}" for name in changed)
     if any(name.partition(".")[0] in config.FIXED_ON_RESUME for name in changed):
-        raise ValueError(f"resume: {', '.join(lines)} cannot change within a run; give another folder")
-    return paths, notes + [f"changed: {', '.join(lines)}"] * bool(lines)
+        raise ValueError(f"resume: {lines} cannot change within a run; give another folder")
+    return paths, notes + [f"changed: {lines}"] * bool(lines)
 
 
 def _flat(config: RunConfig) -> dict[str, object]:

@@ -1,15 +1,27 @@
-"""A task of training: the seam between the loop and those who have something to train."""
+"""A task of training, the seam between the loop and those who have something to train; and the objective of a flow.
 
-from collections.abc import Iterable, Sequence
+B samples of a step's whole batch, b of a process's micro-batch.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from elit.config import RunConfig
-from elit.data.loader import StepSampler
+from elit.config import RunConfig, TrainConfig
+from elit.data.latents import posterior_sample
+from elit.data.loader import Batch, StepSampler
+from elit.flow.path import flow_matching_loss, interpolate, logit_normal
+from elit.models.conditioning import Condition
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
+
+Draws = Sequence[Tensor]
 
 
 class Task(Protocol):
@@ -53,3 +65,50 @@ class Task(Protocol):
     def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Any:
         """Saves what the run leaves, and returns what it gives back."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatching:
+    """‖v − (X1 − X0)‖² at a time drawn for each sample (paper section 3), some labels left out."""
+
+    config: TrainConfig
+    shape: tuple[int, ...]
+    """(C, ...) of a sample."""
+    device: torch.device
+    moments: bool
+    """Batches hold the moments of latents, from which a sample is drawn."""
+    drop_condition: Callable[[Condition, Tensor], Condition]
+    """(y, dropped (b,) bool) -> y."""
+    autocast: Callable[[], AbstractContextManager[None]]
+    """Around the network's forward."""
+
+    def draw(self, step: int) -> Draws:
+        """Noise (B, *shape), times (B,), dropped labels (B,) bool; for moments also the noise of their samples."""
+        config, size = self.config, (self.config.batch_size,)
+        generator = self._generator("step", step)
+        noise = torch.randn(*size, *self.shape, generator=generator, device=self.device)
+        normal = torch.randn(size, generator=generator, device=self.device)
+        dropped = torch.rand(size, generator=generator, device=self.device) < config.class_dropout
+        draws = (noise, logit_normal(normal, config.time_shift), dropped)
+        if not self.moments:
+            return draws
+        posterior = self._generator("posterior", step)
+        return *draws, torch.randn(*size, *self.shape, generator=posterior, device=self.device)
+
+    def losses(self, model: nn.Module, batch: Batch, draws: Draws, budget: int | None) -> tuple[Tensor, Tensor]:
+        images, y, noise, t, x = self.noised(batch, draws)
+        with self.autocast():
+            velocity = model(x, t, y, budget)
+        return t, flow_matching_loss(velocity, noise, images)
+
+    def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Condition, Tensor, Tensor, Tensor]:
+        """X1, y with some conditions gone, X0, t and X_t of a micro-batch."""
+        images, y = batch
+        noise, t, dropped, *posterior = draws
+        if posterior:
+            images = posterior_sample(images, posterior[0])
+        return images, self.drop_condition(y, dropped), noise, t, interpolate(noise, images, t)
+
+    def _generator(self, purpose: str, step: int) -> torch.Generator:
+        seed = random.Random(f"{purpose}/{self.config.seed}/{step}").getrandbits(63)
+        return torch.Generator(self.device).manual_seed(seed)

@@ -28,8 +28,7 @@ from elit.training.distributed import broadcast_from_main, plain_network
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
-from elit.training.objectives import FlowMatching
-from elit.training.task import Task
+from elit.training.task import FlowMatching, Task
 
 ImageData = ImageSet | ImageFiles | LatentSet
 
@@ -72,10 +71,10 @@ class TrainNetwork(Task):
         self.prompts = load_prompts(config, self.data, device)
 
     def initialize(self, *, resumed: bool) -> list[str]:
-        notes = []
-        if isinstance(self.data, ImageFiles) and not resumed:
-            notes += self.data.summary()
-        if self.config.init and not resumed:
+        if resumed:
+            return []
+        notes = self.data.summary() if isinstance(self.data, ImageFiles) else []
+        if self.config.init:
             new, left_out = load_shared_weights(self.network, self.config.init)
             names = f"{len(new)} weights start anew ({_modules(new)}); {len(left_out)} left out ({_modules(left_out)})"
             notes.append(f"init: {names}")
