@@ -28,26 +28,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulator import simulate
+from simulator import bursty_rates, simulate
 
 import elit
 from elit.budgets import evenly_spaced, resolve_budget
 from elit.elastic.engine import load_engine
 from elit.evaluate.report.tables import print_table
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.planner.cost import Costs
 from elit.planner.quality import Curve, read_quality
 from elit.pretrained import model_folder
 from elit.sampling.engine import Engine
 from elit.sampling.settings import Sampling
-from elit.serve.ladder import qualities
-from elit.serve.loadtest import Arrival, Outcome, arrivals, bursty_rates, over_time, summarize
-from elit.serve.measure import measure_costs
+from elit.serve.ladder import measure_costs, table_ladder
+from elit.serve.loadtest import Outcome, arrivals, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.replica import Replica
-from elit.serve.requests import Job
+from elit.serve.requests import Request
 from elit.serve.settings import STEPS, ServiceSettings
-from elit.serve.table_ladder import table_ladder
 
 PIECES = 10
 
@@ -73,44 +71,28 @@ async def measure(
     costs: Costs,
     service: ServiceSettings,
     ladder: Sequence[Sampling],
-    trace: Sequence[Arrival],
+    times: Sequence[float],
     *,
     refuse: bool,
 ) -> list[Outcome]:
-    """What becomes of a trace's requests at a replica in this process."""
+    """What becomes of requests that arrive at `times` at a replica in this process."""
     replica = Replica(engine, costs, service, ladder=ladder, refuse=refuse)
-    replica.start()
-    accepted = qualities(ladder)
     start = time.time()
 
-    async def send(place: int, arrival: Arrival) -> Outcome:
-        await asyncio.sleep(max(0.0, start + arrival.at - time.time()))
+    async def send(place: int, at: float) -> Outcome:
+        await asyncio.sleep(max(0.0, start + at - time.time()))
         now = time.time()
-        due = now + (service.deadline_ms if arrival.deadline_ms is None else arrival.deadline_ms) / 1e3
-        settings, first = accepted[arrival.quality]
-        job = Job(
-            id=str(place),
-            prompt=str(place % 10),
-            arrival=now,
-            deadline=due,
-            settings=settings,
-            first=first,
-            seeds=(place,),
+        due = now + service.deadline_ms / 1e3
+        request = Request(
+            id=str(place), prompt=str(place % 10), arrival=now, deadline=due, settings=tuple(ladder), seeds=(place,)
         )
-        answer = await replica.generate(job)
+        answer = await replica.generate(request)
+        arrived: Json = {"arrival": now - start, "deadline": due - start}
         if "images" not in answer:
-            return Outcome(arrival=now - start, deadline=due - start, status=429)
-        return Outcome(
-            arrival=now - start,
-            deadline=due - start,
-            finish=time.time() - start,
-            budget=answer["budget"],
-            steps=answer["steps"],
-            queue_ms=answer["queue_ms"],
-            compute_ms=answer["compute_ms"],
-        )
+            return Outcome(**arrived, status=429)
+        return Outcome(**arrived, finish=time.time() - start, budget=answer["budget"], steps=answer["steps"])
 
-    return list(await asyncio.gather(*(send(place, arrival) for place, arrival in enumerate(trace))))
+    return list(await asyncio.gather(*(send(place, at) for place, at in enumerate(times))))
 
 
 def quality_of(path: Path | None, budgets: Sequence[int]) -> tuple[str, Callable[[Outcome], float] | None]:
@@ -141,6 +123,27 @@ def quality_of(path: Path | None, budgets: Sequence[int]) -> tuple[str, Callable
         return float(np.interp(np.log(outcome.budget or measured[-1]), np.log(measured), values))
 
     return table.metric, quality
+
+
+def summarize_all(outcomes: Sequence[Outcome], quality: Callable[[Outcome], float] | None) -> Json:
+    """The summary of a load test, and the mean quality of the served."""
+    scores = [quality(each) for each in outcomes if each.finish is not None] if quality else []
+    return summarize(outcomes) | ({"mean_quality": float(np.mean(scores)) if scores else None} if quality else {})
+
+
+def over_time(
+    outcomes: Sequence[Outcome], bins: int, quality: Callable[[Outcome], float] | None
+) -> list[dict[str, float | None]]:
+    """Load, budget, latency, violations and quality in even pieces of the run, by arrival."""
+    width = max(max(each.arrival for each in outcomes) / bins, 1e-9)
+    names = {"budget": "mean_budget", "p50_ms": "p50_ms", "violations": "violations", "quality": "mean_quality"}
+    rows = []
+    for number in range(bins):
+        here = [each for each in outcomes if number == min(bins - 1, int(each.arrival / width))]
+        summary = summarize_all(here, quality)
+        values = {name: summary.get(source) for name, source in names.items()}
+        rows.append({"at": (number + 0.5) * width, "rate": len(here) / width} | values)
+    return rows
 
 
 def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Callable[[Outcome], float] | None) -> None:
@@ -220,7 +223,7 @@ def main(line: Sequence[str] | None = None) -> int:
     simulated: dict[str, list[Outcome]] = {}
 
     def record(kind: str, name: str, outcomes: list[Outcome]) -> None:
-        rows.append({"run": kind, "system": name, **summarize(outcomes, quality)})
+        rows.append({"run": kind, "system": name, **summarize_all(outcomes, quality)})
 
     for name, (rungs, refuse) in systems(service, engine.budgets).items():
         own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)

@@ -1,12 +1,15 @@
 """A service by discrete events: the same policy, a profile's costs, any number of replicas, no clock and no model.
 
 elit profile MODEL
-elit loadtest http://127.0.0.1:8000 --rate 4 --arrivals bursty --write-trace trace.jsonl
-python benchmarks/simulator.py trace.jsonl --profile MODEL/profile-….json --replicas 8
+python benchmarks/simulator.py MODEL/profile-….json --rate 4 --replicas 8
+
+The rate of requests has the shape of the Azure Functions trace in DiffServe's evaluation: a slow wave like that of a
+day, noise with memory, and bursts that rise within a second or two and fade.
 """
 
 import argparse
 import heapq
+import math
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -18,11 +21,28 @@ from elit.evaluate.report.tables import print_table
 from elit.planner.cost import Costs, branch_latents
 from elit.planner.profile import read_profile
 from elit.sampling.settings import Sampling
-from elit.serve.ladder import qualities
-from elit.serve.loadtest import Arrival, Outcome, read_trace, summarize
+from elit.serve.loadtest import Outcome, arrivals, summarize
 from elit.serve.policy import Policy, PolicySettings
 from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
+
+
+def bursty_rates(seconds: int, mean: float, seed: int = 0) -> list[float]:
+    """Requests a second, one number a second, with `mean` over all; the highest is about twice that."""
+    draw = random.Random(f"rates/{seed}")
+    phase, noise = draw.uniform(0, 2 * math.pi), 0.0
+    shape = []
+    for second in range(seconds):
+        noise = 0.8 * noise + draw.gauss(0, 0.08)
+        wave = 0.35 * math.sin(phase + 2 * math.pi * second / max(seconds, 1))
+        shape.append(max(0.1, 1 + wave + noise))
+    for _ in range(max(1, seconds // 40)):
+        start, height, fade = draw.randrange(seconds), draw.uniform(0.6, 1.2), draw.uniform(3, 8)
+        for second in range(start, seconds):
+            rise = min(1.0, (second - start + 1) / 2)
+            shape[second] += height * rise * math.exp(-(second - start) / fade)
+    scale = mean * seconds / sum(shape)
+    return [scale * each for each in shape]
 
 
 @dataclass
@@ -32,7 +52,7 @@ class Replica:
 
 
 def simulate(
-    trace: Sequence[Arrival],
+    times: Sequence[float],
     ladder: Sequence[Sampling],
     costs: Costs,
     settings: PolicySettings,
@@ -45,19 +65,18 @@ def simulate(
     believed: Costs | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
-    """The outcome of every request of `trace`, in its order.
+    """The outcomes of requests that arrive at `times`, in seconds, in the same order.
 
-    Two replicas are drawn for a request, and the one with fewer requests takes it, as Ray Serve routes. deadline_ms:
-    of requests without one. noise: standard deviation of the logarithm of a step's time. wait_ms: of a request on
-    its way to a replica and back, in no replica's time. believed: the policy's costs where they differ from the true.
+    Two replicas are drawn for a request, and the one with fewer requests takes it, as Ray Serve routes. noise: standard
+    deviation of the logarithm of a step's time. wait_ms: of a request on its way to a replica and back, in no replica's
+    time. believed: the policy's costs where they differ from the true.
     """
-    accepted, draw, order = qualities(ladder), random.Random(seed), count()
+    draw, order = random.Random(seed), count()
     fleet = [Replica(Policy(believed or costs, len(ladder), settings)) for _ in range(replicas)]
-    outcomes: list[Outcome | None] = [None] * len(trace)
-    started: dict[str, tuple[float, Sampling]] = {}
+    outcomes: list[Outcome | None] = [None] * len(times)
     events: list[tuple[float, int, str, int]] = []
-    for place, arrival in enumerate(trace):
-        heapq.heappush(events, (arrival.at, next(order), "arrival", place))
+    for place, at in enumerate(times):
+        heapq.heappush(events, (at, next(order), "arrival", place))
 
     def refuse(request: Request) -> None:
         outcomes[int(request.id)] = Outcome(arrival=request.arrival, deadline=request.deadline, status=429)
@@ -65,35 +84,30 @@ def simulate(
     def advance(which: int, now: float) -> None:
         """The replica decides, and runs its next step if it has any."""
         policy = fleet[which].policy
-        starts, refusals = policy.decide(now)
+        _, refusals = policy.decide(now)
         for refusal in refusals:
             refuse(refusal.request)
-        for start in starts:
-            started[start.request.id] = (now, start.setting)
         if not policy.running:
             return
         ms = costs.step_ms((each.setting, each.request.images) for each in policy.running)
-        times[which] = ms * draw.lognormvariate(0, noise) if noise else ms
+        taken[which] = ms * draw.lognormvariate(0, noise) if noise else ms
         fleet[which].stepping = True
-        heapq.heappush(events, (now + times[which] / 1e3, next(order), "step", which))
+        heapq.heappush(events, (now + taken[which] / 1e3, next(order), "step", which))
 
-    times = [0.0] * replicas
+    taken = [0.0] * replicas
     finished = 0
     while events:
         now, _, kind, which = heapq.heappop(events)
         if kind == "arrival":
-            arrival = trace[which]
-            due = now + (deadline_ms if arrival.deadline_ms is None else arrival.deadline_ms) / 1e3
-            settings_of, first = accepted[arrival.quality]
-            request = Request(id=str(which), arrival=now, deadline=due, settings=settings_of, first=first)
+            request = Request(id=str(which), arrival=now, deadline=now + deadline_ms / 1e3, settings=tuple(ladder))
             place = route(fleet, draw)
             if fleet[place].policy.arrive(request, now):
                 refuse(request)
             elif not fleet[place].stepping:
                 advance(place, now)
         elif kind == "step":
-            for each in fleet[which].policy.stepped(times[which]):
-                request, (begun, setting) = each.request, started.pop(each.request.id)
+            for each in fleet[which].policy.stepped(taken[which]):
+                request, setting = each.request, each.setting
                 now += request.images * costs.image / 1e3
                 outcomes[int(request.id)] = Outcome(
                     arrival=request.arrival,
@@ -101,12 +115,10 @@ def simulate(
                     finish=now + wait_ms / 1e3,
                     budget=branch_latents(setting)[0] or None,
                     steps=setting.steps,
-                    queue_ms=1e3 * (begun - request.arrival),
-                    compute_ms=1e3 * (now - begun),
                 )
                 finished += 1
                 if progress:
-                    progress(finished, len(trace))
+                    progress(finished, len(times))
             heapq.heappush(events, (now, next(order), "free", which))  # until then it writes pictures
         else:
             fleet[which].stepping = False
@@ -125,8 +137,10 @@ def route(fleet: Sequence[Replica], draw: random.Random) -> int:
 
 def main(line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trace", type=Path, help="one JSON object a line, as elit loadtest --write-trace writes it")
-    parser.add_argument("--profile", type=Path, required=True, help="costs: a file of elit profile")
+    parser.add_argument("profile", type=Path, help="costs: a file of elit profile")
+    parser.add_argument("--rate", type=float, default=2.0, help="mean requests a second")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="at full quality; default: 20")
     parser.add_argument("--least-steps", type=int)
     parser.add_argument("--least-budget", default="")
@@ -142,8 +156,8 @@ def main(line: Sequence[str] | None = None) -> int:
     ladder = service.ladder(profile.anatomy["budgets"])
     slots = args.max_batch or costs.efficient_batch(ladder[0], 8)
     policy = PolicySettings(slots=slots, max_queue=args.max_queue)
-    trace = read_trace(args.trace)
-    outcomes = simulate(trace, ladder, costs, policy, deadline_ms=args.deadline_ms, replicas=args.replicas)
+    times = arrivals(bursty_rates(args.seconds, args.rate, args.seed), args.seed)
+    outcomes = simulate(times, ladder, costs, policy, deadline_ms=args.deadline_ms, replicas=args.replicas)
     full = costs.rate(ladder[-1], slots) * args.replicas
     title = f"{args.replicas} replicas, {slots} images in progress each; {full:.1f} images/s at full quality"
     rows = [(name, "" if value is None else f"{value:.4g}") for name, value in summarize(outcomes).items()]

@@ -18,7 +18,7 @@ from released_files import ELIT, checkpoint, weights
 from serve.service import saved_model, served
 
 import elit
-from elit.cli.main import main
+from elit.cli.main import main, parse
 from elit.models.saved import save_model
 
 pytestmark = pytest.mark.usefixtures("digit_classifiers")
@@ -125,7 +125,8 @@ def test_the_commands_of_the_serving_guide_run_as_written(tmp_path, monkeypatch,
     model = saved_model(tmp_path / "runs/quickstart/model")
     lines = commands("serving.md")
     assert lines[:2] == ["pip install 'elit-diffusion[serve]'", lines[1]]
-    service = serve.settings(serve.parse(shlex.split(lines[1], comments=True)[2:]), "cpu", needs_key=False)
+    args = parse(serve.Args, "serve", shlex.split(lines[1], comments=True)[2:])
+    service = serve.settings(args, "cpu", needs_key=False)
     assert (str(service.model), service.deadline_ms) == ("fashion", 2000)
     less = {"loadtest": ["--seconds", "1"], "profile": ["--seconds", "0"], "serve": []}
     with served(replace(service, model=str(model), rungs=(), deadline_ms=60_000, name="fashion")) as (url, _, _):

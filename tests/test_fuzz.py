@@ -4,6 +4,7 @@ Command lines, bodies of HTTP requests, YAML, JSON and saved files: each a valid
 ELIT_FUZZ=5000 tries so many of each, and other ones every time.
 """
 
+import asyncio
 import contextlib
 import copy
 import dataclasses
@@ -28,9 +29,8 @@ from elit.evaluate.plane import read_table
 from elit.planner.profile import read_profile
 from elit.sampling.record import PictureRecord
 from elit.sampling.settings import Sampling
-from elit.serve.loadtest import read_trace
-from elit.serve.measure import load_replica
-from elit.serve.requests import ApiError, make_job, read_request
+from elit.serve.replica import load_replica
+from elit.serve.requests import ApiError, read_request
 from elit.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow
@@ -176,15 +176,15 @@ def served(tmp_path_factory):
     """A service's settings and its model's description."""
     folder = saved_model(tmp_path_factory.mktemp("served") / "model")
     service = ServiceSettings(model=str(folder), name="m", device="cpu")
-    return service, load_replica(service).describe()
+    return service, asyncio.run(load_replica(service).describe())
 
 
 @settings(max_examples=MORE or 200, **HOW)
 @given(body=st.one_of(changed(BODY).map(lambda body: json.dumps(body).encode()), st.binary(max_size=20)))
-def test_bodies_of_requests_become_jobs_or_errors(body, served):
+def test_bodies_of_requests_are_read_or_refused(body, served):
     answer = None
     try:
-        make_job(read_request(body), *served, now=0.0)
+        read_request(body, *served, now=0.0)
     except ApiError as error:
         answer = error
     if answer is not None:
@@ -211,7 +211,6 @@ def test_settings_files_are_read_or_refused(content, kind, tmp_path):
 SETTING = Sampling(budget="50%", guidance=elit.CCFG(2.0, 1)).to_dict()
 READERS = {
     "profile": (read_profile, {"recipe": {"device": "cpu"}, "cost": {"prices": {}}, "rows": [], "rounds": 1}),
-    "trace": (read_trace, {"at": 0.5, "deadline_ms": 100.0, "quality": "low"}),
     "table": (read_table, {"detector": "digits", "count": 8, "fd": 1.0, "gflops": 1.0, "ms": 1.0} | SETTING),
     "record": (
         lambda path: PictureRecord.from_text(path.read_text()),

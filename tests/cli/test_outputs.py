@@ -88,7 +88,6 @@ def test_a_quickstart_that_fails_leaves_the_one_before(run, tmp_path, monkeypatc
 FILES = {
     "evaluate": "samples.npz",
     "sweep": "table.parquet",
-    "loadtest": "trace.jsonl",
     "serve": "build.yaml",
     "encode": "inspect.png",
 }
@@ -106,11 +105,10 @@ def test_every_command_asks(run, tmp_path, models, command):
         "inspect": ("inspect", models / "model", "--data", "digits", "--out", out),
         "evaluate": ("evaluate", models / "model", "--detector", "digits", "--out", out),
         "sweep": ("sweep", models / "model", "--detector", "digits", "--table", out, "--out", tmp_path / "new"),
-        "loadtest": ("loadtest", "http://127.0.0.1:9", "--write-trace", out),
         "serve": ("serve", models / "model", "--build", out),
         "encode": ("encode", "--inspect", tmp_path),
     }
-    option = {"sweep": "table", "loadtest": "write_trace", "serve": "build", "encode": "inspect"}.get(command, "out")
+    option = {"sweep": "table", "serve": "build", "encode": "inspect"}.get(command, "out")
     code, _, error = run(*lines[command])
     assert code == 2
     assert list(tmp_path.iterdir()) == [out]
@@ -134,7 +132,7 @@ def test_a_model_keeps_the_table_of_another_sweep(run, tmp_path, models):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write into, whatever its mode")
-@pytest.mark.parametrize("command", ["sample", "evaluate", "sweep", "encode", "train", "loadtest"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "sweep", "encode", "train"])
 def test_no_work_is_done_for_a_place_that_cannot_be_written(run, models, command):
     model = models / "model"
     lines = {
@@ -143,7 +141,6 @@ def test_no_work_is_done_for_a_place_that_cannot_be_written(run, models, command
         "sweep": (model, "--detector", "digits", "--out", "/proc/x/y"),
         "encode": (models, "/proc/x/y", "--vae", model),
         "train": ("--out", "/proc/x/y", "--steps", 1),
-        "loadtest": ("http://127.0.0.1:9", "--write-trace", "/proc/x/y.jsonl"),
     }
     code, _, error = run(command, *lines[command])
     assert (code, error.count("\n")) == (2, 1)

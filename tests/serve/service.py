@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +16,13 @@ import uvicorn
 
 import elit
 from elit.serve.api import make_app
-from elit.serve.measure import load_replica
-from elit.serve.replica import Replica
-from elit.serve.requests import Job
+from elit.serve.replica import Replica, load_replica
 from elit.serve.settings import ServiceSettings
 
-PROFILE = {
-    "recipe": {},
-    "rows": [],
-    "rounds": 0,
-    "cost": {
-        "prices": {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 0},
-        "overlapping": False,
-    },
-    "anatomy": {"around": 1.5, "linear": 0.1, "square": 0.0, "budgets": [1, 2, 3, 4]},
-}
+PRICES = {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 0}
+ANATOMY = {"around": 1.5, "linear": 0.1, "square": 0.0, "budgets": [1, 2, 3, 4]}
+COST = {"prices": PRICES, "overlapping": False}
+PROFILE = {"recipe": {}, "rows": [], "rounds": 0, "cost": COST, "anatomy": ANATOMY}
 """What elit profile might have measured of `saved_model`, in a file."""
 
 
@@ -38,41 +30,13 @@ def saved_model(folder: Path) -> Path:
     """A tiny network of random weights, 8×8 pixels, 4 latents a group, 10 classes with names."""
     torch.manual_seed(0)
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "ankle boot"]
-    model = elit.create_model(
-        "ELIT-DiT-S/2",
-        sample_size=8,
-        in_channels=1,
-        num_classes=10,
-        class_names=names,
-        hidden_size=48,
-        num_heads=4,
-        depth=4,
-        split=(1, 2, 1),
-        window=(2, 2),
-    )
+    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 48, "num_heads": 4, "depth": 4}
+    model = elit.create_model("ELIT-DiT-S/2", class_names=names, split=(1, 2, 1), window=(2, 2), **sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return folder
-
-
-class LocalBackend:
-    """One replica, in the event loop of the server."""
-
-    def __init__(self, replica: Replica):
-        self.replica = replica
-
-    async def describe(self) -> dict[str, Any]:
-        self.replica.start()
-        return self.replica.describe()
-
-    async def generate(self, job: Job) -> dict[str, Any]:
-        return await self.replica.generate(job)
-
-    async def stream(self, job: Job) -> AsyncIterator[dict[str, Any]]:
-        async for answer in self.replica.stream(job):
-            yield answer
 
 
 @contextmanager
@@ -85,8 +49,7 @@ def served(
         profile = service.model.with_name("profile.json")
         profile.write_text(json.dumps(PROFILE))
         replica = load_replica(replace(service, profile=profile))
-    backend = LocalBackend(replica)
-    app = make_app(service, backend, key=key)
+    app = make_app(service, replica, key=key)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +59,7 @@ def served(
     while not server.started:
         time.sleep(0.02)
     try:
-        yield f"http://127.0.0.1:{port}", backend.replica, app
+        yield f"http://127.0.0.1:{port}", replica, app
     finally:
         server.should_exit = True
         thread.join(10)

@@ -33,16 +33,10 @@ def service(tmp_path_factory):
     profile = folder.parent / "profile.json"  # or each replica would measure for four seconds first
     profile.write_text(json.dumps(PROFILE))
     port = free_port("127.0.0.1", 0)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "elit", "serve", str(folder), "--port", str(port), "--steps", "4", "--json"]
-    line += ["--profile", str(profile)]
-    process = subprocess.Popen(
-        [*line, "--deadline-ms", "60000", "--drain-seconds", str(DRAIN), "--threads", "1"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    options = f"--port {port} --steps 4 --json --deadline-ms 60000 --drain-seconds {DRAIN} --threads 1 --profile"
+    line = [sys.executable, "-m", "elit", "serve", str(folder), *options.split(), str(profile)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
     said = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
     reader.start()
@@ -113,10 +107,10 @@ def listening_addresses(parent):
 def test_a_replica_killed_in_a_burst_loses_no_request_and_comes_back(service):
     url = service[0]
     process = models(url).models.retrieve("digits").model_extra["elit"]["process"]
-    trace = arrivals([8.0] * 4, seed=1)
+    times = arrivals([8.0] * 4, seed=1)
     killer = threading.Timer(1.5, os.kill, (process, signal.SIGKILL))
     killer.start()
-    outcomes = run_loadtest(url, trace, prompts=["3"], deadline_ms=60_000)
+    outcomes = run_loadtest(url, times, prompts=["3"], deadline_ms=60_000)
     killer.join()
     assert {each.status for each in outcomes} <= {200, 429, 503}
     assert sum(each.status == 200 for each in outcomes) > 0  # how many is a matter of how fast a process starts

@@ -1,15 +1,23 @@
-"""The time of a service's steps, and its ladder of settings."""
+"""The time of a service's steps; its ladder of settings by rule and from a table, against comparing all with all."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import yaml
+from service import saved_model
 
 import elit
+from elit.cli.main import main
+from elit.planner.choose import network_digest
 from elit.planner.cost import Costs
 from elit.planner.profile import Profile, read_profile
-from elit.serve.ladder import ladder_by_rule, qualities
+from elit.serve.ladder import find_ladder
+from elit.serve.requests import read_request
 from elit.serve.settings import ServiceSettings
 
+SERVICE = ServiceSettings(model="digits")
 COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
 FULL = elit.Sampling(steps=4, budget=16)
 
@@ -36,24 +44,17 @@ def test_more_images_in_progress_only_where_they_pay():
 
 
 def test_the_ladder_rises_from_the_floor_to_all():
-    rungs = ladder_by_rule(range(1, 17), steps=8, least=4, least_steps=5)
+    service = replace(SERVICE, steps=8, least_budget="4", least_steps=5)
+    rungs = [(rung.steps, rung.budget) for rung in service.ladder(range(1, 17))]
     budgets = [budget for _, budget in rungs]
     assert budgets == sorted(budgets)
     assert (budgets[0], budgets[-1]) == (4, 16)
     assert [steps for steps, budget in rungs if budget == 4] == [5, 6, 7, 8]
-    assert ladder_by_rule((), steps=8) == ((8, None),)
-    with pytest.raises(ValueError, match="least_budget must be at most 16, got 17"):
-        ladder_by_rule(range(1, 17), steps=8, least=17)
-    with pytest.raises(ValueError, match="least_steps must be 1 to 8, got 9"):
-        ladder_by_rule(range(1, 17), steps=8, least_steps=9)
-
-
-def test_qualities_are_parts_of_the_ladder():
-    ladder = ServiceSettings(model="digits", steps=8).ladder(range(1, 17))
-    accepted = qualities(ladder)
-    assert accepted["high"] == (ladder[-1:], len(ladder) - 1)
-    assert accepted["auto"] == (ladder, 0)
-    assert accepted["low"][0][-1] == accepted["medium"][0][0]
+    (only,) = replace(SERVICE, steps=8, least_steps=8).ladder(())
+    assert (only.steps, only.budget) == (8, None)
+    for changes, message in (({"least_budget": "17"}, "got 17"), ({"least_steps": 9}, "must be 1 to 8, got 9")):
+        with pytest.raises(ValueError, match=message):
+            replace(SERVICE, steps=8, **changes).ladder(range(1, 17))
 
 
 def test_costs_come_from_a_profile(tmp_path):
@@ -68,3 +69,110 @@ def test_costs_come_from_a_profile(tmp_path):
         read_profile(tmp_path / "q.json")
     with pytest.raises(ValueError, match="call must be milliseconds, 0 or more, got -1"):
         Costs(call=-1, around=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved_model(tmp_path_factory.mktemp("ladder") / "digits")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return elit.load_model(folder)
+
+
+def row(budget, steps, fd, guidance="none", scale=1.0, weak=None, digest=""):
+    setting = {"budget": str(budget), "steps": steps, "guidance": guidance, "scale": scale, "guidance_budget": weak}
+    setting |= {"share": 1.0, "gflops": 1.0, "ms": 1.0, "saturation": 0.0, "recipe_sha256": "", "file": ""}
+    return setting | {"count": 100, "detector": "digits", "model_sha256": digest, "fd": fd}
+
+
+@pytest.fixture
+def table(folder):
+    """Four latents need no more than six steps, one is bad at any number of them; CCFG at one scale."""
+    rows = [
+        row(count, steps, fd) for count, steps, fd in ((4, 2, 30), (4, 6, 10), (4, 12, 11), (2, 6, 12), (2, 12, 9.5))
+    ]
+    rows += [row(1, 6, 50), row(1, 12, 45), row("2@0-0.5,4@0.5-1", 6, 1.0), row(4, 8, 20, "cfg", 1.5)]
+    rows += [row(count, 8, 6.0 + count, "ccfg", 2.0, weak=1) for count in (1, 2, 4)]
+    path = folder / "sweep.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    yield path
+    path.unlink()
+
+
+def test_the_ladder_is_the_front(model, folder, table):
+    curves = {4: ((2, 6, 12), (30, 10, 11)), 2: ((6, 12), (12, 9.5)), 1: ((6, 12), (50, 45))}
+    scored = []
+    for count, (steps, values) in curves.items():
+        for each in range(steps[0], steps[-1] + 1):
+            fd = np.interp(np.log(each), np.log(steps), values)
+            scored.append((each * elit.count_flops(model, budget=count), fd, (each, count)))
+    front = [
+        (cost, rung)
+        for cost, fd, rung in scored
+        if not any(other <= cost and better <= fd and (other, better) != (cost, fd) for other, better, _ in scored)
+    ]
+    rungs, line = find_ladder(model, folder, SERVICE)
+    assert rungs == tuple(rung for _, rung in sorted(front))
+    assert (rungs[0], rungs[-1]) == ((2, 4), (12, 2))
+    words = f"{len(front)} settings, the best by fd for their FLOPs in {table}: "
+    assert line == words + "2 steps with 4 latents to 12 steps with 2 latents"
+
+
+@pytest.mark.parametrize(
+    ("changes", "rungs"),
+    [
+        ({"least_steps": 11, "least_budget": "50%"}, ((11, 2), (12, 2))),
+        ({"least_budget": "100%", "least_steps": 5}, ((5, 4), (6, 4))),
+        ({"most_steps": 20, "guidance_scale": 2.0, "guidance_budget": "1"}, ()),  # one latent is best there
+        ({"guidance_scale": 1.5}, ()),  # a single setting
+        ({"guidance_scale": 3.0}, ()),
+        ({"least_steps": 13}, ()),
+    ],
+)
+def test_the_services_guidance_and_floor(model, folder, table, changes, rungs):
+    assert find_ladder(model, folder, replace(SERVICE, **changes))[0] == rungs
+
+
+def test_only_a_table_of_this_network(model, folder, table):
+    rows = [row(4, steps, 30.0 - steps, digest="another") for steps in (2, 6)]
+    table.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with pytest.raises(ValueError, match="made for another network; make it again with elit sweep"):
+        find_ladder(model, folder, SERVICE)
+    beside = table.rename(folder.parent / "sweep.jsonl")
+    assert find_ladder(model, folder, SERVICE) == ((), "")
+    beside.write_text("".join(json.dumps(each | {"model_sha256": network_digest(model)}) + "\n" for each in rows))
+    assert f" in {beside}: " in find_ladder(model, folder, SERVICE)[1]
+    beside.rename(table)
+
+
+def test_requests_and_files_have_the_ladder(model):
+    service = replace(SERVICE, steps=12, rungs=[[2, 4], [6, 4], [12, 2]])
+    assert ServiceSettings(**yaml.safe_load(yaml.safe_dump(service.options()))) == service
+    about = {"guidance_scale": 1.0, "budgets": model.budgets, "guides": True, "size": [8, 8], "multiple": 0}
+    about |= {"text": False, "classes": 10, "class_names": [], "negative_prompt": False}
+    for more, rungs in (
+        ({}, [(2, 4), (6, 4), (12, 2)]),
+        ({"quality": "high"}, [(12, 2)]),
+        ({"quality": "medium"}, [(6, 4), (12, 2)]),
+        ({"quality": "low"}, [(2, 4), (6, 4)]),
+        ({"num_inference_steps": 20, "n": None}, [(20, 2), (20, 4)]),  # from the cheapest
+    ):
+        request = read_request(json.dumps({"prompt": "3"} | more).encode(), service, about, 0.0)
+        assert [(rung.steps, rung.budget) for rung in request.settings] == rungs
+        assert request.at(request.first) == request.least
+    with pytest.raises(ValueError, match=r"rungs must be a ladder whose last steps are steps=20"):
+        replace(SERVICE, rungs=[(2, 4), (12, 2)])
+
+
+def test_the_command_says_which_ladder(folder, table, tmp_path, capsys):
+    out = tmp_path / "app.yaml"
+    assert main(["serve", str(folder), "--build", str(out)]) == 0
+    assert f"elit serve: 8 settings, the best by fd for their FLOPs in {table}" in capsys.readouterr().err
+    options = yaml.safe_load(out.read_text())["applications"][0]["args"]
+    assert options["steps"] == 12
+    assert options["rungs"][0] == [2, 4]
+    assert main(["serve", str(folder), "--steps", "12", "--build", str(out), "--overwrite"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "rungs" not in yaml.safe_load(out.read_text())["applications"][0]["args"]

@@ -2,7 +2,7 @@
 
 import base64
 import io
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -16,8 +16,8 @@ from service import served
 import elit
 from elit.cli.main import main
 from elit.elastic.engine import PipelineEngine
-from elit.serve.measure import load_replica, measure_costs
-from elit.serve.replica import Replica
+from elit.serve.ladder import measure_costs
+from elit.serve.replica import Replica, load_replica
 from elit.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow
@@ -63,17 +63,13 @@ def test_answers_are_the_pipelines_own_pixels_whatever_is_beside_them(service, p
         ("a kite", {"seed": 3, "guidance_scale": 2.5, "guidance_budget": 1, "num_inference_steps": 3}, {}, {}),
         ("a tree", {"seed": 4, "negative_prompt": "dull"}, {"size": "32x64"}, {"width": 32, "height": 64}),
     ]
-    answers = [None] * len(asked)
 
-    def ask(place):
-        prompt, extra, more, _ = asked[place]
-        answers[place] = client.images.generate(prompt=prompt, extra_body=extra, **more)
+    def ask(case):
+        prompt, extra, more, _ = case
+        return client.images.generate(prompt=prompt, extra_body=extra, **more)
 
-    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(asked))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(ask, asked))
     for answer, (prompt, extra, more, call) in zip(answers, asked, strict=True):
         report = answer.model_extra["elit"]
         if extra.get("guidance_scale") != 1:
@@ -92,7 +88,7 @@ def test_answers_are_the_pipelines_own_pixels_whatever_is_beside_them(service, p
         ({"size": "33x64"}, "multiples of 8"),
         ({"size": "128x64"}, "at most 4096 pixels"),
         ({"size": "x"}, "WIDTHxHEIGHT"),
-        ({"extra_body": {"negative_prompt": "dull", "guidance_scale": 1}}, "guidance_scale above 1"),
+        ({"extra_body": {"negative_prompt": "dull", "guidance_scale": 1}}, "a guidance_scale above 1"),
         ({"extra_body": {"budget": 17}}, "got 17"),
     ],
 )
@@ -107,7 +103,7 @@ def test_a_saved_pipeline_is_served_by_its_folder(tmp_path, capsys):
     pipe.save_pretrained(tmp_path / "whole")
     assert main(["serve", str(tmp_path / "whole"), "--steps", "2", "--build", str(tmp_path / "app.yaml")]) == 0
     (app,) = yaml.safe_load((tmp_path / "app.yaml").read_text())["applications"]
-    service = ServiceSettings.from_dict(app["args"])
+    service = ServiceSettings(**app["args"])
     with served(service, replica=load_replica(service)) as (url, _, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         answer = client.images.generate(prompt="7", extra_body={"seed": 5, "budget": 4, "guidance_scale": 1})

@@ -17,9 +17,8 @@ FULL_MS, FLOOR_MS = COSTS.alone_ms(RUNGS[-1]), COSTS.alone_ms(RUNGS[0])
 
 
 def request(id, arrival, deadline, low=0, high=7, images=1):
-    return Request(
-        id=str(id), arrival=arrival, deadline=deadline, settings=RUNGS[low : high + 1], first=low, images=images
-    )
+    settings, seeds = RUNGS[low : high + 1], (0,) * images
+    return Request(id=str(id), arrival=arrival, deadline=deadline, settings=settings, first=low, seeds=seeds)
 
 
 @st.composite
@@ -128,7 +127,7 @@ def timeline(policy, now):
 @given(st.integers(1, 3), traffic())
 def test_where_steps_take_what_was_thought_nobody_is_served_late(slots, requests):
     policy = Policy(replace(COSTS, separate=True), len(RUNGS), PolicySettings(slots=slots))
-    requests = [replace(each, images=1) for each in requests]
+    requests = [replace(each, seeds=(0,)) for each in requests]
     _, _, ends = run(policy, requests)
     deadlines = {each.id: each.deadline for each in requests}
     assert all(at <= deadlines[id] + 1e-9 for id, at in ends.items())

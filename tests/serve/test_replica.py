@@ -9,9 +9,9 @@ from service import saved_model
 import elit
 from elit.planner.cost import Costs
 from elit.sampling.engine import NetworkEngine
-from elit.serve.measure import measure_costs
+from elit.serve.ladder import measure_costs
 from elit.serve.replica import MAX_FAILURES, Replica
-from elit.serve.requests import Job
+from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
 
 SETTING = elit.Sampling(steps=2, budget=2)
@@ -28,9 +28,9 @@ def replica(model):
     return Replica(NetworkEngine(model, exact=True), Costs(call=1.0, around=1.0), service)
 
 
-def job(id, prompt="3"):
+def request(id, prompt="3"):
     now = time.time()
-    return Job(id=id, prompt=prompt, arrival=now, deadline=now + 60, settings=(SETTING,), first=0, seeds=(0,))
+    return Request(id=id, prompt=prompt, arrival=now, deadline=now + 60, settings=(SETTING,))
 
 
 def test_a_client_that_leaves_while_another_request_begins(replica, monkeypatch):
@@ -38,13 +38,12 @@ def test_a_client_that_leaves_while_another_request_begins(replica, monkeypatch)
     monkeypatch.setattr(replica.engine, "begin", lambda *args, **given: time.sleep(0.2) or begin(*args, **given))
 
     async def run():
-        replica.start()
-        first, leaving, itself = (asyncio.create_task(replica.generate(job(id))) for id in "abc")
+        first, leaving, itself = (asyncio.create_task(replica.generate(request(id))) for id in "abc")
         await asyncio.sleep(0.1)
         leaving.cancel()
         await asyncio.sleep(0.2)
         itself.cancel()  # while its own run begins
-        answers = [await first, await replica.generate(job("d"))]
+        answers = [await first, await replica.generate(request("d"))]
         replica.check()
         return answers
 
@@ -64,8 +63,7 @@ def test_an_error_of_a_beginning_is_its_own_requests(replica, monkeypatch):
     monkeypatch.setattr(replica.engine, "conditions", picky)
 
     async def run():
-        replica.start()
-        tasks = [replica.generate(job(prompt, prompt)) for prompt in ("large", "3", "wrong")]
+        tasks = [replica.generate(request(prompt, prompt)) for prompt in ("large", "3", "wrong")]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     failed, good, invalid = asyncio.run(run())
@@ -82,8 +80,7 @@ def test_an_error_of_a_run_is_its_own_requests(replica, monkeypatch):
         runs[0].error = ValueError("no such word") if len(runs) == 2 else None
 
     async def run():
-        replica.start()
-        return await asyncio.gather(*(replica.generate(job(id)) for id in "ab"))
+        return await asyncio.gather(*(replica.generate(request(id)) for id in "ab"))
 
     monkeypatch.setattr(replica.engine, "step", picky)
     invalid, good = asyncio.run(run())
@@ -98,11 +95,10 @@ def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):
     monkeypatch.setattr(replica.engine, "step", fail)
 
     async def run():
-        replica.start()
         for number in range(MAX_FAILURES):
             replica.check()
             with pytest.raises(RuntimeError, match="the engine failed"):
-                await replica.generate(job(str(number)))
+                await replica.generate(request(str(number)))
         with pytest.raises(RuntimeError, match="the engine fails"):
             replica.check()
 

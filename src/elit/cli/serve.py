@@ -2,16 +2,16 @@
 
 import importlib.util
 import os
+import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from elit.cli.main import check_device, free_port
-from elit.cli.main import parse as parse_arguments
 from elit.files import Json, check_new_output
-from elit.serve.settings import KEY_VARIABLE, ServiceSettings, check_key
+from elit.serve import LOOPBACK
+from elit.serve.settings import KEY_VARIABLE, ServiceSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,6 @@ class Args(ServiceSettings):
     """Print the result as JSON last on stdout."""
 
 
-def parse(arguments: Sequence[str]) -> Args:
-    if any(word.split("=")[0] == "--simulate" for word in arguments):
-        raise ValueError("simulate: moved; use python benchmarks/simulator.py TRACE --profile FILE, in the repository")
-    args: Args = parse_arguments(Args, "serve", arguments)
-    return args
-
-
 def run(args: Args) -> Json:
     if args.build:
         check_new_output(args.build, overwrite=args.overwrite, folder=False, name="build")
@@ -43,7 +36,11 @@ def run(args: Args) -> Json:
         if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
             raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")
     key = args.api_key or os.environ.get(KEY_VARIABLE) or None
-    check_key(args.host, key)
+    if args.host not in LOOPBACK and not key:
+        where = f"or {KEY_VARIABLE} in the environment"
+        raise ValueError(f"host={args.host!r}: others can reach it; give --api-key, {where}")
+    if key and not re.fullmatch("[!-~]{8,}", key):
+        raise ValueError("api_key must be at least 8 printable characters without a space")
     service = settings(args, check_device(args.device), needs_key=key is not None)
 
     from elit.serve.server import StopSignal, start, stop, write_config
@@ -74,29 +71,28 @@ def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceS
     from elit.models.transformer import Transformer
     from elit.pretrained import model_name
 
-    network: Any = None
     # Before Ray is started for it; a pipeline may be large, so its add-on alone is read.
-    if (pipeline := open_pipeline(args.model)) is not None:
-        budgets = tuple(pipeline.budgets)
-    elif not isinstance(network := load_model(args.model), Transformer):
+    pipeline = open_pipeline(args.model)
+    network = load_model(args.model) if pipeline is None else None
+    if network is not None and not isinstance(network, Transformer):
         raise ValueError(f"model={str(args.model)!r}: an elastified transformer alone; give the folder of its pipeline")
-    else:
-        budgets = network.budgets
-    folder = args.model.absolute()
+    folder, threads = args.model.absolute(), args.threads
+    if threads is None and device == "cpu":
+        threads = max(1, torch.get_num_threads() // args.replicas)
     service = replace(
         args,
         model=folder if model_name(args.model) == str(args.model) else Path(model_name(args.model)),
         name=args.name or folder.name,
         device=device,
         gpus=float(device.startswith("cuda")) if args.gpus is None else args.gpus,
+        threads=threads,
         profile=args.profile.absolute() if args.profile else None,
         needs_key=needs_key,
     )
-    if args.threads is None and device == "cpu":
-        service = replace(service, threads=max(1, torch.get_num_threads() // args.replicas))
-    service.ladder(budgets)
+    opened: Any = pipeline or network
+    service.ladder(opened.budgets)
     if args.steps is None and network is not None:
-        from elit.serve.table_ladder import find_ladder
+        from elit.serve.ladder import find_ladder
 
         rungs, line = find_ladder(network, args.model, service)
         if rungs:

@@ -10,18 +10,21 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import ClientDisconnect
 
 from elit.files import Json
 from elit.serve.metrics import Metrics
-from elit.serve.requests import ApiError, ImageRequest, Job, make_job, read_request
+from elit.serve.requests import ApiError, read_request
+from elit.serve.requests import Request as ImageRequest
 from elit.serve.settings import ServiceSettings
 
 log = logging.getLogger("elit.serve")
@@ -34,145 +37,147 @@ BODY_SECONDS = 10.0
 NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) | {
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}
 }
+router = APIRouter()
 
 
-class Backend(Protocol):
-    """The replicas, which jobs go to."""
+def make_app(service: ServiceSettings, backend: Any, *, key: str | None = None) -> FastAPI:
+    """The app. Its `state` has `metrics`, and `draining`, which refuses new requests.
 
-    async def describe(self) -> Json:
-        """`replica.describe` of the model. Raises ApiError where there is none yet."""
-        ...
-
-    async def generate(self, job: Job) -> Json:
-        """A replica's answer: images and their settings, or a refusal. Raises ApiError."""
-        ...
-
-    def stream(self, job: Job) -> AsyncGenerator[Json, None]:
-        """Previews ({"preview": bytes}), then the answer. Raises ApiError."""
-        ...
-
-
-def make_app(service: ServiceSettings, backend: Backend, *, key: str | None = None) -> FastAPI:
-    """The app. Its `state` has `metrics`, and `draining`, which refuses new requests."""
+    backend: has `describe`, `generate` and `stream` of a `Replica`, all asynchronous. They may raise ApiError.
+    """
     app = FastAPI(title="elit serve", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.metrics, app.state.draining = Metrics(), False
-    metrics: Metrics = app.state.metrics
-
-    @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return as_response(error)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        known = "POST /v1/images/generations, GET /v1/models, /health, /ready and /metrics"
-        message = {404: "no such path", 405: "method not allowed"}.get(error.status_code)
-        return as_response(ApiError(error.status_code, f"{message}; there are {known}" if message else error.detail))
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
-        if key and request.url.path not in OPEN and not has_key(request, key):
-            response: Response = as_response(ApiError(401, "invalid API key; send Authorization: Bearer KEY"))
-        else:
-            try:
-                response = await call_next(request)
-            except Exception:  # a client sees no trace
-                log.exception("request failed")
-                response = as_response(ApiError(500, "internal error"))
-        metrics.requests.labels(str(response.status_code)).inc()
-        return response
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/ready")
-    async def ready() -> dict[str, str]:
-        if app.state.draining:
-            raise ApiError(503, "the service is stopping", retry=1)
-        await backend.describe()
-        return {"status": "ready"}
-
-    @app.get("/metrics")
-    async def show_metrics() -> Response:
-        return Response(metrics.text(), media_type=metrics.content_type)
-
-    @app.get("/v1/models")
-    async def models() -> Json:
-        return {"object": "list", "data": [await model_info()]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Json:
-        if name != service.name:
-            raise ApiError(404, f"model: {name[:64]!r} is not served here; give {service.name!r}", param="model")
-        return await model_info()
-
-    async def model_info() -> Json:
-        info = await backend.describe()
-        return {"id": service.name, "object": "model", "created": 0, "owned_by": "elit", "elit": info}
-
-    @app.post("/v1/images/generations")
-    async def generate(request: Request) -> Response:
-        arrival = time.time()
-        wanted = read_request(await read_body(request))
-        if app.state.draining:
-            raise ApiError(503, "the service is stopping; try another", retry=1)
-        job = make_job(wanted, service, await backend.describe(), arrival)
-        if wanted.stream:
-            return StreamingResponse(events(wanted, job), media_type="text/event-stream")
-        with metrics.request():
-            answer = await backend.generate(job)
-            check_served(answer)
-            metrics.served(answer, time.time() - job.arrival, time.time() <= job.deadline)
-        return JSONResponse(as_images(answer, wanted, job, service))
-
-    async def events(wanted: ImageRequest, job: Job) -> AsyncIterator[str]:
-        number = 0
-        try:
-            with metrics.request():
-                async with aclosing(backend.stream(job)) as answers:
-                    async for answer in answers:
-                        if "preview" in answer:
-                            event = {"partial_image_index": number, "b64_json": base64_of(answer["preview"])}
-                            yield as_event("image_generation.partial_image", event | common(wanted, job, answer))
-                            number += 1
-                            continue
-                        check_served(answer)
-                        metrics.served(answer, time.time() - job.arrival, time.time() <= job.deadline)
-                        for image in answer["images"]:
-                            event = {"b64_json": base64_of(image), "usage": NO_USAGE, "elit": report(answer, job)}
-                            yield as_event("image_generation.completed", event | common(wanted, job, answer))
-        except ApiError as error:
-            yield as_event("error", error.body())
-
+    state = app.state
+    state.service, state.backend, state.key, state.metrics, state.draining = service, backend, key, Metrics(), False
+    app.include_router(router)
+    app.add_exception_handler(ApiError, error_response)
+    app.add_exception_handler(HTTPException, error_response)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     return app
 
 
-def as_response(error: ApiError) -> JSONResponse:
+async def guard(call: Request, call_next: Any) -> Response:
+    """Asks for the key, counts answers, and hides errors from clients."""
+    state, key = call.app.state, call.app.state.key
+    scheme, _, given = call.headers.get("authorization", "").partition(" ")
+    same = key and hmac.compare_digest(given.strip().encode(), key.encode())
+    if key and call.url.path not in OPEN and not (same and scheme.lower() == "bearer"):
+        error = ApiError(401, "invalid API key; send Authorization: Bearer KEY")
+        response: Response = await error_response(call, error)
+        response.headers["WWW-Authenticate"] = "Bearer"
+    else:
+        try:
+            response = await call_next(call)
+        except Exception:
+            log.exception("request failed")
+            response = await error_response(call, ApiError(500, "internal error"))
+    state.metrics.requests.labels(str(response.status_code)).inc()
+    return response
+
+
+async def error_response(_: Request, error: Exception) -> JSONResponse:
+    """The answer for an ApiError, or for a path or method that does not exist."""
+    if isinstance(error, HTTPException):
+        known = "POST /v1/images/generations, GET /v1/models, /health, /ready and /metrics"
+        error = ApiError(error.status_code, f"{error.detail}; there are {known}")
+    assert isinstance(error, ApiError)
     headers = {"Retry-After": str(error.retry)} if error.retry else {}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
-def has_key(request: Request, key: str) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(), key.encode())
-    return same and scheme.lower() == "bearer"
+@router.get("/health")
+async def health() -> dict[str, str]:
+    return {"status": "ok"}
 
 
-async def read_body(request: Request) -> bytes:
+@router.get("/ready")
+async def ready(call: Request) -> dict[str, str]:
+    check_draining(call)
+    await call.app.state.backend.describe()
+    return {"status": "ready"}
+
+
+@router.get("/metrics")
+async def metrics(call: Request) -> Response:
+    return Response(call.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+async def models(call: Request) -> Json:
+    return {"object": "list", "data": [await model(call, call.app.state.service.name)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(call: Request, name: str) -> Json:
+    service = call.app.state.service
+    if name != service.name:
+        raise ApiError(404, f"model: {name[:64]!r} is not served here; give {service.name!r}", param="model")
+    info = await call.app.state.backend.describe()
+    return {"id": name, "object": "model", "created": 0, "owned_by": "elit", "elit": info}
+
+
+@router.post("/v1/images/generations")
+async def generate(call: Request) -> Response:
+    state, arrival = call.app.state, time.time()
+    body = await read_body(call)
+    check_draining(call)
+    request = read_request(body, state.service, await state.backend.describe(), arrival)
+    if request.stream:
+        return StreamingResponse(events(state, request), media_type="text/event-stream")
+    with state.metrics.request():
+        answer = await state.backend.generate(request)
+        count_served(state.metrics, answer, request)
+    name, start = ("url", f"data:image/{request.output_format};base64,") if request.as_urls else ("b64_json", "")
+    content = {
+        "created": int(time.time()),
+        "data": [{name: start + as_base64(image)} for image in answer["images"]],
+        "output_format": request.output_format,
+        "size": "{}x{}".format(*answer["size"]),
+        "model": state.service.name,
+        "elit": report(answer, request),
+    }
+    return JSONResponse(content)
+
+
+async def events(state: Any, request: ImageRequest) -> AsyncIterator[str]:
+    """OpenAI's events: previews, then the images."""
+    number = 0
+
+    def event(kind: str, content: Json, answer: Json) -> str:
+        common = {"type": kind, "created_at": int(time.time()), "size": "{}x{}".format(*answer["size"])}
+        common |= {"output_format": request.output_format, "quality": request.quality, "background": "opaque"}
+        return f"event: {kind}\ndata: {json.dumps(common | content)}\n\n"
+
+    try:
+        with state.metrics.request():
+            async with aclosing(state.backend.stream(request)) as answers:
+                async for answer in answers:
+                    if "preview" in answer:
+                        content = {"partial_image_index": number, "b64_json": as_base64(answer["preview"])}
+                        yield event("image_generation.partial_image", content, answer)
+                        number += 1
+                        continue
+                    count_served(state.metrics, answer, request)
+                    for image in answer["images"]:
+                        content = {"b64_json": as_base64(image), "usage": NO_USAGE, "elit": report(answer, request)}
+                        yield event("image_generation.completed", content, answer)
+    except ApiError as error:
+        yield f"event: error\ndata: {json.dumps({'type': 'error'} | error.body())}\n\n"
+
+
+def check_draining(call: Request) -> None:
+    if call.app.state.draining:
+        raise ApiError(503, "the service is stopping; try another", retry=1)
+
+
+async def read_body(call: Request) -> bytes:
     """The body, of at most `MAX_BODY` bytes within `BODY_SECONDS`. Raises ApiError."""
-    too_large = ApiError(413, f"body must have at most {MAX_BODY} bytes")
-    length = request.headers.get("content-length", "")
     body = b""
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if length.isdigit() and int(length[:20]) > MAX_BODY:
-                raise too_large
-            async for part in request.stream():
+            async for part in call.stream():
                 body += part
                 if len(body) > MAX_BODY:
-                    raise too_large
+                    raise ApiError(413, f"body must have at most {MAX_BODY} bytes")
     except TimeoutError:
         raise ApiError(408, f"body must arrive within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
@@ -180,8 +185,8 @@ async def read_body(request: Request) -> bytes:
     return body
 
 
-def check_served(answer: Json) -> None:
-    """Raises ApiError for a refusal, and for what the model does not take."""
+def count_served(metrics: Metrics, answer: Json, request: ImageRequest) -> None:
+    """Counts an answer with images. Raises ApiError for a refusal, and for what the model does not take."""
     if reason := answer.get("refused"):
         seconds = max(1, math.ceil(answer["retry_after"]))
         late = "the deadline cannot be met at the least quality that the request accepts"
@@ -189,40 +194,15 @@ def check_served(answer: Json) -> None:
         raise ApiError(429, f"{why}; try again in {seconds} s", code=reason, retry=seconds)
     if "invalid" in answer:
         raise ApiError(400, answer["invalid"])
+    metrics.served(answer, time.time() - request.arrival, time.time() <= request.deadline)
 
 
-def as_images(answer: Json, wanted: ImageRequest, job: Job, service: ServiceSettings) -> Json:
-    """OpenAI's ImagesResponse, with the settings of the images under "elit"."""
-    as_url = wanted.response_format == "url"
-    start = f"data:image/{job.output_format};base64," if as_url else ""
-    width, height = answer["size"]
-    return {
-        "created": int(time.time()),
-        "data": [{"url" if as_url else "b64_json": start + base64_of(image)} for image in answer["images"]],
-        "output_format": job.output_format,
-        "size": f"{width}x{height}",
-        "model": service.name,
-        "elit": report(answer, job),
-    }
-
-
-def report(answer: Json, job: Job) -> Json:
+def report(answer: Json, request: ImageRequest) -> Json:
     """How images were made."""
     names = ("budget", "steps", "guidance", "gflops", "queue_ms", "compute_ms", "batch", "replica")
-    more = {"seeds": list(job.seeds), "deadline_met": time.time() <= job.deadline}
+    more = {"seeds": list(request.seeds), "deadline_met": time.time() <= request.deadline}
     return {name: answer[name] for name in names} | more
 
 
-def common(wanted: ImageRequest, job: Job, answer: Json) -> Json:
-    """The fields of all events of a stream."""
-    size, quality = "{}x{}".format(*answer["size"]), wanted.quality or "auto"
-    more = {"output_format": job.output_format, "size": size, "quality": quality, "background": "opaque"}
-    return {"created_at": int(time.time())} | more
-
-
-def as_event(kind: str, content: Json) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind} | content)}\n\n"
-
-
-def base64_of(content: bytes) -> str:
+def as_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()

@@ -1,8 +1,8 @@
-"""Ray Serve: a deployment of replicas, each with a model, and a gateway that speaks HTTP and sends jobs to them.
+"""Ray Serve: a deployment of replicas, each with a model, and a gateway that speaks HTTP and sends requests to them.
 
     client -> Serve's proxy -> Gateway (api.py) -> Engines, one of two with the shorter queue -> policy, engine
 
-A job whose replica dies is sent to another while its deadline allows; it has its own seed, so it makes the same images.
+A request whose replica dies is sent to another while its deadline allows; with its own seed it makes the same images.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from elit.files import Json
 from elit.serve.api import make_app
-from elit.serve.requests import ApiError, Job
+from elit.serve.requests import ApiError, Request
 from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 
 log = logging.getLogger("elit.serve")
@@ -41,43 +41,39 @@ def listen_on_loopback() -> None:
 
     if os.environ.get(CLUSTER_VARIABLE) != "0":
         return
+
+    def on_loopback(add: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(add)
+        def add_port(server: Any, address: str, *rest: Any) -> int:
+            return add(server, re.sub(r"^(\[::\]|0\.0\.0\.0):", "127.0.0.1:", address), *rest)
+
+        return add_port
+
     for kind in grpc.aio.Server.__subclasses__():
         for name in ("add_insecure_port", "add_secure_port"):
             add = getattr(kind, name)
             if not hasattr(add, "__wrapped__"):
-                setattr(kind, name, _on_loopback(add))
-
-
-def _on_loopback(add: Callable[..., int]) -> Callable[..., int]:
-    @functools.wraps(add)
-    def add_port(server: Any, address: str, *rest: Any) -> int:
-        return add(server, re.sub(r"^(\[::\]|0\.0\.0\.0):", "127.0.0.1:", address), *rest)
-
-    return add_port
+                setattr(kind, name, on_loopback(add))
 
 
 class Engines:
     """A replica with the model."""
 
-    def __init__(self, service: Json):
+    def __init__(self, service: ServiceSettings):
         from elit.serve.deployment import listen_on_loopback  # the module's own, not a pickled copy
-        from elit.serve.measure import load_replica
+        from elit.serve.replica import load_replica
 
         listen_on_loopback()
-        name = serve.get_replica_context().replica_id.unique_id
-        self.replica = load_replica(ServiceSettings.from_dict(service), name)
+        self.replica = load_replica(service, serve.get_replica_context().replica_id.unique_id)
 
     async def describe(self) -> Json:
-        self.replica.start()
-        return self.replica.describe() | {"process": os.getpid()}
+        return await self.replica.describe() | {"process": os.getpid()}
 
-    async def generate(self, job: Job) -> Json:
-        self.replica.start()
-        return await self.replica.generate(job)
+    async def generate(self, request: Request) -> Json:
+        return await self.replica.generate(request)
 
-    async def stream(self, job: Job) -> AsyncGenerator[Json, None]:
-        self.replica.start()
-        async for answer in self.replica.stream(job):
+    async def stream(self, request: Request) -> AsyncGenerator[Json, None]:
+        async for answer in self.replica.stream(request):
             yield answer
 
     async def check_health(self) -> None:
@@ -85,7 +81,7 @@ class Engines:
 
 
 class Router:
-    """The app's backend, which sends jobs to replicas."""
+    """The app's backend, which sends requests to replicas."""
 
     def __init__(self, engines: DeploymentHandle, retried: Callable[[], None]):
         self.engines, self.retried = engines, retried
@@ -97,33 +93,33 @@ class Router:
                 self.model = await self.engines.describe.remote()
         return self.model
 
-    async def generate(self, job: Job) -> Json:
+    async def generate(self, request: Request) -> Json:
         for _ in range(TRIES):
-            with self.retrying(job):
-                async with errors_for_clients(max(job.deadline - time.time(), 0) + GRACE):
-                    return await self.engines.generate.remote(job)
+            with self.retrying(request):
+                async with errors_for_clients(max(request.deadline - time.time(), 0) + GRACE):
+                    return await self.engines.generate.remote(request)
         raise unavailable("the replicas that had this request died")
 
-    async def stream(self, job: Job) -> AsyncGenerator[Json, None]:
+    async def stream(self, request: Request) -> AsyncGenerator[Json, None]:
         for _ in range(TRIES):
-            with self.retrying(job):
+            with self.retrying(request):
                 async with errors_for_clients():
-                    answers: Any = self.engines.options(stream=True).stream.remote(job)
+                    answers: Any = self.engines.options(stream=True).stream.remote(request)
                     async for answer in answers:
                         yield answer
                     return
         raise unavailable("the replicas that had this request died")
 
     @contextmanager
-    def retrying(self, job: Job) -> Iterator[None]:
-        """Goes on where the replica of a job died, unless its deadline has passed."""
+    def retrying(self, request: Request) -> Iterator[None]:
+        """Goes on where the replica of a request died, unless its deadline has passed."""
         try:
             yield
         except RayActorError:
             self.retried()
-            if time.time() >= job.deadline:
+            if time.time() >= request.deadline:
                 raise unavailable("a replica died, and the deadline has passed") from None
-            log.warning("replica died; job %s is sent again", job.id)
+            log.warning("replica died; request %s is sent again", request.id)
 
 
 @asynccontextmanager
@@ -152,24 +148,23 @@ def unavailable(why: str) -> ApiError:
 
 
 class Gateway:
-    """HTTP in, jobs out; `serve.ingress` gives it its app, which `build_app` builds."""
+    """HTTP in, requests out; `serve.ingress` gives it its app, which `build_app` builds."""
 
-    def __init__(self, engines: DeploymentHandle, service: Json):
+    def __init__(self, engines: DeploymentHandle, service: ServiceSettings):
         from elit.serve import deployment
 
         deployment.listen_on_loopback()
         deployment.gateways.append(self)
-        settings, key = ServiceSettings.from_dict(service), os.environ.get(KEY_VARIABLE) or None
-        if settings.needs_key and not key:
+        key = os.environ.get(KEY_VARIABLE) or None
+        if service.needs_key and not key:
             raise RuntimeError(f"the environment variable {KEY_VARIABLE} is empty; this service needs a key")
         router = Router(engines, lambda: self.http_app.state.metrics.retries.inc())
-        self.http_app: Any = make_app(settings, router, key=key)
+        self.http_app: Any = make_app(service, router, key=key)
 
     async def drain(self, seconds: float) -> int:
         """Refuses new requests, and waits for unanswered ones; returns how many are left after `seconds`."""
         self.http_app.state.draining = True
-        metrics = self.http_app.state.metrics
-        end = time.monotonic() + seconds
+        metrics, end = self.http_app.state.metrics, time.monotonic() + seconds
         while metrics.unanswered and time.monotonic() < end:
             await asyncio.sleep(0.05)
         return int(metrics.unanswered)
@@ -187,11 +182,8 @@ def build_app() -> Any:
 
 
 def application(options: Json) -> Any:
-    """Serve's application, as a config's import_path names it.
-
-    options: `ServiceSettings` by name. Raises ValueError for others.
-    """
-    service = ServiceSettings.from_dict(options)
+    """Serve's application, as a config's import_path names it. options: `ServiceSettings` by name."""
+    service = ServiceSettings(**options)
     scale: Json = {"num_replicas": service.replicas}
     if high := service.max_replicas:
         low = max(1, service.min_replicas)
@@ -210,9 +202,8 @@ def application(options: Json) -> Any:
     gateway: Any = serve.deployment(
         serve.ingress(build_app)(Gateway),
         name="Gateway",
-        num_replicas=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=service.drain_seconds,
     )
-    return gateway.bind(engines.bind(service.to_dict()), service.to_dict())
+    return gateway.bind(engines.bind(service), service)

@@ -1,48 +1,102 @@
-"""A service's ladder of settings, from the cheapest to full quality, and the parts of it that requests accept."""
+"""What a replica's steps cost on this machine, and the ladder of settings that a sweep's table gives."""
 
-from collections.abc import Sequence
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from elit.budgets import evenly_spaced, resolve_budget
-from elit.config import require
-from elit.flow.guidance import CCFG, CFG, Guidance
+from elit.costs.timing import timed
+from elit.evaluate.plane import pareto_front
+from elit.files import Json
+from elit.flow.guidance import CFG
+from elit.models.transformer import Transformer
+from elit.planner.choose import Pricing, check_table, measured_plans, network_folder
+from elit.planner.cost import Costs, non_negative_prices
+from elit.planner.quality import Quality, find_table, read_quality
+from elit.sampling.engine import Engine
+from elit.sampling.pictures import encode_picture, single_frames
 from elit.sampling.settings import Sampling
+from elit.serve.settings import Rung, ServiceSettings, make_guidance
 
-Rung = tuple[int, int | None]
-"""Steps, and latents per group; None for a network without a latent interface."""
+MAX_RUNGS = 12
+STEPS = 3
+"""Steps of a measured run; the first warms up."""
+PRICES = ("call", "core", "around", "linear", "square")
 
 
-def ladder_by_rule(
-    budgets: Sequence[int], *, steps: int, least: int | None = None, least_steps: int | None = None
-) -> tuple[Rung, ...]:
-    """At most 8 budgets from `least` to all at `steps`, and below them fewer steps at the least budget.
+def measure_costs(engine: Engine, *, seconds: float = 4.0) -> Costs:
+    """The time of steps at three budgets: of one image, guided, and of two where they are stepped together."""
+    budgets = engine.budgets
+    measured = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [None]
+    plain = [Sampling(steps=STEPS, budget=count) for count in measured]
+    cases = [[each] for each in plain]
+    if "cfg" in engine.guidance_kinds:
+        cases += [[replace(each, guidance=CFG(1.5))] for each in plain]
+    if not engine.exact:
+        cases += [*([each, each] for each in plain), [plain[0], plain[-1]]]
+    taken: list[list[float]] = [[] for _ in cases]
+    ends: list[float] = []
+    start = time.perf_counter()
+    while not ends or time.perf_counter() - start < seconds:
+        for case, times in zip(cases, taken, strict=True):
+            steps, end = time_run(engine, case)
+            times += steps
+            ends.append(end / len(case))
+    ms = [statistics.median(times) for times in taken]
+    free = Costs(separate=engine.exact)
+    units = [replace(free, **Json({name: 1.0})) for name in PRICES]
+    counts = np.array([[unit.step_ms((each, 1) for each in case) for unit in units] for case in cases])
+    prices: Json = dict(zip(PRICES, non_negative_prices(counts / np.array(ms)[:, None]), strict=True))
+    return replace(free, **prices, image=statistics.median(ends))
 
-    budgets: of the network, ascending; () without a latent interface. Raises ValueError for a floor that is too high.
+
+def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:
+    """Milliseconds of the steps after the first, and of everything else: text encoder, autoencoder, files."""
+    device, start = engine.network.device, time.perf_counter()
+    runs = [engine.begin([engine.example], [seed], sampling) for seed, sampling in enumerate(case)]
+    steps = [1e3 * timed(lambda: engine.step(runs), device)[1] for _ in range(STEPS)]
+    for run in runs:
+        encode_picture(single_frames(run.pictures()[0], ".png"), ".png")
+    total = 1e3 * (time.perf_counter() - start)
+    return steps[1:], max(0.0, total - STEPS * statistics.median(steps[1:]))
+
+
+def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> tuple[tuple[Rung, ...], str]:
+    """The rungs from the table of `elit sweep` in the folder of `model` or beside it, and a line about them.
+
+    No rungs without a table of this network. Raises ValueError where the table in the folder is damaged or of another
+    network.
     """
-    floor_steps = steps if least_steps is None else least_steps
-    require(1 <= floor_steps <= steps, "least_steps", least_steps, f"1 to {steps}")
-    usable = [count for count in budgets if least is None or count >= least]
-    require(not budgets or bool(usable), "least_budget", least, f"at most {max(budgets, default=0)}")
-    spaced: Sequence[int | None] = evenly_spaced(usable, 8) or [None]
-    fewer = [(count, spaced[0]) for count in evenly_spaced(range(floor_steps, steps), 4)]
-    return (*fewer, *((steps, count) for count in spaced))
+    place = network_folder(folder)
+    path = place and find_table(place)
+    quality, _ = check_table(read_quality(path), model, place) if path else (None, "")
+    rungs = table_ladder(model, quality, service) if quality else ()
+    if not quality or not rungs:
+        return (), ""
+    first, last = (
+        f"{steps} steps" + (f" with {count} latents" if count else "") for steps, count in rungs[:: len(rungs) - 1]
+    )
+    return rungs, f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {path}: {first} to {last}"
 
 
-def make_guidance(scale: float, weak: int | float | str | None, budgets: Sequence[int]) -> Guidance | None:
-    """Guidance of `scale` (1 is off), its second branch at `weak` (None = as the first). Raises ValueError."""
-    if scale == 1:
-        return None
-    return CFG(scale) if weak is None else CCFG(scale, resolve_budget(weak, budgets))
+def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings) -> tuple[Rung, ...]:
+    """The front of a table: settings that no other one beats in FLOPs and score; () where less than two remain.
 
-
-def qualities(ladder: Sequence[Sampling]) -> dict[str, tuple[tuple[Sampling, ...], int]]:
-    """The rungs of a ladder that low, medium, high and auto accept, and the place of their first.
-
-    auto: all of them. high: the full setting alone. medium: from the middle up. low: up to the middle.
+    They have the service's guidance, a budget that is the same in all steps, and steps between the fewest and the most
+    that were scored with it, all within the service's limits.
     """
-    middle = len(ladder) // 2
-    return {
-        "auto": (tuple(ladder), 0),
-        "low": (tuple(ladder[: middle + 1]), 0),
-        "medium": (tuple(ladder[middle:]), middle),
-        "high": (tuple(ladder[-1:]), len(ladder) - 1),
-    }
+    least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
+    guidance = make_guidance(service.scale(1.0), service.guidance_budget or None, model.budgets)
+    scored: list[tuple[float, float, Rung]] = []
+    for plan in measured_plans(quality, Pricing(model), guidance):
+        if not isinstance(plan.budget, int | None):
+            continue
+        num_latents = resolve_budget(plan.budget, model.budgets)
+        if (num_latents or 0) >= (least or 0) and (service.least_steps or 0) <= plan.steps <= service.most_steps:
+            scored.append((plan.gflops or 0.0, quality.loss(plan.quality or 0.0), (plan.steps, num_latents)))
+    front = pareto_front([cost for cost, _, _ in scored], [loss for _, loss, _ in scored])
+    rungs = tuple(scored[place][2] for place in evenly_spaced(front, MAX_RUNGS))
+    return rungs if len(rungs) > 1 else ()

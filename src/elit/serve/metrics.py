@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from elit.files import Json
 from elit.serve.requests import ApiError
@@ -16,29 +16,25 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Metrics:
     """One registry, so that several services of a process do not meet."""
 
-    content_type = CONTENT_TYPE_LATEST
-
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        make = self._make
-        self.requests = make(Counter, "requests", "Answers by HTTP status", ["status"])
-        self.rejections = make(Counter, "rejections", "Refused requests by reason", ["reason"])
-        self.images = make(Counter, "images", "Images served by latents per group and steps", ["budget", "steps"])
-        self.latency = make(Histogram, "latency_seconds", "From arrival to answer, of served requests", [], SECONDS)
-        self.wait = make(Histogram, "queue_wait_seconds", "Before the first step", [], SECONDS)
+        counter: Any = partial(Counter, registry=self.registry)
+        gauge: Any = partial(Gauge, registry=self.registry)
+        histogram: Any = partial(Histogram, registry=self.registry)
+        self.requests = counter("elit_requests", "Answers by HTTP status", ["status"])
+        self.rejections = counter("elit_rejections", "Refused requests by reason", ["reason"])
+        self.images = counter("elit_images", "Images served by latents per group and steps", ["budget", "steps"])
+        self.latency = histogram("elit_latency_seconds", "From arrival to answer, of the served", buckets=SECONDS)
+        self.wait = histogram("elit_queue_wait_seconds", "Before the first step", buckets=SECONDS)
         sizes = (1, 2, 4, 8, 16, 32, 64)
-        self.batch = make(Histogram, "batch_images", "Images in progress, mean over a request's steps", [], sizes)
-        self.deadlines = make(Counter, "deadlines", "Requests by whether their deadline was met", ["met"])
-        self.attainment = make(Gauge, "slo_attainment", "Share of all requests answered with images in time", [])
-        self.queue = make(Gauge, "queue_length", "Requests waiting at a replica at its last answer", ["replica"])
-        self.in_flight = make(Gauge, "in_flight", "Requests without an answer", [])
-        self.retries = make(Counter, "retries", "Requests sent again since a replica died", [])
+        self.batch = histogram("elit_batch_images", "Images in progress, mean over a request's steps", buckets=sizes)
+        self.deadlines = counter("elit_deadlines", "Requests by whether their deadline was met", ["met"])
+        self.attainment = gauge("elit_slo_attainment", "Share of all requests answered with images in time")
+        self.queue = gauge("elit_queue_length", "Requests waiting at a replica at its last answer", ["replica"])
+        self.in_flight = gauge("elit_in_flight", "Requests without an answer")
+        self.retries = counter("elit_retries", "Requests sent again since a replica died")
         self.attained = self.judged = self.unanswered = 0
         self.attainment.set(1)
-
-    def _make(self, kind: Any, name: str, help: str, labels: list[str], buckets: Any = None) -> Any:
-        more = {"buckets": buckets} if buckets else {}
-        return kind(f"elit_{name}", help, labels, registry=self.registry, **more)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -49,8 +45,8 @@ class Metrics:
             yield
         except ApiError as error:
             if error.status == 429 or error.status >= 500:
-                self.rejections.labels(error.code or "deadline" if error.status == 429 else "unavailable").inc()
-                self.count_deadline(False)
+                self.rejections.labels(error.code or "unavailable").inc()
+                self._count_deadline(False)
             raise
         finally:
             self.unanswered -= 1
@@ -63,9 +59,9 @@ class Metrics:
         self.wait.observe(answer["queue_ms"] / 1e3)
         self.batch.observe(answer["batch"])
         self.queue.labels(answer["replica"]).set(answer["queue_length"])
-        self.count_deadline(met)
+        self._count_deadline(met)
 
-    def count_deadline(self, met: bool) -> None:
+    def _count_deadline(self, met: bool) -> None:
         self.deadlines.labels("yes" if met else "no").inc()
         self.judged, self.attained = self.judged + 1, self.attained + met
         self.attainment.set(self.attained / self.judged)

@@ -15,7 +15,7 @@ Since every request that was taken can be met, none is overtaken for ever.
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elit.planner.cost import Costs
 from elit.sampling.settings import Sampling
@@ -138,7 +138,7 @@ class Policy:
     def finishes(self, now: float, waiting: Sequence[tuple[Request, Sampling]]) -> Iterable[tuple[Request, float]]:
         """When running requests, and waiting ones in this order and at these settings, would be done; as they end."""
         scale = self.settings.safety * self.slowdown / 1e3
-        running = [Running(each.request, each.setting, each.steps_left) for each in self.running]
+        running = [replace(each) for each in self.running]
         place, at = 0, now
         while running or place < len(waiting):
             while place < len(waiting) and self._free(running, waiting[place][0]):
@@ -167,11 +167,6 @@ class Policy:
         ends = self.finishes(now, [(each, each.least) for each in waiting])
         return {request.id: at - request.deadline for request, at in ends if at > request.deadline}
 
-    def _met(self, now: float, waiting: Sequence[tuple[Request, Sampling]]) -> bool:
-        reserve = self.settings.reserve
-        ends = self.finishes(now, waiting)
-        return all(at <= each.deadline - reserve * (each.deadline - each.arrival) for each, at in ends)
-
     def _harms(self, now: float, request: Request, setting: Sampling) -> bool:
         """True where requests in progress meet their deadlines now, but not if this one starts beside them."""
         ids = {each.request.id for each in self.running}
@@ -182,10 +177,12 @@ class Policy:
         return not met([(request, setting)]) and met([])
 
     def _highest(self, now: float) -> int:
-        """The highest level at which all are met; the lowest where none is."""
+        """The highest level at which all end with their reserve left; the lowest where there is none."""
+        reserve = self.settings.reserve
 
         def missed(level: int) -> bool:
-            return not self._met(now, [(each, each.at(level)) for each in self.waiting])
+            ends = self.finishes(now, [(each, each.at(level)) for each in self.waiting])
+            return any(at > each.deadline - reserve * (each.deadline - each.arrival) for each, at in ends)
 
         return bisect_left(range(1, self.levels), True, key=missed)
 
@@ -201,8 +198,7 @@ class Policy:
 
     def _hopeless(self, now: float) -> Iterable[Refusal]:
         """Takes out the requests that would be late at their least: it is better not to begin them."""
-        while True:
-            late = self._late(now, self.waiting)
+        while late := self._late(now, self.waiting):
             first = next((request for request in self.waiting if request.id in late), None)
             if first is None:
                 return

@@ -6,55 +6,60 @@ batch.
 """
 
 import asyncio
-import io
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from elit.budgets import evenly_spaced
+from elit.elastic.engine import load_engine
 from elit.files import Json
+from elit.planner.choose import find_profile, network_folder
 from elit.planner.cost import Costs, branch_latents
-from elit.sampling.engine import Engine, Run
-from elit.sampling.pictures import image_grid
+from elit.planner.profile import read_profile
+from elit.pretrained import measurements_folder, model_folder
+from elit.sampling.engine import Engine, NetworkEngine, Run
+from elit.sampling.pictures import encode_picture, single_frames
 from elit.sampling.settings import Sampling
-from elit.serve.policy import Policy, PolicySettings, Refusal
-from elit.serve.requests import Job
-from elit.serve.settings import ServiceSettings
+from elit.serve.ladder import measure_costs
+from elit.serve.policy import Policy, PolicySettings, Refusal, Running
+from elit.serve.requests import Request
+from elit.serve.settings import ServiceSettings, parse_size
 
 log = logging.getLogger("elit.serve")
 MAX_SLOTS = 8
-MAX_COSTS = 17
-"""Budgets with a cost in the description; between them it is nearly linear."""
 MAX_FAILURES = 3
 """Failed steps in a row after which the replica is unhealthy."""
 
 
 @dataclass
 class Progress:
-    """A job at this replica."""
+    """A request at this replica."""
 
-    job: Job
+    request: Request
     answers: asyncio.Queue[Json | Exception] = field(default_factory=asyncio.Queue)
     runs: list[Run] = field(default_factory=list)
     """One an image, so that its bytes do not depend on the request's others."""
-    setting: Sampling | None = None
     started: float = 0.0
     batches: list[int] = field(default_factory=list)
     """Images in progress in each of its steps."""
 
     def wants_preview(self) -> bool:
-        steps, step, previews = self.runs[0].total, self.runs[0].steps_done, self.job.previews
+        steps, step, previews = self.runs[0].total, self.runs[0].steps_done, self.request.previews
         return step < steps and any(step == max(1, steps * (i + 1) // (previews + 1)) for i in range(previews))
+
+    def encode(self, pixels: Tensor) -> bytes:
+        """One picture (1, C, H, W) as the content of a file."""
+        suffix = f".{self.request.output_format}"
+        return encode_picture(single_frames(pixels[0], suffix), suffix)
 
 
 class Replica:
-    """Jobs in, pictures out. `start` its loop inside a running event loop."""
+    """Requests in, pictures out, by a loop inside the running event loop."""
 
     def __init__(
         self,
@@ -81,18 +86,14 @@ class Replica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        if self._loop_task is None:
-            self._loop_task = asyncio.get_running_loop().create_task(self._run())
-
     def check(self) -> None:
         """Raises RuntimeError where this replica must be replaced."""
         if self.failures >= MAX_FAILURES or (self._loop_task is not None and self._loop_task.done()):
             raise RuntimeError("the engine fails")
 
-    def describe(self) -> Json:
-        """The model for its clients: size (width, height) in pixels, budgets, classes or text, and costs."""
-        engine, policy = self.engine, self.policy
+    async def describe(self) -> Json:
+        """The model for its clients: size (width, height) in pixels, budgets, classes or text."""
+        engine = self.engine
         return {
             "size": list(engine.size),
             "multiple": engine.multiple,
@@ -102,32 +103,25 @@ class Replica:
             "class_names": list(engine.classes),
             "negative_prompt": engine.takes_negatives,
             "guides": "cfg" in engine.guidance_kinds,
-            "step_gflops": self._step_gflops,
             "guidance_scale": engine.default_scale,
-            "slots": policy.settings.slots,
-            "costs": vars(policy.costs),
-            "replica": self.name,
+            "costs": vars(self.policy.costs),
         }
 
-    @cached_property
-    def _step_gflops(self) -> list[tuple[int, float]]:
-        """(latents per group, GFLOPs) of one branch of a step of one image; 0 latents without an interface."""
-        counts: Sequence[int | None] = evenly_spaced(self.engine.budgets, MAX_COSTS) or [None]
-        return [(count or 0, self.engine.gflops(Sampling(steps=1, budget=count))) for count in counts]
-
-    async def generate(self, job: Job) -> Json:
+    async def generate(self, request: Request) -> Json:
         """Pictures and their settings, or {"refused", "retry_after"}, or {"invalid"}."""
         answer: Json = {}
-        async for answer in self.stream(job):  # noqa: B007
+        async for answer in self.stream(request):  # noqa: B007
             pass
         return answer
 
-    async def stream(self, job: Job) -> AsyncGenerator[Json, None]:
-        """Previews, then the answer. A client that leaves frees the job's place."""
-        if refusal := self.policy.arrive(job, time.time()):
+    async def stream(self, request: Request) -> AsyncGenerator[Json, None]:
+        """Previews, then the answer. A client that leaves frees its place."""
+        if self._loop_task is None:
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+        if refusal := self.policy.arrive(request, time.time()):
             yield refused(refusal)
             return
-        progress = self.here[job.id] = Progress(job)
+        progress = self.here[request.id] = Progress(request)
         self._wake.set()
         try:
             while True:
@@ -138,12 +132,12 @@ class Replica:
                 if "preview" not in answer:
                     return
         finally:
-            self.here.pop(job.id, None)
+            self.here.pop(request.id, None)
             self._end(progress)
 
     def _end(self, progress: Progress) -> None:
-        """Frees the job's place; its runs are closed before the next step."""
-        self.policy.leave(progress.job.id)
+        """Frees the request's place; its runs are closed before the next step."""
+        self.policy.leave(progress.request.id)
         self._left += progress.runs
         progress.runs = []
         self._wake.set()
@@ -155,7 +149,7 @@ class Replica:
                 await self._in_thread(self._left.pop().close)
             starts, refusals = self.policy.decide(time.time())
             for refusal in refusals:
-                self._answer(refusal.request.id, refused(refusal))
+                self._answer(refusal.request, refused(refusal))
             for start in starts:
                 if progress := self.here.get(start.request.id):  # else the client left while another request began
                     await self._begin(progress, start.setting)
@@ -167,102 +161,119 @@ class Replica:
                     await self._wake.wait()
 
     async def _begin(self, progress: Progress, setting: Sampling) -> None:
-        job, engine = progress.job, self.engine
-        progress.started, progress.setting = time.time(), setting
+        request, engine = progress.request, self.engine
+        progress.started = time.time()
 
         def begin() -> list[Run]:
-            conditions, negatives = engine.conditions([job.prompt]), [job.negative_prompt]
-            options: Json = {"size": job.size, "negatives": negatives}
-            return [engine.begin(conditions, [seed], setting, **options) for seed in job.seeds]
+            conditions = engine.conditions([request.prompt])
+            options: Json = {"size": request.size, "negatives": [request.negative_prompt]}
+            return [engine.begin(conditions, [seed], setting, **options) for seed in request.seeds]
 
         try:
             progress.runs = await self._in_thread(begin)
         except Exception as error:  # out of memory, too, is this request's alone
             self._fail(progress, error)
             return
-        if job.id not in self.here:
+        if request.id not in self.here:
             self._end(progress)
 
     async def _step(self) -> None:
         """One step of all in progress; those at their end are answered."""
-        running = [progress for each in self.policy.running if (progress := self.here.get(each.request.id))]
-        runs = [run for each in running for run in each.runs]
+        running = [(each, found) for each in self.policy.running if (found := self.here.get(each.request.id))]
+        runs = [run for _, progress in running for run in progress.runs]
         start = time.perf_counter()
         try:
             await self._in_thread(self.engine.step, runs)
-        except Exception as error:
+        except Exception:
+            log.exception("a step failed")
             self.failures += 1
-            for each in running:
-                self._fail(each, RuntimeError("the engine failed"), cause=error)
+            for _, progress in running:
+                self._fail(progress, RuntimeError("a step failed"))
             return
         self.failures = 0
-        done = {each.request.id for each in self.policy.stepped(1e3 * (time.perf_counter() - start))}
-        for each in running:
-            each.batches.append(len(runs))
-            if not each.runs:  # its client has left
+        done = self.policy.stepped(1e3 * (time.perf_counter() - start))
+        for each, progress in running:
+            progress.batches.append(len(runs))
+            if not progress.runs:  # its client has left
                 continue
-            if error := next((run.error for run in each.runs if run.error), None):
-                self._fail(each, error)
-            elif each.job.id in done:
-                await self._finish(each)
-            elif each.job.previews and each.wants_preview():
-                pixels = await self._in_thread(each.runs[0].preview)
+            if error := next((run.error for run in progress.runs if run.error), None):
+                self._fail(progress, error)
+            elif each in done:
+                await self._finish(progress, each)
+            elif progress.wants_preview():
+                pixels = await self._in_thread(progress.runs[0].preview)
                 if pixels is not None:
-                    picture = {"preview": encode(pixels, each.job.output_format), "size": self.engine.size}
-                    each.answers.put_nowait(picture)
+                    progress.answers.put_nowait({"preview": progress.encode(pixels), "size": self.engine.size})
 
-    def _fail(self, progress: Progress, error: Exception, cause: Exception | None = None) -> None:
+    def _fail(self, progress: Progress, error: Exception) -> None:
         """Ends one request; the others go on."""
         self._end(progress)
         if isinstance(error, ValueError):
-            self._answer(progress.job.id, {"invalid": " ".join(str(error).split())[:300]})
+            self._answer(progress.request, {"invalid": " ".join(str(error).split())[:300]})
         else:
-            log.error("a request failed", exc_info=cause or error)
-            self._answer(progress.job.id, RuntimeError("the engine failed"))
+            log.error("a request failed", exc_info=error)
+            self._answer(progress.request, RuntimeError("the engine failed"))
 
-    async def _finish(self, progress: Progress) -> None:
-        runs, job, setting = progress.runs, progress.job, progress.setting
-        assert setting is not None
+    async def _finish(self, progress: Progress, running: Running) -> None:
+        runs, request, setting = progress.runs, progress.request, running.setting
 
         def finish() -> tuple[list[bytes], float]:
-            pictures = [encode(run.pictures(), job.output_format) for run in runs]
-            return pictures, self.engine.gflops(setting, job.size)
+            return [progress.encode(run.pictures()) for run in runs], self.engine.gflops(setting, request.size)
 
         try:
             pictures, gflops = await self._in_thread(finish)
         except Exception as error:  # such as memory for the autoencoder
             self._fail(progress, error)
             return
-        now, guidance = time.time(), setting.guidance
+        guidance = setting.guidance
         answer = {
             "images": pictures,
-            "size": job.size or self.engine.size,
+            "size": request.size or self.engine.size,
             "budget": branch_latents(setting)[0] or None,
             "steps": setting.steps,
             "guidance": {"scale": guidance.scale, "budget": guidance.budget} if guidance else None,
             "gflops": gflops,
-            "queue_ms": 1e3 * (progress.started - job.arrival),
-            "compute_ms": 1e3 * (now - progress.started),
-            "batch": sum(progress.batches) / max(1, len(progress.batches)),
+            "queue_ms": 1e3 * (progress.started - request.arrival),
+            "compute_ms": 1e3 * (time.time() - progress.started),
+            "batch": sum(progress.batches) / len(progress.batches),
             "queue_length": len(self.policy.waiting),
             "replica": self.name,
         }
-        self._answer(job.id, answer)
+        self._answer(request, answer)
 
-    def _answer(self, id: str, answer: Json | Exception) -> None:
-        if id in self.here:  # else the client has gone
-            self.here[id].answers.put_nowait(answer)
+    def _answer(self, request: Request, answer: Json | Exception) -> None:
+        if request.id in self.here:  # else the client has gone
+            self.here[request.id].answers.put_nowait(answer)
 
     async def _in_thread(self, run: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run, *arguments)
 
 
-def encode(pixels: Tensor, kind: str) -> bytes:
-    """One picture (1, C, H, W) as a file's content."""
-    content = io.BytesIO()
-    image_grid(pixels, 1).save(content, format=kind.upper())
-    return content.getvalue()
-
-
 def refused(refusal: Refusal) -> Json:
     return {"refused": refusal.reason, "retry_after": refusal.retry_after}
+
+
+def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
+    """A replica of the service's model, with costs from a profile or measured now.
+
+    Raises ValueError for a model that cannot be loaded, or makes no pictures.
+    """
+    if service.threads:
+        torch.set_num_threads(service.threads)
+    device, folder = service.device or "cpu", model_folder(service.model)
+    engine = load_engine(
+        folder,
+        device=device,
+        dtype=service.dtype,
+        compile=service.compile,
+        exact=device == "cpu" if service.exact is None else service.exact,
+        size=parse_size(service.size) if service.size else None,
+    )
+    profile = read_profile(service.profile) if service.profile else None
+    if isinstance(engine, NetworkEngine):
+        if len(engine.network.sample_size) != 2 or not engine.makes_pictures:
+            raise ValueError(f"cannot serve {str(service.model)!r}: it makes no pictures")
+        place = network_folder(folder)
+        profile = profile or find_profile(engine.network, place and measurements_folder(place), compile=service.compile)
+    costs = profile.costs() if profile is not None and profile.anatomy else measure_costs(engine)
+    return Replica(engine, costs, service, name)

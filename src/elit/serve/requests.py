@@ -1,23 +1,20 @@
-"""A client's JSON as a job for a replica: read, limited, checked. Nothing in it is opened or run."""
+"""A client's JSON as a request for a replica: read, limited, checked. Nothing in it is opened or run."""
 
-import difflib
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from elit.budgets import resolve_budget
 from elit.config import require
 from elit.files import Json
 from elit.models.labels import class_numbers
 from elit.sampling.settings import Sampling
-from elit.serve.ladder import make_guidance, qualities
-from elit.serve.settings import ServiceSettings, parse_size
+from elit.serve.settings import ServiceSettings, make_guidance, parse_size
 
-Number = StrictInt | StrictFloat
+Budget = Annotated[str, Field(max_length=64)] | int | float
 MAX_PROMPT = 1000
 """Characters."""
 
@@ -36,21 +33,21 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-class ImageRequest(BaseModel):
-    """The body of POST /v1/images/generations: OpenAI's fields, then ours."""
+class Parameters(BaseModel):
+    """The body of POST /v1/images/generations: OpenAI's parameters, then ours."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: StrictStr | StrictInt
-    model: StrictStr | None = None
-    n: StrictInt | None = Field(None, ge=1)
-    size: StrictStr | None = None
-    response_format: Literal["b64_json", "url"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    quality: Literal["low", "medium", "high", "auto"] | None = None
-    user: StrictStr | None = Field(None, max_length=256)
-    stream: StrictBool | None = None
-    partial_images: StrictInt | None = Field(None, ge=0, le=3)
+    prompt: str | int
+    model: str = ""
+    n: int = Field(1, ge=1)
+    size: str = "auto"
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    quality: Literal["low", "medium", "high", "auto"] = "auto"
+    user: str = Field("", max_length=256)
+    stream: bool = False
+    partial_images: int = Field(0, ge=0, le=3)
     # Without a meaning for these models.
     background: object = None
     moderation: object = None
@@ -58,18 +55,24 @@ class ImageRequest(BaseModel):
     output_compression: object = None
     safety_identifier: object = None
 
-    budget: StrictStr | StrictInt | StrictFloat | None = None
-    deadline_ms: Number | None = Field(None, gt=0, le=3_600_000, allow_inf_nan=False)
-    seed: StrictInt | None = Field(None, ge=0, lt=2**63)
-    num_inference_steps: StrictInt | None = Field(None, ge=1)
-    guidance_scale: Number | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    guidance_budget: StrictStr | StrictInt | StrictFloat | None = None
-    negative_prompt: StrictStr | None = None
+    budget: Budget | None = None
+    deadline_ms: float | None = Field(None, gt=0, le=3_600_000)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    guidance_budget: Budget | None = None
+    negative_prompt: str = Field("", max_length=MAX_PROMPT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """Null stands for the default."""
+        return {name: each for name, each in values.items() if each is not None} if type(values) is dict else values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request for the policy of a replica. Times are seconds on any one clock."""
+    """A checked request. Times are seconds on any one clock: the wall's in a service, its own in a simulator."""
 
     id: str
     arrival: float
@@ -78,7 +81,21 @@ class Request:
     """The settings it accepts, from the least to the preferred."""
     first: int = 0
     """Rung of the ladder that settings[0] is."""
-    images: int = 1
+    seeds: tuple[int, ...] = (0,)
+    """One an image."""
+    prompt: str = ""
+    negative_prompt: str = ""
+    size: tuple[int, int] | None = None
+    """(width, height); None = the model's own."""
+    quality: str = "auto"
+    output_format: str = "png"
+    as_urls: bool = False
+    stream: bool = False
+    previews: int = 0
+
+    @property
+    def images(self) -> int:
+        return len(self.seeds)
 
     @property
     def least(self) -> Sampling:
@@ -89,109 +106,86 @@ class Request:
         return self.settings[min(max(level - self.first, 0), len(self.settings) - 1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job(Request):
-    """A checked request for a replica, with times of the wall clock."""
+def read_request(body: bytes, service: ServiceSettings, model: Json, now: float) -> Request:
+    """The request in a body that arrives at `now`. model: its description (`Replica.describe`).
 
-    prompt: str
-    seeds: tuple[int, ...]
-    """One an image."""
-    size: tuple[int, int] | None = None
-    """(width, height); None = the model's own."""
-    negative_prompt: str = ""
-    output_format: str = "png"
-    previews: int = 0
-
-
-def read_request(body: bytes) -> ImageRequest:
-    """The request in a body. Raises ApiError naming the first invalid field."""
+    Raises ApiError naming the first parameter that is invalid, beyond the service's limits, or not for this model.
+    """
     try:
-        return ImageRequest.model_validate_json(body)
+        wanted = Parameters.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0])[:64] if first["loc"] else "body"
-        message = first["msg"][:200]
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, ImageRequest.model_fields, n=1)
-            message = "no such parameter" + (f"; did you mean {near[0]!r}?" if near else "")
-        raise ApiError(400, f"{name}: {message}", param=name) from None
-
-
-def make_job(request: ImageRequest, service: ServiceSettings, model: Json, now: float) -> Job:
-    """The job of a request that arrives at `now`. model: its description (`replica.describe`).
-
-    Raises ApiError beyond the service's limits, and for what the model does not support.
-    """
-    if request.model not in (None, "", service.name):
-        message = f"model: {request.model[:64]!r} is not served here; give {service.name!r}" if request.model else ""
+        raise ApiError(400, f"{name}: {first['msg'][:200]}", param=name) from None
+    if wanted.model not in ("", service.name):
+        message = f"model: {wanted.model[:64]!r} is not served here; give {service.name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     try:
-        return _make_job(request, service, model, now)
-    except (ValueError, OverflowError) as error:
+        return _make_request(wanted, service, model, now)
+    except ValueError as error:
         message = " ".join(str(error).split())[:300]
         raise ApiError(400, message, param=re.split(r"\W", message)[0]) from None
 
 
-def _make_job(request: ImageRequest, service: ServiceSettings, model: Json, now: float) -> Job:
+def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now: float) -> Request:
     """Messages of its errors begin with the parameter's name."""
-    count = request.n or 1
-    require(count <= service.most_images, "n", count, f"at most {service.most_images}")
-    if request.guidance_scale not in (None, 1) and not model["guides"]:
-        raise ValueError("guidance_scale: not supported by this model")
-    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    require(seed + count <= 2**63, "seed", seed, "less than 2**63 - n")
-    settings, first = _accepted(request, service, model)
-    negative = request.negative_prompt or ""
-    require(len(negative) <= MAX_PROMPT, "negative_prompt", negative[:32], f"at most {MAX_PROMPT} characters")
-    if negative and not model["negative_prompt"]:
-        raise ValueError("negative_prompt: not supported by this model")
-    if negative and (settings[0].guidance is None or settings[0].guidance.scale < 1):
-        raise ValueError("negative_prompt: goes with a guidance_scale above 1")
-    return Job(
+    require(wanted.n <= service.most_images, "n", wanted.n, f"at most {service.most_images}")
+    seed = secrets.randbelow(2**31) if wanted.seed is None else wanted.seed
+    require(seed + wanted.n <= 2**63, "seed", seed, "less than 2**63 - n")
+    settings, first = _accepted(wanted, service, model)
+    if wanted.negative_prompt:
+        guidance = settings[0].guidance
+        require(model["negative_prompt"], "negative_prompt", "one", "left out: this model has none")
+        guided = guidance is not None and guidance.scale > 1
+        require(guided, "negative_prompt", "one", "left out, or have a guidance_scale above 1")
+    return Request(
         id=secrets.token_hex(8),
-        prompt=_prompt(request.prompt, model),
         arrival=now,
-        deadline=now + (request.deadline_ms or service.deadline_ms) / 1e3,
+        deadline=now + (wanted.deadline_ms or service.deadline_ms) / 1e3,
         settings=settings,
         first=first,
-        images=count,
-        seeds=tuple(range(seed, seed + count)),
-        size=_size(request.size, model),
-        negative_prompt=negative,
-        output_format=request.output_format or "png",
-        previews=(request.partial_images or 0) if request.stream else 0,
+        seeds=tuple(range(seed, seed + wanted.n)),
+        prompt=_prompt(wanted.prompt, model),
+        negative_prompt=wanted.negative_prompt,
+        size=_size(wanted.size, model),
+        quality=wanted.quality,
+        output_format=wanted.output_format,
+        as_urls=wanted.response_format == "url",
+        stream=wanted.stream,
+        previews=wanted.partial_images if wanted.stream else 0,
     )
 
 
-def _accepted(request: ImageRequest, service: ServiceSettings, model: Json) -> tuple[tuple[Sampling, ...], int]:
-    """The part of the service's ladder that a request accepts, and where that begins."""
-    default, budgets, steps = model["guidance_scale"], model["budgets"], request.num_inference_steps
-    scale = service.scale(default) if request.guidance_scale is None else float(request.guidance_scale)
-    if request.guidance_budget is not None and scale == 1:
-        raise ValueError("guidance_budget: goes with a guidance_scale other than 1")
+def _accepted(wanted: Parameters, service: ServiceSettings, model: Json) -> tuple[tuple[Sampling, ...], int]:
+    """The part of the service's ladder that a request accepts, and where that begins.
+
+    auto: all of it. high: the full setting alone. medium: from the middle up. low: up to the middle.
+    """
+    default, budgets, steps = model["guidance_scale"], model["budgets"], wanted.num_inference_steps
+    scale = service.scale(default) if wanted.guidance_scale is None else wanted.guidance_scale
+    if scale != 1:
+        require(model["guides"], "guidance_scale", scale, "left out: this model has no guidance")
+    elif wanted.guidance_budget is not None:
+        raise ValueError("guidance_budget must be left out, or have a guidance_scale other than 1")
+    try:
+        weak = service.guidance_budget or None if wanted.guidance_budget is None else wanted.guidance_budget
+        guidance = make_guidance(scale, weak, budgets)
+    except ValueError as error:
+        raise ValueError(f"guidance_{error}") from None
     ladder = service.ladder(budgets, default)
-    accepted, first = qualities(ladder)[request.quality or "auto"]
-    if request.budget is not None:
-        if request.quality not in (None, "auto"):
-            raise ValueError(f"budget, quality={request.quality!r}: give one of them")
-        accepted, first = (replace(ladder[-1], budget=_resolved("budget", request.budget, budgets)),), 0
+    middle, top = len(ladder) // 2, len(ladder) - 1
+    first, last = {"low": (0, middle), "medium": (middle, top), "high": (top, top)}.get(wanted.quality, (0, top))
+    accepted = ladder[first : last + 1]
+    if wanted.budget is not None:
+        require(wanted.quality == "auto", "quality", wanted.quality, "left out where budget is given")
+        accepted = (replace(ladder[-1], budget=resolve_budget(wanted.budget, budgets)),)
     if steps is not None:  # rungs with fewer steps stand for their budget
         require(steps <= service.most_steps, "num_inference_steps", steps, f"at most {service.most_steps}")
         places: dict[Any, int] = {rung.budget: place for place, rung in enumerate(accepted)}
         first += min(places.values())
         rising = sorted(places, key=lambda count: count or 0)
         accepted = tuple(replace(ladder[-1], steps=steps, budget=count) for count in rising)
-    weak = request.guidance_budget if request.guidance_budget is not None else service.guidance_budget or None
-    weak = _resolved("guidance_budget", weak, budgets) if weak is not None and scale != 1 else None
-    guidance = make_guidance(scale, weak, budgets)
     return tuple(replace(rung, guidance=guidance) for rung in accepted), first
-
-
-def _resolved(name: str, value: int | float | str, budgets: Sequence[int]) -> int | None:
-    try:
-        return resolve_budget(value[:64] if isinstance(value, str) else value, budgets)
-    except ValueError as error:
-        raise ValueError(re.sub("^budget", name, str(error))) from None
 
 
 def _prompt(prompt: str | int, model: Json) -> str:
@@ -207,13 +201,13 @@ def _prompt(prompt: str | int, model: Json) -> str:
     return str(number)
 
 
-def _size(size: str | None, model: Json) -> tuple[int, int] | None:
+def _size(size: str, model: Json) -> tuple[int, int] | None:
     """(width, height), or None for the model's own."""
     own, multiple = tuple(model["size"]), model["multiple"]
-    if size in (None, "auto", f"{own[0]}x{own[1]}"):
+    if size in ("auto", f"{own[0]}x{own[1]}"):
         return None
-    require(bool(multiple), "size", str(size)[:32], f"{own[0]}x{own[1]}, the size of this model, or auto")
-    width, height = parse_size(str(size))
+    require(bool(multiple), "size", size[:32], f"{own[0]}x{own[1]}, the size of this model, or auto")
+    width, height = parse_size(size)
     valid = not width % multiple and not height % multiple and width * height <= own[0] * own[1]
     require(valid, "size", size, f"multiples of {multiple}, at most {own[0] * own[1]} pixels ({own[0]}x{own[1]})")
     return width, height

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from elit.files import Json, write_text
-from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings, check_key
+from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 
 APP = "elit"
 RAY_ENVIRONMENT = {
@@ -37,11 +37,8 @@ def http_options(service: ServiceSettings) -> Json:
 def write_config(path: Path, service: ServiceSettings) -> None:
     """Writes the file that `serve deploy` takes. Without the key: replicas read it from the environment."""
     app = {"name": APP, "route_prefix": "/", "import_path": "elit.serve.deployment:application"}
-    config = {
-        "proxy_location": "EveryNode",
-        "http_options": http_options(service),
-        "applications": [app | {"args": service.options()}],
-    }
+    app |= {"args": service.options()}
+    config = {"proxy_location": "EveryNode", "http_options": http_options(service), "applications": [app]}
     text = "# made by elit serve --build; serve deploy FILE, or serve run FILE\n"
     write_text(path, text + yaml.safe_dump(config, sort_keys=False))
 
@@ -64,17 +61,15 @@ class StopSignal:
 
 def start(service: ServiceSettings, stop_signal: StopSignal, key: str | None = None) -> str:
     """Starts Ray and the service; returns its URL when it takes requests. Raises ValueError."""
-    check_key(service.host, key)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not service.address:
         if "ray" in sys.modules:  # it has read its environment, and its processes would listen on all addresses
             raise ValueError("ray: is imported already; start the service in a process of its own")
         os.environ[CLUSTER_VARIABLE] = "0"
+    os.environ.pop(KEY_VARIABLE, None)
     environment = {KEY_VARIABLE: key} if key else {}
     os.environ.update(environment)  # what Ray starts here inherits it
-    if not key:
-        os.environ.pop(KEY_VARIABLE, None)
 
     from ray import serve
 
@@ -86,30 +81,24 @@ def start(service: ServiceSettings, stop_signal: StopSignal, key: str | None = N
     serve.start(proxy_location=where, http_options=http_options(service), logging_config={"log_level": "WARNING"})
     stop_signal.listen()
     serve.run(application(service.options()), name=APP, route_prefix="/", blocking=False)
-    host = f"[{service.host}]" if ":" in service.host else service.host
-    return f"http://{host}:{service.port}"
+    return f"http://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
 
 
 def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
     """Joins a cluster, or starts Ray on this machine; on a busy one its processes may take more than one try."""
     import ray
 
-    quiet: Json = {"log_to_driver": False, "logging_level": "warning"}
-    if service.address:
-        ray.init(address=service.address, runtime_env={"env_vars": environment}, **quiet)
-        return
     copies = max(service.replicas, service.max_replicas)
-    if service.gpus:
-        quiet["num_gpus"] = math.ceil(copies * service.gpus)
+    options: Json = {"log_to_driver": False, "logging_level": "warning"}
+    if service.address:
+        options |= {"address": service.address, "runtime_env": {"env_vars": environment}}
+    else:
+        options |= {"num_cpus": max(1, math.ceil(copies * service.cpus)), "_node_ip_address": "127.0.0.1"}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {"num_gpus": math.ceil(copies * service.gpus)} if service.gpus else {}
     for attempt in range(RAY_TRIES):
         try:
-            ray.init(
-                num_cpus=max(1, math.ceil(copies * service.cpus)),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            ray.init(**options)
             return
         except Exception as error:  # Ray raises a bare Exception where its processes are slow
             if attempt + 1 == RAY_TRIES or "timed out" not in str(error):
@@ -124,11 +113,9 @@ def stop(drain_seconds: float) -> int:
 
     if not ray.is_initialized():  # else Serve would start a Ray to stop it
         return 0
-    left = 0
     try:
         gateway: Any = serve.get_deployment_handle("Gateway", APP)
-        left = gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
+        return gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
     finally:
         serve.shutdown()
         ray.shutdown()
-    return left

@@ -1,25 +1,27 @@
 """The settings of a service: the options of `elit serve`, which go to replicas and into a Serve config as they are."""
 
-import ipaddress
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from elit.budgets import resolve_budget
+from elit.budgets import evenly_spaced, resolve_budget
 from elit.config import require, require_counts
 from elit.files import Json
+from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.sampling.settings import Sampling
-from elit.serve.ladder import Rung, ladder_by_rule, make_guidance
 
 KEY_VARIABLE = "ELIT_API_KEY"
-STEPS = 20
-"""Steps at full quality, where neither the owner nor a sweep's table names them."""
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
+STEPS = 20
+"""Steps at full quality, where neither the owner nor a sweep's table names them."""
+Rung = tuple[int, int | None]
+"""Steps, and latents per group; None for a network without a latent interface."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class ServiceSettings:
     least_budget: str = ""
     """The floor: 8 latents per group, or a share such as 25%; default: the model's least."""
     rungs: Annotated[tuple[Rung, ...], tyro.conf.Suppress] = ()
-    """The ladder, from the least to full, as (steps, latents per group); () = made of `steps` and the least two."""
+    """The ladder, from the least to full; () = made of `steps` and the least two."""
     guidance_scale: float | None = None
     """For requests without one; 1 is off. Default: off, or the default of a pipeline's own call."""
     guidance_budget: str = ""
@@ -110,38 +112,35 @@ class ServiceSettings:
         object.__setattr__(self, "rungs", tuple((steps, budget) for steps, budget in self.rungs))
         full = self.rungs[-1][0] if self.rungs else self.full_steps
         require(full == self.full_steps, "rungs", self.rungs, f"a ladder whose last steps are steps={self.full_steps}")
-        self.pixels()
+        if self.size:
+            parse_size(self.size)
 
     @property
     def full_steps(self) -> int:
         return self.steps or STEPS
 
-    def to_dict(self) -> Json:
-        """All settings as JSON and YAML have them."""
-        values = {field.name: getattr(self, field.name) for field in fields(ServiceSettings)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ServiceSettings":
-        """From `to_dict`, or some of it. Raises ValueError for an unknown name."""
-        known = {field.name for field in fields(ServiceSettings)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{unknown[0]}: not a setting of a service; settings: {', '.join(sorted(known))}")
-        return ServiceSettings(**values)
-
     def options(self) -> Json:
-        """The settings that are no defaults, without the address to listen at: a Serve config has that elsewhere."""
-        default = ServiceSettings(model=Path()).to_dict()
-        aside = ("host", "port", "address")
-        return {name: value for name, value in self.to_dict().items() if value != default[name] and name not in aside}
+        """The settings that are no defaults, as YAML has them, but the address: a Serve config has that elsewhere."""
+        default = ServiceSettings(model=Path())
+        names = [each.name for each in fields(ServiceSettings) if each.name not in ("host", "port", "address")]
+        changed = {name: value for name in names if (value := getattr(self, name)) != getattr(default, name)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in changed.items()}
 
     def ladder(self, budgets: Sequence[int], default_scale: float = 1.0) -> tuple[Sampling, ...]:
-        """The service's settings, from the floor to full, with its own guidance. default_scale: the model's."""
+        """The service's settings, from the floor to full, with its own guidance. default_scale: the model's.
+
+        Without `rungs`: at most 8 budgets from the least to all at full steps, and below them fewer steps at the least
+        budget. Raises ValueError for a floor that is too high.
+        """
         rungs = self.rungs
         if not rungs:
+            full = self.full_steps
+            fewest = self.least_steps or (full + 1) // 2
+            require(fewest <= full, "least_steps", fewest, f"1 to {full}")
             least = resolve_budget(self.least_budget, budgets) if self.least_budget else None
-            least_steps = self.least_steps or (self.full_steps + 1) // 2
-            rungs = ladder_by_rule(budgets, steps=self.full_steps, least=least, least_steps=least_steps)
+            spaced = evenly_spaced([count for count in budgets if count >= (least or 0)], 8) or [None]
+            fewer = [(steps, spaced[0]) for steps in evenly_spaced(range(fewest, full), 4)]
+            rungs = (*fewer, *((full, count) for count in spaced))
         guidance = make_guidance(self.scale(default_scale), self.guidance_budget or None, budgets)
         return tuple(
             Sampling(steps=steps, budget=resolve_budget(count, budgets), guidance=guidance) for steps, count in rungs
@@ -151,30 +150,17 @@ class ServiceSettings:
         """Guidance scale of requests without one. default: the model's."""
         return default if self.guidance_scale is None else self.guidance_scale
 
-    def pixels(self) -> tuple[int, int] | None:
-        """`size` as (width, height). Raises ValueError."""
-        return parse_size(self.size) if self.size else None
+
+def make_guidance(scale: float, weak: int | float | str | None, budgets: Sequence[int]) -> Guidance | None:
+    """Guidance of `scale` (1 is off), its second branch at `weak` (None = as the first). Raises ValueError."""
+    if scale == 1:
+        return None
+    return CFG(scale) if weak is None else CCFG(scale, resolve_budget(weak, budgets))
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) of such as 1024x768. Raises ValueError."""
-    width, _, height = text.partition("x")
-    valid = width.isdecimal() and height.isdecimal() and len(text) <= 16 and int(width) > 0 and int(height) > 0
-    require(valid, "size", text[:32], "WIDTHxHEIGHT in pixels, such as 1024x768")
-    return int(width), int(height)
-
-
-def check_key(host: str, key: str | None) -> None:
-    """Raises ValueError where others could use the service without a key."""
-    if not is_loopback(host) and not key:
-        raise ValueError(f"host={host!r}: others can reach it; give --api-key, or {KEY_VARIABLE} in the environment")
-    if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):
-        raise ValueError("api_key must be at least 8 printable characters without a space")
-
-
-def is_loopback(host: str) -> bool:
-    """True for an address that only this machine can reach."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 1024x768, got {text[:32]!r}")
+    return int(match[1]), int(match[2])
