@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from elit.play.server import make_app, open_page
+from elit.play.page import make_app, open_page
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 HEIGHT = 900

@@ -13,9 +13,8 @@ from serve.service import saved_model, served
 from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.play.renderer import Renderer
-from elit.play.service import LoadMonitor, ServiceClient
 from elit.sampling.engine import NetworkEngine
-from elit.serve.measure import load_replica
+from elit.serve.replica import load_replica
 from elit.serve.settings import ServiceSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -47,7 +46,7 @@ def address_of(page):
     """The address of a page that is served inside the block."""
     import uvicorn
 
-    from elit.play.server import make_app
+    from elit.play.page import make_app
 
     server = uvicorn.Server(uvicorn.Config(make_app(page, "127.0.0.1"), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -61,6 +60,7 @@ def address_of(page):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
+    from elit.play.load import Service
     from elit.play.page import build_page
 
     folder = tmp_path_factory.mktemp("page") / "model"
@@ -69,9 +69,8 @@ def address(tmp_path_factory):
     digits = saved_model(tmp_path_factory.mktemp("watched") / "digits")
     settings = ServiceSettings(model=str(digits), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
     with served(settings, KEY, load_replica(settings)) as (url, _, _), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("elit.play.service.CALM_BEFORE", 1)
-        patch.setattr("elit.play.service.CALM_AFTER", 1)
-        with address_of(build_page(renderer, LoadMonitor(ServiceClient(url, KEY)))) as address:
+        patch.setattr("elit.play.load.CALM_SECONDS", 1)
+        with address_of(build_page(renderer, Service(f"{url}/v1", KEY))) as address:
             yield address
 
 
@@ -179,13 +178,13 @@ def test_plan_by_target(visitor):
 
 def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
     visitor.open("Load")
-    visitor.page.wait_for_function("document.querySelectorAll('#load svg').length == 3")
-    assert not visitor.page.locator("#load svg").nth(1).locator("circle").count()
     visitor.set("#requests", 12)
     visitor.set("#seconds", 1)
     visitor.click("#burst")
+    visitor.wait("13 requests: 0% refused, 0% late", "#burst-words")
     visitor.wait("latents on average", "#burst-words")
-    visitor.page.wait_for_function("document.querySelectorAll('#load svg')[1].querySelector('circle') != null")
+    for chart in ("#budgets", "#met"):
+        visitor.page.wait_for_selector(f"{chart} canvas, {chart} svg")
 
 
 def test_invalid_values_are_a_message(visitor):
@@ -240,7 +239,7 @@ def test_a_text_model_has_a_prompt(browser):
 
 
 def test_the_boxed_model_opens_at_measured_settings_and_plans(browser):
-    from elit.play.server import open_page
+    from elit.play.page import open_page
 
     with address_of(open_page(None, None, None, vae=None, device="cpu", dtype="float32")) as address:
         guest = Visitor(browser, address, "")
@@ -270,6 +269,9 @@ def test_the_command_refuses(address, capsys):
         ("--port 99999", "port must be 0 to 65535, got 99999"),
         ("nowhere", "nowhere"),
         (f"--port {port}", f"{port}"),
+        ("--service http://127.0.0.1:9", "does not answer"),
+        ("--service 127.0.0.1", "service must be http://HOST:PORT"),
+        (f"--api-key {KEY}", "service must be set"),
     ):
         assert main(["play", *line.split()]) == 2
         assert message in capsys.readouterr().err

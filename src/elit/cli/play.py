@@ -12,7 +12,7 @@ import tyro
 
 from elit.cli.main import check_device, free_port
 from elit.config import require
-from elit.play import LOOPBACK
+from elit.serve import LOOPBACK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class Args:
 
     model: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a saved model, a pipeline or an add-on of elit distill, or a model in the box. Default: the first in
-    the box, or with --service the service's own."""
+    the box."""
     service: str | None = None
-    """http://HOST:PORT of elit serve: adds a tab with its load, and draws there where no model is given."""
+    """http://HOST:PORT of elit serve: adds a tab with its load."""
     api_key: str | None = None
     """API key of the service. Default: ELIT_API_KEY of the environment."""
     vae: Path | None = None
@@ -58,7 +58,7 @@ def run(args: Args) -> None:
     for module in ("gradio", "prometheus_client") if args.service else ("gradio",):
         if importlib.util.find_spec(module) is None:
             raise ValueError(f"{module} is not installed: pip install 'elit-diffusion[serve,ui]'")
-    from elit.play.server import open_page, serve
+    from elit.play.page import open_page, serve
 
     device, port = check_device(args.device), free_port(args.host, args.port)
     key = args.api_key or os.environ.get("ELIT_API_KEY") or None

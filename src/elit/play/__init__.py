@@ -4,4 +4,3 @@ import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which asks for newer versions else
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")

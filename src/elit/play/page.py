@@ -1,31 +1,97 @@
-"""The page: controls on one side, tabs on the other."""
+"""The page, controls on one side and tabs on the other, behind a web server of its own: loopback by default, nothing
+from another host, light and dark, one column on a phone.
+"""
 
-from typing import TYPE_CHECKING
+import asyncio
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
-from elit.play.compare_tab import build_compare
-from elit.play.controls import build_controls
-from elit.play.draw_tab import build_draw
-from elit.play.inside_tab import build_inside
-from elit.play.plane_tab import build_plane
-from elit.play.playground import Playground
+from elit.elastic.engine import load_engine
+from elit.play.playground import Playground, build_controls
 from elit.play.renderer import Renderer
+from elit.play.tabs import build_compare, build_dial, build_inside, build_plane
+from elit.pretrained import DEFAULT, model_folder, model_name
 from elit.sampling.engine import NetworkEngine
+from elit.serve import LOOPBACK
 
 if TYPE_CHECKING:
-    from elit.play.service import LoadMonitor
+    from elit.play.load import Service
 
+CSS = """
+html { scrollbar-gutter: stable; }
+:root { --color-accent: #4f46e5; } .dark { --color-accent: #a5b4fc; }
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.picture img, .frames img, .thumbnails img { image-rendering: pixelated; }
+.picture img { width: 100%; height: 100%; object-fit: contain; }
+.facts { font-variant-numeric: tabular-nums; line-height: 1.5; }
+.facts .quiet { color: var(--body-text-color-subdued); }
+.facts .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
+.thumbnails, .frames, .thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; }
+.thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding: 0 !important; }
+.frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding: 0 !important; }
+.thumbnails > label, .frames > label, .picture > label:not(.sr-only), #plane > label { position: static !important; }
+.frames .grid-wrap { max-height: none; }
+.thumbnails .thumbnail-item, .frames .thumbnail-item { height: auto; aspect-ratio: auto; }
+.thumbnails .caption-label, .frames .caption-label {
+  position: static; max-width: none; border: 0; padding: 0 .25rem; font-size: .7rem; white-space: normal;
+}
+.examples { gap: .4rem !important; } .examples button { padding-inline: .3rem; }
+.facts progress { display: block; width: 100%; accent-color: var(--color-accent); }
+@media (max-width: 767px) {
+  .sides { flex-direction: column-reverse !important; padding-bottom: 6rem; }
+  .sides > .column { min-width: 0 !important; width: 100%; }
+  #budget { position: fixed; inset: auto 0 0 0; z-index: 99; overflow: visible !important; }
+  .frames .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+}
+"""
 NAME_PICTURES = """() => {
     const name = img => { img.alt ||= img.closest('.block').querySelector('label').textContent.trim() || 'Picture'; };
     new MutationObserver(() => document.querySelectorAll('.picture img, #plane img').forEach(name))
         .observe(document.body, {childList: true, subtree: true});
 }"""
 """Gives pictures their label as the text of screen readers, which Gradio leaves empty."""
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
+)
+"""Browsers contact no other host, whatever the page contains."""
+CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_server")
+"""Routes of Gradio that the page does not use."""
 
 
-def build_page(renderer: Renderer, monitor: "LoadMonitor | None" = None) -> gr.Blocks:
-    """The page of a renderer, not yet served. monitor: of a service, whose load then has a tab."""
+def open_page(
+    model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
+) -> gr.Blocks:
+    """The page of a model, by default the box's first. Raises ValueError where loading fails.
+
+    service: URL of a service, whose load then has a tab; key: its API key.
+    """
+    watched = None
+    if service is not None:
+        from elit.play.load import Service  # needs the extra serve
+
+        watched = Service(service, key)
+    folder = model_folder(model or DEFAULT)
+    engine = load_engine(folder, name=model_name(folder), vae=vae, device=device, dtype=dtype)
+    renderer = Renderer(engine, dtype)
+    threading.Thread(target=renderer.thumbnails, daemon=True).start()
+    return build_page(renderer, watched)
+
+
+def build_page(renderer: Renderer, service: "Service | None" = None) -> gr.Blocks:
+    """The page of a renderer, not yet served."""
     play = Playground(renderer)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
         text = f"# Playground\nAll pictures come from the same weights: {play.engine.name}. The budget is the number "
@@ -34,9 +100,9 @@ def build_page(renderer: Renderer, monitor: "LoadMonitor | None" = None) -> gr.B
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=5, min_width=320):
                 controls = build_controls(play)
-            with gr.Column(scale=7, min_width=320), gr.Tabs() as tabs:
+            with gr.Column(scale=7, min_width=320), gr.Tabs():
                 with gr.Tab("Dial"):
-                    build_draw(page, play, controls, present)
+                    build_dial(page, play, controls, present)
                 if play.engine.budgets:
                     with gr.Tab("Compare") as tab:
                         build_compare(play, controls, tab)
@@ -46,12 +112,49 @@ def build_page(renderer: Renderer, monitor: "LoadMonitor | None" = None) -> gr.B
                     if play.engine.network.latent_interface is not None:
                         with gr.Tab("Inside") as tab:
                             build_inside(play, play.engine, controls, tab, present)
-                if monitor is not None:
-                    from elit.play.load_tab import build_load  # needs the extra serve
+                if service is not None:
+                    from elit.play.load import build_load
 
-                    with gr.Tab("Load"):
-                        build_load(monitor, tabs, "Load")
+                    with gr.Tab("Load") as tab:
+                        build_load(service, tab)
         page.queue(default_concurrency_limit=4, max_size=64)
         page.unload(play.cancel)
         page.load(None, js=NAME_PICTURES, api_visibility="private")
     return page
+
+
+def make_app(page: gr.Blocks, host: str) -> FastAPI:
+    """The page as an ASGI app; Gradio's run history, uploads and proxying are off."""
+    # Fonts of the visitor's own machine.
+    theme = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
+    theme = theme.set(button_primary_background_fill="*primary_600", **contrast)
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
+    if host in LOOPBACK:  # against DNS rebinding by other sites
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    options = {"footer_links": [], "run_history": False, "ssr_mode": False, "mcp_server": False, "max_file_size": "1kb"}
+    return gr.mount_gradio_app(app, page, path="", theme=theme, css=CSS, show_error=True, **options)
+
+
+async def guard(request: Request, call_next: Any) -> Response:
+    """Adds the policy to every answer and closes unused routes."""
+    if request.url.path.startswith(CLOSED):
+        return Response("off", 404)
+    response: Response = await call_next(request)
+    response.headers.update({"content-security-policy": POLICY, "referrer-policy": "no-referrer"})
+    return response
+
+
+def serve(page: gr.Blocks, host: str, port: int, line: str, address: str | None = None) -> None:
+    """Serves the page until interrupted; prints `line` and opens `address` in a browser once it can be opened."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(line, flush=True)
+            if address:
+                webbrowser.open(address)
+
+    config = uvicorn.Config(make_app(page, host), host=host, port=port, log_level="warning", access_log=False)
+    asyncio.run(Server(config).serve())

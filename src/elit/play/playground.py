@@ -1,17 +1,19 @@
-"""State of the page: its renderer, and the run of each visitor."""
+"""What the tabs share: the runs of visitors, errors as lines of the page, texts, and the controls."""
 
 import functools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
 
 from elit.play.renderer import Cancelled, Picture, Renderer, Tick
-from elit.play.request import Request
-from elit.play.style import facts_html
+from elit.play.request import CONTROLS, MAX_SCALE, MAX_STEPS, Request, examples
+from elit.sampling.settings import Sampling
 
 T = TypeVar("T")
 Options = dict[str, Any]
@@ -22,6 +24,8 @@ RUN: Options = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibili
 """Options of events that run the network: they share one queue."""
 PROGRESS = gr.Progress()
 """Default of the argument through which Gradio passes its progress bar."""
+SHOWN: Options = {"interactive": False, "buttons": [], "format": "png"}
+"""Options of pictures."""
 
 
 class Playground:
@@ -36,17 +40,14 @@ class Playground:
         """The request that the controls stand for. Raises ValueError."""
         return self.renderer.start.updated_by_controls(controls)
 
-    def run(
-        self, visitor: gr.Request, work: Callable[[Tick], T], progress: gr.Progress | None = None, unit: str = "step"
-    ) -> T:
+    def run(self, visitor: gr.Request, work: Callable[[Tick], T], progress: gr.Progress, unit: str = "step") -> T:
         """The result of `work`, whose tick shows progress and raises `Cancelled` when the visitor cancels."""
         stop = self.stops[visitor.session_hash] = threading.Event()
 
         def tick(done: int, total: int) -> None:
             if stop.is_set():
                 raise Cancelled
-            if progress is not None:
-                progress((done, total), desc=unit)
+            progress((done, total), desc=unit)
 
         try:
             return work(tick)
@@ -83,3 +84,76 @@ def report_errors(where: gr.HTML) -> Callable[[Handler], Handler]:
         return reporting
 
     return decorate
+
+
+def facts_html(text: str, kind: str = "") -> str:
+    """A line of text; kind: "quiet" or "wrong"."""
+    return f'<div class="facts" aria-live="polite"><span class="{kind}">{escape(text)}</span></div>'
+
+
+def describe_picture(picture: Picture) -> str:
+    """The line under a picture."""
+    request = picture.request
+    text = f"{request.condition} · seed {request.sampling.seed} · budget {request.values()['budget']} · "
+    return f'<div class="facts">{escape(text)}<b>{picture.gflops:.4g} GFLOPs</b> · <b>{picture.ms:.0f} ms</b></div>'
+
+
+@dataclass
+class Controls:
+    """The components; `values` are those of a request, in the order of `CONTROLS`."""
+
+    values: list[Any]
+    cost: gr.HTML
+    schedule: gr.LinePlot
+    run: gr.Button
+    cancel: gr.Button
+    dice: gr.Button
+    thumbnails: gr.Gallery | None
+    examples: list[tuple[gr.Button, Sampling]]
+
+
+def build_controls(play: Playground) -> Controls:
+    """The controls, the same for all tabs."""
+    engine, start = play.engine, play.renderer.start
+    budgets, values = engine.budgets, start.values()
+    low, high = (budgets[0], budgets[-1]) if budgets else (1, 1)
+    latents: Options = {"minimum": low, "maximum": high, "step": low, "visible": bool(budgets)}
+    condition: Any
+    if engine.takes_text:
+        condition = gr.Textbox(start.condition, label="Prompt", info="Enter draws", max_lines=2, elem_id="prompt")
+    else:
+        condition = gr.Dropdown(list(engine.classes), value=start.condition, label="Class", allow_custom_value=True)
+    thumbnails = None
+    if play.renderer.shows_classes:
+        thumbnails = gr.Gallery(
+            label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain",
+            elem_classes="thumbnails", elem_id="thumbnails", **SHOWN,
+        )  # fmt: skip
+    budget = gr.Slider(label="Budget: latents of every group", value=high, elem_id="budget", **latents)
+    cost = gr.HTML(elem_id="cost")
+    with gr.Row():
+        run = gr.Button("Draw", variant="primary", elem_id="draw")
+        cancel = gr.Button("Cancel", elem_id="cancel")
+    with gr.Row():
+        seed = gr.Number(start.sampling.seed, precision=0, label="Seed", elem_id="seed")
+        dice = gr.Button("Random seed", elem_id="dice")
+    with gr.Row(elem_classes="examples", elem_id="examples"):
+        named = examples(start.sampling, budgets, engine.guidance_kinds)
+        buttons = [(gr.Button(name, size="sm", min_width=60), sampling) for name, sampling in named]
+    with gr.Accordion("Steps and guidance", open=False):
+        steps = gr.Slider(1, MAX_STEPS, value=start.sampling.steps, step=1, label="Steps", elem_id="steps")
+        kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in engine.guidance_kinds]
+        info = "The second branch drops the class (CFG), latents (AG), or both (CCFG)"
+        guidance = gr.Radio(kinds, value=values["guidance"], label="Guidance", elem_id="guidance", info=info)
+        scale = gr.Slider(0, MAX_SCALE, value=values["scale"], step=0.05, label="Scale; 1 is off", elem_id="scale")
+        weak = gr.Slider(label="Latents of the second branch", value=low, **latents)
+    with gr.Accordion("Budget over time", open=False, visible=bool(budgets)):
+        schedule = gr.LinePlot(
+            x="t", y="latents", x_title="t: 0 is noise, 1 is data", x_lim=[0, 1], y_lim=[0, high], height=200,
+            title="Latents of every group in every step", elem_id="schedule",
+        )  # fmt: skip
+        info = "Latents or shares between two t: 4@0-0.5,16@0.5-1, or 25%@0-0.5,100%@0.5-1. Enter draws"
+        pieces = gr.Textbox(label="Schedule in place of the budget", info=info, elem_id="pieces")
+    components = [condition, seed, budget, pieces, steps, guidance, scale, weak]
+    assert len(components) == len(CONTROLS)
+    return Controls(components, cost, schedule, run, cancel, dice, thumbnails, buttons)

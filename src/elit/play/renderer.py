@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops
 from torch import Tensor
 
-from elit.budgets import resolve_budget, schedule_budgets
+from elit.budgets import evenly_spaced, resolve_budget, schedule_budgets
+from elit.evaluate.inspect.attention import read_attention
 from elit.flow.guidance import CFG
 from elit.flow.solver import time_grid
 from elit.planner.choose import check_table, find_profile, network_folder, plan
@@ -22,8 +26,9 @@ from elit.planner.plan import Plan
 from elit.planner.profile import measure_profile
 from elit.planner.quality import find_table, read_quality
 from elit.play.request import Request
+from elit.sampling.autoencoders import decode
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
-from elit.sampling.pictures import encode_picture, sheet_frames
+from elit.sampling.pictures import encode_picture, image_grid, sheet_frames
 from elit.sampling.record import Subject, make_record
 from elit.sampling.settings import Sampling
 
@@ -35,6 +40,10 @@ DEFAULT_STEPS = 16
 MAX_THUMBNAILS, THUMBNAIL_STEPS, THUMBNAIL_BUDGET = 32, 8, 0.25
 PROFILE_SECONDS = 12.0
 """Time to measure this machine for a plan, in at least three rounds."""
+FRAMES = 9
+SIDE = 384
+"""Pixels of the longer side to which pictures are enlarged, by whole factors."""
+WARM = (255, 106, 0)
 
 
 class Cancelled(Exception):
@@ -93,15 +102,18 @@ class Renderer:
 
     @property
     def shows_classes(self) -> bool:
-        return self.engine.network is not None and 0 < len(self.engine.classes) <= MAX_THUMBNAILS
+        return 0 < len(self.engine.classes) <= MAX_THUMBNAILS
 
     def draw(self, request: Request, tick: Tick = lambda done, total: None) -> Picture:
         """One picture; waits for the run before it. Raises ValueError."""
-        sampling = request.sampling
+        sampling, of = request.sampling, (request.condition,)
         with self.lock:
-            pixels, states, ms = self._sample([request.condition], [sampling.seed], sampling, tick)
+            pixels, states, ms = self._sample(of, [sampling.seed], sampling, tick)
+        subject = Subject(prompts=of, count=1) if self.engine.takes_text else Subject(labels=of, count=1)
         suffix = ".gif" if self.engine.clips else ".png"
-        file = encode_picture(sheet_frames(pixels, suffix), suffix, self._record(request))
+        file = encode_picture(
+            sheet_frames(pixels, suffix), suffix, make_record(self.engine, sampling, subject).to_text()
+        )
         self._measured[self._work(sampling)] = ms
         return Picture(request, file, suffix, tuple(states), ms, self.engine.gflops(sampling))
 
@@ -133,14 +145,6 @@ class Renderer:
                 states.append((1.0, run.x.cpu()))
             ms = 1e3 * (time.perf_counter() - start)
             return run.pictures(), states, ms
-
-    def _record(self, request: Request) -> str:
-        """The settings inside a picture; none for a service, whose weights are not known."""
-        if self.engine.network is None:
-            return ""
-        of = (request.condition,)
-        subject = Subject(prompts=of, count=1) if self.engine.takes_text else Subject(labels=of, count=1)
-        return make_record(self.engine, request.sampling, subject).to_text()
 
     def cost(self, request: Request) -> Cost:
         """Raises ValueError for a class or settings that the engine does not take."""
@@ -203,3 +207,51 @@ class Renderer:
             guidance = replace(guidance, budget=resolve_budget(guidance.budget, self.engine.budgets))
         budget = tuple(self.step_budgets(sampling))
         return replace(sampling, budget=budget, guidance=guidance, seed=0, dtype=None)
+
+
+def enlarge(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """Enlarges by a whole factor, without smoothing, so that the network's pixels stay visible."""
+    factor = max(1, side // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def difference(first: Image.Image, second: Image.Image) -> tuple[Image.Image, float]:
+    """|a − b| of two pictures, white where it is largest, and the largest as a share of the range."""
+    apart = ImageChops.difference(first, second)
+    largest = int(np.asarray(apart).max())
+    return enlarge(apart.point(lambda value: value * 255 // max(largest, 1))), largest / 255
+
+
+def overlay(image: Image.Image, weights: Tensor) -> Image.Image:
+    """`image` enlarged and greyed, with weights (rows, columns) >= 0 over it: warm where they are large."""
+    base = enlarge(image).convert("L").convert("RGB")
+    scaled = weights.float() / weights.max().clamp(min=1e-12)
+    large = F.interpolate(scaled[None, None], size=(base.height, base.width), mode="nearest")[0, 0]
+    alpha = Image.fromarray((large * 210).to(torch.uint8).numpy())
+    return Image.composite(Image.new("RGB", base.size, WARM), base, alpha)
+
+
+@torch.no_grad()
+def attention_maps(engine: NetworkEngine, picture: Picture) -> tuple[list[float], Tensor]:
+    """Times and maps (T, J̃, rows, columns) of what each latent reads at every step, mean over heads, on the CPU.
+
+    J̃ is the largest budget of a step; of a clip the first frame. Raises ValueError for a network without Read.
+    """
+    model, y = engine.network, engine.conditions([picture.request.condition])
+    maps, times = [], [t for t, _ in picture.states[:-1]]
+    budgets = schedule_budgets(picture.request.sampling.budget, times, engine.budgets)
+    budget = max(each for each in budgets if each is not None)
+    for t, x in picture.states[:-1]:
+        x = x.to(model.device, model.dtype)
+        maps.append(read_attention(model, x, torch.tensor([t], device=x.device), y, budget).float().cpu())
+    weights = torch.cat(maps)
+    return times, weights[:, :, 0] if weights.ndim == 5 else weights
+
+
+@torch.no_grad()
+def trajectory(engine: NetworkEngine, picture: Picture) -> list[tuple[Image.Image, str]]:
+    """States of the run from noise to picture, evenly spaced over its steps, with their times."""
+    states = evenly_spaced(picture.states, FRAMES)
+    stills = [decode(engine.vae, x.to(engine.network.device)).float().cpu() for _, x in states]
+    images = [image_grid(still[:, :, 0] if still.ndim == 5 else still, 1) for still in stills]
+    return [(enlarge(image, 192), f"t = {t:.2f}") for image, (t, _) in zip(images, states, strict=True)]

@@ -69,7 +69,7 @@ class Engine(Protocol):
     name: str
     """Its folder, or that of a model in the box."""
     network: Any
-    """The module whose weights make the samples; None where they are elsewhere."""
+    """The module whose weights make the samples."""
     exact: bool
     """True if runs are stepped one by one, so that their bits do not depend on the other runs."""
     budgets: tuple[int, ...]
