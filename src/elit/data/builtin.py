@@ -39,10 +39,7 @@ def is_named(name: str) -> bool:
 
 
 def named_images(name: str, *, split: Split = "train") -> ImageSet | None:
-    """The data set of a name, None for any other; the digits have one set for both splits.
-
-    Raises ValueError where the set is not on this machine.
-    """
+    """The data set of a name, None for any other. Raises ValueError where the set is not on this machine."""
     if name.startswith("idx:"):
         return idx_images(name.removeprefix("idx:"), split)
     if name == "fashion-mnist":
@@ -62,36 +59,24 @@ def digits() -> ImageSet:
 def moving_digits(
     frames: int = 4, canvas: tuple[int, int] = (8, 12), pixels: int = 2, clips_per_digit: int = 8, seed: int = 0
 ) -> ImageSet:
-    """Clips of each digit crossing a larger canvas in a straight line: images (N, 1, frames, *canvas).
-
-    A clip starts in one place and ends in another, its digit as a whole on the canvas; places are multiples of
-    `pixels`.
-    """
+    """Clips of each digit crossing a larger canvas from one place to another: images (N, 1, frames, *canvas)."""
     still = digits()
-    size = still.images.shape[-1]
-    count = clips_per_digit * len(still)
+    size, count = still.images.shape[-1], clips_per_digit * len(still)
     rows, columns = ((length - size) // pixels + 1 for length in canvas)  # places along each axis
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(rows * columns, (count, 1), generator=generator)
     last = (first + torch.randint(1, rows * columns, (count, 1), generator=generator)) % (rows * columns)
     start, end = (torch.stack((place // columns, place % columns), -1) for place in (first, last))  # (count, 1, 2)
     path = (start + (end - start) * torch.linspace(0, 1, frames)[:, None]).round().long() * pixels  # (count, frames, 2)
-    clips = torch.full((count, 1, frames, *canvas), -1.0)
-    # A digit's pixels land at rows top + 0 … top + 7, and columns likewise.
-    inside = torch.arange(size)
-    row, column = path[..., :1] + inside, path[..., 1:] + inside  # (count, frames, size)
-    clip, frame = torch.arange(count)[:, None, None, None], torch.arange(frames)[:, None, None]
-    source = still.images[:, 0].repeat(clips_per_digit, 1, 1)[:, None]  # (count, 1, size, size)
-    clips[clip, 0, frame, row[..., None], column[:, :, None]] = source.expand(-1, frames, -1, -1)
-    return ImageSet(clips, still.labels.repeat(clips_per_digit), CLASSES, CAPTIONS)
+    clips, pictures = np.full((count, 1, frames, *canvas), -1, np.float32), still.images[:, 0].numpy()
+    for i, places in enumerate(path.tolist()):
+        for frame, (top, left) in enumerate(places):
+            clips[i, 0, frame, top : top + size, left : left + size] = pictures[i % len(still)]
+    return ImageSet(torch.from_numpy(clips), still.labels.repeat(clips_per_digit), CLASSES, CAPTIONS)
 
 
 def fashion_mnist(split: Split = "train") -> ImageSet:
-    """Zalando's Fashion-MNIST: images (60000 or 10000, 1, 32, 32) uint8, labels int64 of ten classes.
-
-    Read from Debian's folder, or else from the Hugging Face Hub (its cache, where there is no network).
-    Raises ValueError where it is at neither.
-    """
+    """Zalando's Fashion-MNIST, of Debian's folder or the Hub: images (N, 1, 32, 32) uint8, labels of ten classes."""
     if FASHION_MNIST.is_dir():
         return idx_images(FASHION_MNIST, split, classes=FASHION_CLASSES)
     import datasets
@@ -107,11 +92,9 @@ def fashion_mnist(split: Split = "train") -> ImageSet:
 
 
 def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str, ...] = ()) -> ImageSet:
-    """images (N, 1, H, W) uint8, padded with 0 to sides that 8 divides, and labels of a folder of IDX files.
+    """images (N, 1, H, W) uint8, padded with 0 to sides that 8 divides, and labels of a folder of IDX files, or .gz.
 
-    The files are train-images-idx3-ubyte and train-labels-idx1-ubyte, or t10k-… for the test split, as they are or with
-    .gz. classes: by default the lines of the folder's classes.txt, or else the numbers.
-    Raises ValueError for a file that is missing, is no such file or ends too soon.
+    classes: by default the lines of the folder's classes.txt, or else the numbers. Raises ValueError for bad files.
     """
     folder, prefix = Path(folder), "train" if split == "train" else "t10k"
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte", axes=3)

@@ -83,8 +83,7 @@ def encode(
 ) -> Json:
     """Writes the shards that are not there yet, of `world` processes each every `world`-th; returns index.json.
 
-    wait: until all processes are there. progress: called with (shards done, shards of this process). Raises ValueError
-    for a picture that cannot be read, and for a folder that holds something else.
+    wait: until all processes are there. progress: called with (shards done, shards of this process). Raises ValueError.
     """
     if rank == 0:
         _write_settings(source, out, vae, encoding)

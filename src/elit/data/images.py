@@ -25,10 +25,7 @@ from elit.models.conditioning import Condition
 
 
 class ImageSet:
-    """Images held in memory: images (N, C, H, W) or (N, C, T, H, W), labels (N,) int64.
-
-    Images are float32 in [-1, 1], or uint8, a quarter of the memory, of which batches are made as float32 in [-1, 1].
-    """
+    """Images in memory: float32 in [-1, 1] or uint8, (N, C, H, W) or (N, C, T, H, W), and labels (N,) int64."""
 
     folder: Path | None = None
     stamp = ""
@@ -50,8 +47,7 @@ class ImageSet:
 class ImageFiles:
     """Pictures of a source, as RGB of one size, read on access.
 
-    Each is read once at the start, so that a broken one is named before training and not in the middle: ValueError, or
-    with `skip_unreadable` it is left out and the reason is in `skipped`.
+    Each is read once at the start: ValueError for a broken one, or with `skip_unreadable` it is left out.
     """
 
     def __init__(self, source: Source, image_size: int, *, skip_unreadable: bool = False):
@@ -87,10 +83,7 @@ class ImageFiles:
 
 
 def inspect_pictures(source: Source) -> list[ImageInfo | str]:
-    """Each picture's header, or why it cannot be read.
-
-    All are decoded once; what was found is kept beside them, and holds until a file changes.
-    """
+    """Each picture's header, or why it cannot be read; kept beside them until a file changes."""
     path = source.folder / f".{source.root.name}{KEPT}"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_text(encoding="utf-8"))

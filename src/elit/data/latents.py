@@ -14,9 +14,8 @@ from elit.sampling.autoencoders import LatentNormalization
 
 
 class LatentSet:
-    """The output of `elit encode`: posterior means and standard deviations, normalized as the autoencoder wants it.
+    """The output of `elit encode`: moments (B, 2, C, ...), mean and std, that `posterior_sample` turns into latents.
 
-    `__getitems__` gives moments (B, 2, C, ...), mean and std, that `posterior_sample` turns into latents.
     Raises ValueError where the folder is not whole.
     """
 

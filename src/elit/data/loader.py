@@ -24,9 +24,8 @@ ATTEMPTS = 3  # loaders in a row that may die without giving one batch
 class StepSampler(Sampler[list[int]]):
     """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to the last step.
 
-    The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size`
-    samples of that endless row, and each process and micro-batch its own equal slice of them. So the samples of a
-    step depend neither on the number of processes nor on where the run was resumed.
+    The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size` samples
+    of that endless row, and each process and micro-batch its own equal slice of them.
     """
 
     def __init__(self, length: int, config: RunConfig, *, rank: int = 0, world: int = 1, start: int = 0):
@@ -73,10 +72,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class BucketSampler(StepSampler):
-    """A `StepSampler` whose steps take samples of one bucket each, drawn by (seed, step).
-
-    buckets: the samples of each. A bucket is drawn as often as it has samples.
-    """
+    """Steps take samples of one of `buckets` each, drawn by (seed, step) as often as it has samples."""
 
     def __init__(self, buckets: Sequence[np.ndarray], config: RunConfig, *, rank: int = 0, world: int = 1):
         super().__init__(sum(map(len, buckets)), config, rank=rank, world=world)
@@ -91,8 +87,7 @@ class BucketSampler(StepSampler):
 def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
     """The entries at `positions` (B,) of a permutation of range(length), a function of (seed, epoch).
 
-    A Feistel network over the next power of 4, walked on while it leads outside: no list is made, so a position of a
-    billion samples costs as much as one of a hundred.
+    A Feistel network over the next power of 4, walked on while it leads outside: no list is made.
     """
 
     def mixed(x: np.ndarray) -> np.ndarray:
@@ -117,10 +112,9 @@ def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.nd
 
 
 class Feed:
-    """`next(feed)` is the sampler's next micro-batch, moved to the device.
+    """`next(feed)` is the sampler's next micro-batch on the device; `waited` counts the seconds spent waiting for data.
 
-    `waited` counts the seconds in which a step stood still for data. A loader whose process died, for want of memory
-    maybe, is replaced by one that goes on at the same micro-batch; raises ChildProcessError where that does not help.
+    A loader whose process died, for want of memory maybe, is replaced by one that goes on at the same micro-batch.
     """
 
     def __init__(

@@ -93,10 +93,7 @@ class Source:
         return len(self.pictures)
 
     def read(self, index: int, count: int | None = 1) -> list[Image.Image]:
-        """The first `count` frames of a picture, all for None, as `read_frames` gives them.
-
-        Raises ValueError, naming the picture, for any that cannot be read or has no valid label.
-        """
+        """The first `count` frames of a picture, all for None. Raises ValueError if unreadable or unlabelled."""
         return self._named(index, lambda content: read_frames(content, count))
 
     def info(self, index: int) -> ImageInfo:
@@ -218,8 +215,7 @@ def _number_labels(
 ) -> tuple[list[int | None], str, tuple[str, ...]]:
     """Numbers, None for a value that is no label, what a label must be, and what the numbers stand for.
 
-    Whole numbers stay, of `names` where these are known. Texts are numbered: classes in alphabetical order, captions by
-    first appearance.
+    Whole numbers stay. Texts are numbered: classes in alphabetical order, captions by first appearance.
     """
     if captions or (not names and any(isinstance(value, str) for value in values)):
         kinds = (str, int, float) if captions else (str,)
@@ -263,10 +259,7 @@ def _cell(column: Any, row: int) -> bytes:
 
 
 def _samples(path: Path, wanted: Sequence[str]) -> list[Entry]:
-    """Samples of a tar, members by their name up to the first dot: a picture, with .cls, .label, .txt and their kin.
-
-    Raises ValueError for a tar that is cut short, wherever that is.
-    """
+    """Samples of a tar: members of one name up to the first dot, a picture with .cls, .label, .txt or their kin."""
     samples: dict[str, dict[str, Callable[[], bytes]]] = defaultdict(dict)
     try:
         with tarfile.open(path, "r:") as archive, path.open("rb") as file:

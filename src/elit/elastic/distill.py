@@ -47,7 +47,7 @@ from elit.elastic.storage import save_add_on
 from elit.elastic.trees import Tree, layout_of
 from elit.files import write_text
 from elit.models.saved import MANIFEST
-from elit.sampling.pictures import image_grid, save_frames
+from elit.sampling.pictures import image_grid
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
@@ -216,8 +216,6 @@ class DistillPipeline(Task):
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """The same prompts and seeds at each budget beside the original, and the distance of each budget to it."""
-        if not (accelerator.is_main_process or self.config.fsdp):  # a sharded network needs all processes
-            return
         with (
             average.in_place_of(self.network),
             encoded_prompts(self.pipe, self.cache / "prompts"),
@@ -225,11 +223,10 @@ class DistillPipeline(Task):
         ):
             picture, table = self.measure()
         if accelerator.is_main_process:
-            folder = Path(self.config.out) / "samples"
             if picture is not None:
-                save_frames([picture], folder / f"step-{step:08d}.png")
                 log.image(picture, step)
-            write_text(folder / f"step-{step:08d}.json", json.dumps(table, indent=1) + "\n")
+            path = Path(self.config.out) / "samples" / f"step-{step:08d}.json"
+            write_text(path, json.dumps(table, indent=1) + "\n")
             self.last_table = table
 
     def measure(self) -> tuple[Image.Image | None, list[Row]]:

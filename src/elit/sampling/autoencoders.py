@@ -66,10 +66,7 @@ class LatentNormalization:
 
 
 def latent_normalization(vae: ModelMixin) -> LatentNormalization:
-    """How the latents of one of diffusers' autoencoders are normalized.
-
-    Raises ValueError for a class without statistics in its config.
-    """
+    """How an autoencoder's latents are normalized. Raises ValueError without statistics in its config."""
     name, config = type(vae).__name__, vae.config
     if name in NORMALIZES_ITSELF:
         return LatentNormalization()
@@ -85,10 +82,7 @@ def latent_normalization(vae: ModelMixin) -> LatentNormalization:
 
 
 def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype | None = None) -> ModelMixin | None:
-    """The diffusers autoencoder saved in `folder`, for images or video; None where there is none and none is required.
-
-    Raises ValueError as `load_model` does.
-    """
+    """The diffusers autoencoder saved in `folder`; None where there is none and none is required. Raises ValueError."""
     if not required and not folder.is_dir():
         return None
     kind = check_saved(folder, "vae")
@@ -102,9 +96,7 @@ def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype |
 @torch.no_grad()
 def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels in [-1, 1], (B, C, H, W) or (B, C, T, H, W) -> mean and standard deviation of the autoencoder's own
-    latents, float32, (B, z, ...) with as many axes. An autoencoder without a posterior has a deviation of 0.
-
-    Pictures go through one for video as clips of one frame.
+    latents, float32, (B, z, ...) with as many axes. Pictures go through one for video as clips of one frame.
     """
     frame = pixels.ndim == 4 and is_for_video(vae)
     pixels = (pixels.unsqueeze(2) if frame else pixels).to(vae.device, vae.dtype)

@@ -29,16 +29,13 @@ Seed = int | torch.Generator
 
 
 class Run(ABC):
-    """Samples in progress."""
+    """`count` samples in progress, `steps_done` steps of `total`; `error` is one that ended this run alone."""
 
     engine: Any
     count: int
-    """Samples in it."""
     steps_done: int = 0
     total: int
-    """Steps in all."""
     error: Exception | None = None
-    """An error that ended this run alone."""
 
     @property
     def done(self) -> bool:
@@ -64,41 +61,38 @@ class Run(ABC):
 
 
 class Engine(Protocol):
-    """A model, ready to make samples."""
+    """A model, ready to make samples.
+
+    name: its folder, or that of a model in the box. network: the module whose weights make the samples.
+    exact: runs are stepped one by one, so that their bits do not depend on the other runs.
+    takes_negatives: there are negative prompts. classes: names or numbers; empty for a model that takes text.
+    makes_pictures: samples are pixels, or can be decoded to pixels. clips: samples have frames. multiple: of width and
+    height; 0 where there is one size. default_scale: of guidance if none is given; 1 is off. example: a condition.
+    size: (width, height) in pixels where a run names none.
+
+    conditions: classes or prompts as `begin` takes them; of no names all classes. Raises ValueError for an unknown one.
+    begin: a run of one sample a condition and seed. Raises ValueError for what does not fit the model.
+    step: one step of all runs; a run whose own call fails has an `error`.
+    gflops: of one sample, with all steps and guidance.
+    """
 
     name: str
-    """Its folder, or that of a model in the box."""
     network: Any
-    """The module whose weights make the samples."""
     exact: bool
-    """True if runs are stepped one by one, so that their bits do not depend on the other runs."""
     budgets: tuple[int, ...]
     takes_text: bool
     takes_negatives: bool
-    """True if there are negative prompts."""
     classes: tuple[str, ...]
-    """Names of the classes, or their numbers; empty for a model that takes text."""
     makes_pictures: bool
-    """True if samples are pixels, or can be decoded to pixels."""
     clips: bool
-    """True if samples have frames."""
     multiple: int
-    """Width and height may be multiples of it; 0 where there is one size."""
     guidance_kinds: tuple[str, ...]
     default_scale: float
-    """Guidance scale if none is given; 1 is off."""
     example: str
-    """A condition."""
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels where a run names none."""
-        ...
-
-    def conditions(self, names: Sequence[str]) -> Conditions:
-        """Classes or prompts as `begin` takes them; of no names all classes. Raises ValueError for an unknown class."""
-        ...
-
+    def size(self) -> tuple[int, int]: ...
+    def conditions(self, names: Sequence[str]) -> Conditions: ...
     def begin(
         self,
         conditions: Conditions,
@@ -107,17 +101,9 @@ class Engine(Protocol):
         *,
         size: tuple[int, int] | None = None,
         negatives: Sequence[str] = (),
-    ) -> Run:
-        """A run of one sample a condition and seed. Raises ValueError for what does not fit the model."""
-        ...
-
-    def step(self, runs: Sequence[Any]) -> None:
-        """One step of all runs; a run whose own call fails has an `error`."""
-        ...
-
-    def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
-        """GFLOPs of one sample, with all steps and guidance."""
-        ...
+    ) -> Run: ...
+    def step(self, runs: Sequence[Any]) -> None: ...
+    def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float: ...
 
 
 class NetworkRun(Run):
@@ -305,10 +291,7 @@ class NetworkEngine:
 
 
 def seeded_noise(seeds: Sequence[Seed], shape: Sequence[int]) -> Tensor:
-    """(B, *shape) standard normal on the CPU, each sample from its own seed, so equal on every device.
-
-    A generator is drawn from on its own device, once for each sample that names it.
-    """
+    """(B, *shape) standard normal on the CPU, each sample from its own seed or generator, so equal on every device."""
     draws = []
     for seed in seeds:
         source = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)

@@ -22,8 +22,7 @@ Evaluations = list[dict[float, list[Branch]]]
 def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float] | None = None) -> Evaluations:
     """The evaluations of all steps, between `times` in the place of the sampling's own.
 
-    Raises ValueError for an invalid budget, a guidance that changes nothing, because of its interval or its budget, and
-    for a cache with another solver than Euler's.
+    Raises ValueError for an invalid budget, a guidance that changes nothing, and a cache with Heun's solver.
     """
     guidance, cache = sampling.guidance, sampling.cache
     times = time_grid(sampling.steps, sampling.shift) if times is None else times
@@ -57,11 +56,8 @@ def time_changes(model: Transformer, times: Sequence[float]) -> list[float]:
 
 
 def reused_steps(changes: Sequence[float], counts: Sequence[int], threshold: float) -> list[bool]:
-    """TeaCache's rule (PAPER section 4): the changes since the last evaluation add up, and while their sum stays below
-    the threshold a step reuses that evaluation's output.
-
-    changes: between neighbouring steps. counts: branches of every step; where guidance sets in or ends, and at the
-    first and the last step, there is always an evaluation. All of it is known before the run.
+    """TeaCache's rule (PAPER section 4): while changes since the last evaluation sum up to less than the threshold, a
+    step reuses its output. Where the number of branches changes, and at both ends, there is always an evaluation.
     """
     reused, total = [False], 0.0
     for step, change in enumerate(changes, start=1):
@@ -84,10 +80,7 @@ def sampling_flops(
     sample_size: int | Sequence[int] | None = None,
     **settings: Any,
 ) -> int:
-    """Floating-point operations of one whole sample, guidance branches included; settings as in `elit.sample`.
-
-    Of samples with budgets of their own, the mean.
-    """
+    """FLOPs of one whole sample with guidance; settings as in `elit.sample`. Of budgets a sample, the mean."""
     sampling = make_sampling(sampling or Sampling(), **settings)
     if sampling.sample_budgets:
         guidance = sampling.guidance and replace(sampling.guidance, drop_class=True)  # no shared head

@@ -31,7 +31,7 @@ LONGEST = 65000  # a JPEG's comment holds two bytes less than 64 KiB
 def encode_picture(frames: Sequence[Image.Image], suffix: str, text: str = "") -> bytes:
     """One picture, or the frames of a looping clip (.gif, .webp), as a file of that suffix with `text` inside.
 
-    .webp is without loss; .jpg has quality 95. Raises ValueError for a text that is too long or not ASCII.
+    Raises ValueError for a text that is too long or not ASCII.
     """
     if not text.isascii() or len(text) > LONGEST:
         raise ValueError(f"text: {len(text)} characters; a picture holds at most {LONGEST}, of ASCII")
@@ -54,10 +54,7 @@ def encode_picture(frames: Sequence[Image.Image], suffix: str, text: str = "") -
 
 
 def read_text(path: Path) -> str | None:
-    """The text that `encode_picture` put into a file; None where there is none. Looks at no pixels.
-
-    Raises ValueError where the file is missing or no picture.
-    """
+    """The text that `encode_picture` put into a file; None where there is none. Raises ValueError for no picture."""
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
             if image.format == "WEBP":
@@ -123,10 +120,9 @@ def save_frames(frames: Sequence[Image.Image], path: Path, text: str = "") -> No
 
 
 def output_kind(out: Path, *, pictures: bool) -> str:
-    """ "picture", moving for clips as .gif or .webp, "array" for a .npz, "folder" for no suffix.
+    """ "picture", "array" for a .npz or "folder" for no suffix. Raises ValueError for what cannot be written.
 
     pictures: the samples are pixels; otherwise only an array can hold them.
-    Raises ValueError for what cannot be written.
     """
     kinds = dict.fromkeys(FORMATS, "picture") | {".npz": "array", "": "folder"}
     kind = kinds.get(out.suffix.lower())

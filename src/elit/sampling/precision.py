@@ -24,8 +24,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     """A copy in `dtype`, kept as long as `model` lives and is built as it was; its weights are those of now.
 
-    They are copied anew each time: a write through `.data`, as when peft merges an adapter, leaves no trace to look
-    for, and one pass over the weights is little beside a sampling run.
+    They are copied anew each time: a write through `.data`, as when peft merges an adapter, leaves no trace.
     """
     built = model.device, _structure(model)
     if model not in _copies or _copies[model][0] != built:

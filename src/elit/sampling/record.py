@@ -82,11 +82,7 @@ KNOWN = {*Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
 
 @torch.no_grad()
 def make_record(engine: Engine, sampling: Sampling, subject: Subject) -> PictureRecord:
-    """The record of samples that an engine makes.
-
-    Its `weights` are a digest of the network's class, its dtype and the first weights of every tensor: quick for a
-    network of any size, and training changes all of them.
-    """
+    """The record of samples that an engine makes; `weights` covers the first weights of every tensor."""
     network, device = engine.network, engine.network.device
     digest = hashlib.sha256(f"{type(network).__name__} {network.dtype}".encode())
     for name, value in sorted(network.state_dict().items()):

@@ -74,7 +74,7 @@ class Sampling:
     def from_dict(cls, values: Json) -> Self:
         """Reads the plain values of a picture, a command, a row of a sweep's table or of a profile, of any version.
 
-        Other keys are passed over. Raises ValueError for values of the wrong kind.
+        Other keys are passed over.
         """
         given = {name: value for name, value in values.items() if value is not None}
         plain: Json = {name: _number(name, given[name], kind) for name, kind in NUMBERS.items() if name in given}

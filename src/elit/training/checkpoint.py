@@ -34,9 +34,8 @@ BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
 
 @contextmanager
 def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int) -> Iterator[None]:
-    """The folder of a run, held by it alone: a lock that ends with the process, however that ends.
+    """The folder of a run, held by a lock. Raises ValueError where it is in use, not writable, or has too little room.
 
-    Raises ValueError where it cannot be written, has no room for what the run will keep, or another run is at work.
     What is refused before the run has saved its settings leaves no folder.
     """
     out = Path(config.out)
@@ -83,10 +82,7 @@ class RunState(NamedTuple):
 def save_state(
     accelerator: Accelerator, state: RunState, config: RunConfig, identity: dict[str, object], step: int
 ) -> None:
-    """Everything needed to resume after `step` steps on the data of this `identity`; drops old checkpoints.
-
-    Every process calls it and writes its part. Raises OSError where it cannot be written; nothing is left of it then.
-    """
+    """What it takes to resume after `step` steps, each process its part; drops old checkpoints. Raises OSError."""
     folder = Path(config.out) / "checkpoints"
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"

@@ -19,7 +19,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from elit.compat import forget_precision
 from elit.config import DistillConfig, RunConfig
@@ -84,21 +84,8 @@ def unsharded(network: Transformer) -> Transformer:
     return kind.from_config(network.config)
 
 
-def plain_network(accelerator: Accelerator, network: Transformer) -> Transformer:
-    """The network without what `prepare` put around it; of a sharded one a new one, with weights of its own."""
-    if isinstance(network, FSDPModule):
-        return unsharded(network)
-    network = accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-    for block in network.blocks:
-        vars(block).pop("forward", None)  # compiled
-    return network
-
-
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """torch.compile on each block; all of one class share their graphs, one for N tokens and one for any number.
-
-    A block sees G·J̃ latents, never J̃ itself, so not even J̃ = 1 is a case of its own.
-    """
+    """torch.compile on each block; those of one class share their graphs, one for N tokens and one for any number."""
     for block in blocks:
         # The method and not the module: hooks of FSDP stay outside, names of weights as they are.
         block.forward = torch.compile(block.forward, fullgraph=True)
@@ -107,8 +94,7 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
     """Scales all gradients to a common norm of at most max_norm; returns the norm before, on the device.
 
-    Trained weights that nothing depended on, such as the last block's text stream, get zeros: so Adam has moments for
-    each, and checkpoints are whole.
+    Trained weights that nothing depended on get zeros: so Adam has moments for each, and checkpoints are whole.
     """
     for weight in trained_weights(network):
         if weight.grad is None:
@@ -132,10 +118,7 @@ def broadcast_from_main(accelerator: Accelerator, check: Callable[[], T]) -> T:
 
 
 class Termination:
-    """Notices SIGTERM and Ctrl-C, and has all processes notice at the same step, without making a device wait.
-
-    A second Ctrl-C leaves at once.
-    """
+    """Notices SIGTERM and Ctrl-C, and has all processes notice at the same step; a second Ctrl-C leaves at once."""
 
     def __init__(self, accelerator: Accelerator):
         self.signal = ""

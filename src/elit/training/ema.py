@@ -63,8 +63,7 @@ class AveragedWeights:
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
         """Lends the average to the network, for a preview.
 
-        FSDP2 keeps what the root holds gathered after a forward that has no backward: the next one would go on with
-        that copy, of the average. So it is given up behind the preview, and before it, where it would hide the average.
+        FSDP2 keeps the root's weights gathered after a forward without a backward; so they are given up on both sides.
         """
         self.settle()
         sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]

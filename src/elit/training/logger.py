@@ -22,6 +22,7 @@ from elit.config import RunConfig
 from elit.data.loader import StepSampler
 from elit.files import Json, write_text
 from elit.models.saved import checkpoints
+from elit.sampling.pictures import save_frames
 
 BUCKETS = 10  # of t, equally wide
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
@@ -127,7 +128,9 @@ class RunLog:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def image(self, image: Image.Image, step: int) -> None:
-        """Puts a preview into TensorBoard and wandb; main process only."""
+        """Writes a preview into samples/, TensorBoard and wandb, from the main process only."""
+        if self.accelerator.is_main_process:
+            save_frames([image], self.out / "samples" / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"samples": np.asarray(image)[None]}, step=step, dataformats="NHWC")

@@ -104,7 +104,8 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             if save or done % config.log_every == 0:
                 log.flush(feed.waited)
             with log.pause():
-                if config.preview_every and (done % config.preview_every == 0 or end):
+                due = config.preview_every and (done % config.preview_every == 0 or end)
+                if due and (accelerator.is_main_process or config.fsdp):  # a sharded network needs all processes
                     task.preview(accelerator, average, log, done)
                 if save:
                     save_state(accelerator, state, config, task.identity, done)
@@ -119,10 +120,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
 def find_checkpoint(
     config: RunConfig, accelerator: Accelerator, identity: dict[str, object]
 ) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, to go on from, and lines about it. The processes share the reading of its files.
-
-    Raises ValueError where the folder and `resume` do not agree, the data has other classes, or no checkpoint is whole.
-    """
+    """The newest whole checkpoint and lines about it; the processes share the reading. Raises ValueError."""
     paths, notes = broadcast_from_main(accelerator, lambda: inspect_run_dir(config))
     rank, now = accelerator.process_index, accelerator.num_processes
     for path in reversed(paths):

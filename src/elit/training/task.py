@@ -44,18 +44,12 @@ class Task(Protocol):
     """Classes, count and a stamp of the data's files, as JSON, compared when a run resumes."""
 
     def initialize(self, *, resumed: bool) -> list[str]:
-        """The rest of what a run needs, once its folder is claimed, and the weights that a new one starts from.
-
-        `flops`, `examples` and `sampler` may be set here. Returns lines to print.
-        """
+        """Once the folder is claimed: may set `flops`, `examples`, `sampler` and first weights; lines to print."""
         ...
 
     def objective(self, accelerator: Accelerator) -> Any:
-        """The objective, with two methods that are functions of their arguments, so that runs repeat.
-
-        `draw(step)` gives what chance decides, tensors (B, ...) for the whole batch, the same on every process.
-        `losses(model, batch, draws, budget)` gives t (b,) and losses (b,) of a micro-batch and its rows of the draws.
-        """
+        """`draw(step)` gives what chance decides, tensors (B, ...) for the whole batch, the same on every process;
+        `losses(model, batch, draws, budget)` t (b,) and losses (b,) of a micro-batch and its rows of the draws."""
         ...
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:

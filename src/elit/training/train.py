@@ -22,9 +22,9 @@ from elit.models.presets import create_model, model_config
 from elit.models.saved import load_shared_weights, save_model
 from elit.models.text import CACHE, encode_prompts
 from elit.models.transformer import Transformer
-from elit.sampling.pictures import as_pictures, image_grid, save_frames
+from elit.sampling.pictures import as_pictures, image_grid
 from elit.sampling.sample import sample
-from elit.training.distributed import broadcast_from_main, plain_network
+from elit.training.distributed import broadcast_from_main, unsharded
 from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
@@ -34,10 +34,7 @@ ImageData = ImageSet | ImageFiles | LatentSet
 
 
 def train(config: TrainConfig) -> Transformer:
-    """Trains and saves `config.out`/model (averaged weights); returns that network, on the CPU.
-
-    Resumes, stops and raises as `train_task` does.
-    """
+    """Trains and saves `config.out`/model; returns that network of averaged weights, on the CPU. As `train_task`."""
     return train_task(config, lambda accelerator: TrainNetwork(config, accelerator))
 
 
@@ -92,22 +89,17 @@ class TrainNetwork(Task):
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """Samples from the averaged weights, a row a budget (all, half, a quarter, the least), of the same noise."""
-        network, config = self.network, self.config
-        if not (accelerator.is_main_process or config.fsdp):  # a sharded network needs all processes
-            return
+        network = self.network
         numbers = torch.arange(8) % len(self.data.classes)
         y: Condition = numbers if self.prompts is None else self.prompts[numbers]
         wanted = (None, 0.5, 0.25, network.budgets[0]) if network.budgets else ()
         budgets = list(dict.fromkeys(resolve_budget(budget, network.budgets) for budget in wanted)) or [None]
         with average.in_place_of(network), torch.compiler.set_stance("force_eager"), accelerator.autocast():
             rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in budgets]
-        if accelerator.is_main_process:
-            preview = image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
-            save_frames([preview], Path(config.out) / "samples" / f"step-{step:08d}.png")
-            log.image(preview, step)
+        log.image(image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2])), step)
 
     def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Transformer:
-        averaged = plain_network(accelerator, self.network).cpu().eval()
+        averaged = unsharded(self.network).eval()
         averaged.load_state_dict(average.whole())
         if accelerator.is_main_process:
             save_model(averaged, Path(self.config.out) / "model")
