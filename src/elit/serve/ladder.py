@@ -17,7 +17,7 @@ from elit.planner.choose import Pricing, check_table, measured_plans, network_fo
 from elit.planner.cost import Costs, non_negative_prices
 from elit.planner.quality import Quality, find_table, read_quality
 from elit.sampling.engine import Engine
-from elit.sampling.pictures import encode_picture, single_frames
+from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
 from elit.serve.settings import Rung, ServiceSettings, make_guidance
 
@@ -59,7 +59,7 @@ def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:
     runs = [engine.begin([engine.example], [seed], sampling) for seed, sampling in enumerate(case)]
     steps = [1e3 * timed(lambda: engine.step(runs), device)[1] for _ in range(STEPS)]
     for run in runs:
-        encode_picture(single_frames(run.pictures()[0], ".png"), ".png")
+        encode_picture(sheet_frames(run.pictures(), ".png", scale=1), ".png")
     total = 1e3 * (time.perf_counter() - start)
     return steps[1:], max(0.0, total - STEPS * statistics.median(steps[1:]))
 

@@ -23,7 +23,7 @@ from elit.planner.cost import Costs, branch_latents
 from elit.planner.profile import read_profile
 from elit.pretrained import measurements_folder, model_folder
 from elit.sampling.engine import Engine, NetworkEngine, Run
-from elit.sampling.pictures import encode_picture, single_frames
+from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import measure_costs
 from elit.serve.policy import Policy, PolicySettings, Refusal, Running
@@ -55,7 +55,7 @@ class Progress:
     def encode(self, pixels: Tensor) -> bytes:
         """One picture (1, C, H, W) as the content of a file."""
         suffix = f".{self.request.output_format}"
-        return encode_picture(single_frames(pixels[0], suffix), suffix)
+        return encode_picture(sheet_frames(pixels, suffix, scale=1), suffix)
 
 
 class Replica:
