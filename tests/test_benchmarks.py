@@ -185,3 +185,14 @@ def test_planner(tmp_path, monkeypatch):
     assert all(row["ms"] > 0 and row["predicted_ms"] > 0 for row in result["unseen"])
     assert all(row["predicted_ms"] <= row["target_ms"] and row["fd"] > 0 for row in result["targets"])
     assert result["summary"]["settings"] == 4
+
+
+def test_the_gpu_script_rehearses_on_a_cpu(capsys):
+    gpu = import_module("gpu")
+    assert gpu.main(["--device", "cpu", "--quick", "--one", "forward"]) == 0
+    plain, full, least = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert full["time"] == full["FLOPs"] == 1 > least["FLOPs"]
+    assert plain["budget"] is None
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["nothing"])
+    assert end.value.code == 2

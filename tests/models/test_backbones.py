@@ -170,6 +170,7 @@ def test_a_forward_reads_nothing_back(any_model):
     assert any_model.to("meta")(x, t, y, any_model.budgets[0] if any_model.budgets else None).shape == x.shape
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
     x, t, y = inputs(any_model)

@@ -63,6 +63,7 @@ def test_compiled_samples_are_the_same_and_three_graphs_serve_all_budgets(monkey
     assert as_compiled(model) is as_compiled(model)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_graphs_of_several_budgets_do_not_write_over_each_other():
     model = fresh("elit-dit").cuda()
