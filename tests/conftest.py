@@ -6,8 +6,6 @@ import gc
 import hashlib
 import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from html.parser import HTMLParser
@@ -252,19 +250,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @cache
 def scope_of(file: Path) -> str:
     return "processes" if "\nfrom commands import" in file.read_text(encoding="utf-8") else str(file)
-
-
-@pytest.fixture(autouse=True)
-def _fast_tests_start_no_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make test-fast` is for the work at hand: a test that starts Python anew has the mark `slow`."""
-    if "not slow" not in request.config.option.markexpr:
-        return
-    start = subprocess.Popen.__init__
-
-    def refuse(self, args, *rest, **options):
-        first = args if isinstance(args, str) else str(next(iter(args)))
-        if first == sys.executable:
-            pytest.fail("starts a process: mark the test slow")
-        start(self, args, *rest, **options)
-
-    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)

@@ -10,9 +10,7 @@ import pytest
 import torch
 from conftest import inputs, opened
 
-import elit
 from elit.models import presets
-from elit.models.saved import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
@@ -41,23 +39,17 @@ def quick(part: str, folder: Path, *line: str) -> dict:
 @pytest.mark.parametrize("part", ["forward", "training"])
 def test_time_against_flops(part, tmp_path, capsys):
     result = quick(part, tmp_path)
-    plain, full, least = result["rows"]
+    _, full, least = result["rows"]
     assert [row["budget"] for row in result["rows"]] == [None, 4, 1]
-    assert plain["model"] == "DiT-S/2"
     assert full["time_over_flops"] == pytest.approx(1)
     assert least["gflops"] < full["gflops"]
-    assert all(row["ms"] > 0 and row["utilisation"] > 0 for row in result["rows"])
-    assert result["summary"]["worst"]["time_over_flops"] == max(full["time_over_flops"], least["time_over_flops"])
-    assert result["summary"]["settings"][0]["full_over_plain"]["flops"] > 1
     if part == "training":
         assert 0 < least["peak_mib"] < full["peak_mib"]
     assert "worst time/FLOPs" in capsys.readouterr().out
 
 
 def test_guidance(tmp_path, capsys):
-    result = quick("guidance", tmp_path)
-    rows = {row["guidance"]: row for row in result["rows"]}
-    assert list(rows) == ["none", "cfg", "ccfg", "ag"]
+    rows = {row["guidance"]: row for row in quick("guidance", tmp_path)["rows"]}
     assert rows["none"]["saved_closed_form"] == pytest.approx(0.5)
     assert 0 < rows["ccfg"]["saved_closed_form"] < 0.5
     assert rows["cfg"]["saved"] == 0
@@ -66,28 +58,17 @@ def test_guidance(tmp_path, capsys):
 
 def test_naive(tmp_path, capsys):
     result = quick("naive", tmp_path)
-    assert [(row["work"], row["budget"]) for row in result["rows"]] == [
-        ("sampling", 1),
-        ("training step", 4),
-        ("training step", 1),
-    ]
-    # Counted, not timed: the same at every run.
-    assert all(0 < row["mib"] < row["naive_mib"] for row in result["rows"])
-    summary = result["summary"]
-    assert summary["difference"] <= 1e-5
-    assert summary["memory"] < summary["memory_at_most"] < 1
-    assert summary["training_times_faster"] > 0
-    assert summary["sampling_times_faster"] > 0
+    assert all(0 < row["mib"] < row["naive_mib"] for row in result["rows"])  # counted, not timed
+    assert result["summary"]["difference"] <= 1e-5
+    assert result["summary"]["memory"] < result["summary"]["memory_at_most"] < 1
     assert "the naive throughput" in capsys.readouterr().out
 
 
 def test_mixed(tmp_path, capsys):
-    result = quick("mixed", tmp_path, "--batch-size", "4")
-    (row,) = result["rows"]
-    assert len(row["budgets"]) == 4
+    (row,) = quick("mixed", tmp_path, "--batch-size", "4")["rows"]
     assert set(row["budgets"]) <= {1, 2, 3, 4}
     assert row["closed_form"] > 1
-    assert result["summary"]["difference"] == row["difference"] <= 1e-4
+    assert row["difference"] <= 1e-4
     assert "padding to the largest" in capsys.readouterr().out
 
 
@@ -118,24 +99,11 @@ def test_unequal_outputs_are_no_benchmark(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_peak_bytes():
-    """What is held at a time, not all that was ever allocated."""
-    timing = import_module("timing")
-
-    def run() -> None:
-        for _ in range(3):
-            torch.empty(2**18)  # a MiB each, freed at once
-
-    assert timing.peak_bytes(run, torch.device("cpu")) == 2**20
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         (["forward", "--rounds", "0"], "--rounds: give at least 1"),
-        (["forward", "--budgets", "1"], "give at least 2"),
         (["forward", "--sizes", "Q"], "unknown model"),
-        (["forward", "--sample-sizes", "33"], "nearest valid"),
         (["guidance", "--shapes", "B"], "give SIZE:HEAD-CORE-TAIL"),
         (["mixed", "--device", "abacus"], "there is none here"),
         (["naive", "--out", "."], "a folder"),
@@ -148,43 +116,30 @@ def test_bad_input_is_one_line(line, says, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.fixture
-def _small_size_s(monkeypatch):
-    """What the real one costs most in a few steps is its checkpoints."""
+def test_train_step(monkeypatch, capsys):
+    """With a small size S: what the real one costs most in a few steps is its checkpoints."""
     monkeypatch.setitem(presets.SIZES, "S", {"depth": 4, "hidden_size": 48, "num_heads": 4, "split": (1, 2, 1)})
     presets.presets.cache_clear()
-    yield
-    monkeypatch.undo()
-    presets.presets.cache_clear()
-
-
-@pytest.mark.usefixtures("_small_size_s")
-def test_train_step(monkeypatch, capsys):
     line = ["--sample-size", "16", "--batch-size", "2", "--steps", "8", "--rounds", "1", "--json"]
     monkeypatch.setattr(sys, "argv", ["train_step.py", *line])
-    import_module("train_step").main()
+    try:
+        import_module("train_step").main()
+    finally:
+        presets.presets.cache_clear()
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["model"] for row in result["rows"]] == ["DiT-S/2", "ELIT-DiT-S/2"]
-    assert all(row["images_per_s"] > 0 and 0 <= row["data_wait"] < 1 for row in result["rows"])
     assert 0.3 < result["elit_over_baseline"]["flops"] < 1.2
 
 
-def test_planner(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
-    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
-    save_model(model, tmp_path / "model")
-    line = ["--quick", "--model", "model", "--work", "work", "--out", "result.json"]
+def test_planner(models, tmp_path, monkeypatch):
+    line = ["--quick", "--model", str(models / "model"), "--work", "work", "--out", "result.json"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     monkeypatch.setattr(sys, "argv", ["planner.py", *line])
     import_module("planner").main()
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert {"command", "versions", "hardware", "seconds"} <= set(result)
     assert (len(result["unseen"]), len(result["targets"])) == (4, 3)
-    assert all(row["ms"] > 0 and row["predicted_ms"] > 0 for row in result["unseen"])
     assert all(row["predicted_ms"] <= row["target_ms"] and row["fd"] > 0 for row in result["targets"])
-    assert result["summary"]["settings"] == 4
 
 
 def test_the_gpu_script_rehearses_on_a_cpu(capsys):

@@ -22,24 +22,18 @@ def test_torch_fake_tensors_and_storage_numbers():
         assert compat.storage_number(one) == compat.storage_number(one.view(2, -1)) != compat.storage_number(one + 1)
 
 
-def test_torch_counts_writes():
+def test_torch_counts_writes_and_writes_many_at_once():
     value = torch.zeros(2)
     before = compat.write_count(value)
     value.add_(1)
     assert compat.write_count(value) == before + 1
-
-
-def test_torch_foreach_lerp_and_copy():
+    with compat.whole_graphs_under_ddp():
+        assert torch._dynamo.config.optimize_ddp is False
     targets = [torch.zeros(2), torch.ones(3)]
     compat.lerp_all(targets, [torch.ones(2), torch.zeros(3)], 0.25)
     assert [each[0].item() for each in targets] == [0.25, 0.75]
     compat.copy_all(targets, [torch.full((2,), 5.0), torch.full((3,), 6.0)])
     assert [each[0].item() for each in targets] == [5.0, 6.0]
-
-
-def test_torch_dynamo_knows_optimize_ddp():
-    with compat.whole_graphs_under_ddp():
-        assert torch._dynamo.config.optimize_ddp is False
 
 
 def test_torch_warns_of_a_lone_process_in_these_words(tmp_path):
@@ -103,19 +97,16 @@ def test_diffusers_registers_blocks_by_class():
     compat.register_block_like(nn.Linear, nn.Linear)  # no block of diffusers: nothing to register
 
 
-def test_diffusers_pipelines_have_an_execution_device():
-    assert isinstance(inspect.getattr_static(DiffusionPipeline, "_execution_device"), property)
-
-
-def test_diffusers_pipelines_have_the_names_that_elastic_caller_reads():
+def test_diffusers_pipelines_have_the_names_that_are_read():
     """`elit.budget` asks the pipeline that calls a transformer; these are its own variables and properties."""
-    locals_of = {
-        kind: inspect.unwrap(kind.__call__).__code__.co_varnames for kind in (DiTPipeline, PixArtAlphaPipeline)
-    }
-    assert {"self", "guidance_scale", "t"} <= set(locals_of[DiTPipeline])
-    assert {"self", "do_classifier_free_guidance", "t"} <= set(locals_of[PixArtAlphaPipeline])
+    assert isinstance(inspect.getattr_static(DiffusionPipeline, "_execution_device"), property)
     assert isinstance(inspect.getattr_static(StableDiffusion3Pipeline, "do_classifier_free_guidance"), property)
-    assert "t" in inspect.unwrap(StableDiffusion3Pipeline.__call__).__code__.co_varnames
+    for kind, names in (
+        (DiTPipeline, {"self", "guidance_scale", "t"}),
+        (PixArtAlphaPipeline, {"self", "do_classifier_free_guidance", "t"}),
+        (StableDiffusion3Pipeline, {"t"}),
+    ):
+        assert names <= set(inspect.unwrap(kind.__call__).__code__.co_varnames)
 
 
 def test_accelerate_forgets_its_precision():

@@ -35,15 +35,15 @@ def test_yaml_as_written_by_hand(tmp_path):
         ("model: 3", "must be `field: value` lines"),
         ("steps: many", "steps must be int, got 'many'"),
         ("steps: true", "steps must be int, got True"),
-        ("learning_rate: fast", "learning_rate must be a number, got 'fast'"),
+        ("learning_rate: fast", "learning_rate must be float, got 'fast'"),
         ("resume: 1", "resume must be bool, got 1"),
         ("steps: 0", "steps must be at least 1, got 0"),
         ("seed: 9223372036854775808", "seed must be at most 9223372036854775807, got 9223372036854775808"),
         ("steps: [", "not YAML"),
         ("steps: 1\nseed: 0\nsteps: 2", "'steps' is there twice"),
-        ("precision: fp8", "precision must be one of .'fp32', 'bf16'., got 'fp8'"),
-        ("model: {window: 4}", "model: window must be tuple.int, .* or null, got 4"),
-        ("budget_min: half", "budget_min must be int or null"),
+        ("precision: fp8", "precision must be .*'fp32', 'bf16'., got 'fp8'"),
+        ("model: {window: 4}", "model: window must be tuple.int, .* None, got 4"),
+        ("budget_min: half", "budget_min must be int . None, got 'half'"),
         ("trackers: [wandbb]", "trackers must be any of tensorboard, wandb, trackio, got 'wandbb'"),
         ("trackers: wandb", "trackers must be tuple.str, .*, got 'wandb'"),
     ],
@@ -66,7 +66,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     ("field", "value"),
     [
         *(("batch_size", 0), ("learning_rate", 0.0), ("ema_decay", 1.0), ("class_dropout", -0.1)),
-        *(("precision", "fp8"), ("warmup_steps", -1), ("time_shift", 0.0), ("image_size", 0)),
+        *(("warmup_steps", -1), ("time_shift", 0.0), ("image_size", 0)),
     ],
 )
 def test_bad_values_are_named(field, value):

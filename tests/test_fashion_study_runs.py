@@ -80,11 +80,6 @@ def test_a_study_runs_on_what_was_trained(name, trained, tmp_path):
         assert all(map(math.isfinite, values))
 
 
-def test_a_study_says_what_has_to_be_trained_first(tiny, tmp_path):
-    with pytest.raises(SystemExit, match="ELIT multi-budget, seed 0: not trained yet; run python studies"):
-        importlib.import_module("dial").main([*SIZES, "--runs", str(tmp_path)])
-
-
 def test_borders_are_cut_as_they_say(tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "borders.json"
     monkeypatch.setattr(borders, "BUDGETS", (0.25,))

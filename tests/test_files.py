@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import threading
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,25 +91,6 @@ def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_written_at_the_same_time_are_whole(tmp_path):
-    """Eight writers of four files each: the folder is that of one of them, and nothing lies beside it."""
-    folder, together = tmp_path / "a", threading.Barrier(8)
-
-    def write(writer):
-        def fill(at):
-            for i in range(4):
-                (at / str(i)).write_text(str(writer))
-            together.wait()
-
-        write_folder(folder, fill)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, range(8)))
-    assert len({path.read_text() for path in folder.iterdir()}) == 1
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3"]
-    assert list(tmp_path.iterdir()) == [folder]
-
-
 def test_a_place_where_nothing_can_be_written_is_told(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "deep" / "x.png")
     (tmp_path / "file").write_text("")
@@ -128,17 +107,6 @@ def test_a_place_where_nothing_can_be_written_is_told(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="cannot write out='/proc/x/y': "):
             check_writable(Path("/proc/x/y"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
-
-
-def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
-    def fail(folder):
-        (folder / "half").write_text("half")
-        raise OSError("disk full")
-
-    write_folder(tmp_path / "a", lambda folder: (folder / "x").write_text("old"))
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(tmp_path / "a", fail)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
 
 
 class Killed(BaseException):

@@ -23,7 +23,7 @@ from released_files import ELIT, checkpoint
 from serve.service import saved_model
 
 import elit
-from elit.cli.main import COMMANDS, main, parse
+from elit.cli.main import COMMANDS, parse
 from elit.config import DistillConfig, TrainConfig, load_config
 from elit.evaluate.plane import read_table
 from elit.planner.profile import read_profile
@@ -65,11 +65,11 @@ def changed(draw, document):
 
 @contextlib.contextmanager
 def one_line(*kinds):
-    """Lets ValueErrors of one line pass; collects stdout and stderr."""
-    out, err, message = io.StringIO(), io.StringIO(), ""
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    """Lets ValueErrors of one line pass; says nothing."""
+    message = ""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            yield out, err
+            yield
         except (ValueError, *kinds) as error:
             message = str(error).strip()
     assert "\n" not in message
@@ -93,10 +93,10 @@ def options_of(kind):
 
 
 @st.composite
-def lines(draw, name, start, skip=()):
-    """The words of a line of one command: `start` with options, and sometimes without a word."""
-    words, options = list(start), options_of(command_module(name).Args)
-    for option in draw(st.lists(st.sampled_from(sorted(set(options) - set(skip))), max_size=4)):
+def lines(draw, name):
+    """The words of a line of one command, sometimes without one."""
+    words, options = draw(st.lists(WORDS, max_size=2)), options_of(command_module(name).Args)
+    for option in draw(st.lists(st.sampled_from(sorted(options)), max_size=4)):
         flag = option.replace("_", "-")
         if "bool" in options[option]:
             words.append(f"--{draw(st.sampled_from(['', 'no-']))}{flag}")
@@ -112,8 +112,7 @@ def lines(draw, name, start, skip=()):
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.usefixtures("empty_folder")
 def test_command_lines_are_parsed_or_refused(name, data):
-    words, module = data.draw(lines(name, data.draw(st.lists(WORDS, max_size=2)))), command_module(name)
-    code = 0
+    words, module, code = data.draw(lines(name)), command_module(name), 0
     with one_line(OSError):
         try:
             module.parse(words) if hasattr(module, "parse") else parse(module.Args, name, words)
@@ -122,46 +121,12 @@ def test_command_lines_are_parsed_or_refused(name, data):
     assert code == 0
 
 
-LONG = {"compile", "measure", "target_ms", "target_images_per_s", "count", "steps", "step_budgets"}
-RUNS = {
-    "sample": ["MODEL", "--steps", "1", "--labels", "3"],
-    "flops": ["MODEL"],
-    "recipes": [],
-    "import": ["RELEASED", "imported", "--num-heads", "2", "--tail-blocks", "1"],
-}
-
-
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """A folder with a small checkpoint in the format of the published ones."""
     folder = tmp_path_factory.mktemp("released")
     torch.save(checkpoint(ELIT | {"width": 16}), folder / "elit.pt")
     return folder
-
-
-@settings(max_examples=MORE or 40, **HOW)
-@given(data=st.data())
-def test_commands_end_well_or_with_one_line(data, models, released, tmp_path, monkeypatch):
-    work = tmp_path / "work"
-    work.mkdir(exist_ok=True)
-    monkeypatch.chdir(work)
-    name = data.draw(st.sampled_from(sorted(RUNS)))
-    places = {"MODEL": str(models / "model"), "RELEASED": str(released / "elit.pt")}
-    line = data.draw(lines(name, [places.get(word, word) for word in RUNS[name]], skip=LONG))
-    with one_line() as (out, err):
-        try:
-            code = main([name, *line])
-        except SystemExit as stop:  # --help
-            code = stop.code
-    left = list(work.iterdir())
-    shutil.rmtree(work)
-    assert code in (0, 1 if "not finite" in err.getvalue() else 2), err.getvalue()
-    if code:
-        message = [row for row in err.getvalue().splitlines() if not row.startswith(f"elit {name}: note: ")]
-        assert [len(message), out.getvalue(), left] == [1, "", []], message
-        assert message[0].startswith(f"elit {name}: ")
-    elif "--json" in line and not {"--help", "--no-json", "--"} & set(line):
-        json.loads(out.getvalue().splitlines()[-1])
 
 
 BODY = {

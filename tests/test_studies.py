@@ -139,31 +139,16 @@ def test_padding_is_seen_by_the_network_and_by_nobody_else():
     ],
 )
 def test_the_rule_of_verdicts(advantages, expected):
-    from verdicts import verdict
+    from verdicts import overall, verdict
 
     assert verdict(advantages) == expected
+    assert overall(["holds", expected]) == expected  # a claim is as strong as its weakest part
 
 
-def test_a_claim_is_as_strong_as_its_weakest_part():
-    from verdicts import overall
-
-    assert overall(["holds", "holds"]) == "holds"
-    assert overall(["holds", "undecided"]) == "undecided"
-    assert overall(["undecided", "does not hold", "holds"]) == "does not hold"
-
-
-def test_the_document_is_up_to_date_and_the_command_says_so(tmp_path, monkeypatch):
+def test_the_document_is_up_to_date(monkeypatch):
     import summary
 
     monkeypatch.setattr("sys.argv", ["summary.py", "--check"])
     with pytest.raises(SystemExit) as done:
         summary.main()
     assert done.value.code == 0, "run python studies/summary.py"
-    text = summary.DOCUMENT.read_text(encoding="utf-8")
-    other = tmp_path / "docs" / "reproduction.md"
-    other.parent.mkdir()
-    other.write_text(text.replace("| undecided |", "| holds |", 1), encoding="utf-8")
-    monkeypatch.setattr(summary, "ROOT", tmp_path)
-    monkeypatch.setattr(summary, "DOCUMENT", other)
-    with pytest.raises(SystemExit, match=r"^docs/reproduction\.md: not up to date; run python studies/summary\.py$"):
-        summary.main()

@@ -11,7 +11,6 @@ from conftest import conditions, opened
 
 import elit
 from elit.budgets import schedule_budgets
-from elit.cli.main import main
 
 sys.path.append(str(Path(__file__).parents[1] / "studies"))
 from tune_schedule import best_schedule, schedule_text, tune_schedule
@@ -63,17 +62,10 @@ def test_a_network_is_tuned_by_its_own_loss():
     ("kind", "bound", "says"),
     [
         ("dit", {"mean_share": 0.5}, "no latent interface"),
-        ("elit-dit", {}, "give one of them"),
         ("elit-dit", {"mean_share": 0.01}, "the least is 0.0625"),
-        ("elit-dit", {"mean_share": 0.5, "bins": 0}, "bins=0"),
     ],
 )
 def test_what_cannot_be_tuned_is_said(kind, bound, says):
     model = opened(kind)
     with pytest.raises(ValueError, match=says):
         tune_schedule(model, torch.randn(4, 4, 16, 16), conditions(model, 4), **bound)
-
-
-def test_the_command_names_the_study(capsys):
-    assert main(["tune-schedule", "model", "--data", "digits"]) == 2
-    assert "use python studies/tune_schedule.py" in capsys.readouterr().err

@@ -8,10 +8,8 @@ Users write a budget as
     str             as text: "8" latents, "50%" a share of them, "100%" all; or a schedule over t
                     ("50%@0-0.5,100%@0.5-1": half of them while t < 0.5, then all)
 As text a number without a percent sign counts latents, so "1" is one latent, in a schedule too. Decimals are shares:
-"0.5" is "50%" and "1.0" is "100%".
-
-A list is never a `budget` of `elit.sample`, since it could be one a step or one a sample: these are `step_budgets` and
-`sample_budgets`. A network's forward has no steps, so that a list there is one a sample.
+"0.5" is "50%" and "1.0" is "100%". Several budgets are `step_budgets` or `sample_budgets` of `elit.sample`; a network's
+forward has no steps, so that a list there is one a sample.
 """
 
 import math
@@ -34,10 +32,7 @@ budget_block: ContextVar[Schedule] = ContextVar("elit_budget", default=None)
 
 
 def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
-    """The latents kept per window, one of `budgets`; None for a baseline (`budgets` empty).
-
-    Raises ValueError, naming the valid values, for a budget that the network does not have.
-    """
+    """The latents kept per window, one of `budgets`; None for a baseline (`budgets` empty). Raises ValueError."""
     if isinstance(budget, str):
         budget = parse_budget(budget)
     if not budgets:
@@ -53,14 +48,13 @@ def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:
             return budget if type(budget) is int else int(budget)
     elif 0 < budget <= 1:
         return max(1, math.floor(budget * budgets[-1] / step + 0.5)) * step
-    raise ValueError(f"budget must be {_valid(budgets)}, got {budget!r}")
+    counts = f"{step} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
+    valid = f"a number of latents per window ({counts}), a share of them ('50%', in Python 0.5), or None for all"
+    raise ValueError(f"budget must be {valid}, got {budget!r}")
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as typed: "8" latents per window, "50%" or "0.5" a share, "100%", "full" or "none" all.
-
-    Raises ValueError for any other text, and for a share that is not above 0% and at most 100%.
-    """
+    """A budget as typed: "8" latents per window, "50%" or "0.5" a share, "100%", "full" or "none" all."""
     text = text.strip().lower()
     if text in ("none", "full"):
         return None
@@ -88,33 +82,25 @@ def format_schedule(text: str) -> str:
 
 
 def saved_schedule(text: str) -> str:
-    """A schedule from a file of any version, as `format_schedule` writes it.
-
-    Before there were percents, a bare 1 beside decimal shares stood for all latents.
-    """
-    pieces = [piece.partition("@") for piece in text.split(",")]
-    if "%" not in text and any("." in budget for budget, _, _ in pieces):
-        text = ",".join(("1.0" if budget.strip() == "1" else budget) + at + times for budget, at, times in pieces)
+    """A schedule of any version's file, as `format_schedule` writes it: a bare 1 beside decimal shares was all."""
+    if "%" not in text and re.search(r"\.\d*@", text):
+        text = re.sub(r"(^|,)\s*1\s*@", r"\g<1>1.0@", text)
     return format_schedule(text)
 
 
 def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
     """The budget of one training iteration, uniform over `budgets`; None for a baseline.
 
-    It depends on (seed, step) alone, so every rank draws the same one with no broadcast, and so does a resumed
-    run. Paper section 3: one draw an iteration, shared by all windows.
+    It depends on (seed, step) alone: every rank and a resumed run draw the same. Paper section 3.
     """
-    if not budgets:
-        return None
-    return random.Random(f"budget/{seed}/{step}").choice(list(budgets))
+    return random.Random(f"budget/{seed}/{step}").choice(list(budgets)) if budgets else None
 
 
 def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) -> tuple[int, ...]:
     """The budgets of a multi-budget run, drawn with equal chance: J_min to J_max, by default 1 to J.
 
     Where budgets are multiples (HDiT), each number stands for the nearest budget, the lower of two: 1 to 16 in steps
-    of 4 are six times 4, four times 8 and 12, twice 16. So the mean budget and the cost of training equal those of the
-    other networks, and the paper's (191 and 791 TFLOPs). Raises ValueError if no budget lies between.
+    of 4 are six times 4, four times 8 and 12, twice 16, so that the mean budget is that of the other networks.
     """
     if not budgets:
         if low is not None or high is not None:
@@ -133,37 +119,29 @@ def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) 
 def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequence[int]) -> list[int | None]:
     """The budget of every sampling step; `times` are the t at which steps start, 0 = noise, 1 = data.
 
-    A schedule is one budget for all steps, text (see the top of this file), a sequence with one budget a step, or a
-    function of t. Paper section 4: half of the tokens for t < 0.5 and all after scores about the same as all.
+    A schedule is one budget for all steps, text (see the top of this file), one budget a step, or a function of t.
     """
     if isinstance(schedule, str) and "@" in schedule:
         pieces = _parse_pieces(schedule)
         # The piece is found with a tolerance: a step at t = 0.3 must not miss "…@0.3-1" by a rounding error.
-        of_steps = [next(budget for budget, _, high in pieces if t < high - 1e-9 or high == 1) for t in times]
-        return [resolve_budget(budget, budgets) for budget in of_steps]
-    if callable(schedule):
-        return [resolve_budget(schedule(t), budgets) for t in times]
-    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-        if len(schedule) != len(times):
-            raise ValueError(f"step_budgets must be one a step, got {len(schedule)} for {len(times)} steps")
-        return [resolve_budget(budget, budgets) for budget in schedule]
-    return [resolve_budget(schedule, budgets)] * len(times)
+        schedule = [next(budget for budget, _, high in pieces if t < high - 1e-9 or high == 1) for t in times]
+    elif callable(schedule):
+        schedule = [schedule(t) for t in times]
+    if isinstance(schedule, str) or not isinstance(schedule, Sequence):
+        return [resolve_budget(schedule, budgets)] * len(times)
+    if len(schedule) != len(times):
+        raise ValueError(f"step_budgets must be one a step, got {len(schedule)} for {len(times)} steps")
+    return [resolve_budget(budget, budgets) for budget in schedule]
 
 
 def one_schedule(
     budget: Schedule, step_budgets: Sequence[Budget] | None, sample_budgets: Sequence[Budget] | None
 ) -> Schedule:
-    """The schedule of a run from the three arguments that set its budgets; None with `sample_budgets`.
-
-    Raises ValueError for two of them, and for a list in `budget`, which could be one a step or one a sample.
-    """
-    if is_list(budget):
-        raise ValueError(
-            f"budget must be one budget, got {budget!r}; step_budgets is one a step, sample_budgets one a sample"
-        )
+    """The schedule of a run from the three arguments that set its budgets; None with `sample_budgets`."""
+    if is_list(budget):  # it could be one a step or one a sample
+        raise ValueError(f"budget must be one budget, got {budget!r}; give several as step_budgets or sample_budgets")
     named = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
-    given = [name for name, value in named.items() if value is not None]
-    if len(given) > 1:
+    if len(given := [name for name, value in named.items() if value is not None]) > 1:
         raise ValueError(f"cannot take {' and '.join(given)} at once: give one of them")
     return budget if step_budgets is None else list(step_budgets)
 
@@ -176,7 +154,7 @@ def is_list(value: object) -> bool:
 
 
 def budgets_of_samples(values: Sequence[Budget], count: int, budgets: Sequence[int], name: str) -> list[int | None]:
-    """One valid budget a sample. Raises ValueError, naming the argument, for a list of another length."""
+    """One valid budget a sample; `name` is the argument's, for the refusal of a list of another length."""
     values = values.tolist() if hasattr(values, "tolist") else values
     if len(values) != count:
         raise ValueError(f"{name} must be one a sample, got {len(values)} for {count} samples")
@@ -200,7 +178,7 @@ def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
 
 
 def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
-    """The pieces of a schedule as text: (budget, from t, to t) each. Raises ValueError."""
+    """(budget, from t, to t) of each piece of a schedule as text."""
     pieces = []
     for piece in text.split(","):
         budget, _, interval = piece.partition("@")
@@ -213,9 +191,3 @@ def _parse_pieces(text: str) -> list[tuple[Budget, float, float]]:
     if [low for _, low, _ in pieces] != edges[:-1] or edges[-1] != 1 or edges != sorted(set(edges)):
         raise ValueError(f"budget must cover t from 0 to 1 in order, without gap or overlap, got {text!r}")
     return pieces
-
-
-def _valid(budgets: Sequence[int]) -> str:
-    step = budgets[0]
-    counts = f"{step} to {budgets[-1]}" + (f" in steps of {step}" if step > 1 else "")
-    return f"a number of latents per window ({counts}), a share of them ('50%', in Python 0.5), or None for all"

@@ -1,8 +1,7 @@
 """Names that torch, diffusers, accelerate, peft and torch-fidelity call private, or never promised, and we need.
 
 Each has its reason and the version that introduced it. `tests/test_compat.py` checks the installed packages for them
-one by one, so that an upgrade which removes one says which. `tests/test_imports.py` checks that no other module of the
-library has such a name.
+one by one, so that an upgrade which removes one says which.
 """
 
 import dataclasses
@@ -21,20 +20,14 @@ from torch import Tensor, nn
 
 
 def fake_tensors() -> AbstractContextManager[Any]:
-    """Makes tensors that have shapes and no content, so that memory is counted and none is taken.
-
-    torch 2.0; the public way to them, torch.export, needs a whole graph.
-    """
+    """Makes tensors that have shapes and no content. torch 2.0; the public way, torch.export, needs a whole graph."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode()
 
 
 def storage_number(value: Tensor) -> int:
-    """A number of the storage of a tensor, also of a fake one, which has no data_ptr. torch 2.0.
-
-    A freed storage's number may come again.
-    """
+    """A number of the storage of a tensor, also of a fake one, which has no data_ptr. torch 2.0."""
     return value.untyped_storage()._cdata
 
 
@@ -54,10 +47,7 @@ def copy_all(targets: list[Tensor], sources: list[Tensor], *, non_blocking: bool
 
 
 def whole_graphs_under_ddp() -> AbstractContextManager[Any]:
-    """Keeps torch.compile from cutting graphs where DDP's buckets end. torch 2.0.
-
-    Blocks are compiled one by one, so that cuts gain nothing, and a cut inside a block is a graph more.
-    """
+    """Keeps torch.compile from cutting graphs, of single blocks here, where DDP's buckets end. torch 2.0."""
     return torch._dynamo.config.patch(optimize_ddp=False)
 
 
@@ -74,10 +64,7 @@ def lone_process() -> Iterator[None]:
 
 
 def refused_global(error: BaseException) -> str | None:
-    """The global that torch.load(weights_only=True) refused, such as "os.system"; None for any other error.
-
-    torch 2.4 ("Unsupported global: GLOBAL x") and 2.6; its UnpicklingError has no field for it.
-    """
+    """The global that torch.load(weights_only=True) refused, as "os.system"; None for any other error. torch 2.6."""
     match = re.search(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
     return match[1] if match else None
 
@@ -126,10 +113,7 @@ def checkpoint_block(model: nn.Module, block: nn.Module, *inputs: Any) -> Any:
 
 
 def checkpointing_through(wrap: Callable[..., Any]) -> property:
-    """A property for `CHECKPOINT_FUNCTION` in a model's subclass.
-
-    It keeps the function that diffusers sets, and gives its forward one that calls wrap(function, block, *inputs).
-    """
+    """A property for `CHECKPOINT_FUNCTION`: the function that diffusers sets, as wrap(function, block, *inputs)."""
 
     def get(model: nn.Module) -> Callable[..., Any]:
         return functools.partial(wrap, vars(model).get(CHECKPOINT_FUNCTION))
@@ -141,10 +125,7 @@ def checkpointing_through(wrap: Callable[..., Any]) -> property:
 
 
 def register_block_like(subclass: type, kind: type) -> None:
-    """Makes diffusers' caches treat blocks of class `subclass` as those of `kind`; they look blocks up by class.
-
-    diffusers 0.35; its register functions are for a package's own blocks, and the registry fills on first use.
-    """
+    """Makes diffusers' caches, which look blocks up by class, treat `subclass` as `kind`. diffusers 0.35."""
     from diffusers.hooks._helpers import TransformerBlockRegistry
 
     TransformerBlockRegistry._register()
@@ -162,10 +143,7 @@ def execution_device(pipeline: Any) -> torch.device:
 
 
 def forget_precision() -> None:
-    """Lets a process that has made an Accelerator make another, in another precision. accelerate 0.10.
-
-    The state is shared by all of them and refuses to change; accelerate's own tests reset it so.
-    """
+    """Lets a process that has made an Accelerator make another, in another precision. accelerate 0.10."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()

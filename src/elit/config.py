@@ -1,11 +1,11 @@
 """Settings of training runs: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
 
-import dataclasses
-import difflib
 import json
+import re
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from inspect import formatannotation
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -142,13 +142,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         most = (1 << 63) - 1  # a checkpoint that is never due may be 10¹² steps away
-        require_counts(self, "steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", most=most)
-        require_counts(self, "keep_last", "keep_every", most=most)
+        counts = ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_last")
+        require_counts(self, *counts, "keep_every", most=most)
         require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", "seed", least=0, most=most)
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
-        require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         for tracker in self.trackers:
             require(tracker in TRACKERS, "trackers", tracker, f"any of {', '.join(TRACKERS)}")
         multiple = f"a multiple of gradient_accumulation={self.gradient_accumulation}"
@@ -164,10 +163,9 @@ class TrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     data: str = "digits"
-    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (its IDX files as Debian's
-    dataset-fashion-mnist has them, or the Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a
-    folder of images with one sub-folder a class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders'
-    names are the prompts."""
+    """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (Debian's package or the
+    Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a folder of images with one sub-folder a
+    class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders' names are the prompts."""
     image_size: int = 64
     """Images of a folder are resized and centre-cropped to this."""
     skip_unreadable: bool = False
@@ -203,13 +201,11 @@ class DistillConfig(RunConfig):
     prompts: str | None = None
     """A text file with a prompt (or class) a line; the original samples trajectories from them to learn from."""
     data: str | None = None
-    """Pictures instead of prompts: a folder with a metadata.jsonl of captions, or else with a sub-folder a caption or
-    class; .parquet or .tar files; or what `elit encode` wrote. Latents and prompts are encoded once. For a DiT of
-    this library, what it was trained on, digits for one."""
+    """Pictures instead of prompts: a folder with a metadata.jsonl of captions or a sub-folder a caption or class;
+    .parquet or .tar files; or what `elit encode` wrote. For a DiT of this library, what it was trained on."""
     sizes: tuple[str, ...] = ()
-    """Picture sizes to train at, HEIGHTxWIDTH each, such as 1024x1024 1664x928, or one number, 1024, for all usual
-    aspect ratios of about that area whose sides the windows divide; default: the pipeline's own. A picture of `data`
-    goes to the size whose ratio is nearest."""
+    """Sizes to train at: HEIGHTxWIDTH each (1024x1024 1664x928), or one number (1024) for all usual aspect ratios of
+    about that area; default: the pipeline's own. A picture of `data` goes to the size of the nearest ratio."""
     call: tuple[str, ...] = ()
     """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
     trajectories: int | None = None
@@ -260,12 +256,10 @@ class DistillConfig(RunConfig):
         if self.prompts and self.data:
             raise ValueError("cannot learn from prompts and data at once: give one of them")
         for size in self.sizes:
-            sides = size.split("x")
-            whole = all(side.isdigit() and int(side) > 0 for side in sides) and len(sides) <= 2
-            require(whole, "sizes", size, "HEIGHTxWIDTH in pixels, such as 1024x1024, or one number, 1024")
+            whole = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", size)
+            require(bool(whole), "sizes", size, "HEIGHTxWIDTH in pixels, such as 1024x1024, or one number, 1024")
         for argument in self.call:
-            name, equals, _ = argument.partition("=")
-            require(bool(equals) and name.isidentifier(), "call", argument, "of the form NAME=VALUE")
+            require(bool(re.match(r"[^\W\d]\w*=", argument)), "call", argument, "of the form NAME=VALUE")
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -274,23 +268,10 @@ def save_config(config: RunConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
-RECIPES = Path(__file__).parent / "recipes"
-
-
 def recipes() -> dict[str, Path]:
     """The recipes in the package, by name: "imagenet-256/elit-dit-xl" and its file."""
-    return {str(path.relative_to(RECIPES).with_suffix("")): path for path in sorted(RECIPES.glob("*/*.yaml"))}
-
-
-def config_file(name: str) -> Path:
-    """A settings file, or the one that "recipe:NAME" names. Raises ValueError for an unknown recipe."""
-    if not name.startswith("recipe:"):
-        return Path(name)
-    known, wanted = recipes(), name.removeprefix("recipe:").removesuffix(".yaml")
-    if wanted not in known:
-        close = ", ".join(difflib.get_close_matches(wanted, known, n=3)) or "a name that elit recipes lists"
-        raise ValueError(f"config must be a recipe, such as {close}, got {name!r}")
-    return known[wanted]
+    folder = Path(__file__).parent / "recipes"
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.glob("*/*.yaml"))}
 
 
 class UniqueLoader(yaml.SafeLoader):
@@ -304,42 +285,44 @@ class UniqueLoader(yaml.SafeLoader):
 
 
 def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:
-    """Reads YAML with any of `kind`'s fields. Raises ValueError naming an unknown field or an invalid value."""
-    path = config_file(str(path))
-    if not path.is_file():
+    """Reads YAML with any of `kind`'s fields; "recipe:NAME" is a file in the package.
+
+    Raises ValueError naming an unknown field or an invalid value.
+    """
+    file = Path(path)
+    if str(path).startswith("recipe:"):
+        known, name = recipes(), str(path).removeprefix("recipe:")
+        require(name in known, "config", str(path), "a recipe that elit recipes lists")
+        file = known[name]
+    if not file.is_file():
         raise ValueError(f"config={str(path)!r}: no such file")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader) or {}
+        content = yaml.load(file.read_text(encoding="utf-8"), UniqueLoader) or {}
     except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that are no text, or dates that do not exist
         raise ValueError(f"config={str(path)!r}: not YAML: {' '.join(str(error).split())}") from None
     return _build(kind, content, str(path))
 
 
-def _build(kind: type[T], content: object, where: str) -> T:
+def _build(kind: Any, content: object, where: str) -> Any:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where}: must be `field: value` lines, got {type(content).__name__}")
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is not ClassVar}
-    if unknown := sorted(set(map(str, content)) - set(hints)):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; valid ones: {', '.join(hints)}")
-    build = {name: _build if dataclasses.is_dataclass(hint) else _value for name, hint in hints.items()}
-    return kind(**{name: build[name](hints[name], value, f"{where}: {name}") for name, value in content.items()})
+    hints, names = get_type_hints(kind), [each.name for each in fields(kind)]
+    if unknown := [name for name in content if name not in names]:
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; valid ones: {', '.join(names)}")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in content.items()})
 
 
-def _value(hint: Any, value: object, where: str) -> object:
+def _value(hint: Any, value: Any, where: str) -> object:
     """The value as its field's type; YAML has no tuples, and reads 1e-4 as text. Raises ValueError."""
-    value = tuple(value) if isinstance(value, list) else value
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            return float(value)
-    if not any(_fits(kind, value) for kind in kinds):
-        names = " or ".join(str(kind) if get_origin(kind) else kind.__name__ for kind in kinds)
-        valid = names.replace("float", "a number").replace("NoneType", "null").replace("typing.Literal", "one of ")
-        raise ValueError(f"{where} must be {valid}, got {value!r}")
-    return value
-
-
-def _fits(kind: Any, value: object) -> bool:
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(type(each) is get_args(kind)[0] for each in value)
-    return value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        if get_origin(kind) is tuple:
+            if isinstance(value, list) and all(type(each) is get_args(kind)[0] for each in value):
+                return tuple(value)
+        elif kind is float and type(value) in (int, float, str):
+            with suppress(ValueError, OverflowError):
+                return float(value)
+        elif value in get_args(kind) if get_origin(kind) is Literal else type(value) is kind:
+            return value
+    raise ValueError(f"{where} must be {formatannotation(hint)}, got {value!r}")

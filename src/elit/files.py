@@ -1,10 +1,5 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all: written under a temporary name in the same folder, then renamed."""
 
-This library writes everything through this module: under a temporary name in the same folder first, then renamed. So no
-reader, and no run that was killed, ever meets half a file.
-"""
-
-import errno
 import os
 import re
 import secrets
@@ -27,8 +22,7 @@ LONG_AGO = 24 * 3600.0
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` to write to, and renames it to `path` at the end of the block.
 
-    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was. When several write
-    one file at the same time, the last one's is there in the end, whole.
+    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -43,21 +37,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _system_errors(path: Path, temporary: Path) -> Iterator[None]:
-    """Makes errors of the system OSErrors that name `path`, while it is written under its temporary name.
-
-    Libraries in Rust, such as safetensors, have error classes of their own, for a full disk too.
-    """
+    """Makes errors of the system name `path`; safetensors, in Rust, has an error class of its own for a full disk."""
     try:
         yield
-    except OSError as error:
-        unnamed = error.filename is None or str(temporary) in str(error.filename)
-        if error.errno is not None and error.filename2 is None and unnamed:
-            error.filename = str(path)
-        raise
     except Exception as error:
-        if number := re.search(r"I/O error.*\(os error (\d+)\)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise
+        number = error.errno if isinstance(error, OSError) else None
+        if found := re.search(r"I/O error.*\(os error (\d+)\)", str(error)):
+            number = int(found[1])
+        of_another = getattr(error, "filename", None) and str(temporary) not in str(error.filename)
+        if number is None or of_another:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _temporary(path: Path) -> Path:
@@ -70,64 +60,60 @@ def _temporary(path: Path) -> Path:
 
 
 def check_new_output(
-    path: Path, *, overwrite: bool, folder: bool, mine: Callable[[str], bool] | None = None, name: str = "out"
+    path: Path, *, overwrite: bool, folder: bool = False, mine: Callable[[str], bool] | None = None, name: str = "out"
 ) -> None:
-    """Checks, before its work, that a command may write `path`. Raises ValueError, or an error of the system.
+    """Checks, before its work, that a command may write the file or folder `path`, given by the option `name`.
 
-    folder: the output is a folder, otherwise a file. mine: tells names that such a command writes in its folder; a
-    folder with any other name is not replaced even with `overwrite`. name: of the option.
+    mine: tells the names that such a command writes in its folder; one with any other is not replaced. Raises
+    ValueError, or an error of the system.
     """
+    is_folder = path.is_dir()
+    names = sorted(entry.name for entry in path.iterdir()) if is_folder else []
+    other = [each for each in names if mine and not mine(each)]
+    taken = bool(names) if is_folder else path.exists() or path.is_symlink()
     real = Path(os.path.realpath(path))  # `resolve` raises where links go in circles
-    exists = "it exists; give another name, or --overwrite to replace it"
     fault = None
     if real in (Path.cwd(), *Path.cwd().parents):
         fault = "it is the current folder, or above it; give a name"
-    elif folder and path.is_dir():
-        names = sorted(entry.name for entry in path.iterdir())
-        other = [] if mine is None else [each for each in names if not mine(each)]
-        if names and not overwrite:
-            fault = exists
-        elif other:
-            fault = f"it holds {other[0]!r}, which this command has not written; give another folder"
-    elif path.is_dir():
+    elif is_folder and not folder:
         fault = "it is a folder; give the name of a file"
-    elif path.exists() or path.is_symlink():
-        fault = "it is a file; give the name of a folder" if folder else None if overwrite else exists
+    elif taken and folder and not is_folder:
+        fault = "it is a file; give the name of a folder"
+    elif taken and not overwrite:
+        fault = "it exists; give another name, or --overwrite to replace it"
+    elif other:
+        fault = f"it holds {other[0]!r}, which this command has not written; give another folder"
     if fault:
         raise ValueError(f"cannot write {name}={str(path)!r}: {fault}")
     check_writable(path, name)
 
 
 def check_writable(path: Path, name: str = "out") -> None:
-    """Checks that a file or folder can be made at `path`, by making the first one it takes, and removing it again.
+    """Checks that `path` can be written, in it where it is a folder, by making the first name it takes for a moment.
 
     A mode is not enough: root may write where it forbids it, and nobody on a read-only mount. Raises ValueError.
     """
-    missing = path.absolute()
-    while not missing.parent.exists():
+    missing = path.absolute() / "file" if path.is_dir() else path.absolute()
+    while not missing.parent.exists() and not missing.parent.is_symlink():
         missing = missing.parent
-    above, fault = str(missing.parent), None
-    if missing != path.absolute() and missing.is_symlink():
-        fault = f"{str(missing)!r} is a link to nothing"
-    elif not missing.parent.is_dir():
-        fault = f"{above!r} is a file"
-    else:
-        probe = _temporary(missing)
+    above = missing.parent
+    fault = f"{str(above)!r} is a {'link to nothing' if above.is_symlink() else 'file'}"
+    if above.is_dir():
+        probe, fault = _temporary(missing), ""
         try:
             probe.mkdir()
             probe.rmdir()
         except OSError as error:
-            fault = f"{error.strerror} in {above!r}"
+            fault = f"{error.strerror} in {str(above)!r}"
     if fault:
         raise ValueError(f"cannot write {name}={str(path)!r}: {fault}; give another place")
 
 
 @contextmanager
 def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None]:
-    """Removes `folder`, and the folders made above it, if the block raises a ValueError and it was not there before.
+    """Removes `folder`, and the folders made above it, if the block refuses (ValueError) and it was not there before.
 
-    For work that survives kills: a refused run has nothing to resume. unless: a file with which the work begins; if
-    the folder has it, everything stays.
+    unless: a file with which the work begins; if the folder has it, everything stays.
     """
     new = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     try:
@@ -148,8 +134,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary folder, then puts it in the place of `folder`.
 
     That takes two renames. A kill between them leaves the old folder as `.NAME.old`, and nothing at `folder`:
-    `whole_folder` finds it there, and the next call puts it back before it writes. When several write one folder at
-    the same time, the last one's is there in the end, whole.
+    `whole_folder` finds it there, and the next call puts it back before it writes.
     """
     temporary, old = _temporary(folder), _set_aside(folder)
     if old.is_dir() and not folder.exists():
@@ -158,25 +143,14 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     try:
         with _system_errors(folder, temporary):
             write(temporary)
-            _put_in_place(temporary, folder, old)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(temporary, folder)
     except BaseException:  # as in `replacing`
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, folder: Path, old: Path) -> None:
-    """Renames `folder` to `old` and `temporary` to `folder`; tries again where another writer comes between."""
-    for left in reversed(range(100)):
-        try:
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(folder, old)
-            os.replace(temporary, folder)
-            return
-        except OSError as error:
-            if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                raise
 
 
 def whole_folder(folder: Path) -> Path:

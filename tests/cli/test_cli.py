@@ -12,7 +12,7 @@ import pytest
 
 import elit
 from elit.cli.doctor import EXTRAS
-from elit.cli.main import COMMANDS, MOVED, main
+from elit.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 SHORT_RUN = "--steps 3 --batch-size 4 --preview-every 0"
@@ -38,18 +38,10 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
     assert "default" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("smaple", "elit: unknown command 'smaple'; did you mean 'sample'? commands: quickstart, "),
-        ("SAMPLE", "elit: unknown command 'SAMPLE'; did you mean 'sample'? commands: quickstart, "),
-        *((name, f"elit {name}: moved; use {successor}") for name, successor in MOVED.items()),
-    ],
-)
-def test_a_name_that_is_no_command_has_a_hint(run, name, message):
-    code, out, err = run(name)
+def test_a_name_that_is_no_command_has_a_hint(run):
+    code, out, err = run("SMAPLE")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(message)
+    assert err.startswith("elit: unknown command 'SMAPLE'; did you mean 'sample'? commands: quickstart, ")
 
 
 @pytest.mark.parametrize(
@@ -57,60 +49,40 @@ def test_a_name_that_is_no_command_has_a_hint(run, name, message):
     [
         ("sample nothing", "'nothing'"),
         ("sample MODEL --budget 17", "budget must be a number of latents per window (1 to 16)"),
-        ("sample MODEL --budget 1.5", "got 1.5"),
-        ("sample MODEL --budget many", "got 'many'"),
         ("sample MODEL --budget 50%@0-0.5", "budget must cover t from 0 to 1"),
         ("sample MODEL --sample-budgets 8 4 --count 3", "sample_budgets"),
         ("sample MODEL --step-budgets 8 4 --budget 8", "step_budgets"),
         ("sample MODEL --labels 11", "11"),
-        ("sample MODEL --labels a", "'a'"),
         ("sample MODEL --steps many", "'many'"),
         ("sample MODEL --steps 0", "steps must be"),
-        ("sample MODEL --steps 99999999999999", "steps must be"),
         ("sample MODEL --count 99999999999999", "count must be"),
-        ("sample MODEL --count 0", "count must be"),
-        ("sample MODEL --batch-size 0", "batch_size must be"),
         ("sample MODEL --shift 0", "shift must be"),
         ("sample MODEL --cache -1", "cache must be"),
         ("sample MODEL --guidance pcfg", "('none', 'cfg', 'ag', 'ccfg')"),
         ("sample MODEL --guidance ccfg --guidance-budget 99", "got 99"),
-        ("sample MODEL --guidance ag --guidance-budget 16", "16"),
         ("sample MODEL --guidance cfg --guidance-budget 4", "guidance_budget"),
-        ("sample MODEL --guidance cfg --guidance-interval 0.5 1.5", "interval"),
         ("sample MODEL --guidance cfg --guidance-interval 0.1 0.2 --steps 4", "interval"),
-        ("sample MODEL --guidance cfg --scale -1", "scale"),
         ("sample MODEL --guidance cfg --scale inf", "scale must be"),
         ("sample MODEL --scale 2", "scale"),
-        ("sample MODEL --guidance-interval 0 0.5", "guidance_interval"),
         ("sample MODEL --text-encoder t5", "text_encoder"),
         ("sample MODEL --out x.bmp", "'x.bmp'"),
         ("sample MODEL --vae nothing", "vae"),
         ("sample MODEL --device nowhere", "device must be usable on this machine, got 'nowhere'"),
-        ("sample MODEL --device meta", "device must be usable on this machine, got 'meta'"),
         ("sample MODEL --prompts seven", "prompts"),
         ("sample MODEL --target-ms 0", "target_ms"),
-        ("sample MODEL --row 10", "row"),
         ("sample MODEL --wrong 1", "--wrong"),
         ("sample TEXT", "prompts"),
         ("sample TEXT --labels 3", "labels"),
-        (f"sample TEXT --prompts {'a' * 25}", "text_length=24"),
         ("sample CLIPS --out clips.mp4", "'clips.mp4'"),
         (f"sample fashion --out {'x' * 300}/a.png", "File name too long"),
         ("flops ELIT-DiT-XXL/2", "ELIT-DiT-XXL/2"),
-        ("flops ELIT-DiT-XL/2 --budgets 2.0", "got 2.0"),
         ("flops ELIT-HDiT-S/2 --budgets 6", "(4 to 16 in steps of 4)"),
-        ("flops --paper --budgets 50%", "cannot take budgets with --paper"),
         ("flops ELIT-SiT-S/2 --sample-size 30", "30"),
         ("train --config nothing.yaml", "config='nothing.yaml': no such file"),
-        (
-            "train --config recipe:imagenet-256/elit-dit-xxl",
-            "config must be a recipe, such as imagenet-256/elit-dit-xl",
-        ),
+        ("train --config recipe:imagenet-256/elit-dit-xxl", "config must be a recipe that elit recipes lists"),
         ("train --steps 0", "steps must be at least 1, got 0"),
-        ("train --batch-size 0", "batch_size must be at least 1, got 0"),
         ("train --data nothing", "'nothing'"),
         ("train --model.name ELIT-DiT-M/1", "ELIT-DiT-M/1"),
-        ("train --model.name MM-DiT-S/1 --model.num-classes 3", "num_classes"),
         ("train --model.sample-size 9 --dry-run", "sample_size"),
         ("distill nothing out --prompts nothing.txt", "nothing"),
         ("encode nowhere out --vae a/v", "'nowhere'"),
@@ -118,7 +90,6 @@ def test_a_name_that_is_no_command_has_a_hint(run, name, message):
         ("evaluate", "Missing"),
         ("evaluate MODEL --count 1", "count must be at least 2, got 1"),
         ("evaluate MODEL --detector fid", "'fid'"),
-        ("evaluate MODEL --detector digits --budget 17", "budget must be"),
         ("evaluate MODEL --detector digits --metrics fid", "fid"),
         ("evaluate MODEL --detector digits --reference x", "'x'"),
         ("evaluate MODEL --detector digits --scale 2", "scale"),
@@ -130,16 +101,12 @@ def test_a_name_that_is_no_command_has_a_hint(run, name, message):
         ("inspect PLAIN --data digits", "Read"),
         ("inspect TEXT", "samples"),
         ("inspect MODEL --data nothing", "'nothing'"),
-        ("inspect MODEL --data moving-digits", "moving-digits"),
         ("inspect FEW --data digits", "y must be labels 0 to "),
         ("inspect MODEL --data digits --count 2000", "2000"),
         ("inspect MODEL --data digits --times 1.5", "times"),
-        ("inspect MODEL --data digits --draws 0", "draws must be"),
-        ("inspect MODEL --data digits --steps 0", "steps must be"),
         ("profile nothing", "'nothing'"),
         ("profile MODEL --batch-sizes 0", "batch_sizes must be at least 1, got 0"),
         ("quickstart --backbone sit", "sit"),
-        ("quickstart --steps 0", "steps must be at least 1, got 0"),
         ("quickstart --seed 9223372036854775808", "seed must be"),
     ],
 )
@@ -170,7 +137,6 @@ def test_flops_prints_the_papers_figures(run):
     code, out, _ = run("flops", "--paper", "--json")
     rows = json.loads(out.splitlines()[-1])
     assert code == 0
-    assert all(list(row) == ["row", "paper", "ours", "difference"] for row in rows)
     assert all(abs(row["difference"]) <= 0.025 for row in rows)
     assert "ELIT-U-ViT-XL/2 MB, 512px" in run("flops", "--paper")[1]
 
@@ -192,19 +158,19 @@ def test_doctor(run, tmp_path, monkeypatch):
     findings = json.loads(out.splitlines()[-1])
     assert code == 0
     assert findings["versions"]["torch"]
-    assert findings["matmul_gflops"]["cpu"]["float32"] > 0
+    assert "cores" in findings["devices"]["cpu"]
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     code, out, _ = run("doctor")
     assert code == 0
     assert "operator nms does not exist" in out
-    assert "Cure: pip uninstall torchvision" in out
+    assert "pip uninstall torchvision" in out
 
 
 def test_doctor_names_the_extras_of_the_package_and_no_other():
     content = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extras = content["project"]["optional-dependencies"]
-    assert {name.split()[0] for name in EXTRAS} == set(extras) - {"dev"}
+    assert set(EXTRAS) == set(extras) - {"dev"}
     requirements = [re.split("[<>=]", line)[0] for line in content["project"]["dependencies"]]
     assert len(requirements) == len(set(requirements))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from elit.files import write_folder
+from elit.files import write_folder, write_text
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -53,36 +53,18 @@ def test_what_cannot_be_written_is_told_before_the_work(run, tmp_path, models, m
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_finished_quickstart_is_not_touched(run, tmp_path):
-    out = tmp_path / "quickstart"
-    (out / "model").mkdir(parents=True)
-    (out / "results.json").write_text("{}")
-    code, _, error = run("quickstart", "--out", out)
-    assert code == 2
-    assert error.endswith("it exists; give another name, or --overwrite to replace it\n")
-    assert (out / "results.json").read_text() == "{}"
-    (out / "thesis.tex").write_text("")
-    code, _, error = run("quickstart", "--out", out, "--overwrite")
-    assert code == 2
-    assert "holds 'thesis.tex', which this command has not written" in error
-
-
-def test_a_quickstart_that_fails_leaves_the_one_before(run, tmp_path, monkeypatch):
-    out = tmp_path / "quickstart"
-    out.mkdir()
-    (out / "results.json").write_text("{}")
-
-    def fail(config):
+def test_a_quickstart_that_is_refused_or_fails_leaves_the_one_before(run, tmp_path, monkeypatch):
+    def fail(out, args):
         raise OSError("no space left")
 
-    monkeypatch.setattr("elit.cli.quickstart.train", fail)
-    monkeypatch.setattr(
-        "elit.cli.quickstart.train_digit_classifier",
-        lambda *_, **__: type("C", (), {"accuracy": 1, "held_out": 1})(),
-    )
+    out = tmp_path / "quickstart"
+    write_text(out / "results.json", "{}")
+    monkeypatch.setattr("elit.cli.quickstart.run_into", fail)
     assert run("quickstart", "--out", out, "--overwrite")[0] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["quickstart"]
-    assert (out / "results.json").read_text() == "{}"
+    write_text(out / "thesis.tex", "")
+    error = run("quickstart", "--out", out, "--overwrite")[2]
+    assert error.endswith("it holds 'thesis.tex', which this command has not written; give another folder\n")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["quickstart", "results.json", "thesis.tex"]
 
 
 FILES = {

@@ -26,8 +26,6 @@ def test_recipes_are_listed(capsys):
     assert {row["config"] for row in rows} == {f"recipe:{name}" for name in recipes()}
     assert "recipe:imagenet-256/elit-dit-xl" in {row["config"] for row in rows}
     assert all(row["about"] and row["steps"] > 0 for row in rows)
-    assert main(["recipes"]) == 0
-    assert "recipe:kinetics/elit-dit-xl" in capsys.readouterr().out
     assert len(recipes()) == len(list((ROOT / "recipes").glob("*/*.yaml")))
 
 
@@ -35,10 +33,6 @@ def test_a_recipe_goes_by_name(capsys):
     assert load_config("recipe:imagenet-256/elit-dit-xl").model.name == "ELIT-DiT-XL/2"
     assert main(["train", "--config", "recipe:imagenet-256/elit-dit-xl", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["tflops"] == pytest.approx(188, rel=0.02)
-    assert main(["train", "--config", "recipe:imagenet-256/elit-dit-xxl"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("elit train: config must be a recipe, such as ")
-    assert error.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +80,9 @@ def test_the_wheel_has_all_it_needs(installed, tmp_path):
 @pytest.mark.slow
 def test_every_public_name_is_there_and_a_quickstart_runs_from_the_wheel(installed, tmp_path):
     small = (
-        "import elit; [getattr(elit, name) for name in elit.__all__]; "
-        "import elit.cli.quickstart as q; from dataclasses import replace; from functools import partial; "
-        "from elit.cli.main import main; q.RECIPES['dit'] = replace(q.RECIPES['dit'], samples=20); "
-        "q.SAMPLING_STEPS = 2; q.train_digit_classifier = partial(q.train_digit_classifier, epochs=1); "
-        "raise SystemExit(main(['quickstart', '--steps', '2']))"
+        "import elit.cli.quickstart, functools; [getattr(elit, n) for n in elit.__all__]; q = elit.cli.quickstart; "
+        "q.train_digit_classifier = functools.partial(q.train_digit_classifier, epochs=1); q.SAMPLES = 20; "
+        "q.SAMPLING_STEPS = 2; raise SystemExit(elit.cli.main.main(['quickstart', '--steps', '2']))"
     )
     python(installed, "-c", small, cwd=tmp_path)
     assert (tmp_path / "runs/quickstart/report.html").is_file()

@@ -9,7 +9,7 @@ import pytest
 
 from elit.cli.main import free_port, main
 
-LINES = [["--help"], ["recipes"], ["recipes", "--json"], ["import", "--help"]]
+LINES = [["--help"], ["recipes", "--json"], ["import", "--help"]]
 ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from conftest import links_of
 from PIL import Image
 
 from elit.cli.main import main
-from elit.cli.quickstart import PRODUCTS, RECIPES
+from elit.cli.quickstart import PRODUCTS
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,7 +25,7 @@ def workplace(tmp_path_factory, digit_classifiers):
     folder = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.cli.quickstart.train_digit_classifier", digit_classifiers)
-        patch.setitem(RECIPES, "dit", replace(RECIPES["dit"], samples=50))
+        patch.setattr("elit.cli.quickstart.SAMPLES", 50)
         patch.setattr("elit.cli.quickstart.SAMPLING_STEPS", 8)
         patch.chdir(folder)
         assert main(["quickstart", "--steps", "300"]) == 0

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from elit.cli.main import option_value
+from elit.cli.main import Command, option_value
 from elit.cli.main import parse as parse_arguments
 from elit.config import DistillConfig, load_config
+from elit.files import Json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Command):
     """Give a pretrained diffusers pipeline a compute dial: its transformer learns to work on fewer tokens. The result
     is a small file, OUT/elastic.safetensors; the pipeline stays as it is. It learns from samples that the pipeline
     makes for --prompts, or from pictures, --data. A DiT of this library takes the --data it was trained on, and becomes
@@ -26,8 +27,6 @@ class Args:
     """YAML with any of the settings below, such as an earlier run's config.yaml."""
     push_to_hub: str | None = None
     """Upload the add-on and its card to this hub repository at the end, USER/NAME."""
-    json: bool = False
-    """Print a result as JSON last on stdout."""
     settings: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
@@ -45,33 +44,27 @@ def parse(arguments: Sequence[str]) -> Args:
     return parse_arguments(Args, "distill", [*named, *words], default=Args(settings=settings))
 
 
-def run(args: Args) -> dict[str, Any] | None:
+def run(args: Args) -> Json | None:
     from accelerate import PartialState
 
     from elit.elastic.distill import distill
     from elit.evaluate.report.add_on_card import push, write_card
+    from elit.evaluate.report.tables import print_table
 
-    result = distill(args.settings)
+    result, out = distill(args.settings), args.settings.out
     if not PartialState().is_main_process:
         return None
-    out = args.settings.out
     if "model" not in result:
         write_card(args.settings, result["validation"])
         if args.push_to_hub:
             result["url"] = push(out, args.push_to_hub)
+        line = f"{out}: saved; elit.load_elastic(pipe, {out!r}) puts it into a pipeline"
+    else:
+        line = f"{result['model']}: saved; elit.load_elastic({result['model']!r}) reads it"
     if not args.json:
-        _print_result(args, result)
+        if "model" in result:
+            names = ("tokens", "distance_before", "distance")
+            rows = [[f"{row[name]:.4g}" for name in names] for row in result["validation"]]
+            print_table(["tokens a window", "distance to the original before", "after"], rows)
+        print(line)
     return result
-
-
-def _print_result(args: Args, result: dict[str, Any]) -> None:
-    from elit.evaluate.report.tables import print_table
-
-    if "model" not in result:
-        out = args.settings.out
-        print(f"{out}: saved; elit.load_elastic(pipe, {out!r}) puts it into a pipeline")
-        return
-    names = ("tokens", "distance_before", "distance")
-    rows = [[f"{row[name]:.4g}" for name in names] for row in result["validation"]]
-    print_table(["tokens a window", "distance to the original before", "after"], rows)
-    print(f"{result['model']}: saved; elit.load_elastic({result['model']!r}) reads it")

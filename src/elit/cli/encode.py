@@ -5,15 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
+from accelerate import PartialState
 
-from elit.cli.main import check_device, check_output, show_progress
+from elit.cli.main import Output, check_device, show_progress
+from elit.cli.options import OnDevice
 from elit.data.encode import Encoding, encode, load_encoder
-from elit.files import check_new_output
+from elit.data.latents import LatentSet, posterior_sample
+from elit.data.source import open_source
+from elit.files import Json, check_new_output, check_writable
+from elit.sampling.autoencoders import decode
+from elit.sampling.pictures import as_pictures, image_grid, save_frames
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Encoding):
+class Args(Encoding, OnDevice, Output):
     """Encode images or clips with an autoencoder, once, for training on their latents. What is there already is kept:
     run it again after a kill. Several processes share the work under accelerate launch or torchrun.
 
@@ -24,27 +31,17 @@ class Args(Encoding):
     """A folder of images (one sub-folder a class), of .parquet or webdataset .tar files, or one that datasets saved."""
     out: Annotated[Path, tyro.conf.Positional] = Path()
     """Folder for encode.json, shard-….arrow and index.json."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
     inspect: Path | None = None
     """Decode a few samples of this encoded folder to a grid instead, into inspect.png in it."""
-    overwrite: bool = False
-    """Replace the inspect.png that is there; what was encoded is never replaced."""
-    json: bool = False
-    """Print what was encoded as JSON last on stdout."""
 
 
-def run(args: Args) -> dict[str, object] | None:
+def run(args: Args) -> Json | None:
     if args.inspect is not None:
-        check_new_output(args.inspect / "inspect.png", overwrite=args.overwrite, folder=False, name="inspect")
+        check_new_output(args.inspect / "inspect.png", overwrite=args.overwrite, name="inspect")
         return _inspect(args, args.inspect)
     if missing := next((name for name in ("src", "out", "vae") if str(getattr(args, name)) in ("", ".")), None):
         raise ValueError(f"{missing} must be given: elit encode SRC OUT --vae NAME")
-    check_output(args.out)
-    from accelerate import PartialState
-
-    from elit.data.source import open_source
-
+    check_writable(args.out)
     state = PartialState(cpu=check_device(args.device) == "cpu")
     source = open_source(args.src, captions=args.captions)
     vae = load_encoder(args.vae, args.vae_subfolder, device=args.device or state.device)
@@ -62,13 +59,7 @@ def run(args: Args) -> dict[str, object] | None:
     return result
 
 
-def _inspect(args: Args, folder: Path) -> dict[str, object]:
-    import torch
-
-    from elit.data.latents import LatentSet, posterior_sample
-    from elit.sampling.autoencoders import decode
-    from elit.sampling.pictures import as_pictures, image_grid, save_frames
-
+def _inspect(args: Args, folder: Path) -> Json:
     data = LatentSet(folder)
     vae = load_encoder(args.vae or data.settings["vae"], args.vae_subfolder or data.settings["vae_subfolder"])
     count = min(len(data), 16)

@@ -7,19 +7,19 @@ from typing import Annotated
 import tyro
 from accelerate import PartialState
 
-from elit.cli.main import check_device, check_output, show_notes, show_progress
-from elit.cli.sampling import SamplingArgs
+from elit.cli.main import Output, check_device, show_notes, show_progress
+from elit.cli.options import SamplingArgs
 from elit.config import require, require_counts
 from elit.data.builtin import is_named
 from elit.evaluate.chunks import Work
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
 from elit.evaluate.reference import measure_reference, save_reference
 from elit.evaluate.score import FIELD_COUNT, MetricGroup, Result, Scoring, score, score_path
-from elit.files import Json, check_new_output, leaving_nothing
+from elit.files import Json, check_new_output, check_writable, leaving_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(SamplingArgs, Scoring):
+class Args(SamplingArgs, Scoring, Output):
     """Score a model's samples, or pictures from a folder or an .npz, against reference statistics. The work of a killed
     run is kept: run it again. Several processes share the work under accelerate launch or torchrun.
 
@@ -31,15 +31,10 @@ class Args(SamplingArgs, Scoring):
     count: int | None = None
     """Samples to score; default: 50,000 of a model, all of given pictures."""
     out: Path = Path("runs/evaluate")
-    """Folder for sample sets, references and scores; or a .npz for the samples as the ADM evaluator reads them, with
-    that folder beside it, of the same name without .npz."""
+    """Folder for sample sets, references and scores, which are never replaced; or a .npz for the samples as the ADM
+    evaluator reads them, with that folder beside it, of the same name without .npz."""
     save_reference: Path | None = None
     """Save the statistics of the pictures as this .safetensors, to be given as --reference; scores nothing."""
-    overwrite: bool = False
-    """Replace the .npz or .safetensors at that place, once the new one is whole. Scores and sample sets are never
-    replaced: other settings go into other files of the folder."""
-    json: bool = False
-    """Print the scores as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         SamplingArgs.__post_init__(self)
@@ -58,58 +53,52 @@ class Args(SamplingArgs, Scoring):
 def run(args: Args) -> Json | None:
     if not is_named(str(args.pictures)) and not args.pictures.exists():
         raise ValueError(f"cannot read pictures={str(args.pictures)!r}: no such file or folder")
-    check_output(args.folder)
+    check_writable(args.folder)
     if args.save_reference is not None:
-        check_new_output(args.save_reference, overwrite=args.overwrite, folder=False, name="save_reference")
+        check_new_output(args.save_reference, overwrite=args.overwrite, name="save_reference")
     elif args.out.suffix == ".npz":
-        check_new_output(args.out, overwrite=args.overwrite, folder=False)
+        check_new_output(args.out, overwrite=args.overwrite)
     with show_notes("evaluate"), leaving_nothing(args.folder):
-        return _run(args)
-
-
-def _run(args: Args) -> Json | None:
-    state = PartialState(cpu=check_device(args.device) == "cpu")
-    work, device = args.work(state), args.device or str(state.device)
-    # Cheap refusals first, then detectors and references, then sampling, which takes longest.
-    if is_model(args.pictures):
-        sampler, count = args.open_sampler(args.pictures, device, work), args.count or FIELD_COUNT
-        sampler.recipe(args.sampling())
-        groups = args.open_metrics(device, work)
-        with show_progress("sampling", count) as progress:
-            pictures = sampler.make(args.sampling(), count, progress)
-    else:
-        pictures = open_pictures(args.pictures, args.image_size)
-        groups, count = args.open_metrics(device, work), args.count or pictures.count
-        require(count <= pictures.count, "count", count, f"at most {pictures.count}, the number of pictures")
-        pictures = replace(pictures, count=count)
-    if args.save_reference is not None:
-        return _save_reference(args, args.save_reference, pictures, groups[0], work)
-
-    results: dict[str, Result | None] = {}
-    for group in groups:
-        with show_progress(group.detector.name, pictures.count) as progress:
-            results[group.specification] = score(pictures, group, work, progress)
+        state = PartialState(cpu=check_device(args.device) == "cpu")
+        work = args.work(state)
+        pictures, groups = _open(args, args.device or str(state.device), work)
+        if args.save_reference is not None:
+            return _save_reference(args, args.save_reference, pictures, groups[0], work)
+        results: dict[str, Result] = {}
+        for group in groups:
+            with show_progress(group.detector.name, pictures.count) as progress:
+                result = score(pictures, group, work, progress)
+            if result is not None:
+                results[group.specification] = result
     if not work.main:
         return None
     if args.out.suffix == ".npz":
         write_npz(pictures, args.out)
-    return _report(args, pictures.count, {name: result for name, result in results.items() if result is not None})
+    return _report(args, pictures.count, results)
 
 
-def is_model(folder: Path) -> bool:
-    """A saved model or pipeline lies there, and no pictures."""
-    return any((folder / name).is_file() for name in ("config.json", "model_index.json"))
+def _open(args: Args, device: str, work: Work) -> tuple[Pictures, list[MetricGroup]]:
+    """Cheap refusals first, then detectors and references, then sampling, which takes longest."""
+    if not any((args.pictures / name).is_file() for name in ("config.json", "model_index.json")):
+        pictures = open_pictures(args.pictures, args.image_size)
+        groups, count = args.open_metrics(device, work), args.count or pictures.count
+        require(count <= pictures.count, "count", count, f"at most {pictures.count}, the number of pictures")
+        return replace(pictures, count=count), groups
+    sampler, count = args.open_sampler(args.pictures, device, work), args.count or FIELD_COUNT
+    sampler.recipe(args.sampling())
+    groups = args.open_metrics(device, work)
+    with show_progress("sampling", count) as progress:
+        return sampler.make(args.sampling(), count, progress), groups
 
 
 def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGroup, work: Work) -> Json | None:
-    detector = group.detector
-    with show_progress(detector.name, pictures.count) as progress:
-        reference = measure_reference(pictures, detector, work, progress)
+    with show_progress(group.detector.name, pictures.count) as progress:
+        reference = measure_reference(pictures, group.detector, work, progress)
     if reference is None:
         return None
     save_reference(reference, path)
     if not args.json:
-        print(f"{path}: {detector.name}'s statistics of {pictures.count} pictures")
+        print(f"{path}: {group.detector.name}'s statistics of {pictures.count} pictures")
     return {"reference": str(path), "count": pictures.count, "made": reference.origin}
 
 
@@ -123,12 +112,7 @@ def _report(args: Args, count: int, results: dict[str, Result]) -> Json:
             print(f"{name}, {count} samples: {figures}  ({files[name]})")
         if first.gflops_per_sample is not None:
             print(f"{first.gflops_per_sample:.3f} GFLOPs and {first.ms_per_sample:.1f} ms a sample")
-    return {
-        "count": count,
-        "set_sha256": first.set_sha256,
-        "scores": {name: result.scores for name, result in results.items()},
-        "notes": list(dict.fromkeys(note for result in results.values() for note in result.notes)),
-        "gflops_per_sample": first.gflops_per_sample,
-        "ms_per_sample": first.ms_per_sample,
-        "files": files,
-    }
+    shared = {name: getattr(first, name) for name in ("set_sha256", "gflops_per_sample", "ms_per_sample")}
+    scores = {name: result.scores for name, result in results.items()}
+    notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
+    return {"count": count, "scores": scores, "notes": notes, "files": files, **shared}

@@ -1,6 +1,6 @@
 """elit flops"""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import torch
@@ -8,16 +8,17 @@ import tyro
 
 from elit.budgets import format_budget, resolve_budget
 from elit.cli.main import check_device
+from elit.cli.options import OnDevice
 from elit.config import require_counts
 from elit.costs.flops import count_flops
 from elit.costs.paper import paper_figures
 from elit.costs.timing import measure_ms
 from elit.elastic.load import load_model
 from elit.evaluate.report.tables import print_table
+from elit.files import Json
 from elit.models.presets import create_model
 from elit.pretrained import model_folder
 
-Row = dict[str, float | int | str | None]
 COLUMNS = {
     "model": "{model}",
     "budget": "{share}",
@@ -27,10 +28,11 @@ COLUMNS = {
     "TFLOPs/iteration": "{training_tflops:.4g}",
     "parameters": "{parameters:,}",
 }
+OF_PAPER = {"figure": "{row}", "paper": "{paper:.4g}", "ours": "{ours:.4g}", "difference": "{difference:+.2%}"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(OnDevice):
     """Print a model's cost at each budget: GFLOPs of one forward of one sample (multiply-add = 2), their share of the
     full cost, TFLOPs of a training iteration (3 × forward × batch 256), parameters, and with --measure milliseconds.
 
@@ -49,60 +51,41 @@ class Args:
     """Also time a forward on this machine."""
     batch_size: int = 1
     """Samples of a timed forward."""
-    device: str | None = None
-    """Device to time on; default: cuda where there is one."""
-    json: bool = False
-    """Print the rows as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         require_counts(self, "batch_size", "sample_size")
-        options = [each for each in fields(self) if each.name not in ("paper", "json")]
-        given = [each.name for each in options if getattr(self, each.name) != each.default]
-        if self.paper and given:
-            raise ValueError(
-                f"cannot take {given[0]} with --paper: its figures are of the paper's networks and budgets"
-            )
 
 
-def run(args: Args) -> list[Row]:
+def run(args: Args) -> list[Json]:
     if args.paper:
-        rows: list[Row] = [{**asdict(each), "difference": each.difference} for each in paper_figures()]
-        columns = {"figure": "{row}", "paper": "{paper:.4g}", "ours": "{ours:.4g}", "difference": "{difference:+.2%}"}
+        rows: list[Json] = [{**asdict(each), "difference": each.difference} for each in paper_figures()]
+        columns = OF_PAPER
     else:
         rows = [row for name in args.models for row in _cost_rows(args, name)]
         columns = COLUMNS | ({"ms/sample": "{ms:.1f}"} if args.measure else {})
     if not args.json:
-        shares = [format_budget(each) if isinstance(each := row.get("budget"), float) else "" for row in rows]
-        shown = [{**row, "share": share} for row, share in zip(rows, shares, strict=True)]
-        print_table(
-            list(columns), [[cell.format(**row).replace("None", "") for cell in columns.values()] for row in shown]
-        )
+        shown = [{**row, "share": format_budget(row["budget"]) if row.get("budget") else ""} for row in rows]
+        cells = [[cell.format(**row).replace("None", "") for cell in columns.values()] for row in shown]
+        print_table(list(columns), cells)
     return rows
 
 
-def _cost_rows(args: Args, name: str) -> list[Row]:
+def _cost_rows(args: Args, name: str) -> list[Json]:
     size = args.sample_size[0] if len(args.sample_size) == 1 else args.sample_size or None
     device = check_device(args.device) if args.measure else "meta"
     if model_folder(name).is_dir():
-        model = load_model(name)
-        model = model.to(device) if args.measure else model
+        model = load_model(name).to("cpu" if device == "meta" else device)
     else:
         with torch.device(device):
             model = create_model(name, sample_size=size)
     budgets = dict.fromkeys(resolve_budget(text, model.budgets) for text in args.budgets) if model.budgets else [None]
-    full = count_flops(model, sample_size=size)
-    rows: list[Row] = []
+    full, parameters = count_flops(model, sample_size=size), sum(each.numel() for each in model.parameters())
+    rows: list[Json] = []
     for budget in budgets:
         flops = count_flops(model, sample_size=size, budget=budget)
-        row: Row = {
-            "model": name,
-            "budget": None if budget is None else budget / model.budgets[-1],
-            "tokens_per_group": budget,
-            "gflops": flops / 1e9,
-            "of_full": flops / full,
-            "training_tflops": 3 * 256 * flops / 1e12,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        }
+        share = None if budget is None else budget / model.budgets[-1]
+        row: Json = {"model": name, "budget": share, "tokens_per_group": budget, "gflops": flops / 1e9}
+        row |= {"of_full": flops / full, "training_tflops": 3 * 256 * flops / 1e12, "parameters": parameters}
         if args.measure:
             row["ms"] = measure_ms(model, sample_size=size, budget=budget, batch_size=args.batch_size)
         rows.append(row)

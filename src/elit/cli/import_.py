@@ -6,15 +6,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from elit.cli.main import Output
 from elit.config import require_counts
-from elit.files import check_new_output
+from elit.files import Json, check_new_output
 from elit.models.saved import save_model
 from elit.released import LICENCE
 from elit.released.load import load_released
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Output):
     """Convert a published checkpoint (ELIT-SiT, SiT or DiT, a .pt file) into a saved model. No code in it is run. The
     weights keep their own licence.
 
@@ -25,8 +26,6 @@ class Args:
     """The published .pt file."""
     out: Annotated[Path, tyro.conf.Positional]
     """New folder for config.json and safetensors."""
-    overwrite: bool = False
-    """Replace an existing model, once the new one is complete."""
     kind: Literal["elit", "sit", "dit"] | None = None
     """Format of the file: ELIT's authors', the original SiT's or the original DiT's; only bare weights need it."""
     num_heads: int | None = None
@@ -35,18 +34,16 @@ class Args:
     """Blocks after Write; default: those of S, B, L or XL."""
     weights: Literal["ema", "model"] = "ema"
     """The averaged weights, or those of the last step."""
-    json: bool = False
-    """Print the result as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         require_counts(self, "num_heads", "tail_blocks")
 
 
-def run(args: Args) -> dict[str, object]:
+def run(args: Args) -> Json:
     check_new_output(args.out, overwrite=args.overwrite, folder=True)
     if args.out.is_dir() and any(args.out.iterdir()) and not (args.out / "config.json").is_file():
         raise ValueError(f"cannot write out={str(args.out)!r}: it holds no saved model; give a new folder")
-    sizes = {"num_heads": args.num_heads, "tail_blocks": args.tail_blocks}
+    sizes: Json = {"num_heads": args.num_heads, "tail_blocks": args.tail_blocks}
     model = load_released(args.file, kind=args.kind, ema=args.weights == "ema", **sizes)
     save_model(model, args.out)
     if not args.json:
@@ -54,10 +51,9 @@ def run(args: Args) -> dict[str, object]:
         size = "×".join(map(str, model.sample_size))
         print(f"{args.out}: {kind}, {model.num_parameters() / 1e6:.1f}M parameters, samples of {size} cells")
     print(f"note: {LICENCE}")
-    return {
-        "out": str(args.out),
+    found = {
         "parameters": model.num_parameters(),
         "budgets": list(model.budgets),
         "sample_size": list(model.sample_size),
-        "licence": LICENCE,
     }
+    return {"out": str(args.out), **found, "licence": LICENCE}

@@ -7,19 +7,19 @@ from typing import Annotated
 import torch
 import tyro
 
-from elit.cli.main import check_device, check_output, show_progress
-from elit.cli.sampling import GuidanceArgs
+from elit.cli.main import Output, check_device, show_progress
+from elit.cli.options import GuidanceArgs, OfNetwork
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate.inspect.attention import TIMES, interface_of
 from elit.evaluate.inspect.inspection import OLD, PICTURES, inspect_model, load_probe, tables
 from elit.evaluate.report.tables import print_table
 from elit.files import Json, check_new_output, write_folder
-from elit.sampling.settings import Precision, Sampling
+from elit.sampling.settings import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(GuidanceArgs):
+class Args(GuidanceArgs, OfNetwork, Output):
     """Inspect an ELIT model: Read's attention beside the flow-matching loss and their rank correlation, the attention
     of first and last latents, and loss and samples at every budget. Takes minutes on a CPU; with --count 8 --draws 2
     a sixteenth of them.
@@ -35,8 +35,6 @@ class Args(GuidanceArgs):
     encode wrote."""
     out: Path = Path("runs/inspect")
     """Folder for inspect.json and the pictures."""
-    overwrite: bool = False
-    """Replace that folder, once the new one is whole."""
     count: int = 32
     """Samples of the data, evenly spaced over it."""
     vae: Path | None = None
@@ -53,12 +51,6 @@ class Args(GuidanceArgs):
     """Seed of all noise."""
     batch_size: int = 64
     """Noisy samples in one forward."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
-    dtype: Precision = "float32"
-    """Precision of the network; losses are float32."""
-    json: bool = False
-    """Print the content of inspect.json last on stdout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,10 +61,8 @@ class Args(GuidanceArgs):
 
 
 def run(args: Args) -> Json:
-    check_output(args.out)
-    check_new_output(
-        args.out, overwrite=args.overwrite, folder=True, mine=(*PICTURES, *OLD, "inspect.json").__contains__
-    )
+    mine = (*PICTURES, *OLD, "inspect.json").__contains__
+    check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=mine)
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     interface_of(model)

@@ -1,8 +1,4 @@
-"""`elit COMMAND ...`: finds the command's module, parses its arguments, and turns bad input into one line.
-
-A command's module has `Args`, a dataclass with a line of doc a field, and `run(args)`, which returns the result that
---json prints.
-"""
+"""`elit COMMAND ...`: finds the command's module, parses its `Args`, calls its `run`; bad input becomes one line."""
 
 import contextlib
 import difflib
@@ -18,14 +14,12 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from elit._version import __version__
 from elit.config import require
-from elit.files import check_writable
 from elit.pretrained import model_folder
 
 COMMANDS = {
@@ -47,12 +41,6 @@ COMMANDS = {
     "doctor": "check this installation: versions, devices, speed, known problems",
 }
 
-MOVED = {
-    "tune-schedule": "python studies/tune_schedule.py, in this library's repository",
-    "elastify": "elit distill MODEL OUT --data DATA, which takes this library's own networks too",
-}
-"""Commands of earlier versions, and their successors."""
-
 BAD_PLACE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
     errno.ELOOP,
@@ -60,43 +48,67 @@ BAD_PLACE = {
 """Errors of the system that mean that a path is bad input."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Options of every command."""
+
+    json: bool = False
+    """Print the result as JSON last on stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Command):
+    """Of commands that write what may be there already."""
+
+    overwrite: bool = False
+    """Replace what is there, once the new is whole."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 for an interrupted one."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with _forgiving_output():
-        if not arguments or arguments[0] in ("-h", "--help"):
-            width = max(map(len, COMMANDS))
-            print("usage: elit COMMAND [options]", "", "Diffusion transformers with a compute dial.", "", sep="\n")
-            print(*(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()), sep="\n")
-            print("\nEvery command has --help, and --json for machine-readable results last on stdout.")
-            print("Example: elit quickstart")
-            return 0
-        if arguments[0] == "--version":
-            print(f"elit {__version__}")
-            return 0
-        return _run(arguments[0], arguments[1:])
+    if sys.stdout is None:  # closed by the parent process
+        sys.stdout = io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)
+    except OSError as error:  # of stdout; silent where its reader has gone, as `head` does
+        # Python would try once more at its end, and print the error.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1 if isinstance(error, BrokenPipeError) else _fail(f"elit: stdout: {error.strerror}", 1)
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
-    if name in MOVED:
-        return _fail(f"elit {name}: moved; use {MOVED[name]}", 2)
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: elit COMMAND [options]", "", "Diffusion transformers with a compute dial.", "", sep="\n")
+        print(*(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()), sep="\n")
+        print("\nEvery command has --help, and --json for machine-readable results last on stdout.")
+        print("Example: elit quickstart")
+        return 0
+    name, *words = arguments
+    if name == "--version":
+        print(f"elit {__version__}")
+        return 0
     if name not in COMMANDS:
         close = difflib.get_close_matches(name.lower().replace("_", "-"), COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
     try:
         command = import_module(f"elit.cli.{name}{'_' * keyword.iskeyword(name)}")
-        args = command.parse(arguments) if hasattr(command, "parse") else parse(command.Args, name, arguments)
+        args = command.parse(words) if hasattr(command, "parse") else parse(command.Args, name, words)
         result = command.run(args)
-    except ValueError as error:
-        return _fail(f"elit {name}: {' '.join(str(error).split())}", 2)
     except BrokenPipeError:
         raise
-    except (OSError, FloatingPointError) as error:
-        if isinstance(error, OSError) and error.errno in BAD_PLACE:
-            place = repr(str(error.filename)) if error.filename else "a file"
-            return _fail(f"elit {name}: cannot use {place}: {error.strerror}; give another", 2)
-        return _fail(f"elit {name}: {' '.join(str(error).split())}", 1)
+    except (ValueError, OSError, FloatingPointError) as error:
+        bad_input = isinstance(error, ValueError) or getattr(error, "errno", None) in BAD_PLACE
+        return _fail(f"elit {name}: {' '.join(str(error).split())}", 2 if bad_input else 1)
     except KeyboardInterrupt:
         return _fail(f"elit {name}: stopped", 130)
     if args.json and result is not None:  # of several processes, only the main one has a result
@@ -104,38 +116,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _forgiving_output() -> Iterator[None]:
-    """Opens stdout if it was closed, and lets it take any character, '?' for those that it cannot write.
-
-    Exits with 1 where not all could be written: silently where the reader has gone, as `head` does.
-    """
-    with contextlib.ExitStack() as stack:
-        stdout: TextIO | None = sys.stdout
-        if stdout is None:  # closed by the parent process
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
-                stream.reconfigure(errors="replace")
-        try:
-            try:
-                yield
-            finally:
-                sys.stdout.flush()
-        except OSError as error:
-            # Python would try once more at its end, and print the error.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):
-                _fail(f"elit: stdout: {error.strerror}", 1)
-            raise SystemExit(1) from None
-
-
 def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any:
-    """The dataclass `kind` filled from `arguments`. Raises ValueError with one line for what does not fit.
-
-    tyro prints an error as a box on stderr; a command that fails prints one line.
-    """
+    """The dataclass `kind` filled from `arguments`. Raises ValueError with one line in the place of tyro's box."""
     import tyro
 
     output = io.StringIO()
@@ -149,22 +131,16 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
     for field, value in vars(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             require(not isinstance(number, float) or math.isfinite(number), field, number, "finite")
-    # A model may be the name of one in the package.
-    given = {field: getattr(args, field, None) for field in ("model", "pictures")}
-    return replace(args, **{field: model_folder(folder) for field, folder in given.items() if folder is not None})
+    named = {field: value for field, value in vars(args).items() if field in ("model", "pictures") and value}
+    return replace(args, **{field: model_folder(value) for field, value in named.items()})  # perhaps in the package
 
 
 def _one_line(box: str, name: str) -> str:
-    """The first message in tyro's box, without frame, title and advice; a box without a frame has its title inside."""
-    sections: list[list[str]] = [[]]
-    for line in box.splitlines():
-        line = re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │")
-        if line and set(line) <= set("─-"):
-            sections.append([])
-        elif line and line[0] not in "╭╰":
-            sections[-1].append(line)
-    reason = sections[0 if "╭" in box else 1]
-    message = re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(" ".join(reason).split()))
+    """The message in tyro's box, without frame, title and advice; in ASCII, it has a rule below its title."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │") for line in box.splitlines()]
+    body = lines[1 if "╭" in box else 2 :]
+    message = " ".join(itertools.takewhile(lambda line: set(line) - set("─-"), body))
+    message = re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(message.split()))
     return f"{message} (see elit {name} --help)"
 
 
@@ -173,11 +149,6 @@ def option_value(arguments: Sequence[str], option: str) -> str | None:
     given = [following for each, following in itertools.pairwise(arguments) if each == option]
     given += [each.removeprefix(f"{option}=") for each in arguments if each.startswith(f"{option}=")]
     return given[-1] if given else None
-
-
-def check_output(out: Path, name: str = "out") -> None:
-    """Raises ValueError where nothing can be written at `out`, or in it where it is a folder."""
-    check_writable(out / "file" if out.is_dir() or out.is_symlink() else out, name)
 
 
 def check_device(name: str | None) -> str:
@@ -205,16 +176,13 @@ def free_port(host: str, port: int) -> int:
 
 
 @contextlib.contextmanager
-def show_progress(title: str, total: int) -> Iterator[Callable[[int, int], None] | None]:
-    """Gives a function (done, total) that moves a bar on stderr; None where stderr is no terminal."""
+def show_progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function (done, total) that moves a bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -2,24 +2,27 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
+import torch
 import tyro
 
 from elit.cli.main import check_device, show_progress
+from elit.cli.options import OfNetwork
 from elit.config import require_counts
-from elit.files import Json
-
-if TYPE_CHECKING:
-    from elit.models.transformer import Transformer
-    from elit.planner.profile import Profile
+from elit.elastic.load import load_model
+from elit.evaluate.report.tables import print_table
+from elit.files import Json, check_writable
+from elit.models.transformer import Transformer
+from elit.planner.choose import network_folder
+from elit.planner.profile import Profile, measure_profile, profile_path, profile_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(OfNetwork):
     """Measure what sampling a model takes on this machine, over budgets, batch sizes and guidances, and fit a cost
     model that predicts all other settings. The profile lies in the model's folder; elit.plan and elit sample
-    --target-ms find it there.
+    --target-ms find it there. It holds for the dtype and compile that it was measured with.
 
     Example: elit profile runs/quickstart/model
     """
@@ -28,33 +31,18 @@ class Args:
     """Folder of a saved model or pipeline."""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     """Images at a time; plans for others between them are as good, beyond them less so."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the network; sample with the same one."""
     compile: bool = False
-    """Compile the network; sample with the same setting."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
+    """Compile the network."""
     seconds: float = 60.0
     """How long to measure; at least three rounds, however long they take."""
-    json: bool = False
-    """Print the profile as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         require_counts(self, "batch_sizes")
 
 
 def run(args: Args) -> Json:
-    import torch
-
-    from elit.elastic.load import load_model
-    from elit.evaluate.report.tables import print_table
-    from elit.files import check_writable
-    from elit.planner.choose import network_folder
-    from elit.planner.profile import profile_path, profile_recipe
-
     model = load_model(args.model, torch_dtype=getattr(torch, args.dtype)).to(check_device(args.device)).eval()
-    folder = network_folder(args.model)
-    assert folder is not None  # of a path
+    folder = network_folder(args.model) or args.model
     path = profile_path(folder, profile_recipe(model, compile=args.compile))
     check_writable(path, "model")
     profile = measured(model, batch_sizes=args.batch_sizes, seconds=args.seconds, compile=args.compile)
@@ -74,10 +62,8 @@ def run(args: Args) -> Json:
     return {"path": str(path), "error": profile.error(held_out=True), **asdict(profile)}
 
 
-def measured(model: "Transformer", *, seconds: float, **options: Any) -> "Profile":
+def measured(model: Transformer, *, seconds: float, **options: Any) -> Profile:
     """A profile of the model, with a bar while it is measured."""
-    from elit.planner.profile import measure_profile
-
     with show_progress("measuring", round(seconds)) as progress:
         return measure_profile(model, seconds=seconds, progress=progress, **options)
 

@@ -2,23 +2,20 @@
 
 from dataclasses import dataclass
 
+from elit.cli.main import Command
 from elit.config import load_config, recipes
+from elit.evaluate.report.tables import print_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Command):
     """List the training recipes in the package: settings for elit train --config recipe:NAME.
 
     Example: elit recipes
     """
 
-    json: bool = False
-    """Print the recipes as JSON last on stdout."""
-
 
 def run(args: Args) -> list[dict[str, str | int]]:
-    from elit.evaluate.report.tables import print_table
-
     rows: list[dict[str, str | int]] = []
     for name, path in recipes().items():
         first, config = path.read_text(encoding="utf-8").partition("\n")[0], load_config(path)

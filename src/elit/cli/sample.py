@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -10,26 +11,34 @@ from typing import Annotated
 import torch
 import tyro
 
-from elit.cli.main import check_device, check_output, option_value, show_progress
+from elit.cli.main import Output, check_device, option_value, show_progress
 from elit.cli.main import parse as parse_arguments
+from elit.cli.options import OfNetwork, SamplingArgs
 from elit.cli.profile import measured
-from elit.cli.sampling import SamplingArgs
 from elit.config import require, require_counts
 from elit.costs.timing import wait_for
 from elit.elastic.engine import load_engine
-from elit.files import Json, check_new_output
+from elit.files import Json, check_new_output, check_writable
 from elit.planner.choose import find_profile, network_folder, plan
 from elit.planner.plan import Plan, make_target
-from elit.planner.profile import time_runs
 from elit.pretrained import model_name
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditions_of, take
 from elit.sampling.pictures import is_sample, output_kind, read_text, write_samples
 from elit.sampling.record import PictureRecord, Subject, make_record
-from elit.sampling.settings import Precision, Sampling
+from elit.sampling.settings import Sampling
+
+MAX_COUNT = 64
+"""Images of a run that does not say how many."""
+TARGETS = ("target_ms", "target_images_per_s", "target_gflops")
+PLANNED = (
+    *("budget", "step_budgets", "sample_budgets", "guidance", "scale", "guidance_budget", "guidance_interval"),
+    *("steps", "solver", "shift"),
+)
+"""Settings that a plan decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Subject, SamplingArgs):
+class Args(Subject, SamplingArgs, OfNetwork, Output):
     """Make images or clips with a trained model, at any budget and with any guidance. A picture holds the settings that
     it was made with; --like makes it again.
 
@@ -45,19 +54,13 @@ class Args(Subject, SamplingArgs):
     """Instead of one budget, one a step."""
     sample_budgets: tuple[str, ...] = ()
     """Instead of one budget, one an image; that many images are made."""
-    dtype: Precision = "float32"
-    """Precision of the network; the solver's state stays float32."""
     out: Path = Path("samples.png")
     """A .png, .jpg or .webp for one grid (of clips, their frames side by side), a .gif or .webp for moving clips, a
     folder for separate files, or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if
     there is no autoencoder)."""
-    overwrite: bool = False
-    """Replace what is there, once the new is whole."""
     like: Path | None = None
-    """A picture that elit made: take its settings, bit for bit on the same machine and versions. Options that are given
-    beside it change those settings."""
-    row: int | None = None
-    """Make only this one of the images, counted from 0; of a picture from a folder of samples, its own."""
+    """A picture that elit made: take its settings, bit for bit on the same machine and versions; of one from a folder
+    of samples, that one alone. Options that are given beside it change those settings."""
     target_ms: float | None = None
     """Plan steps, budget and guidance: milliseconds that one batch may take, without autoencoder and files."""
     target_images_per_s: float | None = None
@@ -66,44 +69,36 @@ class Args(Subject, SamplingArgs):
     """The same for the FLOPs of an image."""
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
     compile: bool = False
     """Compile the network first: worth its minutes for many images, or large ones."""
-    json: bool = False
-    """Print the result as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         Subject.__post_init__(self)
-        require_counts(self, "count", "batch_size")
         SamplingArgs.__post_init__(self)
-        if self.targets and (given := [name for name in PLANNED if getattr(self, name) != getattr(Args, name)]):
-            raise ValueError(f"cannot use {given[0]} with a target, which plans it")
-        for name, value in self.targets.items():
-            require(value > 0, name, value, "above 0")
+        require_counts(self, "count", "batch_size")
+        if self.targets:
+            if given := [name for name in PLANNED if getattr(self, name) != getattr(Args, name)]:
+                raise ValueError(f"cannot use {given[0]} with a target, which plans it")
+            make_target(1, **self.targets)
         self.sampling()
 
     @property
     def targets(self) -> Json:
-        names = ("target_ms", "target_images_per_s", "target_gflops")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
 
     def sampling(self) -> Sampling:
         return Sampling.from_dict(vars(self))
 
 
-MAX_COUNT = 64
-"""Images of a run that does not say how many."""
-PLANNED = (
-    *("budget", "step_budgets", "sample_budgets", "guidance", "scale", "guidance_budget", "guidance_interval"),
-    *("steps", "solver", "shift"),
-)
-"""Settings that a plan decides."""
-
-
 def parse(arguments: Sequence[str]) -> Args:
-    like = option_value(arguments, "--like")
-    options = {} if like is None else {"default": recorded(read_record(Path(like)))}
+    """With --like, the options that made the picture are the defaults."""
+    options: Json = {}
+    if like := option_value(arguments, "--like"):
+        record = read_record(Path(like))
+        plain = vars(record.subject) | record.sampling.to_dict()
+        settings: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        settings |= {"dtype": record.sampling.dtype or "float32", "compile": "compile" in record.made_with}
+        options = {"default": Args(model=Path(record.model), **settings)}
     return parse_arguments(Args, "sample", arguments, **options)
 
 
@@ -118,33 +113,22 @@ def read_record(path: Path) -> PictureRecord:
         raise ValueError(f"cannot make {str(path)!r} again: {error}") from None
 
 
-def recorded(record: PictureRecord) -> Args:
-    """The options that made a picture."""
-    plain = vars(record.subject) | record.sampling.to_dict()
-    settings: Json = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-    settings["dtype"] = record.sampling.dtype or "float32"
-    compiled = "compile" in record.made_with
-    return Args(model=Path(record.model), row=record.row, compile=compiled, **settings)
-
-
 def run(args: Args) -> Json:
-    check_output(args.out)
+    check_writable(args.out)
     device = torch.device(check_device(args.device))
     options: Json = {"vae": args.vae, "text_encoder": args.text_encoder, "compile": args.compile}
     engine = load_engine(args.model, name=model_name(args.model), device=device, dtype=args.dtype, **options)
-    if args.text_encoder and not engine.takes_text:
-        raise ValueError(
-            f"text_encoder is not supported for this model, which takes classes, got {args.text_encoder!r}"
-        )
-    record = make_record(engine, args.sampling(), args)
+    text = engine.takes_text or not args.text_encoder
+    require(text, "text_encoder", args.text_encoder, "left out for this model, which takes classes")
+    record, row = make_record(engine, args.sampling(), args), None
     if args.like is not None:
-        compare(read_record(args.like), record, args.like)
+        row = compare(read_record(args.like), record, args.like)
     kind = output_kind(args.out, pictures=engine.makes_pictures)  # before the work, not after it
     check_new_output(args.out, overwrite=args.overwrite, folder=kind == "folder", mine=is_sample)
 
     conditions = conditions_of(engine, args.labels, args.prompts)
     count = args.count or len(args.sample_budgets) or min(len(conditions), MAX_COUNT)
-    require(args.row is None or 0 <= args.row < count, "row", args.row, f"0 to {count - 1}")
+    require(row is None or row < count, "count", count, f"above {row}, the number of the picture")
     size = args.batch_size if isinstance(engine, NetworkEngine) else 1
     best = planned(args, engine, min(count, size)) if args.targets else None
     sampling = replace(best, seed=args.seed, dtype=args.dtype) if best else args.sampling()
@@ -156,35 +140,33 @@ def run(args: Args) -> Json:
         seeds = [sampling.seed + row for row in rows]
         return engine.begin(take(conditions, rows), seeds, replace(sampling, sample_budgets=budgets))
 
-    starts = range(0, count, size) if args.row is None else [args.row // size * size]
-    made, seconds = [], 0.0
     if best:  # a target is not for the first run, which prepares kernels and memory
         warm = begin(0)
         while not warm.done:
             warm.step()
-    with show_progress("sampling", len(starts) * sampling.steps) as progress:
+    starts = range(0, count, size) if row is None else [row // size * size]
+    made, seconds, total = [], 0.0, len(starts) * sampling.steps
+    with show_progress("sampling", total) as progress:
         for number, first in enumerate(starts):
             start = time.perf_counter()
             run = begin(first)
             while not run.done:
                 run.step()
-                if progress:
-                    progress(number * sampling.steps + run.steps_done, len(starts) * sampling.steps)
+                progress(number * sampling.steps + run.steps_done, total)
             wait_for(device)
             seconds += time.perf_counter() - start
             latents = isinstance(run, NetworkRun) and not engine.makes_pictures
             made.append(run.x.cpu() if latents else run.pictures())
     x = torch.cat(made)
-    if args.row is not None:
-        x = x[args.row - starts[0] :][:1]
+    if row is not None:
+        x = x[row - starts[0] :][:1]
     if not x.isfinite().all():
         raise FloatingPointError("the samples are not finite: give a smaller scale, or another dtype")
 
-    def describe(row: int | None) -> str:
-        return replace(record, sampling=sampling, row=row if args.row is None else args.row).to_text()
+    def describe(number: int | None) -> str:
+        return replace(record, sampling=sampling, row=number if row is None else row).to_text()
 
-    single = args.row is not None
-    write_samples(x, args.out, pictures=engine.makes_pictures, single=single, describe=describe)
+    write_samples(x, args.out, pictures=engine.makes_pictures, single=row is not None, describe=describe)
     ms = 1e3 * seconds / len(x)
     if not args.json:
         noun = "clips" if engine.clips else "images"
@@ -194,8 +176,8 @@ def run(args: Args) -> Json:
     return sizes | {"plan": expected}
 
 
-def compare(before: PictureRecord, now: PictureRecord, like: Path) -> None:
-    """Notes why the picture may come out otherwise. Raises ValueError for other weights under the same name."""
+def compare(before: PictureRecord, now: PictureRecord, like: Path) -> int | None:
+    """The row to make. Notes why it may come out otherwise; raises ValueError for other weights under the same name."""
     same = before.model == now.model and before.sampling.dtype == now.sampling.dtype
     if same and before.weights != now.weights:
         raise ValueError(
@@ -205,27 +187,21 @@ def compare(before: PictureRecord, now: PictureRecord, like: Path) -> None:
     for name, value in now.made_with.items():
         if (old := before.made_with.get(name)) != value:
             print(f"elit sample: note: {like} was made with {name} {old}, here it is {value}", file=sys.stderr)
+    return before.row
 
 
 def planned(args: Args, engine: Engine, batch: int) -> Plan:
     """The plan for the target; measures this machine if it has no profile of the model."""
     if not isinstance(engine, NetworkEngine):
         raise ValueError(f"{next(iter(args.targets))} is not supported for pipelines of diffusers")
-    model, target = engine.network, make_target(**args.targets, batch=batch)
-    folder = network_folder(args.model) or args.model
+    model, folder = engine.network, network_folder(args.model) or args.model
     profile = find_profile(model, folder, compile=args.compile)
     if profile is None and args.target_gflops is None:
-        cheapest = Sampling(steps=1, budget=model.budgets[0] if model.budgets else None)
-        (ms,), _ = time_runs(model, [(cheapest, batch)], compile=args.compile, seconds=0.0)
-        if ms > target.limit:
-            raise ValueError(f"{target.text}: the least possible here is {ms:.4g} ms, one step with the fewest latents")
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
         profile = measured(model, batch_sizes=sizes, seconds=30.0, compile=args.compile)
-        try:
+        with suppress(OSError):  # of a folder that is not the user's
             profile.save(folder)
-        except OSError as error:
-            print(f"elit sample: note: the profile cannot be kept ({error})", file=sys.stderr)
     best = plan(model, batch=batch, profile=profile, cache=args.cache or None, compile=args.compile, **args.targets)
     if not args.json:
         print(best)

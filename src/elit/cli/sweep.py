@@ -10,8 +10,8 @@ import tyro
 from accelerate import PartialState
 
 from elit.budgets import ANY_COUNT, parse_budget, schedule_budgets
-from elit.cli.main import check_device, check_output, show_notes, show_progress
-from elit.cli.sampling import check_guidance_is_used
+from elit.cli.main import Output, check_device, show_notes, show_progress
+from elit.cli.options import check_guidance_is_used
 from elit.config import require, require_counts
 from elit.evaluate.plane import Point, front_of, write_table
 from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
@@ -26,7 +26,7 @@ from elit.sampling.settings import GuidanceKind, Sampling, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Scoring):
+class Args(Scoring, Output):
     """Score a model at many budgets, steps and guidances: one table, the Pareto front, a report with plots, and a model
     card. A score that is there already, from here or from elit evaluate with the same --out, is not computed again, and
     the work of a killed run is kept. Several processes share the work under accelerate launch or torchrun.
@@ -71,14 +71,10 @@ class Args(Scoring):
     card: bool = True
     """Write MODEL/README.md, or OUT/README.md beside a README.md that no sweep wrote. The table goes to
     MODEL/sweep.jsonl too, where elit.plan finds it."""
-    overwrite: bool = False
-    """Replace the file of --table, and in MODEL the table of a sweep with another --out."""
     license: str = "unknown"
     """License of the weights, for the card, as the Hub names it, such as apache-2.0."""
     datasets: tuple[str, ...] = ()
     """Names on the Hub of the data that the model was trained on, for the card."""
-    json: bool = False
-    """Print the places of all files, and the front, as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,60 +90,65 @@ class Args(Scoring):
         require(bool(self.scales) or not guided, "scales", "none", f"at least one for {', '.join(guided)}")
         check_guidance_is_used(self, self.guidance, "scales")
 
+    @property
+    def own_table(self) -> Path:
+        return self.table or self.out / "sweep.jsonl"
+
+    @property
+    def models_table(self) -> Path:
+        """The table that plans find."""
+        return measurements_folder(self.model) / "sweep.jsonl"
+
 
 def run(args: Args) -> Json | None:
-    check_output(args.out)
+    check_writable(args.out)
     with show_notes("sweep"), leaving_nothing(args.out):
-        return _run(args)
-
-
-def _run(args: Args) -> Json | None:
-    state = PartialState(cpu=check_device(args.device) == "cpu")
-    work, device = args.work(state), args.device or str(state.device)
-    sampler = args.open_sampler(args.model, device, work)
-    settings, notes = make_settings(
-        sampler,
-        budgets=[*map(parse_budget, args.budgets if sampler.model.budgets else ("full",)), *args.schedules],
-        steps=args.steps,
-        guidance=[
-            make_guidance(kind, scale, args.guidance_budget, args.guidance_interval)
-            for kind in args.guidance
-            for scale in (args.scales if kind != "none" else (1.0,))
-        ],
-        caches=(0.0, *args.caches),
-        like=Sampling(solver=args.solver, shift=args.shift, seed=args.seed),
-    )
-    _check_tables(args)
-    groups = args.open_metrics(device, work)
-    if work.main:
-        detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
-    with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
-        points, known = sweep(sampler, settings, groups, count=args.count, progress=progress)
+        state = PartialState(cpu=check_device(args.device) == "cpu")
+        work, device = args.work(state), args.device or str(state.device)
+        sampler = args.open_sampler(args.model, device, work)
+        settings, notes = make_settings(
+            sampler,
+            budgets=[*map(parse_budget, args.budgets if sampler.model.budgets else ("full",)), *args.schedules],
+            steps=args.steps,
+            guidance=[
+                make_guidance(kind, scale, args.guidance_budget, args.guidance_interval)
+                for kind in args.guidance
+                for scale in (args.scales if kind != "none" else (1.0,))
+            ],
+            caches=(0.0, *args.caches),
+            like=Sampling(solver=args.solver, shift=args.shift, seed=args.seed),
+        )
+        _check_tables(args)
+        groups = args.open_metrics(device, work)
+        if work.main:
+            detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
+        with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
+            points, known = sweep(sampler, settings, groups, count=args.count, progress=progress)
     if not work.main:
         return None
-    table = args.table or args.out / "sweep.jsonl"
-    write_table(points, table)
-    if args.card:
-        write_table(points, _models_table(args))
+    for path in {args.own_table, *([args.models_table] if args.card else [])}:
+        write_table(points, path)
     of_detector = [point for point in points if point.detector == detector]
-    result = _report(args, sampler, of_detector, quality, table)
+    files = _report(args, sampler, of_detector, quality)
     if not args.json:
-        _print(of_detector, quality, known, notes, result)
-    return {"points": len(points), "known": known, "notes": notes, **result}
-
-
-def _models_table(args: Args) -> Path:
-    """The table that plans find."""
-    return measurements_folder(args.model) / "sweep.jsonl"
+        for note in notes:
+            print(f"elit sweep: note: {note}", file=sys.stderr)
+        rows = [cells(point, [quality]) for point in front_of(of_detector, quality, "gflops")]
+        title = f"Pareto front of {len(of_detector)} points, {quality} against GFLOPs"
+        print_table(headings([quality]), rows, title=title)
+        print(f"{known} scores were there already.")
+        print("".join(f"{name.capitalize()}: {path}\n" for name, path in files.items() if path), end="")
+    front = {cost: [point.row() for point in front_of(of_detector, quality, cost)] for cost in ("gflops", "ms")}
+    return {"points": len(points), "known": known, "notes": notes, **files, "quality": quality, "front": front}
 
 
 def _check_tables(args: Args) -> None:
     """Raises ValueError where a table would be lost that no sweep with this --out has written."""
     if args.table is not None:
-        check_new_output(args.table, overwrite=args.overwrite, folder=False, name="table")
+        check_new_output(args.table, overwrite=args.overwrite, name="table")
     if not args.card:
         return
-    there, own = _models_table(args), args.table or args.out / "sweep.jsonl"
+    there, own = args.models_table, args.own_table
     check_writable(there, "model")
     same = there.is_file() and own.is_file() and there.read_bytes() == own.read_bytes()
     if there.exists() and not same and not args.overwrite:
@@ -159,46 +160,21 @@ def _check_tables(args: Args) -> None:
 
 def _quality(args: Args, groups: Sequence[MetricGroup], example: SampleSet) -> tuple[str, str]:
     """Specification of the detector and the metric of the plots. Raises ValueError."""
-    scored = {group.specification: group.possible(example) for group in groups}
-    for specification, metrics in scored.items():
+    all_metrics = [group.possible(example) for group in groups]
+    for group, metrics in zip(groups, all_metrics, strict=True):
         if args.quality is None or args.quality in metrics:
-            return specification, args.quality or metrics[0]
-    known = "; ".join(f"{name} scores {', '.join(metrics)}" for name, metrics in scored.items())
-    raise ValueError(f"cannot use quality={args.quality!r}: {known}")
+            return group.specification, args.quality or metrics[0]
+    raise ValueError(f"cannot use quality={args.quality!r}: the detectors score {', '.join(sum(all_metrics, ()))}")
 
 
-def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str, table: Path) -> Json:
-    """Writes report and card; returns their places and the front, as --json prints them."""
-    grey = sampler.vae is None and sampler.model.config.in_channels == 1
+def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str) -> Json:
+    """Writes report and card; returns the places of all files."""
+    grey, table = sampler.vae is None and sampler.model.config.in_channels == 1, args.own_table
     report = write_sweep_report(args.out, points, quality, model=args.model, grey=grey, table=table)
-    card = None
+    files: Json = {"table": str(table), "report": str(report), "card": None}
     if args.card:
-        card = write_card(
-            measurements_folder(args.model),
-            sampler.model,
-            points,
-            quality,
-            reference=args.reference.name if args.reference else "none",
-            license=args.license,
-            datasets=args.datasets,
-            instead=args.out / "README.md",
-        )
-    return {
-        "table": str(table),
-        "report": str(report),
-        "card": str(card) if card else None,
-        "quality": quality,
-        "front": {cost: [point.row() for point in front_of(points, quality, cost)] for cost in ("gflops", "ms")},
-    }
-
-
-def _print(points: Sequence[Point], quality: str, known: int, notes: Sequence[str], result: Json) -> None:
-    """The front as a table, and the places of all files."""
-    for note in notes:
-        print(f"elit sweep: note: {note}", file=sys.stderr)
-    rows = [cells(point, [quality]) for point in front_of(points, quality, "gflops")]
-    print_table(headings([quality]), rows, title=f"Pareto front of {len(points)} points, {quality} against GFLOPs")
-    print(f"{known} scores were there already.")
-    for name in ("table", "report", "card"):
-        if result[name]:
-            print(f"{name.capitalize()}: {result[name]}")
+        reference = args.reference.name if args.reference else "none"
+        about: Json = {"reference": reference, "license": args.license, "datasets": args.datasets}
+        folder, instead = measurements_folder(args.model), args.out / "README.md"
+        files["card"] = str(write_card(folder, sampler.model, points, quality, instead=instead, **about))
+    return files

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
-from elit.cli.main import option_value
+from elit.cli.main import Command, option_value
 from elit.cli.main import parse as parse_arguments
 from elit.config import TrainConfig, load_config
+from elit.files import Json
 
 ROWS = {
     "weights": "weights, float32",
@@ -25,7 +26,7 @@ ROWS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Command):
     """Train a model on scikit-learn's digits, a folder of images with one sub-folder a class, or what elit encode
     wrote. Every run writes its settings to config.yaml; give that file to repeat it, and options for what is to differ.
 
@@ -43,8 +44,6 @@ class Args:
     """Peak of one device in TFLOP/s; default an H100's in bf16."""
     utilisation: float = 0.4
     """Share of that peak which the run is assumed to reach."""
-    json: bool = False
-    """Print a result as JSON last on stdout."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 
@@ -54,7 +53,7 @@ def parse(arguments: Sequence[str]) -> Args:
     return parse_arguments(Args, "train", arguments, default=Args(settings=settings))
 
 
-def run(args: Args) -> dict[str, object] | None:
+def run(args: Args) -> Json | None:
     if args.dry_run:
         return _dry_run(args)
     from accelerate import PartialState
@@ -70,7 +69,7 @@ def run(args: Args) -> dict[str, object] | None:
     return {"model": model, "steps": args.settings.steps}
 
 
-def _dry_run(args: Args) -> dict[str, object]:
+def _dry_run(args: Args) -> Json:
     from elit.costs.memory import estimate
     from elit.evaluate.report.tables import print_table
 
@@ -86,10 +85,5 @@ def _dry_run(args: Args) -> dict[str, object]:
             f"{cost.device_days:.1f} GPU-days for {settings.steps:,} steps at {args.utilisation:.0%} of "
             f"{args.device_tflops:g} TFLOP/s: {cost.device_days / args.devices:.1f} days on {args.devices}"
         )
-    return {
-        "parameters": cost.parameters,
-        "gib": gib,
-        "tflops": cost.tflops,
-        "gpu_days": cost.device_days,
-        "devices": args.devices,
-    }
+    sums = {"parameters": cost.parameters, "tflops": cost.tflops, "gpu_days": cost.device_days}
+    return {**sums, "gib": gib, "devices": args.devices}

@@ -1,13 +1,30 @@
-"""Options of commands that sample a network."""
+"""Options that commands share."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
 from elit.budgets import ANY_COUNT, schedule_budgets
+from elit.cli.main import Command
 from elit.config import require, require_counts
 from elit.flow.guidance import Guidance, make_guidance
-from elit.sampling.settings import GuidanceKind, Sampling, Solver
+from elit.sampling.settings import GuidanceKind, Precision, Sampling, Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(Command):
+    """Of commands that compute."""
+
+    device: str | None = None
+    """Such as cuda or cpu; default: cuda where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfNetwork(OnDevice):
+    """Of commands that run a network."""
+
+    dtype: Precision = "float32"
+    """Precision of the network; the solver's state and losses stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
