@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent / "elastic"))  # as pytest does for the tests there
-from tiny import build, open_branches, window
-from tiny import inputs as elastic_inputs
+from tiny import build, inputs as elastic_inputs, open_branches, window
 
 import elit
 from elit.flow.path import flow_matching_loss

@@ -17,8 +17,7 @@ from importlib import import_module
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from released_files import ELIT, checkpoint
 from serve.service import saved_model
 

@@ -44,20 +44,15 @@ if TYPE_CHECKING:
     from elit.elastic.context import budget as budget
     from elit.elastic.families import register_family as register_family
     from elit.elastic.families.family import Family as Family
-    from elit.elastic.load import load_elastic as load_elastic
-    from elit.elastic.load import load_model as load_model
+    from elit.elastic.load import load_elastic as load_elastic, load_model as load_model
     from elit.elastic.surgery import elastify as elastify
-    from elit.flow.guidance import AG as AG
-    from elit.flow.guidance import CCFG as CCFG
-    from elit.flow.guidance import CFG as CFG
+    from elit.flow.guidance import AG as AG, CCFG as CCFG, CFG as CFG
     from elit.models.conditioning import Text as Text
     from elit.models.dit import DiT as DiT
     from elit.models.hdit import HDiT as HDiT
-    from elit.models.interface import InterfaceSpec as InterfaceSpec
-    from elit.models.interface import LatentInterface as LatentInterface
+    from elit.models.interface import InterfaceSpec as InterfaceSpec, LatentInterface as LatentInterface
     from elit.models.mmdit import MMDiT as MMDiT
-    from elit.models.presets import create_model as create_model
-    from elit.models.presets import list_models as list_models
+    from elit.models.presets import create_model as create_model, list_models as list_models
     from elit.models.sit import SiT as SiT
     from elit.models.text import TextEncoder as TextEncoder
     from elit.models.uvit import UViT as UViT

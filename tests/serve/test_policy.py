@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from elit.planner.cost import Costs
 from elit.serve.policy import Policy, PolicySettings, by_deadline

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from elit.cli.main import Command, option_value
-from elit.cli.main import parse as parse_arguments
+from elit.cli.main import Command, option_value, parse as parse_arguments
 from elit.config import DistillConfig, load_config
 from elit.files import Json
 

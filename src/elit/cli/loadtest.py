@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from elit.cli.main import show_progress
+from elit.cli.main import Command, show_progress
 from elit.config import require
 from elit.files import Json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Command):
     """Send requests to a service at Poisson times, however long earlier ones take, and report their outcomes:
     violations of deadlines (refusals included), latencies, budgets. Needs pip install 'elit-diffusion[serve]'.
 
@@ -38,8 +38,6 @@ class Args:
     """Seed of arrivals and images."""
     api_key: str | None = None
     """Key of the service; default: ELIT_API_KEY of the environment."""
-    json: bool = False
-    """Print the outcomes as JSON last on stdout."""
 
     def __post_init__(self) -> None:
         for name in ("rate", "burst", "seconds", "deadline_ms"):

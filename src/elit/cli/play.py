@@ -6,17 +6,18 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from elit.cli.main import check_device, free_port
+from elit.cli.options import OfNetwork
 from elit.config import require
 from elit.serve import LOOPBACK
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(OfNetwork):
     """Open the playground in the browser: draw pictures at any budget, compare budgets, plan for a target, look inside
     the network. It serves this machine alone and has no password. Needs the extra ui.
 
@@ -38,14 +39,8 @@ class Args:
     """Address to listen on; another than this machine's own needs --expose."""
     expose: bool = False
     """Let other machines open the page: whoever reaches it can use this machine."""
-    device: str | None = None
-    """Such as cuda or cpu. Default: cuda where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Data type of the network."""
     browser: bool = True
     """Open a browser, where there is a terminal."""
-    json: bool = False
-    """Print the page's address as JSON once it is up."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, "port", self.port, "0 to 65535")

@@ -11,8 +11,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from elit.cli.main import Output, check_device, option_value, show_progress
-from elit.cli.main import parse as parse_arguments
+from elit.cli.main import Output, check_device, option_value, parse as parse_arguments, show_progress
 from elit.cli.options import OfNetwork, SamplingArgs
 from elit.cli.profile import measured
 from elit.config import require, require_counts

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from elit.cli.main import check_device, free_port
+from elit.cli.main import Output, check_device, free_port
 from elit.files import Json, check_new_output
 from elit.serve import LOOPBACK
 from elit.serve.settings import KEY_VARIABLE, ServiceSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(ServiceSettings):
+class Args(ServiceSettings, Output):
     __doc__ = ServiceSettings.__doc__
 
     api_key: str | None = None
@@ -23,15 +23,11 @@ class Args(ServiceSettings):
     not show it."""
     build: Path | None = None
     """Write the Serve config that serve deploy takes, and serve nothing."""
-    overwrite: bool = False
-    """Replace an existing file of --build, once the new one is whole."""
-    json: bool = False
-    """Print the result as JSON last on stdout."""
 
 
 def run(args: Args) -> Json:
     if args.build:
-        check_new_output(args.build, overwrite=args.overwrite, folder=False, name="build")
+        check_new_output(args.build, overwrite=args.overwrite, name="build")
     for package in ("ray", "fastapi", "prometheus_client"):
         if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
             raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")

@@ -40,9 +40,9 @@ from elit.elastic.recording import (
     first_call,
     free_text_encoders,
     output_tensor,
+    record as record_calls,
     save_calls,
 )
-from elit.elastic.recording import record as record_calls
 from elit.elastic.storage import save_add_on
 from elit.elastic.trees import Tree, layout_of
 from elit.files import write_text

@@ -23,8 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from elit.files import Json
 from elit.serve.metrics import Metrics
-from elit.serve.requests import ApiError, read_request
-from elit.serve.requests import Request as ImageRequest
+from elit.serve.requests import ApiError, Request as ImageRequest, read_request
 from elit.serve.settings import ServiceSettings
 
 log = logging.getLogger("elit.serve")
