@@ -20,7 +20,7 @@ gc.set_threshold(50_000)  # importing makes much that is no garbage
 # Imported where they are used: the process that only deals tests out to workers needs none of it.
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
     from elit.data.images import ImageSet
     from elit.evaluate.detectors import TrainedClassifier
@@ -100,6 +100,17 @@ def small_vae(**settings) -> AutoencoderKL:
         norm_num_groups=4,
         **settings,
     ).eval()
+
+
+def small_video_vae() -> AutoencoderKLCogVideoX:
+    """CogVideoX's autoencoder of random weights: 4 channels, 2 latent frames are 8 frames."""
+    import torch
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
+    sizes = {"block_out_channels": (8, 8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
+    return AutoencoderKLCogVideoX(**blocks, **sizes).eval()
 
 
 def idx(values: torch.Tensor) -> bytes:

@@ -65,9 +65,3 @@ def test_the_shuffle_is_even():
         counts = counts[1:] if counts[0] == 0 else counts
         expected = epochs / len(counts)
         assert ((counts - expected) ** 2 / expected).sum() < 100  # 48 degrees of freedom: beyond 1 in 10,000
-
-
-def test_a_billion_samples_need_no_list():
-    order = shuffled(np.array([0, 1, 999_999_999]), 1_000_000_000, seed=1, epoch=2)
-    assert len(set(order.tolist())) == 3
-    assert order.max() < 1_000_000_000

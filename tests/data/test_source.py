@@ -127,7 +127,6 @@ CSV = 'file_name,caption\na/0.png,"a boat\u2028at sea"\na/1.png,two\x85lines\n'
         ("metadata.jsonl", JSONL.encode("utf-8-sig")),
         ("metadata.jsonl", JSONL.encode("utf-16")),
         ("metadata.csv", CSV),
-        ("metadata.csv", CSV.encode("utf-8-sig")),
         ("a/metadata.jsonl", JSONL.replace("a/", "")),
     ],
 )
@@ -147,7 +146,6 @@ def test_captions_of_any_metadata_file(tmp_path, name, data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ('{"file_name": "a/0.png"}\n', r"cannot read '.*metadata\.jsonl', entry 1: must be"),
         ('{"file_name": "a/0.png", "text": "a"}\n{"file_na', r"cannot read '.*metadata\.jsonl', entry 2: must be"),
         ("[1]\n", "entry 1: must be"),
         ("\n", "no entries"),

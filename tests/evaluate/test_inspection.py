@@ -9,7 +9,7 @@ from conftest import ELIT, conditions, opened, small_vae
 from PIL import Image
 
 from elit.data.encode import Encoding, encode
-from elit.data.latents import LatentSet, posterior_sample
+from elit.data.images import LatentSet, posterior_sample
 from elit.data.source import open_source
 from elit.evaluate.inspect.attention import Probe, losses, read_maps
 from elit.evaluate.inspect.inspection import PICTURES, as_pictures, inspect_model, load_probe, tables

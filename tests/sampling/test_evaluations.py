@@ -76,12 +76,6 @@ def test_a_reused_step_has_the_velocity_of_the_last_evaluation():
     torch.testing.assert_close(sample(model, [1], steps=STEPS, cache=2.5, noise=noise), x, rtol=0, atol=1e-5)
 
 
-def test_where_guidance_sets_in_the_network_is_asked():
-    model = opened("elit-dit")
-    asks = asked(model, 100.0, guidance=CFG(2.0, interval=(0.5, 1.0)))
-    assert [step for step, ask in enumerate(asks) if ask] == [0, STEPS // 2, STEPS - 1]
-
-
 @pytest.mark.parametrize("kind", ELIT)
 @pytest.mark.parametrize("cache", [0.0, 2.5])
 def test_flops_are_those_of_the_evaluations(kind, cache):
@@ -104,24 +98,10 @@ def test_flops_are_those_of_the_evaluations(kind, cache):
         )
 
 
-def test_a_plan_is_its_settings():
-    model = opened("elit-dit")
-    plan = Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+@pytest.mark.parametrize("change", [{}, {"steps": 5}, {"sample_budgets": (8, 4)}, {"solver": "heun", "cache": 0}])
+def test_what_is_given_by_name_takes_the_place_of_a_plan(change):
+    model, plan = opened("elit-dit"), Plan(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
+    changed = replace(plan, **({"budget": None} if "sample_budgets" in change else {}) | change)
+    assert torch.equal(sample(model, [0, 1], plan=plan, **change), sample(model, [0, 1], changed))
     by_hand = sample(model, [0, 1], steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
-    assert torch.equal(sample(model, [0, 1], plan=plan), by_hand)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"steps": 5},
-        {"budget": 8},
-        {"sample_budgets": (8, 4)},
-        {"guidance": CCFG(3.0, 1)},
-        {"solver": "heun", "cache": 0},
-    ],
-)
-def test_what_is_given_by_name_takes_the_place_of_a_sampling(change):
-    model, sampling = opened("elit-dit"), Sampling(steps=6, budget=0.5, guidance=CCFG(2.0, 1), cache=0.5)
-    changed = replace(sampling, **({"budget": None} if "sample_budgets" in change else {}) | change)
-    assert torch.equal(sample(model, [0, 1], sampling, **change), sample(model, [0, 1], changed))
+    assert torch.equal(by_hand, sample(model, [0, 1], plan))

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -266,18 +264,14 @@ def test_what_is_refused_before_the_first_step_leaves_no_folder(tmp_path):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    """The second is refused while the first is at work, whatever it is killed by afterwards."""
+    """The second is refused while the first is at work."""
     out = tmp_path / "run"
     (out / "logs").mkdir(parents=True)
-    lock = f"filelock.FileLock({str(out / 'logs' / '.lock')!r})"
-    hold = f"import filelock, time; lock = {lock}; lock.acquire(); print(1, flush=True); time.sleep(99)"
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    with pytest.raises(ValueError, match=r"out='.*run': another run is writing there"):
+    with (
+        FileLock(out / "logs" / ".lock"),
+        pytest.raises(ValueError, match=r"out='.*run': another run is writing there"),
+    ):
         train(tiny(out))
-    holder.kill()
-    holder.wait()
     train(tiny(out))
     with FileLock(out / "logs" / ".lock", timeout=0):  # and given back
         pass
@@ -334,24 +328,6 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="trackers='trackio': not installed; pip install trackio"):
         train(tiny(tmp_path / "run", trackers=("tensorboard", "trackio")))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
-def test_wandb_without_a_network(tmp_path, monkeypatch):
-    """One run however often it is resumed."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = {"trackers": ("tensorboard", "wandb"), "preview_every": 3}
-    train(tiny(tmp_path / "run", steps=3, **settings))
-    train(tiny(tmp_path / "run", steps=6, resume=True, **settings))
-    run = (tmp_path / "run" / "logs" / "run-id").read_text()
-    assert len(list((tmp_path / "run" / "logs" / "wandb").glob(f"offline-run-*-{run}"))) == 2
-
-
-@pytest.mark.skipif(not find_spec("trackio"), reason="trackio is not installed")
-def test_trackio(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    train(tiny(tmp_path / "run", trackers=("trackio",), preview_every=3))
-    assert (tmp_path / "trackio" / "elit.db").is_file()
 
 
 def test_no_tracker_is_no_complaint(tmp_path, caplog):

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from elit.cli.main import Output, check_device, show_progress
 from elit.cli.options import OnDevice
 from elit.data.encode import Encoding, encode, load_encoder
-from elit.data.latents import LatentSet, posterior_sample
+from elit.data.images import LatentSet, posterior_sample
 from elit.data.source import open_source
 from elit.files import Json, check_new_output, check_writable
 from elit.sampling.autoencoders import decode

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elit.config import DistillConfig
 from elit.data.encode import Encoding, encode
-from elit.data.latents import LatentSet
+from elit.data.images import LatentSet
 from elit.data.source import Source, open_source
 from elit.elastic.families.family import Family, Pipeline
 from elit.elastic.pipelines import Requests, Size, default_size, takes_classes

@@ -48,7 +48,7 @@ from elit.elastic.trees import Tree, layout_of
 from elit.files import write_text
 from elit.models.saved import MANIFEST
 from elit.sampling.pictures import image_grid
-from elit.training.ema import AveragedWeights
+from elit.training.checkpoint import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.task import Task

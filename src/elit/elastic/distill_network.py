@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from elit.budgets import training_budgets
 from elit.config import DistillConfig, TrainConfig
-from elit.data.latents import LatentSet
+from elit.data.images import LatentSet
 from elit.data.loader import StepSampler
 from elit.elastic.context import original
 from elit.elastic.cost import step_flops
@@ -22,7 +22,7 @@ from elit.elastic.low_rank import add_low_rank
 from elit.elastic.surgery import elastify
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.saved import load_own, save_model
-from elit.training.ema import AveragedWeights
+from elit.training.checkpoint import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.task import Draws, FlowMatching, Task
 from elit.training.train import load_data

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elit.config import DistillConfig
-from elit.data.latents import posterior_sample
+from elit.data.images import posterior_sample
 from elit.data.loader import BucketSampler
 from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.context import budget, original

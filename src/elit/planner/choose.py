@@ -19,7 +19,7 @@ from elit.planner.plan import Plan, explain, make_target
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Quality, find_table, read_quality
 from elit.pretrained import model_folder
-from elit.sampling.precision import as_dtype, in_dtype
+from elit.sampling.engine import as_dtype, in_dtype
 from elit.sampling.settings import Sampling
 
 MAX_STEPS = 64

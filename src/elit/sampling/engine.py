@@ -3,15 +3,19 @@
 `NetworkEngine` runs a network of this library, `elit.elastic.engine.PipelineEngine` a pipeline of diffusers.
 """
 
+import copy
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
 from elit.budgets import budgets_of_samples, equal_parts
+from elit.compat import copy_all
 from elit.config import require
 from elit.flow.guidance import Branch, guided_velocity
 from elit.flow.solver import SOLVERS, time_grid
@@ -20,12 +24,15 @@ from elit.models.text import encode_prompts
 from elit.models.transformer import Transformer, joined
 from elit.sampling.autoencoders import decode, downsampling
 from elit.sampling.evaluations import sampling_flops, sampling_plan, shares_head
-from elit.sampling.precision import as_compiled, as_dtype, in_dtype
 from elit.sampling.settings import Sampling
 
 Conditions = Any
 """The classes or prompts of samples as their engine takes them; opaque elsewhere."""
 Seed = int | torch.Generator
+
+# By network: how it was built when the copies were made, and the copies by dtype.
+_copies: WeakKeyDictionary[Transformer, tuple[Any, dict[torch.dtype, Transformer]]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
 
 
 class Run(ABC):
@@ -297,6 +304,51 @@ def seeded_noise(seeds: Sequence[Seed], shape: Sequence[int]) -> Tensor:
         source = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         draws.append(torch.randn(*shape, generator=source, device=source.device).cpu())
     return torch.stack(draws)
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype from its name, such as "bfloat16"; others as they are."""
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """A copy in `dtype`, kept as long as `model` lives and is built as it was; its weights are those of now.
+
+    They are copied anew each time: a write through `.data`, as when peft merges an adapter, leaves no trace.
+    """
+    built = model.device, _structure(model)
+    if model not in _copies or _copies[model][0] != built:
+        _copies[model] = built, {}
+    copies = _copies[model][1]
+    with torch.inference_mode(False), torch.no_grad():  # a copy made in inference mode could not be written to later
+        if dtype not in copies:
+            copies[dtype] = copy.deepcopy(model).to(dtype).eval()
+        else:
+            copy_all(_tensors(copies[dtype]), _tensors(model))
+    return copies[dtype]
+
+
+def _tensors(model: Transformer) -> list[Tensor]:
+    return [value.detach() for value in (*model.parameters(), *model.buffers())]
+
+
+def _structure(model: Transformer) -> str:
+    """Of every module its class and its settings beside the weights, such as peft's adapters: active, merged or off."""
+    others = ("_modules", "_parameters", "_buffers", "training")
+    settings = [
+        (type(module).__name__, {name: value for name, value in vars(module).items() if name not in others})
+        for module in model.modules()
+    ]
+    return json.dumps(settings, skipkeys=True, default=lambda value: type(value).__name__)
+
+
+def as_compiled(model: Transformer) -> Transformer:
+    """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph."""
+    if model not in _compiled:
+        twin = copy.copy(model)  # the modules themselves, so that the network stays as it was
+        twin.compile(dynamic=True, mode="reduce-overhead" if model.device.type == "cuda" else None)
+        _compiled[model] = twin
+    return _compiled[model]
 
 
 def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str]) -> Conditions:

@@ -17,7 +17,7 @@ from elit.compat import whole_graphs_under_ddp
 from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
-from elit.training.checkpoint import RunState, claimed_folder, load_state, save_state
+from elit.training.checkpoint import AveragedWeights, RunState, claimed_folder, load_state, save_state
 from elit.training.distributed import (
     Termination,
     broadcast_from_main,
@@ -26,7 +26,6 @@ from elit.training.distributed import (
     prepare,
     trained_weights,
 )
-from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.task import Task
 

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from elit.config import RunConfig, TrainConfig
-from elit.data.latents import posterior_sample
+from elit.data.images import posterior_sample
 from elit.data.loader import Batch, StepSampler
 from elit.flow.path import flow_matching_loss, interpolate, logit_normal
 from elit.models.conditioning import Condition
-from elit.training.ema import AveragedWeights
+from elit.training.checkpoint import AveragedWeights
 from elit.training.logger import RunLog
 
 Draws = Sequence[Tensor]

@@ -13,8 +13,7 @@ from elit.budgets import resolve_budget, training_budgets
 from elit.config import TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.builtin import NAMES, named_images
-from elit.data.images import ImageFiles, ImageSet, PromptedImages
-from elit.data.latents import LatentSet
+from elit.data.images import ImageFiles, ImageSet, LatentSet, PromptedImages
 from elit.data.loader import StepSampler
 from elit.data.source import open_source
 from elit.models.conditioning import Condition, Text
@@ -24,8 +23,8 @@ from elit.models.text import CACHE, encode_prompts
 from elit.models.transformer import Transformer
 from elit.sampling.pictures import as_pictures, image_grid
 from elit.sampling.sample import sample
+from elit.training.checkpoint import AveragedWeights
 from elit.training.distributed import broadcast_from_main, unsharded
-from elit.training.ema import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.task import FlowMatching, Task

@@ -14,7 +14,7 @@ from torch import Tensor
 from elit.budgets import evenly_spaced
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
-from elit.data.latents import LatentSet, posterior_sample
+from elit.data.images import LatentSet, posterior_sample
 from elit.evaluate.inspect.attention import Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
 from elit.evaluate.recipe import describe_run
 from elit.evaluate.sheets import draw_sheet, read_attention, samples_by_budget
