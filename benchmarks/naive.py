@@ -52,7 +52,7 @@ class NaiveDiT(nn.Module):
         places = torch.cat((slots[:, None], groups.repeat_interleave(count, 0)), 1)  # (G·J, 3)
         keep = slots < num_latents  # (G·J,)
 
-        c = self.conditioning(t, y)  # (B, d)
+        (c,) = self.conditioning(t, y)  # (B, d)
         s = x.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 3, 5, 1)
         s = self.patch_embed(s.reshape(batch, rows * columns, -1))  # (B, N, d)
         head, core, _ = self.split

@@ -155,7 +155,7 @@ def check_targets(study: Study) -> list[dict[str, Any]]:
 
 def time_plans(study: Study, plans: list[Plan]) -> list[float]:
     """Median milliseconds of each plan's run, in interleaved rounds after one that warms up."""
-    y = study.model.example_condition(study.args.batch)
+    y = study.model.conditioning.example(study.args.batch)
     taken: list[list[float]] = [[] for _ in plans]
     begin, rounds = time.perf_counter(), 0
     while rounds < 4 or time.perf_counter() - begin < study.args.seconds:

@@ -48,7 +48,7 @@ def inputs(model: Transformer, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, model.config.in_channels, *model.sample_size, generator=generator)
     t = torch.rand(batch, generator=generator)
-    y = model.example_condition(batch).to(model.device)
+    y = model.conditioning.example(batch).to(model.device)
     return x.to(model.device, model.dtype), t.to(model.device), y
 
 

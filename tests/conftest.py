@@ -125,7 +125,7 @@ def conditions(model: Transformer, batch: int):
     from elit.models.conditioning import Text
 
     torch.manual_seed(2)
-    y = model.example_condition(batch)
+    y = model.conditioning.example(batch)
     if isinstance(y, Text):
         padded = torch.arange(y.mask.shape[1]) < 1 + torch.arange(batch)[:, None] % y.mask.shape[1]
         return Text(y.embeddings, padded, y.pooled if model.config.pooled_features else None)
@@ -139,7 +139,7 @@ def inputs(model: Transformer, batch: int = 3, size: tuple[int, ...] | None = No
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, model.config.in_channels, *(size or model.sample_size), generator=generator)
     t = torch.rand(batch, generator=generator)
-    return x, t, model.without_condition(conditions(model, batch), torch.arange(batch) == batch - 1)
+    return x, t, model.conditioning.without(conditions(model, batch), torch.arange(batch) == batch - 1)
 
 
 def links_of(page: str) -> list[str]:

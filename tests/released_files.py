@@ -5,7 +5,6 @@ Nothing here comes from elit: times, signs, orders and layouts are the authors'.
 
 import argparse
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,7 @@ READ, WRITE = "input_token_editor.adapters.0", "output_token_editor.adapters.0"
 
 def weights(sizes: dict, *, elit: bool, double: bool = False, seed: int = 0) -> dict[str, torch.Tensor]:
     """A state dict with random values everywhere; `double` = the output has a variance beside every channel."""
-    return dict(_weights(tuple(sizes.items()), elit, double, seed))
-
-
-@cache
-def _weights(items: tuple, elit: bool, double: bool, seed: int) -> dict[str, torch.Tensor]:
-    sizes, generator = dict(items), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     d, c = sizes["width"], sizes["channels"]
 
     def linear(name: str, rows: int, columns: int, bias: bool = True) -> dict[str, torch.Tensor]:
@@ -72,14 +66,11 @@ def checkpoint(sizes: dict, *, elit: bool = True, **settings) -> dict:
 
 def positions(side: int, d: int) -> torch.Tensor:
     """(side², d), raster order: sines and cosines of the column, then of the row."""
-    table = torch.zeros(side * side, d, dtype=torch.float64)
+    rows = []
     for place in range(side * side):
-        for half, coordinate in enumerate((place % side, place // side)):
-            for i in range(d // 4):
-                angle = coordinate / 10_000 ** (i / (d / 4))
-                table[place, half * d // 2 + i] = math.sin(angle)
-                table[place, half * d // 2 + d // 4 + i] = math.cos(angle)
-    return table.float()
+        angles = [[at / 10_000 ** (i / (d / 4)) for i in range(d // 4)] for at in (place % side, place // side)]
+        rows.append([turn(angle) for each in angles for turn in (math.sin, math.cos) for angle in each])
+    return torch.tensor(rows, dtype=torch.float64).float()
 
 
 def apply(state: dict, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -21,12 +21,13 @@ _NAMES = {
     "elit.models.conditioning": "Text",
     "elit.models.dit": "DiT",
     "elit.models.hdit": "HDiT",
-    "elit.models.interface": "InterfaceSpec LatentInterface",
+    "elit.models.interface": "LatentInterface",
     "elit.models.mmdit": "MMDiT",
     "elit.models.presets": "create_model list_models",
     "elit.models.sit": "SiT",
     "elit.models.text": "TextEncoder",
     "elit.models.uvit": "UViT",
+    "elit.models.windows": "InterfaceSpec",
     "elit.planner.choose": "plan",
     "elit.planner.plan": "Plan",
     "elit.released.load": "load_released",
@@ -50,12 +51,13 @@ if TYPE_CHECKING:
     from elit.models.conditioning import Text as Text
     from elit.models.dit import DiT as DiT
     from elit.models.hdit import HDiT as HDiT
-    from elit.models.interface import InterfaceSpec as InterfaceSpec, LatentInterface as LatentInterface
+    from elit.models.interface import LatentInterface as LatentInterface
     from elit.models.mmdit import MMDiT as MMDiT
     from elit.models.presets import create_model as create_model, list_models as list_models
     from elit.models.sit import SiT as SiT
     from elit.models.text import TextEncoder as TextEncoder
     from elit.models.uvit import UViT as UViT
+    from elit.models.windows import InterfaceSpec as InterfaceSpec
     from elit.planner.choose import plan as plan
     from elit.planner.plan import Plan as Plan
     from elit.released.load import load_released as load_released

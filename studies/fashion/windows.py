@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from scores import score
 from study import Study
 from torch import Tensor
 
 from elit.flow.solver import time_grid
 from elit.models.dit import DiT
-from elit.models.layers import Rope, patchify, unpatchify
+from elit.models.layers import Rope, attend, patchify, unpatchify
 from elit.sampling.sample import seeded_noise
 
 SHARES = (8, 4, 2)  # mean latents a window
@@ -35,7 +34,7 @@ def forward(model: DiT, x: Tensor, t: Tensor, y: Tensor, counts: Tensor) -> Tens
     head, core, tail = model.stages()
     windows = model.windows(x.shape[2:], x)
     every = len(interface.latents)
-    c, _ = model.condition(t, y)
+    (c,) = model.conditioning(t, y)
     rope = model.rope(windows)
     tokens = model.embed(x, windows)
     for block in head:
@@ -62,8 +61,8 @@ def write(writer: Any, position: Tensor, tokens: Tensor, latents: Tensor, keep: 
     context = latents.unflatten(1, (groups, every)).flatten(0, 1)
     queries = writer.norm_tokens(of_group + position)
     q, k, v = writer.attention.project(queries, writer.norm_latents(context))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep.flatten(0, 1)[:, None, None])
-    x = of_group + writer.attention.proj(mixed.transpose(1, 2).flatten(2))
+    mixed = attend(q, k, v, keep.flatten(0, 1)[:, None, None])
+    x = of_group + writer.attention.proj(mixed)
     return (x + writer.mlp(writer.norm_mlp(x))).view_as(tokens)
 
 

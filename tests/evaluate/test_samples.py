@@ -129,7 +129,7 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
 
 def test_a_sample_shows_the_class_of_its_label_or_of_its_prompts_number():
     network = opened("elit-mmdit", in_channels=1)
-    characters = network.prepare_condition(["one", "two", "three"])
+    characters = network.conditioning.prepare(["one", "two", "three"])
     for conditions, labels in ((characters, [0, 1, 2, 0, 1]), (torch.tensor([4, 2]), [4, 2, 4, 2, 4])):
         drawn = Sampler(network, Work(out=Path()), conditions=conditions).planned(Sampling(), 5)
         assert drawn.labels.tolist() == labels

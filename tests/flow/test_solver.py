@@ -30,17 +30,6 @@ def test_order_of_convergence(solver, order):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
-def test_gaussian_velocity_is_the_conditional_mean():
-    """The closed form itself, against samples that end near one point."""
-    generator = torch.Generator().manual_seed(0)
-    x0, z = torch.randn(2, 4_000_000, generator=generator, dtype=torch.float64)
-    x1, t = MEAN + STD * z, 0.4
-    xt = interpolate(x0, x1, torch.full((len(x0),), t, dtype=torch.float64))
-    near = (xt - 0.2).abs() < 0.01
-    measured = target_velocity(x0, x1)[near].mean().item()
-    assert measured == pytest.approx(gaussian_velocity(torch.tensor(0.2), t, 0).item(), abs=0.02)
-
-
 @pytest.mark.parametrize("solver", [euler, heun])
 def test_a_solver_visits_the_steps_in_order(solver):
     visited = []
@@ -54,24 +43,11 @@ def test_a_solver_visits_the_steps_in_order(solver):
 
 def test_time_grid_and_shift():
     assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
-    shifted = time_grid(4, 2.0)
-    assert shifted[0] == 0
-    assert shifted[-1] == 1
-    assert all(a < b for a, b in zip(shifted[1:-1], time_grid(4)[1:-1], strict=True))  # nearer to noise
+    assert time_grid(4, 2.0) == pytest.approx([0, 1 / 7, 1 / 3, 3 / 5, 1])  # nearer to noise
     sigma = 1 - 0.3  # SD3's formula in the noise level
     assert shift_time(0.3, 2.0) == pytest.approx(1 - 2 * sigma / (1 + sigma))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: time_grid(0), "steps must be at least 1, got 0"),
-        (lambda: time_grid(4, 0.0), "shift must be above 0, got 0.0"),
-    ],
-)
-def test_bad_settings_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        time_grid(0)
 
 
 def test_path():

@@ -16,13 +16,6 @@ from elit.sampling.sample import sample, seeded_noise
 SLICED = [kind for kind in ELIT if kind != "elit-sit"]
 
 
-def test_output_has_the_shape_of_the_input(any_model):
-    x, t, y = inputs(any_model)
-    assert any_model(x, t, y).shape == x.shape
-    step = any_model.budget_step
-    assert any_model.budgets == (tuple(range(step, any_model.spec.num_latents + 1, step)) if any_model.spec else ())
-
-
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("kind", SLICED)
 def test_budget_equals_a_truncated_model(kind, which):
@@ -109,20 +102,10 @@ def test_the_interface_starts_closed(kind):
     assert torch.equal(model(x, t, y, model.budgets[0]), model(x, t, y))
 
 
-def test_each_part_of_a_batch_can_have_its_own_budget(elit_model):
-    x, t, y = inputs(elit_model, batch=4)
-    high, low = elit_model.budgets[-1], elit_model.budgets[0]
-    both = elit_model(x, t, y, (high, low))
-    assert torch.allclose(both[:2], elit_model(x[:2], t[:2], y[:2], high), atol=1e-5)
-    assert torch.allclose(both[2:], elit_model(x[2:], t[2:], y[2:], low), atol=1e-5)
-    with pytest.raises(ValueError, match="divides a batch of 4, got 3 budgets"):
-        elit_model(x, t, y, (*elit_model.budgets[:2], high))
-
-
 def test_the_condition_matters_and_so_does_its_absence(any_model):
     x, t, y = inputs(any_model)
     out = any_model(x, t, y)
-    without = any_model(x, t, any_model.without_condition(y))
+    without = any_model(x, t, any_model.conditioning.without(y))
     assert (out[:2] - without[:2]).abs().amax(dim=tuple(range(1, x.ndim))).min() > 1e-3
     assert torch.allclose(out[2], without[2], atol=1e-5)  # the last of `inputs` has none to begin with
 
@@ -235,12 +218,6 @@ def test_ag_at_its_own_budget_is_no_guidance_and_refused(elit_model):
         guided(elit_model, guidance=elit.AG(4.0, middle(elit_model)))
 
 
-def test_ccfg_at_the_main_budget_is_cfg(elit_model):
-    cfg, low = guided(elit_model, guidance=elit.CFG(2.0)), elit_model.budgets[0]
-    assert torch.equal(guided(elit_model, guidance=elit.CCFG(2.0, middle(elit_model))), cfg)
-    assert not torch.allclose(guided(elit_model, guidance=elit.CCFG(2.0, low)), cfg, atol=1e-3)
-
-
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("guide", ["none", "cfg", "ag", "ccfg"])
 def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
@@ -258,7 +235,7 @@ def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
     out = sample(model, y, steps=STEPS, budget=kept, guidance=guidance, solver=solver, seed=5)
     for i in range(2):
         x, mine = seeded_noise([5 + i], (4, *model.sample_size)), y[i : i + 1]
-        null = model.without_condition(mine)
+        null = model.conditioning.without(mine)
 
         def velocity(x, t, mine=mine, null=null):
             with torch.no_grad():
@@ -324,6 +301,8 @@ def test_a_baseline_has_no_budget():
     model = opened("dit")
     with pytest.raises(ValueError, match="budget must be None, since this model has no latent interface"):
         model(*inputs(model), 0.5)
+    with pytest.raises(ValueError, match="share_head must go with a list of budgets"):
+        model(*inputs(model), [None, None], share_head=True)
 
 
 @pytest.mark.parametrize("kind", ELIT)
@@ -337,6 +316,8 @@ def test_a_budget_a_sample_equals_single_runs(kind):
         for i, count in enumerate(kept):
             alone = model(x[i : i + 1], t[i : i + 1], y[i : i + 1], count)
             torch.testing.assert_close(mixed[i : i + 1], alone, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="divides a batch of 6, got 4 budgets"):
+        model(x, t, y, kept[:4])
 
 
 @pytest.mark.parametrize("kind", ELIT)
@@ -354,22 +335,17 @@ def test_a_shared_head_is_run_once_and_changes_nothing(kind):
     assert rows == [len(x)]
 
 
-def test_a_baseline_shares_nothing():
-    with pytest.raises(ValueError, match="share_head must go with a list of budgets"):
-        opened("dit")(*inputs(opened("dit")), [None, None], share_head=True)
-
-
 def test_classes_go_by_name_where_the_network_knows_them(tmp_path):
     names = ("t-shirt", "ankle boot", "sneaker")
     settings = {"sample_size": 8, "hidden_size": 24, "num_heads": 2, "depth": 3, "num_classes": 3}
     model = create_model("ELIT-DiT-S/2", class_names=names, **settings)
     for asked, numbers in (("Sneaker", [2]), (["T_Shirt", "ankle-boot", 2, "1"], [0, 1, 2, 1]), ([1, 2], [1, 2])):
-        assert model.prepare_condition(asked).tolist() == numbers
+        assert model.conditioning.prepare(asked).tolist() == numbers
     with pytest.raises(ValueError, match=r"labels must be .* got 'sneeker'; did you mean 'sneaker'"):
-        model.prepare_condition(["sneeker"])
+        model.conditioning.prepare(["sneeker"])
     with pytest.raises(ValueError, match="labels 0 to 2"):
-        model.prepare_condition(["7"])
+        model.conditioning.prepare(["7"])
     model.save_pretrained(tmp_path)
-    assert load_model(tmp_path).prepare_condition(["sneaker"]).tolist() == [2]
+    assert load_model(tmp_path).conditioning.prepare(["sneaker"]).tolist() == [2]
     with pytest.raises(ValueError, match="labels must be numbers from 0 to 2, since this model has no class names"):
-        create_model("ELIT-DiT-S/2", **settings).prepare_condition(["sneaker"])
+        create_model("ELIT-DiT-S/2", **settings).conditioning.prepare(["sneaker"])

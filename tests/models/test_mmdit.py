@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import conditions, inputs, opened
+from conftest import inputs, opened
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 
 import elit
-from elit.models.conditioning import CharacterEncoder, Text, encode_characters, masked_mean
+from elit.models.conditioning import CharacterEncoder, Text, encode_characters
 from elit.models.layers import rope_tables
 from elit.models.mmdit import JointBlock, LastJointBlock
 
@@ -104,7 +104,7 @@ def test_padding_is_never_looked_at(kind):
 def test_characters_do_not_see_their_padding():
     model = opened("elit-mmdit")
     x, t, _ = inputs(model, batch=2)
-    short, long = model.prepare_condition(["a one", "a one"]), model.prepare_condition(["a one", "a long one"])
+    short, long = model.conditioning.prepare(["a one", "a one"]), model.conditioning.prepare(["a one", "a long one"])
     assert torch.allclose(model(x, t, short)[0], model(x, t, long)[0], atol=1e-5)
     assert not torch.allclose(model(x, t, short)[1], model(x, t, long)[1], atol=1e-3)
 
@@ -126,14 +126,17 @@ def test_bare_embeddings_are_a_text_without_padding():
     embeddings = torch.randn(2, 7, 20)
     whole = Text(embeddings, torch.ones(2, 7, dtype=torch.bool))
     assert torch.equal(model(x, t, embeddings), model(x, t, whole))
-    assert torch.equal(model(x, t, model.without_condition(embeddings)), model(x, t, model.without_condition(whole)))
+    assert torch.equal(
+        model(x, t, model.conditioning.without(embeddings)), model(x, t, model.conditioning.without(whole))
+    )
 
 
 def test_pooled_text_defaults_to_the_mean_of_its_tokens():
     model = opened("mmdit")
     x, t, y = inputs(model, batch=2)
     text = model.conditioning.characters(y)
-    pooled = Text(text.embeddings, text.mask, masked_mean(text.embeddings, text.mask))
+    means = [row[mask].mean(0) for row, mask in zip(text.embeddings, text.mask, strict=True)]
+    pooled = Text(text.embeddings, text.mask, torch.stack(means).nan_to_num())
     assert torch.allclose(model(x, t, pooled), model(x, t, y), atol=1e-6)
 
 
@@ -172,20 +175,3 @@ def test_prompts_become_bytes():
 def test_wrong_text_is_named(kind, y, message):
     with pytest.raises(ValueError, match=message):
         elit.sample(opened(kind), y, steps=1)
-
-
-def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="pooled_features must be 0 or text_features = 24 with characters, got 5"):
-        elit.create_model("MM-DiT-S/2", text_features=24, pooled_features=5)
-    with pytest.raises(ValueError, match="text_features=23: give an even number"):
-        elit.create_model("MM-DiT-S/2", text_features=23, pooled_features=0)
-    with pytest.raises(ValueError, match="unknown setting 'num_classes'"):
-        elit.create_model("MM-DiT-S/2", num_classes=10)
-
-
-def test_every_sample_of_a_condition_is_its_own():
-    model = opened("mmdit-embeddings")
-    y = conditions(model, 3)
-    assert len(y) == 3
-    assert torch.equal(y[1:2].embeddings, y.embeddings[1:2])
-    assert torch.equal(y[torch.tensor([2, 0])].mask, y.mask[[2, 0]])

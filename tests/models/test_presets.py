@@ -39,17 +39,10 @@ def test_the_shapes_of_qwen_image_and_video():
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("S", (2, 8, 2)), ("B", (2, 8, 2)), ("L", (4, 16, 4)), ("XL", (4, 20, 4))],
+    [("DiT-S", [2, 8, 2]), ("DiT-B", [2, 8, 2]), ("DiT-L", [4, 16, 4]), ("DiT-XL", [4, 20, 4]), ("SiT-XL", [8, 16, 4])],
 )
-def test_splits_of_the_paper(name, split):
-    _, config = model_config(f"ELIT-DiT-{name}/2")
-    assert tuple(config["interface"]["split"]) == split
-    assert sum(split) == config["depth"]
-
-
-def test_the_split_of_the_published_checkpoints():
-    assert tuple(model_config("ELIT-SiT-XL/2")[1]["interface"]["split"]) == (8, 16, 4)
-    assert model_config("ELIT-SiT-XL/2")[1]["in_channels"] == 4
+def test_splits_of_the_paper_and_of_the_published_checkpoint(name, split):
+    assert model_config(f"ELIT-{name}/2")[1]["interface"]["split"] == split
 
 
 @pytest.mark.parametrize(
@@ -94,6 +87,18 @@ def test_overrides():
         ("ELIT-DiT-S/2", {"sample_size": 0}, "sample_size must be at least 1 along each axis, got 0"),
         ("ELIT-DiT-S/2", {"hidden_size": 24, "num_heads": 6}, "num_heads must be at most 4, for heads of 6, got 6"),
         ("DiT-S/2", {"sample_size": (8, 8, 8), "patch_size": (2, 2)}, "sample_size must be 2 numbers"),
+        ("ELIT-DiT-S/2", {"split": (1, 0, 1)}, r"split must be .* got \(1, 0, 1\)"),
+        ("ELIT-DiT-S/2", {"window": (0, 4)}, r"window must be .* got \(0, 4\)"),
+        ("ELIT-DiT-S/2", {"num_latents": -1}, "num_latents must be at least 1, got -1"),
+        ("ELIT-HDiT-XL/2", {"split": (9, 10, 9)}, r"split must be a core with blocks 8 to 20 in it, got \(9, 10, 9\)"),
+        ("ELIT-HDiT-XL/2", {"num_latents": 6}, "num_latents must be a multiple of 4, got 6"),
+        ("MM-DiT-S/2", {"text_features": 24, "pooled_features": 5}, "pooled_features must be 0 or text_features = 24"),
+        (
+            "MM-DiT-S/2",
+            {"text_features": 23, "pooled_features": 0},
+            "text_features must be even for characters, got 23",
+        ),
+        ("MM-DiT-S/2", {"num_classes": 10}, "unknown setting 'num_classes'"),
     ],
 )
 def test_what_does_not_fit_is_named(name, settings, message):

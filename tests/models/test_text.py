@@ -6,15 +6,12 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import inputs, opened
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import elit
-from elit.data.images import PromptedImages
-from elit.models.conditioning import Text
 from elit.models.text import TextEncoder, embed_prompts, encode_prompts
 
 WORDS = ("<pad>", "<eos>", "<unk>", "a", "red", "blue", "boat", "on", "the", "sea")
@@ -137,15 +134,6 @@ def test_an_encoders_text_goes_into_a_network(tmp_path):
         elit.sample(model, PROMPTS, steps=1)
 
 
-def test_prompted_images_give_the_prompts_of_their_labels():
-    table = Text(torch.arange(6.0).view(3, 1, 2), torch.ones(3, 1, dtype=torch.bool))
-    images = elit.data.images.ImageSet(torch.zeros(4, 1, 2, 2), torch.tensor([2, 0, 1, 2]), ("a", "b", "c"))
-    data = PromptedImages(images, table)
-    _, y = data.__getitems__([0, 3, 1])
-    assert len(data) == 4
-    assert y.embeddings[:, 0].tolist() == [[4, 5], [4, 5], [0, 1]]
-
-
 @pytest.fixture
 def captioned(tmp_path):
     """A folder of images with captions beside them."""
@@ -180,11 +168,3 @@ def test_a_folder_with_captions_trains_and_samples(tmp_path, captioned, capsys):
     )
     assert "boat.png: 2 images" in capsys.readouterr().out
     assert Image.open(out).size == (2 * 66 - 2, 64)
-
-
-def test_without_text_every_prompt_is_the_same():
-    model = opened("elit-mmdit-embeddings")
-    x, t, y = inputs(model, batch=2)
-    other = Text(torch.randn_like(y.embeddings), y.mask, y.pooled)
-    null, other_null = model.without_condition(y), model.without_condition(other)
-    assert torch.equal(model(x, t, null), model(x, t, other_null))

@@ -95,19 +95,6 @@ def test_elit_hdit_merges_latents_of_one_group():
     assert len(seen["turns"].cos) == 8
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"split": (9, 10, 9)}, r"split must be a core with blocks 8 to 20 in it, got \(9, 10, 9\)"),
-        ({"num_latents": 6}, "num_latents must be a multiple of 4, got 6"),
-        ({"sample_size": 24, "window": (3, 3)}, "num_latents must be a multiple of 4, got 9"),
-    ],
-)
-def test_what_hdit_cannot_do_is_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        elit.create_model("ELIT-HDiT-XL/2", **settings)
-
-
 def test_hdit_names_its_budgets_and_sizes():
     model = opened("elit-hdit")
     with pytest.raises(ValueError, match=r"\(4 to 16 in steps of 4\).* got 6"):

@@ -25,7 +25,7 @@ def test_a_constant_schedule_is_bit_equal_to_that_budget(constant):
 def test_a_budget_a_sample_is_that_sample_alone(kind, guidance):
     model = opened(kind)
     budgets, settings = [16, 4, 4, 1.0, 0.5], {"steps": 2, "guidance": guidance}
-    y = model.example_condition(5)
+    y = model.conditioning.example(5)
     mixed = sample(model, y, sample_budgets=budgets, batch_size=3, **settings)
     for i, budget in enumerate(budgets):
         alone = sample(model, y[i : i + 1], budget=budget, seed=i, **settings)

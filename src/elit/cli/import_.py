@@ -10,8 +10,7 @@ from elit.cli.main import Output
 from elit.config import require_counts
 from elit.files import Json, check_new_output
 from elit.models.saved import save_model
-from elit.released import LICENCE
-from elit.released.load import load_released
+from elit.released.load import LICENCE, load_released
 
 
 @dataclass(frozen=True, kw_only=True)

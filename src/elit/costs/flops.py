@@ -1,23 +1,38 @@
-"""Closed-form cost of a network at a budget: matrix products only, a multiply-add is 2, attention 4·L²·d.
+"""Closed-form cost of a network at a budget: matrix products only, a multiply-add is 2, attention 4·d a pair.
 
 Equal to torch's FlopCounterMode on the real network (under the math attention backend) and to the paper's
-figures (section 5): training = 3 × forward × batch. Blocks say their own, a network its Read and Write.
+figures (section 5): training = 3 × forward × batch.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
-from typing import cast
 
 import torch
+from torch import nn
 
 from elit.budgets import Budget, resolve_budget
-from elit.models.layers import weights_of
+from elit.models.hdit import MERGED, WideBlock
+from elit.models.layers import CrossAttention, SelfAttention
+from elit.models.mmdit import JointBlock, LastJointBlock
 from elit.models.presets import create_model
-from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
-from elit.models.windows import windows_of
+from elit.models.windows import as_size, windows_of
 
 CPU = torch.device("cpu")
+# What a layer sees of one sample, by the first pattern in its name; any other one sees the length of its stage.
+ROWS = {
+    r"reader\.modulation": "shapes",
+    r"modulation|conditioning\.(time|pooled)": "one",
+    r"conditioning|\.text": "text",
+    r"patch_embed|^final|reader\.attention\.kv|writer\.(attention\.(q|proj)|mlp)": "tokens",
+    r"reader\.attention\.q": "queries",  # all windows of a shape have the same
+    r"reader|writer": "latents",
+    r"^merge|^split": "merged",
+}
+# The part that a layer outside of blocks belongs to, by the start of its name; any other is before Read.
+PARTS = {"latent_interface": "interface", "merge": "core", "split": "core", "final": "after"}
 
 
 def meta_model(name: str, sample_size: int | Sequence[int] | None = None) -> Transformer:
@@ -43,30 +58,56 @@ def count_flops(
             "elit.elastic.cost.count_block_flops counts the blocks of an elastified one"
         )
     size = model.sample_size if sample_size is None else as_size(sample_size)
-    grid = model.token_grid(size)
-    tokens = prod(grid)
-    head, core, tail = model.stages()
-    total = 2 * tokens * weights_of(model.patch_embed) + model.conditioning_flops() + model.stage_flops(head, tokens)
-    if model.spec is None:
-        total += model.stage_flops(core, tokens)
-    else:
-        num_latents = cast(int, resolve_budget(budget, model.budgets))
-        windows = windows_of(grid, model.window(size), model.budget_step, CPU)
-        kept = zip(windows.shapes, windows.latents(num_latents), strict=True)
-        total += model.interface_flops(windows, num_latents)
-        total += model.stage_flops(core, sum(count * j for (_, count), j in kept))
-    final = weights_of(model.final.modulation.linear) + tokens * weights_of(model.final.linear)
-    total += model.stage_flops(tail, tokens) + 2 * final
-    if hasattr(model, "elastic_record"):  # a baseline of this library that was given a dial
-        return total + model.added_flops(size, budget)
-    resolve_budget(budget, model.budgets)
-    return total
+    total = flops_by_part(model, size, resolve_budget(budget, model.budgets)).total()
+    # A baseline of this library may have been given a dial.
+    return total + (model.added_flops(size, budget) if hasattr(model, "elastic_record") else 0)
 
 
 def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:
-    """FLOPs that branches which differ in the budget alone share: all before Read."""
+    """FLOPs that branches which differ in the budget alone share: all before Read, or its end."""
     size = model.sample_size if sample_size is None else as_size(sample_size)
-    return model.shared_flops(prod(model.token_grid(size))) if model.spec else 0
+    return flops_by_part(model, size, model.budgets[-1])["before"] if model.spec else 0
+
+
+def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | None) -> Counter[str]:
+    """FLOPs of all "before" what depends on the budget, of the "interface", the "core" and all "after" it."""
+    windows = windows_of(model.token_grid(size), model.window(size), model.budget_step, CPU)
+    sees = Counter(
+        one=1, text=model.config.get("text_length", 0), tokens=prod(windows.grid), shapes=len(windows.shapes)
+    )
+    if model.spec is None or num_latents is None:
+        sees["core"] = sees["tokens"]
+    else:
+        kept = windows.latents(num_latents)
+        read = windows.latents(model.spec.num_latents) if model.reads_all else kept
+        for (shape, count), j, j_read in zip(windows.shapes, kept, read, strict=True):
+            pairs = count * prod(shape) * j_read
+            sees.update(core=count * j, queries=j_read, latents=count * j_read, pairs=pairs)
+    sees["merged"] = sees["core"] // MERGED
+    head, core = (len(blocks) for blocks in model.stages()[:2])
+    total: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        first, number, *_ = f"{name}.".split(".")
+        if first == "elastic" or "lora_" in name:
+            continue
+        part, merged = PARTS.get(first, "before"), 1
+        if model.reads_all and number == "reader":
+            part = "before"
+        if first == "blocks" and number:
+            part = "before" if int(number) < head else "core" if int(number) < head + core else "after"
+            merged = MERGED if isinstance(model.blocks[int(number)], WideBlock) else 1
+        length = sees["core" if part == "core" else "tokens"] // merged
+        rows = next((sees[kind] for pattern, kind in ROWS.items() if re.search(pattern, name)), length)
+        if isinstance(module, nn.Linear):
+            total[part] += 2 * rows * module.in_features * module.out_features
+        elif isinstance(module, SelfAttention):
+            total[part] += 4 * rows**2 * module.proj.in_features
+        elif isinstance(module, CrossAttention):
+            total[part] += 4 * sees["pairs"] * module.proj.in_features
+        elif isinstance(module, JointBlock | LastJointBlock):
+            ways = 1 if isinstance(module, LastJointBlock) else 2  # the image attends to the text, or each to the other
+            total[part] += ways * 4 * length * sees["text"] * module.image.attention.proj.in_features
+    return total
 
 
 def training_tflops(model: Transformer, batch_size: int, budgets: Sequence[Budget]) -> float:

@@ -4,52 +4,43 @@ Nothing is computed and no data is read: the network runs on fake tensors, which
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elit.budgets import training_budgets
 from elit.compat import fake_tensors, storage_number
 from elit.config import TrainConfig, require
 from elit.costs.flops import training_tflops
-from elit.models.layers import fused_attention
 from elit.models.presets import create_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Cost of one run; bytes are for one device."""
+    """Cost of one run; bytes are for one device, in float32."""
 
     parameters: int
     weights: int
-    """Bytes of the float32 weights, or of this device's shard of them; gradients are as many."""
+    """Bytes of the weights, or of this device's shard of them; gradients are as many."""
     optimizer: int
-    """Bytes of Adam's two moments, or of a shard."""
+    """Of Adam's two moments, or of a shard."""
     average: int
-    """Bytes of the averaged weights, or of a shard; 0 where they are kept on the CPU."""
+    """Of the averaged weights, or of a shard; 0 where they are kept on the CPU."""
     gathered: int
-    """Sharded: bytes of the weights that are whole at one time, two blocks and what is outside of blocks."""
+    """Sharded: of the weights that are whole at one time, two blocks and what is outside of blocks."""
     noise: int
-    """Bytes of a step's noise: that of the whole batch on every device, so that any number of them draws the same."""
+    """Of a step's noise: that of the whole batch on every device, so that any number of them draws the same."""
     activations: int
-    """Bytes kept for the backward pass of a micro-batch at the largest budget."""
+    """Kept for the backward pass of a micro-batch at the largest budget."""
     activations_checkpointed: int
     """The same with gradient checkpointing."""
-    gradient_checkpointing: bool
+    peak: int
+    """At most: activations go as gradients come, so only the larger of the two counts."""
     tflops: float
     """TFLOPs an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1)."""
     device_days: float
     """Days of one device for all steps; of n devices, an n-th."""
-
-    @property
-    def peak(self) -> int:
-        """Bytes of a device at most: activations go as gradients come, so only the larger of the two counts."""
-        activations = self.activations_checkpointed if self.gradient_checkpointing else self.activations
-        return (
-            self.weights + self.optimizer + self.average + self.gathered + self.noise + max(self.weights, activations)
-        )
 
 
 def estimate(
@@ -59,7 +50,8 @@ def estimate(
 
     config.model must say everything that the data would (recipes do). Raises ValueError where sizes do not fit.
     """
-    if devices < 1 or config.batch_size % (devices * config.gradient_accumulation):
+    micro = devices * config.gradient_accumulation
+    if devices < 1 or config.batch_size % micro:
         raise ValueError(
             f"devices={devices}: batch_size={config.batch_size} must divide into {config.gradient_accumulation} "
             "accumulated micro-batches on each of them"
@@ -68,62 +60,56 @@ def estimate(
     require(0 < utilisation <= 1, "utilisation", utilisation, "above 0 and at most 1")
     with torch.device("meta"):
         model = create_model(**config.model.arguments())
-    drawn = training_budgets(model.budgets, config.budget_min, config.budget_max) or (None,)
-    tflops = training_tflops(model, config.batch_size, drawn)
+    drawn = training_budgets(model.budgets, config.budget_min, config.budget_max)
+    tflops = training_tflops(model, config.batch_size, drawn or (None,))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    batch = config.batch_size // devices // config.gradient_accumulation
-    largest = None if drawn == (None,) else max(num_latents for num_latents in drawn if num_latents is not None)
+    batch, largest = config.batch_size // micro, max(drawn, default=None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
+    # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
+    checkpointed = inputs + math.ceil((whole - inputs) / len(model.blocks))
     shard, gathered = parameters, 0
     if config.fsdp and devices > 1:
         shard = math.ceil(parameters / devices)
         blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
         gathered = 2 * max(blocks) * (2 if config.precision == "bf16" else 4) + 4 * (parameters - sum(blocks))
+    average = 0 if config.ema_on_cpu else 4 * shard
+    noise = 4 * config.batch_size * model.config.in_channels * math.prod(model.sample_size)
+    kept = max(4 * shard, checkpointed if config.gradient_checkpointing else whole)
     return Estimate(
         parameters=parameters,
         weights=4 * shard,
         optimizer=8 * shard,
-        average=0 if config.ema_on_cpu else 4 * shard,
+        average=average,
         gathered=gathered,
-        noise=4 * config.batch_size * model.config.in_channels * math.prod(model.sample_size),
+        noise=noise,
         activations=whole,
-        # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
-        activations_checkpointed=inputs + math.ceil((whole - inputs) / len(model.blocks)),
-        gradient_checkpointing=config.gradient_checkpointing,
+        activations_checkpointed=checkpointed,
+        peak=12 * shard + average + gathered + noise + kept,
         tflops=tflops,
         device_days=config.steps * tflops / (device_tflops * utilisation) / 86_400,
     )
 
 
 def activation_bytes(config: TrainConfig, batch: int, budget: int | None, *, checkpointing: bool) -> int:
-    """Bytes that autograd keeps of a forward of `batch` samples, weights not counted, each storage once."""
+    """Bytes that autograd keeps of a forward on a GPU, weights not counted, each storage once."""
     with fake_tensors():
         model = create_model(**config.model.arguments())
         if checkpointing:
             model.enable_gradient_checkpointing()
         x = torch.zeros(batch, model.config.in_channels, *model.sample_size)
-        t, y = torch.zeros(batch), model.example_condition(batch)
+        t, y = torch.zeros(batch), model.conditioning.example(batch)
 
-        def forward() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-                velocity = model(x, t, y, budget)
-                return torch.nn.functional.mse_loss(velocity.float(), x)
+        weights = {storage_number(parameter) for parameter in model.parameters()}
+        sizes: dict[int, int] = {}
+        alive: list[Tensor] = []  # a freed storage's number may come again
 
-        return saved_bytes(model, forward)
+        def keep(value: Tensor) -> Tensor:
+            if (number := storage_number(value)) not in weights:
+                sizes[number] = value.untyped_storage().nbytes()
+                alive.append(value)
+            return value
 
-
-def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of `forward` on a GPU, the model's weights not counted, each storage once."""
-    weights = {storage_number(parameter) for parameter in model.parameters()}
-    sizes: dict[int, int] = {}
-    alive: list[Tensor] = []  # a freed storage's number may come again
-
-    def keep(value: Tensor) -> Tensor:
-        if (number := storage_number(value)) not in weights:
-            sizes[number] = value.untyped_storage().nbytes()
-            alive.append(value)
-        return value
-
-    with fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        alive.append(forward())
-    return sum(sizes.values())
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast:
+            torch.nn.functional.mse_loss(model(x, t, y, budget).float(), x)
+        return sum(sizes.values())

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 
 from elit.budgets import Budget
-from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
+from elit.models.windows import as_size
 
 Result = TypeVar("Result")
 
@@ -41,7 +41,7 @@ def measure_ms(
     size = as_size(model.config.sample_size if sample_size is None else sample_size)
     x = torch.randn(batch_size, model.config.in_channels, *size, device=model.device, dtype=model.dtype)
     t = torch.full((batch_size,), 0.5, device=model.device)
-    y = model.example_condition(batch_size).to(model.device)
+    y = model.conditioning.example(batch_size).to(model.device)
 
     with torch.no_grad():
         seconds = [timed(lambda: model(x, t, y, budget), model.device)[1] for _ in range(repeats + 1)]

@@ -120,7 +120,7 @@ class DistillNetwork(Task):
             shape=tuple(self.examples.shape),
             device=accelerator.device,
             moments=isinstance(self.examples, LatentSet),
-            drop_condition=self.network.without_condition,
+            drop_condition=self.network.conditioning.without,
             autocast=accelerator.autocast,
             teacher=self.teacher,
             weight=config.distillation,

@@ -28,7 +28,7 @@ from elit.elastic.pipelines import cell_of, default_size
 from elit.elastic.recording import first_call
 from elit.elastic.trees import Arguments, Tree
 from elit.flow.solver import time_grid
-from elit.models.labels import class_numbers
+from elit.models.conditioning import class_numbers
 from elit.models.transformer import Transformer
 from elit.sampling.engine import Engine, NetworkEngine, Run
 from elit.sampling.pictures import from_pictures

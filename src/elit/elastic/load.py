@@ -17,7 +17,7 @@ from elit.elastic.pipelines import check_transformer
 from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, read_record
 from elit.elastic.surgery import elastify
 from elit.models.presets import NETWORKS
-from elit.models.saved import check_weights, load_own, saved_dtype
+from elit.models.saved import load_own, load_whole, saved_dtype
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
 from elit.sampling.autoencoders import load_autoencoder
@@ -98,13 +98,9 @@ def fetch(name: str) -> Path:
 def load_transformer(folder: Path, **kwargs: Any) -> Model:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
-    check_weights(folder, "folder")
     kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind)
-    kwargs = {"torch_dtype": saved_dtype(folder)} | {name: value for name, value in kwargs.items() if value is not None}
-    variant = {"variant": VARIANT} if record.changed else {}
-    transformer, loading = kind.from_pretrained(folder, output_loading_info=True, **kwargs | variant)
-    if wrong := sorted([*loading["missing_keys"], *loading["unexpected_keys"]]):
-        raise ValueError(f"cannot load {str(folder)!r}: its weights do not fit its config.json, {wrong[0]} for one")
+    variant = VARIANT if record.changed else None
+    transformer = load_whole(kind, folder, saved_dtype(folder, "folder"), variant=variant, **kwargs)
     for weight in transformer.parameters():  # in a mapped file some lie where they take other kernels
         if weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()

@@ -70,7 +70,7 @@ class Sampler:
                 "the model was trained in"
             )
         if conditions is None:
-            conditions = model.prepare_condition(range(model.config.num_classes))
+            conditions = model.conditioning.prepare(range(model.config.num_classes))
         self.model, self.work, self.vae, self.conditions, self.compile = model, work, vae, conditions, compile
         self.network = describe_run(model, vae) | {"conditions": conditions_digest(conditions)}
 

@@ -17,6 +17,9 @@ from elit.config import require
 if TYPE_CHECKING:  # naming a guidance needs no torch
     from torch import Tensor
 
+KINDS = ("none", "cfg", "ag", "ccfg")
+ALWAYS = (0.0, 1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
@@ -27,7 +30,7 @@ class Guidance:
     drop_class: bool
     budget: Budget | str = None
     """J̃_w, the weak branch's budget; None = the main branch's."""
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[float, float] = ALWAYS
     """Guidance acts at times low <= t <= high; elsewhere only the main branch runs."""
 
     def __post_init__(self) -> None:
@@ -51,40 +54,34 @@ class Guidance:
         return weak
 
 
-def CFG(scale: float, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+def CFG(scale: float, *, interval: tuple[float, float] = ALWAYS) -> Guidance:
     """Classifier-free guidance: v = G(x|∅; J̃) + scale · (G(x|c; J̃) − G(x|∅; J̃)) (paper section 4).
 
-    scale: w = λ + 1 of the paper, no unit; 1.0 = off, and "+G" in its tables is 1.25. interval: the times (low, high),
-    0 = noise, 1 = data, between which it acts; elsewhere the conditional branch runs alone.
-    Raises ValueError for a scale below 0 and for an invalid interval.
+    scale: λ + 1 of the paper, 1.0 = off. interval: times (low, high), 0 = noise, 1 = data, between which it acts;
+    elsewhere the conditional branch runs alone. Raises ValueError for a scale below 0 and an invalid interval.
     """
     return Guidance(kind="cfg", scale=scale, drop_class=True, interval=interval)
 
 
-def AG(scale: float, budget: Budget | str, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+def AG(scale: float, budget: Budget | str, *, interval: tuple[float, float] = ALWAYS) -> Guidance:
     """Autoguidance: v = G(x|c; J̃_w) + scale · (G(x|c; J̃) − G(x|c; J̃_w)) (paper section 4).
 
-    The second branch keeps the class and has fewer latents. budget: J̃_w, as any budget: latents per group (int), a
-    share of them (float), or either as text; at most the first branch's. scale, interval: as in `CFG`.
-    Raises ValueError as `CFG`; a budget that does not fit the network, when it is sampled.
+    budget: J̃_w, latents per group (int), a share of them (float), or either as text; at most the first branch's, or
+    ValueError when it is sampled. scale, interval: as in `CFG`.
     """
     return Guidance(kind="ag", scale=scale, drop_class=False, budget=budget, interval=interval)
 
 
-def CCFG(scale: float, budget: Budget | str, *, interval: tuple[float, float] = (0.0, 1.0)) -> Guidance:
+def CCFG(scale: float, budget: Budget | str, *, interval: tuple[float, float] = ALWAYS) -> Guidance:
     """Cheap CFG: v = G(x|∅; J̃_w) + scale · (G(x|c; J̃) − G(x|∅; J̃_w)) (paper section 4).
 
-    The second branch drops the class and has fewer latents: at the smallest budget it costs about a third less than
-    `CFG`. budget, scale, interval: as in `AG`, but for a budget of any size. Raises ValueError as `AG`.
+    At the smallest budget it costs about a third less than `CFG`. Arguments as in `AG`, but a budget of any size.
     """
     return Guidance(kind="ccfg", scale=scale, drop_class=True, budget=budget, interval=interval)
 
 
-KINDS = ("none", "cfg", "ag", "ccfg")
-
-
 def make_guidance(
-    kind: str, scale: float, budget: Budget | str = None, interval: tuple[float, float] = (0.0, 1.0)
+    kind: str, scale: float, budget: Budget | str = None, interval: tuple[float, float] = ALWAYS
 ) -> Guidance | None:
     """`CFG`, `AG` or `CCFG` by name, None for "none"; the budget of CFG is ignored. Raises ValueError."""
     require(kind in KINDS, "guidance", kind, f"one of {', '.join(KINDS)}")

@@ -1,8 +1,7 @@
-"""Solvers of dx/dt = v(x, t) from noise (t = 0) to data (t = 1).
+"""Solvers of dx/dt = v(x, t) from noise (t = 0) to data (t = 1), as generators.
 
-A solver is a generator: it yields (x, t, step), takes the velocity there, a tensor like x, by `send`, and returns the
-sample. t is a float and `step` the index of the step it belongs to, so that a budget can change from step to step.
-Whoever drives it may evaluate several samples' velocities together, or stop between two steps.
+They yield (x, t, step), t a float and `step` the index of its step, take the velocity there, a tensor like x, by
+`send`, and return the sample. Whoever drives them may evaluate several together, or stop between two steps.
 """
 
 from collections.abc import Callable, Generator, Sequence

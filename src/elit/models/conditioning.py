@@ -3,6 +3,8 @@
 B batch, d width, M tokens of a text, F their features, P pooled features.
 """
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +12,8 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
-from elit.models.layers import Mlp, SelfAttention, layer_norm, rope_tables, weights_of
+from elit.config import require
+from elit.models.layers import Mlp, SelfAttention, layer_norm, rope_tables
 
 CHARACTERS = "characters"
 """Name of the built-in text encoder in configs, beside those of the Hugging Face hub."""
@@ -31,24 +34,6 @@ class TimeEmbedding(TimestepEmbedding):
         )
         return super().forward(sinusoid.to(self.linear_1.weight.dtype))
 
-    def flops(self) -> int:
-        return 2 * weights_of(self.linear_1, self.linear_2)
-
-
-class ClassConditioning(nn.Module):
-    """t (B,) in [0, 1] and class y (B,) -> conditioning (B, d); y = num_classes is the null class."""
-
-    def __init__(self, width: int, num_classes: int, time_scale: float = 1000.0):
-        super().__init__()
-        self.time = TimeEmbedding(width, time_scale)
-        self.label = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.time(t) + self.label(y.long())
-
-    def flops(self) -> int:
-        return self.time.flops()
-
 
 @dataclass(frozen=True)
 class Text:
@@ -68,10 +53,8 @@ class Text:
         return Text(self.embeddings[rows], self.mask[rows], None if self.pooled is None else self.pooled[rows])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Text":
-        moved = {
-            name: part.to(device, non_blocking=non_blocking) for name, part in vars(self).items() if part is not None
-        }
-        return Text(**moved)
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return Text(**{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items()})
 
 
 Condition = Tensor | Text  # y of a forward: labels, characters or embeddings
@@ -87,23 +70,100 @@ def concatenate(parts: Sequence[Condition]) -> Condition:
     return Text(embeddings, mask, torch.cat(pooled) if pooled else None)
 
 
+def on_cpu(value: Tensor) -> bool:
+    """True where values can be read: on a device that would be a sync, and a fake tensor has none."""
+    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()
+
+
+class ClassConditioning(nn.Module):
+    """t (B,) in [0, 1] and class y (B,) -> conditioning (B, d); y = num_classes is the null class."""
+
+    def __init__(
+        self, width: int, num_classes: int, class_names: Sequence[str] = (), *, time: TimeEmbedding | None = None
+    ):
+        super().__init__()
+        self.num_classes, self.class_names = num_classes, tuple(class_names)
+        self.time = TimeEmbedding(width) if time is None else time
+        self.label = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, t: Tensor, y: Tensor) -> tuple[Tensor]:
+        return (self.time(t) + self.label(y.long()),)
+
+    def prepare(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
+        """Labels or names of classes, one or several, as (B,) integers on the CPU. Raises ValueError."""
+        y = [y] if isinstance(y, str | int) else y
+        if not isinstance(y, Tensor):
+            y = torch.as_tensor(class_numbers(y, self.class_names, self.num_classes))
+        y = y.cpu()  # where its values can be checked
+        require(y.ndim == 1 and len(y) > 0, "y", tuple(y.shape), "at least one label")
+        self.check(y, len(y))
+        return y.long()
+
+    def check(self, y: Tensor, batch: int) -> None:
+        """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
+        classes = self.num_classes
+        if y.shape != (batch,) or y.is_floating_point():
+            raise ValueError(f"y must be ({batch},) integer labels, one a sample, got {y.dtype} {tuple(y.shape)}")
+        if on_cpu(y) and not ((y >= 0) & (y <= classes)).all():
+            raise ValueError(f"y must be labels 0 to {classes - 1}, or {classes} for no class, got {y.tolist()}")
+
+    def without(self, y: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """y with the null class in the rows of `dropped` (B,) bool, by default in all."""
+        null = torch.full_like(y, self.num_classes, dtype=torch.int64)
+        return null if dropped is None else torch.where(dropped, null, y)
+
+    def example(self, batch: int) -> Tensor:
+        """Some y, on the CPU."""
+        return torch.arange(batch) % self.num_classes
+
+
+def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes: int) -> list[int]:
+    """Numbers of classes given by number (3, "3") or by name, in any case, with spaces, hyphens or underscores.
+
+    names: of the classes 0, 1, …; may be empty. Raises ValueError naming the closest names.
+    """
+
+    def plain(name: str) -> str:
+        return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+
+    numbers = {plain(name): number for number, name in reversed(list(enumerate(names)))}
+    found = []
+    for label in labels:
+        if not isinstance(label, str):
+            found.append(label)
+        elif label.strip().lstrip("+-").isdecimal():
+            found.append(int(label))
+        elif plain(label) in numbers:
+            found.append(numbers[plain(label)])
+        else:
+            valid = f"numbers from 0 to {num_classes - 1}, since this model has no class names"
+            require(bool(names), "labels", label, valid)
+            close = difflib.get_close_matches(plain(label), numbers, n=3, cutoff=0.5)
+            near = f"did you mean {', '.join(repr(names[numbers[name]]) for name in close)}? " if close else ""
+            known = f"{', '.join(names[:20])}{', …' * (len(names) > 20)}"
+            raise ValueError(f"labels must be classes of this model, got {label!r}; {near}classes: {known}")
+    return found
+
+
 class TextConditioning(nn.Module):
     """t (B,) and a text -> conditioning (B, d), text tokens (B, M, d) and their mask (B, M).
 
     The conditioning is the time alone, or with `pooled_features` the time and the text's pooled vector.
     """
 
-    def __init__(self, width: int, text_features: int, pooled_features: int, characters: bool):
+    def __init__(self, width: int, encoder: str, features: int, length: int, pooled_features: int):
         super().__init__()
+        self.encoder, self.features, self.length, self.pooled_features = encoder, features, length, pooled_features
         self.time = TimeEmbedding(width)
-        self.characters = CharacterEncoder(text_features) if characters else None
-        self.norm = nn.RMSNorm(text_features, eps=1e-6)
-        self.project = nn.Linear(text_features, width)
+        self.characters = CharacterEncoder(features) if encoder == CHARACTERS else None
+        self.norm = nn.RMSNorm(features, eps=1e-6)
+        self.project = nn.Linear(features, width)
         self.pooled = nn.Linear(pooled_features, width) if pooled_features else None
         self.null = nn.Parameter(0.5 * torch.randn(width))  # stands in for a prompt that is not there
 
     def forward(self, t: Tensor, y: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """y: a `Text`, or the characters (B, M) of `encode_characters`."""
+        """y: a `Text`, bare embeddings, or the characters (B, M) of `encode_characters`."""
+        y = as_text(y)
         text: Text = y if isinstance(y, Text) else self.characters(y)  # pyrefly: ignore[not-callable]
         tokens = self.project(self.norm(text.embeddings.to(self.project.weight.dtype)))
         absent = ~text.mask.any(1, keepdim=True)  # (B, 1)
@@ -111,26 +171,64 @@ class TextConditioning(nn.Module):
         tokens = torch.where((absent & first)[..., None], self.null.to(tokens.dtype), tokens)
         c = self.time(t)
         if self.pooled is not None:
-            pooled = masked_mean(text.embeddings, text.mask) if text.pooled is None else text.pooled
+            pooled = text.pooled
+            if pooled is None:  # the mean of the tokens, zero where there are none
+                weights = text.mask[..., None].to(text.embeddings.dtype)
+                pooled = (text.embeddings * weights).sum(1) / weights.sum(1).clamp(min=1)
             c = c + torch.where(absent, self.null.to(c.dtype), self.pooled(pooled.to(c.dtype)))
         return c, tokens, text.mask | absent & first
 
-    def flops(self, text_length: int) -> int:
-        total = self.time.flops() + 2 * text_length * weights_of(self.project)
-        total += 2 * weights_of(self.pooled) if self.pooled else 0
-        return total + (self.characters.flops(text_length) if self.characters else 0)
+    def prepare(self, y: Condition | Sequence[str] | str) -> Condition:
+        """Prompts (one or several, for characters), or a forward's y, as a batch on the CPU. Raises ValueError."""
+        if not isinstance(y, Tensor | Text):
+            valid = f"embeddings of {self.encoder!r}, as elit.TextEncoder makes them"
+            require(self.characters is not None, "y", y, valid)
+            y = encode_characters([y] if isinstance(y, str) else y, self.length)
+        require(len(y) > 0, "y", len(y), "at least one prompt or its embeddings")
+        y = y.to("cpu")  # where its values can be checked
+        self.check(y, len(y))
+        return y
+
+    def check(self, y: Condition, batch: int) -> None:
+        """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
+        text, features, width = as_text(y), self.features, self.pooled_features
+        if isinstance(text, Tensor):
+            if self.characters is None or text.ndim != 2 or len(text) != batch:
+                valid = "embeddings" if self.characters is None else "characters"
+                raise ValueError(f"y must be {valid} ({batch}, M, …), got {text.dtype} {tuple(text.shape)}")
+            if on_cpu(text) and not ((text >= 0) & (text <= 256)).all():
+                raise ValueError("y must be characters, bytes plus 1, or 0 for padding")
+            return
+        shape, mask, pooled = text.embeddings.shape, text.mask, text.pooled
+        if len(shape) != 3 or shape[0] != batch or shape[2] != features:
+            raise ValueError(f"y must be embeddings ({batch}, M, {features}), got {tuple(shape)}")
+        if mask.shape != shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(f"y.mask must be torch.bool {tuple(shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
+        if width and (width != features if pooled is None else pooled.shape != (batch, width)):
+            raise ValueError(f"y.pooled must be ({batch}, {width}), got {None if pooled is None else pooled.shape}")
+
+    def without(self, y: Condition, dropped: Tensor | None = None) -> Condition:
+        """The same prompts, those of `dropped` (B,) bool, by default all, not there."""
+        y = as_text(y)
+        if isinstance(y, Tensor):
+            return torch.zeros_like(y) if dropped is None else torch.where(dropped[:, None], 0, y)
+        return replace(y, mask=torch.zeros_like(y.mask) if dropped is None else y.mask & ~dropped[:, None])
+
+    def example(self, batch: int) -> Condition:
+        """Some y as long as this network takes, on the CPU."""
+        if self.characters is not None:
+            return torch.randint(1, 257, (batch, self.length))
+        mask = torch.ones(batch, self.length, dtype=torch.bool)
+        return Text(torch.randn(batch, self.length, self.features), mask, torch.randn(batch, self.pooled_features))
 
 
 class CharacterEncoder(nn.Module):
     """A small encoder trained along, so that text-to-image needs no download: UTF-8 bytes, two blocks."""
 
-    depth = 2
-
-    def __init__(self, features: int):
+    def __init__(self, features: int, depth: int = 2):
         super().__init__()
-        if features % 2:
-            raise ValueError(f"text_features={features}: give an even number for characters")
-        depth, heads = self.depth, 4 if features % 8 == 0 else 1
+        require(features % 2 == 0, "text_features", features, "even for characters")
+        heads = 4 if features % 8 == 0 else 1
         self.head_width = features // heads
         self.embedding = nn.Embedding(1 + 256, features)  # 0 is padding
         self.norms = nn.ModuleList(layer_norm(features, affine=True) for _ in range(2 * depth))
@@ -149,16 +247,6 @@ class CharacterEncoder(nn.Module):
             x = x + mlp(self.norms[2 * i + 1](x))
         return Text(x, mask)
 
-    def flops(self, length: int) -> int:
-        features = self.embedding.embedding_dim
-        return self.depth * (24 * length * features**2 + 4 * length**2 * features)
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of a text: (B, M, F), (B, M) -> (B, F); zero where there are none."""
-    weights = mask[..., None].to(x.dtype)
-    return (x * weights).sum(1) / weights.sum(1).clamp(min=1)
-
 
 def encode_characters(prompts: Sequence[str], length: int) -> Tensor:
     """Prompts as UTF-8 bytes plus 1, padded with 0: (B, longest) int64. Raises ValueError past `length` bytes."""
@@ -174,10 +262,3 @@ def as_text(y: Condition) -> Condition:
     if isinstance(y, Tensor) and y.is_floating_point():
         return Text(y, torch.ones(y.shape[:2], dtype=torch.bool, device=y.device))
     return y
-
-
-def without_text(y: Condition, dropped: Tensor | None = None) -> Condition:
-    """The same prompts, those of `dropped` (B,) bool, or all, not there."""
-    if isinstance(y, Tensor):
-        return torch.zeros_like(y) if dropped is None else torch.where(dropped[:, None], 0, y)
-    return replace(y, mask=torch.zeros_like(y.mask) if dropped is None else y.mask & ~dropped[:, None])

@@ -1,19 +1,16 @@
 """DiT and ELIT-DiT, class-conditional, for images (B, C, H, W) and video (B, C, T, H, W)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor, nn
+from torch import nn
 
-from elit.config import require
 from elit.models.conditioning import ClassConditioning
-from elit.models.interface import InterfaceSpec
-from elit.models.labels import class_numbers
 from elit.models.layers import Block
-from elit.models.transformer import Transformer, on_cpu
+from elit.models.transformer import Transformer
+from elit.models.windows import InterfaceSpec
 
 
 class DiT(Transformer):
@@ -36,6 +33,8 @@ class DiT(Transformer):
     Raises ValueError, naming argument and value, where the sizes do not fit each other.
     """
 
+    block: ClassVar[type[Block]] = Block
+
     @register_to_config
     def __init__(
         self,
@@ -54,33 +53,10 @@ class DiT(Transformer):
         super().__init__()
         self.build()
 
-    def make_conditioning(self) -> nn.Module:
-        return ClassConditioning(self.config.hidden_size, self.config.num_classes)
+    def make_conditioning(self) -> ClassConditioning:
+        names = self.config.get("class_names") or ()
+        return ClassConditioning(self.config.hidden_size, self.config.num_classes, names)
 
     def make_blocks(self) -> list[nn.Module]:
         sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
-        return [Block(*sizes) for _ in range(self.config.depth)]
-
-    def prepare_condition(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
-        """Labels or names of classes, one or several, as (B,) integers."""
-        y = [y] if isinstance(y, str | int) else y
-        if isinstance(y, Sequence) and any(isinstance(label, str) for label in y):
-            y = class_numbers(y, self.config.get("class_names") or (), self.config.num_classes)
-        y = torch.as_tensor(y).cpu()  # where its values can be checked
-        require(y.ndim == 1 and len(y) > 0, "y", tuple(y.shape), "at least one label")
-        self.check_condition(y, len(y))
-        return y.long()
-
-    def without_condition(self, y: Tensor, dropped: Tensor | None = None) -> Tensor:
-        null = torch.full_like(y, self.config.num_classes, dtype=torch.int64)
-        return null if dropped is None else torch.where(dropped, null, y)
-
-    def example_condition(self, batch: int) -> Tensor:
-        return torch.arange(batch) % self.config.num_classes
-
-    def check_condition(self, y: Tensor, batch: int) -> None:
-        classes = self.config.num_classes
-        if y.shape != (batch,) or y.is_floating_point():
-            raise ValueError(f"y must be ({batch},) integer labels, one a sample, got {y.dtype} {tuple(y.shape)}")
-        if on_cpu(y) and not ((y >= 0) & (y <= classes)).all():
-            raise ValueError(f"y must be labels 0 to {classes - 1}, or {classes} for no class, got {y.tolist()}")
+        return [self.block(*sizes) for _ in range(self.config.depth)]

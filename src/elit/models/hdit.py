@@ -1,6 +1,6 @@
 """HDiT and ELIT-HDiT: the middle blocks work on merged tokens, four in one (paper section 4, Table 1)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from elit.config import require
 from elit.models.dit import DiT
-from elit.models.layers import Block, Rope, weights_of
-from elit.models.sizes import cell_of
-from elit.models.transformer import AuxStreams
+from elit.models.layers import Block, Rope
+from elit.models.transformer import Streams
 from elit.models.windows import Shape
 
 MERGED = 4  # tokens in one, 2×2 neighbours or 4 latents of one window
@@ -41,7 +40,8 @@ class HDiT(DiT):
 
     @property
     def cell(self) -> Shape:
-        return self.patch_size if self.spec else cell_of(self.patch_size, self.window(self.patch_size))
+        *frames, rows, columns = self.patch_size
+        return self.patch_size if self.spec else (*frames, 2 * rows, 2 * columns)
 
     def check_sizes(self) -> None:
         super().check_sizes()
@@ -64,16 +64,9 @@ class HDiT(DiT):
         kinds = [WideBlock if i in wide else Block for i in range(self.config.depth)]
         return [kind(width, num_heads, mlp_ratio) for kind in kinds]
 
-    def stage_flops(self, blocks: Iterable[nn.Module], length: int) -> int:
-        every = list(blocks)
-        wide = [block for block in every if isinstance(block, WideBlock)]
-        plain = [block for block in every if not isinstance(block, WideBlock)]
-        total = super().stage_flops(plain, length) + super().stage_flops(wide, length // MERGED)
-        return total + (2 * length // MERGED * weights_of(self.merge, self.split) if wide else 0)
-
     def run_blocks(
-        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
-    ) -> tuple[Tensor, AuxStreams]:
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: Streams
+    ) -> tuple[Tensor, Streams]:
         wide = [i for i, block in enumerate(blocks) if isinstance(block, WideBlock)]
         if not wide:
             return super().run_blocks(blocks, x, c, rope, aux)

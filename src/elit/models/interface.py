@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from elit.budgets import Budget, resolve_budget
 from elit.config import require
 from elit.models.layers import CrossAttention, Mlp, Modulation, initialize, layer_norm, modulate, sliceable
-from elit.models.sizes import InterfaceSpec as InterfaceSpec
 from elit.models.windows import Shape, Windows, joined, windows_of
+
+Core = Callable[[Tensor, Tensor], Tensor]
 
 
 class Read(nn.Module):
@@ -39,23 +40,18 @@ class Read(nn.Module):
         zero = c.new_zeros(len(c), 1, self.mlp.fc1.in_features)
         return (zero, zero, zero + 1) * 2
 
-    def queries(self, latents: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        if latents.ndim == 2:  # all windows start from the same latents: (B, J̃, d) queries serve all of them
-            return modulate(self.norm_latents(latents), shift, scale)
-        return modulate(self.norm_latents(latents), shift[:, None], scale[:, None]).flatten(0, 1)  # (B·G, J̃, d)
+    def inputs(self, latents: Tensor, tokens: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, J̃, d) of all windows alike or, where each has its own, (B·G, J̃, d); and keys' tokens."""
+        if latents.ndim == 4:
+            shift, scale = shift[:, None], scale[:, None]
+        return modulate(self.norm_latents(latents), shift, scale).flatten(0, -3), self.norm_tokens(tokens)
 
     def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
         """latents (J̃, d) or, each window its own, (B, G, J̃, d); tokens (B·G, n, d), c (B, d) -> (B, G·J̃, d)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulate(c)
-        attended = self.attention(self.queries(latents, shift1, scale1), self.norm_tokens(tokens))  # (B·G, J̃, d)
-        l_ca = latents + gate1[:, None] * attended.unflatten(0, (c.shape[0], -1))  # (B, G, J̃, d)
-        x = l_ca.flatten(1, 2)
-        return x + gate2 * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
-
-    def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """(B·G, H, J̃, n)."""
-        shift, scale, *_ = self.modulate(c)
-        return self.attention.weights(self.queries(latents, shift, scale), self.norm_tokens(tokens))
+        attended = self.attention(*self.inputs(latents, tokens, shift1, scale1))  # (B·G, J̃, d)
+        l_ca = (latents + gate1[:, None] * attended.unflatten(0, (c.shape[0], -1))).flatten(1, 2)
+        return l_ca + gate2 * self.mlp(modulate(self.norm_mlp(l_ca), shift2, scale2))
 
 
 class Write(nn.Module):
@@ -63,23 +59,21 @@ class Write(nn.Module):
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
-        self.norm_tokens, self.norm_latents = layer_norm(width, affine=True), layer_norm(width, affine=True)
-        self.norm_mlp = layer_norm(width, affine=True)
+        self.norm_tokens, self.norm_latents, self.norm_mlp = (layer_norm(width, affine=True) for _ in range(3))
         self.attention = CrossAttention(width, num_heads)
         self.mlp = Mlp(width, width)
 
     def forward(self, tokens: Tensor, position: Tensor, latents: Tensor) -> Tensor:
         """tokens (B·G, n, d), position (n, d), latents (B·G, J̃, d) -> (B·G, n, d)."""
-        x = tokens + self.attention(self.norm_tokens(tokens + position), self.norm_latents(latents))
-        return x + self.mlp(self.norm_mlp(x))
+        s_ca = tokens + self.attention(self.norm_tokens(tokens + position), self.norm_latents(latents))
+        return s_ca + self.mlp(self.norm_mlp(s_ca))
 
 
 class LatentInterface(nn.Module):
     """The learned latents, shared by all windows, and the two cross-attentions around the core of any transformer.
 
-    width: d. window: tokens of a full window along each axis. num_latents: J, latents of a window at full budget.
-    condition_width: width of a conditioning vector for adaLN-Zero in Read; None is plain pre-norm.
-    Write starts closed: a new interface returns its tokens unchanged.
+    width: d. window: tokens along each axis. num_latents: J. condition_width: of a vector for adaLN-Zero in Read; None
+    is plain pre-norm. Write starts closed: a new interface returns its tokens unchanged.
     """
 
     def __init__(
@@ -93,8 +87,7 @@ class LatentInterface(nn.Module):
         super().__init__()
         self.window = tuple(window)
         self.latents = nn.Parameter(torch.empty(num_latents, width))
-        # Cross-attention has no RoPE; this is a token's position in its window.
-        self.position = nn.Parameter(torch.empty(prod(window), width))
+        self.position = nn.Parameter(torch.empty(prod(window), width))  # in a window; cross-attention has no RoPE
         self.reader = Read(width, num_heads, condition_width)
         self.writer = Write(width, num_heads)
         with torch.random.fork_rng(devices=[]):  # a network that holds it draws its own weights
@@ -102,25 +95,18 @@ class LatentInterface(nn.Module):
             self.initialize()
 
     def forward(
-        self,
-        s: Tensor,
-        core: Callable[[Tensor, Tensor], Tensor],
-        *,
-        grid: Shape,
-        condition: Tensor | None = None,
-        budget: Budget = None,
+        self, s: Tensor, core: Core, *, grid: Shape, condition: Tensor | None = None, budget: Budget = None
     ) -> Tensor:
         """Tokens in raster order (B, N, d) through Read, `core` and Write -> (B, N, d).
 
-        core: called as core(latents, coordinates), (B, K, d) and float32 (K, 1 + axes), a latent's slot and the place
-        of its window; returns (B, K, d). grid: tokens along each axis, of any lengths. condition: (B, condition_width).
-        budget: None = all latents, an int = latents kept per window, a float in (0, 1] = that share of them.
-        Raises ValueError for a budget, a grid or a condition that does not fit.
+        core: called with latents (B, K, d) and float32 (K, 1 + axes), their slot and the place of their window; returns
+        (B, K, d). grid: tokens along each axis, of any lengths. condition: (B, condition_width). budget: None = all
+        latents, an int = latents kept of a window, a float in (0, 1] = that share. Raises ValueError for a misfit.
         """
         windows = windows_of(tuple(grid), self.window, 1, s.device)
         require(s.shape[1] == prod(windows.grid), "grid", windows.grid, f"the axes of {s.shape[1]} tokens")
-        valid = (condition is None) == (self.reader.modulation is None)
-        require(valid, "condition", condition, "given exactly where condition_width is")
+        if (condition is None) != (self.reader.modulation is None):
+            raise ValueError("condition must be given exactly where condition_width is")
         kept = resolve_budget(budget, range(1, len(self.latents) + 1)) or len(self.latents)
         c = s.new_zeros(len(s), 1) if condition is None else condition
         s = s[:, windows.order]
@@ -128,11 +114,10 @@ class LatentInterface(nn.Module):
         return self.write(s, latents, windows, kept)[:, windows.inverse]
 
     def initialize(self) -> None:
-        # About as large as the tokens they meet; much smaller, and Read is slow to tell places in a window apart.
-        nn.init.normal_(self.latents, std=0.5)
-        nn.init.normal_(self.position, std=0.5)
-        nn.init.zeros_(self.writer.attention.proj.weight)
-        nn.init.zeros_(self.writer.mlp.fc2.weight)
+        for table in (self.latents, self.position):  # as large as the tokens they meet; Read learns slowly otherwise
+            nn.init.normal_(table, std=0.5)
+        for layer in (self.writer.attention.proj, self.writer.mlp.fc2):
+            nn.init.zeros_(layer.weight)
 
     def read(self, s: Tensor, c: Tensor, windows: Windows, budget: int) -> Tensor:
         """Tokens (B, N, d), c (B, d) -> the first latents of every window (B, K, d)."""
@@ -141,6 +126,5 @@ class LatentInterface(nn.Module):
 
     def write(self, s: Tensor, latents: Tensor, windows: Windows, budget: int) -> Tensor:
         """Tokens (B, N, d), latents (B, K, d) -> tokens (B, N, d)."""
-        positions = windows.crops(sliceable(self.position))
-        groups = zip(windows.groups(s), positions, windows.groups(latents, budget), strict=True)
-        return joined([self.writer(*group).view(len(s), -1, s.shape[2]) for group in groups], dim=1)
+        groups = windows.groups(s), windows.crops(sliceable(self.position)), windows.groups(latents, budget)
+        return joined([self.writer(*group).view(len(s), -1, s.shape[2]) for group in zip(*groups, strict=True)], dim=1)

@@ -4,8 +4,7 @@ B batch, C channels, N spatial tokens, L tokens of any sequence, d width, H head
 p patch, one entry an axis: (row, column) or (frame, row, column).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,35 +74,21 @@ class QKNorm(nn.RMSNorm):
 
 
 SHORT_CPU_SEQUENCE = 512
-_fused_alone = False
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Uses torch's fused attention on a CPU too, whose saved tensors are those on a GPU."""
-    global _fused_alone
-    before, _fused_alone = _fused_alone, True
-    try:
-        yield
-    finally:
-        _fused_alone = before
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √h) v, (B, H, L, h) each -> (B, H, Lq, h); mask (B, 1, 1, Lk) bool, True = look there.
-
-    On a CPU, gradients of torch's fused kernel take up to six times those of the written-out products in bfloat16,
-    most for short sequences, of which windows and small pictures consist.
-    """
-    bf16_training = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
-    if bf16_training and not _fused_alone and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention over heads, (B, L, H, h) each -> (B, Lq, d); mask as in `attention`."""
-    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2).flatten(2)
+    """softmax(q kᵀ / √h) v, (B, L, H, h) each -> (B, Lq, d); mask (B, 1, 1, Lk) bool, True = look there.
+
+    On a CPU, gradients of torch's fused kernel take up to six times those of the written-out products in bfloat16,
+    most for short sequences, of which windows and small pictures consist. Fake tensors are for what a GPU would keep.
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    bf16_training = q.device.type == "cpu" and type(q) is Tensor and q.dtype == torch.bfloat16 and q.requires_grad
+    if bf16_training and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
+        x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
+    else:
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return x.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -136,11 +121,6 @@ def sliceable(weight: Tensor) -> Tensor:
     return weight if torch.is_grad_enabled() else weight.detach()
 
 
-def weights_of(*layers: nn.Linear) -> int:
-    """Entries of the layers' matrices: multiply-adds of a token."""
-    return sum(layer.in_features * layer.out_features for layer in layers)
-
-
 class Mlp(nn.Module):
     """Linear, tanh-GELU, linear: (..., dim) -> (..., dim), `hidden_dim` wide between."""
 
@@ -166,23 +146,21 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """queries (B·G, Lq, d) or, for all windows of a sample alike, (B, Lq, d); context (B·G, Lk, d)."""
+        """queries (B·G, Lq, d), or (B, Lq, d) for all windows alike; context (B·G, Lk, d) -> each (B·G, L, H, h)."""
         q = self.q_norm(self.q(queries).unflatten(-1, (self.num_heads, -1)))
         k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         windows = context.shape[0] // queries.shape[0]
         if windows > 1:
             q = q[:, None].expand(-1, windows, -1, -1, -1).flatten(0, 1)
-        q, k, v = (part.transpose(1, 2) for part in (q, self.k_norm(k), v))  # each (B·G, H, L, h)
-        return q.to(v.dtype), k.to(v.dtype), v
+        return q.to(v.dtype), self.k_norm(k).to(v.dtype), v
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        x = attention(*self.project(queries, context))
-        return self.proj(x.transpose(1, 2).flatten(2))  # (B·G, Lq, d)
+        return self.proj(attend(*self.project(queries, context)))  # (B·G, Lq, d)
 
     def weights(self, queries: Tensor, context: Tensor) -> Tensor:
         """The attention map itself, (B·G, H, Lq, Lk)."""
         q, k, _ = self.project(queries, context)
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 class Modulation(nn.Module):
@@ -225,12 +203,6 @@ class Block(nn.Module):
         """The rest of the block after attention: its output projection into the residual stream, and the MLP."""
         x = x + gate1 * self.attention.proj(mixed)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift, scale))
-
-    def flops(self, length: int) -> int:
-        """Matrix products of one sample of `length` tokens: a multiply-add is 2, attention 4·L²·d."""
-        linear = weights_of(self.attention.qkv, self.attention.proj, self.mlp.fc1, self.mlp.fc2)
-        attention = 4 * length**2 * self.attention.proj.in_features
-        return 2 * (weights_of(self.modulation.linear) + length * linear) + attention
 
 
 class FinalLayer(nn.Module):

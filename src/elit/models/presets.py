@@ -11,9 +11,9 @@ autoencoder's 16 channels at 32×32; for video 29 frames in CogVideoX's autoenco
 
 import difflib
 import inspect
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -21,70 +21,52 @@ from elit.models.dit import DiT
 from elit.models.hdit import HDiT
 from elit.models.mmdit import MMDiT
 from elit.models.sit import SiT
-from elit.models.sizes import InterfaceSpec, as_patch, as_size
 from elit.models.transformer import Transformer
 from elit.models.uvit import UViT
-from elit.models.windows import Shape
+from elit.models.windows import InterfaceSpec, as_patch, as_size
 
 FAMILIES: dict[str, type[Transformer]] = {"DiT": DiT, "U-ViT": UViT, "HDiT": HDiT, "MM-DiT": MMDiT, "SiT": SiT}
 NETWORKS = {network.__name__: network for network in FAMILIES.values()}
 """The classes by name, as the `_class_name` of a config.json has it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """One row: the width and depth of the transformer, and ELIT's split of it into head, core and tail."""
-
-    network: type[Transformer]
-    depth: int
-    hidden_size: int
-    num_heads: int
-    split: tuple[int, int, int]
-    windows_per_axis: int = 4
-    """16 windows an image: of 4×4 tokens at 256px, 8×8 at 512px."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings that differ from the network's own defaults."""
-
-
 SIZES: dict[str, dict[str, Any]] = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6, "split": (2, 8, 2)},
     "B": {"depth": 12, "hidden_size": 768, "num_heads": 12, "split": (2, 8, 2)},
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "split": (4, 16, 4)},
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "split": (4, 20, 4)},
 }
-PUBLISHED_SPLITS = {"SiT-XL": (8, 16, 4)}  # of checkpoints, where they are not the paper's
-QWEN_IMAGE = Preset(
-    network=MMDiT,
-    depth=60,
-    hidden_size=3072,
-    num_heads=24,
-    split=(8, 44, 8),
-    windows_per_axis=8,  # 1024px: 64×64 tokens in 64 windows of 8×8
-    settings={
-        "sample_size": 128,
-        "text_encoder": "Qwen/Qwen2.5-VL-7B-Instruct",
-        "text_features": 3584,
-        "text_length": 300,
-        "pooled_features": 0,
-    },
-)
-PATCHES = (1, 2, 4)
+QWEN_IMAGE: dict[str, Any] = {
+    "depth": 60,
+    "hidden_size": 3072,
+    "num_heads": 24,
+    "split": (8, 44, 8),
+    "sample_size": 128,
+    "text_encoder": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "text_features": 3584,
+    "text_length": 300,
+    "pooled_features": 0,
+    "windows": 8,  # 1024px: 64×64 tokens in 64 windows of 8×8
+}
 
 
 @cache
-def presets() -> dict[str, Preset]:
-    """Every row by its name, without `ELIT-`."""
-    rows = {}
-    for patch in PATCHES:
-        for size, sizes in SIZES.items():
-            for family, network in FAMILIES.items():
-                name = f"{family}-{size}/{patch}"
-                split = PUBLISHED_SPLITS.get(f"{family}-{size}", sizes["split"])
-                rows[name] = Preset(network=network, settings={"patch_size": patch}, **sizes | {"split": split})
-            video = {"patch_size": (1, patch, patch), "sample_size": (8, 32, 32), "num_classes": 700}
-            rows[f"DiT-{size}/{patch}-Video"] = Preset(network=DiT, settings=video, **sizes)
-    rows["MM-DiT-Qwen-Image/2"] = QWEN_IMAGE
-    return dict(sorted(rows.items(), key=lambda row: (list(FAMILIES).index(_family(row[0])), "Video" in row[0])))
+def presets() -> dict[str, tuple[type[Transformer], dict[str, Any]]]:
+    """Class and settings by name, without `ELIT-`: what differs from the class's defaults, and ELIT's.
+
+    split: of ELIT's blocks. windows: along each axis; 4 are 16 an image, of 4×4 tokens at 256px, 8×8 at 512px.
+    """
+    rows: dict[str, tuple[type[Transformer], dict[str, Any]]] = {}
+    for family, network in FAMILIES.items():
+        for kind in ("", "-Video") if family == "DiT" else ("",):
+            for patch, size in itertools.product((1, 2, 4), SIZES):
+                settings = {"patch_size": patch, "windows": 4} | SIZES[size]
+                if kind:
+                    settings |= {"patch_size": (1, patch, patch), "sample_size": (8, 32, 32), "num_classes": 700}
+                if (family, size) == ("SiT", "XL"):
+                    settings["split"] = (8, 16, 4)  # of the published checkpoint, not the paper's
+                rows[f"{family}-{size}/{patch}{kind}"] = network, settings
+        if family == "MM-DiT":
+            rows["MM-DiT-Qwen-Image/2"] = network, QWEN_IMAGE
+    return rows
 
 
 def list_models() -> list[str]:
@@ -92,60 +74,42 @@ def list_models() -> list[str]:
     return [f"{prefix}{name}" for prefix in ("", "ELIT-") for name in presets()]
 
 
-def close_names(name: str) -> list[str]:
-    """Up to three names that a mistyped one may mean, the closest first; letters of either case."""
-    plain = {known.lower().replace("-", ""): known for known in list_models()}
-    wanted = name.lower().replace("-", "").replace("_", "")
-    return [plain[name] for name in difflib.get_close_matches(wanted, plain, n=3, cutoff=0.7)]
-
-
-def preset_of(name: str) -> Preset:
-    """The row called `name`, with or without `ELIT-`. Raises ValueError naming close ones."""
-    if name not in list_models():
-        close = close_names(name)
-        names = f"close names: {', '.join(close)}; " if close else ""
-        raise ValueError(f"unknown model {name!r}; {names}elit.list_models() has all")
-    return presets()[name.removeprefix("ELIT-")]
-
-
-def defaults_of(network: type[Transformer]) -> dict[str, Any]:
-    """Arguments of a class's constructor with their defaults, `interface` left out."""
-    arguments = inspect.signature(network).parameters.values()
-    return {each.name: each.default for each in arguments if each.name != "interface"}
-
-
 def model_config(
     name: str,
     *,
-    sample_size: int | Sequence[int] | None = None,
-    in_channels: int | None = None,
-    num_classes: int | None = None,
     split: tuple[int, int, int] | None = None,
     window: tuple[int, ...] | None = None,
     num_latents: int | None = None,
-    **overrides: Any,
+    **settings: Any,
 ) -> tuple[type[Transformer], dict[str, Any]]:
     """The class and the arguments of the network called `name`; see `create_model`."""
-    preset = preset_of(name)
-    given = overrides | {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}
-    given = {key: value for key, value in given.items() if value is not None}
-    known = defaults_of(preset.network)
+    if name not in list_models():
+        plain = {known.lower().replace("-", ""): known for known in list_models()}
+        close = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), plain, n=3, cutoff=0.7)
+        names = f"close names: {', '.join(plain[each] for each in close)}; " if close else ""
+        raise ValueError(f"unknown model {name!r}; {names}elit.list_models() has all")
+    network, preset = presets()[name.removeprefix("ELIT-")]
+    given = {key: value for key, value in settings.items() if value is not None}
+    arguments = inspect.signature(network).parameters.values()
+    known = {each.name: each.default for each in arguments if each.name != "interface"}
     if unknown := sorted(set(given) - set(known)):
         valid = ", ".join([*known, "split", "window", "num_latents"])
         raise ValueError(f"{name}: unknown setting {unknown[0]!r}; valid ones: {valid}")
-    sizes = {"depth": preset.depth, "hidden_size": preset.hidden_size, "num_heads": preset.num_heads}
-    config = known | sizes | preset.settings | given
+    config = known | {key: value for key, value in preset.items() if key in known} | given
     if not name.startswith("ELIT-"):
         if split or window or num_latents:
             raise ValueError(f"{name}: a baseline takes no split, window or num_latents; ELIT-{name} does")
-        return preset.network, config
+        return network, config
     if split and "depth" not in given:
         config["depth"] = sum(split)
     depth = config["depth"]
-    split = split or (preset.split if depth == preset.depth else preset.network.default_split(depth))
-    window = window or default_window(config["sample_size"], config["patch_size"], preset.windows_per_axis)
+    split = split or (preset["split"] if depth == preset["depth"] else network.default_split(depth))
+    if window is None:
+        size = as_size(config["sample_size"])
+        tokens = (max(1, side // p) for side, p in zip(size, as_patch(config["patch_size"], size), strict=True))
+        window = tuple(math.ceil(side / preset["windows"]) for side in tokens)
     spec = InterfaceSpec(split=split, window=window, num_latents=num_latents or math.prod(window))
-    return preset.network, config | {"interface": spec.to_config()}
+    return network, config | {"interface": spec.to_config()}
 
 
 def create_model(
@@ -166,17 +130,6 @@ def create_model(
 
     Raises ValueError for an unknown name (with close ones) and for sizes that do not fit each other.
     """
-    network, config = model_config(
-        name, sample_size=sample_size, in_channels=in_channels, num_classes=num_classes, **overrides
-    )
+    sizes = {"sample_size": sample_size, "in_channels": in_channels, "num_classes": num_classes}
+    network, config = model_config(name, **sizes, **overrides)
     return network(**config)
-
-
-def default_window(sample_size: int | Sequence[int], patch_size: int | Sequence[int], windows: int = 4) -> Shape:
-    """4 windows an axis: of 4×4 tokens at 16×16, 8×8 at 32×32; for video 2×4×4 at 8×16×16."""
-    sizes = zip(as_size(sample_size), as_patch(patch_size, sample_size), strict=True)
-    return tuple(-(-max(1, length // p) // windows) for length, p in sizes)
-
-
-def _family(name: str) -> str:
-    return max((family for family in FAMILIES if name.startswith(f"{family}-")), key=len)

@@ -32,10 +32,10 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Silence diffusers and transformers in the block: errors are one line. Their bars stay on a terminal."""
-    levels = {name: logging.getLogger(name).level for name in ("diffusers", "transformers")}
-    bars = diffusers_logging.is_progress_bar_enabled()
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels, bars = [logger.level for logger in loggers], diffusers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         diffusers_logging.disable_progress_bar()
     try:
@@ -43,8 +43,8 @@ def quiet_loading() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             diffusers_logging.enable_progress_bar()
 
@@ -63,16 +63,20 @@ def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Trans
     folder = whole_folder(model_folder(folder))
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
+    saved = saved_class(folder, name)
     averaged = (folder / MANIFEST).is_file()
-    saved = saved_class(folder, name) if averaged else check_saved(folder, name)
+    dtype = None if averaged else saved_dtype(folder, name)
     known = saved in NETWORKS and not (folder / ELASTIC).is_file()
     require(known, name, str(folder), f"a folder of one of {', '.join(NETWORKS)}, not of a {saved!r}")
     network = NETWORKS[str(saved)]
-    if averaged:
-        return _load_average(folder, network, **kwargs)
-    kwargs = {"torch_dtype": saved_dtype(folder)} | {key: value for key, value in kwargs.items() if value is not None}
+    return _load_average(folder, network, **kwargs) if averaged else load_whole(network, folder, dtype, **kwargs)
+
+
+def load_whole(kind: Any, folder: Path, dtype: torch.dtype | None, **kwargs: Any) -> Any:
+    """`kind.from_pretrained`, by default in `dtype`. Raises ValueError where weights and config.json do not fit."""
+    kwargs = {"torch_dtype": dtype} | {key: value for key, value in kwargs.items() if value is not None}
     try:
-        model, loading = network.from_pretrained(folder, output_loading_info=True, **kwargs)
+        model, loading = kind.from_pretrained(folder, output_loading_info=True, **kwargs)
     except TypeError as error:
         raise ValueError(f"cannot load {str(folder)!r}: its config.json is invalid ({error})") from None
     # diffusers would start missing weights at random, with a warning.
@@ -95,13 +99,6 @@ def _load_average(folder: Path, network: type[Transformer], torch_dtype: torch.d
     return torch.nn.Module.to(model, torch_dtype).eval()
 
 
-def check_saved(folder: Path, name: str) -> str | None:
-    """The class named in a saved folder, after a look at whether its files are whole. Raises ValueError."""
-    saved = saved_class(folder, name)
-    check_weights(folder, name)
-    return saved
-
-
 def saved_class(folder: Path, name: str) -> str | None:
     """The class named in a folder's config.json. Raises ValueError."""
     require((folder / "config.json").is_file(), name, str(folder), "a folder that save_pretrained wrote")
@@ -111,25 +108,20 @@ def saved_class(folder: Path, name: str) -> str | None:
         raise ValueError(f"cannot load {str(folder)!r}: its config.json is damaged; save or copy it again") from None
 
 
-def check_weights(folder: Path, name: str) -> None:
-    """Raises ValueError where `folder` has no safetensors, or one that is not whole."""
-    weights = list(folder.glob("*.safetensors"))
-    require(bool(weights), name, str(folder), "a folder with .safetensors in it, saved to the end")
-    for part in weights:
+def saved_dtype(folder: Path, name: str) -> torch.dtype:
+    """The dtype in which most of a folder's weights were saved; diffusers alone would make float32 of all.
+
+    Raises ValueError where `folder` has no safetensors, or one that is not whole.
+    """
+    files, counts = list(folder.glob("*.safetensors")), Counter[str]()
+    require(bool(files), name, str(folder), "a folder with .safetensors in it, saved to the end")
+    for file in files:
         try:
-            with safe_open(part, "pt"):
-                pass
+            with safe_open(file, "pt") as weights:
+                counts.update(weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"cannot load {str(part)!r}: half-written or damaged ({error})") from None
-
-
-def saved_dtype(folder: Path) -> torch.dtype:
-    """The dtype in which most of a folder's weights were saved; diffusers alone would make float32 of all."""
-    counts: Counter[str] = Counter()
-    for part in folder.glob("*.safetensors"):
-        with safe_open(part, "pt") as weights:
-            counts.update(weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
-    return next((DTYPES[name] for name, _ in counts.most_common() if name in DTYPES), torch.float32)
+            raise ValueError(f"cannot load {str(file)!r}: half-written or damaged ({error})") from None
+    return next((DTYPES[kind] for kind, _ in counts.most_common() if kind in DTYPES), torch.float32)
 
 
 def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[str], list[str]]:

@@ -11,7 +11,8 @@ depends on the dropped latents, and Read and Write cost the same at every budget
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, ClassVar, Literal
+from operator import mul
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
@@ -20,17 +21,23 @@ from torch import Tensor, nn
 
 from elit.budgets import Budget
 from elit.config import require
-from elit.models.conditioning import ClassConditioning, Condition
+from elit.models.conditioning import ClassConditioning, Condition, TimeEmbedding
 from elit.models.dit import DiT
-from elit.models.interface import InterfaceSpec
+from elit.models.interface import Read
 from elit.models.layers import Block, CrossAttention, Mlp, Modulation, layer_norm, modulate, sliceable
-from elit.models.sizes import cell_of
-from elit.models.transformer import AuxStreams
-from elit.models.windows import Shape, Windows
+from elit.models.transformer import Streams
+from elit.models.windows import InterfaceSpec, Shape, Windows
 
 Convention = Literal["noise", "data", "ddpm"]
-CONVENTIONS = ("noise", "data", "ddpm")
 LATENT_POSITIONS = 4096  # rows of the latents' position table, more than any published size needs
+
+
+class SiTBlock(Block):
+    """A block without QK-norm; `rope` is None."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__(width, num_heads, mlp_ratio)
+        self.attention.q_norm = self.attention.k_norm = nn.Identity()
 
 
 class SiT(DiT):
@@ -44,7 +51,9 @@ class SiT(DiT):
     Raises ValueError where the sizes do not fit each other.
     """
 
+    block: ClassVar[type[Block]] = SiTBlock
     rotary: ClassVar[bool] = False
+    reads_all: ClassVar[bool] = True
 
     @register_to_config
     def __init__(
@@ -63,15 +72,17 @@ class SiT(DiT):
         class_names: Sequence[str] | None = None,
     ):
         super(DiT, self).__init__()  # DiT's own would build its conditioning
-        require(convention in CONVENTIONS, "convention", convention, f"one of {', '.join(CONVENTIONS)}")
+        require(convention in get_args(Convention), "convention", convention, "noise, data or ddpm")
         self.build()
 
-    def make_conditioning(self) -> nn.Module:
-        return ClassConditioning(self.config.hidden_size, self.config.num_classes, time_scale=1.0)
+    def make_conditioning(self) -> ClassConditioning:
+        config = self.config
+        time = SiTTime(config.hidden_size, config.convention)
+        return ClassConditioning(config.hidden_size, config.num_classes, config.class_names or (), time=time)
 
     @property
     def cell(self) -> Shape:
-        return cell_of(self.patch_size, self.spec.window) if self.spec else self.patch_size
+        return tuple(map(mul, self.patch_size, self.spec.window)) if self.spec else self.patch_size
 
     def token_grid(self, size: Sequence[int]) -> Shape:
         grid = super().token_grid(size)
@@ -82,19 +93,12 @@ class SiT(DiT):
     def check_sizes(self) -> None:
         super().check_sizes()
         require(len(self.patch_size) == 2, "sample_size", self.sample_size, "(rows, columns): SiT takes images")
-        require(self.config.hidden_size % 4 == 0, "hidden_size", self.config.hidden_size, "a multiple of 4")
         if self.spec:
             tokens = prod(self.spec.window)
             require(self.spec.num_latents == tokens, "num_latents", self.spec.num_latents, f"{tokens}, one a token")
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Condition,
-        budget: Budget | Sequence[Budget] = None,
-        *,
-        share_head: bool = False,
+        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, share_head: bool = False
     ) -> Tensor:
         """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`."""
         if self.config.convention != "ddpm":
@@ -104,18 +108,6 @@ class SiT(DiT):
         noise = super().forward(scaled, t, y, budget, share_head=share_head)
         x, level = (each.repeat(len(noise) // len(x), 1, 1, 1) for each in (x, level))
         return ((x - noise) / level).to(x.dtype)
-
-    def model_time(self, t: Tensor) -> Tensor:
-        """t as the weights were taught it."""
-        if self.config.convention == "ddpm":
-            return ddpm_time(t)[0]
-        return t if self.config.convention == "data" else 1 - t
-
-    def time_embedding(self, t: Tensor) -> Tensor:
-        return super().time_embedding(self.model_time(t))
-
-    def condition(self, t: Tensor, y: Any) -> tuple[Tensor, AuxStreams]:
-        return super().condition(self.model_time(t), y)
 
     def embed(self, x: Tensor, windows: Windows) -> Tensor:
         s = super().embed(x, windows)
@@ -131,42 +123,31 @@ class SiT(DiT):
         s, latents = self.latent_interface.read(s, c, windows)  # (B, N, d), (B, G, J, d)
         (latents,) = super().elastic_core(core, budgets, share_head, windows, latents, c)
         s = torch.cat([s] * len(budgets)) if share_head else s
-        return [self.latent_interface.write(s, latents)]
+        return [self.latent_interface.write(s, latents, windows)]
 
     def run_core(
         self, core: nn.ModuleList, budget: int, windows: Windows, s: Tensor, c: Tensor, *aux: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> Streams:
         """s: all latents (B, G, J, d), of which the first J̃ of every window go through the core."""
         kept = s[:, :, :budget].flatten(1, 2).contiguous()  # (B, K, d); a view at J̃ = 1, one graph more
-        kept, aux = self.run_blocks(core, kept, c, self.rope(windows, budget), aux)
+        kept, aux = self.run_blocks(core, kept, c, self.rope(windows), aux)
         return torch.cat((kept.unflatten(1, (-1, budget)), s[:, :, budget:]), 2), *aux
 
-    def interface_flops(self, windows: Windows, budget: int) -> int:
-        """The same at every budget: as many latents as tokens, all of them read and written."""
-        d, tokens, n = self.config.hidden_size, prod(windows.grid), prod(windows.window)
-        return self.read_flops(tokens) + 12 * tokens * d**2 + 4 * tokens * n * d
-
-    def read_flops(self, tokens: int) -> int:
-        d, n = self.config.hidden_size, self.spec.num_latents
-        return 12 * d**2 + 2 * n * d**2 + 10 * tokens * d**2 + 4 * tokens * n * d
-
-    def shared_flops(self, tokens: int) -> int:
-        return super().shared_flops(tokens) + (self.read_flops(tokens) if self.spec else 0)
-
-    def make_blocks(self) -> list[nn.Module]:
-        sizes = self.config.hidden_size, self.config.num_heads, self.config.mlp_ratio
-        return [SiTBlock(*sizes) for _ in range(self.config.depth)]
-
-    def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> "SiTInterface":
+    def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
         return SiTInterface(width, num_heads, spec.num_latents)
 
 
-class SiTBlock(Block):
-    """A block without QK-norm; `rope` is None."""
+class SiTTime(TimeEmbedding):
+    """t as the weights were taught it."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
-        super().__init__(width, num_heads, mlp_ratio)
-        self.attention.q_norm = self.attention.k_norm = nn.Identity()
+    def __init__(self, width: int, convention: Convention):
+        super().__init__(width, scale=1.0)
+        self.convention = convention
+
+    def forward(self, t: Tensor) -> Tensor:
+        if self.convention == "ddpm":
+            return super().forward(ddpm_time(t)[0])
+        return super().forward(t if self.convention == "data" else 1 - t)
 
 
 class WidthNorm(nn.Module):
@@ -190,39 +171,25 @@ class WideNormAttention(CrossAttention):
         self.q_norm, self.k_norm = WidthNorm(width), WidthNorm(width)
 
     def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """queries (B·G, Lq, d), or (1, Lq, d) for all groups alike; context (B·G, Lk, d)."""
         k, v = self.kv(context).chunk(2, -1)
-        q = self.q_norm(self.q(queries)).expand(len(context), -1, -1)
-        parts = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, self.k_norm(k), v))
-        q, k, v = parts  # each (B·G, H, L, h)
+        q = self.q_norm(self.q(queries)).expand(len(context), -1, -1)  # queries may be (1, Lq, d), of all groups alike
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in (q, self.k_norm(k), v))
         return q.to(v.dtype), k.to(v.dtype), v
 
 
-class SiTRead(nn.Module):
-    """l_ca = l + CA(l; tokens), l_out = l_ca + MLP(l_ca), adaLN-Zero on the tokens and before the MLP."""
+class SiTRead(Read):
+    """Read with adaLN-Zero on the tokens instead of the queries; its forward takes latents (J, d), tokens (B, N, d)."""
 
     def __init__(self, width: int, num_heads: int):
-        super().__init__()
+        nn.Module.__init__(self)  # the same names, other layers
         self.modulation = Modulation(width, 6)
         self.norm_tokens, self.norm_mlp = layer_norm(width), layer_norm(width)
         self.attention = WideNormAttention(width, num_heads)
         self.mlp = Mlp(width, width, bias=False)
 
-    def forward(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """latents (J, d), tokens (B, N, d), c (B, d) -> (B, G·J, d)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        read = self.attention(sliceable(latents)[None], self.context(latents, tokens, shift1, scale1))  # (B·G, J, d)
-        x = latents + gate1[:, None] * read.unflatten(0, (len(c), -1))  # (B, G, J, d)
-        x = x.flatten(1, 2)  # (B, G·J, d)
-        return x + gate2 * self.mlp(modulate(self.norm_mlp(x), shift2, scale2))
-
-    def context(self, latents: Tensor, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return modulate(self.norm_tokens(tokens), shift, scale).reshape(-1, *latents.shape)  # (B·G, n, d), n = J
-
-    def attention_map(self, latents: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """(B·G, H, J, n)."""
-        shift, scale, *_ = self.modulation(c)
-        return self.attention.weights(sliceable(latents)[None], self.context(latents, tokens, shift, scale))
+    def inputs(self, latents: Tensor, tokens: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        context = modulate(self.norm_tokens(tokens), shift, scale).reshape(-1, *latents.shape)  # (B·G, n, d), n = J
+        return sliceable(latents)[None], context
 
 
 class SiTWrite(nn.Module):
@@ -255,22 +222,20 @@ class SiTInterface(nn.Module):
     def initialize(self) -> None:
         for table in (self.latents, self.latent_position, self.position):
             nn.init.normal_(table, std=0.5)
-        nn.init.zeros_(self.write_position)
-        nn.init.zeros_(self.writer.attention.proj.weight)
-        nn.init.zeros_(self.writer.mlp.fc2.weight)
+        for table in (self.write_position, self.writer.attention.proj.weight, self.writer.mlp.fc2.weight):
+            nn.init.zeros_(table)
 
     def read(self, tokens: Tensor, c: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, d) -> the tokens with their positions (B, N, d), all latents (B, G, J, d)."""
-        tokens = (self._grouped(tokens) + self.position).view_as(tokens)
+        (groups,) = windows.groups(tokens)  # (B·G, n, d)
+        tokens = (groups + self.position).view_as(tokens)
         latents = self.reader(self.latents, tokens, c) + self.latent_position[windows.order]  # (B, G·J, d)
         return tokens, latents.unflatten(1, (-1, len(self.latents)))
 
-    def write(self, tokens: Tensor, latents: Tensor) -> Tensor:
+    def write(self, tokens: Tensor, latents: Tensor, windows: Windows) -> Tensor:
         """tokens (B, N, d), latents (B, G, J, d) -> (B, N, d)."""
-        return self.writer(self._grouped(tokens) + self.write_position, latents.flatten(0, 1)).view_as(tokens)
-
-    def _grouped(self, tokens: Tensor) -> Tensor:
-        return tokens.reshape(-1, len(self.position), tokens.shape[2])  # (B·G, n, d), a view
+        (groups,) = windows.groups(tokens)
+        return self.writer(groups + self.write_position, latents.flatten(0, 1)).view_as(tokens)
 
 
 def sincos_positions(positions: Tensor, width: int) -> Tensor:

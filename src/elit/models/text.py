@@ -25,19 +25,11 @@ class TextEncoder:
     is neither a folder nor to be had from the hub, or the encoder takes fewer tokens.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        length: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ):
+    def __init__(self, name: str, *, length: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
         try:
             from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoTokenizer
         except ImportError:
             raise ValueError("cannot encode text without transformers: pip install 'elit-diffusion[text]'") from None
-        require(length >= 1, "length", length, "at least 1")
         try:
             with quiet_loading():
                 config = AutoConfig.from_pretrained(name)
@@ -51,12 +43,11 @@ class TextEncoder:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             raise ValueError(f"cannot load text_encoder={name!r}: {reason}") from None
         self.model.eval().requires_grad_(False).to(device)
-        self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        places = getattr(half or config, "max_position_embeddings", None)
-        longest = min(self.tokenizer.model_max_length, places or self.tokenizer.model_max_length)
-        require(length <= longest, "text_length", length, f"at most {longest} for {name}")
+        longest = self.tokenizer.model_max_length
+        longest = min(longest, getattr(half or config, "max_position_embeddings", None) or longest)
+        require(1 <= length <= longest, "text_length", length, f"at most {longest} for {name}")
         self.length = length
 
     def __call__(self, prompts: Sequence[str], *, batch_size: int = 64) -> Text:
@@ -68,12 +59,11 @@ class TextEncoder:
 def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length: int, batch_size: int = 64) -> Text:
     """Encoding of prompts with transformers' own tokenizer and model, as `TextEncoder` does it."""
     parts = []
+    options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+    # Said for each call: a pipeline's tokenizer may pad on the left, and is not ours to change.
+    options |= {"padding_side": "right", "return_tensors": "pt"}
     for first in range(0, len(prompts), batch_size):
-        part = list(prompts[first : first + batch_size])
-        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
-        # Said for each call: a pipeline's tokenizer may pad on the left, and is not ours to change.
-        options |= {"padding_side": "right", "return_tensors": "pt"}
-        tokens = tokenizer(part, **options).to(model.device)
+        tokens = tokenizer(list(prompts[first : first + batch_size]), **options).to(model.device)
         out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         pooled = getattr(out, "pooler_output", None)
         parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))
@@ -94,33 +84,23 @@ def encode_prompts(
 ) -> Condition:
     """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder.
 
-    Embeddings are computed once: they are kept in the folder `cache` under a name made of the encoder, the length and
-    the prompts, and read from there (mapped, not copied into memory) the next time. Raises ValueError.
+    Embeddings are computed once: they are kept in the folder `cache` under a name made of the encoder (for a folder
+    also its files' sizes and times), the length and the prompts, and are mapped from there. Raises ValueError.
     """
     if encoder == CHARACTERS:
         return encode_characters(prompts, length)
     if cache is None:
         return TextEncoder(encoder, length=length, device=device)(prompts)
-    path = cache / f"{_digest(encoder, length, prompts)}.safetensors"
-    if not path.is_file():
-        text = TextEncoder(encoder, length=length, device=device)(prompts)
-        _save(text, path)
-    return Text(**load_file(path))
-
-
-def _digest(encoder: str, length: int, prompts: Sequence[str]) -> str:
-    """Names a cache: the encoder (for a folder also its files' sizes and times), the length and the prompts."""
     folder = Path(encoder)
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     state = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([encoder, length, state, list(prompts)]).encode()).hexdigest()[:24]
-
-
-def _save(text: Text, path: Path) -> None:
-    """Raises ValueError where the folder cannot be written."""
-    tensors = {name: value for name, value in vars(text).items() if value is not None}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary)
-    except OSError as error:
-        raise ValueError(f"cannot keep the encoded prompts in {str(path.parent)!r}: {error.strerror}") from None
+    digest = hashlib.sha256(json.dumps([encoder, length, state, list(prompts)]).encode()).hexdigest()[:24]
+    path = cache / f"{digest}.safetensors"
+    if not path.is_file():
+        text = TextEncoder(encoder, length=length, device=device)(prompts)
+        try:
+            with replacing(path) as temporary:
+                save_file({name: value for name, value in vars(text).items() if value is not None}, temporary)
+        except OSError as error:
+            raise ValueError(f"cannot keep the encoded prompts in {str(cache)!r}: {error.strerror}") from None
+    return Text(**load_file(path))

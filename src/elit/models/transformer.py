@@ -6,7 +6,7 @@ B batch, N spatial tokens, G windows, J̃ latents kept of a window, K = G·J̃, 
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, Self, cast
 
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import checkpoint_block, quiet_cast
 from elit.config import require
-from elit.models.conditioning import Condition
-from elit.models.interface import InterfaceSpec, LatentInterface
-from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify, weights_of
-from elit.models.sizes import MAX_SETTING, as_patch, as_size, check_size
-from elit.models.windows import Shape, Windows, joined, remembered, windows_of
+from elit.models.conditioning import Condition, on_cpu
+from elit.models.interface import LatentInterface
+from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify
+from elit.models.windows import InterfaceSpec, Shape, Windows, as_patch, as_size, joined, remembered, windows_of
 
-AuxStreams = tuple[Tensor, ...]
+Streams = tuple[Tensor, ...]
 """Streams beside the tokens, batch first: a text stream, the outputs for long skips."""
 
 LEAST = {"in_channels": 1, "hidden_size": 1, "depth": 1, "num_heads": 1, "num_classes": 1, "mlp_ratio": 1e-3}
@@ -34,8 +33,8 @@ LEAST |= {"text_features": 1, "text_length": 1, "pooled_features": 0}
 class Transformer(ModelMixin, ConfigMixin, ABC):
     """A diffusion transformer with a compute dial; with `interface=None`, the same one without.
 
-    A backbone defines its blocks (`make_blocks`), how a stage of them runs (`run_blocks`) and how it is
-    conditioned (`condition` and what has it in its name). Everything else is here.
+    A backbone defines its blocks (`make_blocks`), how a stage of them runs (`run_blocks`) and how it is conditioned
+    (`make_conditioning`). Everything else is here.
     """
 
     _supports_gradient_checkpointing = True
@@ -47,27 +46,28 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     """Conditions are prompts or their embeddings, not labels."""
     rotary: ClassVar[bool] = True
     """Positions are RoPE, for which a head must be wide enough."""
+    reads_all: ClassVar[bool] = False
+    """Read and Write take all latents whatever the budget, and the core alone drops some."""
 
     def build(self) -> None:
         """The rest of every backbone's constructor. Raises ValueError where the sizes do not fit each other."""
-        config, interface = self.config, self.config.interface
+        config, interface, width = self.config, self.config.interface, self.config.hidden_size
         self.sample_size = as_size(config.sample_size)
         self.patch_size = as_patch(config.patch_size, config.sample_size)
         self.spec = InterfaceSpec(**interface) if isinstance(interface, dict) else interface
         self.check_sizes()
+        sizes = {"sample_size": config.sample_size, "patch_size": config.patch_size}
         # As JSON reads it back, so that a loaded config equals the one in memory.
-        sizes = {name: config[name] for name in ("sample_size", "patch_size")}
         sizes = {name: value if isinstance(value, int) else list(value) for name, value in sizes.items()}
         self.register_to_config(**sizes, interface=self.spec and self.spec.to_config())
 
-        hidden_size, num_heads = config.hidden_size, config.num_heads
         patch_features = config.in_channels * prod(self.patch_size)
         conditioning = self.make_conditioning()
-        self.patch_embed = nn.Linear(patch_features, hidden_size)
-        self.conditioning = conditioning
+        self.patch_embed = nn.Linear(patch_features, width)
+        self.conditioning: Any = conditioning
         self.blocks = nn.ModuleList(self.make_blocks())
-        self.final = FinalLayer(hidden_size, patch_features)
-        self.latent_interface: Any = self.make_interface(hidden_size, num_heads, self.spec) if self.spec else None
+        self.final = FinalLayer(width, patch_features)
+        self.latent_interface: Any = self.make_interface(width, config.num_heads, self.spec) if self.spec else None
         self.gradient_checkpointing = False
 
         initialize(self)
@@ -77,11 +77,11 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     @property
     def device(self) -> torch.device:
         """Device of the weights, or the one that diffusers' offloading moves them to."""
-        return super().device if _hooks_are_in_use() else next(self.parameters()).device
+        return super().device if "diffusers.hooks" in sys.modules else next(self.parameters()).device
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As torch's own, and diffusers' where it has hooks in use or has quantized the weights."""
-        if not (_hooks_are_in_use() or getattr(self, "is_quantized", False)):
+        """As torch's own, unless diffusers may have hooks in use: its check for some imports them all, seconds."""
+        if "diffusers.hooks" not in sys.modules:
             return cast(Self, nn.Module.to(self, *args, **kwargs))
         with quiet_cast():
             return super().to(*args, **kwargs)
@@ -98,13 +98,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         return tuple(range(self.budget_step, self.spec.num_latents + 1, self.budget_step)) if self.spec else ()
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Condition,
-        budget: Budget | Sequence[Budget] = None,
-        *,
-        share_head: bool = False,
+        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, share_head: bool = False
     ) -> Tensor:
         """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
 
@@ -125,9 +119,9 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         rope = self.rope(windows)
         head, core, tail = self.stages()
 
-        c, aux = self.condition(t, y)  # (B, d)
+        c, *aux = self.conditioning(t, y)  # (B, d)
         s = self.embed(x, windows)  # (B, N, d)
-        s, aux = self.run_blocks(head, s, c, rope, aux)
+        s, aux = self.run_blocks(head, s, c, rope, tuple(aux))
         if self.latent_interface is None:
             s, aux = self.run_blocks(core, s, c, rope, aux)
         else:
@@ -146,16 +140,18 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         count = len(budgets)
         parts = list(zip(*([each] * count if share_head else each.chunk(count) for each in streams), strict=True))
         outputs: list[Sequence[Tensor]] = [()] * count
-        for budget, rows in group_by_budget(budgets):
-            s, c, *aux = map(joined, zip(*(parts[i] for i in rows), strict=True))
-            s, *aux = self.run_core(core, budget, windows, s, c, *aux)
-            for i, *output in zip(rows, *(each.chunk(len(rows)) for each in (s, *aux)), strict=True):
-                outputs[i] = output
+        for first, budget in enumerate(budgets):
+            rows = [row for row, other in enumerate(budgets) if other == budget]
+            if first == rows[0]:
+                s, c, *aux = map(joined, zip(*(parts[row] for row in rows), strict=True))
+                together = self.run_core(core, budget, windows, s, c, *aux)
+                for row, *output in zip(rows, *(each.chunk(len(rows)) for each in together), strict=True):
+                    outputs[row] = output
         return [joined(each) for each in zip(*outputs, strict=True)]
 
     def run_core(
         self, core: nn.ModuleList, budget: int, windows: Windows, s: Tensor, c: Tensor, *aux: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> Streams:
         latents = self.latent_interface.read(s, c, windows, budget)  # (B, K, d)
         latents, aux = self.run_blocks(core, latents, c, self.rope(windows, budget), aux)
         return self.latent_interface.write(s, latents, windows, budget), *aux  # (B, N, d)
@@ -164,17 +160,9 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """Tokens (B, N, d) of a sample, window by window."""
         return self.patch_embed(patchify(x, self.patch_size, windows))
 
-    def condition(self, t: Tensor, y: Any) -> tuple[Tensor, AuxStreams]:
-        """The conditioning (B, d) of a forward, and the auxiliary streams at the first block."""
-        return self.conditioning(t, y), ()
-
-    def time_embedding(self, t: Tensor) -> Tensor:
-        """Embedding of times (B,) -> (B, d), whose change predicts the change of the output."""
-        return self.conditioning.time(t)  # pyrefly: ignore[not-callable]
-
     def run_blocks(
-        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
-    ) -> tuple[Tensor, AuxStreams]:
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: Streams
+    ) -> tuple[Tensor, Streams]:
         """One stage: x (B, L, d) through `blocks`, with its auxiliary streams."""
         for block in blocks:
             x = self.checkpointed_call(block, x, c, rope)
@@ -198,27 +186,10 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     @abstractmethod
     def make_conditioning(self) -> nn.Module:
-        """The network of time and condition, with `time` in it and `flops`."""
+        """Like `ClassConditioning`: of t and y, the conditioning (B, d), then the auxiliary streams."""
 
     def make_interface(self, width: int, num_heads: int, spec: InterfaceSpec) -> Any:
-        """Read and Write around the core, with an `initialize` of their own."""
         return LatentInterface(width, num_heads, spec.window, spec.num_latents, condition_width=width)
-
-    @abstractmethod
-    def prepare_condition(self, y: Any) -> Any:
-        """Labels or prompts of a batch as the `y` of a forward, on the CPU. Raises ValueError."""
-
-    @abstractmethod
-    def without_condition(self, y: Any, dropped: Tensor | None = None) -> Any:
-        """y with the condition gone from the rows of `dropped` (B,) bool, by default from all: the null branch."""
-
-    @abstractmethod
-    def check_condition(self, y: Any, batch: int) -> None:
-        """Raises ValueError where y does not fit a batch; checks values only on the CPU."""
-
-    @abstractmethod
-    def example_condition(self, batch: int) -> Any:
-        """Some y for a batch, on the CPU, as long as this network takes: for timing."""
 
     def stages(self) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
         """The blocks of head, core and tail; a baseline is all core."""
@@ -227,7 +198,13 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def token_grid(self, size: Sequence[int]) -> Shape:
         """Tokens along each axis of a sample of `size`. Raises ValueError naming the nearest sizes that work."""
-        check_size(size, self.cell)
+        cell = self.cell
+        require(len(size) == len(cell), "sample_size", tuple(size), f"{len(cell)} numbers, as many as patch_size has")
+        if any(length < step or length % step for length, step in zip(size, cell, strict=True)):
+            near = [{max(1, n // step) * step, -(-n // step) * step} for n, step in zip(size, cell, strict=True)]
+            valid = " × ".join(" or ".join(map(str, sorted(choices))) for choices in near)
+            multiple = "×".join(map(str, cell))
+            require(False, "sample_size", tuple(size), f"a multiple of {multiple} (nearest valid: {valid})")
         return tuple(length // p for length, p in zip(size, self.patch_size, strict=True))
 
     def window(self, size: Sequence[int]) -> Shape:
@@ -255,20 +232,18 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             raise ValueError("cannot use elit.budget here: this network takes its budget as an argument")
         if share_head and not (self.budgets and is_list(budget)):
             raise ValueError("share_head must go with a list of budgets of a model with a latent interface")
-        values = cast(Sequence[Budget], budget) if is_list(budget) else [cast(Budget, budget)]
-        budgets = [resolve_budget(value, self.budgets) for value in values]
-        if share_head:
-            return cast(list[int], budgets)
-        budgets = equal_parts(budgets)
-        if not budgets or batch % len(budgets):
+        values: Any = budget if is_list(budget) else [budget]
+        budgets: Any = [resolve_budget(value, self.budgets) for value in values]
+        budgets = budgets if share_head else equal_parts(budgets)
+        if not share_head and (not budgets or batch % len(budgets)):
             raise ValueError(f"budget must be a list that divides a batch of {batch}, got {len(budgets)} budgets")
-        return cast(list[int], budgets)
+        return budgets
 
     def check_sizes(self) -> None:
         """Raises ValueError where width, heads, depth, patch, window and split do not fit each other."""
         for name, least in LEAST.items():
             value = self.config.get(name, least)
-            require(least <= value <= MAX_SETTING, name, value, f"{least} to {MAX_SETTING}")
+            require(least <= value <= 1 << 20, name, value, f"{least} to {1 << 20}")
         width, heads, axes, spec = self.config.hidden_size, self.config.num_heads, len(self.patch_size), self.spec
         even = 2 if self.rotary else 1
         require(width % (even * heads) == 0, "hidden_size", width, f"a multiple of {even} · num_heads = {even * heads}")
@@ -281,66 +256,19 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             require(spec.num_latents % step == 0, "num_latents", spec.num_latents, f"a multiple of {step}")
         self.token_grid(self.sample_size)
 
-    def stage_flops(self, blocks: Iterable[nn.Module], length: int) -> int:
-        """FLOPs of a stage over `length` tokens or latents of one sample."""
-        return sum(block.flops(length) for block in blocks)  # pyrefly: ignore[not-callable]
-
-    def shared_flops(self, tokens: int) -> int:
-        """FLOPs of a forward of one sample before Read, which branches that differ in the budget alone share."""
-        embed = 2 * tokens * weights_of(self.patch_embed)
-        return embed + self.conditioning_flops() + self.stage_flops(self.stages()[0], tokens)
-
-    def conditioning_flops(self) -> int:
-        return self.conditioning.flops()  # pyrefly: ignore[not-callable]
-
-    def interface_flops(self, windows: Windows, budget: int) -> int:
-        """FLOPs of Read and Write of one sample."""
-        d, total = self.config.hidden_size, 0
-        for (shape, count), j in zip(windows.shapes, windows.latents(budget), strict=True):
-            tokens, latents, pairs = count * prod(shape), count * j, count * prod(shape) * j
-            # Read: modulation, queries once a sample, keys and values, attention in windows, output, MLP.
-            total += 12 * d**2 + 2 * j * d**2 + 4 * tokens * d**2 + 4 * pairs * d + 6 * latents * d**2
-            # Write: queries, keys and values, attention in windows, output, MLP.
-            total += 2 * tokens * d**2 + 4 * latents * d**2 + 4 * pairs * d + 6 * tokens * d**2
-        return total
-
     def check_inputs(self, x: Tensor, t: Tensor, y: Condition) -> None:
         """Raises ValueError for what does not fit the network or each other."""
-        axes, channels, dtype = len(self.patch_size), self.config.in_channels, self.patch_embed.weight.dtype
+        axes, channels = len(self.patch_size), self.config.in_channels
         if x.ndim != 2 + axes or x.shape[1] != channels or not len(x):
             sides = ", ".join(("T", "H", "W")[-axes:])
             raise ValueError(f"x must be (B, {channels}, {sides}) with B at least 1, got {tuple(x.shape)}")
-        if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-            raise ValueError(f"x must be {dtype} like the network, got {x.dtype}")
         if t.shape != (len(x),):
             raise ValueError(f"t must be ({len(x)},), one time a sample, got {tuple(t.shape)}")
         if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"t must be 0 (noise) to 1 (data), got {t.tolist()}")
-        self.check_condition(y, len(x))
-
-
-def _hooks_are_in_use() -> bool:
-    """True where a network can have hooks of diffusers, whose own check imports all of them, with peft: seconds."""
-    return "diffusers.hooks" in sys.modules
-
-
-def group_by_budget(budgets: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Each different budget with its rows in the list. Compares and hashes nothing: a budget may be symbolic."""
-    groups: list[tuple[int, list[int]]] = []
-    for row, budget in enumerate(budgets):
-        rows = next((rows for known, rows in groups if known == budget), None)
-        if rows is None:
-            groups.append((budget, [row]))
-        else:
-            rows.append(row)
-    return groups
+        self.conditioning.check(y, len(x))
 
 
 @remembered
 def rope_of(windows: Windows, budget: int | None, head_width: int) -> Rope:
     return rope_tables(windows.coordinates(budget), head_width)
-
-
-def on_cpu(value: Tensor) -> bool:
-    """True where values can be read: on a device that would be a sync, and a fake tensor has none."""
-    return value.device.type == "cpu" and type(value) is Tensor and not torch.compiler.is_compiling()

@@ -8,8 +8,8 @@ from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside 
 from torch import Tensor, nn
 
 from elit.models.dit import DiT
-from elit.models.layers import Block, Rope, weights_of
-from elit.models.transformer import AuxStreams
+from elit.models.layers import Block, Rope
+from elit.models.transformer import Streams
 
 
 class SkipBlock(Block):
@@ -25,9 +25,6 @@ class SkipBlock(Block):
         if self.skip is not None:
             x = self.skip(torch.cat((x, skipped), -1))  # pyrefly: ignore[bad-argument-type]
         return super().forward(x, c, rope)
-
-    def flops(self, length: int) -> int:
-        return super().flops(length) + (2 * length * weights_of(self.skip) if self.skip else 0)
 
 
 class UViT(DiT):
@@ -46,8 +43,8 @@ class UViT(DiT):
         return [SkipBlock(*sizes, gives=i in pairs, takes=i in pairs.values()) for i in range(depth)]
 
     def run_blocks(
-        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: AuxStreams
-    ) -> tuple[Tensor, AuxStreams]:
+        self, blocks: nn.ModuleList, x: Tensor, c: Tensor, rope: Rope, aux: Streams
+    ) -> tuple[Tensor, Streams]:
         """The auxiliary stream is a stack of outputs: a block pushes its own, and its mirror pops it."""
         for block in blocks:
             if block.skip is None:

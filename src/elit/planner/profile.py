@@ -161,7 +161,7 @@ def time_runs(
     progress: Progress | None = None,
 ) -> tuple[list[float], int]:
     """Median milliseconds of each case, and over how many rounds; the first round warms up and does not count."""
-    conditions = model.example_condition(max(batch for _, batch in cases))
+    conditions = model.conditioning.example(max(batch for _, batch in cases))
 
     def run(case: Case) -> float:
         sampling, batch = case

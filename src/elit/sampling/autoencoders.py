@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from elit.config import require
 from elit.files import Json
-from elit.models.saved import check_saved
+from elit.models.saved import saved_class, saved_dtype
 
 NORMALIZES_ITSELF = ("AutoencoderRAE",)
 """Classes whose encode and decode apply the statistics of their config."""
@@ -85,7 +85,8 @@ def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype |
     """The diffusers autoencoder saved in `folder`; None where there is none and none is required. Raises ValueError."""
     if not required and not folder.is_dir():
         return None
-    kind = check_saved(folder, "vae")
+    kind = saved_class(folder, "vae")
+    saved_dtype(folder, "vae")  # refuses weights that are not whole
     loader: Any = getattr(diffusers, str(kind), None)
     require(hasattr(loader, "encode"), "vae", str(folder), f"an autoencoder of diffusers and not a {kind}")
     vae = loader.from_pretrained(folder, torch_dtype=torch_dtype)

@@ -130,7 +130,7 @@ class NetworkRun(Run):
             weak = [guidance.weak_budget(each, model.budgets) if guidance else None for each in main]
             self.sample_budgets = [main, weak]
         self.y = y.to(model.device)
-        self.null = model.without_condition(self.y)
+        self.null = model.conditioning.without(self.y)
         self.velocity: Tensor | None = None
         """The velocity of the last evaluation."""
         self._solution = SOLVERS[sampling.solver](x.to(model.device, torch.float32), times)
@@ -211,7 +211,7 @@ class NetworkEngine:
     def conditions(self, names: Sequence[str]) -> Condition:
         model, config = self.network, self.network.config
         if not self.takes_text:
-            return model.prepare_condition(list(names) or range(config.num_classes))
+            return model.conditioning.prepare(list(names) or range(config.num_classes))
         require(bool(names), "prompts", "none", "at least one, such as --prompts 'a handwritten seven'")
         encoder = self.text_encoder or config.text_encoder
         return encode_prompts(list(names), encoder, length=config.text_length, device=str(model.device))

@@ -51,7 +51,7 @@ def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float]
 @torch.no_grad()
 def time_changes(model: Transformer, times: Sequence[float]) -> list[float]:
     """Relative L1 change of the time embedding from each of `times` to the next, len(times) - 1 numbers."""
-    at = model.time_embedding(torch.tensor(times, device=model.device, dtype=torch.float32)).float()
+    at = model.conditioning.time(torch.tensor(times, device=model.device, dtype=torch.float32)).float()
     return ((at[1:] - at[:-1]).abs().mean(1) / at[:-1].abs().mean(1)).tolist()
 
 

@@ -149,4 +149,4 @@ class ElitPipeline(DiffusionPipeline):
         if names == ["prompt"] and self.text_encoder is not None:
             prompts, length = [y] if isinstance(y, str) else list(y), self.transformer.config.text_length
             y = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
-        return self.transformer.prepare_condition(y)
+        return self.transformer.conditioning.prepare(y)

@@ -10,8 +10,8 @@ from elit.budgets import Budget, Schedule
 from elit.config import require
 from elit.flow.guidance import Guidance
 from elit.models.conditioning import Condition
-from elit.models.sizes import as_size
 from elit.models.transformer import Transformer
+from elit.models.windows import as_size
 from elit.sampling.engine import NetworkEngine, Seed, seeded_noise
 from elit.sampling.settings import Sampling, make_sampling
 
@@ -69,7 +69,7 @@ def sample(
     sampling = make_sampling(sampling or plan or Sampling(), **budgets, **changes)
     if noise is not None and (seed not in (None, 0) or sample_size is not None):
         raise ValueError("cannot take noise with seed or sample_size, whose place it takes: give one of them")
-    conditions: Condition = model.prepare_condition(y)
+    conditions: Condition = model.conditioning.prepare(y)
     count, of_samples = len(conditions), sampling.sample_budgets
     require(len(of_samples) in (0, count), "sample_budgets", len(of_samples), f"{count}, one a sample")
     size = as_size(model.config.sample_size if sample_size is None else sample_size)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from elit.budgets import resolve_budget
 from elit.config import require
 from elit.files import Json
-from elit.models.labels import class_numbers
+from elit.models.conditioning import class_numbers
 from elit.sampling.settings import Sampling
 from elit.serve.settings import ServiceSettings, make_guidance, parse_size
 

@@ -82,7 +82,7 @@ class TrainNetwork(Task):
             shape=self.data.shape,
             device=accelerator.device,
             moments=isinstance(self.data, LatentSet),
-            drop_condition=self.network.without_condition,
+            drop_condition=self.network.conditioning.without,
             autocast=accelerator.autocast,
         )
 

@@ -46,7 +46,8 @@ def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
 
     def record(_: object, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        maps.append(reader.attention_map(*inputs))
+        latents, tokens, c = inputs
+        maps.append(reader.attention.weights(*reader.inputs(latents, tokens, *reader.modulate(c)[:2])))
 
     hook = reader.register_forward_pre_hook(record)
     try:

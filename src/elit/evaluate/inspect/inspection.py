@@ -82,7 +82,7 @@ def load_probe(
         hint = "; give vae, the autoencoder that it was trained in" if vae is None and x.shape[1] == 3 else ""
         raise ValueError(f"data={data!r} must have samples of {wanted} for this model, got {tuple(x.shape[1:])}{hint}")
     prompts = load_prompts(config, images, model.device)
-    y = model.prepare_condition(labels if prompts is None else prompts[labels])
+    y = model.conditioning.prepare(labels if prompts is None else prompts[labels])
     names = images.classes if prompts is None else images.captions
     origin = {"data": data, "rows": rows, "posterior_seed": seed if encoded else None}
     of_samples = tuple(names[label] for label in labels.tolist())
