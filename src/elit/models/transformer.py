@@ -233,11 +233,11 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         if share_head and not (self.budgets and is_list(budget)):
             raise ValueError("share_head must go with a list of budgets of a model with a latent interface")
         values: Any = budget if is_list(budget) else [budget]
-        budgets: Any = [resolve_budget(value, self.budgets) for value in values]
-        budgets = budgets if share_head else equal_parts(budgets)
-        if not share_head and (not budgets or batch % len(budgets)):
-            raise ValueError(f"budget must be a list that divides a batch of {batch}, got {len(budgets)} budgets")
-        return budgets
+        budgets = [resolve_budget(value, self.budgets) for value in values]
+        parts: Any = budgets if share_head else equal_parts(budgets)
+        if not share_head and (not parts or batch % len(parts)):
+            raise ValueError(f"budget must be a list that divides a batch of {batch}, got {len(parts)} budgets")
+        return parts
 
     def check_sizes(self) -> None:
         """Raises ValueError where width, heads, depth, patch, window and split do not fit each other."""
