@@ -116,7 +116,7 @@ def run_into(out: Path, args: Args) -> None:
     print(f"Digit classifier: {known}.", file=sys.stderr)
     print(f"Training {config.model.name}, small, for {config.steps} steps on {len(data):,} samples.", file=sys.stderr)
     model = train(config).cpu()
-    conditions = model.prepare_condition(CAPTIONS if model.takes_text else list(range(10)))
+    conditions = model.conditioning.prepare(CAPTIONS if model.takes_text else list(range(10)))
     budgets = list(dict.fromkeys(resolve_budget(share, model.budgets) or 0 for share in SHARES))
     guidance = CCFG(2.0 if args.clips else 1.5, budgets[-1])
     plain = [Sampling(steps=SAMPLING_STEPS, budget=budget, seed=args.seed) for budget in budgets]
