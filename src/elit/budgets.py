@@ -134,18 +134,6 @@ def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequen
     return [resolve_budget(budget, budgets) for budget in schedule]
 
 
-def one_schedule(
-    budget: Schedule, step_budgets: Sequence[Budget] | None, sample_budgets: Sequence[Budget] | None
-) -> Schedule:
-    """The schedule of a run from the three arguments that set its budgets; None with `sample_budgets`."""
-    if is_list(budget):  # it could be one a step or one a sample
-        raise ValueError(f"budget must be one budget, got {budget!r}; give several as step_budgets or sample_budgets")
-    named = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
-    if len(given := [name for name, value in named.items() if value is not None]) > 1:
-        raise ValueError(f"cannot take {' and '.join(given)} at once: give one of them")
-    return budget if step_budgets is None else list(step_budgets)
-
-
 def is_list(value: object) -> bool:
     """True for several budgets: a sequence, or an array or tensor with one axis."""
     if value is None or isinstance(value, int | float | str):  # torch.compile traces numbers through here

@@ -35,14 +35,11 @@ def test_a_record_is_text_and_back_and_that_of_an_earlier_version_is_read():
     ("change", "message"),
     [
         ({"steps": "8"}, "steps must be of type int, got '8'"),
-        ({"steps": True}, "steps must be of type int, got True"),
         ({"labels": "3"}, "labels must be texts, got '3'"),
-        ({"labels": [3]}, "labels must be texts"),
         ({"guidance": "best"}, "guidance"),
         ({"guidance_interval": [0]}, "guidance_interval must be two numbers"),
         ({"scale": "2"}, "scale must be of type float"),
         ({"count": 0}, "count must be at least 1"),
-        ({"batch_size": None}, "batch_size must be"),
         ({"out": "/etc/passwd"}, "settings must be known, got .'out'"),
     ],
 )

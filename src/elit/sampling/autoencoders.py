@@ -22,9 +22,6 @@ from elit.config import require
 from elit.files import Json
 from elit.models.saved import saved_class, saved_dtype
 
-NORMALIZES_ITSELF = ("AutoencoderRAE",)
-"""Classes whose encode and decode apply the statistics of their config."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LatentNormalization:
@@ -68,7 +65,7 @@ class LatentNormalization:
 def latent_normalization(vae: ModelMixin) -> LatentNormalization:
     """How an autoencoder's latents are normalized. Raises ValueError without statistics in its config."""
     name, config = type(vae).__name__, vae.config
-    if name in NORMALIZES_ITSELF:
+    if name == "AutoencoderRAE":  # applies them itself
         return LatentNormalization()
     buffers = dict(vae.named_buffers())  # LTX and Mochi keep them among their weights
     mean, std = (config.get(key, buffers.get(key)) for key in ("latents_mean", "latents_std"))

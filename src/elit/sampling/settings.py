@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast, get_args
 
-from elit.budgets import Budget, Schedule, format_budget, is_list, one_schedule, parse_budget, saved_schedule
+from elit.budgets import Budget, Schedule, format_budget, is_list, parse_budget, saved_schedule
 from elit.config import require
 from elit.files import Json
 from elit.flow.guidance import Guidance, make_guidance
@@ -77,8 +77,12 @@ class Sampling:
         Other keys are passed over.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        plain: Json = {name: _number(name, given[name], kind) for name, kind in NUMBERS.items() if name in given}
-        plain |= {name: given[name] for name in ("solver", "dtype") if name in given}
+        for name in (*NUMBERS, "scale"):
+            kind = NUMBERS.get(name, float)
+            require(type(given.get(name, 1)) in (int, kind), name, given.get(name), f"of type {kind.__name__}")
+        plain: Json = {
+            name: NUMBERS.get(name, str)(given[name]) for name in (*NUMBERS, "solver", "dtype") if name in given
+        }
         each = tuple(map(_read_budget, given.get("sample_budgets", ())))
         return cls(budget=_read_schedule(given), sample_budgets=each, guidance=_read_guidance(given), **plain)
 
@@ -110,9 +114,15 @@ def make_sampling(
     **changes: Any,
 ) -> Sampling:
     """`sampling` with those settings that are not None. Raises ValueError for two kinds of budgets."""
+    if is_list(budget):
+        raise ValueError(f"budget must be one budget, got {budget!r}; give step_budgets or sample_budgets")
+    named = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"cannot take {' and '.join(given)} at once: give one of them")
     changes = {name: value for name, value in changes.items() if value is not None}
-    if (schedule := one_schedule(budget, step_budgets, sample_budgets)) is not None or sample_budgets is not None:
-        changes |= {"budget": schedule, "sample_budgets": sample_budgets or ()}
+    if given:
+        changes |= {"budget": budget if step_budgets is None else step_budgets, "sample_budgets": sample_budgets or ()}
     return replace(sampling, **changes)
 
 
@@ -120,11 +130,6 @@ def _budget_text(budget: Any) -> str:
     if budget is None:
         return "full"
     return budget if isinstance(budget, str) else format_budget(budget)
-
-
-def _number(name: str, value: Any, kind: type) -> Any:
-    require(type(value) in (int, kind), name, value, f"of type {kind.__name__}")
-    return kind(value)
 
 
 def _read_budget(text: Any) -> Any:
@@ -150,7 +155,7 @@ def _read_schedule(values: Json) -> Schedule:
 def _read_guidance(values: Json) -> Guidance | None:
     """The guidance of a picture or a table; rows of a profile call it kind and weak."""
     kind = values.get("guidance", values.get("kind", "none"))
-    scale = _number("scale", values.get("scale", 1.5), float)
+    scale = float(values.get("scale", 1.5))
     interval = values.get("guidance_interval", (values.get("guidance_low", 0.0), values.get("guidance_high", 1.0)))
     pair = isinstance(interval, list | tuple) and [type(t) in (int, float) for t in interval] == [True, True]
     require(pair, "guidance_interval", interval, "two numbers")
