@@ -14,8 +14,7 @@ from elit.files import replacing
 from elit.flow.guidance import CCFG, CFG
 from elit.pretrained import model_folder
 from elit.sampling.engine import take
-from elit.sampling.pictures import encode_picture, image_grid
-from elit.sampling.record import Subject, make_record
+from elit.sampling.pictures import Subject, encode_picture, image_grid, make_record
 from elit.sampling.settings import Sampling
 
 PAGE = Path(__file__).parents[1] / "docs" / "gallery.md"

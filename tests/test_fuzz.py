@@ -26,7 +26,7 @@ from elit.cli.main import COMMANDS, parse
 from elit.config import DistillConfig, TrainConfig, load_config
 from elit.evaluate.plane import read_table
 from elit.planner.profile import read_profile
-from elit.sampling.record import PictureRecord
+from elit.sampling.pictures import PictureRecord
 from elit.sampling.settings import Sampling
 from elit.serve.replica import load_replica
 from elit.serve.requests import ApiError, read_request

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import elit
-from elit.sampling.record import PictureRecord, Subject
+from elit.sampling.pictures import PictureRecord, Subject
 
 SAMPLING = elit.Sampling(budget="4@0-0.5,16@0.5-1", guidance=elit.CCFG(2.0, 1), steps=8, seed=5, dtype="float32")
 RECORD = PictureRecord(

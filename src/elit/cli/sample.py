@@ -22,8 +22,7 @@ from elit.planner.choose import find_profile, network_folder, plan
 from elit.planner.plan import Plan, make_target
 from elit.pretrained import model_name
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditions_of, take
-from elit.sampling.pictures import is_sample, output_kind, read_text, write_samples
-from elit.sampling.record import PictureRecord, Subject, make_record
+from elit.sampling.pictures import PictureRecord, Subject, is_sample, make_record, output_kind, read_text, write_samples
 from elit.sampling.settings import Sampling
 
 MAX_COUNT = 64

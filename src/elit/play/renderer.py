@@ -28,8 +28,7 @@ from elit.planner.quality import find_table, read_quality
 from elit.play.request import Request
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
-from elit.sampling.pictures import encode_picture, image_grid, sheet_frames
-from elit.sampling.record import Subject, make_record
+from elit.sampling.pictures import Subject, encode_picture, image_grid, make_record, sheet_frames
 from elit.sampling.settings import Sampling
 
 State = tuple[float, Tensor]
