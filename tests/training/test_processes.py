@@ -149,10 +149,7 @@ def test_sharded_matches_replicated(tmp_path, whole, alone, sharded, capfd):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"precision": "bf16", "gradient_checkpointing": True, "ema_on_cpu": True},
-        {"compile": True},
-    ],
+    [{"precision": "bf16", "gradient_checkpointing": True, "ema_on_cpu": True}, {"compile": True}],
     ids=["bf16, checkpointing, average on the CPU", "compile"],
 )
 def test_sharded_with_everything_else(tmp_path, changes, monkeypatch):

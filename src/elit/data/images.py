@@ -116,9 +116,6 @@ class PromptedImages:
     def __init__(self, data: Any, table: Condition):
         self.data, self.table = data, table
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
         images, labels = self.data.__getitems__(indices)
         return images, self.table[labels]

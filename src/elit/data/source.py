@@ -34,12 +34,10 @@ Entry = tuple[str, Callable[[], bytes], Any]
 class Picture(NamedTuple):
     """One picture of a source."""
 
-    name: str
-    """A path, or a file and a row, for messages."""
+    name: str  # a path, or a file and a row, for messages
     content: Callable[[], bytes]
     label: int
-    fault: str
-    """The fault of its label, or nothing."""
+    fault: str  # the fault of its label, or nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +46,9 @@ class Source:
 
     root: Path
     pictures: Sequence[Picture]
-    classes: tuple[str, ...]
-    """The meaning of each label; none where pictures lie loose in a folder."""
+    classes: tuple[str, ...]  # the meaning of each label; none where pictures lie loose in a folder
     files: Sequence[Path]
-    left_out: dict[str, list[str]]
-    """The names of files that are not taken, by reason."""
+    left_out: dict[str, list[str]]  # the names of files that are not taken, by reason
 
     @property
     def folder(self) -> Path:

@@ -131,8 +131,7 @@ class NetworkRun(Run):
             self.sample_budgets = [main, weak]
         self.y = y.to(model.device)
         self.null = model.conditioning.without(self.y)
-        self.velocity: Tensor | None = None
-        """The velocity of the last evaluation."""
+        self.velocity: Tensor | None = None  # the velocity of the last evaluation
         self._solution = SOLVERS[sampling.solver](x.to(model.device, torch.float32), times)
         self.x, self.t, _ = next(self._solution)
         """The state (B, C, ...), and its time."""
@@ -236,14 +235,11 @@ class NetworkEngine:
 
     @torch.no_grad()
     def step(self, runs: Sequence[NetworkRun]) -> None:
-        if self.exact and len(runs) > 1:
-            for run in runs:
-                self.step([run])
-            return
         ends = {run: run.steps_done + 1 for run in runs}
-        while due := [run for run in runs if run.steps_done < ends[run]]:  # some solvers evaluate a step twice
-            for run, velocity in zip(due, self.velocities(due), strict=True):
-                run.advance(velocity)
+        for together in [[run] for run in runs] if self.exact else [runs]:
+            while due := [run for run in together if run.steps_done < ends[run]]:  # some solvers evaluate a step twice
+                for run, velocity in zip(due, self.velocities(due), strict=True):
+                    run.advance(velocity)
 
     def velocities(self, runs: Sequence[NetworkRun]) -> list[Tensor]:
         """The guided velocity of every run at its state, float32: all branches in one forward, each at its budget."""

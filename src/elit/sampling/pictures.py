@@ -62,16 +62,12 @@ class Subject:
 class PictureRecord:
     """How a picture was made."""
 
-    model: str
-    """Its folder, or the name of a model in the box."""
-    weights: str
-    """A digest."""
+    model: str  # its folder, or the name of a model in the box
+    weights: str  # a digest
     sampling: Sampling
     subject: Subject
-    row: int | None = None
-    """Number of the one image that the picture shows; None: all of them."""
-    made_with: dict[str, str] = field(default_factory=dict)
-    """Versions and device, on which rounding depends."""
+    row: int | None = None  # number of the one image that the picture shows; None: all of them
+    made_with: dict[str, str] = field(default_factory=dict)  # versions and device, on which rounding depends
 
     def to_text(self) -> str:
         """JSON, ASCII."""

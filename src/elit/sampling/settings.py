@@ -77,12 +77,9 @@ class Sampling:
         Other keys are passed over.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        for name in (*NUMBERS, "scale"):
-            kind = NUMBERS.get(name, float)
+        for name, kind in {**NUMBERS, "scale": float}.items():
             require(type(given.get(name, 1)) in (int, kind), name, given.get(name), f"of type {kind.__name__}")
-        plain: Json = {
-            name: NUMBERS.get(name, str)(given[name]) for name in (*NUMBERS, "solver", "dtype") if name in given
-        }
+        plain: Json = {name: given[name] for name in (*NUMBERS, "solver", "dtype") if name in given}
         each = tuple(map(_read_budget, given.get("sample_budgets", ())))
         return cls(budget=_read_schedule(given), sample_budgets=each, guidance=_read_guidance(given), **plain)
 

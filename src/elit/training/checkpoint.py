@@ -79,8 +79,7 @@ class AveragedWeights:
         place = "cpu" if on_cpu else next(network.parameters()).device
         self.weights = {name: weight.to(place, copy=True) for name, weight in trained.items()}
         """The average by name, DTensors where the network is sharded."""
-        self._staged: list[Tensor] = []
-        """On the CPU: the weights of the last step, on their way."""
+        self._staged: list[Tensor] = []  # on the CPU: the weights of the last step, on their way
         self._copied: torch.Event | None = None
         self._share = 0.0  # of the staged weights in the average; 0 = they are in it
         if on_cpu:

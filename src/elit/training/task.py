@@ -27,18 +27,12 @@ Draws = Sequence[Tensor]
 class Task(Protocol):
     """A network, its data and what a run leaves: all that `training/loop.py` does not know."""
 
-    config: RunConfig
-    """Complete: what the data decides is filled in."""
-    network: nn.Module
-    """Holds what is trained, the parameters that require a gradient."""
-    blocks: Iterable[nn.Module]
-    """Its blocks, which are compiled, sharded and checkpointed one by one."""
-    budgets: Sequence[int]
-    """The budgets of which one is drawn for a step; none for a baseline."""
-    flops: dict[int | None, int]
-    """FLOPs of a sample's training step, by budget."""
-    examples: Any
-    """A data set whose `__getitems__` gives (samples, conditions), both with `.to`."""
+    config: RunConfig  # complete: what the data decides is filled in
+    network: nn.Module  # holds what is trained, the parameters that require a gradient
+    blocks: Iterable[nn.Module]  # its blocks, which are compiled, sharded and checkpointed one by one
+    budgets: Sequence[int]  # the budgets of which one is drawn for a step; none for a baseline
+    flops: dict[int | None, int]  # FLOPs of a sample's training step, by budget
+    examples: Any  # a data set whose `__getitems__` gives (samples, conditions), both with `.to`
     sampler: StepSampler
     identity: dict[str, object] = {}  # noqa: RUF012
     """Classes, count and a stamp of the data's files, as JSON, compared when a run resumes."""
@@ -66,15 +60,11 @@ class FlowMatching:
     """‖v − (X1 − X0)‖² at a time drawn for each sample (paper section 3), some labels left out."""
 
     config: TrainConfig
-    shape: tuple[int, ...]
-    """(C, ...) of a sample."""
+    shape: tuple[int, ...]  # (C, ...) of a sample
     device: torch.device
-    moments: bool
-    """Batches hold the moments of latents, from which a sample is drawn."""
-    drop_condition: Callable[[Condition, Tensor], Condition]
-    """(y, dropped (b,) bool) -> y."""
-    autocast: Callable[[], AbstractContextManager[None]]
-    """Around the network's forward."""
+    moments: bool  # batches hold the moments of latents, from which a sample is drawn
+    drop_condition: Callable[[Condition, Tensor], Condition]  # (y, dropped (b,) bool) -> y
+    autocast: Callable[[], AbstractContextManager[None]]  # around the network's forward
 
     def draw(self, step: int) -> Draws:
         """Noise (B, *shape), times (B,), dropped labels (B,) bool; for moments also the noise of their samples."""
