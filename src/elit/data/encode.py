@@ -88,19 +88,19 @@ def encode(
     if rank == 0:
         _write_settings(source, out, vae, encoding)
     wait()
-    starts = range(0, len(source), encoding.shard_size)
-    shards = [range(start, min(start + encoding.shard_size, len(source))) for start in starts]
-    paths = [out / f"shard-{number:05d}.arrow" for number in range(len(shards))]
-    mine = range(rank, len(shards), world)
-    for done, number in enumerate(mine, 1):
-        if not paths[number].is_file():
-            _write_shard(paths[number], source, shards[number], vae, encoding)
+    count, size = len(source), encoding.shard_size
+    rows_of = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    shards = [(out / f"shard-{number:05d}.arrow", rows) for number, rows in enumerate(rows_of)]
+    mine = shards[rank::world]
+    for done, (path, rows) in enumerate(mine, 1):
+        if not path.is_file():
+            _write_shard(path, source, rows, vae, encoding)
         if progress:
             progress(done, len(mine))
     wait()
     if rank == 0:
         entries, skipped = [], []
-        for path, wanted in zip(paths, shards, strict=True):
+        for path, wanted in shards:
             rows = list(Dataset.from_file(str(path))["row"])
             skipped += sorted(set(wanted) - set(rows))
             digest = hashlib.sha256(path.read_bytes()).hexdigest()

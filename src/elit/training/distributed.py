@@ -57,9 +57,8 @@ def trained_weights(network: nn.Module) -> list[nn.Parameter]:
 def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
     """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP).
 
-    FSDP2 splits weights, gradients and moments over all processes; blocks, Read and Write are gathered in turn. In bf16
-    the blocks travel as bf16 and their gradients in float32; the rest (times, labels, latents, learned norms) stays
-    float32, under autocast as on one device.
+    FSDP2 splits weights, gradients and moments; blocks, Read and Write are gathered in turn. In bf16 the blocks travel
+    as bf16 and their gradients in float32; the rest stays float32, under autocast as on one device.
     """
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()

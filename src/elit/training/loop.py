@@ -33,10 +33,8 @@ from elit.training.task import Task
 def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> Any:
     """Trains what `make_task` makes, in the folder `config.out`; returns what its `finish` does.
 
-    With `resume` it goes on from the newest complete checkpoint, to numbers equal to an uninterrupted run's. On SIGTERM
-    or Ctrl-C it saves one after the step it is at and leaves with SystemExit(0).
-    Raises ValueError where the settings do not fit each other, the data or the folder, FloatingPointError where too
-    many steps have no finite gradient, OSError where a checkpoint cannot be written.
+    On SIGTERM or Ctrl-C it saves a checkpoint after the step it is at and leaves with SystemExit(0). Raises ValueError
+    for settings, data or a folder that do not fit, FloatingPointError for too many steps without a finite gradient.
     """
     accelerator = make_accelerator(config)
     try:

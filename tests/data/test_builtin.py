@@ -1,4 +1,4 @@
-"""IDX files: read as they are written here by hand, and every way in which they can be wrong."""
+"""The digits, still and on the move; IDX files as written by hand, and every way in which they can be wrong."""
 
 import gzip
 
@@ -7,7 +7,33 @@ import torch
 from conftest import idx
 
 from elit.cli.main import main
-from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, fashion_mnist, idx_images, named_images, read_idx
+from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, digits, fashion_mnist, idx_images, moving_digits, read_idx
+
+
+def test_the_digits_are_the_real_ones_with_captions():
+    data = digits()
+    assert data.images.shape == (1797, 1, 8, 8)
+    assert (data.images.min(), data.images.max()) == (-1, 1)
+    assert data.captions[7] == "a handwritten seven"
+    assert data.classes[7] == "7"
+
+
+def test_every_frame_shows_the_whole_digit_and_nothing_else():
+    """Cut out where it lies, each frame is the still digit; on the way it moves in a straight line."""
+    still, data = digits(), moving_digits(frames=4, canvas=(10, 14), pixels=1, clips_per_digit=2)
+    assert data.images.shape == (2 * 1797, 1, 4, 10, 14)
+    assert torch.equal(data.labels, still.labels.repeat(2))
+    places = [(top, left) for top in range(3) for left in range(7)]
+    for i in range(0, len(data), 97):
+        digit, path = still.images[i % 1797, 0], []
+        for frame in data.images[i, 0]:
+            cut = [(frame[top : top + 8, left : left + 8], (top, left)) for top, left in places]
+            path.append(next(place for part, place in cut if torch.equal(part, digit)))
+            assert (frame == -1).sum() == 140 - 64 + (digit == -1).sum()
+        for k, place in enumerate(path):
+            exact = [a + (b - a) * k / 3 for a, b in zip(path[0], path[-1], strict=True)]
+            assert all(abs(p - e) <= 1 for p, e in zip(place, exact, strict=True))
+        assert path[0] != path[-1]
 
 
 @pytest.fixture
@@ -25,7 +51,7 @@ def folder(tmp_path):
 
 def test_pictures_are_padded_in_the_middle_and_batches_are_in_minus_one_to_one(folder):
     raw = read_idx(folder / "train-images-idx3-ubyte", axes=3)
-    data = named_images(f"idx:{folder}")
+    data = idx_images(folder)
     assert data.images.dtype == torch.uint8
     assert data.shape == (1, 8, 8)
     assert len(data) == 10
@@ -36,7 +62,7 @@ def test_pictures_are_padded_in_the_middle_and_batches_are_in_minus_one_to_one(f
     torch.testing.assert_close(images, data.images[[3, 0]].float() / 255 * 2 - 1)
     assert labels.tolist() == [0, 0]
     assert data.classes == ("0", "1", "2")
-    assert len(named_images(f"idx:{folder}", split="test")) == 4
+    assert len(idx_images(folder, "test")) == 4
 
 
 def test_class_names_come_from_classes_txt(folder):
