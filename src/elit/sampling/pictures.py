@@ -82,8 +82,8 @@ class PictureRecord:
             content = json.loads(text)
             settings = {name: tuple(v) if isinstance(v, list) else v for name, v in content.pop("settings").items()}
             subject: Json = {each.name: settings[each.name] for each in fields(Subject) if each.name in settings}
-            unknown = sorted(set(settings) - set(subject) - KNOWN)
-            require(not unknown, "settings", unknown, "known")
+            known = {*subject, *Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
+            require(set(settings) <= known, "settings", sorted(set(settings) - known), "known")
             record = cls(sampling=Sampling.from_dict(settings), subject=Subject(**subject), **content)
             strings = [record.model, record.weights, *record.made_with, *record.made_with.values()]
             row = record.row is None or (type(record.row) is int and record.row >= 0)
@@ -92,9 +92,6 @@ class PictureRecord:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"the settings in it are damaged: {' '.join(str(error).split())[:160]}") from None
         return record
-
-
-KNOWN = {*Sampling().to_dict(), "scale", "guidance_budget", "guidance_interval"}
 
 
 @torch.no_grad()

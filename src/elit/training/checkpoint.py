@@ -6,7 +6,7 @@ it was in memory), the network's config.json, and checkpoint.json, which comes l
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from elit.compat import copy_all, lerp_all, lone_process
 from elit.config import RunConfig
 from elit.files import fingerprint, leaving_nothing, write_text
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints
-from elit.training.distributed import broadcast_from_main, unsharded
+from elit.training.distributed import broadcast_from_main, trained_weights, unsharded
 
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # reading has checked that all are there
 BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
@@ -84,7 +84,7 @@ class AveragedWeights:
         self._share = 0.0  # of the staged weights in the average; 0 = they are in it
         if on_cpu:
             pinned = next(network.parameters()).device.type != "cpu"
-            self._staged = [torch.empty_like(weight, pin_memory=pinned) for weight in self._shards()]
+            self._staged = [torch.empty_like(weight, pin_memory=pinned) for weight in _shards(self.weights.values())]
 
     @torch.no_grad()
     def step(self, network: nn.Module) -> None:
@@ -92,9 +92,9 @@ class AveragedWeights:
         self.settle()
         self.steps += 1
         decay = min(self.decay, self.steps / (9 + self.steps)) if self.steps > 1 else 0.0
-        now = _shards_of(network)
+        now = _shards(weight.detach() for weight in trained_weights(network))
         if not self._staged:
-            lerp_all(self._shards(), now, 1 - decay)
+            lerp_all(_shards(self.weights.values()), now, 1 - decay)
             return
         copy_all(self._staged, now, non_blocking=True)
         self._share = 1 - decay
@@ -109,7 +109,7 @@ class AveragedWeights:
             return
         if self._copied is not None:
             self._copied.synchronize()
-        lerp_all(self._shards(), self._staged, self._share)
+        lerp_all(_shards(self.weights.values()), self._staged, self._share)
         self._share = 0.0
 
     @contextmanager
@@ -123,9 +123,9 @@ class AveragedWeights:
         sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
         for module in sharded:
             module.reshard()
-        shards = _shards_of(network)
+        shards = _shards(weight.detach() for weight in trained_weights(network))
         own_weights = [shard.clone() for shard in shards]
-        copy_all(shards, self._shards())
+        copy_all(shards, _shards(self.weights.values()))
         try:
             yield
         finally:
@@ -141,17 +141,10 @@ class AveragedWeights:
             for name, weight in self.weights.items()
         }
 
-    def _shards(self) -> list[Tensor]:
-        return [_own(weight) for weight in self.weights.values()]
 
-
-def _own(weight: Tensor) -> Tensor:
-    """This process's part."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-def _shards_of(network: nn.Module) -> list[Tensor]:
-    return [_own(weight.detach()) for weight in network.parameters() if weight.requires_grad]
+def _shards(weights: Iterable[Tensor]) -> list[Tensor]:
+    """This process's parts."""
+    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
 
 
 class RunState(NamedTuple):

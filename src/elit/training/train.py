@@ -1,6 +1,5 @@
 """Training of this library's networks from pictures, latents or captions: what `elit train` hands to the loop."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,11 @@ class TrainNetwork(Task):
             return []
         notes = self.data.summary() if isinstance(self.data, ImageFiles) else []
         if self.config.init:
-            new, left_out = load_shared_weights(self.network, self.config.init)
-            names = f"{len(new)} weights start anew ({_modules(new)}); {len(left_out)} left out ({_modules(left_out)})"
-            notes.append(f"init: {names}")
+            parts, kinds = [], ("weights start anew", "left out")
+            for kind, names in zip(kinds, load_shared_weights(self.network, self.config.init), strict=True):
+                modules = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in names)) or "none"
+                parts.append(f"{len(names)} {kind} ({modules})")
+            notes.append(f"init: {'; '.join(parts)}")
         return notes
 
     def objective(self, accelerator: Accelerator) -> FlowMatching:
@@ -144,8 +145,3 @@ def resolve(config: TrainConfig, data: ImageData, prompts: Condition | None) -> 
         if getattr(model, name) not in (None, value):
             raise ValueError(f"model.{name}={getattr(model, name)}: the data has {value}; leave it out")
     return replace(config, model=replace(model, **from_data))
-
-
-def _modules(weights: Sequence[str]) -> str:
-    """The modules of a list of weights, each once."""
-    return ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in weights)) or "none"
