@@ -160,16 +160,6 @@ def test_prompts_become_bytes():
         ("mmdit-embeddings", ["a one"], "y must be embeddings of 'some/encoder'"),
         ("mmdit-embeddings", torch.tensor([[3]]), r"y must be embeddings .*got torch\.int64"),
         ("mmdit-embeddings", torch.randn(1, 3, 20), r"y\.pooled must be \(1, 10\), got None"),
-        (
-            "mmdit-embeddings",
-            Text(torch.randn(1, 3, 20), torch.ones(1, 3)),
-            r"y\.mask must be torch\.bool",
-        ),
-        (
-            "mmdit-embeddings",
-            Text(torch.randn(1, 3, 20), torch.ones(1, 3, dtype=torch.bool), torch.randn(1, 4)),
-            r"y\.pooled must be \(1, 10\), got \(1, 4\)",
-        ),
     ],
 )
 def test_wrong_text_is_named(kind, y, message):

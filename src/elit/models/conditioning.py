@@ -191,7 +191,7 @@ class TextConditioning(nn.Module):
 
     def check(self, y: Condition, batch: int) -> None:
         """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
-        text, features, width = as_text(y), self.features, self.pooled_features
+        text = as_text(y)
         if isinstance(text, Tensor):
             if self.characters is None or text.ndim != 2 or len(text) != batch:
                 valid = "embeddings" if self.characters is None else "characters"
@@ -199,13 +199,11 @@ class TextConditioning(nn.Module):
             if on_cpu(text) and not ((text >= 0) & (text <= 256)).all():
                 raise ValueError("y must be characters, bytes plus 1, or 0 for padding")
             return
-        shape, mask, pooled = text.embeddings.shape, text.mask, text.pooled
-        if len(shape) != 3 or shape[0] != batch or shape[2] != features:
-            raise ValueError(f"y must be embeddings ({batch}, M, {features}), got {tuple(shape)}")
-        if mask.shape != shape[:2] or mask.dtype != torch.bool:
-            raise ValueError(f"y.mask must be torch.bool {tuple(shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
-        if width and (width != features if pooled is None else pooled.shape != (batch, width)):
-            raise ValueError(f"y.pooled must be ({batch}, {width}), got {None if pooled is None else pooled.shape}")
+        shape, width = text.embeddings.shape, self.pooled_features
+        if len(shape) != 3 or shape[0] != batch or shape[2] != self.features:
+            raise ValueError(f"y must be embeddings ({batch}, M, {self.features}), got {tuple(shape)}")
+        if width and text.pooled is None and width != self.features:
+            raise ValueError(f"y.pooled must be ({batch}, {width}), got None")
 
     def without(self, y: Condition, dropped: Tensor | None = None) -> Condition:
         """The same prompts, those of `dropped` (B,) bool, by default all, not there."""

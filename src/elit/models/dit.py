@@ -20,14 +20,10 @@ class DiT(Transformer):
     With an interface: head blocks on N tokens, Read, core blocks on K = G·J̃ latents, Write, tail blocks on N tokens.
 
     sample_size: pixels or autoencoder cells along each axis, an int for square images, (T, H, W) for video.
-    in_channels: C, channels of a sample. patch_size: pixels or cells of a token along each axis, an int for all of
-    (row, column), or one entry an axis.
-    hidden_size: width d. depth: blocks in all. num_heads: attention heads, each hidden_size / num_heads wide, which is
-    even and at least 2 · (axes + 1) for RoPE.
-    mlp_ratio: width of the MLPs' hidden layer over d. The defaults are DiT-XL's of the paper's Table 1.
-    num_classes: classes; the label num_classes is the null class of classifier-free guidance.
-    interface: an `InterfaceSpec` (or its dict form): the window, J latents, the split of the blocks; None is the plain
-    baseline. Nothing else differs.
+    in_channels: C, channels of a sample. patch_size: pixels or cells of a token, an int or one entry an axis.
+    hidden_size: width d. depth: blocks in all. num_heads: attention heads, each even and at least 2 · (axes + 1) wide.
+    mlp_ratio: width of the MLPs' hidden layer over d. num_classes: the label num_classes is the null class.
+    interface: an `InterfaceSpec` (or its dict form); None is the plain baseline. Nothing else differs.
     class_names: what the labels 0, 1, … stand for, so that `elit.sample` and the commands take names too.
 
     Raises ValueError, naming argument and value, where the sizes do not fit each other.

@@ -43,10 +43,9 @@ class Rope(NamedTuple):
 
 
 def rope_tables(positions: Tensor, head_width: int, theta: float = 100.0) -> Rope:
-    """Rotary tables for 1 to 4 coordinates a token: positions (L, coordinates) -> `Rope`.
+    """Rotary tables for 1 to 4 coordinates a token, (L, coordinates), which share the h/2 pairs evenly.
 
     theta: slowest turn; grids are tens of tokens wide, not the thousands of a text.
-    The h/2 rotated pairs are dealt out evenly over the coordinates, what is left over to the last ones.
     """
     pairs, count = head_width // 2, positions.shape[1]
     shares = [pairs // count + (i >= count - pairs % count) for i in range(count)]
@@ -115,9 +114,7 @@ class SelfAttention(nn.Module):
 
 
 def sliceable(weight: Tensor) -> Tensor:
-    """A parameter to slice. Without gradients a slice of a parameter itself still claims to need one, and has no
-    function to give it, over which torch's module tracker (of FlopCounterMode, for one) stumbles in the next module.
-    """
+    """A parameter to slice: without gradients, torch's FlopCounterMode stumbles over slices of a parameter itself."""
     return weight if torch.is_grad_enabled() else weight.detach()
 
 
@@ -220,10 +217,7 @@ class FinalLayer(nn.Module):
 
 
 def initialize(network: nn.Module) -> None:
-    """Xavier linears with zero bias, and every adaLN and the output at zero, as DiT starts.
-
-    Labels start as large as the time embedding beside them: at DiT's 0.02 a short run hardly learns classes.
-    """
+    """Xavier linears with zero bias, and every adaLN and the output at zero, as DiT starts; labels start larger."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -64,21 +64,17 @@ class MMDiT(Transformer):
 
     Latents take the place of the image stream alone; the text stream runs through head, core and tail as it is.
 
-    sample_size, in_channels, patch_size, interface: as in `DiT`.
     text_encoder: "characters", built in and trained along, or the Hugging Face name or folder of the encoder whose
     embeddings the network is trained on (it is not part of the network). text_features: F of its embeddings.
     text_length: M, tokens of a prompt at most (bytes, for characters). pooled_features: P, width of the pooled text
-    that joins the time in the conditioning; 0 = the time alone.
+    that joins the time in the conditioning; 0 = the time alone. Others as in `DiT`.
 
     y of a forward is a `Text` (embeddings, mask, pooled), embeddings (B, M, F) without padding, or for characters the
     (B, M) integers of `encode_characters`; `model.conditioning.prepare` makes them of prompts.
-
-    Raises ValueError where the sizes do not fit each other.
     """
 
     _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "Read", "Write"]
     _repeated_blocks: ClassVar = ["JointBlock"]
-
     takes_text: ClassVar[bool] = True
 
     @register_to_config
@@ -99,9 +95,8 @@ class MMDiT(Transformer):
         interface: InterfaceSpec | dict[str, Any] | None = None,
     ):
         super().__init__()
-        if text_encoder == CHARACTERS:
-            own = pooled_features in (0, text_features)
-            require(own, "pooled_features", pooled_features, f"0 or text_features = {text_features} with characters")
+        own = text_encoder != CHARACTERS or pooled_features in (0, text_features)
+        require(own, "pooled_features", pooled_features, f"0 or text_features = {text_features} with characters")
         self.build()
 
     def make_conditioning(self) -> TextConditioning:

@@ -2,11 +2,10 @@
 
 B batch, G groups, n spatial tokens of a group, N = G·n, J = n latents of a group, J̃ of them kept, d width, H heads.
 
-What differs from `dit`: fixed sin-cos positions instead of RoPE, no QK-norm in the blocks, a sinusoid of the time
-itself, 4 channels. What differs from `interface`: Read takes all J latents, whatever the budget, and modulates the
-tokens instead of the queries; latents have learned positions in the image; only the first J̃ go through the core; Write
-looks at all J, for dropped ones at what Read made of them, and has no norms. So here, and here alone, the output
-depends on the dropped latents, and Read and Write cost the same at every budget.
+Unlike `dit`: sin-cos positions instead of RoPE, no QK-norm in the blocks, a sinusoid of the time itself, 4 channels.
+Unlike `interface`: Read takes all J latents and modulates the tokens instead of the queries; latents have learned
+positions in the image; only the first J̃ go through the core; Write looks at all J, for dropped ones at what Read made
+of them, and has no norms. So here alone the output depends on dropped latents, and Read and Write cost the same.
 """
 
 from collections.abc import Sequence
@@ -47,8 +46,6 @@ class SiT(DiT):
         "noise"    the noise level 1 − t, velocity: ELIT's published networks, and those made here
         "data"     t, velocity: the original SiT
         "ddpm"     one of DDPM's 1000 steps, noise: the original DiT; see `ddpm_time`
-
-    Raises ValueError where the sizes do not fit each other.
     """
 
     block: ClassVar[type[Block]] = SiTBlock
@@ -114,7 +111,7 @@ class SiT(DiT):
         return s + sincos_positions(windows.coordinates(), self.config.hidden_size).to(s.dtype)
 
     def rope(self, windows: Windows, budget: int | None = None) -> Any:
-        return None  # no rotation
+        return None
 
     def elastic_core(
         self, core: nn.ModuleList, budgets: Sequence[int], share_head: bool, windows: Windows, *streams: Tensor
@@ -207,7 +204,7 @@ class SiTWrite(nn.Module):
 
 
 class SiTInterface(nn.Module):
-    """The learned latents, their positions and the tokens', and the two cross-attentions around the core."""
+    """Latents, their positions and the tokens', and the two cross-attentions around the core."""
 
     def __init__(self, width: int, num_heads: int, num_latents: int):
         super().__init__()
@@ -248,9 +245,9 @@ def sincos_positions(positions: Tensor, width: int) -> Tensor:
 def ddpm_time(t: Tensor) -> tuple[Tensor, Tensor]:
     """The step of DDPM that has the noise of t, and t as it can be told: (B,) -> (B,), (B,), float32.
 
-    DDPM's x_s = α_s·data + σ_s·noise (linear betas, 1000 steps) is X_t up to a factor where α/σ = t / (1 − t):
-    x_s = X_t / √(t² + (1 − t)²). Steps between two are interpolated. Before the noisiest one, t = 0.006, there is
-    nothing to be told; t stays there. From velocity = (X_t − noise) / t, an Euler step is one of DDIM's.
+    DDPM's x_s = α_s·data + σ_s·noise (linear betas, 1000 steps) is X_t / √(t² + (1 − t)²) where α/σ = t / (1 − t).
+    Steps between two are interpolated; before the noisiest one, t = 0.006, there is nothing to be told. From
+    velocity = (X_t − noise) / t, an Euler step is one of DDIM's.
     """
     betas = torch.linspace(1e-4, 0.02, 1000, device=t.device, dtype=torch.float32)
     log_signal = (1 - betas).log().cumsum(0)  # log α²

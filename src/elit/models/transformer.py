@@ -40,14 +40,10 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     _supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Block", "Read", "Write"]
     _repeated_blocks: ClassVar = ["Block"]
-    budget_step: ClassVar[int] = 1
-    """Budgets are multiples of this."""
-    takes_text: ClassVar[bool] = False
-    """Conditions are prompts or their embeddings, not labels."""
-    rotary: ClassVar[bool] = True
-    """Positions are RoPE, for which a head must be wide enough."""
-    reads_all: ClassVar[bool] = False
-    """Read and Write take all latents whatever the budget, and the core alone drops some."""
+    budget_step: ClassVar[int] = 1  # budgets are multiples of this
+    takes_text: ClassVar[bool] = False  # conditions are prompts or their embeddings, not labels
+    rotary: ClassVar[bool] = True  # positions are RoPE, for which a head must be wide enough
+    reads_all: ClassVar[bool] = False  # Read and Write take all latents whatever the budget, the core alone drops some
 
     def build(self) -> None:
         """The rest of every backbone's constructor. Raises ValueError where the sizes do not fit each other."""
@@ -102,16 +98,13 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     ) -> Tensor:
         """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
 
-        x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null; for a
-        text-conditional network its prompts, see there.
-        budget: None = all latents, an int = latents kept per window, a float in (0, 1] = that share of them; or a list
-        for equal parts of the batch, two for guidance or one a sample: head and tail run together, and the core once
-        for each of the different budgets.
-        share_head: each budget is for the whole batch, whose head runs once: (budgets·B, C, ...) comes back, the batch
-        at the first budget first. That is autoguidance.
+        x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null, or as a
+        text-conditional network says. budget: None = all latents, an int = latents kept per window, a float in (0, 1] =
+        that share of them; or a list for equal parts of the batch: head and tail run together, and the core once for
+        each of the different budgets. share_head: each budget is for the whole batch, whose head runs once, as in
+        autoguidance: (budgets·B, C, ...), the batch at the first budget first.
 
-        Raises ValueError for shapes and budgets that do not fit. Values of t and y are checked when they lie on
-        the CPU; on a device that would be a sync, so check them before they go there.
+        Raises ValueError for what does not fit. Values of t and y are checked on the CPU alone: elsewhere it is a sync.
         """
         self.check_inputs(x, t, y)
         budgets = self.checked_budgets(budget, len(x), share_head)
@@ -218,8 +211,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def windows(self, size: Sequence[int], like: Tensor) -> Windows:
         """Windows of samples of `size`, on the device of `like`. Raises ValueError naming the nearest valid sizes."""
-        # A fake tensor's tables are of no use to other forwards.
-        make = windows_of if type(like) is Tensor else Windows
+        make = windows_of if type(like) is Tensor else Windows  # a fake tensor's tables are of no use to other forwards
         return make(self.token_grid(size), self.window(size), self.budget_step, like.device)
 
     def rope(self, windows: Windows, budget: int | None = None) -> Rope:
