@@ -129,21 +129,6 @@ def test_the_interface_is_a_part_for_any_transformer(grid, condition_width):
     assert torch.equal(interface(s, core, budget=4, **options), outputs[4])
 
 
-def test_a_windows_tokens_reach_its_own_tokens_alone():
-    """Raster tokens in and out: with a core that changes nothing, a change stays inside its window."""
-    interface = elit.LatentInterface(32, 4, (4, 4), 6)
-    for parameter in interface.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    s = torch.randn(1, 64, 32)
-    other = s.clone()
-    other[0, 8 * 5 + 2] += 1  # row 5, column 2: the window below on the left
-    changed = (interface(other, lambda x, _: x, grid=(8, 8)) - interface(s, lambda x, _: x, grid=(8, 8))).abs().sum(-1)
-    rows = changed.view(8, 8) > 0
-    assert rows[4:, :4].all()
-    assert not rows[:4].any()
-    assert not rows[:, 4:].any()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -73,54 +73,35 @@ def test_bfloat16_attention_and_its_gradients_are_those_of_float64(length, autoc
 
 
 def loop_block(block, x, c, positions):
-    """A transformer block in float64 with plain loops over samples, heads and tokens."""
-    d, heads = x.shape[-1], block.attention.num_heads
-    h = d // heads
+    """A transformer block in float64, samples and heads one by one."""
+    d, heads, axes = x.shape[-1], block.attention.num_heads, positions.shape[1]
+    pairs = d // heads // 2
+    shares = [pairs // axes + (i >= axes - pairs % axes) for i in range(axes)]
+    angles = [positions[:, i : i + 1] * 100.0 ** -(torch.arange(share) / share) for i, share in enumerate(shares)]
+    angles = torch.cat(angles, 1).double()
 
     def norm(v):
-        return (v - v.mean()) / (v.var(unbiased=False) + 1e-6).sqrt()
+        return (v - v.mean(-1, keepdim=True)) / (v.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
 
-    def rms(v, weight):
-        return v / (v.square().mean() + 1e-6).sqrt() * weight
+    def turn(v, weight):
+        v = v / (v.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+        v = torch.complex(v[:, :pairs], v[:, pairs:]) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat((v.real, v.imag), -1)
 
-    def turn(v, position):
-        pairs, axes = h // 2, len(position)
-        shares = [pairs // axes + (i >= axes - pairs % axes) for i in range(axes)]
-        out, first = v.clone(), 0
-        for share, coordinate in zip(shares, position, strict=True):
-            for i in range(share):
-                angle = torch.as_tensor(coordinate * 100 ** (-i / share)).double()
-                a, b = v[first + i], v[first + i + pairs]
-                out[first + i] = a * angle.cos() - b * angle.sin()
-                out[first + i + pairs] = b * angle.cos() + a * angle.sin()
-            first += share
-        return out
-
-    out = torch.empty_like(x)
-    for b in range(len(x)):
-        modulation = block.modulation.linear(c[b] / (1 + (-c[b]).exp()))
+    out = []
+    for tokens, condition in zip(x, c, strict=True):
+        modulation = block.modulation.linear(condition / (1 + (-condition).exp()))
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.split(d)
-        qkv = [block.attention.qkv(norm(token) * (1 + scale1) + shift1).split(d) for token in x[b]]
-        mixed = torch.zeros_like(x[b])
-        for head in range(heads):
-            part = slice(head * h, (head + 1) * h)
-            q = [
-                turn(rms(q[part], block.attention.q_norm.weight), p)
-                for (q, _, _), p in zip(qkv, positions, strict=True)
-            ]
-            k = [
-                turn(rms(k[part], block.attention.k_norm.weight), p)
-                for (_, k, _), p in zip(qkv, positions, strict=True)
-            ]
-            for i in range(len(q)):
-                weights = torch.stack([q[i] @ key / h**0.5 for key in k]).exp()
-                mixed[i, part] = sum(w * v[part] for w, (_, _, v) in zip(weights / weights.sum(), qkv, strict=True))
-        for i, token in enumerate(x[b]):
-            token = token + gate1 * block.attention.proj(mixed[i])
-            hidden = block.mlp.fc1(norm(token) * (1 + scale2) + shift2)
-            gelu = hidden / 2 * (1 + (torch.tensor(2 / torch.pi).sqrt() * (hidden + 0.044715 * hidden**3)).tanh())
-            out[b, i] = token + gate2 * block.mlp.fc2(gelu)
-    return out
+        mixed = []
+        qkv = block.attention.qkv(norm(tokens) * (1 + scale1) + shift1).split(d, -1)
+        for q, k, v in zip(*(part.chunk(heads, -1) for part in qkv), strict=True):
+            scores = turn(q, block.attention.q_norm.weight) @ turn(k, block.attention.k_norm.weight).T
+            mixed.append((scores / (2 * pairs) ** 0.5).softmax(-1) @ v)
+        tokens = tokens + gate1 * block.attention.proj(torch.cat(mixed, -1))
+        hidden = block.mlp.fc1(norm(tokens) * (1 + scale2) + shift2)
+        gelu = hidden / 2 * (1 + (torch.tensor(2 / torch.pi).sqrt() * (hidden + 0.044715 * hidden**3)).tanh())
+        out.append(tokens + gate2 * block.mlp.fc2(gelu))
+    return torch.stack(out)
 
 
 @pytest.mark.parametrize("kind", ["dit", "dit-video"])
@@ -129,4 +110,4 @@ def test_block_against_plain_loops(kind):
     positions = torch.randint(0, 5, (6, 2 if kind == "dit" else 3)).float()
     x, c = torch.randn(2, 6, 48).double(), torch.randn(2, 48).double()
     rope = Rope(*(table.double() for table in rope_tables(positions, 12)))
-    assert torch.allclose(block(x, c, rope), loop_block(block, x, c, positions.tolist()), atol=1e-6)
+    assert torch.allclose(block(x, c, rope), loop_block(block, x, c, positions), atol=1e-6)

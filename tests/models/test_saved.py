@@ -9,7 +9,6 @@ from diffusers import UNet2DModel
 
 from elit.elastic.load import load_model
 from elit.models.saved import checkpoints, save_model
-from elit.sampling.autoencoders import load_autoencoder
 
 
 @pytest.fixture
@@ -67,12 +66,6 @@ def test_another_librarys_model_is_refused(tmp_path):
     ).save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match=r"must be a folder of one of DiT, .* not of a 'UNet2DModel'"):
         load_model(tmp_path / "unet")
-
-
-def test_autoencoder_is_optional_unless_asked_for(tmp_path):
-    assert load_autoencoder(tmp_path / "vae", required=False) is None
-    with pytest.raises(ValueError, match="vae must be a folder"):
-        load_autoencoder(tmp_path / "vae", required=True)
 
 
 def test_only_complete_checkpoints_count(tmp_path):
