@@ -122,7 +122,7 @@ class Study:
         points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count)
         write_table(points, args.work / "sweep.jsonl")
         self.quality: Quality = read_quality(args.work / "sweep.jsonl")
-        self.price = Pricing(model, args.batch, 0.0, profile)
+        self.price = Pricing(model, args.batch, profile)
         self.measured = [
             self.price.plan(curve.sampling(steps), metric=self.quality.metric, quality=value)
             for curve in self.quality.curves

@@ -76,7 +76,7 @@ def test_a_sweep_gives_the_expected_quality_and_the_opening_settings(renderer, t
     rows = [row | {"budget": budget, "steps": steps, "fd": value} for budget, steps, value in curves]
     rows.append(row | {"budget": "16", "steps": 6, "fd": 3.0, "guidance": "cfg", "scale": 1.5})
     (tmp_path / "sweep.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr("elit.play.renderer.find_table", lambda folder: tmp_path / "sweep.jsonl")
+    monkeypatch.setattr("elit.planner.quality.find_table", lambda folder: tmp_path / "sweep.jsonl")
     swept = Renderer(renderer.engine)
     assert swept.table == read_quality(tmp_path / "sweep.jsonl")
     assert swept.start.sampling == elit.Sampling(steps=6, budget=16, guidance=elit.CFG(1.5))

@@ -10,7 +10,7 @@ from service import saved_model
 
 import elit
 from elit.cli.main import main
-from elit.planner.choose import network_digest
+from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.planner.cost import Costs
 from elit.planner.profile import Profile, read_profile
 from elit.serve.ladder import find_ladder
@@ -142,7 +142,9 @@ def test_only_a_table_of_this_network(model, folder, table):
         find_ladder(model, folder, SERVICE)
     beside = table.rename(folder.parent / "sweep.jsonl")
     assert find_ladder(model, folder, SERVICE) == ((), "")
-    beside.write_text("".join(json.dumps(each | {"model_sha256": network_digest(model)}) + "\n" for each in rows))
+    beside.write_text(
+        "".join(json.dumps(each | {"model_sha256": recipe_digest(describe_network(model))}) + "\n" for each in rows)
+    )
     assert f" in {beside}: " in find_ladder(model, folder, SERVICE)[1]
     beside.rename(table)
 

@@ -57,7 +57,8 @@ def run(args: Args) -> Json:
         print_table((*columns, "error"), rows, title=f"{title}: medians of {profile.rounds} rounds")
         prices = ", ".join(f"{name} {price:.3g}" for name, price in profile.cost["prices"].items() if price)
         print(f"Prices in ms (around, linear, attention: a GFLOP): {prices}")
-        print(f"Mean error: {profile.error(held_out=False):.1%} of the runs fitted, {profile.margin:.1%} held out.")
+        fitted, unseen = (profile.error(held_out=which) for which in (False, True))
+        print(f"Mean error: {fitted:.1%} of the runs fitted, {unseen:.1%} held out.")
         print(f"Profile: {path}")
     return {"path": str(path), "error": profile.error(held_out=True), **asdict(profile)}
 

@@ -4,22 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 
 from elit.budgets import Schedule, resolve_budget
-from elit.compat import write_count
 from elit.elastic.load import load_model
-from elit.evaluate.recipe import describe_network, recipe_digest
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import anatomy, evaluations_of, gflop_costs
-from elit.planner.plan import Plan, explain, make_target
+from elit.planner.plan import Plan, make_target
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
-from elit.planner.quality import Quality, find_table, read_quality
+from elit.planner.quality import Quality, open_quality
 from elit.pretrained import model_folder
-from elit.sampling.engine import as_dtype, in_dtype
+from elit.sampling.engine import as_dtype
 from elit.sampling.settings import Sampling
 
 MAX_STEPS = 64
@@ -61,7 +58,8 @@ def plan(
     a profile or table of another network; a neighbour's table beside the model's folder is not used.
     """
     dtype = as_dtype(dtype)
-    network = model if isinstance(model, Transformer) else load_model(model).to(best_device())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = model if isinstance(model, Transformer) else load_model(model).to(device)
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
     target = make_target(batch, **targets)
@@ -72,42 +70,54 @@ def plan(
     if profile is None and target.name == "ms":
         name = folder or "MODEL"
         raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
-    where = Path(table) if table is not None else folder and find_table(folder)
-    quality_table, note = read_quality(where, quality) if where else None, ""
-    if quality_table is not None:
-        quality_table, note = check_table(quality_table, network, None if table is not None else folder)
-    if quality_table is None and quality is not None:
+    scored, note = open_quality(network, folder, table=table, metric=quality)
+    if scored is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
-    if profile is not None and target.name == "ms":
-        target = replace(target, margin=profile.margin)
-    pricing = Pricing(network, batch, cache, profile)
-    measured = measured_plans(quality_table, pricing, guidance) if quality_table else []
-    guessed = ladder(network, pricing, guidance)
-    fitting = [each for each in measured if target.met(each)]
-    if quality_table and fitting:
-        best = min(fitting, key=lambda each: (quality_table.loss(each.quality or 0.0), target.cost(each)))
-        return replace(best, words=explain(best, target, fitting, quality_table, network, note))
-    for each in guessed:
-        if target.met(each):
-            return replace(each, words=explain(each, target, [], quality_table, network, note))
-    least = min([*measured, *guessed], key=target.cost)
-    unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
-    raise ValueError(
-        f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {least.describe()}"
-    )
+    # Predicted times are off by the profile's error over held-out runs; FLOPs are exact.
+    margin = profile.error(held_out=True) if profile is not None and target.name == "ms" else 0.0
+    pricing = Pricing(network, batch, profile)
+    measured = measured_plans(scored, pricing, guidance, cache) if scored else []
+    guessed = ladder(network, pricing, guidance, cache or 0.0)
+    fitting = [each for each in measured if target.cost(each) * (1 + margin) <= target.limit]
 
+    def rank(each: Plan) -> tuple[float, float]:
+        assert scored is not None
+        return scored.loss(each.quality or 0.0), target.cost(each)
 
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    best = min(fitting, key=rank, default=None)
+    if best is None:
+        best = next((each for each in guessed if target.cost(each) * (1 + margin) <= target.limit), None)
+    if best is None:
+        least = min([*measured, *guessed], key=target.cost)
+        unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
+        raise ValueError(
+            f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {least.describe()}"
+        )
+    images = f"for {batch} images" if batch > 1 else "for an image"
+    time = f"{best.ms:.4g} ms {images}, " if best.ms is not None else ""
+    room = f", less {margin:.0%}, the profile's error" if margin else ""
+    words = f"{best.describe()}: {time}{best.gflops:.4g} GFLOPs each (asked: {target.text}{room})."
+    if scored is None:
+        words += (
+            " Its quality is not known: the settings follow the paper's findings, fewer tokens before fewer steps. "
+            "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it, and plans are then chosen by it."
+        )
+    elif best.quality is None:
+        words += f" Its quality is not known: {scored.path} has nothing so cheap; it follows the paper's findings."
+    else:
+        words += f" {best.metric} {best.quality:.4g} by {scored.path}."
+        full = min((each for each in fitting if each.budget in (None, *network.budgets[-1:])), key=rank, default=None)
+        if full is not None and best.budget != full.budget:
+            words += f" All latents reach {full.metric} {full.quality:.4g} at that cost, with {full.steps} steps."
+    return replace(best, words=words + note)
 
 
 class Pricing:
     """Settings with their cost: GFLOPs of an image always, milliseconds where there is a profile."""
 
-    def __init__(self, model: Transformer, batch: int = 1, cache: float | None = 0.0, profile: Profile | None = None):
-        self.model, self.batch, self.cache = model, batch, cache
-        parts = anatomy(model)
+    def __init__(self, model: Transformer, batch: int = 1, profile: Profile | None = None):
+        self.model, self.batch, parts = model, batch, anatomy(model)
         self.gflops, self.costs = gflop_costs(parts), profile.costs(parts) if profile else None
 
     def plan(self, setting: Sampling, **more: Any) -> Plan:
@@ -116,29 +126,23 @@ class Pricing:
         return Plan(**vars(setting), batch=self.batch, ms=ms, gflops=self.gflops.run_ms(evaluations, 1), **more)
 
 
-def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted) -> list[Plan]:
+def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted, cache: float | None = 0.0) -> list[Plan]:
     """Every curve at all steps from its first to its last measured one; a cached one at the measured ones alone, since
-    the number of calls that a threshold saves jumps between them.
+    the number of calls that a threshold saves jumps between them. guidance, cache: as in `plan`.
     """
+    if isinstance(guidance, Guidance) and guidance.kind == "ccfg":  # however its budget is written
+        guidance = replace(guidance, budget=guidance.weak_budget(None, pricing.model.budgets))
     plans = []
     for curve in quality.curves:
-        wanted = guidance == "any" or same_guidance(curve.setting.guidance, guidance, pricing.model.budgets)
-        if not wanted or pricing.cache not in (None, curve.setting.cache):
-            continue
-        for steps in curve.steps if curve.setting.cache else range(curve.steps[0], curve.steps[-1] + 1):
-            plans.append(pricing.plan(curve.sampling(steps), metric=quality.metric, quality=curve.at(steps)))
+        if guidance in ("any", curve.setting.guidance) and cache in (None, curve.setting.cache):
+            steps = curve.steps if curve.setting.cache else range(curve.steps[0], curve.steps[-1] + 1)
+            plans += [
+                pricing.plan(curve.sampling(count), metric=quality.metric, quality=curve.at(count)) for count in steps
+            ]
     return plans
 
 
-def same_guidance(scored: Guidance | None, guidance: Guidance | None, budgets: Sequence[int]) -> bool:
-    """True for a curve with that guidance, however its budget is written."""
-    if guidance is None or scored is None:
-        return guidance is scored
-    weak = guidance.weak_budget(None, budgets) if guidance.kind == "ccfg" else guidance.budget
-    return replace(guidance, budget=weak) == scored
-
-
-def ladder(model: Transformer, pricing: Pricing, guidance: Wanted) -> list[Plan]:
+def ladder(model: Transformer, pricing: Pricing, guidance: Wanted, cache: float = 0.0) -> list[Plan]:
     """Settings from the dearest to the cheapest where nobody has measured quality: the paper's findings in order.
 
     1. 64 to 40 steps with all latents, guided: +G improves every row of its tables, and CCFG at the least budget is as
@@ -150,8 +154,7 @@ def ladder(model: Transformer, pricing: Pricing, guidance: Wanted) -> list[Plan]
     """
     budgets = model.budgets
     default = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
-    first = default if isinstance(guidance, str) else guidance
-    last = None if isinstance(guidance, str) else guidance
+    first, last = (default, None) if isinstance(guidance, str) else (guidance, guidance)
     constant = first is not None and first.kind == "ag"  # whose main branch keeps more than the weak one does
     least = resolve_budget(first.budget, budgets) if first is not None and constant else None
     mains = [num_latents for num_latents in reversed(budgets) if num_latents > (least or 0)]
@@ -165,7 +168,6 @@ def ladder(model: Transformer, pricing: Pricing, guidance: Wanted) -> list[Plan]
         *([(10, tokens[-1], last)] if last is not first else []),
         *((steps, tokens[-1], last) for steps in range(9, 0, -1)),
     ]
-    cache = pricing.cache or 0.0
     return [
         pricing.plan(Sampling(steps=steps, budget=budget, guidance=guide, cache=cache))
         for steps, budget, guide in settings
@@ -194,33 +196,3 @@ def find_profile(
     recipe = profile_recipe(model, dtype, compile=compile)
     path = folder and profile_path(folder, recipe)
     return read_profile(path, recipe) if path and path.is_file() else None
-
-
-def check_table(quality: Quality, model: Transformer, folder: Path | None) -> tuple[Quality | None, str]:
-    """The table if it is of this network, and a note for the plan. Raises ValueError where it is of another network.
-
-    One that merely lies beside the model's folder may be a neighbour's: it is passed over.
-    """
-    dtypes = (model.dtype, torch.bfloat16, torch.float16)  # a table may be of the same weights, rounded
-    if not quality.model_sha256 or any(network_digest(model, dtype) == quality.model_sha256 for dtype in dtypes):
-        return quality, ""
-    if model.dtype != torch.float32:  # rounded weights may be those of the table
-        return quality, f" {quality.path} was made with other weights, or these in another dtype."
-    if folder is not None and quality.path.parent == folder.parent:
-        return None, f" {quality.path} is of another network, and was not used: elit sweep makes one of this."
-    raise ValueError(f"table={str(quality.path)!r}: made for another network; make it again with elit sweep")
-
-
-def network_digest(model: Transformer, dtype: torch.dtype | None = None) -> str:
-    """The name that `elit sweep` gives a network, worked out again only when its weights were written to."""
-    state = model.dtype, [(id(weight), write_count(weight)) for weight in model.parameters()]
-    if model not in _digests or _digests[model][0] != state:
-        _digests[model] = state, {}
-    digests, dtype = _digests[model][1], dtype or model.dtype
-    if dtype not in digests:
-        network = model if dtype == model.dtype else in_dtype(model, dtype)
-        digests[dtype] = recipe_digest(describe_network(network))
-    return digests[dtype]
-
-
-_digests: WeakKeyDictionary[Transformer, tuple[Any, dict[torch.dtype, str]]] = WeakKeyDictionary()

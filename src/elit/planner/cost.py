@@ -32,26 +32,16 @@ Evaluations = Mapping[tuple[Branch, ...], int]
 class Costs:
     """Prices in milliseconds."""
 
-    run: float = 0.0
-    """A run of `elit.sample`."""
-    image: float = 0.0
-    """An image beside its steps: noise and, in a service, decoding and writing the picture."""
-    call: float = 0.0
-    """A forward, whatever is in it."""
-    core: float = 0.0
-    """Each different budget of a forward, whose core runs on its own."""
-    around: float = 0.0
-    """A branch of an image, without the part that rises with its latents."""
-    linear: float = 0.0
-    """A latent per group of a branch."""
-    square: float = 0.0
-    """The same, squared: attention among the latents."""
-    shared: float = 0.0
-    """The part of `around` that both branches of autoguidance compute once."""
-    overlapping: bool = False
-    """True where calls and work go on side by side, so that the longer one counts."""
-    separate: bool = False
-    """True where every image has a forward of its own, so that its bytes do not depend on the batch."""
+    run: float = 0.0  # a run of `elit.sample`
+    image: float = 0.0  # an image beside its steps: noise and, in a service, decoding and writing the picture
+    call: float = 0.0  # a forward, whatever is in it
+    core: float = 0.0  # each different budget of a forward, whose core runs on its own
+    around: float = 0.0  # a branch of an image, without the part that rises with its latents
+    linear: float = 0.0  # a latent per group of a branch
+    square: float = 0.0  # the same, squared: attention among the latents
+    shared: float = 0.0  # the part of `around` that both branches of autoguidance compute once
+    overlapping: bool = False  # calls and work go on side by side, so that the longer one counts
+    separate: bool = False  # every image has a forward of its own, so that its bytes do not depend on the batch
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -156,26 +146,16 @@ def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Json) -> tuple[dict[s
 
     Of the two forms the better one is taken.
     """
-
-    def predict(prices: dict[str, float], run: Run) -> float:
-        return Costs.from_prices(dict.fromkeys(TERMS, 0.0) | prices, anatomy).run_ms(*run)
-
-    def priced(counts: np.ndarray) -> dict[str, float]:
-        relative = counts / np.array(ms, dtype=np.float64)[:, None]
-        return dict(zip(TERMS, non_negative_prices(relative), strict=True))
-
-    def error(prices: Mapping[str, float], *, overlapping: bool) -> float:
-        return mean_error(Costs.from_prices(prices, anatomy, overlapping=overlapping), runs, ms)
-
-    counts = np.array([[predict({name: 1.0}, run) for name in TERMS] for run in runs])
+    nothing = dict.fromkeys(TERMS, 0.0)
+    units = [Costs.from_prices(nothing | {name: 1.0}, anatomy) for name in TERMS]
+    counts = np.array([[unit.run_ms(*run) for unit in units] for run in runs]) / np.array(ms)[:, None]
     is_call, is_work = np.isin(TERMS, CALL_TERMS), np.isin(TERMS, WORK_TERMS)
-    one_by_one = side_by_side = priced(counts)
+    one_by_one = side_by_side = non_negative_prices(counts)
     for _ in range(8):  # the runs that wait for calls depend on the prices, and the prices on those runs
-        calls, work = ({name: side_by_side[name] for name in names} for names in (CALL_TERMS, WORK_TERMS))
-        waiting = np.array([predict(calls, run) > predict(work, run) for run in runs])[:, None]
-        side_by_side = priced(np.where(waiting & is_work | ~waiting & is_call, 0.0, counts))
-    overlapping = error(side_by_side, overlapping=True) < error(one_by_one, overlapping=False)
-    return (side_by_side if overlapping else one_by_one), overlapping
+        waiting = (counts * is_call) @ side_by_side > (counts * is_work) @ side_by_side
+        side_by_side = non_negative_prices(np.where(np.where(waiting[:, None], is_work, is_call), 0.0, counts))
+    forms = [(dict(zip(TERMS, one_by_one, strict=True)), False), (dict(zip(TERMS, side_by_side, strict=True)), True)]
+    return min(forms, key=lambda form: mean_error(Costs.from_prices(form[0], anatomy, overlapping=form[1]), runs, ms))
 
 
 def mean_error(costs: Costs, runs: Sequence[Run], ms: Sequence[float]) -> float:

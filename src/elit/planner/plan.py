@@ -1,12 +1,9 @@
 """A target, and a plan: the settings of sampling that `elit.plan` chose for it, with what they take and give."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from elit.config import require
-from elit.models.transformer import Transformer
-from elit.planner.quality import Quality
 from elit.sampling.settings import Sampling
 
 
@@ -31,24 +28,15 @@ class Plan(Sampling):
         return self.words or repr(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """A limit on the milliseconds of a whole run of a batch, or on the GFLOPs of one image."""
 
     name: Literal["ms", "gflops"]
     limit: float
-    text: str
-    """The target as the user gave it."""
-    margin: float = 0.0
-    """Share by which times stay below the limit, since predictions are off by it; FLOPs are exact."""
-
-    def met(self, plan: Plan) -> bool:
-        return self.cost(plan) * (1 + self.margin) <= self.limit
+    text: str  # as the user gave it
 
     def cost(self, plan: Plan) -> float:
-        cost = plan.gflops if self.name == "gflops" else plan.ms
-        assert cost is not None
-        return cost
+        return getattr(plan, self.name)
 
 
 def make_target(batch: int, **targets: float | None) -> Target:
@@ -60,38 +48,4 @@ def make_target(batch: int, **targets: float | None) -> Target:
     ((name, value),) = given.items()
     require(0 < value < float("inf"), name, value, "a number above 0")
     limit = 1e3 * batch / value if name == "target_images_per_s" else value
-    return Target(name="gflops" if name == "target_gflops" else "ms", limit=limit, text=f"{name}={value:g}")
-
-
-def explain(
-    plan: Plan, target: Target, fitting: Sequence[Plan], quality: Quality | None, model: Transformer, note: str
-) -> str:
-    """The plan's settings, cost and quality, how its quality is known, and what all latents reach at the same cost.
-
-    fitting: all measured plans that keep to the target; empty where the plan is not from a table.
-    """
-    images = f"for {plan.batch} images" if plan.batch > 1 else "for an image"
-    time = f"{plan.ms:.4g} ms {images}, " if plan.ms is not None else ""
-    room = f", less {target.margin:.0%}, the profile's error" if target.margin else ""
-    text = f"{plan.describe()}: {time}{plan.gflops:.4g} GFLOPs each (asked: {target.text}{room})."
-    if quality is None or plan.quality is None:
-        return text + _unknown(plan, quality) + note
-    setting = plan.budget, plan.guidance, plan.cache
-    curve = next(c for c in quality.curves if (c.setting.budget, c.setting.guidance, c.setting.cache) == setting)
-    text += f" {quality.metric} {plan.quality:.4g}, {curve.origin(plan.steps)}, by {quality.path}."
-    full = [each for each in fitting if each.budget in (None, *model.budgets[-1:])]
-    if full and plan not in full:
-        best = min(full, key=lambda each: (quality.loss(each.quality or 0.0), target.cost(each)))
-        text += f" All latents reach {quality.metric} {best.quality:.4g} at that cost, with {best.steps} steps."
-    return text + note
-
-
-def _unknown(plan: Plan, quality: Quality | None) -> str:
-    if plan.cache:
-        return " Its quality under caching is not known; the settings follow the paper's findings."
-    if quality is not None:
-        return f" Its quality is not known: {quality.path} has nothing so cheap; it follows the paper's findings."
-    return (
-        " Its quality is not known: the settings follow the paper's findings, fewer tokens before fewer steps. "
-        "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it, and plans are then chosen by it."
-    )
+    return Target("gflops" if name == "target_gflops" else "ms", limit, f"{name}={value:g}")

@@ -32,23 +32,18 @@ Case = tuple[Sampling, int]
 """A sampling run to be timed: its settings and its number of images."""
 MIN_ROUNDS = 3
 HELD_OUT = 12
-SCALE = 1.5
-"""Guidance scale of the timed runs, which takes no time."""
+SCALE = 1.5  # guidance scale of the timed runs, which takes no time
 
 
 @dataclass(frozen=True)
 class Profile:
     """Measured runs of one network on one machine, and the prices fitted to them."""
 
-    recipe: Json
-    """The network, machine and versions that the times are of; see `profile_recipe`."""
-    cost: Json
-    """`prices` by term, and whether calls and work are `overlapping`."""
-    rows: list[Json]
-    """Every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit."""
+    recipe: Json  # the network, machine and versions that the times are of; see `profile_recipe`
+    cost: Json  # `prices` by term, and whether calls and work are `overlapping`
+    rows: list[Json]  # every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit
     rounds: int
-    anatomy: Json = field(default_factory=dict)
-    """GFLOPs of a forward of one image by part, and the budgets: what costs need beside prices."""
+    anatomy: Json = field(default_factory=dict)  # GFLOPs of an image's forward by part, and the budgets
 
     def costs(self, anatomy: Json | None = None) -> Costs:
         """The prices of the network in milliseconds. anatomy: where the file is too old to hold it."""
@@ -59,14 +54,9 @@ class Profile:
         return self.costs(anatomy(model)).run_ms(evaluations_of(model, sampling), batch)
 
     def error(self, *, held_out: bool) -> float:
-        """Mean relative error over the runs that were, or were not, held out of the fit."""
-        rows = [row for row in self.rows if row["held_out"] == held_out]
-        return statistics.mean(abs(row["predicted_ms"] / row["ms"] - 1) for row in rows)
-
-    @property
-    def margin(self) -> float:
-        """The mean error over held-out runs, by which plans stay below a target; 0 where none was held out."""
-        return self.error(held_out=True) if any(row["held_out"] for row in self.rows) else 0.0
+        """Mean relative error over the runs that were, or were not, held out of the fit; 0 where there are none."""
+        errors = [abs(row["predicted_ms"] / row["ms"] - 1) for row in self.rows if row["held_out"] == held_out]
+        return statistics.mean(errors or [0.0])
 
     def save(self, folder: Path) -> Path:
         path = profile_path(folder, self.recipe)
@@ -141,10 +131,6 @@ def held_out(budgets: Sequence[int], batch_sizes: Sequence[int], known: Sequence
     while len(drawn) < HELD_OUT:
         num_latents = draw.choice(budgets) if budgets else None
         guidance = draw.choice(guidances(budgets, num_latents))
-        if guidance is not None and guidance.kind != "cfg":
-            below = guidance.kind == "ag" and num_latents is not None
-            weak = draw.choice([count for count in budgets if not below or count < num_latents])
-            guidance = {"ag": AG, "ccfg": CCFG}[guidance.kind](SCALE, weak)
         batch = draw.randint(min(batch_sizes), max(batch_sizes))
         case = (Sampling(steps=draw.randint(2, 8), budget=num_latents, guidance=guidance), batch)
         if case not in known and case not in drawn:

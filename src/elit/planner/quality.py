@@ -3,12 +3,19 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
+from elit.compat import write_count
+from elit.evaluate.metrics import METRICS
 from elit.evaluate.plane import loss, read_table
-from elit.evaluate.score import METRICS
+from elit.evaluate.recipe import describe_network, recipe_digest
+from elit.models.transformer import Transformer
 from elit.pretrained import measurements_folder
+from elit.sampling.engine import in_dtype
 from elit.sampling.settings import Sampling
 
 NAMES = ("sweep.jsonl", "sweep.parquet")
@@ -18,12 +25,9 @@ NAMES = ("sweep.jsonl", "sweep.parquet")
 class Curve:
     """Settings that differ in their steps alone."""
 
-    setting: Sampling
-    """All but its steps."""
-    steps: tuple[int, ...]
-    """Measured, ascending."""
-    values: tuple[float, ...]
-    """The metric there."""
+    setting: Sampling  # all but its steps
+    steps: tuple[int, ...]  # measured, ascending
+    values: tuple[float, ...]  # the metric there
 
     def sampling(self, steps: int) -> Sampling:
         return replace(self.setting, steps=steps)
@@ -34,13 +38,6 @@ class Curve:
             return None
         return float(np.interp(math.log(steps), np.log(self.steps), self.values))
 
-    def origin(self, steps: int) -> str:
-        """The measured steps that a value comes from."""
-        if steps in self.steps:
-            return f"measured at {steps} steps"
-        low = max(count for count in self.steps if count < steps)
-        return f"between {low} and {min(count for count in self.steps if count > steps)} measured steps"
-
 
 @dataclass(frozen=True)
 class Quality:
@@ -49,8 +46,7 @@ class Quality:
     path: Path
     metric: str
     curves: tuple[Curve, ...]
-    model_sha256: str
-    """Digest of the network that was swept; empty in an older table."""
+    model_sha256: str  # digest of the network that was swept; empty in an older table
 
     def loss(self, value: float) -> float:
         """Lower is better, whatever the metric."""
@@ -74,22 +70,53 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
     if metric is not None and metric not in metrics:
         raise ValueError(f"quality={metric!r}: {str(path)!r} has {', '.join(metrics) or 'no metric'}")
     metric = metric or next((name for name in METRICS if points and name in points[0].scores), "")
-    scored = [(point, point.sampling) for point in points if metric in point.scores]
-    usable = [(point, setting) for point, setting in scored if _comparable(setting)]
+    usable = [
+        (point, setting)
+        for point, setting in ((point, point.sampling) for point in points if metric in point.scores)
+        if setting.solver == "euler" and setting.shift == 1 and not isinstance(setting.budget, tuple)
+    ]
     usable = [(point, setting) for point, setting in usable if point.detector == usable[0][0].detector]
-    most = max((point.count for point, _ in usable), default=None)
-    usable = [(point, setting) for point, setting in usable if point.count == most]
     if not usable:
         raise ValueError(f"table={str(path)!r}: has no scores of Euler steps; make one with elit sweep")
+    most = max(point.count for point, _ in usable)
     by_setting: dict[Sampling, dict[int, float]] = {}
     for point, setting in usable:
-        by_setting.setdefault(replace(setting, steps=1, seed=0), {})[setting.steps] = point.scores[metric]
-    curves = [
-        Curve(setting, tuple(sorted(by)), tuple(by[steps] for steps in sorted(by)))
-        for setting, by in by_setting.items()
-    ]
-    return Quality(path, metric, tuple(curves), usable[0][0].model_sha256)
+        if point.count == most:
+            by_setting.setdefault(replace(setting, steps=1, seed=0), {})[setting.steps] = point.scores[metric]
+    rows = {setting: sorted(by_steps.items()) for setting, by_steps in by_setting.items()}
+    curves = tuple(Curve(setting, *zip(*pairs, strict=True)) for setting, pairs in rows.items())
+    return Quality(path, metric, curves, usable[0][0].model_sha256)
 
 
-def _comparable(setting: Sampling) -> bool:
-    return setting.solver == "euler" and setting.shift == 1 and not isinstance(setting.budget, tuple)
+def open_quality(
+    model: Transformer, folder: Path | None, *, table: str | Path | None = None, metric: str | None = None
+) -> tuple[Quality | None, str]:
+    """The table of a sweep of this network, by default that in its folder or beside it; and a note for the plan.
+
+    None where there is none; one that merely lies beside the folder may be a neighbour's and is passed over. Raises
+    ValueError where it is damaged or of another network.
+    """
+    path = Path(table) if table is not None else folder and find_table(folder)
+    if path is None:
+        return None, ""
+    quality = read_quality(path, metric)
+    if not quality.model_sha256 or _is_of(model, quality.model_sha256):
+        return quality, ""
+    if model.dtype != torch.float32:  # rounded weights may be those of the table
+        return quality, f" {path} was made with other weights, or these in another dtype."
+    if table is None and folder is not None and path.parent == folder.parent:
+        return None, f" {path} is of another network, and was not used: elit sweep makes one of this."
+    raise ValueError(f"table={str(path)!r}: made for another network; make it again with elit sweep")
+
+
+def _is_of(model: Transformer, digest: str) -> bool:
+    """True where `elit sweep` gives the network that name, or its weights rounded; remembered until they change."""
+    state = digest, model.dtype, [(id(weight), write_count(weight)) for weight in model.parameters()]
+    if model not in _known or _known[model][0] != state:
+        rounded = (in_dtype(model, dtype) for dtype in (torch.bfloat16, torch.float16) if dtype != model.dtype)
+        same = any(recipe_digest(describe_network(each)) == digest for each in (model, *rounded))
+        _known[model] = state, same
+    return _known[model][1]
+
+
+_known: WeakKeyDictionary[Transformer, tuple[Any, bool]] = WeakKeyDictionary()

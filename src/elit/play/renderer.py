@@ -21,10 +21,10 @@ from elit.budgets import evenly_spaced, resolve_budget, schedule_budgets
 from elit.evaluate.inspect.attention import read_attention
 from elit.flow.guidance import CFG
 from elit.flow.solver import time_grid
-from elit.planner.choose import check_table, find_profile, network_folder, plan
+from elit.planner.choose import find_profile, network_folder, plan
 from elit.planner.plan import Plan
 from elit.planner.profile import measure_profile
-from elit.planner.quality import find_table, read_quality
+from elit.planner.quality import open_quality
 from elit.play.request import Request
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
@@ -91,9 +91,8 @@ class Renderer:
         if self.network is not None:
             folder = network_folder(self.network)
             self.profile = find_profile(self.network, folder)
-            if where := folder and find_table(folder):
-                with contextlib.suppress(ValueError):  # a table of other weights
-                    self.table, _ = check_table(read_quality(where), self.network, folder)
+            with contextlib.suppress(ValueError):  # a table of other weights
+                self.table, _ = open_quality(self.network, folder)
         self._measured: dict[Sampling, float] = {}
         self._thumbnails: list[tuple[Image.Image, str]] | None = None
         self.start = Request(engine.classes[0] if engine.classes else engine.example, self._start(dtype))

@@ -13,9 +13,9 @@ from elit.evaluate.plane import pareto_front
 from elit.files import Json
 from elit.flow.guidance import CFG
 from elit.models.transformer import Transformer
-from elit.planner.choose import Pricing, check_table, measured_plans, network_folder
+from elit.planner.choose import Pricing, measured_plans, network_folder
 from elit.planner.cost import Costs, non_negative_prices
-from elit.planner.quality import Quality, find_table, read_quality
+from elit.planner.quality import Quality, open_quality
 from elit.sampling.engine import Engine
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
@@ -70,16 +70,15 @@ def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> t
     No rungs without a table of this network. Raises ValueError where the table in the folder is damaged or of another
     network.
     """
-    place = network_folder(folder)
-    path = place and find_table(place)
-    quality, _ = check_table(read_quality(path), model, place) if path else (None, "")
+    quality, _ = open_quality(model, network_folder(folder))
     rungs = table_ladder(model, quality, service) if quality else ()
     if not quality or not rungs:
         return (), ""
     first, last = (
         f"{steps} steps" + (f" with {count} latents" if count else "") for steps, count in rungs[:: len(rungs) - 1]
     )
-    return rungs, f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {path}: {first} to {last}"
+    best = f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {quality.path}"
+    return rungs, f"{best}: {first} to {last}"
 
 
 def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings) -> tuple[Rung, ...]:
