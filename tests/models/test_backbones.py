@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 
 import elit
 from elit.elastic.load import load_model
+from elit.flow.guidance import make_guidance
 from elit.models.conditioning import concatenate
 from elit.models.presets import create_model
 from elit.models.transformer import Transformer
@@ -211,9 +212,6 @@ def test_sampling_scale_one_is_bit_equal_to_no_guidance(elit_model):
     plain, low = guided(elit_model), elit_model.budgets[0]
     for guidance in (elit.CFG(1.0), elit.AG(1.0, low), elit.CCFG(1.0, low)):
         assert torch.equal(guided(elit_model, guidance=guidance), plain)
-
-
-def test_ag_at_its_own_budget_is_no_guidance_and_refused(elit_model):
     with pytest.raises(ValueError, match="guidance_budget must be below the main branch's for ag"):
         guided(elit_model, guidance=elit.AG(4.0, middle(elit_model)))
 
@@ -222,16 +220,13 @@ def test_ag_at_its_own_budget_is_no_guidance_and_refused(elit_model):
 @pytest.mark.parametrize("guide", ["none", "cfg", "ag", "ccfg"])
 def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
     """Branches one at a time, one sample at a time, the equations written out."""
-    model, kept = any_model, middle(any_model)
+    model, kept, y = any_model, middle(any_model), conditions(any_model, 2)
+    low = model.budgets[0] if model.budgets else None
+    guidance = make_guidance(guide, 2.0, low)
     if not model.budgets and guide in ("ag", "ccfg"):
         with pytest.raises(ValueError, match="guidance must be cfg for a model without a latent interface"):
-            guided(model, guidance=(elit.AG if guide == "ag" else elit.CCFG)(2.0, 1))
+            guided(model, guidance=guidance)
         return
-    low = model.budgets[0] if model.budgets else None
-    guidance = {"none": None, "cfg": elit.CFG(2.0)}.get(guide) or (
-        None if guide == "none" else {"ag": elit.AG, "ccfg": elit.CCFG}[guide](2.0, low)
-    )
-    y = conditions(model, 2)
     out = sample(model, y, steps=STEPS, budget=kept, guidance=guidance, solver=solver, seed=5)
     for i in range(2):
         x, mine = seeded_noise([5 + i], (4, *model.sample_size)), y[i : i + 1]
@@ -274,13 +269,9 @@ def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
         ({"size": (17, 16)}, r"nearest valid: 16 or 18 × 16\), got \(17, 16\)"),
         ({"budget": 0}, "budget must be a number of latents per window .* got 0"),
         ({"budget": 17}, "1 to 16.* got 17"),
-        ({"budget": 1.5}, "got 1.5"),
-        ({"budget": "x"}, "got 'x'"),
         ({"y": 6}, r"y must be labels 0 to 4, or 5 for no class, got \[6"),
-        ({"y": -1}, r"y must be .* got \[-1"),
         ({"y": 0.5}, r"y must be .* integer labels.* got torch\.float32"),
         ({"t": 1.25}, r"t must be 0 .* got \[1\.25"),
-        ({"t": -0.5}, r"t must be 0 .* got \[-0\.5"),
         ({"t": float("nan")}, r"t must be 0 .* got \[nan"),
         ({"channels": 3}, r"x must be \(B, 4, H, W\) .*got \(3, 3, 16, 16\)"),
         ({"batch": 2}, r"t must be \(2,\), one time a sample, got \(3,\)"),

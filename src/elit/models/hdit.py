@@ -73,7 +73,8 @@ class HDiT(DiT):
         first, end = wide[0], wide[-1] + 1
         x, _ = super().run_blocks(blocks[:first], x, c, rope, ())  # (B, L, d)
         merged = self.merge(x.unflatten(1, (-1, MERGED)).flatten(2))  # (B, L/4, 2d)
-        merged, _ = super().run_blocks(blocks[first:end], merged, c, rope.every(MERGED), ())
+        rope_of_first = Rope(rope.cos[::MERGED], rope.sin[::MERGED])  # of four merged ones
+        merged, _ = super().run_blocks(blocks[first:end], merged, c, rope_of_first, ())
         fine = self.split(merged).unflatten(2, (MERGED, -1)).flatten(1, 2)  # (B, L, d)
         return super().run_blocks(blocks[end:], fine + self.keep * (x - fine), c, rope, aux)
 

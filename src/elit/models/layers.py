@@ -37,10 +37,6 @@ class Rope(NamedTuple):
     cos: Tensor  # (L, 1, h)
     sin: Tensor  # (L, 1, h)
 
-    def every(self, count: int) -> "Rope":
-        """Positions of merged tokens, `count` neighbours in one: those of the first of them."""
-        return Rope(self.cos[::count], self.sin[::count])
-
 
 def rope_tables(positions: Tensor, head_width: int, theta: float = 100.0) -> Rope:
     """Rotary tables for 1 to 4 coordinates a token, (L, coordinates), which share the h/2 pairs evenly.
