@@ -15,8 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map as tree_map, tree_map_only as tree_map_only
 
 # --- torch -----------------------------------------------------------------------------------------------------------
+
+
+# tree_map(change, tree, *others) and tree_map_only(kind, change, tree): `change` of every leaf of nested dictionaries,
+# lists and tuples. torch 2.0; torch.func and torch.export are made of them.
 
 
 def fake_tensors() -> AbstractContextManager[Any]:

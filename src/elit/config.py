@@ -201,11 +201,11 @@ class DistillConfig(RunConfig):
     prompts: str | None = None
     """A text file with a prompt (or class) a line; the original samples trajectories from them to learn from."""
     data: str | None = None
-    """Pictures instead of prompts: a folder with a metadata.jsonl of captions or a sub-folder a caption or class;
-    .parquet or .tar files; or what `elit encode` wrote. For a DiT of this library, what it was trained on."""
+    """Pictures instead of prompts: a folder with a metadata.jsonl of captions or a sub-folder a caption or class, or
+    .parquet or .tar files. For a DiT of this library, what it was trained on."""
     sizes: tuple[str, ...] = ()
-    """Sizes to train at: HEIGHTxWIDTH each (1024x1024 1664x928), or one number (1024) for all usual aspect ratios of
-    about that area; default: the pipeline's own. A picture of `data` goes to the size of the nearest ratio."""
+    """Sizes to train at: HEIGHTxWIDTH each (1024x1024 1664x928), or one number for a square; default: the pipeline's
+    own. A picture of `data` goes to the size of the nearest ratio."""
     call: tuple[str, ...] = ()
     """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
     trajectories: int | None = None
@@ -257,7 +257,7 @@ class DistillConfig(RunConfig):
             raise ValueError("cannot learn from prompts and data at once: give one of them")
         for size in self.sizes:
             whole = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", size)
-            require(bool(whole), "sizes", size, "HEIGHTxWIDTH in pixels, such as 1024x1024, or one number, 1024")
+            require(bool(whole), "sizes", size, "HEIGHTxWIDTH in pixels, such as 1024x1024")
         for argument in self.call:
             require(bool(re.match(r"[^\W\d]\w*=", argument)), "call", argument, "of the form NAME=VALUE")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import elit
-from elit.elastic.kept_tokens import coarse_to_fine, kept_tokens, spread_to_window
+from elit.elastic.interface import coarse_to_fine, kept_tokens, spread_to_window
 from elit.models.windows import Windows
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_dropped_places_take_the_mean_of_their_nearest():
     assert torch.equal(spread_to_window((4, 4), 16)[list(coarse_to_fine((4, 4)))], torch.eye(16))
 
 
-@pytest.mark.parametrize("kept", [1, 5, 16, (16, 4)])
+@pytest.mark.parametrize("kept", [(1, 1), (5, 5), (16, 16), (16, 4)])
 def test_a_plan_finds_its_way_there_and_back(kept):
     grids = ((8, 7), (4, 4))  # two pictures, one behind the other; the first has windows of 4×4 and 4×3
     plan = kept_tokens(grids, (4, 4), kept, CPU)
@@ -49,18 +49,14 @@ def test_a_plan_finds_its_way_there_and_back(kept):
     assert torch.equal(core, core.sort().values)
     latents, carried = core[plan.from_core], []
     assert torch.equal(latents[plan.to_core], core)
-    assert [grid.budget for grid in plan.grids] == list(make_counts(kept))
+    assert [grid.budget for grid in plan.grids] == list(kept)
     for grid, of_grid in zip(plan.grids, sorted_tokens.split(plan.tokens), strict=True):
         groups = grid.windows.groups(of_grid[None, :, None])
         for (shape, _), slots, windows in zip(grid.windows.shapes, grid.slots, groups, strict=True):
             assert len(slots) == max(1, round(grid.budget / 16 * shape[0] * shape[1]))
             carried.append(windows[:, slots].flatten())
     assert torch.equal(torch.cat(carried), latents)
-    assert plan.full == (kept == 16)
-
-
-def make_counts(kept):
-    return kept if isinstance(kept, tuple) else (kept, kept)
+    assert plan.full == (kept == (16, 16))
 
 
 @pytest.mark.parametrize("value", [0, 1.5, "much", [4, 2.0], "0.5@0-0.4"])

@@ -1,6 +1,5 @@
-"""elit.elastify alone: a pipeline, its defaults, a budget for references; and real grids by their cost."""
+"""elit.elastify alone: a pipeline, its defaults, a budget for references."""
 
-import sys
 from pathlib import Path
 
 import accelerate
@@ -11,10 +10,8 @@ from tiny import KINDS, MORE, build, draw, inputs, pipeline
 
 import elit
 from elit.elastic.families import FAMILIES
-from elit.elastic.storage import save_add_on
+from elit.elastic.load import save_add_on
 from elit.elastic.surgery import default_blocks
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 
 
 def test_read_and_write_lie_in_the_papers_proportion():
@@ -116,8 +113,9 @@ def test_context_parallel_is_refused_with_a_reason():
 
 
 @pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "WanTransformer3DModel"])
-def test_real_grids_cost_what_the_closed_form_says(kind):
+def test_real_grids_cost_what_the_closed_form_says(kind, monkeypatch):
     """83×83 and 21×30×52 tokens; studies/pipelines/sizes.py has the others, and their errors."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "studies" / "pipelines"))
     from sizes import GRIDS, flops
 
     seen, said = flops(kind, GRIDS[kind][0], 0.25)

@@ -8,17 +8,15 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from tiny import autoencoder, with_text
+from tiny import with_text
 
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.data.reader import centre_crop, read_frames
-from elit.elastic.captioned_images import aspect_sizes
-from elit.elastic.distill import distill
-from elit.elastic.distill_objectives import Prediction
+from elit.elastic.distill import Prediction, distill
 from elit.elastic.families import FAMILIES
-from elit.elastic.recording import CallBatch
+from elit.elastic.pipelines import CallBatch
 from elit.sampling.autoencoders import encode_mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
@@ -76,7 +74,7 @@ def test_pictures_train_a_dial(tmp_path, folder, name, capsys):
     config = settings(tmp_path / "out", name, folder)
     result = distill(config)
     buckets = 1 if name == "DiTPipeline" else 2
-    assert f"pictures in {buckets} buckets" in capsys.readouterr().err
+    assert f"examples in {buckets} buckets" in capsys.readouterr().err
     distances = [row["distance"] for row in result["validation"]]
     assert distances[0] < 1e-4 < distances[-1]
     assert (tmp_path / "out" / "samples" / "step-00000002.png").is_file()
@@ -90,22 +88,6 @@ def test_all_weights_learn_from_a_copy_that_stays(tmp_path, folder, precision):
     before = pipe.transformer.proj_out.weight.clone()
     elit.load_elastic(pipe, tmp_path / "out")
     assert not torch.equal(pipe.transformer.proj_out.weight, before)
-
-
-def test_what_elit_encode_wrote(tmp_path, folder, capsys):
-    autoencoder().save_pretrained(tmp_path / "vae")
-    encoded = str(tmp_path / "encoded")
-    words = ["encode", str(folder), encoded, "--vae", str(tmp_path / "vae"), "--image-size", "32", "--captions"]
-    assert main(words) == 0
-    distill(settings(tmp_path / "out", "FluxPipeline", encoded, sizes=()))
-    assert not list((tmp_path / "out" / "cache").rglob("latents-*"))
-    words = ["distill", "tiny/QwenImagePipeline", str(tmp_path / "other"), "--data", encoded]
-    capsys.readouterr()
-    assert main([*words, "--call", "true_cfg_scale=1.0"]) == 2
-    assert "was encoded by another autoencoder" in capsys.readouterr().err
-    words = ["distill", "tiny/FluxPipeline", str(tmp_path / "other"), "--data", encoded, "--sizes", "64x64"]
-    assert main(words) == 2
-    assert "sizes must be 32x32, at which the data was encoded" in capsys.readouterr().err
 
 
 def test_samples_are_noised_as_the_schedulers_do():
@@ -123,8 +105,7 @@ def test_samples_are_noised_as_the_schedulers_do():
     ):
         family = FAMILIES.get(kind, FAMILIES["SD3Transformer2DModel"])
         name = "t" if kind.startswith("Z") else "timestep"
-        pipe = type("Pipe", (), {"scheduler": euler})
-        arguments, target = Prediction.of(pipe, family).call(x, noise, t, CallBatch({name: torch.zeros(3)}))
+        arguments, target = Prediction(euler, family).call(x, noise, t, CallBatch({name: torch.zeros(3)}))
         sample = arguments[family.sample]
         noisy = torch.stack(sample) if family.listed else sample
         assert torch.allclose(noisy, euler.scale_noise(x, euler.timesteps, noise), atol=1e-6)
@@ -132,9 +113,8 @@ def test_samples_are_noised_as_the_schedulers_do():
         assert torch.allclose(target, sign * (noise - x))
     for prediction in ("epsilon", "v_prediction"):
         ddim = diffusers.DDIMScheduler(prediction_type=prediction)
-        pipe = type("Pipe", (), {"scheduler": ddim})
         start = CallBatch({"timestep": torch.zeros(3, dtype=torch.long)})
-        arguments, target = Prediction.of(pipe, FAMILIES["DiTTransformer2DModel"]).call(x, noise, t, start)
+        arguments, target = Prediction(ddim, FAMILIES["DiTTransformer2DModel"]).call(x, noise, t, start)
         steps = arguments["timestep"]
         assert steps.tolist() == [750, 300, 100]
         assert torch.allclose(arguments["hidden_states"], ddim.add_noise(x, noise, steps), atol=1e-6)
@@ -155,15 +135,6 @@ def test_latents_are_packed_and_normalized_as_the_pipeline_does(folder):
     assert torch.allclose(FAMILIES["FluxTransformer2DModel"].pack(ours), packed, atol=1e-4)
 
 
-def test_sizes_of_one_number_are_those_that_windows_divide():
-    sizes = aspect_sizes(1024, (128, 128))
-    assert (1024, 1024) in sizes
-    assert all(height % 128 == width % 128 == 0 for height, width in sizes)
-    assert all(0.8 < height * width / 1024**2 < 1.2 for height, width in sizes)
-    with pytest.raises(ValueError, match="at least 256"):
-        aspect_sizes(40, (128, 128))
-
-
 def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a boat\n")
     (tmp_path / "empty").mkdir()
@@ -175,7 +146,6 @@ def test_wrong_calls_are_one_line(tmp_path, folder, capsys, monkeypatch):
         ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
         (["tiny/LTX2Pipeline", out, *good], "data is not supported for a LTX2Pipeline"),
         (["tiny/DiTPipeline", out, *good], "no pictures in its sub-folders"),
-        ([*flux[:2], "--sizes", "9", *good], "sizes must be at least"),
         ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
         ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),
         ([*flux, *good, "--prompt-dropout", "1"], "prompt_dropout must be"),

@@ -18,8 +18,7 @@ import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.elastic.distill import DistillPipeline, distill
-from elit.elastic.pipelines import Requests
-from elit.elastic.recording import RecordedCalls
+from elit.elastic.pipelines import RecordedCalls, Requests
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 from parts import PIPELINES as STOCK
@@ -145,16 +144,6 @@ def test_a_base_in_bfloat16_trains_in_full_precision(tmp_path, prompts, name, mo
     assert result["validation"][-1]["distance"] > 0
 
 
-def test_what_cannot_train_fails_before_anything_is_recorded(tmp_path, prompts, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError("expected mat1 and mat2 to have the same dtype")
-
-    monkeypatch.setattr("elit.elastic.interface.ElasticInterface.finish", fail)
-    with pytest.raises(RuntimeError, match="the same dtype"):
-        distill(settings(tmp_path / "out", "FluxPipeline", prompts))
-    assert not list((tmp_path / "out").rglob("calls/*.pt"))
-
-
 def test_validation_measures_calls_that_are_not_trained_on(tmp_path, prompts):
     distill(settings(tmp_path / "out", "FluxPipeline", prompts, preview_every=0))
     (held_out,) = (tmp_path / "out").rglob("held-out/*.pt")
@@ -189,7 +178,6 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
     prompts.write_text("a boat\n")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "folder").mkdir()
     for name in ("unet", "other"):
         (tmp_path / name).mkdir()
         shutil.copy(pipe / "model_index.json", tmp_path / name)
@@ -206,10 +194,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
         ([str(pipe), out, *good, "--call", "prompt=x"], "call must name arguments of FluxPipeline"),
         ([str(pipe), out, *good, "--read-after", "9", "--write-after", "2"], "read_after and write_after must"),
         ([str(pipe), out, *good, "--window", "4"], "window must have 2 sides"),
-        (
-            [str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"],
-            "budget_max must be at most 3, got 4: at full budget the original",
-        ),
+        ([str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"], "<= budget_max <= 3, got 1 and 4"),
         ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub must be USER/NAME, got 'name'"),
     ):
         assert main(["distill", *words]) == 2, words

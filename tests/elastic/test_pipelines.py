@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
-from tiny import PIPELINES, draw, pipeline
+from tiny import PIPELINES, draw, open_branches, pipeline
 
 import elit
 
@@ -22,11 +22,9 @@ def elastic_pipeline(name, **settings):
     return pipe
 
 
-def opened(pipe):
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in pipe.transformer.elastic.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+def opened(name):
+    pipe = elastic_pipeline(name)
+    open_branches(pipe.transformer)
     return pipe
 
 
@@ -84,7 +82,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "DiTPipeline"])
 def test_halves_of_a_batch_are_as_if_run_alone(name):
-    pipe = opened(elastic_pipeline(name))
+    pipe = opened(name)
     with elit.budget(0.5):
         all_half = draw(pipe)
     with elit.budget(0.5, guidance=0.5):
@@ -95,7 +93,7 @@ def test_halves_of_a_batch_are_as_if_run_alone(name):
 
 @pytest.mark.parametrize("name", ["QwenImagePipeline", "FluxPipeline"])
 def test_first_block_cache_works_on_top(name, monkeypatch):
-    pipe = opened(elastic_pipeline(name))
+    pipe = opened(name)
     spy = Spy(pipe.transformer, monkeypatch)
     with elit.budget(4, guidance=1):
         right = draw(pipe, steps=3)
@@ -140,7 +138,7 @@ def test_a_lora_works_on_top(name, before):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_saved_and_loaded_bit_for_bit(name, tmp_path):
     right = draw(pipeline(name))
-    pipe = opened(elastic_pipeline(name))
+    pipe = opened(name)
     pipe.save_pretrained(tmp_path)
     assert not list(tmp_path.rglob(".*"))
     assert "elastic" not in (tmp_path / "transformer" / "config.json").read_text()
@@ -160,7 +158,7 @@ def test_saved_and_loaded_bit_for_bit(name, tmp_path):
 
 
 def test_a_core_that_was_trained_along_does_not_load_alone(tmp_path):
-    pipe = opened(elastic_pipeline("DiTPipeline"))
+    pipe = opened("DiTPipeline")
     pipe.save_pretrained(tmp_path)
     with torch.no_grad():
         pipe.transformer.transformer_blocks[1].attn1.to_q.weight.mul_(1.01)

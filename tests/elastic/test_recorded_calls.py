@@ -6,11 +6,19 @@ import pytest
 import torch
 from tiny import build, inputs, with_text
 
+from elit.compat import tree_map_only
 from elit.config import DistillConfig
 from elit.elastic.context import original
-from elit.elastic.pipelines import Requests
-from elit.elastic.recording import RecordedCalls, output_tensor, record, save_calls
-from elit.elastic.trees import join_rows, layout_of, map_tensors, take_rows
+from elit.elastic.pipelines import (
+    RecordedCalls,
+    Requests,
+    join_rows,
+    layout_of,
+    output_tensor,
+    record,
+    save_calls,
+    take_rows,
+)
 
 
 def recorded(folder, sizes):
@@ -73,6 +81,6 @@ def test_rows_come_apart_and_together_again(kind):
     with torch.no_grad():
         outputs = [output_tensor(build(kind)(**given, return_dict=False)) for given in (three, again)]
     assert torch.equal(*outputs)
-    assert repr(map_tensors(lambda value: value.tolist(), again)) == repr(
-        map_tensors(lambda value: value.tolist(), three)
+    assert repr(tree_map_only(torch.Tensor, lambda value: value.tolist(), again)) == repr(
+        tree_map_only(torch.Tensor, lambda value: value.tolist(), three)
     )

@@ -2,24 +2,26 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from elit.budgets import ANY_COUNT, Schedule, budget_block, is_list, resolve_budget, schedule_budgets
+from elit.elastic.families.family import Arguments, Family
 
 T = TypeVar("T")
 UNSET: Any = object()
 
-_branch: ContextVar[str | None] = ContextVar("elit_branch", default=None)
-_block: Any = budget_block
+current_branch: ContextVar[str | None] = ContextVar("elit_branch", default=None)
+"""The branch of guidance that runs now; None where pipelines run both in one batch."""
+current_block: Any = budget_block
 bypassed: ContextVar[bool] = ContextVar("elit_bypassed", default=False)
 
 
@@ -42,26 +44,17 @@ class BudgetBlock:
     reference: Schedule
     doubled: bool | None
     step: int = -1
-    """Counted from 0."""
     timestep: float | None = None
-    """The timestep of that step."""
     last: "weakref.ref[Tensor] | None" = None
     """The sample of a first branch that may have a second one."""
 
-    def is_second(self, sample: Tensor) -> bool:
-        """True where a sample comes for the second time in a row, as it does for a second branch of guidance."""
-        second = self.last is not None and self.last() is sample
-        self.last = None if second else weakref.ref(sample)
-        return second
-
-    def resolve(
-        self, schedule: Schedule, budgets: Sequence[int], noise: Callable[[], Tensor], frame: FrameType | None
-    ) -> int:
+    def resolve(self, schedule: Schedule, budgets: Sequence[int], noise: Tensor, frame: FrameType | None) -> int:
         """The budget of one forward, of a noise level, called by the pipeline of `frame`."""
         if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-            # In the pipeline's own precision: two steps may share a timestep in bfloat16.
-            timestep = pipeline_timestep(frame) if frame is not None else None
-            timestep = noise().flatten()[-1].item() if timestep is None else timestep
+            # In the pipeline's own scheduler's unit and precision: two steps may share a timestep in bfloat16.
+            t = None if frame is None else frame.f_locals.get("t")
+            one = isinstance(t, int | float) or (isinstance(t, Tensor) and t.numel() == 1)
+            timestep = float(cast(float, t)) if one else noise.flatten()[-1].item()
             # The network may be called more than once for a timestep: by a second-order scheduler, for each branch of
             # guidance, and by one transformer after the other (Wan 2.2 has two).
             if timestep != self.timestep:
@@ -74,11 +67,9 @@ class BudgetBlock:
             schedule = schedule[self.step]
         elif callable(schedule) or (isinstance(schedule, str) and "@" in schedule):
             # Rounded: timesteps come in float32 or less, and t = 0.5 must not fall short of "@0.5-1".
-            t = round(1 - noise().flatten()[-1].item(), 4)
+            t = round(1 - noise.flatten()[-1].item(), 4)
             schedule = schedule_budgets(schedule, [min(max(t, 0.0), 1.0)], budgets)[0]
-        latents = resolve_budget(schedule, budgets)
-        assert latents is not None
-        return latents
+        return cast(int, resolve_budget(schedule, budgets))
 
 
 def budget(
@@ -102,15 +93,7 @@ def budget(
         if schedule is not UNSET and not callable(schedule):
             steps = len(schedule) if isinstance(schedule, Sequence) and is_list(schedule) else 1
             schedule_budgets(schedule, [0.0] * steps, ANY_COUNT)
-    return within(_block, BudgetBlock(value, guidance, reference, doubled))
-
-
-def branch(name: str) -> AbstractContextManager[None]:
-    """Marks the forwards inside as one branch of guidance, "cond" or "uncond", or as both, "cond_uncond".
-
-    diffusers' guiders say "pred_uncond"; LTX-2's "uncond_stg" and "uncond_modality" are other branches, not that one.
-    """
-    return within(_branch, name.removeprefix("pred_"))
+    return within(current_block, BudgetBlock(value, guidance, reference, doubled))
 
 
 def original() -> AbstractContextManager[None]:
@@ -118,51 +101,25 @@ def original() -> AbstractContextManager[None]:
     return within(bypassed, True)
 
 
-def current_branch() -> str | None:
-    """The branch of guidance that runs now; None where pipelines run both in one batch."""
-    return _branch.get()
-
-
-def has_guidance_budget() -> bool:
-    """True where the unconditional branch has a budget of its own."""
-    block: BudgetBlock | None = _block.get()
-    return block is not None and block.guidance is not UNSET
-
-
 @torch.compiler.disable
-def budget_of_references(budgets: Sequence[int], noise: Callable[[], Tensor]) -> int | None:
-    """J̃ of reference images in one forward; None where they have no budget of their own."""
-    block: BudgetBlock | None = _block.get()
-    if block is None or block.reference is UNSET:
-        return None
-    return block.resolve(block.reference, budgets, noise, calling_pipeline())
-
-
-@torch.compiler.disable
-def budgets_of_call(
-    budgets: Sequence[int],
-    noise: Callable[[], Tensor],
-    half: int | None,
-    *,
-    one_branch: bool = False,
-    unlabelled: Tensor | None = None,
-) -> list[int]:
-    """J̃ of one forward; two of them, for the first and the second half of the batch, where it holds both branches.
-
-    noise: gives the noise level, any shape. half: which one is unconditional; None if a pipeline runs the branches
-    apart. one_branch: this forward is of the conditional branch alone, whatever the pipeline does otherwise.
-    unlabelled: the sample, where pipelines run the branches apart and may name neither.
-    Raises ValueError for a budget out of range, too short a list, and where the branches in a batch are unknown.
-    """
-    block: BudgetBlock | None = _block.get()
+def budgets_of_call(family: Family, arguments: Arguments, budgets: Sequence[int]) -> tuple[list[int], int | None]:
+    """Budgets of one forward, of both halves of a batch with both branches; and of references, where they have one."""
+    block: BudgetBlock | None = current_block.get()
     if block is None:
-        return [budgets[-1]]
-    frame, name = calling_pipeline(), _branch.get()
+        return [budgets[-1]], None
+    frame, name, half = calling_pipeline(), current_branch.get(), family.unconditional_half
+    noise = family.noise(arguments)
     main = block.resolve(block.value, budgets, noise, frame)
-    if name is None and unlabelled is not None and frame is not None and block.is_second(unlabelled):
-        name = "uncond"
+    reference = None if block.reference is UNSET else block.resolve(block.reference, budgets, noise, frame)
+    if name is None and family.unlabelled_branches and frame is not None:
+        # A sample that comes for the second time in a row comes for the second branch.
+        sample = arguments[family.sample]
+        second = block.last is not None and block.last() is sample
+        block.last, name = None if second else weakref.ref(sample), "uncond" if second else None
+    # Stable Diffusion 3 guides by skipping layers in a forward of the conditional branch alone.
+    one_branch = arguments.get("skip_layers") is not None
     if block.guidance is UNSET or one_branch or (half is None and name != "uncond"):
-        return [main]
+        return [main], reference
     if half is not None:
         doubled = has_guidance(frame) if block.doubled is None and frame is not None else block.doubled
         if name in (None, "cond_uncond") and doubled is None:
@@ -171,11 +128,9 @@ def budgets_of_call(
                 "both branches of guidance, else False"
             )
         if name not in (None, "cond_uncond") or not doubled:
-            return [main]
+            return [main], reference
     weak = block.resolve(block.guidance, budgets, noise, frame)
-    if half is None:
-        return [weak]
-    return [weak, main] if half == 0 else [main, weak]
+    return {None: [weak], 0: [weak, main], 1: [main, weak]}[half], reference
 
 
 def calling_pipeline() -> FrameType | None:
@@ -189,13 +144,10 @@ def calling_pipeline() -> FrameType | None:
 
 
 def has_guidance(frame: FrameType) -> bool | None:
-    """True where the pipeline of that `__call__` runs an unconditional branch; None if it does not say.
-
-    Raises ValueError for perturbed attention guidance, whose batch has three branches or two others.
-    """
+    """True where the pipeline of that `__call__` runs an unconditional branch; None if it does not say."""
     names = frame.f_locals
     pipeline = names["self"]
-    if getattr(pipeline, "do_perturbed_attention_guidance", False):
+    if getattr(pipeline, "do_perturbed_attention_guidance", False):  # three branches in a batch, or two others
         raise ValueError(
             f"guidance is not supported for {type(pipeline).__name__}, which perturbs attention in another branch; "
             "leave it out, so that all branches run at one budget"
@@ -207,10 +159,3 @@ def has_guidance(frame: FrameType) -> bool | None:
         return bool(pipeline.do_classifier_free_guidance)
     scale = names.get("guidance_scale")  # DiT
     return None if scale is None else scale > 1
-
-
-def pipeline_timestep(frame: FrameType) -> float | None:
-    """The timestep at which that `__call__` is, in the scheduler's own unit and precision; None if it does not say."""
-    t = frame.f_locals.get("t")
-    one = isinstance(t, int | float) or (isinstance(t, torch.Tensor) and t.numel() == 1)
-    return float(t) if one else None

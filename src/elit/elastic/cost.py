@@ -4,49 +4,60 @@ N image tokens, K kept ones, L text tokens, n tokens of a window, J̃ of them ke
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from torch import nn
 
-from elit.config import DistillConfig
+from elit.compat import WRAPPED_LAYER
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Model
-from elit.elastic.trees import Arguments
 from elit.models.windows import Windows
+
+
+def linear_layers(transformer: Model) -> Iterator[tuple[int, str, nn.Linear, str]]:
+    """Linear layers of the blocks: number of the block, name in the transformer, layer, and what it runs over."""
+    numbers, streams = {block: i for i, block in enumerate(all_blocks(transformer))}, family_of(transformer).streams
+    for block_name, block in transformer.named_modules():
+        if block in numbers:
+            for name, layer in block.named_modules(prefix=block_name):
+                if isinstance(layer, nn.Linear):
+                    known = f"{name}.".replace(WRAPPED_LAYER, ".")[:-1]
+                    stream = next((to for pattern, to in streams if re.search(pattern, known)), "image")
+                    yield numbers[block], known, layer, stream
 
 
 def count_block_flops(
     transformer: Model,
     *,
-    tokens: int | Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int]],
     text_tokens: int = 0,
-    budget: int | Sequence[int] | None = None,
+    budget: int | None = None,
     interface: bool = True,
 ) -> int:
     """FLOPs of all blocks, Read and Write in one forward of one sample; embedders and output layers are left out.
 
-    tokens: N, or the token grids, ((83, 83),), which is needed where windows do not divide them. budget: J̃ of a
-    full window, one for all grids or one a grid; default all. interface=False: the original model's blocks.
-
-    Raises ValueError for a number of tokens that full windows cannot make up.
+    tokens: the token grids, such as ((83, 83),). budget: J̃ of a full window, default all. interface=False: the original
+    model's blocks.
     """
     family, record = family_of(transformer), transformer.elastic_record
-    windows = _windows(tokens, record.window, budget)
+    windows: list[tuple[int, int, int]] = []  # of each shape: how many, n, J̃
+    for grid in tokens:
+        cut = Windows(tuple(grid), record.window)
+        latents = cut.latents(prod(record.window) if budget is None else budget)
+        windows += [(number, prod(shape), j) for (shape, number), j in zip(cut.shapes, latents, strict=True)]
     image = sum(count * n for count, n, _ in windows)
     kept = sum(count * j for count, _, j in windows)
     width, _ = family.sizes(transformer)
-    names = {module: name for name, module in transformer.named_modules()}
-    total = 0
+    runs_over, total = [], 0
     for number, block in enumerate(all_blocks(transformer)):
         core = interface and record.read_after <= number < record.write_after
-        own = kept if core else image
-        runs_over = {"image": own, "text": text_tokens, "both": own + text_tokens, "sample": 1, "other": 0}
-        total += 4 * width * family.attention(block, own, text_tokens)
-        for part, layer in block.named_modules(prefix=names[block]):
-            if isinstance(layer, nn.Linear):
-                stream = next((to for pattern, to in family.streams if re.search(pattern, part)), "image")
-                total += 2 * runs_over[stream] * layer.weight.numel()
+        runs_over.append(kept if core else image)
+        total += 4 * width * family.attention(block, runs_over[-1], text_tokens)
+    for number, _, layer, stream in linear_layers(transformer):
+        own = runs_over[number]
+        rows = {"image": own, "text": text_tokens, "both": own + text_tokens, "sample": 1, "other": 0}[stream]
+        total += 2 * rows * layer.weight.numel()
     if not interface:
         return total
     # Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged.
@@ -55,34 +66,3 @@ def count_block_flops(
     pairs = sum(count * n * j for count, n, j in windows)
     spread = sum(count * n * j for count, n, j in windows if j < n) if transformer.elastic.carry else 0
     return total + 2 * linear + 8 * width * pairs + 4 * width * spread
-
-
-def step_flops(
-    transformer: Model, config: DistillConfig, tokens: Sequence[Sequence[int]], text_tokens: int, *, teacher: bool
-) -> dict[int | None, int]:
-    """FLOPs of a sample's step of distillation at each budget. teacher: the original runs in it too."""
-    sizes: Arguments = {"tokens": tokens, "text_tokens": text_tokens}
-    passes = 3 if config.weights == "all" else 2  # no gradients of weights that stay
-    beside = count_block_flops(transformer, **sizes, interface=False) if teacher else 0
-    return {
-        count: beside + passes * count_block_flops(transformer, **sizes, budget=count) for count in transformer.budgets
-    }
-
-
-def _windows(
-    tokens: int | Sequence[Sequence[int]], window: tuple[int, ...], budget: int | Sequence[int] | None
-) -> list[tuple[int, int, int]]:
-    """Windows of each shape: how many, n, J̃."""
-    full = prod(window)
-    if isinstance(tokens, int):
-        if tokens % full:
-            raise ValueError(f"tokens must be a multiple of {full}, or the token grids, got {tokens}")
-        tokens = ((tokens // full, full),)
-        window = (1, full)
-    budgets = budget if isinstance(budget, Sequence) else [full if budget is None else budget] * len(tokens)
-    grids = [(Windows(tuple(grid), window), count) for grid, count in zip(tokens, budgets, strict=True)]
-    return [
-        (number, prod(shape), j)
-        for windows, count in grids
-        for (shape, number), j in zip(windows.shapes, windows.latents(count), strict=True)
-    ]

@@ -5,10 +5,9 @@ pipeline itself ran; so no second copy of it is needed. With pictures it runs be
 trained.
 """
 
-import copy
 import hashlib
 import json
-from contextlib import nullcontext
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,128 +15,108 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.config import DistillConfig
+from elit.data.images import posterior_sample
 from elit.data.loader import BucketSampler
-from elit.elastic.captioned_images import CaptionedImages, aspect_sizes
+from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.context import UNSET, budget, original
-from elit.elastic.cost import step_flops
-from elit.elastic.distill_network import (
-    DistillNetwork,
-    prepare_student,
-    student_budgets,
-    validated_budgets,
-)
-from elit.elastic.distill_objectives import DistanceToTeacher, PicturesAndTeacher, Prediction
-from elit.elastic.families import all_blocks, family_of
-from elit.elastic.families.family import Model
-from elit.elastic.pipelines import Requests, load_pipeline, read_prompts
-from elit.elastic.recording import (
+from elit.elastic.distill_network import DistillNetwork, DistillTask, mean_square
+from elit.elastic.families import family_of
+from elit.elastic.families.family import Arguments, Family, Tree
+from elit.elastic.load import save_add_on
+from elit.elastic.pipelines import (
+    TIMES,
     CallBatch,
     RecordedCalls,
+    Requests,
     encoded_prompts,
     first_call,
     free_text_encoders,
+    layout_of,
+    load_pipeline,
     output_tensor,
+    read_prompts,
     record as record_calls,
     save_calls,
 )
-from elit.elastic.storage import save_add_on
-from elit.elastic.trees import Tree, layout_of
-from elit.files import write_text
+from elit.files import Json, write_text
+from elit.flow.path import interpolate, logit_normal
 from elit.models.saved import MANIFEST
 from elit.sampling.pictures import image_grid
 from elit.training.checkpoint import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
-from elit.training.task import Task
+from elit.training.task import Draws
 
-ROWS, TIMES = 32, 5
-Row = dict[str, Any]
-"""Distances at one budget, by name."""
+ROWS, PARTS = 32, 5
+"""Calls of a validation, and parts of the time that their distances are listed by."""
 
 
-def distill(config: DistillConfig) -> dict[str, Any]:
+def distill(config: DistillConfig) -> Json:
     """Trains as `config` sets it; returns the last validation. Resumes, stops and raises as `train_task`."""
     if not config.pipeline:
         raise ValueError("pipeline must be given: elit distill PIPELINE OUT --prompts FILE")
     own = any((Path(config.pipeline) / name).is_file() for name in ("config.json", MANIFEST))  # a network or checkpoint
-    task = DistillNetwork if own else DistillPipeline
+    task = DistillNetwork if own else DistillPictures if config.data else DistillPipeline
+    if task is DistillPipeline:
+        read_prompts(config.prompts)  # before a pipeline is loaded
     return train_task(config, lambda accelerator: task(config, accelerator))
 
 
-class DistillPipeline(Task):
-    """The transformer of a diffusers pipeline, on trajectories of the pipeline itself, or on pictures."""
+class DistillPipeline(DistillTask):
+    """The transformer of a diffusers pipeline: ‖v − v_teacher‖², whatever v is to its class, on trajectories of the
+    pipeline itself."""
 
-    config: DistillConfig
-    network: Model
     sampler: BucketSampler
     examples: RecordedCalls | CaptionedImages
+    cached: tuple[str, ...] = ("trajectories",)
+    """Settings that decide what is in the cache, beside those of every run."""
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
-        self.config, self.accelerator = config, accelerator
-        prompts = [] if config.data else read_prompts(config.prompts)
+        self.config = config
         self.pipe = load_pipeline(config, accelerator.device)
-        self.network = network = self.pipe.transformer
-        self.family, blocks = family_of(network), all_blocks(network)
-        self.blocks = [*(part for block in blocks for part in self.family.called_outside(block)), *blocks]
-        self.images = CaptionedImages(config, self.pipe, self.family) if config.data else None
-        if self.images is not None:
-            prompts, self.prediction = self.images.prompts, Prediction.of(self.pipe, self.family)
-        self.requests = Requests(self.pipe, config, prompts)
+        self.family = family_of(self.pipe.transformer)
+        self.requests = Requests(self.pipe, config, self.prompts())
         set_seed(config.seed)
         # If all weights move, pictures need the original beside them; trajectories hold its outputs.
-        keep = config.weights == "all" and self.images is not None
-        self.teacher = copy.deepcopy(network).requires_grad_(False).eval() if keep else network
+        keep = config.weights == "all" and bool(config.data)
+        super().__init__(config, accelerator, self.pipe.transformer, keep_original=keep)
         if keep and config.precision == "bf16":
             self.teacher.bfloat16()
-        prepare_student(network, config)
-        network.elastic.float()  # whatever the precision of the rest
-        self.budgets = student_budgets(network, config)
-        self.last_table: list[Row] | None = None
+        self.last_table: list[Json] | None = None
+
+    def prompts(self) -> list[str]:
+        return read_prompts(self.config.prompts)
 
     @property
     def cache(self) -> Path:
         """Named by what is recorded in it, so that other settings are another folder."""
-        config = self.config
-        names = ["pipeline", "sizes", "call", "teacher_batch", "preview_prompts", "seed", "teacher_steps"]
-        names += ["data", "prompt_dropout"] if self.images is not None else ["trajectories"]
-        settings = [getattr(config, name) for name in names]
+        names = ("pipeline", "sizes", "call", "teacher_batch", "preview_prompts", "seed", "teacher_steps", *self.cached)
+        settings = [getattr(self.config, name) for name in names]
         settings += [self.requests.prompts, str(self.network.dtype)]
-        return Path(config.out) / "cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        return Path(self.config.out) / "cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
     def initialize(self, *, resumed: bool) -> list[str]:
         """Records the original and encodes pictures, whatever is not there yet; the processes share the work."""
-        accelerator, config, requests = self.accelerator, self.config, self.requests
-        rank, world = accelerator.process_index, accelerator.num_processes
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         with encoded_prompts(self.pipe, self.cache / "prompts"):
-            self.try_step()
-            if requests.sides:
-                requests.sizes += self.sizes_of_windows()
-            self.examples = self.record(rank, world) if self.images is None else self.encode(self.images, rank, world)
-            self.sampler = BucketSampler(self.examples.buckets, config, rank=rank, world=world)
+            self.examples = self.record(rank, world)
+            self.sampler = BucketSampler(self.examples.buckets, self.config, rank=rank, world=world)
             # Before a checkpoint's weights are read: the network is still the original.
             self.fixed = self.fixed_calls()
-            if config.preview_every:
+            if self.config.preview_every:
                 with torch.no_grad(), original():
                     self.reference = self.samples()
         call = self.fixed[1].arguments
         tokens, text = self.family.grids(self.network, call), self.family.text(self.network, call)
-        self.flops = step_flops(self.network, config, tokens, text, teacher=self.images is not None)
+        self.flops = self.step_flops(tokens, text, teacher=bool(self.config.data))
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
-        kind, buckets = "pictures" if self.images is not None else "recorded calls", len(self.examples.buckets)
-        return [f"{len(self.examples):,} {kind} in {buckets} buckets; {trained:,} weights to train"]
+        buckets = len(self.examples.buckets)
+        return [f"{len(self.examples):,} examples in {buckets} buckets; {trained:,} weights to train"]
 
-    def try_step(self) -> None:
-        """A forward and backward pass at the lowest budget: a run that cannot train fails before it records."""
-        size = (max(self.requests.sides),) * 2 if self.requests.sides else None
-        call = first_call(self.pipe, self.requests.request(self.requests.prompts[:1], number=0, steps=1, size=size))
-        with budget(self.budgets[0], doubled=False), self.accelerator.autocast():
-            output_tensor(self.network(**call)).float().sum().backward()
-        self.network.zero_grad(set_to_none=True)
-
-    def record(self, rank: int, world: int) -> RecordedCalls:
+    def record(self, rank: int, world: int) -> RecordedCalls | CaptionedImages:
         """Every `world`-th batch from `rank`: first its prompts, all of them, then the transformer's calls."""
         prompts, steps = self.requests.prompts[: self.config.teacher_batch], self.config.teacher_steps
         # The last is for validation, from noise that no other starts from.
@@ -157,62 +136,37 @@ class DistillPipeline(Task):
         self.accelerator.wait_for_everyone()
         return RecordedCalls(self.cache / "calls")
 
-    def encode(self, images: CaptionedImages, rank: int, world: int) -> CaptionedImages:
-        """Latents by all processes, the captions' calls by the first."""
-        wait = self.accelerator.wait_for_everyone
-        images.encode(self.cache, self.requests, rank, world, wait)
-        first_call(self.pipe, self.requests.validation())
-        if rank == 0:
-            images.record_captions(self.cache, self.requests, self.layout())
-        wait()
-        free_text_encoders(self.pipe)
-        images.read_captions(self.cache)
-        return images
-
-    def sizes_of_windows(self) -> list[tuple[int, int]]:
-        """For `sizes` of one number: whatever the windows divide."""
-        side = max(self.requests.sides)
-        request = self.requests.request(self.requests.prompts[:1], number=0, steps=1, size=(side, side))
-        rows, columns = self.family.grids(self.network, first_call(self.pipe, request))[0][-2:]
-        window = self.network.elastic_record.window[-2:]
-        multiple = (side // rows * window[0], side // columns * window[1])
-        return [size for each in self.requests.sides for size in aspect_sizes(each, multiple)]
-
     def layout(self) -> Tree:
         """Which of the transformer's arguments have an entry a sample."""
-        one = two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1], number=0, steps=1))
+        one = two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1]))
         if self.config.teacher_batch > 1:  # else the pipeline may be one that takes a prompt at a time, Wan VACE's
-            two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1] * 2, number=0, steps=1))
+            two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1] * 2))
         sample = self.family.sample
         return layout_of(one, two, (len(one[sample]), len(two[sample])))
 
-    def objective(self, accelerator: Accelerator) -> DistanceToTeacher | PicturesAndTeacher:
-        if not isinstance(self.examples, CaptionedImages):
-            return DistanceToTeacher(noise=self.family.noise, autocast=accelerator.autocast)
-        return PicturesAndTeacher(
-            config=self.config,
-            examples=self.examples,
-            sampler=self.sampler,
-            prediction=self.prediction,
-            teacher=self.teacher.to(accelerator.device),
-            device=accelerator.device,
-            autocast=accelerator.autocast,
-        )
+    def draw(self, step: int) -> Draws:
+        return ()
+
+    def losses(self, model: nn.Module, batch: Any, draws: Draws, budget_: int | None) -> tuple[Tensor, Tensor]:
+        wanted, call = batch
+        return self.distance(model, wanted, call, budget_)
+
+    def distance(self, model: nn.Module, wanted: Tensor, call: CallBatch, budget_: int | None) -> tuple[Tensor, Tensor]:
+        """Times and squared distances (B,) of predictions to recorded ones."""
+        with budget(budget_, doubled=False), self.accelerator.autocast():
+            output = output_tensor(model(**call.arguments))
+        t = (1 - self.family.noise(call.arguments).float()).expand(len(wanted)).clamp(0, 1)
+        return t, mean_square(output.float() - wanted.float())
 
     def fixed_calls(self) -> tuple[Tensor, CallBatch]:
         """Calls to validate with, and the original's predictions for them."""
-        held_out = self.examples if self.images is not None else RecordedCalls(self.cache / "held-out")
-        bucket, device = max(held_out.buckets, key=len), self.accelerator.device
+        return self.some_of(RecordedCalls(self.cache / "held-out"))
+
+    def some_of(self, examples: RecordedCalls | CaptionedImages) -> tuple[Tensor, CallBatch]:
+        bucket = max(examples.buckets, key=len)
         rows = [int(bucket[i * len(bucket) // ROWS]) for i in range(min(ROWS, len(bucket)))]
-        first, call = held_out.__getitems__(rows)
-        first, call = first.to(device), call.to(device)
-        objective = self.objective(self.accelerator)
-        if isinstance(objective, DistanceToTeacher):
-            return first, call
-        noise = torch.randn(first[:, 0].shape, generator=torch.Generator().manual_seed(self.config.seed)).to(device)
-        t = (torch.arange(len(first), device=device) + 0.5) / len(first)
-        arguments, _ = objective.call((first, call), (noise, t, torch.zeros_like(noise)))
-        return objective.wanted(arguments), CallBatch(arguments)
+        first, call = examples.__getitems__(rows)
+        return first.to(self.accelerator.device), call.to(self.accelerator.device)
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """The same prompts and seeds at each budget beside the original, and the distance of each budget to it."""
@@ -220,6 +174,7 @@ class DistillPipeline(Task):
             average.in_place_of(self.network),
             encoded_prompts(self.pipe, self.cache / "prompts"),
             accelerator.autocast(),
+            torch.no_grad(),
         ):
             picture, table = self.measure()
         if accelerator.is_main_process:
@@ -229,18 +184,22 @@ class DistillPipeline(Task):
             write_text(path, json.dumps(table, indent=1) + "\n")
             self.last_table = table
 
-    def measure(self) -> tuple[Image.Image | None, list[Row]]:
+    def measure(self) -> tuple[Image.Image | None, list[Json]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
         pictures, table = [self.reference], []
-        with torch.no_grad():
-            for count in validated_budgets(self.network.budgets):
-                row: Row = {"tokens": count, "share": count / self.network.budgets[-1], **self.distances(count)}
-                for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:
-                    with budget(count, guidance=weak):
-                        pictures.append(self.samples())
-                    difference = pictures[-1].float() - self.reference.float()
-                    row[f"picture_distance{name}"] = difference.square().mean().sqrt().item()
-                table.append(row)
+        for count in self.validated_budgets():
+            t, squared = self.distance(self.network, *self.fixed, count)
+            part = (t * PARTS).long().clamp(max=PARTS - 1)
+            by_time = [squared[part == i] for i in range(PARTS)]
+            row: Json = {"tokens": count, "share": count / self.network.budgets[-1]}
+            row["distance"] = squared.mean().sqrt().item()
+            row["distance_by_t"] = [each.mean().sqrt().item() if len(each) else None for each in by_time]
+            for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:
+                with budget(count, guidance=weak):
+                    pictures.append(self.samples())
+                difference = pictures[-1].float() - self.reference.float()
+                row[f"picture_distance{name}"] = difference.square().mean().sqrt().item()
+            table.append(row)
         sheet = torch.cat(pictures)
         if sheet.ndim != 4 or sheet.shape[1] not in (1, 3):
             return None, table
@@ -254,19 +213,111 @@ class DistillPipeline(Task):
         samples = samples[:, 0] if samples.ndim == 5 else samples
         return samples[:, :3]  # Qwen-Image 2.1 has a fourth channel, of transparency
 
-    def distances(self, count: int) -> Row:
-        """Root mean squared distance of the prediction to the original's, over all fixed calls and by t."""
-        objective = DistanceToTeacher(noise=self.family.noise, autocast=nullcontext)
-        t, squared = objective.losses(self.network, self.fixed, (), count)
-        bucket = (t * TIMES).long().clamp(max=TIMES - 1)
-        by_time = [squared[bucket == i] for i in range(TIMES)]
-        return {
-            "distance": squared.mean().sqrt().item(),
-            "distance_by_t": [part.mean().sqrt().item() if len(part) else None for part in by_time],
-        }
-
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> dict[str, Any]:
+    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Json:
         weights = average.whole()
         if accelerator.is_main_process:
             save_add_on(accelerator.unwrap_model(self.network), weights, Path(self.config.out))
         return {"out": self.config.out, "validation": self.last_table}
+
+
+class DistillPictures(DistillPipeline):
+    """The loss of the class's own training on pictures + `distillation` · ‖v − v_teacher‖², the teacher at all tokens.
+
+    Where guidance was distilled into a network (Flux), pictures do not say what it predicts: the distance alone.
+    """
+
+    images: CaptionedImages
+    cached = ("data", "prompt_dropout")
+
+    def prompts(self) -> list[str]:
+        self.images = CaptionedImages(self.config, self.pipe)
+        self.prediction = Prediction(self.pipe.scheduler, self.family)
+        return self.images.prompts
+
+    def record(self, rank: int, world: int) -> CaptionedImages:
+        """Latents by all processes, the captions' calls by the first."""
+        first_call(self.pipe, self.requests.validation())
+        wait = self.accelerator.wait_for_everyone
+        self.images.prepare(self.cache, self.requests, self.layout, rank, world, wait)
+        free_text_encoders(self.pipe)
+        return self.images
+
+    def draw(self, step: int) -> Draws:
+        """Noise (B, C, ...), times (B,) and noise of the posteriors (B, C, ...)."""
+        seed, device = random.Random(f"distill/{self.config.seed}/{step}").getrandbits(63), self.accelerator.device
+        generator = torch.Generator(device).manual_seed(seed)
+        shape = (self.config.batch_size, *self.images.shape(self.sampler.samples(step)[0]))
+        noise, posterior = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
+        if self.prediction.alphas is not None:
+            return noise, torch.rand(shape[:1], generator=generator, device=device), posterior
+        normal = torch.randn(shape[:1], generator=generator, device=device)
+        return noise, logit_normal(normal, self.config.time_shift), posterior
+
+    def losses(self, model: nn.Module, batch: Any, draws: Draws, budget_: int | None) -> tuple[Tensor, Tensor]:
+        arguments, target = self.noised(batch, draws)
+        wanted = self.wanted(arguments)
+        with self.accelerator.autocast(), budget(budget_, doubled=False):
+            output = output_tensor(model(**arguments)).float()
+        losses = self.config.distillation * mean_square(output - wanted)
+        if not isinstance(arguments.get("guidance"), Tensor):
+            predicted = output[:, : target.shape[1]]  # DiT and PixArt have variances behind it
+            losses = losses + mean_square(predicted - target.float())
+        return draws[1], losses
+
+    def wanted(self, arguments: Arguments) -> Tensor:
+        """The original's prediction."""
+        with torch.no_grad(), original(), self.accelerator.autocast():
+            return output_tensor(self.teacher(**arguments)).float()
+
+    def noised(self, batch: Any, draws: Draws) -> tuple[Arguments, Tensor]:
+        """Arguments of a forward, and its target in the class's own training."""
+        (moments, call), (noise, t, posterior), pack = batch, draws, self.family.pack
+        assert pack is not None
+        return self.prediction.call(pack(posterior_sample(moments, posterior)), pack(noise), t, call)
+
+    def fixed_calls(self) -> tuple[Tensor, CallBatch]:
+        moments, call = self.some_of(self.images)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        noise = torch.randn(moments[:, 0].shape, generator=generator).to(moments.device)
+        t = (torch.arange(len(moments), device=moments.device) + 0.5) / len(moments)
+        arguments, _ = self.noised((moments, call), (noise, t, torch.zeros_like(noise)))
+        return self.wanted(arguments), CallBatch(arguments)
+
+
+class Prediction:
+    """The target of a class of transformers for a noisy sample, made of latents and noise.
+
+    A flow's class predicts dx/dt in its own time: noise − data where its time grows towards noise, data − noise else
+    (Z-Image, Lumina 2). Others predict the scheduler's `prediction_type`, at DDPM's steps.
+
+    alphas: ᾱ of DDPM's steps; None for a flow. Raises ValueError where the pipeline's scheduler does not say.
+    """
+
+    def __init__(self, scheduler: Any, family: Family):
+        name, self.family = type(scheduler).__name__, family
+        self.kind = scheduler.config.get("prediction_type", "epsilon")
+        self.alphas: Tensor | None = None
+        if not name.startswith("FlowMatch") and self.kind != "flow_prediction":
+            if not hasattr(scheduler, "alphas_cumprod") or self.kind not in ("epsilon", "v_prediction", "sample"):
+                kind = f"a {name} with prediction_type={self.kind!r}"
+                raise ValueError(f"data: not supported for {kind}; distil this pipeline with prompts")
+            self.alphas = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float32)
+
+    def call(self, x: Tensor, noise: Tensor, t: Tensor, call: CallBatch) -> tuple[Arguments, Tensor]:
+        """Arguments of a forward at time t (B,), 0 = noise, 1 = data, and its target; x, noise: packed, (B, ...)."""
+        arguments, sample = dict(call.arguments), self.family.sample
+        name = next(name for name in TIMES if name in arguments)
+        if self.alphas is None:
+            ends = [self.family.noise(arguments | {name: torch.tensor(time)}).flatten()[0] for time in (0.0, 1.0)]
+            low, high = map(float, ends)
+            noisy, target = interpolate(noise, x, t), noise - x if high > low else x - noise
+            time = (1 - t - low) / (high - low)
+        else:
+            time = ((1 - t) * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+            alpha = self.alphas.to(x.device)[time].view(-1, *[1] * (x.ndim - 1))
+            noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+            velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+            target = {"epsilon": noise, "v_prediction": velocity, "sample": x}[self.kind]
+        arguments[name] = time.to(arguments[name].dtype)
+        arguments[sample] = list(noisy.unbind()) if self.family.listed else noisy
+        return arguments, target

@@ -1,17 +1,11 @@
-"""Samples of diffusers pipelines step by step, by the pipelines' own calls; and the engine of any model.
-
-With `exact`, the default on a CPU, every run has a call of its own, and with it the pixels of the pipeline called
-alone. Else runs share a call where they start at the same step and have the same size, steps, budgets and guidance;
-the batch of a call is fixed when it starts, and budgets are not mixed in it.
-"""
+"""Samples of diffusers pipelines step by step, by the pipelines' own calls; and the engine of any model."""
 
 import copy
 import functools
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from itertools import groupby
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,11 +16,9 @@ from elit.config import require
 from elit.elastic.context import budget as budget_of
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
-from elit.elastic.families.family import Grid, Pipeline
+from elit.elastic.families.family import Arguments, Grid, Pipeline, Tree
 from elit.elastic.load import load_network, open_pipeline
-from elit.elastic.pipelines import cell_of, default_size
-from elit.elastic.recording import first_call
-from elit.elastic.trees import Arguments, Tree
+from elit.elastic.pipelines import cell_of, default_size, first_call
 from elit.flow.solver import time_grid
 from elit.models.conditioning import class_numbers
 from elit.models.transformer import Transformer
@@ -37,69 +29,65 @@ from elit.sampling.settings import Sampling
 DEFAULTS = Sampling()
 
 
-class StepwiseCall:
-    """`pipe(**arguments)` inside `context`, begun by the first `advance`; others may run between two of its steps.
+class PipelineRun(Run):
+    """Samples of a pipeline in progress: `pipe(**arguments)`, begun by the first step; others may run between steps.
 
-    The call runs in a thread of its own, which goes on only while somebody waits in `advance`, so that never two run at
-    a time. It stops behind each `scheduler.step`, which every pipeline calls once a timestep. What a call changes in
-    its pipeline, scheduler and settings of the run, is its own; the networks are shared.
+    The call runs in a thread of its own, which goes on only while somebody waits for it, so that never two run at a
+    time. It stops behind each `scheduler.step`, which every pipeline calls once a timestep. What a call changes in its
+    pipeline, scheduler and settings of the run, is its own; the networks are shared.
     """
 
-    def __init__(self, pipe: Pipeline, arguments: Arguments, context: AbstractContextManager[None], *, users: int = 1):
-        """users: how many may `leave` before the call is given up."""
-        self.pipe, self.arguments, self.context, self.users = copy.copy(pipe), arguments, context, users
-        self.pipe.scheduler = scheduler = copy.deepcopy(pipe.scheduler)
-        scheduler.step = self._pausing(scheduler.step)
-        self.steps = 0
-        """Taken so far."""
+    def __init__(self, engine: "PipelineEngine", arguments: Arguments, seeds: Sequence[int], sampling: Sampling):
+        self.engine, self.count, self.total = engine, len(seeds), sampling.steps
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.arguments = arguments | {"generator": generators if len(generators) > 1 else generators[0]}
+        budget, guidance = sampling.budget, sampling.guidance
+        weak: Arguments = {"guidance": guidance.budget} if guidance and guidance.kind == "ccfg" else {}
+        self.context = budget_of(list(budget) if isinstance(budget, tuple) else budget, **weak)
+        self.pipe = copy.copy(engine.pipe)
+        self.pipe.scheduler = self.scheduler = copy.deepcopy(engine.pipe.scheduler)
+        self.scheduler.step = self._pausing(self.scheduler.step)
         self.output: Tree = None
-        """The result of the call, once it is over."""
-        self._error: Exception | None = None
+        self.thread: threading.Thread | None = None
+        self._timesteps, self._over, self._given_up = 0, False, False
+        self._failure: Exception | None = None
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
-        self._over = self._given_up = False
-        self._thread: threading.Thread | None = None
 
-    @property
-    def total(self) -> int:
-        """Steps in all, as the scheduler has them; 0 before the first one."""
-        return len(self.pipe.scheduler.timesteps) if self.steps else 0
+    def advance(self) -> None:
+        """One step of the run; a second-order scheduler has more than one for it. Raises what the call does."""
+        self._go_on()
+        while self._timesteps * self.total < (self.steps_done + 1) * len(self.scheduler.timesteps) and self._go_on():
+            pass
 
-    def advance(self) -> bool:
-        """Runs to behind the next step, or to the end; returns whether it goes on. Raises what the call does."""
+    def _go_on(self) -> bool:
+        """Lets the call run to behind its next step, or to the end; returns whether it goes on."""
         if self._over or self._given_up:
             return False
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
-            self._thread.start()
-        self._go.release()
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
+            self.thread.start()
+        else:
+            self._go.release()
         self._paused.acquire()
-        if self._error is not None:
-            raise self._error
+        if self._failure is not None:
+            raise self._failure
         return not self._over
 
-    def finish(self) -> Tree:
-        """Runs to the end; what the call returned."""
-        while self.advance():
+    def pictures(self) -> Tensor:
+        while self._go_on():
             pass
-        return self.output
+        return from_pictures(self.output.images)
 
-    def leave(self) -> None:
-        """One user fewer; with the last one the call ends behind the step that it is in."""
-        self.users -= 1
-        if self.users <= 0:
-            self._given_up = True
-            self._go.release()
+    def close(self) -> None:
+        self._given_up = True
+        self._go.release()
 
     def _run(self) -> None:
-        self._go.acquire()
         try:
-            if not self._given_up:
-                with self.context:
-                    self.output = self.pipe(**self.arguments)
-        except _GivenUp:
-            pass
-        except Exception as error:  # raised by `advance`, for whoever waits there
-            self._error = error
+            with self.context, suppress(_GivenUp):
+                self.output = self.pipe(**self.arguments)
+        except Exception as error:  # raised for whoever waits
+            self._failure = error
         finally:
             self._over = True
             self._paused.release()
@@ -108,7 +96,7 @@ class StepwiseCall:
         @functools.wraps(step)  # pipelines look at its arguments
         def paused(*args: Tree, **kwargs: Tree) -> Tree:
             result = step(*args, **kwargs)
-            self.steps += 1
+            self._timesteps += 1
             self._paused.release()
             self._go.acquire()
             if self._given_up:
@@ -122,84 +110,39 @@ class _GivenUp(Exception):
     """Nobody waits for the call any more."""
 
 
-class PipelineRun(Run):
-    """Samples of a pipeline in progress; the call begins with the first step."""
-
-    def __init__(
-        self,
-        engine: "PipelineEngine",
-        conditions: Sequence[str],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        size: tuple[int, int],
-        negatives: Sequence[str],
-    ):
-        self.engine, self.conditions, self.seeds, self.sampling = engine, conditions, seeds, sampling
-        self.size, self.negatives = size, list(negatives) or [""] * len(conditions)
-        self.count, self.total = len(conditions), sampling.steps
-        budget, guidance = sampling.budget, sampling.guidance
-        weak: Arguments = {"guidance": guidance.budget} if guidance and guidance.kind == "ccfg" else {}
-        self.context = budget_of(list(budget) if isinstance(budget, tuple) else budget, **weak)
-        self.call: StepwiseCall | None = None
-        self.first = 0
-        """Place of its samples in a shared call."""
-
-    def alike(self) -> str:
-        """A text that is the same for runs that may share a call."""
-        return repr((self.size, self.sampling.steps, self.sampling.budget, self.sampling.guidance))
-
-    def advance(self) -> None:
-        """One step of the call; a second-order scheduler has more than one for each step of the run."""
-        call = self.call
-        assert call is not None
-        call.advance()
-        while call.total and call.steps * self.total < (self.steps_done + 1) * call.total and call.advance():
-            pass
-
-    def pictures(self) -> Tensor:
-        assert self.call is not None
-        return from_pictures(self.call.finish().images[self.first : self.first + self.count])
-
-    def close(self) -> None:
-        if self.call is not None:
-            self.call.leave()
-
-
 class PipelineEngine:
     """A diffusers pipeline with an elastified transformer, which makes pictures from texts or classes.
 
-    name: as pictures record it. exact: None = on a CPU. size: (width, height) where a run names none; None = the
-    pipeline's own. Raises ValueError for a pipeline that makes no pictures, or not from a text or a class alone.
+    name: as pictures record it. size: (width, height) where a run names none; None = the pipeline's own. Every run is a
+    call of its own, so its pixels are those of the pipeline called alone.
+    Raises ValueError for a pipeline that makes no pictures, or not from a text or a class alone.
     """
 
-    def __init__(
-        self, pipe: Pipeline, name: str = "", *, exact: bool | None = None, size: tuple[int, int] | None = None
-    ):
-        self.pipe, self.name, self.network = pipe, name, pipe.transformer
-        self.known = inspect.signature(type(pipe).__call__).parameters
-        self.kind = type(pipe).__name__
+    exact, makes_pictures, clips = True, True, False
+
+    def __init__(self, pipe: Pipeline, name: str = "", *, size: tuple[int, int] | None = None):
+        self.pipe, self.name, self.network, self.kind = pipe, name, pipe.transformer, type(pipe).__name__
+        known = inspect.signature(type(pipe).__call__).parameters
         if not hasattr(self.network, "elastic"):
             raise ValueError(f"cannot set budgets of {name!r}: its transformer is not elastified; elit distill does it")
-        if "num_frames" in self.known or not {"prompt", "class_labels"} & set(self.known):
+        if "num_frames" in known or not {"prompt", "class_labels"} & set(known):
             raise ValueError(f"cannot make pictures with {name!r}: a {self.kind} needs more than a text or a class")
         pipe.set_progress_bar_config(disable=True)
-        self.exact = self.network.device.type == "cpu" if exact is None else exact
         self.budgets = tuple(self.network.budgets)
-        self.takes_text, self.takes_negatives = "class_labels" not in self.known, "negative_prompt" in self.known
+        self.takes_text, self.takes_negatives = "class_labels" not in known, "negative_prompt" in known
+        self.example = "a red boat" if self.takes_text else "0"
         self.labels: dict[str, int] = getattr(pipe, "labels", None) or {}
         self.classes: tuple[str, ...] = ()
         if not self.takes_text:
             names = {number: name for name, number in reversed(list(self.labels.items()))}
             self.classes = tuple(names.get(i, str(i)) for i in range(self.network.config.num_embeds_ada_norm))
-        self.makes_pictures, self.clips = True, False
-        self.example = "a red boat" if self.takes_text else "0"
-        names = ["true_cfg_scale"] + ["guidance_scale"] * (not self.network.config.get("guidance_embeds"))
-        self.guidance_argument = next((name for name in names if name in self.known), None)
+        scales = ["true_cfg_scale"] + ["guidance_scale"] * (not self.network.config.get("guidance_embeds"))
+        self.guidance_argument = next((name for name in scales if name in known), None)
         self.guidance_kinds: tuple[str, ...] = ("none", "cfg", "ccfg") if self.guidance_argument else ("none",)
         # A true_cfg_scale is off without a negative prompt.
-        own = self.known["guidance_scale"].default if self.guidance_argument == "guidance_scale" else None
+        own = known["guidance_scale"].default if self.guidance_argument == "guidance_scale" else None
         self.default_scale = float(own or 1.0)
-        self.multiple = 2 * cell_of(pipe) if "height" in self.known else 0  # two cells of the autoencoder
+        self.multiple = 2 * cell_of(pipe) if "height" in known else 0  # two cells of the autoencoder
         self.size = default_size(pipe) if size is None else self.check_size(size)
         self._layouts: dict[tuple[int, int], tuple[tuple[Grid, ...], int]] = {}
 
@@ -220,8 +163,8 @@ class PipelineEngine:
 
     def class_numbers(self, names: Sequence[str]) -> list[int]:
         """Numbers of classes by name or number. Raises ValueError for a class that there is not."""
-        labels, count = self.labels, len(self.classes)
-        numbers = [labels[name] if name in labels else class_numbers([name], self.classes, count)[0] for name in names]
+        count = len(self.classes)
+        numbers = class_numbers([self.labels.get(name, name) for name in names], self.classes, count)
         for number in numbers:
             require(0 <= number < count, "labels", number, f"0 to {count - 1}")
         return numbers
@@ -237,7 +180,8 @@ class PipelineEngine:
     ) -> PipelineRun:
         self.check(sampling)
         size = self.size if size is None else self.check_size(size)
-        return PipelineRun(self, self.conditions(conditions), seeds, sampling, size, negatives)
+        arguments = self.arguments(self.conditions(conditions), sampling, size, negatives or [""] * len(conditions))
+        return PipelineRun(self, arguments, seeds, sampling)
 
     def check(self, sampling: Sampling) -> None:
         """Raises ValueError for settings that a pipeline's call does not have."""
@@ -251,29 +195,12 @@ class PipelineEngine:
         require(count == sampling.steps, "step_budgets", count, f"{sampling.steps}, one a step")
 
     def step(self, runs: Sequence[PipelineRun]) -> None:
-        new = sorted((run for run in runs if run.call is None), key=PipelineRun.alike)
-        for _, together in groupby(new, key=id if self.exact else PipelineRun.alike):
-            self._start(list(together))
-        errors: dict[StepwiseCall | None, Exception] = {}
-        for call, run in {run.call: run for run in runs if run.call is not None}.items():
+        for run in runs:
             try:
                 run.advance()
             except Exception as error:  # one run's text or size is no reason to fail the others
-                errors[call] = error
-        for run in runs:
+                run.error = error
             run.steps_done += 1
-            run.error = run.error or errors.get(run.call)
-
-    def _start(self, runs: Sequence[PipelineRun]) -> None:
-        """One call for the samples of all runs."""
-        conditions = [condition for run in runs for condition in run.conditions]
-        negatives = [text for run in runs for text in run.negatives]
-        arguments = self.arguments(conditions, runs[0].sampling, runs[0].size, negatives)
-        generators = [torch.Generator().manual_seed(seed) for run in runs for seed in run.seeds]
-        arguments["generator"] = generators if len(generators) > 1 else generators[0]
-        call, first = StepwiseCall(self.pipe, arguments, runs[0].context, users=len(runs)), 0
-        for run in runs:
-            run.call, run.first, first = call, first, first + run.count
 
     def arguments(
         self, conditions: Sequence[str], sampling: Sampling, size: tuple[int, int], negatives: Sequence[str]
@@ -297,14 +224,12 @@ class PipelineEngine:
     def gflops(self, sampling: Sampling, size: tuple[int, int] | None = None) -> float:
         """GFLOPs of one sample: the transformer's blocks, Read and Write; a schedule as with even steps."""
         self.check(sampling)
-        size, budgets, guidance = size or self.size, self.budgets, sampling.guidance
-        counts = schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], budgets)
-        main = [self._flops(count, size) for count in counts]
-        if guidance is None or guidance.scale <= 1:
-            return sum(main) / 1e9
-        if guidance.kind == "cfg" or guidance.budget is None:
-            return 2 * sum(main) / 1e9
-        return (sum(main) + len(main) * self._flops(resolve_budget(guidance.budget, budgets), size)) / 1e9
+        size, guidance = size or self.size, sampling.guidance
+        counts = schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], self.budgets)
+        if guidance is not None and guidance.scale > 1:
+            own = guidance.kind == "ccfg" and guidance.budget is not None
+            counts += [resolve_budget(guidance.budget, self.budgets)] * len(counts) if own else counts
+        return sum(self._flops(count, size) for count in counts) / 1e9
 
     def _flops(self, budget: int | None, size: tuple[int, int]) -> int:
         """One branch of one step, with a text as long as an example's."""
@@ -326,13 +251,13 @@ def load_engine(
     dtype: torch.dtype | str = torch.float32,
     text_encoder: str | None = None,
     compile: bool = False,
-    exact: bool | None = None,
+    exact: bool = False,
     size: tuple[int, int] | None = None,
 ) -> Engine:
     """The engine of a saved network, a saved pipeline, or an add-on, ready to make samples.
 
-    vae: folder of a network's autoencoder, default the one beside it. exact: see `Engine`; None = for pipelines on a
-    CPU. Raises ValueError for a model that cannot be loaded.
+    vae: folder of a network's autoencoder, default the one beside it. exact: see `Engine`; pipelines are. Raises
+    ValueError for a model that cannot be loaded.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     name = str(model) if name is None else name
@@ -342,11 +267,11 @@ def load_engine(
         pipe = pipeline.load(device=device, dtype=dtype)
         if compile:
             pipe.transformer.compile()
-        return PipelineEngine(pipe, name, exact=exact, size=size)
+        return PipelineEngine(pipe, name, size=size)
     network, autoencoder = load_network(model, vae=vae, device=device, dtype=dtype)
     if not isinstance(network, Transformer):
         raise ValueError(f"cannot make samples with {name!r}: a transformer alone; give the folder of its pipeline")
-    options: Arguments = {"text_encoder": text_encoder, "compile": compile, "exact": bool(exact)}
+    options: Arguments = {"text_encoder": text_encoder, "compile": compile, "exact": exact}
     engine = NetworkEngine(network, autoencoder, name=name, **options)
     require(size in (None, engine.size), "size", size, f"{engine.size} for this model")
     return engine

@@ -1,32 +1,121 @@
 """The interface of an elastified transformer: Read into latents that carry the group's own tokens, Write their change.
 
-B batch, G windows, n tokens of a window, J̃ latents of a window kept, d width; N tokens and K latents in all. Sequences
-(B, N, d) and (B, K, d) are in the model's own raster order; `KeptTokens` has their grouping.
+B batch, G windows, n tokens of a window, J̃ of them kept, d width; N tokens and K latents in all. Sequences (B, N, d)
+and (B, K, d) are in the model's own raster order; `KeptTokens` has their grouping.
 
 Two modes. *learned* is the paper's (section 3): latents are learned vectors, Write adds what cross-attention finds.
 *carry* keeps a pretrained core alive: latent j of a window starts as the token at its j-th place, coarse to
 fine, plus the learned vector, which starts at zero; Write gives each token the change of its latent.
+
+Low-rank changes (LoRA, Hu et al. 2021) of the blocks' linear layers lie beside Read and Write: y = W·x + B·A·x, added
+by a hook on the layer. So the original weights stay as they are and under their names, they may be quantised, and other
+LoRAs go on working; inside `original()` the changes are off.
 """
 
-from math import prod
+import math
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from elit.elastic.kept_tokens import KeptGrid, KeptTokens
+from elit.compat import LORA_WEIGHT
+from elit.elastic.context import bypassed
+from elit.elastic.cost import linear_layers
+from elit.elastic.families.family import Model
 from elit.models.interface import LatentInterface
-from elit.models.layers import initialize, sliceable
-from elit.models.windows import Shape, joined
+from elit.models.layers import sliceable
+from elit.models.windows import Shape, Windows, joined, remembered
+
+
+@cache
+def coarse_to_fine(window: Shape) -> tuple[int, ...]:
+    """The n places of a window (raster indices), ordered so that any prefix covers the window evenly.
+
+    Each next place is the one farthest from those before it, on a torus, because windows lie side by side; of equally
+    far ones the one with most room around it. Where sides are powers of two this is the bit-reversed order.
+    """
+    places = Windows(window, window).raster.double()  # (n, axes)
+    sides = torch.tensor(window, dtype=torch.float64)
+    apart = (places[:, None] - places).abs()
+    squared = torch.minimum(apart, sides - apart).square().sum(-1)  # (n, n)
+    crowding = 1 / squared.clamp(min=1e-9)
+
+    order = [int((places - (sides / 2).floor()).square().sum(-1).argmin())]  # the middle serves a lone token best
+    nearest, crowd = squared[order[0]], crowding[order[0]]
+    while len(order) < len(places):
+        far = nearest > nearest.max() - 1e-6
+        order.append(int(torch.where(far, (crowd * 1e6).round(), torch.inf).argmin()))
+        nearest, crowd = torch.minimum(nearest, squared[order[-1]]), crowd + crowding[order[-1]]
+    return tuple(order)
+
+
+def spread_to_window(window: Shape, num_latents: int) -> Tensor:
+    """(n, J̃): the mean that each place of a window takes of the kept tokens nearest to it; rows sum to 1."""
+    places = Windows(window, window).raster.float()
+    distance = torch.cdist(places, places[list(coarse_to_fine(window)[:num_latents])])  # (n, J̃)
+    nearest = (distance < distance.amin(1, keepdim=True) + 1e-4).float()
+    return nearest / nearest.sum(1, keepdim=True)
+
+
+class KeptGrid:
+    """One token grid at its budget; entry i of a table is for windows of shape i.
+
+    kept: (K,) places of the kept tokens in the grid, window by window. slots: (J̃,) their places in a window. spreads:
+    (n, J̃), see `spread_to_window`; at J̃ = n, (n,) the slot of each place.
+    """
+
+    def __init__(self, grid: Shape, window: Shape, budget: int, device: torch.device):
+        self.windows = windows = Windows(grid, window)
+        self.budget = budget
+        counts = [(shape, j) for (shape, _), j in zip(windows.shapes, windows.latents(budget), strict=True)]
+        slots = [torch.tensor(coarse_to_fine(shape)[:j]) for shape, j in counts]
+        groups = zip(windows.groups(windows.order[None, :, None]), slots, strict=True)
+        self.kept = torch.cat([tokens[:, slot].flatten() for tokens, slot in groups])
+        self.slots = [slot.to(device) for slot in slots]
+        self.spreads = [
+            (slot.argsort() if j == math.prod(shape) else spread_to_window(shape, j)).to(device)
+            for slot, (shape, j) in zip(slots, counts, strict=True)
+        ]
+
+    def spread(self, latents: Tensor) -> Tensor:
+        """Latents (B, K, d) -> tokens (B, N, d): each takes the mean of the nearest kept ones."""
+        groups = zip(self.windows.groups(latents, self.budget), self.spreads, strict=True)
+        spread = [x[:, table] if table.ndim == 1 else table.to(x.dtype) @ x for x, table in groups]
+        return joined([x.reshape(len(latents), -1, x.shape[2]) for x in spread], 1)
+
+
+class KeptTokens:
+    """The kept tokens of grids that follow each other in a sequence, each at its budget.
+
+    budgets: latents of a full window. A smaller window keeps the same share, at least one.
+    full: all are kept; the sequence is then the model's own, and nothing needs to move.
+    order, inverse: (N,) places in the sequence, grid by grid and window by window. kept: (K,) places of the kept
+    tokens, ascending: in the core they keep the model's own order. to_core, from_core: (K,) for each of them its number
+    among the latents window by window. tokens, latents: N and K of each grid.
+    """
+
+    def __init__(self, grids: tuple[Shape, ...], window: Shape, budgets: tuple[int, ...], device: torch.device):
+        self.grids = [KeptGrid(grid, window, budget, device) for grid, budget in zip(grids, budgets, strict=True)]
+        self.tokens, self.latents = list(map(math.prod, grids)), [len(grid.kept) for grid in self.grids]
+        firsts = list(zip(accumulate([0, *self.tokens]), self.grids, strict=False))
+        order = torch.cat([first + grid.windows.order for first, grid in firsts])
+        kept, to_core = torch.cat([first + grid.kept for first, grid in firsts]).sort()
+        self.full = len(kept) == len(order)
+        self.order, self.inverse, self.kept = order.to(device), order.argsort().to(device), kept.to(device)
+        self.to_core, self.from_core = to_core.to(device), to_core.argsort().to(device)
+
+
+kept_tokens = torch.compiler.disable(remembered(KeptTokens))
 
 
 class ElasticInterface(LatentInterface):
     """Latents, Read and Write around the core of a pretrained transformer; J = n."""
 
     def __init__(self, width: int, num_heads: int, window: Shape, condition_width: int, *, carry: bool):
-        super().__init__(width, num_heads, window, prod(window), condition_width)
+        super().__init__(width, num_heads, window, math.prod(window), condition_width)
         self.carry = carry
-        initialize(self)
-        self.initialize()
         if carry:
             nn.init.zeros_(self.latents)
 
@@ -62,3 +151,38 @@ class ElasticInterface(LatentInterface):
                 s = grid.spread(l_out) + (s - grid.spread(l_in))
             written.append(self.write(s, l_out.to(self.latents.dtype), grid.windows, grid.budget))
         return joined(written, 1)[:, kept.inverse].to(tokens.dtype)
+
+
+class LowRank(nn.Module):
+    """B·A·x for x (..., in): A (r, in) random, B (out, r) zero, so that nothing changes at first."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int):
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x.to(self.down.weight.dtype)))
+
+    def add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """The hook on a linear layer."""
+        return None if bypassed.get() else output + self(args[0]).to(output.dtype)
+
+
+def add_low_rank(transformer: Model, rank: int, *, seed: int = 0) -> None:
+    """Puts changes of rank `rank` on the linear layers of all blocks but their modulations.
+
+    Blocks of head and tail have them too: behind Write they learn what is missing at a low budget.
+    """
+    changes = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _, name, layer, stream in linear_layers(transformer):
+            if stream != "sample" and LORA_WEIGHT not in name:
+                change = LowRank(layer.in_features, layer.out_features, rank)
+                changes[name.replace(".", "-")] = change
+                layer.register_forward_hook(change.add)
+    some = transformer.elastic.latents
+    transformer.elastic.low_rank = changes.to(some.device, some.dtype)

@@ -1,21 +1,27 @@
-"""Loading: networks of this library, elastified transformers, pipelines that have one, and add-ons for those."""
+"""Loading: networks of this library, elastified transformers, pipelines that have one, and add-ons for those.
+
+An add-on, what distillation has learned, is the interface's two files alone, which a stock pipeline takes in. Where all
+weights were trained it is the whole transformer, in FOLDER/transformer/.
+"""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
+from torch import Tensor
 
 from elit.elastic.families import CLASSES
 from elit.elastic.families.family import Model, Pipeline
-from elit.elastic.low_rank import add_low_rank
-from elit.elastic.pipelines import check_transformer
-from elit.elastic.storage import RECORD, VARIANT, WEIGHTS, InterfaceRecord, read_record
-from elit.elastic.surgery import elastify
+from elit.elastic.interface import add_low_rank
+from elit.elastic.pipelines import check_transformer, one_line
+from elit.elastic.surgery import RECORD, VARIANT, WEIGHTS, InterfaceRecord, elastify, write_interface
+from elit.files import fingerprint
 from elit.models.presets import NETWORKS
 from elit.models.saved import load_own, load_whole, saved_dtype
 from elit.models.transformer import Transformer
@@ -32,8 +38,6 @@ def load_model(folder: str | Path, **kwargs: Any) -> Model:
     where the folder is missing, half-written or of another library.
     """
     folder = model_folder(folder)
-    if isinstance(dtype := kwargs.get("torch_dtype"), str):
-        kwargs["torch_dtype"] = getattr(torch, dtype)
     inner = folder / "transformer" if (folder / "model_index.json").is_file() else folder
     return load_transformer(inner, **kwargs) if (inner / RECORD).is_file() else load_own(folder, **kwargs)
 
@@ -55,9 +59,7 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
         return load_transformer(folder, **kwargs)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     of_models = {name: value for name, value in kwargs.items() if name not in index}
-    elastic = {
-        path.parent.name: load_transformer(path.parent, **of_models) for path in sorted(folder.glob(f"*/{RECORD}"))
-    }
+    elastic = {path.parent.name: load_transformer(path.parent, **of_models) for path in folder.glob(f"*/{RECORD}")}
     if not elastic:
         raise ValueError(f"cannot load {str(folder)!r}: none of its parts has an {RECORD}; load it with diffusers")
     # The base class would drop parts whose default is None, Wan's transformers for one.
@@ -67,7 +69,12 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
 
 def _put_into(pipe: Pipeline, name: str) -> Pipeline:
     check_transformer(pipe)
-    folder, transformer = fetch(name), pipe.transformer
+    folder, transformer = Path(name), pipe.transformer
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot find {name!r} as a folder or on the hub: {one_line(error)}") from None
     if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
         whole = load_transformer(folder / "transformer", torch_dtype=transformer.dtype)
         pipe.transformer = whole.to(transformer.device)
@@ -81,18 +88,30 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
     return pipe
 
 
-def fetch(name: str) -> Path:
-    """A folder as it is; of a hub repository, a copy of its add-on. Raises ValueError where there is neither."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes what was trained into `folder`. weights: by name, whole, on the CPU; all or those of `elastic` alone."""
+    if any(not name.startswith("elastic.") for name in weights):
+        transformer.load_state_dict(dict(weights), strict=False)
+        transformer.save_pretrained(folder / "transformer")
+        return
+    own = {name.removeprefix("elastic."): value for name, value in weights.items()}
+    write_interface(folder, own, transformer.elastic_record)
 
+
+def read_record(folder: Path) -> InterfaceRecord:
+    """The record in a folder. Raises ValueError where it or the weights beside it are missing or damaged."""
+    name = f"cannot load {str(folder)!r}"
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{name}: no {RECORD} in it; give a folder that an elastified model was saved in")
     try:
-        return Path(snapshot_download(name, allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
-    except (OSError, HFValidationError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"cannot find {name!r} as a folder or on the hub: {reason}") from None
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        size_and_sum, _ = content.pop("weights"), content.pop("note", None)  # which older files have
+        record = InterfaceRecord(**content | {"window": tuple(content["window"])})
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{name}: its {RECORD} is damaged; save or copy it again") from None
+    if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:
+        raise ValueError(f"{name}: its {WEIGHTS} is missing or damaged; save or copy it again")
+    return record
 
 
 def load_transformer(folder: Path, **kwargs: Any) -> Model:
@@ -120,32 +139,23 @@ def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:
         raise ValueError(f"cannot load {str(folder)!r}: its {WEIGHTS} is for other sizes, or damaged") from None
 
 
-@dataclass(frozen=True)
-class ElasticPipeline:
+class ElasticPipeline(NamedTuple):
     """A pipeline with an elastified transformer, as its folder describes it."""
 
     folder: Path
     base: str
     """The pipeline's folder or hub name; `folder` itself where it holds everything."""
-    record: InterfaceRecord
-    kind: Pipeline
-    """The pipeline's class."""
-
-    @property
-    def budgets(self) -> range:
-        return range(1, prod(self.record.window) + 1)
+    budgets: range
 
     def load(self, *, device: torch.device | str, dtype: torch.dtype) -> Pipeline:
         """The pipeline. Raises ValueError where it cannot be loaded."""
         try:
             if self.base == str(self.folder):
-                pipe = load_elastic(self.folder, torch_dtype=dtype)
-            else:
-                pipe = load_elastic(self.kind.from_pretrained(self.base, torch_dtype=dtype), self.folder)
+                return load_elastic(self.folder, torch_dtype=dtype).to(device)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(self.base, torch_dtype=dtype)
+            return load_elastic(pipe, self.folder).to(device)
         except (OSError, KeyError, ImportError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"cannot load the pipeline of {str(self.folder)!r}: {reason}") from None
-        return pipe.to(device)
+            raise ValueError(f"cannot load the pipeline of {str(self.folder)!r}: {one_line(error)}") from None
 
 
 def open_pipeline(model: str | Path) -> ElasticPipeline | None:
@@ -165,11 +175,10 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
             "elit.load_elastic(pipe, folder)"
         )
     try:
-        name = diffusers.DiffusionPipeline.load_config(base)["_class_name"]
-        return None if name == "ElitPipeline" else ElasticPipeline(folder, base, record, getattr(diffusers, name))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"cannot find the pipeline {base!r} of {str(model)!r}: {reason}") from None
+        own = diffusers.DiffusionPipeline.load_config(base)["_class_name"] == "ElitPipeline"
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot find the pipeline {base!r} of {str(model)!r}: {one_line(error)}") from None
+    return None if own else ElasticPipeline(folder, base, range(1, prod(record.window) + 1))
 
 
 def load_network(

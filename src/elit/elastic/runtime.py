@@ -7,7 +7,6 @@ Under torch.compile what is here runs as it is, between graphs of diffusers' own
 would compute the kept tokens anew and have graphs for every budget.
 """
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from elit.elastic.context import within
-from elit.elastic.families.family import Family, Model, Places
-from elit.elastic.interface import ElasticInterface
-from elit.elastic.kept_tokens import KeptTokens
-from elit.elastic.trees import Arguments, Tree
+from elit.elastic.families.family import Arguments, Family, Model, Places, Tree
+from elit.elastic.interface import ElasticInterface, KeptTokens
 
 PLAIN: Any = object()
 """The call of a forward without interface."""
@@ -31,10 +28,12 @@ current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
 class CoreBlock:
     """The mixin of a core block, in front of its diffusers class."""
 
-    writes: bool
+    writes = False
     """The last of the core."""
-    joined: bool
+    joined = False
     """Its tokens are the whole sequence, text and image."""
+    hint = False
+    """A module beside the core instead, whose output is added to the tokens in the core."""
 
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
@@ -44,21 +43,6 @@ class CoreBlock:
         if call is PLAIN:
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         return call.leave(self, super().forward(**call.enter(self, arguments)))  # pyrefly: ignore[missing-attribute]
-
-
-class HintBlock:
-    """The mixin of a module beside the core, whose output is added to the tokens in the core."""
-
-    @torch.compiler.disable(recursive=False)
-    def elastic_forward(self: Model, **arguments: Tree) -> Tree:
-        return hinted(current_call.get(), super().forward(**arguments))  # pyrefly: ignore[missing-attribute]
-
-
-def hinted(call: Tree, output: Tree) -> Tree:
-    """A hint's output for the kept tokens."""
-    if call is None or call is PLAIN or call.kept.full:
-        return output
-    return (output[0].index_select(1, call.kept.kept), *output[1:])
 
 
 class Call:
@@ -74,11 +58,13 @@ class Call:
         self.taken: dict[str, tuple[Tree, Tree]] = {}
 
     @torch.compiler.disable(recursive=False)
-    def enter(self, block: nn.Module, arguments: Arguments) -> Arguments:
+    def enter(self, block: Model, arguments: Arguments) -> Arguments:
         """A core block's arguments, for the kept tokens."""
-        arguments, name = dict(arguments), self.family.tokens
+        if block.hint:
+            return arguments
+        arguments, name, count = dict(arguments), self.family.tokens, len(self.kept.order)
         if self.tokens is None:
-            sequence, count = arguments[name], len(self.kept.order)
+            sequence = arguments[name]
             self.others = sequence.shape[1] - count if block.joined else 0
             if self.others < 0 or (not block.joined and sequence.shape[1] != count):
                 raise ValueError(f"{name} must have the {count} tokens of its grids, got {sequence.shape[1]}")
@@ -89,7 +75,7 @@ class Call:
         if not self.kept.full:
             if self.places is None:
                 sequence = _sequence_places(self.before, self.others, self.kept)
-                self.places = Places(self.kept.kept, sequence, len(self.kept.order))
+                self.places = Places(self.kept.kept, sequence, count)
             for name, take in self.family.per_token.items():
                 if (value := arguments.get(name)) is not None:
                     if name not in self.taken or self.taken[name][0] is not value:
@@ -98,8 +84,10 @@ class Call:
         return arguments
 
     @torch.compiler.disable(recursive=False)
-    def leave(self, block: nn.Module, output: Tree) -> Tree:
+    def leave(self, block: Model, output: Tree) -> Tree:
         """A core block's output; behind the last one, for all tokens again."""
+        if block.hint and not self.kept.full:
+            return output[0].index_select(1, self.kept.kept), *output[1:]
         if not block.writes:
             return output
         place = self.family.output if isinstance(output, tuple) else None
@@ -136,28 +124,23 @@ def _sequence_places(before: int | Sequence[int], others: int, kept: KeptTokens)
     return torch.cat((torch.arange(before, device=places.device), before + places, end))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plain:
-    """A core block whose arguments are those of latents already; what a checkpoint runs, and runs again in backward."""
-
-    block: nn.Module
-
-    def __call__(self, *args: Tree) -> Tree:
-        with within(current_call, PLAIN):
-            return self.block(*args)
-
-
 def checkpointed(checkpoint: Callable[..., Tree], block: nn.Module, *args: Tree) -> Tree:
+    """`checkpoint(block, *args)`, with Read and Write outside of what runs again in the backward pass."""
     call = current_call.get()
-    if isinstance(block, HintBlock):
-        return hinted(call, checkpoint(_Plain(block), *args))
     if not isinstance(block, CoreBlock):
         return checkpoint(block, *args)
+    plain = functools.partial(_run_plain, block)
     if call is PLAIN:
-        return checkpoint(_Plain(block), *args)
+        return checkpoint(plain, *args)
     bound = signature_of(type(block)).bind(*args)
     bound.arguments.update(call.enter(block, bound.arguments))
-    return call.leave(block, checkpoint(_Plain(block), *bound.args))
+    return call.leave(block, checkpoint(plain, *bound.args))
+
+
+def _run_plain(block: nn.Module, *args: Tree) -> Tree:
+    """A core block whose arguments are those of latents already."""
+    with within(current_call, PLAIN):
+        return block(*args)
 
 
 @torch.compiler.disable

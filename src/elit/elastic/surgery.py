@@ -4,45 +4,58 @@
 
 diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
 name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles meet ordinary modules.
-`runtime.py` has what happens in a forward.
+`runtime.py` has what happens in a forward. On disk the interface lies beside diffusers' own files, untouched:
+
+FOLDER/elastic.json           where the interface sits; size and CRC of its weights
+FOLDER/elastic.safetensors    its weights, and those of the low-rank changes
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    ContextParallelConfig,
-    DiffusionPipeline,
-    FasterCacheConfig,
-    FirstBlockCacheConfig,
-    PyramidAttentionBroadcastConfig,
-)
+from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
-from elit.compat import CHECKPOINT_FUNCTION, checkpointing_through, register_block_like
-from elit.elastic.context import (
-    branch,
-    budget_of_references,
-    budgets_of_call,
-    bypassed,
-    has_guidance_budget,
-    original,
-    within,
-)
+from elit import compat
+from elit.budgets import Budget, equal_parts, is_list, resolve_budget
+from elit.elastic.context import UNSET, budgets_of_call, bypassed, current_block, current_branch, original, within
 from elit.elastic.cost import count_block_flops
-from elit.elastic.families import Family, all_blocks, family_of
-from elit.elastic.families.family import Model
-from elit.elastic.interface import ElasticInterface
-from elit.elastic.kept_tokens import kept_tokens
-from elit.elastic.runtime import PLAIN, Call, CoreBlock, HintBlock, checkpointed, current_call, signature_of
-from elit.elastic.storage import InterfaceRecord, sample_weights, save_beside
-from elit.elastic.trees import Arguments, Tree, map_tensors
+from elit.elastic.families import all_blocks, family_of
+from elit.elastic.families.family import Arguments, Model, Tree
+from elit.elastic.interface import ElasticInterface, kept_tokens
+from elit.elastic.runtime import PLAIN, Call, CoreBlock, checkpointed, current_call, signature_of
+from elit.files import fingerprint, replacing, write_text
+from elit.models.saved import ELASTIC
+
+RECORD, WEIGHTS = ELASTIC, "elastic.safetensors"
+VARIANT = "elastic"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InterfaceRecord:
+    """The place of an interface in a class of transformers."""
+
+    kind: str
+    read_after: int
+    write_after: int
+    window: tuple[int, ...]
+    mode: str
+    changed: bool = False
+    """The original weights have been trained along, and are no model without the interface."""
+    lora_rank: int = 0
+    """Rank of the low-rank changes of the blocks beside the interface; 0 for none."""
+    original_at_full: bool = False
+    """At full budget the original runs, without interface and changes: it was trained for the budgets below."""
+    base: str | None = None
+    """The pipeline that the interface was trained for."""
 
 
 def elastify(
@@ -68,18 +81,50 @@ def elastify(
     Raises ValueError for a class that is not supported, blocks and windows that do not fit, a second time, and a
     pipeline without a transformer.
     """
-    transformers = [model]
-    if isinstance(model, DiffusionPipeline):  # Wan 2.2 has two, and some of its versions the second one alone
+    if isinstance(model, diffusers.DiffusionPipeline):  # Wan 2.2 has two, and some of its versions the second one alone
         parts = [model.components.get(name) for name in ("transformer", "transformer_2")]
-        transformers = [part for part in parts if part is not None]
-        if not transformers:
+        if parts == [None, None]:
             raise ValueError(f"model must have its transformer loaded, got a {type(model).__name__} without one")
-    for transformer in transformers:  # before the first of them is changed
-        if isinstance(transformer, Elastic):
-            raise ValueError("cannot elastify a transformer twice: load it anew for another interface")
-        family_of(transformer)
-    for transformer in transformers:
-        _elastify(transformer, read_after, write_after, window, mode, seed)
+        for part in parts:
+            if part is not None:
+                elastify(part, read_after=read_after, write_after=write_after, window=window, mode=mode, seed=seed)
+        return model
+    if isinstance(model, Elastic):
+        raise ValueError("cannot elastify a transformer twice: load it anew for another interface")
+    family, blocks = family_of(model), all_blocks(model)
+    first, last = default_blocks(len(blocks))
+    first, last = first if read_after is None else read_after, last if write_after is None else write_after
+    sides = tuple(family.window(model) if window is None else window)
+    if not 0 <= first < last <= len(blocks):
+        raise ValueError(
+            f"read_after and write_after must satisfy 0 <= read_after < write_after <= {len(blocks)}, the number of "
+            f"blocks, got {first} and {last}"
+        )
+    if len(sides) != family.axes or min(sides) < 1:
+        raise ValueError(f"window must have {family.axes} sides of at least 1 token, got {sides}")
+    if mode not in ("carry", "learned"):
+        raise ValueError(f"mode must be carry or learned, got {mode!r}")
+    if getattr(model, "latent_interface", None) is not None:
+        raise ValueError("cannot elastify a network with a latent interface of its own: give a baseline")
+    if any("forward" in vars(module) for module in (model, *blocks)):
+        raise ValueError("cannot elastify a transformer with hooks on its forward: elastify it first, then set those")
+    width, heads = family.sizes(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        condition_width = family.condition_width(model, blocks[first])
+        interface = ElasticInterface(width, heads, sides, condition_width, carry=mode == "carry")
+    kind = type(model).__name__
+    model.elastic_record = InterfaceRecord(kind=kind, read_after=first, write_after=last, window=sides, mode=mode)
+    model.elastic_samples = sample_weights(model)
+    interface.to(next(blocks[first].parameters()).device, model.dtype)
+    model.elastic = interface.train(model.training)
+    _become(model, Elastic)
+    joined = {block for name in family.joined for block in getattr(model, name)}
+    for number, block in enumerate(blocks[first:last], first):
+        _become(block, CoreBlock, writes=number == last - 1, joined=block in joined)
+    for number, module in family.hints(model).items():
+        if first <= number < last - 1:  # behind the last core block are all tokens again
+            _become(module, CoreBlock, hint=True)
     return model
 
 
@@ -89,60 +134,29 @@ def default_blocks(depth: int) -> tuple[int, int]:
     return outer, depth - outer
 
 
-def _elastify(
-    transformer: Model,
-    read_after: int | None,
-    write_after: int | None,
-    window: Sequence[int] | None,
-    mode: str,
-    seed: int,
-) -> None:
-    family, blocks = family_of(transformer), all_blocks(transformer)
-    first, last = default_blocks(len(blocks))
-    record = InterfaceRecord(
-        kind=type(transformer).__name__,
-        read_after=first if read_after is None else read_after,
-        write_after=last if write_after is None else write_after,
-        window=tuple(family.window(transformer) if window is None else window),
-        mode=mode,
-    )
-    _check(family, len(blocks), record)
-    if getattr(transformer, "latent_interface", None) is not None:
-        raise ValueError("cannot elastify a network with a latent interface of its own: give a baseline")
-    if any("forward" in vars(module) for module in (transformer, *blocks)):
-        raise ValueError("cannot elastify a transformer with hooks on its forward: elastify it first, then set those")
-    width, heads = family.sizes(transformer)
-    entry = blocks[record.read_after]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        condition_width = family.condition_width(transformer, entry)
-        interface = ElasticInterface(width, heads, record.window, condition_width, carry=mode == "carry")
-    transformer.elastic_record = record
-    transformer.elastic_samples = sample_weights(transformer)
-    interface.to(next(entry.parameters()).device, transformer.dtype)
-    transformer.elastic = interface.train(transformer.training)
-    _become(transformer, BranchedElastic if hasattr(transformer, "cache_context") else Elastic)
-    joined = {block for name in family.joined for block in getattr(transformer, name)}
-    for number in range(record.read_after, record.write_after):
-        block = blocks[number]
-        _become(block, CoreBlock)
-        vars(block)["writes"] = number == record.write_after - 1
-        vars(block)["joined"] = block in joined
-    for number, module in family.hints(transformer).items():
-        if record.read_after <= number < record.write_after - 1:  # behind the last core block are all tokens again
-            _become(module, HintBlock)
+def sample_weights(transformer: Model, count: int = 16) -> dict[str, Tensor]:
+    """A few values of each of the original weights, by name, to tell later whether they were trained."""
+    samples = {}
+    for name, weight in transformer.named_parameters():
+        if not name.startswith("elastic.") and compat.LORA_WEIGHT not in name:
+            try:
+                values = weight.detach().flatten()
+            except NotImplementedError:  # torchao's quantised weights cannot be flattened, and are never trained
+                continue
+            samples[name.replace(compat.WRAPPED_LAYER, ".")] = (
+                values[:: max(1, len(values) // count)][:count].cpu().clone()
+            )
+    return samples
 
 
-def _check(family: Family, depth: int, record: InterfaceRecord) -> None:
-    if not 0 <= record.read_after < record.write_after <= depth:
-        raise ValueError(
-            f"read_after and write_after must satisfy 0 <= read_after < write_after <= {depth}, the number of blocks, "
-            f"got {record.read_after} and {record.write_after}"
-        )
-    if len(record.window) != family.axes or min(record.window) < 1:
-        raise ValueError(f"window must have {family.axes} sides of at least 1 token, got {record.window}")
-    if record.mode not in ("carry", "learned"):
-        raise ValueError(f"mode must be carry or learned, got {record.mode!r}")
+def write_interface(folder: Path, weights: Mapping[str, Tensor], record: InterfaceRecord) -> None:
+    """Writes the interface's two files."""
+    (folder / RECORD).unlink(missing_ok=True)  # beside new weights it would vouch for the old ones
+    with replacing(folder / WEIGHTS) as temporary:
+        plain = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
+        save_file(plain, temporary, metadata={"format": "pt"})
+    content = dataclasses.asdict(record) | {"weights": fingerprint(folder / WEIGHTS)}
+    write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 class Elastic:
@@ -167,60 +181,50 @@ class Elastic:
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
         if bypassed.get():
-            with within(current_call, PLAIN):
-                return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
+            return self._plain_run(arguments)
+        family, block = family_of(self), current_block.get()
         cache = getattr(self, "_cache_config", None)
-        if isinstance(cache, FasterCacheConfig | PyramidAttentionBroadcastConfig) and has_guidance_budget():
+        one_state = isinstance(cache, diffusers.FasterCacheConfig | diffusers.PyramidAttentionBroadcastConfig)
+        if one_state and block is not None and block.guidance is not UNSET:
             name = type(cache).__name__.removesuffix("Config")
             raise ValueError(f"guidance is not supported with {name}, which keeps one state for both branches")
-        x = arguments[family_of(self).sample]
-        if not len(x):
-            raise ValueError(f"{family_of(self).sample} must have at least one sample")
-        share_head = arguments.pop("share_head", False)
-        budgets = self._budgets_of(arguments, x, share_head)
+        x = arguments[family.sample]
+        # This library's networks take budgets of equal parts of the batch as an argument.
+        share_head, given, reference = arguments.pop("share_head", False), arguments.pop("budget", None), None
+        if given is None:
+            budgets, reference = budgets_of_call(family, arguments, self.budgets)
+        elif block is not None:
+            raise ValueError("cannot take a budget inside elit.budget: this network takes it as an argument, as always")
+        else:
+            budgets = [resolve_budget(each, self.budgets) for each in (given if is_list(given) else [given])]
         if share_head:
-            return _joined([self._elastic_run(arguments, count) for count in budgets])
-        if len(set(budgets)) == 1:
-            return self._elastic_run(arguments, budgets[0])
-        size = len(x) // len(budgets)
-        outputs = []
+            return _joined([self._elastic_run(arguments, count, reference) for count in budgets])
+        if len(x) % len(budgets):
+            raise ValueError(f"budget must be a list that divides a batch of {len(x)}, got {len(budgets)} budgets")
+        budgets = equal_parts(budgets)
+        if len(budgets) == 1:
+            return self._elastic_run(arguments, budgets[0], reference)
+        size, outputs = len(x) // len(budgets), []
         for number, count in enumerate(budgets):
             rows = slice(number * size, (number + 1) * size)
             chunk = {name: _rows_of(value, rows, len(x), isinstance(x, list)) for name, value in arguments.items()}
-            outputs.append(self._elastic_run(chunk, count))
+            outputs.append(self._elastic_run(chunk, count, reference))
         return _joined(outputs)
 
-    def _budgets_of(self: Model, arguments: Arguments, x: Tree, share_head: bool) -> Tree:
-        """The budgets of equal chunks of the batch: this library's networks take them as an argument."""
-        given = arguments.pop("budget", None)
-        if given is not None and budget_block.get() is not None:
-            raise ValueError("cannot take a budget inside elit.budget: this network takes it as an argument, as always")
-        if is_list(given):
-            budgets = [resolve_budget(each, self.budgets) for each in given]
-            if not share_head and len(x) % len(budgets):
-                raise ValueError(f"budget must be a list that divides a batch of {len(x)}, got {len(budgets)} budgets")
-            return budgets if share_head else equal_parts(budgets)
-        if given is not None:
-            return [resolve_budget(given, self.budgets)]
-        family = family_of(self)
-        return budgets_of_call(
-            self.budgets,
-            lambda: family.noise(arguments),
-            family.unconditional_half,
-            # Stable Diffusion 3 guides by skipping layers in a forward of the conditional branch alone.
-            one_branch=arguments.get("skip_layers") is not None,
-            unlabelled=x if family.unlabelled_branches else None,
-        )
+    @torch.compiler.disable(recursive=False)
+    def _plain_run(self: Model, arguments: Arguments) -> Tree:
+        with within(current_call, PLAIN):
+            return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
     @torch.compiler.disable(recursive=False)
-    def _elastic_run(self: Model, arguments: Arguments, budget: int) -> Tree:
+    def _elastic_run(self: Model, arguments: Arguments, budget: int, reference: int | None) -> Tree:
         family, record, full = family_of(self), self.elastic_record, self.budgets[-1]
         grids, references = family.grids(self, arguments), family.num_references(self, arguments)
-        own = budget_of_references(self.budgets, lambda: family.noise(arguments)) if references else None
-        budgets = (budget,) * (len(grids) - references) + (budget if own is None else own,) * references
+        own = budget if reference is None else reference
+        budgets = (budget,) * (len(grids) - references) + (own,) * references
         if record.original_at_full and min(budgets) == full:
-            with original(), within(current_call, PLAIN):
-                return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
+            with original():
+                return self._plain_run(arguments)
         if min(budgets) < full:
             reasons = dict.fromkeys(family.residuals, "its residuals are for all tokens") | dict(family.full_only)
             for name, reason in reasons.items():
@@ -228,14 +232,16 @@ class Elastic:
                     raise ValueError(f"{name} is not supported below full budget: {reason}")
         if record.write_after - 1 in (arguments.get("skip_layers") or ()):
             raise ValueError(f"skip_layers must leave out {record.write_after - 1}, the block that Write comes behind")
-        sample = arguments[family.sample]
-        kept = kept_tokens(grids, record.window, budgets, sample[0].device)
+        kept = kept_tokens(grids, record.window, budgets, arguments[family.sample][0].device)
         with within(current_call, Call(self.elastic, family, kept, arguments)):
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
 
     def enable_parallelism(self: Model, *, config: Tree, **kwargs: Tree) -> None:
         """diffusers' own. Raises ValueError for context parallel: it spreads a window's tokens over devices."""
-        if isinstance(config, ContextParallelConfig) or getattr(config, "context_parallel_config", None) is not None:
+        if (
+            isinstance(config, diffusers.ContextParallelConfig)
+            or getattr(config, "context_parallel_config", None) is not None
+        ):
             raise ValueError("context parallel is not supported: Read needs a window's tokens on one device")
         super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 
@@ -245,32 +251,44 @@ class Elastic:
         Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they
         are no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
         """
-        # pyrefly: ignore[missing-attribute]
-        save_beside(self, save_directory, functools.partial(super().save_pretrained, *args, **kwargs))
-
-
-class BranchedElastic(Elastic):
-    """An elastified transformer of a class whose pipelines run the branches of guidance one after the other."""
+        if any(compat.WRAPPED_LAYER in name for name, _ in self.named_parameters()):
+            # diffusers would write them under names that from_pretrained does not find.
+            raise ValueError(
+                "cannot save a transformer with LoRA adapters: save those with save_lora_adapter; delete or fuse them"
+            )
+        folder, now, then = Path(save_directory), sample_weights(self), self.elastic_samples
+        changed = any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
+        record = dataclasses.replace(self.elastic_record, changed=changed or self.elastic_record.changed)
+        # If this stops half way, the remains do not load as a whole model.
+        for path in folder.glob("diffusion_pytorch_model*"):
+            if record.changed and f".{VARIANT}" not in path.name:
+                path.unlink()
+        interface = self.elastic
+        write_interface(folder, interface.state_dict(), record)  # first: diffusers may upload the folder
+        del self.elastic
+        try:
+            # pyrefly: ignore[missing-attribute]
+            super().save_pretrained(folder, *args, **kwargs | ({"variant": VARIANT} if record.changed else {}))
+        finally:
+            self.elastic = interface
 
     def enable_cache(self: Model, config: Tree) -> None:
-        """diffusers' own. Raises ValueError for FirstBlockCache where the first block is in the core.
-
-        It compares and keeps what that block gives, which below full budget are latents, and skips Write with the rest.
-        """
-        if self.elastic_record.read_after == 0 and isinstance(config, FirstBlockCacheConfig):
+        """diffusers' own; not FirstBlockCache of a block in the core, which would keep latents and skip Write."""
+        if self.elastic_record.read_after == 0 and isinstance(config, diffusers.FirstBlockCacheConfig):
             raise ValueError("read_after must be at least 1 with FirstBlockCache, which needs a block before Read")
         super().enable_cache(config)  # pyrefly: ignore[missing-attribute]
 
     @contextmanager
     def cache_context(self: Model, name: str, **kwargs: Tree) -> Iterator[None]:
-        """diffusers' own context, by which pipelines say which branch runs."""
-        with branch(name), super().cache_context(name, **kwargs):  # pyrefly: ignore[missing-attribute]
+        """diffusers' own context, by which pipelines say which branch runs, "cond" or "uncond"; guiders "pred_cond"."""
+        with within(current_branch, name.removeprefix("pred_")), super().cache_context(name, **kwargs):  # pyrefly: ignore[missing-attribute]
             yield
 
 
-def _become(module: Model, mixin: Model) -> None:
+def _become(module: Model, mixin: Model, **settings: bool) -> None:
     kind: Model = type(module)
     module.__class__ = _elastic_class(kind, mixin)
+    vars(module).update(settings)
 
 
 @functools.cache
@@ -292,9 +310,9 @@ def _elastic_class(kind: Model, mixin: Model) -> Tree:
         "__qualname__": kind.__qualname__,
     }
     if issubclass(mixin, Elastic):  # Read and Write stay outside of what is run again in the backward pass
-        body[CHECKPOINT_FUNCTION] = checkpointing_through(checkpointed)
+        body[compat.CHECKPOINT_FUNCTION] = compat.checkpointing_through(checkpointed)
     subclass = type(kind.__name__, (mixin, kind), body)
-    register_block_like(subclass, kind)
+    compat.register_block_like(subclass, kind)
     return subclass
 
 
@@ -307,16 +325,15 @@ def _rows_of(value: Tree, rows: slice, batch: int, listed: bool) -> Tree:
     """The rows of everything with the batch in front. listed: lists have an entry a sample, too."""
     if isinstance(value, list) and listed:
         return value[rows]
-    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor, value)
+    return compat.tree_map_only(
+        Tensor, lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor, value
+    )
 
 
 def _joined(outputs: Sequence[Tree]) -> Tree:
-    """The outputs for the chunks of a batch as that of the batch."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(outputs))
-    if isinstance(first, list):  # one tensor a sample
-        return [each for output in outputs for each in output]
-    if isinstance(first, tuple):
-        return tuple(_joined(parts) for parts in zip(*outputs, strict=True))
-    return type(first)(**{name: _joined([output[name] for output in outputs]) for name in first})
+    """The outputs for the chunks of a batch as that of the batch; a list has one tensor a sample."""
+
+    def join(*parts: Tree) -> Tree:
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else [each for part in parts for each in part]
+
+    return compat.tree_map(join, *outputs, is_leaf=lambda node: isinstance(node, list))

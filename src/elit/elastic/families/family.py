@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.elastic.trees import map_tensors
+from elit.compat import tree_map_only
 
 Grid = tuple[int, ...]
-Arguments = Mapping[str, Any]
+Tree = Any
+"""A tensor, a plain value, or a dictionary, list or tuple of trees."""
+Arguments = dict[str, Tree]
 Model = Any
 """A transformer of diffusers or its elastified subclass, a block, or a class of them: their attributes differ."""
 Pipeline = Any
@@ -37,6 +38,27 @@ class Places(NamedTuple):
 Take = Callable[[Any, Places], Any]
 
 
+def of_image(axis: int) -> Take:
+    """For a tensor, or tensors, with the image tokens along `axis`; one entry for all of them stays."""
+
+    def take(tensor: Tensor, places: Places) -> Tensor:
+        return tensor if tensor.shape[axis] == 1 else tensor.index_select(axis, places.image)
+
+    return lambda value, places: tree_map_only(Tensor, lambda tensor: take(tensor, places), value)
+
+
+def of_sequence(axis: int) -> Take:
+    """For a tensor, or tensors, with the whole sequence along `axis`."""
+
+    def take(tensor: Tensor, places: Places) -> Tensor:
+        if places.sequence.ndim == 1:
+            return tensor.index_select(axis, places.sequence)
+        rows = zip(tensor, places.sequence, strict=True)  # batch first
+        return torch.stack([row.index_select(axis - 1, order) for row, order in rows])
+
+    return lambda value, places: tree_map_only(Tensor, lambda tensor: take(tensor, places), value)
+
+
 def text_length(arguments: Arguments) -> int:
     text = arguments.get("encoder_hidden_states")
     return 0 if text is None else text.shape[1]
@@ -47,13 +69,33 @@ def widths(model: Model) -> tuple[int, int]:
     return heads * model.config.attention_head_dim, heads
 
 
+def patch_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
+    """The grid of an input (B, C, *size)."""
+    size, patch = arguments["hidden_states"].shape[2:], transformer.config.patch_size
+    if isinstance(patch, int):
+        patch = (transformer.config.get("patch_size_t"), patch, patch)[-len(size) :]
+    return (tuple(length // p for length, p in zip(size, patch, strict=True)),)
+
+
+def thousandths(arguments: Arguments) -> Tensor:
+    return arguments["timestep"] / 1000
+
+
+def joint_attention(block: nn.Module, image: int, text: int) -> int:
+    return (image + text) ** 2
+
+
+def cross_attention(block: nn.Module, image: int, text: int) -> int:
+    return image * (image + text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One class of transformers."""
 
-    blocks: tuple[str, ...]
+    blocks: tuple[str, ...] = ("transformer_blocks",)
     """Attributes that hold its blocks, in the order in which forward runs them."""
-    grids: Callable[[Model, Arguments], tuple[Grid, ...]]
+    grids: Callable[[Model, Arguments], tuple[Grid, ...]] = patch_grid
     """Token grids that make up the image sequence, one behind the other, (rows, columns) or (frames, rows, columns)."""
     num_references: Callable[[Model, Arguments], int] = lambda model, arguments: 0
     """How many of those grids, the last ones, are reference images."""
@@ -61,9 +103,9 @@ class Family:
     """Axes of a grid."""
     window: Callable[[Model], Grid] = lambda model: (8, 8)
     """The default window."""
-    noise: Callable[[Arguments], Tensor]
+    noise: Callable[[Arguments], Tensor] = thousandths
     """The timestep as a noise level, 1 = noise, 0 = data; any shape."""
-    condition: Callable[[nn.Module, Arguments], Tensor]
+    condition: Callable[[Model, Arguments], Tensor] = lambda block, arguments: arguments["temb"]
     """The vector (B, c) that conditions a block, from its arguments."""
     condition_width: Callable[[Model, nn.Module], int] = lambda model, block: widths(model)[0]
     """c, for a transformer and the block that Read comes before."""
@@ -104,50 +146,5 @@ class Family:
     streams: tuple[tuple[str, str], ...] = ()
     """For costs: a pattern in a linear layer's name, and what it runs over: image (if none), text, both, sample, or
     other for what no budget changes."""
-    attention: Callable[[nn.Module, int, int], int]
+    attention: Callable[[Model, int, int], int] = joint_attention
     """For costs: pairs of query and key in a block's attentions, given image and text tokens."""
-
-
-def of_image(axis: int) -> Take:
-    """For a tensor, or tensors, with the image tokens along `axis`; one entry for all of them stays."""
-
-    def take(tensor: Tensor, places: Places) -> Tensor:
-        return tensor if tensor.shape[axis] == 1 else tensor.index_select(axis, places.image)
-
-    return lambda value, places: map_tensors(lambda tensor: take(tensor, places), value)
-
-
-def of_sequence(axis: int) -> Take:
-    """For a tensor, or tensors, with the whole sequence along `axis`."""
-
-    def take(tensor: Tensor, places: Places) -> Tensor:
-        if places.sequence.ndim == 1:
-            return tensor.index_select(axis, places.sequence)
-        rows = zip(tensor, places.sequence, strict=True)  # batch first
-        return torch.stack([row.index_select(axis - 1, order) for row, order in rows])
-
-    return lambda value, places: map_tensors(lambda tensor: take(tensor, places), value)
-
-
-def pack_patches(latents: Tensor) -> Tensor:
-    """(B, z, H, W) -> (B, H/2 · W/2, 4z): what Flux and Qwen-Image pipelines call packing."""
-    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
-
-
-def patch_grid(transformer: Model, arguments: Arguments) -> tuple[Grid, ...]:
-    """The grid of an input (B, C, *size)."""
-    size = arguments["hidden_states"].shape[2:]
-    patch = transformer.config.patch_size
-    patches = patch if isinstance(patch, tuple | list) else (patch,) * len(size)
-    return (tuple(length // p for length, p in zip(size, patches, strict=True)),)
-
-
-def thousandths(arguments: Arguments) -> Tensor:
-    return arguments["timestep"] / 1000
-
-
-def quarter(model: Model) -> Grid:
-    """The paper's 4 groups an axis of the size that the model was made for, and no more than its 8×8 tokens."""
-    size = model.config.sample_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    return tuple(min(8, max(1, side // model.config.patch_size // 4)) for side in sides)
