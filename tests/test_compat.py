@@ -1,7 +1,6 @@
 """Every private name of another package that the library uses is there in what is installed, asked for one by one."""
 
 import inspect
-import logging
 import subprocess
 import sys
 import textwrap
@@ -9,7 +8,6 @@ import warnings
 
 import pytest
 import torch
-from conftest import opened, small_vae
 from diffusers import DiffusionPipeline, DiTPipeline, PixArtAlphaPipeline, StableDiffusion3Pipeline
 from torch import nn
 
@@ -142,18 +140,3 @@ def test_torch_fidelity_has_its_inception():
         assert "Mixed_6d" in source and "feature_extractor_weights_path" in source and "logits_unbiased" in source
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
-
-
-def test_diffusers_warns_of_modules_to_keep_in_float32_where_there_are_none(caplog):
-    """A cast of our networks says nothing, with diffusers' hooks in use too; that of diffusers' own still does."""
-    import diffusers.hooks  # noqa: F401
-
-    model = opened("elit-dit")
-    logging.getLogger("diffusers").addHandler(caplog.handler)
-    try:
-        assert model.to(torch.bfloat16).dtype == torch.bfloat16
-        assert not caplog.records
-        small_vae().to(torch.bfloat16)
-        assert compat.NO_FLOAT32_MODULES in caplog.text
-    finally:
-        logging.getLogger("diffusers").removeHandler(caplog.handler)

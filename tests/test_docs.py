@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from serve.service import saved_model, served
 
 import elit
 from elit.cli.main import main, parse
-from elit.models.saved import save_model
 
 pytestmark = pytest.mark.usefixtures("digit_classifiers")
 
@@ -82,31 +82,13 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_the_guide_to_planning_runs_as_written(tmp_path, monkeypatch, capsys):
+def test_the_guide_to_planning_runs_as_written(models, tmp_path, monkeypatch, capsys):
     """With a network of random weights in the quickstart's place, and less time and fewer samples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
-    sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
-    model = elit.create_model("ELIT-DiT-S/1", sample_size=8, in_channels=1, num_classes=10, **sizes)
-    save_model(model, tmp_path / "runs/quickstart/model")
-    less = {
-        "profile": ["--seconds", "0"],
-        "sweep": [
-            "--count",
-            "8",
-            "--chunk",
-            "8",
-            "--steps",
-            "2",
-            "4",
-            "--scales",
-            "1.5",
-            "--budgets",
-            "100%",
-            "25%",
-            "1",
-        ],
-    }
+    shutil.copytree(models / "model", tmp_path / "runs/quickstart/model")
+    sweep = "--count 8 --chunk 8 --steps 2 4 --scales 1.5 --budgets 100% 25% 1"
+    less = {"profile": ["--seconds", "0"], "sweep": sweep.split()}
     for line in commands("inference.md"):
         words = shlex.split(line)[1:]
         assert main([*words, *less.get(words[0], [])]) == 0, line
@@ -158,15 +140,12 @@ def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatc
     for name, content in files.items():
         torch.save(content, name)
     small_vae(scaling_factor=0.18215).save_pretrained("sd-vae")
-    guide = (ROOT / "docs/released.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```bash\n(.*?)```", guide, flags=re.DOTALL):
-        for line in block.splitlines():
-            assert main([*shlex.split(line)[1:], *(["--steps", "3"] if " sample " in line else [])]) == 0, line
-    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
-        names: dict = {}
-        exec(block, names)
-        assert names["latents"].shape == (2, 4, 16, 16)
-        assert names["image"].size == (32, 32)
+    for line in commands("released.md"):
+        assert main([*shlex.split(line)[1:], *(["--steps", "3"] if " sample " in line else [])]) == 0, line
+    names: dict = {}
+    exec(blocks("released.md", "python"), names)
+    assert names["latents"].shape == (2, 4, 16, 16)
+    assert names["image"].size == (32, 32)
     assert all(Image.open(name).size for name in ("dogs.png", "heun.png", "dit.png"))
 
 

@@ -6,7 +6,6 @@ one by one, so that an upgrade which removes one says which.
 
 import dataclasses
 import functools
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -88,25 +87,6 @@ def is_dead_worker(error: BaseException) -> bool:
 
 
 # --- diffusers -------------------------------------------------------------------------------------------------------
-
-NO_FLOAT32_MODULES = "that should be kept in float32: []"
-"""Part of diffusers' warning when a network without modules to keep in float32 is cast. diffusers 0.42."""
-
-
-@contextmanager
-def quiet_cast() -> Iterator[None]:
-    """Silences that warning."""
-    logger = logging.getLogger("diffusers.models.modeling_utils")
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return NO_FLOAT32_MODULES not in record.getMessage()
-
-    logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(wanted)
-
 
 CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
 """Attribute of a diffusers model: the function through which its forward runs blocks in training. diffusers 0.32."""

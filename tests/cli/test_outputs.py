@@ -141,10 +141,3 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
         with pytest.raises(OSError, match="full"):
             write_folder(tmp_path / name, fail)
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
-
-
-@pytest.mark.parametrize("line", ["encode --inspect {} --vae x", "train --out {}/run"])
-def test_a_name_that_is_too_long_is_bad_input(run, line):
-    code, _, error = run(*line.format("x" * 300).split())
-    assert (code, error.count("\n")) == (2, 1)
-    assert "File name too long" in error

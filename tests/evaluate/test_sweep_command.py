@@ -90,7 +90,7 @@ def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
         (("--schedules", "0.5@0-0.4"), "budget must cover t from 0 to 1"),
         (("--guidance", "cfg", "--scales"), "scales"),
         (("--scales", "-1"), "scale"),
-        (("--quality", "fid"), "cannot use quality='fid': dinov2:dino scores fdd"),
+        (("--quality", "fid"), "quality must be any of fdd, got 'fid'"),
         (("--metrics", "fid"), "metrics must be of fdd, kid, precision, recall"),
         (("--detector", "dino"), "detector must be one of inception"),
         (("--prompts-file", "none.txt"), "prompts_file must be a file that is there, got 'none.txt'"),

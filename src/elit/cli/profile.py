@@ -11,7 +11,6 @@ from elit.cli.main import check_device, show_progress
 from elit.cli.options import OfNetwork
 from elit.config import require_counts
 from elit.elastic.load import load_model
-from elit.evaluate.report.tables import print_table
 from elit.files import Json, check_writable
 from elit.models.transformer import Transformer
 from elit.planner.choose import network_folder
@@ -48,13 +47,6 @@ def run(args: Args) -> Json:
     profile = measured(model, batch_sizes=args.batch_sizes, seconds=args.seconds, compile=args.compile)
     profile.save(folder)
     if not args.json:
-        columns = ("batch", "steps", "budget", "kind", "weak", "held_out", "ms", "predicted_ms")
-        rows = [
-            [*(_cell(row[name]) for name in columns), f"{row['predicted_ms'] / row['ms'] - 1:+.1%}"]
-            for row in sorted(profile.rows, key=lambda row: row["held_out"])
-        ]
-        title = ", ".join(f"{value}" for value in profile.recipe.values() if value)
-        print_table((*columns, "error"), rows, title=f"{title}: medians of {profile.rounds} rounds")
         prices = ", ".join(f"{name} {price:.3g}" for name, price in profile.cost["prices"].items() if price)
         print(f"Prices in ms (around, linear, attention: a GFLOP): {prices}")
         fitted, unseen = (profile.error(held_out=which) for which in (False, True))
@@ -67,9 +59,3 @@ def measured(model: Transformer, *, seconds: float, **options: Any) -> Profile:
     """A profile of the model, with a bar while it is measured."""
     with show_progress("measuring", round(seconds)) as progress:
         return measure_profile(model, seconds=seconds, progress=progress, **options)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

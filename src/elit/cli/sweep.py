@@ -160,11 +160,10 @@ def _check_tables(args: Args) -> None:
 
 def _quality(args: Args, groups: Sequence[MetricGroup], example: SampleSet) -> tuple[str, str]:
     """Specification of the detector and the metric of the plots. Raises ValueError."""
-    all_metrics = [group.possible(example) for group in groups]
-    for group, metrics in zip(groups, all_metrics, strict=True):
-        if args.quality is None or args.quality in metrics:
-            return group.specification, args.quality or metrics[0]
-    raise ValueError(f"cannot use quality={args.quality!r}: the detectors score {', '.join(sum(all_metrics, ()))}")
+    offers = [(group.specification, metric) for group in groups for metric in group.possible(example)]
+    wanted = [each for each in offers if args.quality in (None, each[1])]
+    require(bool(wanted), "quality", args.quality, f"any of {', '.join(metric for _, metric in offers)}")
+    return wanted[0]
 
 
 def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str) -> Json:

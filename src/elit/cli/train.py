@@ -11,17 +11,7 @@ from elit.cli.main import Command, option_value, parse as parse_arguments
 from elit.config import TrainConfig, load_config
 from elit.files import Json
 
-ROWS = {
-    "weights": "weights, float32",
-    "gradients": "gradients",
-    "optimizer": "Adam's moments",
-    "average": "averaged weights",
-    "gathered": "weights gathered from all devices",
-    "noise": "noise of the whole batch",
-    "activations": "activations",
-    "activations_checkpointed": "activations, with gradient checkpointing",
-    "peak": "peak",
-}
+PARTS = ("weights", "gradients", "optimizer", "average", "gathered", "noise", "activations", "activations_checkpointed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +64,10 @@ def _dry_run(args: Args) -> Json:
 
     settings = args.settings
     cost = estimate(settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)
-    gib = {name: getattr(cost, "weights" if name == "gradients" else name) / 2**30 for name in ROWS}
+    gib = {name: getattr(cost, "weights" if name == "gradients" else name) / 2**30 for name in (*PARTS, "peak")}
     if not args.json:
         print(f"{settings.model.name}: {cost.parameters / 1e6:.1f}M parameters")
-        rows = [[ROWS[name], f"{value:.2f}"] for name, value in gib.items() if value]
+        rows = [[name.replace("_", ", "), f"{value:.2f}"] for name, value in gib.items() if value]
         print_table(["memory of one device", "GiB"], rows)
         print(f"{cost.tflops:.1f} TFLOPs an iteration (3 × forward × batch {settings.batch_size})")
         print(

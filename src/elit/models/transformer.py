@@ -15,7 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
-from elit.compat import checkpoint_block, quiet_cast
+from elit.compat import checkpoint_block
 from elit.config import require
 from elit.models.conditioning import Condition, on_cpu
 from elit.models.interface import LatentInterface
@@ -79,8 +79,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         """As torch's own, unless diffusers may have hooks in use: its check for some imports them all, seconds."""
         if "diffusers.hooks" not in sys.modules:
             return cast(Self, nn.Module.to(self, *args, **kwargs))
-        with quiet_cast():
-            return super().to(*args, **kwargs)
+        return super().to(*args, **kwargs)
 
     def to_json_string(self) -> str:
         """Content of config.json, without the local folder that diffusers adds."""
