@@ -79,30 +79,22 @@ def command_module(name):
 
 
 def options_of(kind):
-    """Options and their types as text; those of a dataclass inside have no prefix but the model's."""
-    found = {}
+    """Names of options; those of a dataclass inside have no prefix but the model's."""
     for each in dataclasses.fields(kind):
         inner = each.default_factory() if each.default_factory is not dataclasses.MISSING else None
         if dataclasses.is_dataclass(inner):
-            prefix = "model." if each.name == "model" else ""
-            found |= {prefix + name: value for name, value in options_of(type(inner)).items()}
+            yield from (("model." if each.name == "model" else "") + name for name in options_of(type(inner)))
         else:
-            found[each.name] = str(each.type)
-    return found
+            yield each.name
 
 
 @st.composite
 def lines(draw, name):
-    """The words of a line of one command, sometimes without one."""
-    words, options = draw(st.lists(WORDS, max_size=2)), options_of(command_module(name).Args)
-    for option in draw(st.lists(st.sampled_from(sorted(options)), max_size=4)):
-        flag = option.replace("_", "-")
-        if "bool" in options[option]:
-            words.append(f"--{draw(st.sampled_from(['', 'no-']))}{flag}")
-        else:
-            words += [f"--{flag}", *draw(st.lists(WORDS, max_size=3 if "tuple" in options[option] else 1))]
-    if words and draw(st.integers(0, 4)) == 0:
-        del words[draw(st.integers(0, len(words) - 1))]
+    """The words of a line of one command."""
+    words, options = draw(st.lists(WORDS, max_size=2)), sorted(options_of(command_module(name).Args))
+    for option in draw(st.lists(st.sampled_from(options), max_size=4)):
+        flag = f"--{draw(st.sampled_from(['', '', '', 'no-']))}{option.replace('_', '-')}"
+        words += [flag, *draw(st.lists(WORDS, max_size=2))]
     return words
 
 
