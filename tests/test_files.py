@@ -45,20 +45,6 @@ def test_writers_at_the_same_time_have_names_of_their_own(tmp_path):
     assert path.read_text() == "one"
 
 
-def test_what_was_left_by_writers_that_were_killed_goes_after_a_day(tmp_path):
-    path = tmp_path / "a[1].txt"
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-    now, old = temporary.with_name(".a[1].txt.00000001.tmp"), temporary.with_name(".a[1].txt.00000002.tmp")
-    other = tmp_path / ".a1.txt.00000002.tmp"
-    for left in (now, old, other):
-        left.write_text("half")
-    os.utime(old, (0, 0))
-    os.utime(other, (0, 0))
-    write_text(path, "newer")
-    assert sorted(tmp_path.iterdir()) == sorted([path, now, other])
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
     """Whatever library meets it; safetensors has an error of its own."""

@@ -4,18 +4,14 @@ import os
 import re
 import secrets
 import shutil
-import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from glob import escape
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
 """A JSON object, or other values by name."""
-LONG_AGO = 24 * 3600.0
-"""Seconds after which a temporary file has no writer any more."""
 
 
 @contextmanager
@@ -51,11 +47,7 @@ def _system_errors(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that no other writer has. Removes what writers of `path` left that were killed long ago."""
-    for left in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
-        with suppress(OSError):  # another writer may remove it too
-            if time.time() - left.lstat().st_mtime > LONG_AGO:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    """A name beside `path` that no other writer has."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
