@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import elit
-from elit.cli.quickstart import RECIPES
+from elit.cli.quickstart import NETWORKS
 from elit.evaluate.report.tables import print_table
 from elit.models.saved import save_model
 from elit.pretrained import model_folder
@@ -47,8 +47,8 @@ def main() -> None:
 
 
 def quickstart_network(folder: Path) -> str:
-    recipe = RECIPES["dit"]
-    save_model(elit.create_model(recipe.name, sample_size=8, in_channels=1, num_classes=10, **recipe.model), folder)
+    sizes = NETWORKS["dit"].arguments() | {"sample_size": 8, "in_channels": 1, "num_classes": 10}
+    save_model(elit.create_model(**sizes), folder)
     return str(folder)
 
 

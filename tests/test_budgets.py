@@ -29,23 +29,16 @@ FOURS = tuple(range(4, 17, 4))
         (1, SIXTEEN, 1),
         (1.0, SIXTEEN, 16),
         (0.5, SIXTEEN, 8),
-        (0.01, SIXTEEN, 1),
-        (0.2, SIXTEEN, 3),
         (0.28125, SIXTEEN, 5),  # 4.5 rounds up
         (np.int64(8), SIXTEEN, 8),
         (np.float32(0.25), SIXTEEN, 4),
-        ("8", SIXTEEN, 8),
         ("0.5", SIXTEEN, 8),
         ("50%", SIXTEEN, 8),
         (" 12.5 % ", SIXTEEN, 2),
-        ("100%", SIXTEEN, 16),
         ("1.0", SIXTEEN, 16),
         ("1", SIXTEEN, 1),
-        ("1%", SIXTEEN, 1),
         ("full", SIXTEEN, 16),
-        (8, FOURS, 8),
         (0.05, FOURS, 4),
-        (0.6, FOURS, 8),
         (0.7, FOURS, 12),
         (None, (), None),
     ],
@@ -113,21 +106,21 @@ TIMES = [0.0, 0.25, 0.5, 0.75]
     ("schedule", "expected"),
     [
         (None, [16] * 4),
-        (0.5, [8] * 4),
         ("0.5", [8] * 4),
         ([1, 0.5, None, 16], [1, 8, 16, 16]),
         (lambda t: 4 if t < 0.5 else 1.0, [4, 4, 16, 16]),
         ("50%@0-0.5,100%@0.5-1", [8, 8, 16, 16]),
         ("0.5@0-0.5,1.0@0.5-1", [8, 8, 16, 16]),
         ("50%@0-0.5,1@0.5-1", [8, 8, 1, 1]),  # a bare 1 is one latent, everywhere
-        ("0.5@0-0.5,1@0.5-1", [8, 8, 1, 1]),
-        ("8@0-0.5,16@0.5-1", [8, 8, 16, 16]),
-        ("1@0-0.25,16@0.25-1", [1, 16, 16, 16]),
         ("4@0-0.6,full@0.6-1", [4, 4, 4, 16]),
     ],
 )
 def test_schedules(schedule, expected):
     assert schedule_budgets(schedule, TIMES, SIXTEEN) == expected
+
+
+def test_a_boundary_at_a_step_belongs_to_the_later_piece():
+    assert schedule_budgets("1@0-0.3,16@0.3-1", [0.2, 3 * 0.1], SIXTEEN) == [1, 16]
 
 
 def test_equal_parts_are_the_fewest():
@@ -142,11 +135,6 @@ def test_evenly_spaced_values_have_the_first_and_the_last():
     assert evenly_spaced(SIXTEEN, 20) == list(SIXTEEN)
     assert evenly_spaced("abc", 1) == ["a"]
     assert evenly_spaced((), 3) == []
-
-
-def test_a_boundary_at_a_step_belongs_to_the_later_piece():
-    times = [i / 10 for i in range(10)]
-    assert schedule_budgets("1@0-0.3,16@0.3-1", [3 * 0.1 if t == 0.3 else t for t in times], SIXTEEN)[3] == 16
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ def test_yaml_as_written_by_hand(tmp_path):
         ("stepz: 7", "unknown field 'stepz'"),
         ("model: {nam: x}", "model: unknown field 'nam'"),
         ("model: 3", "must be `field: value` lines"),
-        ("steps: many", "steps must be int, got 'many'"),
         ("steps: true", "steps must be int, got True"),
         ("learning_rate: fast", "learning_rate must be float, got 'fast'"),
         ("resume: 1", "resume must be bool, got 1"),

@@ -6,19 +6,17 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import SAVED, SIZES, opened, small_vae
+from conftest import SAVED, opened, small_vae
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
 from elit.cli.main import main
-from elit.models.presets import create_model
 from elit.models.saved import save_model
 from elit.sampling.pictures import read_text
 from elit.sampling.pipeline import ElitPipeline
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
-LATENTS = {"split": (1, 2, 1), "window": (4, 4)}
 
 
 def test_a_grid_an_array_and_a_folder(run, models):
@@ -95,13 +93,8 @@ def test_samples_that_are_not_finite_are_a_failed_run(run, models, tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A saved network of pixels, every path open."""
-    torch.manual_seed(0)
-    model = create_model("ELIT-DiT-S/2", **SIZES | {"in_channels": 3, "num_classes": 5} | LATENTS)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
     saved = tmp_path_factory.mktemp("like") / "model"
-    model.save_pretrained(saved)
+    opened("elit-dit", in_channels=3).save_pretrained(saved)
     return saved
 
 
@@ -140,7 +133,7 @@ def test_options_beside_it_change_the_settings(folder, tmp_path, capsys):
 
 def test_other_weights_under_the_same_name_are_refused(folder, tmp_path, capsys):
     picture, other = tmp_path / "a.png", tmp_path / "model"
-    model = create_model("ELIT-DiT-S/2", **SIZES | {"in_channels": 3, "num_classes": 5} | LATENTS)
+    model = opened("elit-dit", in_channels=3)
     model.save_pretrained(other)
     sampled(capsys, other, "--steps", 1, "--out", picture)
     with torch.no_grad():

@@ -20,6 +20,7 @@ from elit.elastic.engine import load_engine
 from elit.files import Json, check_new_output, check_writable
 from elit.planner.choose import find_profile, network_folder, plan
 from elit.planner.plan import Plan, make_target
+from elit.planner.profile import time_runs
 from elit.pretrained import model_name
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditions_of, take
 from elit.sampling.pictures import PictureRecord, Subject, is_sample, make_record, output_kind, read_text, write_samples
@@ -195,6 +196,10 @@ def planned(args: Args, engine: Engine, batch: int) -> Plan:
     model, folder = engine.network, network_folder(args.model) or args.model
     profile = find_profile(model, folder, compile=args.compile)
     if profile is None and args.target_gflops is None:
+        cheapest = Sampling(steps=1, budget=model.budgets[0] if model.budgets else None)
+        (ms,), _ = time_runs(model, [(cheapest, batch)], compile=args.compile, seconds=0.0)
+        if ms > (target := make_target(batch, **args.targets)).limit:
+            raise ValueError(f"{target.text}: the least possible here is {ms:.4g} ms, one step with the fewest latents")
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
         profile = measured(model, batch_sizes=sizes, seconds=30.0, compile=args.compile)
