@@ -86,9 +86,10 @@ def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | No
     sees["merged"] = sees["core"] // MERGED
     head, core = (len(blocks) for blocks in model.stages()[:2])
     total: Counter[str] = Counter()
+    counted = nn.Linear, SelfAttention, CrossAttention, JointBlock, LastJointBlock
     for name, module in model.named_modules():
         first, number, *_ = f"{name}.".split(".")
-        if first == "elastic" or "lora_" in name:
+        if not isinstance(module, counted) or first == "elastic" or "lora_" in name:
             continue
         part, merged = PARTS.get(first, "before"), 1
         if model.reads_all and number == "reader":
@@ -104,7 +105,7 @@ def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | No
             total[part] += 4 * rows**2 * module.proj.in_features
         elif isinstance(module, CrossAttention):
             total[part] += 4 * sees["pairs"] * module.proj.in_features
-        elif isinstance(module, JointBlock | LastJointBlock):
+        else:
             ways = 1 if isinstance(module, LastJointBlock) else 2  # the image attends to the text, or each to the other
             total[part] += ways * 4 * length * sees["text"] * module.image.attention.proj.in_features
     return total

@@ -1,6 +1,7 @@
 """Evaluations of a sampling run: the branches of every step, the steps that reuse the last output, and the cost."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -86,8 +87,7 @@ def sampling_flops(
         guidance = sampling.guidance and replace(sampling.guidance, drop_class=True)  # no shared head
         each = [replace(sampling, budget=b, sample_budgets=(), guidance=guidance) for b in sampling.sample_budgets]
         return round(statistics.mean(sampling_flops(model, one, sample_size=sample_size) for one in each))
-    budgets = model.budgets or (None,)
-    cost = {budget: count_flops(model, sample_size=sample_size, budget=budget) for budget in budgets}
     every = [branches_at for step in sampling_plan(model, sampling) for branches_at in step.values()]
-    twice = sum(map(shares_head, every)) * shared_flops(model, sample_size=sample_size)
-    return sum(cost[branch.budget] for branches_at in every for branch in branches_at) - twice
+    runs = Counter(branch.budget for branches_at in every for branch in branches_at)
+    cost = sum(count * count_flops(model, sample_size=sample_size, budget=budget) for budget, count in runs.items())
+    return cost - sum(map(shares_head, every)) * shared_flops(model, sample_size=sample_size)
