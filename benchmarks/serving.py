@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulator import bursty_rates, simulate
+from simulator import FOR_EVER, bursty_rates, simulate
 
 import elit
 from elit.budgets import evenly_spaced, resolve_budget
@@ -51,18 +51,18 @@ PIECES = 10
 
 
 def systems(service: ServiceSettings, budgets: Sequence[int]) -> dict[str, tuple[tuple[Sampling, ...], bool]]:
-    """Each system's ladder, and whether it refuses what would be late."""
+    """Each system's ladder, and whether its requests are patient: served late, not refused."""
     elastic, by_rule = service.ladder(budgets), replace(service, rungs=()).ladder(budgets)
     full, low = elastic[-1], replace(elastic[-1], budget=budgets[0] if budgets else None)
     counts = range(max(1, full.steps // 4), full.steps + 1)
     steps = tuple(replace(full, steps=count) for count in evenly_spaced(counts, len(by_rule)))
     return {
-        "elastic": (elastic, True),
-        "by rule": (by_rule, True),
-        "full": ((full,), False),
-        "low": ((low,), True),
-        "fewer steps": (steps, True),
-        "shedding": ((full,), True),
+        "elastic": (elastic, False),
+        "by rule": (by_rule, False),
+        "full": ((full,), True),
+        "low": ((low,), False),
+        "fewer steps": (steps, False),
+        "shedding": ((full,), False),
     }
 
 
@@ -73,18 +73,20 @@ async def measure(
     ladder: Sequence[Sampling],
     times: Sequence[float],
     *,
-    refuse: bool,
+    patient: bool,
 ) -> list[Outcome]:
     """What becomes of requests that arrive at `times` at a replica in this process."""
-    replica = Replica(engine, costs, service, ladder=ladder, refuse=refuse)
+    rungs: Any = [(each.steps, each.budget) for each in ladder]
+    replica = Replica(engine, costs, replace(service, steps=ladder[-1].steps, rungs=rungs))
     start = time.time()
 
     async def send(place: int, at: float) -> Outcome:
         await asyncio.sleep(max(0.0, start + at - time.time()))
         now = time.time()
         due = now + service.deadline_ms / 1e3
+        last = now + FOR_EVER if patient else due
         request = Request(
-            id=str(place), prompt=str(place % 10), arrival=now, deadline=due, settings=tuple(ladder), seeds=(place,)
+            id=str(place), prompt=str(place % 10), arrival=now, deadline=last, settings=tuple(ladder), seeds=(place,)
         )
         answer = await replica.generate(request)
         arrived: Json = {"arrival": now - start, "deadline": due - start}
@@ -225,17 +227,16 @@ def main(line: Sequence[str] | None = None) -> int:
     def record(kind: str, name: str, outcomes: list[Outcome]) -> None:
         rows.append({"run": kind, "system": name, **summarize_all(outcomes, quality)})
 
-    for name, (rungs, refuse) in systems(service, engine.budgets).items():
-        own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
-        simulated[name] = simulate(trace, rungs, costs, own, deadline_ms=deadline_ms)
+    own = PolicySettings(slots=slots, max_queue=service.max_queue)
+    for name, (rungs, patient) in systems(service, engine.budgets).items():
+        simulated[name] = simulate(trace, rungs, costs, own, deadline_ms=deadline_ms, patient=patient)
         record("simulated", name, simulated[name])
         if name in args.systems and not args.simulate_only:
-            measured[name] = asyncio.run(measure(engine, costs, service, rungs, trace, refuse=refuse))
+            measured[name] = asyncio.run(measure(engine, costs, service, rungs, trace, patient=patient))
             record("measured", name, measured[name])
     eight = arrivals(bursty_rates(args.seconds, 8 * args.load * capacity, args.seed), args.seed)
-    for name, (rungs, refuse) in systems(service, engine.budgets).items():
-        own = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
-        outcomes = simulate(eight, rungs, costs, own, deadline_ms=deadline_ms, replicas=8)
+    for name, (rungs, patient) in systems(service, engine.budgets).items():
+        outcomes = simulate(eight, rungs, costs, own, deadline_ms=deadline_ms, patient=patient, replicas=8)
         record("simulated × 8", name, outcomes)
     columns = list(rows[0])
     cells = [[f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]

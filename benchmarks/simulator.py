@@ -26,6 +26,9 @@ from elit.serve.policy import Policy, PolicySettings
 from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
 
+FOR_EVER = 1e9
+"""Seconds."""
+
 
 def bursty_rates(seconds: int, mean: float, seed: int = 0) -> list[float]:
     """Requests a second, one number a second, with `mean` over all; the highest is about twice that."""
@@ -58,6 +61,7 @@ def simulate(
     settings: PolicySettings,
     *,
     deadline_ms: float,
+    patient: bool = False,
     replicas: int = 1,
     seed: int = 0,
     noise: float = 0.0,
@@ -69,7 +73,8 @@ def simulate(
 
     Two replicas are drawn for a request, and the one with fewer requests takes it, as Ray Serve routes. noise: standard
     deviation of the logarithm of a step's time. wait_ms: of a request on its way to a replica and back, in no replica's
-    time. believed: the policy's costs where they differ from the true.
+    time. patient: requests that would be late are served late, not refused. believed: the policy's costs where they
+    differ from the true.
     """
     draw, order = random.Random(seed), count()
     fleet = [Replica(Policy(believed or costs, len(ladder), settings)) for _ in range(replicas)]
@@ -79,7 +84,8 @@ def simulate(
         heapq.heappush(events, (at, next(order), "arrival", place))
 
     def refuse(request: Request) -> None:
-        outcomes[int(request.id)] = Outcome(arrival=request.arrival, deadline=request.deadline, status=429)
+        due = request.arrival + deadline_ms / 1e3
+        outcomes[int(request.id)] = Outcome(arrival=request.arrival, deadline=due, status=429)
 
     def advance(which: int, now: float) -> None:
         """The replica decides, and runs its next step if it has any."""
@@ -95,11 +101,12 @@ def simulate(
         heapq.heappush(events, (now + taken[which] / 1e3, next(order), "step", which))
 
     taken = [0.0] * replicas
+    patience = FOR_EVER if patient else deadline_ms / 1e3
     finished = 0
     while events:
         now, _, kind, which = heapq.heappop(events)
         if kind == "arrival":
-            request = Request(id=str(which), arrival=now, deadline=now + deadline_ms / 1e3, settings=tuple(ladder))
+            request = Request(id=str(which), arrival=now, deadline=now + patience, settings=tuple(ladder))
             place = route(fleet, draw)
             if fleet[place].policy.arrive(request, now):
                 refuse(request)
@@ -111,7 +118,7 @@ def simulate(
                 now += request.images * costs.image / 1e3
                 outcomes[int(request.id)] = Outcome(
                     arrival=request.arrival,
-                    deadline=request.deadline,
+                    deadline=request.arrival + deadline_ms / 1e3,
                     finish=now + wait_ms / 1e3,
                     budget=branch_latents(setting)[0] or None,
                     steps=setting.steps,

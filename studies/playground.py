@@ -69,6 +69,8 @@ def main(line: Sequence[str] | None = None) -> int:
                 page.get_by_role("button", name="Load", exact=True).click()
             else:
                 page.get_by_role("tab", name="Load").click()
+            page.locator("#deadline input[type=number]").fill("2")
+            page.locator("#deadline input[type=number]").press("Enter")
             page.locator("#burst").click()
             page.wait_for_function("document.querySelector('#burst-words')?.innerText.includes('late')")
             page.wait_for_timeout(1500)

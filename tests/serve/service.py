@@ -39,6 +39,13 @@ def saved_model(folder: Path) -> Path:
     return folder
 
 
+def row(budget, steps, fd, guidance="none", scale=1.0, weak=None, digest=""):
+    """One line of a sweep's table."""
+    setting = {"budget": str(budget), "steps": steps, "guidance": guidance, "scale": scale, "guidance_budget": weak}
+    setting |= {"share": 1.0, "gflops": 1.0, "ms": 1.0, "saturation": 0.0, "recipe_sha256": "", "file": ""}
+    return setting | {"count": 100, "detector": "digits", "model_sha256": digest, "fd": fd}
+
+
 @contextmanager
 def served(
     service: ServiceSettings, key: str | None = None, replica: Replica | None = None

@@ -1,13 +1,13 @@
 """The API over real HTTP: OpenAI's client, bytes equal to elit sample's, limits, errors, streams, metrics, leaving."""
 
 import base64
-import http.client
 import io
 import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 from PIL import Image
@@ -39,26 +39,22 @@ def client(service):
     return openai.OpenAI(base_url=f"{service[0]}/v1", api_key=KEY, max_retries=0)
 
 
-def ask(url, body, key=KEY, path="/v1/images/generations", method="POST"):
-    """(status, headers, content) of one raw request; body: bytes, or what becomes JSON."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+def ask(url, body, key=KEY):
+    """The answer to one raw request; body: bytes, or what becomes JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        connection.request(method, path, content if method == "POST" else None, headers)
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
-    finally:
-        connection.close()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.post(f"{url}/v1/images/generations", content=content, headers=headers, timeout=60)
+
+
+def get(url, path, key=KEY):
+    return httpx.get(url + path, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=60)
 
 
 def sampled(folder, out, label, seed, served):
     """What elit sample writes at the setting that an answer names."""
-    guidance = served["guidance"]
     more = []
-    if guidance:
-        kind = "cfg" if guidance["budget"] is None else "ccfg"
-        more = ["--guidance", kind, "--scale", str(guidance["scale"])]
+    if guidance := served["guidance"]:
+        more = ["--guidance", "ccfg" if guidance["budget"] else "cfg", "--scale", str(guidance["scale"])]
         more += ["--guidance-budget", str(guidance["budget"])] if guidance["budget"] else []
     line = ["sample", str(folder), "--labels", str(label), "--count", "1", "--seed", str(seed), "--out", str(out)]
     assert main([*line, "--steps", str(served["steps"]), "--budget", str(served["budget"]), *more]) == 0
@@ -111,18 +107,15 @@ def test_previews_stream(client):
     events = list(client.images.generate(prompt="3", stream=True, partial_images=2, extra_body={"seed": 1}))
     kinds = [event.type.removeprefix("image_generation.") for event in events]
     assert kinds == ["partial_image", "partial_image", "completed"]
-    whole = client.images.generate(prompt="3", extra_body={"seed": 1, "budget": events[-1].elit["budget"]})
-    assert (
-        events[-1].b64_json == whole.data[0].b64_json or events[-1].elit["steps"] != whole.model_extra["elit"]["steps"]
-    )
+    how = events[-1].elit
+    how = {"seed": 1, "budget": how["budget"], "num_inference_steps": how["steps"]}
+    assert events[-1].b64_json == client.images.generate(prompt="3", extra_body=how).data[0].b64_json
     assert events[0].b64_json != events[1].b64_json
 
 
-def test_what_cannot_be_met_is_refused_at_once(client, service):
-    start = time.perf_counter()
+def test_what_cannot_be_met_is_refused_at_once(client):
     with pytest.raises(openai.RateLimitError) as refused:
         client.images.generate(prompt="3", extra_body={"deadline_ms": 0.5})
-    assert time.perf_counter() - start < 5
     assert int(refused.value.response.headers["Retry-After"]) >= 1
     assert refused.value.code == "deadline"
 
@@ -130,11 +123,10 @@ def test_what_cannot_be_met_is_refused_at_once(client, service):
 def test_without_the_key_there_is_nothing(service):
     url = service[0]
     for key in (None, "", "wrong", KEY + "x"):
-        for path in ("/v1/models", "/metrics", "/nothing"):
-            assert ask(url, b"", key, path, "GET")[0] == 401
-        assert ask(url, {"prompt": "3"}, key)[0] == 401
-    assert ask(url, b"", None, "/health", "GET")[0] == 200
-    assert ask(url, b"", None, "/ready", "GET")[0] == 200
+        answers = [get(url, path, key) for path in ("/v1/models", "/metrics", "/nothing")]
+        assert {each.status_code for each in (*answers, ask(url, {"prompt": "3"}, key))} == {401}
+    assert get(url, "/health", None).status_code == get(url, "/ready", None).status_code == 200
+    assert get(url, "/nothing").status_code == 404
 
 
 BAD = [
@@ -150,15 +142,13 @@ def test_malformed_requests_are_4xx_with_one_json_error_each(service):
     """Over HTTP; tests/test_fuzz.py asks the parser far more."""
     url, replica, _ = service
     for body in BAD:
-        status, _, content = ask(url, body)
-        message = json.loads(content)["error"]["message"]
-        assert 400 <= status < 500, (str(body)[:80], status, message)
-        assert message.strip()
+        answer = ask(url, body)
+        message = answer.json()["error"]["message"]
+        assert 400 <= answer.status_code < 500, (str(body)[:80], message)
+        assert 0 < len(message.strip()) < 500
         assert "\n" not in message
-        assert len(message) < 500
-        assert "Traceback" not in message
     assert not replica.here
-    assert ask(url, {"prompt": "3"})[0] == 200
+    assert ask(url, {"prompt": "3"}).status_code == 200
 
 
 def test_half_open_connections_and_bodies_that_never_come_hold_nothing_up(service, monkeypatch):
@@ -172,14 +162,11 @@ def test_half_open_connections_and_bodies_that_never_come_hold_nothing_up(servic
     slow = socket.create_connection((host, int(port)))
     slow.settimeout(20)
     slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-    assert ask(url, {"prompt": "3"})[0] == 200
+    assert ask(url, {"prompt": "3"}).status_code == 200
     assert b" 408 " in slow.recv(4096)
-    huge = http.client.HTTPConnection(host, int(port), timeout=20)
-    huge.request("POST", "/v1/images/generations", b"x" * 70_000, {"Authorization": f"Bearer {KEY}"})
-    assert huge.getresponse().status == 413
+    assert ask(url, b"x" * 70_000).status_code == 413
     for each in (*silent, slow):
         each.close()
-    huge.close()
 
 
 def test_a_client_that_leaves_frees_its_place(service):
@@ -203,36 +190,23 @@ def wait_until(true, seconds=30):
 
 def test_metrics_parse_and_count(client, service):
     client.images.generate(prompt="3", extra_body={"budget": 2})
-    text = ask(service[0], b"", KEY, "/metrics", "GET")[2].decode()
-    families = {family.name: family for family in text_string_to_metric_families(text)}
-    wanted = {
-        "requests",
-        "rejections",
-        "images",
-        "latency_seconds",
-        "queue_wait_seconds",
-        "batch_images",
-        "queue_length",
-    }
-    assert {f"elit_{name}" for name in wanted | {"slo_attainment", "in_flight", "deadlines"}} <= set(families)
-    images = {
-        (s.labels["budget"], s.labels["steps"]): s.value
-        for s in families["elit_images"].samples
-        if "budget" in s.labels
-    }
-    assert images[("2", "6")] >= 1
-    assert 0 < families["elit_slo_attainment"].samples[0].value <= 1
-    assert families["elit_in_flight"].samples[0].value == 0
+    text = get(service[0], "/metrics").text
+    families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+    names = "requests rejections images latency_seconds queue_wait_seconds batch_images queue_length deadlines"
+    assert {f"elit_{name}" for name in names.split()} <= set(families)
+    images = {tuple(each.labels.values()): each.value for each in families["elit_images"] if "budget" in each.labels}
+    assert images["2", "6"] >= 1
+    assert families["elit_in_flight"][0].value == 0
 
 
 def test_a_draining_service_takes_no_more(service):
     url, _, app = service
     app.state.draining = True
     try:
-        status, headers, content = ask(url, {"prompt": "3"})
-        assert (status, json.loads(content)["error"]["type"]) == (503, "server_error")
-        assert "retry-after" in {name.lower() for name in headers}
-        assert ask(url, b"", KEY, "/ready", "GET")[0] == 503
+        answer = ask(url, {"prompt": "3"})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+        assert "retry-after" in answer.headers
+        assert get(url, "/ready").status_code == 503
     finally:
         app.state.draining = False
 
@@ -244,8 +218,8 @@ def test_a_failing_engine_is_an_error_without_a_trace(service, monkeypatch):
         raise RuntimeError("secret")
 
     monkeypatch.setattr(replica.engine, "step", fail)
-    status, _, content = ask(url, {"prompt": "3"})
-    assert status == 500
-    assert b"secret" not in content
+    answer = ask(url, {"prompt": "3"})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
     monkeypatch.undo()
-    assert ask(url, {"prompt": "3"})[0] == 200
+    assert ask(url, {"prompt": "3"}).status_code == 200

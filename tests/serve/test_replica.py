@@ -52,40 +52,29 @@ def test_a_client_that_leaves_while_another_request_begins(replica, monkeypatch)
     assert not replica.policy.running
 
 
-def test_an_error_of_a_beginning_is_its_own_requests(replica, monkeypatch):
-    conditions = replica.engine.conditions
+def test_an_error_of_a_beginning_or_a_run_is_its_own_requests(replica, monkeypatch):
+    conditions, step = replica.engine.conditions, replica.engine.step
 
     def picky(prompts):
         if prompts[0] in ("large", "wrong"):
             raise MemoryError("secret") if prompts[0] == "large" else ValueError("no such\nclass")
         return conditions(prompts)
 
-    monkeypatch.setattr(replica.engine, "conditions", picky)
-
-    async def run():
-        tasks = [replica.generate(request(prompt, prompt)) for prompt in ("large", "3", "wrong")]
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    failed, good, invalid = asyncio.run(run())
-    assert str(failed) == "the engine failed"
-    assert good["images"]
-    assert invalid == {"invalid": "no such class"}
-
-
-def test_an_error_of_a_run_is_its_own_requests(replica, monkeypatch):
-    step = replica.engine.step
-
-    def picky(runs):
+    def picky_step(runs):
         step(runs)
         runs[0].error = ValueError("no such word") if len(runs) == 2 else None
 
-    async def run():
-        return await asyncio.gather(*(replica.generate(request(id)) for id in "ab"))
+    async def run(prompts):
+        tasks = [replica.generate(request(f"{place}", prompt)) for place, prompt in enumerate(prompts)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
-    monkeypatch.setattr(replica.engine, "step", picky)
-    invalid, good = asyncio.run(run())
-    assert invalid == {"invalid": "no such word"}
+    monkeypatch.setattr(replica.engine, "conditions", picky)
+    monkeypatch.setattr(replica.engine, "step", picky_step)
+    failed, late, good, invalid = asyncio.run(run(["large", "3", "3", "wrong"]))
+    assert str(failed) == "the engine failed"
+    assert late == {"invalid": "no such word"}
     assert good["images"]
+    assert invalid == {"invalid": "no such class"}
 
 
 def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from service import PROFILE, saved_model
+from service import PROFILE, row, saved_model
 
 from elit.planner.cost import Costs
 from elit.serve.loadtest import Outcome, arrivals, summarize
@@ -31,8 +31,8 @@ def test_one_request_alone_takes_what_the_costs_say():
 def test_first_come_first_served_is_the_single_server_queue():
     """Lindley's recursion: with one slot and no refusals a request starts when the one before it ends."""
     trace = arrivals([6.0] * 30, seed=1)
-    plain = PolicySettings(slots=1, refuse=False, max_queue=10_000)
-    outcomes = simulate(trace, RUNGS[-1:], COSTS, plain, deadline_ms=500)
+    plain = PolicySettings(slots=1, max_queue=10_000)
+    outcomes = simulate(trace, RUNGS[-1:], COSTS, plain, deadline_ms=500, patient=True)
     service, free = COSTS.alone_ms(RUNGS[-1]) / 1e3, 0.0
     for at, outcome in zip(trace, outcomes, strict=True):
         free = max(free, at) + service
@@ -45,11 +45,11 @@ def test_elastic_meets_more_deadlines_than_full_and_gives_more_than_the_floor():
     trace = arrivals(bursty_rates(60, 1.6 * capacity, seed=3), seed=3)
 
     def run(ladder, **options):
-        outcomes = simulate(trace, ladder, COSTS, PolicySettings(slots=slots, **options), deadline_ms=2000)
+        outcomes = simulate(trace, ladder, COSTS, PolicySettings(slots=slots), deadline_ms=2000, **options)
         assert len(outcomes) == len(trace)
         return summarize(outcomes)
 
-    elastic, full, low = run(RUNGS), run(RUNGS[-1:], refuse=False), run(RUNGS[:1])
+    elastic, full, low = run(RUNGS), run(RUNGS[-1:], patient=True), run(RUNGS[:1])
     assert 5 * elastic["violations"] < full["violations"]
     assert elastic["violations"] < run(RUNGS[-1:])["violations"]
     assert elastic["mean_budget"] > 2 * low["mean_budget"]
@@ -99,12 +99,9 @@ def test_the_simulator_as_a_script(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_benchmark_measures_all_systems_and_says_quality_over_time(tmp_path, capsys):
-    row = {"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 96, "detector": "digits", "fd": 0.0}
-    row |= {"share": 1.0, "gflops": 1.0, "ms": 1.0, "saturation": 0.0, "recipe_sha256": "", "file": ""}
     table = tmp_path / "sweep.jsonl"
     settings = [("all", 2, 6.0), ("all", 6, 4.0), ("2", 2, 9.0), ("2", 6, 8.0), ("1", 6, 20.0)]
-    rows = [row | {"budget": budget, "steps": steps, "fd": value} for budget, steps, value in settings]
-    table.write_text("\n".join(map(json.dumps, rows)))
+    table.write_text("\n".join(json.dumps(row(*each)) for each in settings))
     model = saved_model(tmp_path / "digits")
     line = ["--model", str(model), "--steps", "4", "--seconds", "1", "--sweep", str(table), "--out"]
     systems = ["--systems", "elastic", "shedding", "--threads", "1", "--patience", "4"]
@@ -112,7 +109,7 @@ def test_the_benchmark_measures_all_systems_and_says_quality_over_time(tmp_path,
     printed = capsys.readouterr().out
     assert "fd of what was served, measured, in 10 even pieces of the trace" in printed
     result = json.loads((tmp_path / "out.json").read_text())
-    runs = {(row["run"], row["system"]): row["mean_quality"] for row in result["rows"]}
+    runs = {(each["run"], each["system"]): each["mean_quality"] for each in result["rows"]}
     assert {system for run, system in runs if run == "measured"} == {"elastic", "shedding"}
     assert runs[("simulated", "full")] == pytest.approx(4 + 2 * math.log(6 / 4) / math.log(3))
     assert runs[("simulated", "low")] == 20

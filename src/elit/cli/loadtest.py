@@ -23,7 +23,7 @@ class Args(Command):
     url: Annotated[str, tyro.conf.Positional]
     """URL of the service, without /v1."""
     rate: float = 2.0
-    """Mean requests a second."""
+    """Requests a second."""
     burst: float = 1.0
     """In the middle third of the time the rate is this many times as high."""
     seconds: int = 30

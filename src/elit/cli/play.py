@@ -43,14 +43,12 @@ class Args(OfNetwork):
     """Open a browser, where there is a terminal."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.port <= 65535, "port", self.port, "0 to 65535")
-        require(self.service is not None or self.api_key is None, "service", None, "set where api_key is")
         local = self.expose or self.host in LOOPBACK
         require(local, "host", self.host, "127.0.0.1, since the page has no password; --expose allows others")
 
 
 def run(args: Args) -> None:
-    for module in ("gradio", "prometheus_client") if args.service else ("gradio",):
+    for module in ("gradio", "prometheus_client", "aiohttp") if args.service else ("gradio",):
         if importlib.util.find_spec(module) is None:
             raise ValueError(f"{module} is not installed: pip install 'elit-diffusion[serve,ui]'")
     from elit.play.page import open_page, serve

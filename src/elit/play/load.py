@@ -54,9 +54,9 @@ class Service:
 
 def build_load(service: Service, tab: gr.Tab) -> None:
     held = gr.State((None, []))
-    options: dict[str, Any] = {"x": "seconds", "height": 200, "x_title": "seconds since this tab was opened"}
+    options: dict[str, Any] = {"x": "seconds", "height": 200, "x_title": "seconds"}
     budget = gr.LinePlot(y="latents", title="Budget served, latents a group", elem_id="budgets", **options)
-    met = gr.LinePlot(y="percent", title="Answered in time, % of requests", y_lim=[0, 100], elem_id="met", **options)
+    met = gr.LinePlot(y="percent", title="Answered in time, % of requests", y_lim=[0, 105], elem_id="met", **options)
     with gr.Row():
         requests = gr.Slider(1, 64, value=32, step=1, label="Requests", elem_id="requests")
         seconds = gr.Slider(1, 10, value=4, step=1, label="Seconds", elem_id="seconds")
@@ -70,12 +70,9 @@ def build_load(service: Service, tab: gr.Tab) -> None:
         (before, rows), now = held, service.counts()
         new = now - (before or now)
         latents = new["latents"] / new["images"] if new["images"] else None
-        judged = new["yes"] + new["no"]
-        rows = [
-            *rows[1 - HISTORY :],
-            (rows[-1][0] + 1 if rows else 0, latents, 100 * new["yes"] / judged if judged else None),
-        ]
-        frame = pd.DataFrame(rows, columns=["seconds", "latents", "percent"])
+        percent = 100 * new["yes"] / judged if (judged := new["yes"] + new["no"]) else None
+        rows = [*rows[1 - HISTORY :], (rows[-1][0] + 1 if rows else 0, latents, percent)]
+        frame = pd.DataFrame(rows, columns=["seconds", "latents", "percent"], dtype=float)
         return (now, rows), frame[["seconds", "latents"]].dropna(), frame[["seconds", "percent"]].dropna()
 
     @report_errors(outcome)

@@ -149,7 +149,7 @@ def build_controls(play: Playground) -> Controls:
         weak = gr.Slider(label="Latents of the second branch", value=low, **latents)
     with gr.Accordion("Budget over time", open=False, visible=bool(budgets)):
         schedule = gr.LinePlot(
-            x="t", y="latents", x_title="t: 0 is noise, 1 is data", x_lim=[0, 1], y_lim=[0, high], height=200,
+            x="t", y="latents", x_title="t: 0 is noise, 1 is data", x_lim=[0, 1], y_lim=[0, 1.1 * high], height=200,
             title="Latents of every group in every step", elem_id="schedule",
         )  # fmt: skip
         info = "Latents or shares between two t: 4@0-0.5,16@0.5-1, or 25%@0-0.5,100%@0.5-1. Enter draws"

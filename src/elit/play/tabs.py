@@ -67,7 +67,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, present: g
         budget = f"budget {request.values()['budget']} of {full} latents" if full else "no latents: a baseline"
         budgets = play.renderer.step_budgets(request.sampling)
         times = [step / len(budgets) for step in range(len(budgets))]
-        return describe_cost(cost, budget), pd.DataFrame({"t": times, "latents": budgets})
+        return describe_cost(cost, budget), pd.DataFrame({"t": times, "latents": budgets}, dtype=float)
 
     def open_link(visitor: gr.Request) -> list[object]:
         try:

@@ -4,12 +4,12 @@ POST /v1/images/generations    GET /v1/models, /v1/models/NAME    GET /health, /
 """
 
 import asyncio
-import base64
 import hmac
 import json
 import logging
 import math
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -29,10 +29,8 @@ from elit.serve.settings import ServiceSettings
 log = logging.getLogger("elit.serve")
 OPEN = ("/health", "/ready")
 """Paths without a key."""
-MAX_BODY = 65536
-"""Bytes."""
-BODY_SECONDS = 10.0
-"""Time for a request's body to arrive."""
+MAX_BODY, BODY_SECONDS = 65536, 10.0
+"""Limits of a body: bytes, and the time in which it must arrive."""
 NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) | {
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}
 }
@@ -125,15 +123,11 @@ async def generate(call: Request) -> Response:
     with state.metrics.request():
         answer = await state.backend.generate(request)
         count_served(state.metrics, answer, request)
-    name, start = ("url", f"data:image/{request.output_format};base64,") if request.as_urls else ("b64_json", "")
-    content = {
-        "created": int(time.time()),
-        "data": [{name: start + as_base64(image)} for image in answer["images"]],
-        "output_format": request.output_format,
-        "size": "{}x{}".format(*answer["size"]),
-        "model": state.service.name,
-        "elit": report(answer, request),
-    }
+    name = request.response_format
+    start = f"data:image/{request.output_format};base64," if name == "url" else ""
+    content = {"created": int(time.time()), "model": state.service.name, "output_format": request.output_format}
+    content |= {"size": "{}x{}".format(*answer["size"]), "elit": report(answer, request)}
+    content["data"] = [{name: start + b64encode(image).decode()} for image in answer["images"]]
     return JSONResponse(content)
 
 
@@ -151,14 +145,14 @@ async def events(state: Any, request: ImageRequest) -> AsyncIterator[str]:
             async with aclosing(state.backend.stream(request)) as answers:
                 async for answer in answers:
                     if "preview" in answer:
-                        content = {"partial_image_index": number, "b64_json": as_base64(answer["preview"])}
+                        content = {"partial_image_index": number, "b64_json": b64encode(answer["preview"]).decode()}
                         yield event("image_generation.partial_image", content, answer)
                         number += 1
                         continue
                     count_served(state.metrics, answer, request)
                     for image in answer["images"]:
-                        content = {"b64_json": as_base64(image), "usage": NO_USAGE, "elit": report(answer, request)}
-                        yield event("image_generation.completed", content, answer)
+                        content = {"b64_json": b64encode(image).decode(), "elit": report(answer, request)}
+                        yield event("image_generation.completed", content | {"usage": NO_USAGE}, answer)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps({'type': 'error'} | error.body())}\n\n"
 
@@ -189,7 +183,7 @@ def count_served(metrics: Metrics, answer: Json, request: ImageRequest) -> None:
     if reason := answer.get("refused"):
         seconds = max(1, math.ceil(answer["retry_after"]))
         late = "the deadline cannot be met at the least quality that the request accepts"
-        why = late if reason == "deadline" else "the queue is full"
+        why = {"deadline": late, "queue": "the queue is full"}[reason]
         raise ApiError(429, f"{why}; try again in {seconds} s", code=reason, retry=seconds)
     if "invalid" in answer:
         raise ApiError(400, answer["invalid"])
@@ -201,7 +195,3 @@ def report(answer: Json, request: ImageRequest) -> Json:
     names = ("budget", "steps", "guidance", "gflops", "queue_ms", "compute_ms", "batch", "replica")
     more = {"seeds": list(request.seeds), "deadline_met": time.time() <= request.deadline}
     return {name: answer[name] for name in names} | more
-
-
-def as_base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()

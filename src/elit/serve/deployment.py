@@ -80,12 +80,20 @@ class Engines:
         self.replica.check()
 
 
-class Router:
-    """The app's backend, which sends requests to replicas."""
+class Gateway:
+    """HTTP in, requests to replicas; `serve.ingress` gives it its app, whose backend it is."""
 
-    def __init__(self, engines: DeploymentHandle, retried: Callable[[], None]):
-        self.engines, self.retried = engines, retried
+    def __init__(self, engines: DeploymentHandle, service: ServiceSettings):
+        from elit.serve import deployment
+
+        deployment.listen_on_loopback()
+        deployment.gateways.append(self)
+        key = os.environ.get(KEY_VARIABLE) or None
+        if service.needs_key and not key:
+            raise RuntimeError(f"the environment variable {KEY_VARIABLE} is empty; this service needs a key")
+        self.engines = engines
         self.model: Json | None = None
+        self.http_app: Any = make_app(service, self, key=key)
 
     async def describe(self) -> Json:
         if self.model is None:
@@ -116,10 +124,18 @@ class Router:
         try:
             yield
         except RayActorError:
-            self.retried()
+            self.http_app.state.metrics.retries.inc()
             if time.time() >= request.deadline:
                 raise unavailable("a replica died, and the deadline has passed") from None
             log.warning("replica died; request %s is sent again", request.id)
+
+    async def drain(self, seconds: float) -> int:
+        """Refuses new requests, and waits for unanswered ones; returns how many are left after `seconds`."""
+        self.http_app.state.draining = True
+        metrics, end = self.http_app.state.metrics, time.monotonic() + seconds
+        while metrics.unanswered() and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        return metrics.unanswered()
 
 
 @asynccontextmanager
@@ -145,29 +161,6 @@ async def errors_for_clients(seconds: float | None = None) -> AsyncIterator[None
 
 def unavailable(why: str) -> ApiError:
     return ApiError(503, f"{why}; try again", code="unavailable", retry=1)
-
-
-class Gateway:
-    """HTTP in, requests out; `serve.ingress` gives it its app, which `build_app` builds."""
-
-    def __init__(self, engines: DeploymentHandle, service: ServiceSettings):
-        from elit.serve import deployment
-
-        deployment.listen_on_loopback()
-        deployment.gateways.append(self)
-        key = os.environ.get(KEY_VARIABLE) or None
-        if service.needs_key and not key:
-            raise RuntimeError(f"the environment variable {KEY_VARIABLE} is empty; this service needs a key")
-        router = Router(engines, lambda: self.http_app.state.metrics.retries.inc())
-        self.http_app: Any = make_app(service, router, key=key)
-
-    async def drain(self, seconds: float) -> int:
-        """Refuses new requests, and waits for unanswered ones; returns how many are left after `seconds`."""
-        self.http_app.state.draining = True
-        metrics, end = self.http_app.state.metrics, time.monotonic() + seconds
-        while metrics.unanswered and time.monotonic() < end:
-            await asyncio.sleep(0.05)
-        return int(metrics.unanswered)
 
 
 gateways: list[Gateway] = []

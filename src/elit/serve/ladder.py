@@ -19,7 +19,7 @@ from elit.planner.quality import Quality, open_quality
 from elit.sampling.engine import Engine
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
-from elit.serve.settings import Rung, ServiceSettings, make_guidance
+from elit.serve.settings import Rung, ServiceSettings
 
 MAX_RUNGS = 12
 STEPS = 3
@@ -74,11 +74,7 @@ def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> t
     rungs = table_ladder(model, quality, service) if quality else ()
     if not quality or not rungs:
         return (), ""
-    first, last = (
-        f"{steps} steps" + (f" with {count} latents" if count else "") for steps, count in rungs[:: len(rungs) - 1]
-    )
-    best = f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {quality.path}"
-    return rungs, f"{best}: {first} to {last}"
+    return rungs, f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {quality.path}"
 
 
 def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings) -> tuple[Rung, ...]:
@@ -88,9 +84,8 @@ def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings)
     that were scored with it, all within the service's limits.
     """
     least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
-    guidance = make_guidance(service.scale(1.0), service.guidance_budget or None, model.budgets)
     scored: list[tuple[float, float, Rung]] = []
-    for plan in measured_plans(quality, Pricing(model), guidance):
+    for plan in measured_plans(quality, Pricing(model), service.guidance(model.budgets, 1.0)):
         if not isinstance(plan.budget, int | None):
             continue
         num_latents = resolve_budget(plan.budget, model.budgets)

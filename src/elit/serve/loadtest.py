@@ -33,12 +33,9 @@ class Outcome:
 
     arrival: float
     deadline: float
-    finish: float | None = None
-    """None where it was refused or failed."""
-    status: int = 200
-    """HTTP status: 200, 429 or 503; 0 without an answer."""
-    budget: int | None = None
-    """Latents per group it was served with."""
+    finish: float | None = None  # None where it was refused or failed
+    status: int = 200  # HTTP status; 0 without an answer
+    budget: int | None = None  # latents per group it was served with
     steps: int | None = None
 
     @property
@@ -83,18 +80,17 @@ def run_loadtest(
         done += 1
         if progress:
             progress(done, len(times))
-        served = {name: report.get(name) for name in ("budget", "steps")}
-        return Outcome(arrival=sent, deadline=sent + deadline_ms / 1e3, finish=finish, status=status, **served)
+        how = {name: report.get(name) for name in ("budget", "steps")}
+        return Outcome(arrival=sent, deadline=sent + deadline_ms / 1e3, finish=finish, status=status, **how)
 
     async def run() -> list[Outcome]:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
             try:
-                async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(total=10)) as answer:
-                    if answer.status != 200:
-                        raise ValueError(f"url={url!r}: answers {answer.status}; {(await answer.text())[:200]}")
+                timeout = aiohttp.ClientTimeout(total=10)
+                (await session.get(f"{url}/v1/models", timeout=timeout, raise_for_status=True)).close()
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise ValueError(f"url={url!r}: no service there ({type(error).__name__})") from None
+                raise ValueError(f"url={url!r}: no service there ({error})") from None
             start = time.perf_counter()
             return await asyncio.gather(*(send(session, start, place) for place in range(len(times))))
 
@@ -103,21 +99,21 @@ def run_loadtest(
 
 def summarize(outcomes: Sequence[Outcome]) -> Json:
     """Violations (refused, failed, late) as a share, latencies of the served in ms, mean budget and steps, goodput."""
-    served = [(each.finish, each) for each in outcomes if each.finish is not None]
-    latency = [1e3 * (finish - each.arrival) for finish, each in served]
-    budgets = [each.budget for _, each in served if each.budget is not None]
+    served = [each for each in outcomes if each.finish is not None]
+    latency = [1e3 * ((each.finish or 0.0) - each.arrival) for each in served]
+    budgets = [each.budget for each in served if each.budget is not None]
     begin = min((each.arrival for each in outcomes), default=0.0)
-    span = max((each.finish or each.arrival for each in outcomes), default=0.0) - begin
+    end = max((each.finish or each.arrival for each in outcomes), default=0.0)
     met, total = sum(each.met for each in outcomes), max(1, len(outcomes))
     p50, p99 = np.quantile(latency, (0.5, 0.99), method="inverted_cdf").tolist() if latency else (None, None)
     return {
         "requests": len(outcomes),
-        "violations": 1 - met / total if outcomes else 0.0,
+        "violations": (len(outcomes) - met) / total,
         "refused": (len(outcomes) - len(served)) / total,
         "late": (len(served) - met) / total,
         "p50_ms": p50,
         "p99_ms": p99,
         "mean_budget": fmean(budgets) if budgets else None,
-        "mean_steps": fmean(each.steps or 0 for _, each in served) if served else None,
-        "goodput": met / span if span > 0 else 0.0,
+        "mean_steps": fmean(each.steps or 0 for each in served) if served else None,
+        "goodput": met / max(end - begin, 1e-9),
     }

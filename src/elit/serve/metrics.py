@@ -29,28 +29,21 @@ class Metrics:
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self.batch = histogram("elit_batch_images", "Images in progress, mean over a request's steps", buckets=sizes)
         self.deadlines = counter("elit_deadlines", "Requests by whether their deadline was met", ["met"])
-        self.attainment = gauge("elit_slo_attainment", "Share of all requests answered with images in time")
         self.queue = gauge("elit_queue_length", "Requests waiting at a replica at its last answer", ["replica"])
         self.in_flight = gauge("elit_in_flight", "Requests without an answer")
         self.retries = counter("elit_retries", "Requests sent again since a replica died")
-        self.attained = self.judged = self.unanswered = 0
-        self.attainment.set(1)
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Counts a request without an answer, and a failure that ends it."""
-        self.unanswered += 1
-        self.in_flight.set(self.unanswered)
-        try:
-            yield
-        except ApiError as error:
-            if error.status == 429 or error.status >= 500:
-                self.rejections.labels(error.code or "unavailable").inc()
-                self._count_deadline(False)
-            raise
-        finally:
-            self.unanswered -= 1
-            self.in_flight.set(self.unanswered)
+        with self.in_flight.track_inprogress():
+            try:
+                yield
+            except ApiError as error:
+                if error.status == 429 or error.status >= 500:
+                    self.rejections.labels(error.code or "unavailable").inc()
+                    self.deadlines.labels("no").inc()
+                raise
 
     def served(self, answer: Json, seconds: float, met: bool) -> None:
         """An answer with images. answer: a replica's."""
@@ -59,12 +52,10 @@ class Metrics:
         self.wait.observe(answer["queue_ms"] / 1e3)
         self.batch.observe(answer["batch"])
         self.queue.labels(answer["replica"]).set(answer["queue_length"])
-        self._count_deadline(met)
-
-    def _count_deadline(self, met: bool) -> None:
         self.deadlines.labels("yes" if met else "no").inc()
-        self.judged, self.attained = self.judged + 1, self.attained + met
-        self.attainment.set(self.attained / self.judged)
+
+    def unanswered(self) -> int:
+        return int(self.registry.get_sample_value("elit_in_flight") or 0)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -16,6 +16,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from elit.planner.cost import Costs
 from elit.sampling.settings import Sampling
@@ -34,31 +35,22 @@ class Running:
     steps_left: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
+class Refusal(NamedTuple):
     request: Request
-    reason: str
-    """"deadline" or "queue"."""
-    retry_after: float
-    """Seconds after which the same request, as urgent as it was, would be taken."""
+    reason: str  # "deadline" or "queue"
+    retry_after: float  # seconds after which the same request, as urgent as it was, would be taken
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
     """The limits of a policy."""
 
-    slots: int = 8
-    """Images in progress at a time."""
-    max_queue: int = 64
-    """Limit of waiting images."""
-    safety: float = 1.1
-    """Predicted times are taken this many times longer."""
+    slots: int = 8  # images in progress at a time
+    max_queue: int = 64  # waiting images
+    safety: float = 1.1  # predicted times are taken this many times longer
     reserve: float = 0.5
     """Share of the time to its deadline that a level leaves a request: room for those who come next."""
-    hold: float = 0.5
-    """Seconds for which a higher level must have been possible before it is taken."""
-    refuse: bool = True
-    """False: take everything that the queue holds, and serve it late, as a plain server does."""
+    hold: float = 0.5  # seconds for which a higher level must have been possible before it is taken
 
 
 @dataclass
@@ -66,19 +58,15 @@ class Policy:
     """The state of one replica: what waits, what runs, and the level."""
 
     costs: Costs
-    levels: int
-    """Rungs of the service's ladder."""
+    levels: int  # rungs of the service's ladder
     settings: PolicySettings = field(default_factory=PolicySettings)
-    waiting: list[Request] = field(default_factory=list)
-    """Sorted by deadline, then arrival."""
+    waiting: list[Request] = field(default_factory=list)  # sorted by deadline, then arrival
     running: list[Running] = field(default_factory=list)
-    slowdown: float = 1.0
-    """The time of recent steps over their predicted time."""
+    slowdown: float = 1.0  # the time of recent steps over their predicted time
     level: int = -1
     _possible: int = -1
     _limited: float = -math.inf
-    _last: float = 0.0
-    """When a request or a decision came last."""
+    _last: float = 0.0  # when a request or a decision came last
 
     def __post_init__(self) -> None:
         self.level = self._possible = self.levels - 1
@@ -90,9 +78,9 @@ class Policy:
         self._last = now
         if self.waiting and sum(each.images for each in (*self.waiting, request)) > self.settings.max_queue:
             drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
-            return Refusal(request=request, reason="queue", retry_after=drained)
-        if self.settings.refuse and (late := self._delay_caused(now, request)) > 0:
-            return Refusal(request=request, reason="deadline", retry_after=late)
+            return Refusal(request, "queue", drained)
+        if (late := self._delay_caused(now, request)) > 0:
+            return Refusal(request, "deadline", late)
         insort(self.waiting, request, key=by_deadline)
         return None
 
@@ -102,33 +90,25 @@ class Policy:
         self.running = [each for each in self.running if each.request.id != id]
 
     def decide(self, now: float) -> tuple[list[Running], list[Refusal]]:
-        """The requests that start between two steps, and those that can no longer be met, since steps took longer.
-
-        Where any request waits and nothing runs, one starts.
-        """
+        """The requests that start between two steps, and those that can no longer be met, since steps took longer."""
         self._last = now
-        starts: list[Running] = []
         if not self.waiting or not self._free(self.running, self.waiting[0]):
-            return starts, []
-        refused = list(self._hopeless(now)) if self.settings.refuse else []
+            return [], []
+        already = len(self.running)
+        refused = list(self._hopeless(now))
         level = self._steady(self._highest(now), now) if self.waiting else self.level
         while self.waiting and self._free(self.running, self.waiting[0]):
-            request = self.waiting[0]
-            setting = request.at(level)
-            if self.running and self._harms(now, request, setting):
+            setting = self.waiting[0].at(level)
+            if self.running and self._harms(now, self.waiting[0], setting):
                 break
-            del self.waiting[0]
-            starts.append(Running(request, setting, setting.steps))
-            self.running.append(starts[-1])
-        return starts, refused
+            self.running.append(Running(self.waiting.pop(0), setting, setting.steps))
+        return self.running[already:], refused
 
     def stepped(self, ms: float) -> list[Running]:
         """Counts a step of `ms`; returns the requests that are done."""
-        predicted = self._step_ms(self.running)
-        if predicted > 0:
+        if (predicted := self._step_ms(self.running)) > 0:
             # A single step may be disturbed by anything: it counts a tenth, and at most 4 times the old value.
-            ratio = min(ms / predicted, 4 * self.slowdown)
-            self.slowdown = 0.9 * self.slowdown + 0.1 * ratio
+            self.slowdown = 0.9 * self.slowdown + 0.1 * min(ms / predicted, 4 * self.slowdown)
         for each in self.running:
             each.steps_left -= 1
         done = [each for each in self.running if each.steps_left <= 0]
@@ -199,11 +179,10 @@ class Policy:
     def _hopeless(self, now: float) -> Iterable[Refusal]:
         """Takes out the requests that would be late at their least: it is better not to begin them."""
         while late := self._late(now, self.waiting):
-            first = next((request for request in self.waiting if request.id in late), None)
-            if first is None:
+            if not (lost := [request for request in self.waiting if request.id in late]):
                 return
-            self.waiting.remove(first)
-            yield Refusal(request=first, reason="deadline", retry_after=late[first.id])
+            self.waiting.remove(lost[0])
+            yield Refusal(lost[0], "deadline", late[lost[0].id])
 
     def _free(self, running: Sequence[Running], request: Request) -> bool:
         busy = sum(each.request.images for each in running)

@@ -1,14 +1,9 @@
-"""One replica: its queue, its policy, and the loop that steps the engine. asyncio, no Ray.
-
-The queue is the replica's own. Ray Serve's `@serve.batch` knows neither deadlines nor priorities, sends requests that
-do not fit to the back of its queue, needs a request's size before its budget is known, and lets none join a running
-batch.
-"""
+"""One replica: its queue, its policy, and the loop that steps the engine. asyncio, no Ray."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +21,7 @@ from elit.sampling.engine import Engine, NetworkEngine, Run
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
 from elit.serve.ladder import measure_costs
-from elit.serve.policy import Policy, PolicySettings, Refusal, Running
+from elit.serve.policy import Policy, PolicySettings, Running
 from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings, parse_size
 
@@ -42,46 +37,27 @@ class Progress:
 
     request: Request
     answers: asyncio.Queue[Json | Exception] = field(default_factory=asyncio.Queue)
-    runs: list[Run] = field(default_factory=list)
-    """One an image, so that its bytes do not depend on the request's others."""
+    runs: list[Run] = field(default_factory=list)  # one an image, so that its bytes do not depend on the others
     started: float = 0.0
-    batches: list[int] = field(default_factory=list)
-    """Images in progress in each of its steps."""
+    batches: list[int] = field(default_factory=list)  # images in progress in each of its steps
 
     def wants_preview(self) -> bool:
         steps, step, previews = self.runs[0].total, self.runs[0].steps_done, self.request.previews
         return step < steps and any(step == max(1, steps * (i + 1) // (previews + 1)) for i in range(previews))
 
-    def encode(self, pixels: Tensor) -> bytes:
-        """One picture (1, C, H, W) as the content of a file."""
-        suffix = f".{self.request.output_format}"
-        return encode_picture(sheet_frames(pixels, suffix, scale=1), suffix)
-
 
 class Replica:
     """Requests in, pictures out, by a loop inside the running event loop."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        costs: Costs,
-        service: ServiceSettings,
-        name: str = "0",
-        *,
-        ladder: Sequence[Sampling] | None = None,
-        refuse: bool = True,
-    ):
-        """ladder: default the service's own. refuse: False serves late requests, as a plain server does."""
-        self.engine, self.service, self.name = engine, service, name
-        ladder = ladder or service.ladder(engine.budgets, engine.default_scale)
+    def __init__(self, engine: Engine, costs: Costs, service: ServiceSettings, name: str = "0"):
+        self.engine, self.name = engine, name
+        ladder = service.ladder(engine.budgets, engine.default_scale)
         slots = service.max_batch or costs.efficient_batch(ladder[0], MAX_SLOTS)
-        limits = PolicySettings(slots=slots, max_queue=service.max_queue, refuse=refuse)
+        limits = PolicySettings(slots=slots, max_queue=service.max_queue)
         self.policy = Policy(replace(costs, separate=engine.exact), len(ladder), limits)
         self.here: dict[str, Progress] = {}
-        self.failures = 0
-        """Failed steps in a row."""
-        self._left: list[Run] = []
-        """Runs without a client; everything that touches the engine is done in its thread, between two steps."""
+        self.failures = 0  # failed steps in a row
+        self._left: list[Run] = []  # runs without a client, closed in the engine's thread between two steps
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
@@ -119,7 +95,7 @@ class Replica:
         if self._loop_task is None:
             self._loop_task = asyncio.get_running_loop().create_task(self._run())
         if refusal := self.policy.arrive(request, time.time()):
-            yield refused(refusal)
+            yield {"refused": refusal.reason, "retry_after": refusal.retry_after}
             return
         progress = self.here[request.id] = Progress(request)
         self._wake.set()
@@ -149,32 +125,31 @@ class Replica:
                 await self._in_thread(self._left.pop().close)
             starts, refusals = self.policy.decide(time.time())
             for refusal in refusals:
-                self._answer(refusal.request, refused(refusal))
+                self._answer(refusal.request, {"refused": refusal.reason, "retry_after": refusal.retry_after})
             for start in starts:
                 if progress := self.here.get(start.request.id):  # else the client left while another request began
                     await self._begin(progress, start.setting)
             if self.policy.running:
                 await self._step()
-            elif not self._left:
+            elif not self._left and not self.policy.waiting:
                 self._wake.clear()
-                if not self.policy.waiting:
-                    await self._wake.wait()
+                await self._wake.wait()
 
     async def _begin(self, progress: Progress, setting: Sampling) -> None:
-        request, engine = progress.request, self.engine
+        request = progress.request
         progress.started = time.time()
 
         def begin() -> list[Run]:
-            conditions = engine.conditions([request.prompt])
+            conditions = self.engine.conditions([request.prompt])
             options: Json = {"size": request.size, "negatives": [request.negative_prompt]}
-            return [engine.begin(conditions, [seed], setting, **options) for seed in request.seeds]
+            return [self.engine.begin(conditions, [seed], setting, **options) for seed in request.seeds]
 
         try:
             progress.runs = await self._in_thread(begin)
         except Exception as error:  # out of memory, too, is this request's alone
             self._fail(progress, error)
             return
-        if request.id not in self.here:
+        if request.id not in self.here:  # its client has left meanwhile
             self._end(progress)
 
     async def _step(self) -> None:
@@ -184,11 +159,10 @@ class Replica:
         start = time.perf_counter()
         try:
             await self._in_thread(self.engine.step, runs)
-        except Exception:
-            log.exception("a step failed")
+        except Exception as error:
             self.failures += 1
             for _, progress in running:
-                self._fail(progress, RuntimeError("a step failed"))
+                self._fail(progress, error, ours=True)
             return
         self.failures = 0
         done = self.policy.stepped(1e3 * (time.perf_counter() - start))
@@ -203,12 +177,13 @@ class Replica:
             elif progress.wants_preview():
                 pixels = await self._in_thread(progress.runs[0].preview)
                 if pixels is not None:
-                    progress.answers.put_nowait({"preview": progress.encode(pixels), "size": self.engine.size})
+                    preview = encode(pixels, progress.request.output_format)
+                    self._answer(progress.request, {"preview": preview, "size": self.engine.size})
 
-    def _fail(self, progress: Progress, error: Exception) -> None:
-        """Ends one request; the others go on."""
+    def _fail(self, progress: Progress, error: Exception, *, ours: bool = False) -> None:
+        """Ends one request; the others go on. A ValueError is the request's fault, unless it is `ours`."""
         self._end(progress)
-        if isinstance(error, ValueError):
+        if isinstance(error, ValueError) and not ours:
             self._answer(progress.request, {"invalid": " ".join(str(error).split())[:300]})
         else:
             log.error("a request failed", exc_info=error)
@@ -218,7 +193,8 @@ class Replica:
         runs, request, setting = progress.runs, progress.request, running.setting
 
         def finish() -> tuple[list[bytes], float]:
-            return [progress.encode(run.pictures()) for run in runs], self.engine.gflops(setting, request.size)
+            pictures = [encode(run.pictures(), request.output_format) for run in runs]
+            return pictures, self.engine.gflops(setting, request.size)
 
         try:
             pictures, gflops = await self._in_thread(finish)
@@ -249,8 +225,9 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run, *arguments)
 
 
-def refused(refusal: Refusal) -> Json:
-    return {"refused": refusal.reason, "retry_after": refusal.retry_after}
+def encode(pixels: Tensor, kind: str) -> bytes:
+    """One picture (1, C, H, W) as the content of a file."""
+    return encode_picture(sheet_frames(pixels, f".{kind}", scale=1), f".{kind}")
 
 
 def load_replica(service: ServiceSettings, name: str = "0") -> Replica:

@@ -12,7 +12,7 @@ from elit.config import require
 from elit.files import Json
 from elit.models.conditioning import class_numbers
 from elit.sampling.settings import Sampling
-from elit.serve.settings import ServiceSettings, make_guidance, parse_size
+from elit.serve.settings import ServiceSettings, parse_size
 
 Budget = Annotated[str, Field(max_length=64)] | int | float
 MAX_PROMPT = 1000
@@ -77,19 +77,15 @@ class Request:
     id: str
     arrival: float
     deadline: float
-    settings: tuple[Sampling, ...]
-    """The settings it accepts, from the least to the preferred."""
-    first: int = 0
-    """Rung of the ladder that settings[0] is."""
-    seeds: tuple[int, ...] = (0,)
-    """One an image."""
+    settings: tuple[Sampling, ...]  # those it accepts, from the least to the preferred
+    first: int = 0  # rung of the ladder that settings[0] is
+    seeds: tuple[int, ...] = (0,)  # one an image
     prompt: str = ""
     negative_prompt: str = ""
-    size: tuple[int, int] | None = None
-    """(width, height); None = the model's own."""
+    size: tuple[int, int] | None = None  # (width, height); None = the model's own
     quality: str = "auto"
+    response_format: str = "b64_json"
     output_format: str = "png"
-    as_urls: bool = False
     stream: bool = False
     previews: int = 0
 
@@ -112,16 +108,11 @@ def read_request(body: bytes, service: ServiceSettings, model: Json, now: float)
     Raises ApiError naming the first parameter that is invalid, beyond the service's limits, or not for this model.
     """
     try:
-        wanted = Parameters.model_validate_json(body)
+        return _make_request(Parameters.model_validate_json(body), service, model, now)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0])[:64] if first["loc"] else "body"
         raise ApiError(400, f"{name}: {first['msg'][:200]}", param=name) from None
-    if wanted.model not in ("", service.name):
-        message = f"model: {wanted.model[:64]!r} is not served here; give {service.name!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")
-    try:
-        return _make_request(wanted, service, model, now)
     except ValueError as error:
         message = " ".join(str(error).split())[:300]
         raise ApiError(400, message, param=re.split(r"\W", message)[0]) from None
@@ -129,6 +120,9 @@ def read_request(body: bytes, service: ServiceSettings, model: Json, now: float)
 
 def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now: float) -> Request:
     """Messages of its errors begin with the parameter's name."""
+    if wanted.model not in ("", service.name):
+        message = f"model: {wanted.model[:64]!r} is not served here; give {service.name!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
     require(wanted.n <= service.most_images, "n", wanted.n, f"at most {service.most_images}")
     seed = secrets.randbelow(2**31) if wanted.seed is None else wanted.seed
     require(seed + wanted.n <= 2**63, "seed", seed, "less than 2**63 - n")
@@ -146,13 +140,9 @@ def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now
         first=first,
         seeds=tuple(range(seed, seed + wanted.n)),
         prompt=_prompt(wanted.prompt, model),
-        negative_prompt=wanted.negative_prompt,
         size=_size(wanted.size, model),
-        quality=wanted.quality,
-        output_format=wanted.output_format,
-        as_urls=wanted.response_format == "url",
-        stream=wanted.stream,
         previews=wanted.partial_images if wanted.stream else 0,
+        **wanted.model_dump(include={"negative_prompt", "quality", "response_format", "output_format", "stream"}),
     )
 
 
@@ -161,17 +151,14 @@ def _accepted(wanted: Parameters, service: ServiceSettings, model: Json) -> tupl
 
     auto: all of it. high: the full setting alone. medium: from the middle up. low: up to the middle.
     """
-    default, budgets, steps = model["guidance_scale"], model["budgets"], wanted.num_inference_steps
-    scale = service.scale(default) if wanted.guidance_scale is None else wanted.guidance_scale
-    if scale != 1:
-        require(model["guides"], "guidance_scale", scale, "left out: this model has no guidance")
-    elif wanted.guidance_budget is not None:
-        raise ValueError("guidance_budget must be left out, or have a guidance_scale other than 1")
+    budgets, default, steps = model["budgets"], model["guidance_scale"], wanted.num_inference_steps
+    scale, weak = wanted.guidance_scale, wanted.guidance_budget
     try:
-        weak = service.guidance_budget or None if wanted.guidance_budget is None else wanted.guidance_budget
-        guidance = make_guidance(scale, weak, budgets)
+        guidance = service.guidance(budgets, default, scale, weak)
     except ValueError as error:
         raise ValueError(f"guidance_{error}") from None
+    require(guidance is None or model["guides"], "guidance_scale", scale, "left out: this model has no guidance")
+    require(guidance is not None or weak is None, "guidance_scale", scale, "other than 1 where guidance_budget is set")
     ladder = service.ladder(budgets, default)
     middle, top = len(ladder) // 2, len(ladder) - 1
     first, last = {"low": (0, middle), "medium": (middle, top), "high": (top, top)}.get(wanted.quality, (0, top))

@@ -30,17 +30,15 @@ OBJECT_STORE = 150 * 2**20
 
 
 def http_options(service: ServiceSettings) -> Json:
-    """Serve's HTTP options."""
     return {"host": service.host, "port": service.port, "request_timeout_s": 3700, "keep_alive_timeout_s": 30}
 
 
 def write_config(path: Path, service: ServiceSettings) -> None:
     """Writes the file that `serve deploy` takes. Without the key: replicas read it from the environment."""
-    app = {"name": APP, "route_prefix": "/", "import_path": "elit.serve.deployment:application"}
-    app |= {"args": service.options()}
+    place = {"route_prefix": "/", "import_path": "elit.serve.deployment:application"}
+    app = {"name": APP, **place, "args": service.options()}
     config = {"proxy_location": "EveryNode", "http_options": http_options(service), "applications": [app]}
-    text = "# made by elit serve --build; serve deploy FILE, or serve run FILE\n"
-    write_text(path, text + yaml.safe_dump(config, sort_keys=False))
+    write_text(path, "# serve deploy FILE, or serve run FILE\n" + yaml.safe_dump(config, sort_keys=False))
 
 
 class StopSignal:

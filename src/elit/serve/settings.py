@@ -141,21 +141,20 @@ class ServiceSettings:
             spaced = evenly_spaced([count for count in budgets if count >= (least or 0)], 8) or [None]
             fewer = [(steps, spaced[0]) for steps in evenly_spaced(range(fewest, full), 4)]
             rungs = (*fewer, *((full, count) for count in spaced))
-        guidance = make_guidance(self.scale(default_scale), self.guidance_budget or None, budgets)
+        guidance = self.guidance(budgets, default_scale)
         return tuple(
             Sampling(steps=steps, budget=resolve_budget(count, budgets), guidance=guidance) for steps, count in rungs
         )
 
-    def scale(self, default: float) -> float:
-        """Guidance scale of requests without one. default: the model's."""
-        return default if self.guidance_scale is None else self.guidance_scale
-
-
-def make_guidance(scale: float, weak: int | float | str | None, budgets: Sequence[int]) -> Guidance | None:
-    """Guidance of `scale` (1 is off), its second branch at `weak` (None = as the first). Raises ValueError."""
-    if scale == 1:
-        return None
-    return CFG(scale) if weak is None else CCFG(scale, resolve_budget(weak, budgets))
+    def guidance(
+        self, budgets: Sequence[int], default: float, scale: float | None = None, weak: int | float | str | None = None
+    ) -> Guidance | None:
+        """Guidance of `scale`, its second branch at `weak`; else the service's, or the scale `default`."""
+        scale = next(each for each in (scale, self.guidance_scale, default) if each is not None)
+        weak = self.guidance_budget if weak is None else weak
+        if scale == 1:
+            return None
+        return CFG(scale) if weak == "" else CCFG(scale, resolve_budget(weak, budgets))
 
 
 def parse_size(text: str) -> tuple[int, int]:
