@@ -35,7 +35,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 class SlowAtTimes(Renderer):
     def draw(self, request, tick=print):
         def slow(done, total):
-            time.sleep(0.2 if request.sampling.seed == SLOW else 0)
+            time.sleep(0.5 if request.sampling.seed == SLOW else 0)
             tick(done, total)
 
         return super().draw(request, slow)
@@ -131,6 +131,7 @@ def test_a_smaller_budget_gives_another_picture_for_less(visitor):
     assert "budget 16" in visitor.text("#facts")
     visitor.set("#budget", 2)
     visitor.wait("budget 2 ·", "#facts")
+    visitor.wait("budget 2 of", "#cost")
     assert visitor.source() != before
     assert visitor.gflops() < 0.8 * gflops
     visitor.page.wait_for_url("**budget=2**")
@@ -220,7 +221,7 @@ def test_two_browsers_keep_their_own_settings_and_cancel_works(browser, address)
     one.click("#cancel")
     other.set("#budget", 1)  # waits for the network until the other's run is gone
     other.wait("budget 1 ·", "#facts")
-    assert time.monotonic() - begin < 10  # of 13 seconds
+    assert time.monotonic() - begin < 20  # of 32 seconds
     assert "seed 5" in one.text("#facts")
     assert "seed 7" in other.text("#facts")
 

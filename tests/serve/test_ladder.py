@@ -31,7 +31,6 @@ def test_a_step_is_the_sum_of_its_parts():
     assert COSTS.step_ms([]) == 0
     assert COSTS.alone_ms(FULL, 2) == 4 * COSTS.step_ms([(FULL, 2)]) + 2 * 3
     assert COSTS.rate(FULL, 1) == pytest.approx(1e3 / COSTS.alone_ms(FULL))
-
     assert replace(COSTS, separate=True).step_ms([(FULL, 3)]) == 3 * COSTS.step_ms([(FULL, 1)])
     assert replace(COSTS, overlapping=True, call=100.0).step_ms([(FULL, 1)]) == 100.5
     assert replace(COSTS, separate=True).efficient_batch(FULL, 8) == 1
