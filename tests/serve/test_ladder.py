@@ -123,8 +123,7 @@ def test_only_a_table_of_this_network(model, folder, table):
     beside = table.rename(folder.parent / "sweep.jsonl")
     assert find_ladder(model, folder, SERVICE) == ((), "")
     digest = {"model_sha256": recipe_digest(describe_network(model))}
-    beside.write_text("".join(json.dumps(each | digest) + "
-" for each in rows))
+    beside.write_text("".join(json.dumps(each | digest) + "\n" for each in rows))
     assert f" in {beside}" in find_ladder(model, folder, SERVICE)[1]
     beside.rename(table)
 
