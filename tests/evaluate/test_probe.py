@@ -24,19 +24,14 @@ def probe_of(model, **settings):
     return Probe(x=x, y=conditions(model, 3), **({"times": (0.3, 0.8), "draws": 2, "batch_size": 4} | settings))
 
 
-@pytest.mark.parametrize("values", [[3.0, 1, 2, 2, 5, 2], [1.0, 2, 3], [0.5, 0.5, 0.1]])
-def test_rank_correlation_is_scipys(values):
-    generator = torch.Generator().manual_seed(0)
-    a = torch.tensor(values)
-    for other in (torch.randn(len(a), generator=generator), a**3, -a):
-        assert rank_correlation(a, other).item() == pytest.approx(scipy.stats.spearmanr(a, other).statistic, abs=1e-12)
-
-
-def test_rank_correlation_of_many_rows_with_ties_and_of_constants():
+def test_rank_correlation_is_scipys_with_ties_in_many_rows_and_nan_for_constants():
     a, b = torch.randint(0, 9, (2, 4, 5, 64), generator=torch.Generator().manual_seed(0))
     found = rank_correlation(a, b)
     assert found.shape == (4, 5)
-    assert found[1, 2].item() == pytest.approx(scipy.stats.spearmanr(a[1, 2], b[1, 2]).statistic, abs=1e-12)
+    for row in range(4):
+        expected = scipy.stats.spearmanr(a[row, 2], b[row, 2]).statistic
+        assert found[row, 2].item() == pytest.approx(expected, abs=1e-12)
+    assert rank_correlation(a, a**3).allclose(torch.ones(4, 5, dtype=torch.float64))
     assert rank_correlation(torch.ones(4), torch.arange(4)).isnan()
 
 
@@ -87,11 +82,6 @@ def test_maps_are_means_over_draws_and_times(elit_model):
         found = torch.cat([getattr(part, name) for part in parts]).unflatten(0, (2, 2)).mean(1)
         assert torch.allclose(getattr(whole, name), found, atol=1e-6)
     assert torch.allclose(whole.latents, sum(part.latents for part in parts) / 4, atol=1e-6)
-
-
-def test_losses_are_the_same_for_any_batch(elit_model):
-    one, two = (losses(elit_model, probe_of(elit_model, batch_size=size)) for size in (6, 1))
-    assert torch.allclose(one, two, rtol=1e-5)
 
 
 def test_nothing_is_left_behind(elit_model):

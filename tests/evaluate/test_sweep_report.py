@@ -22,7 +22,7 @@ from elit.evaluate.report.sweep import (
 pytestmark = pytest.mark.slow
 
 COST = {"none": 1.0, "cfg": 2.0, "ag": 1.6, "ccfg": 1.5}
-PICTURES = ("compute_quality", "tokens_or_steps", "guidance", "degradation", "saturation")
+PICTURES = ("compute_quality", "guidance", "degradation", "saturation")
 
 
 def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Point]:
@@ -76,9 +76,9 @@ def test_the_page(tmp_path):
 @pytest.mark.parametrize(
     ("made", "left_out"),
     [
-        (points(("all",), ("none", "cfg")), {"tokens_or_steps", "degradation"}),  # a baseline
+        (points(("all",), ("none", "cfg")), {"degradation"}),  # a baseline
         (points(("8", "2")), {"degradation"}),  # full budget not swept
-        (points(("16",), ("none",), (4,)), {"tokens_or_steps", "guidance", "degradation"}),
+        (points(("16",), ("none",), (4,)), {"guidance", "degradation"}),
     ],
 )
 def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):

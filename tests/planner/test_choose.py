@@ -71,6 +71,9 @@ def test_the_plan_is_the_best_of_all_that_keep_to_the_target(model, profile, tab
                 other = price.plan(curve.sampling(steps))
                 assert other.ms > target or curve.at(steps) >= found.quality
     assert "ccfg 1.5 at budget 1" in found.words
+    below = plan(model, target_ms=5, profile=profile, table=table)  # the rule plans
+    assert below.quality is None
+    assert "quality is not known" in below.words
     assert "All latents reach fd 20" in found.words
 
 
@@ -91,12 +94,6 @@ def test_ties_of_targets(model, profile, table):
     settings = {"steps": by_gflops.steps, "budget": by_gflops.budget, "guidance": by_gflops.guidance}
     assert by_gflops.gflops == pytest.approx(sampling_flops(model, **settings) / 1e9)
     assert by_gflops.gflops <= 0.5
-
-
-def test_below_the_table_the_rule_plans_and_says_so(model, profile, table):
-    found = plan(model, target_ms=5, profile=profile, table=table)
-    assert found.quality is None
-    assert "quality is not known" in found.words
 
 
 @pytest.mark.parametrize(

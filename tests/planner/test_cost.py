@@ -3,7 +3,6 @@
 import json
 import random
 
-import numpy as np
 import pytest
 import torch
 from conftest import SETTINGS, opened
@@ -17,7 +16,6 @@ from elit.planner.cost import (
     fit,
     gflop_costs,
     mean_error,
-    non_negative_prices,
 )
 from elit.planner.profile import (
     Profile,
@@ -65,11 +63,6 @@ def test_prices_are_found_again_and_predict_what_was_not_fitted(overlapping):
     costs = Costs.from_prices(prices, parts, overlapping=found)
     assert mean_error(costs, unknown, [truth.run_ms(*run) for run in unknown]) < 0.03
     assert min(prices.values()) >= 0
-
-
-def test_no_price_is_below_zero():
-    a = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]) / np.array([[3.0], [2.0], [1.0]])
-    assert non_negative_prices(a)[1] == 0  # plain least squares would be 4 − x
 
 
 def test_held_out_runs_are_others_than_those_fitted():

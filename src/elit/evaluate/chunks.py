@@ -35,10 +35,8 @@ class Work:
     out: Path
     chunk: int = CHUNK
     """Pictures computed at once, by network, autoencoder and detector; decides roundings, so part of every recipe."""
-    batch_size: int = 256
-    """Pictures of a file, rounded up to whole chunks; changes no number."""
-    state: "PartialState | None" = None
-    """The processes that share the work; None for this one alone."""
+    batch_size: int = 256  # pictures of a file, rounded up to whole chunks; changes no number
+    state: "PartialState | None" = None  # the processes that share the work; None for this one alone
 
     @property
     def main(self) -> bool:

@@ -38,32 +38,22 @@ KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "m
 class Detection(NamedTuple):
     """A detector's results for a batch."""
 
-    features: Tensor
-    """(B, F)."""
-    label: Tensor | None = None
-    """(B,) int64, the recognised class, by detectors that know classes."""
-    steady: Tensor | None = None
-    """(B,) bool for clips: every frame shows that class."""
-    logits: Tensor | None = None
-    """(B, K), for the Inception score."""
-    spatial: Tensor | None = None
-    """(B, S), features with positions, for sFID."""
+    features: Tensor  # (B, F)
+    label: Tensor | None = None  # (B,) int64, the recognised class, by detectors that know classes
+    steady: Tensor | None = None  # (B,) bool for clips: every frame shows that class
+    logits: Tensor | None = None  # (B, K), for the Inception score
+    spatial: Tensor | None = None  # (B, S), features with positions, for sFID
 
 
 class Detector(ABC):
     """A network that turns samples (B, C, ...) in [-1, 1] into a `Detection`."""
 
     name: str
-    width: int
-    """F, features of a sample."""
-    offers: tuple[str, ...]
-    """Metrics that can be computed from its detections."""
-    default: tuple[str, ...]
-    """Those computed unless others are wanted."""
-    weights: str
-    """SHA-256 of its weights."""
-    input: str
-    """Preparation of the pictures, in words."""
+    width: int  # F, features of a sample
+    offers: tuple[str, ...]  # metrics that can be computed from its detections
+    default: tuple[str, ...]  # those computed unless others are wanted
+    weights: str  # SHA-256 of its weights
+    input: str  # preparation of the pictures, in words
 
     def describe(self) -> dict[str, str]:
         """Its part of a recipe."""

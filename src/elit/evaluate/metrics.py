@@ -135,12 +135,9 @@ class Metric:
 
     compute: Callable[["Chunks", Mapping[str, Tensor], Tensor], float | tuple[float, float]]
     """Of detected features, the tensors of the reference and the pictures' labels; or with a spread."""
-    needs: str = ""
-    """A tensor of the reference, or "labels"."""
-    lower: bool = False
-    """Lower is better."""
-    options: Json = field(default_factory=dict)
-    """Its settings, as recipes have them; most: features kept."""
+    needs: str = ""  # A tensor of the reference, or "labels"
+    lower: bool = False  # lower is better
+    options: Json = field(default_factory=dict)  # its settings, as recipes have them; most: features kept
 
 
 def _frechet(name: str, prefix: str = "") -> Metric:

@@ -36,10 +36,8 @@ class Pictures:
     """first, stop -> (B, C, H, W) or (B, C, T, H, W) uint8. Raises ValueError naming a picture that cannot be used."""
     labels: Tensor | None
     """(count or more,) int64, the classes they show or were made for; None where these are unknown."""
-    recipe: Recipe
-    """Their origin."""
-    stamp: str = ""
-    """Changes when their files do; features of the old ones are then not used."""
+    recipe: Recipe  # their origin
+    stamp: str = ""  # changes when their files do; features of the old ones are then not used
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:

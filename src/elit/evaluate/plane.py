@@ -16,44 +16,27 @@ from elit.sampling.settings import Sampling
 class Point:
     """One setting under one detector."""
 
-    budget: str
-    """Latents per group, or a schedule over the steps; "all" for a network without an interface."""
-    share: float
-    """Share of the latents, mean over the steps."""
+    budget: str  # latents per group, or a schedule over the steps; "all" for a network without an interface
+    share: float  # share of the latents, mean over the steps
     steps: int
-    guidance: str
-    """none, cfg, ag or ccfg."""
-    scale: float
-    """Guidance scale; 1 without guidance."""
-    guidance_budget: int | None
-    """Latents per group of the second branch of ag and ccfg."""
-    count: int
-    """Samples."""
-    gflops: float
-    """A sample's, all steps and both branches, without the autoencoder."""
-    ms: float
-    """Likewise, in the fastest chunk."""
-    saturation: float
-    """Mean over the samples; `metrics.saturation`."""
-    detector: str
-    """Its specification."""
-    recipe_sha256: str
-    """Digest of everything that decides the scores."""
-    file: str
-    """The stored score with that recipe, in the sweep's folder."""
-    cache: float = 0.0
-    """Threshold of step caching; 0 is off."""
-    calls: int | None = None
-    """Steps that evaluate the network; with a cache fewer than `steps`."""
+    guidance: str  # none, cfg, ag or ccfg
+    scale: float  # guidance scale; 1 without guidance
+    guidance_budget: int | None  # latents per group of the second branch of ag and ccfg
+    count: int  # samples
+    gflops: float  # a sample's, all steps and both branches, without the autoencoder
+    ms: float  # likewise, in the fastest chunk
+    saturation: float  # mean over the samples; `metrics.saturation`
+    detector: str  # its specification
+    recipe_sha256: str  # digest of everything that decides the scores
+    file: str  # the stored score with that recipe, in the sweep's folder
+    cache: float = 0.0  # threshold of step caching; 0 is off
+    calls: int | None = None  # steps that evaluate the network; with a cache fewer than `steps`
     solver: str = "euler"
     shift: float = 1.0
-    guidance_low: float = 0.0
-    """Times between which guidance acts, 0 … 1 without guidance."""
+    guidance_low: float = 0.0  # times between which guidance acts, 0 … 1 without guidance
     guidance_high: float = 1.0
-    model_sha256: str = ""
-    """Digest of the network's class, settings and weights, as the recipe has them."""
-    scores: dict[str, float] = field(default_factory=dict)
-    """By metric."""
+    model_sha256: str = ""  # digest of the network's class, settings and weights, as the recipe has them
+    scores: dict[str, float] = field(default_factory=dict)  # by metric
 
     @property
     def sampling(self) -> Sampling:

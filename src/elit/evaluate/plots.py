@@ -70,7 +70,8 @@ def compute_quality(
             offset, side = ((-3, -5), "top") if METRICS[metric].lower else ((-3, 5), "bottom")
             for point, place in zip(front, at, strict=True):
                 name, colour = "sched." if point.scheduled else point.budget, LOOK[point.guidance][1]
-                _annotate(ax, [place], [name], offset, ha="right", va=side, color=colour)
+                look = {"size": 8, "ha": "right", "va": side, "color": colour}
+                ax.annotate(name, place, xytext=offset, textcoords="offset points", **look)
             if present is not None and present[1] is not None:
                 ax.plot(*present, color="#e11d48", marker="o", markersize=13, fillstyle="none", markeredgewidth=2.5)
             elif present is not None:
@@ -80,35 +81,15 @@ def compute_quality(
             ax.set(xlabel=label)
             ax.grid(alpha=0.25)
         figure.axes[0].set_ylabel(quality_label(metric))
-        keys = [_key(LOOK[kind][0], color=LOOK[kind][1], marker="o") for kind in _kinds(points)]
-        keys += [_key(f"{count} steps", color=GREY, marker=shapes[count]) for count in steps]
+        looks = [(*LOOK[kind][:2], "o") for kind in LOOK if any(point.guidance == kind for point in points)]
+        looks += [(f"{count} steps", GREY, shapes[count]) for count in steps]
+        keys = [
+            Line2D([], [], linestyle="none", label=label, color=colour, marker=marker)
+            for label, colour, marker in looks
+        ]
         keys.append(Line2D([], [], color=DARK, linewidth=1.2, label="Pareto front (latents per group)"))
         columns = min(len(keys), 4 * len(costs))
         figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
-def tokens_or_steps(points: Sequence[Point], metric: str, path: Path) -> None:
-    """A line a step count along the budgets, a panel a kind of guidance: tokens or steps (Figures 8, 14)."""
-    kinds, steps = _kinds(points), sorted({point.steps for point in points})
-    with _panels(path, len(kinds), 3.4, quality_label(metric)) as axes:
-        for ax, kind in zip(axes, kinds, strict=True):
-            of_kind = at_best_scale(points, metric, kind)
-            for i, count in enumerate(steps):
-                line = sorted((point for point in of_kind if point.steps == count), key=lambda point: point.gflops)
-                fixed = [point for point in line if not point.scheduled]
-                at = [(point.gflops, point.scores[metric]) for point in fixed]
-                stars = [(point.gflops, point.scores[metric]) for point in line if point.scheduled]
-                colour = _colour(i, len(steps))
-                _line(ax, at, color=colour, marker="o", markersize=4.5, label=f"{count} step{'s' if count > 1 else ''}")
-                _line(ax, stars, "*", color=colour, markersize=10)
-                if i in (0, len(steps) - 1):  # lines often run close together: only the outer ones name their points
-                    lower = i == 0 and len(steps) > 1
-                    offset, side = ((-3, -4), ("right", "top")) if lower else ((3, 3), ("left", "bottom"))
-                    _annotate(ax, at, [p.budget for p in fixed], offset, ha=side[0], va=side[1], color=colour)
-            _log(ax.xaxis, ax.set_xscale, [point.gflops for point in points])
-            _quality_axis(ax, metric, [point.scores[metric] for point in points])
-            scale = f", scale {of_kind[0].scale:g}" if kind != "none" else ""
-            ax.set(xlabel=COSTS[0][1], title=LOOK[kind][0] + scale)
 
 
 def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None:
@@ -204,26 +185,9 @@ def _panels(
             axes[0].legend(frameon=False, fontsize=9)
 
 
-def _kinds(points: Sequence[Point]) -> list[str]:
-    return [kind for kind in LOOK if any(point.guidance == kind for point in points)]
-
-
-def _colour(number: int, count: int) -> tuple[float, ...]:
-    return mpl.colormaps["viridis"].resampled(256)(0.85 * number / max(1, count - 1))
-
-
 def _line(ax: Axes, at: At, *marks: str, **look: Any) -> None:
     if at:
         ax.plot(*zip(*at, strict=True), *marks, **look)
-
-
-def _annotate(ax: Axes, at: At, names: Sequence[str], offset: tuple[int, int], **look: Any) -> None:
-    for name, place in zip(names, at, strict=True):
-        ax.annotate(name, place, xytext=offset, textcoords="offset points", size=8, **look)
-
-
-def _key(label: str, **look: Any) -> Line2D:
-    return Line2D([], [], linestyle="none", label=label, **look)
 
 
 def _quality_axis(ax: Axes, metric: str, values: Sequence[float]) -> None:

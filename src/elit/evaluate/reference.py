@@ -59,8 +59,7 @@ class Reference:
     tensors: dict[str, Tensor]
     """mean (F,), covariance (F, F) float64; spatial_mean, spatial_covariance likewise; features (n, F) float32. Unknown
     ones are missing."""
-    origin: Recipe
-    """The pictures, their number, the detector and its weights, versions."""
+    origin: Recipe  # the pictures, their number, the detector and its weights, versions
 
     @property
     def count(self) -> int | None:

@@ -33,8 +33,7 @@ class SampleSet(Pictures):
     """The first `count` samples of a recipe; made by `Sampler.make`."""
 
     chunks: Chunks
-    gflops: float
-    """A sample's, all steps and guidance branches."""
+    gflops: float  # a sample's, all steps and guidance branches
 
     @property
     def ms(self) -> float:

@@ -83,21 +83,15 @@ class MetricGroup:
 class Result:
     """Scores of one set of pictures under one detector; the content of a score's file."""
 
-    scores: dict[str, float]
-    """By metric; kid_std and is_std are spreads over subsets and splits."""
-    set_sha256: str
-    """SHA-256 of the pictures in their order."""
+    scores: dict[str, float]  # by metric; kid_std and is_std are spreads over subsets and splits
+    set_sha256: str  # SHA-256 of the pictures in their order
     gflops_per_sample: float | None = None
     """All steps and guidance included; None for pictures that no network made here."""
-    ms_per_sample: float | None = None
-    """Likewise, in the fastest chunk, without the autoencoder."""
-    saturation: float | None = None
-    """Mean over a network's samples, of grey ones the contrast: `metrics.saturation`."""
-    notes: tuple[str, ...] = ()
-    """Reasons to doubt them."""
+    ms_per_sample: float | None = None  # likewise, in the fastest chunk, without the autoencoder
+    saturation: float | None = None  # mean over a network's samples, of grey ones the contrast: `metrics.saturation`
+    notes: tuple[str, ...] = ()  # reasons to doubt them
     recipe_sha256: str
-    recipe: Recipe
-    """Everything that decides them."""
+    recipe: Recipe  # everything that decides them
 
 
 def score(pictures: Pictures, group: MetricGroup, work: Work, progress: Progress | None = None) -> Result | None:

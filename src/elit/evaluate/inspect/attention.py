@@ -75,21 +75,14 @@ class Probe:
     Draw i of sample b has the noise of seed + i·B + b, the same at every time.
     """
 
-    x: Tensor
-    """(B, C, ...) data as the network takes it, B at least 2."""
-    y: Condition
-    """Conditions of the samples, B rows."""
-    times: tuple[float, ...] = TIMES
-    """0 = noise, 1 = data; means over them count each alike."""
-    draws: int = 4
-    """D, draws of noise a sample; loss maps of a single one are mostly that noise."""
+    x: Tensor  # (B, C, ...) data as the network takes it, B at least 2
+    y: Condition  # conditions of the samples, B rows
+    times: tuple[float, ...] = TIMES  # 0 = noise, 1 = data; means over them count each alike
+    draws: int = 4  # D, draws of noise a sample; loss maps of a single one are mostly that noise
     seed: int = 0
-    batch_size: int = 64
-    """Rows in one forward."""
-    names: tuple[str, ...] = ()
-    """Class or caption of each sample."""
-    origin: Json = field(default_factory=dict)
-    """Origin of the samples, as JSON."""
+    batch_size: int = 64  # rows in one forward
+    names: tuple[str, ...] = ()  # class or caption of each sample
+    origin: Json = field(default_factory=dict)  # origin of the samples, as JSON
 
     def __post_init__(self) -> None:
         if len(self.x) < 2 or len(self.y) != len(self.x):
@@ -125,12 +118,9 @@ class ReadMaps:
     attention: Tensor
     """(T, B, N): attention to each token, mean over heads, summed over latents. A latent's weights sum to 1 over its
     window, so the sum over a window is J̃."""
-    loss: Tensor
-    """(T, B, N): flow-matching loss of each token."""
-    latents: Tensor
-    """(B, N, J̃): attention of each latent to each token of its window, mean over the times."""
-    tokens_per_group: int
-    """n."""
+    loss: Tensor  # (T, B, N): flow-matching loss of each token
+    latents: Tensor  # (B, N, J̃): attention of each latent to each token of its window, mean over the times
+    tokens_per_group: int  # n
 
     def correlation(self) -> Tensor:
         """(T, B): rank correlation of attention and loss over the tokens of a sample; NaN where one is constant."""

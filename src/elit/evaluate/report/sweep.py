@@ -34,15 +34,6 @@ def write_sweep_report(
         ),
         _front(points, metric, model),
     ]
-    if len({point.budget for point in plain}) > 1:
-        plots.tokens_or_steps(plain, metric, out / "tokens_or_steps.png")
-        text = (
-            "Each line is a number of steps, the numbers along it latents per group; every kind of guidance at the "
-            "scale of its best point. Where lines cross, fewer latents with more steps cost as much as more latents "
-            "with fewer steps. Stars are schedules."
-        )
-        image = out / "tokens_or_steps.png"
-        sections.append(Section(title="Fewer tokens or fewer steps", text=text, image=image))
     if {point.guidance for point in plain} - {"none"}:
         plots.over_scales(plain, plots.quality_label(metric), out / "guidance.png", metric)
         weak = sorted({point.guidance_budget for point in plain if point.guidance_budget is not None})
