@@ -119,12 +119,6 @@ class Chunks:
         """SHA-256 of the pictures in their order."""
         return set_digest(self.read("sha256"))
 
-    def names(self) -> set[str]:
-        """Tensors in the files; all files have the same."""
-        path, _ = next(iter(self._files().values()))
-        with safe_open(path, "pt") as file:
-            return set(file.keys())
-
     def _files(self) -> dict[int, tuple[Path, int]]:
         """The file of each chunk, by the chunk's first row, and the file's first row."""
         files = {}

@@ -117,7 +117,7 @@ def measure_reference(
         return None
     tensors = {"features": found.some("features", FEATURES_KEPT)}
     for prefix, name in (("", "features"), ("spatial_", "spatial")):
-        if name in found.names():
+        if name == "features" or "sfid" in detector.offers:
             tensors[f"{prefix}mean"], tensors[f"{prefix}covariance"] = moments(found.stream(name))
     origin = {
         "pictures": pictures.recipe | {"sha256": found.digest},

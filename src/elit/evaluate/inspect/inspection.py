@@ -31,8 +31,6 @@ OWN_STEPS = 20
 MAX_BUDGETS, MAX_SAMPLES, MAX_EXAMPLES = 16, 8, 6
 PICTURES = ("attention_and_loss.png", "examples.png", "latents_read.png", "budgets.png")
 OLD = ("report.html", "entropy.png", "latents_matter.png")  # of earlier versions
-Table = tuple[str, Sequence[str], list[list[str]]]
-"""Title, headings and rows."""
 
 
 def load_probe(
@@ -225,8 +223,8 @@ def _spread(values: Tensor) -> Json:
     }
 
 
-def tables(numbers: Json) -> list[Table]:
-    """The correlations and the loss of every budget, as `elit inspect` prints them."""
+def tables(numbers: Json) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Titles, headings and rows: the correlations and the loss of every budget, as `elit inspect` prints them."""
 
     def text(value: float | None) -> str:
         return "–" if value is None else f"{value:+.3f}"
