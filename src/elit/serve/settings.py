@@ -96,6 +96,7 @@ class ServiceSettings:
     """True where replicas must find an API key in the environment variable ELIT_API_KEY."""
 
     def __post_init__(self) -> None:
+        full = self.steps or STEPS
         counts = ("steps", "least_steps", "max_queue", "most_images", "most_steps", "threads", "replicas")
         require_counts(self, *counts)
         require_counts(self, "max_batch", "min_replicas", "max_replicas", least=0)
@@ -106,18 +107,14 @@ class ServiceSettings:
         for name in ("guidance_scale", "cpus", "gpus", "drain_seconds"):
             value = getattr(self, name)
             require(value is None or 0 <= value < math.inf, name, value, "a number, 0 or more")
-        require(self.full_steps <= self.most_steps, "steps", self.full_steps, f"at most most_steps={self.most_steps}")
+        require(full <= self.most_steps, "steps", full, f"at most most_steps={self.most_steps}")
         object.__setattr__(self, "model", Path(self.model))
         object.__setattr__(self, "profile", Path(self.profile) if self.profile else None)
         object.__setattr__(self, "rungs", tuple((steps, budget) for steps, budget in self.rungs))
-        full = self.rungs[-1][0] if self.rungs else self.full_steps
-        require(full == self.full_steps, "rungs", self.rungs, f"a ladder whose last steps are steps={self.full_steps}")
+        last = self.rungs[-1][0] if self.rungs else full
+        require(last == full, "rungs", self.rungs, f"a ladder whose last steps are steps={full}")
         if self.size:
             parse_size(self.size)
-
-    @property
-    def full_steps(self) -> int:
-        return self.steps or STEPS
 
     def options(self) -> Json:
         """The settings that are no defaults, as YAML has them, but the address: a Serve config has that elsewhere."""
@@ -134,7 +131,7 @@ class ServiceSettings:
         """
         rungs = self.rungs
         if not rungs:
-            full = self.full_steps
+            full = self.steps or STEPS
             fewest = self.least_steps or (full + 1) // 2
             require(fewest <= full, "least_steps", fewest, f"1 to {full}")
             least = resolve_budget(self.least_budget, budgets) if self.least_budget else None
