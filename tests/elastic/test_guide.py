@@ -67,7 +67,7 @@ def test_the_guides_commands_and_python_run_as_written(tmp_path, monkeypatch, ca
         words = ["32x32" if word == sizes[0] else word for word in words if word not in sizes[1:]]
         assert main([*words, *shlex.split(TINY), "--precision", "fp32"]) == 0
         assert "elit.load_elastic" in (Path(words[2]) / "README.md").read_text()
-    words = ["128" if word == "1024" else word for word in own]
+    words = [{"1328x1328": "128x64", "1664x928": "64x128"}.get(word, word) for word in own]
     assert main([*words, *shlex.split(TINY), "--precision", "fp32"]) == 0
     assert len(list(Path("runs/qwen-own/cache").rglob("latents-*"))) == 2  # of two aspect ratios
     monkeypatch.setattr(diffusers.QwenImagePipeline, "from_pretrained", tiny_qwen_image)
