@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ def compare(args: argparse.Namespace, *, training: bool) -> Rows:
         for name in ("DiT-XL/2", "ELIT-DiT-XL/2"):
             model = network(name, size, args) if training else inference(name, size, args)
             given = inputs(model, batch)
-            step = TrainingStep(model, given, args) if training else model
+            step = TrainingStep(model, given, args) if training else partial(model, *given)
             for budget in evenly(model.budgets, 2 if args.quick else 5) if model.budgets else (None,):
-                cases[name, budget] = lambda s=step, g=given, b=budget: s(b) if training else s(*g, b)
+                cases[name, budget] = partial(step, budget)
                 flops[name, budget] = batch * (3 if training else 1) * elit.count_flops(model, budget=budget)
         with torch.set_grad_enabled(training):
             times = take_turns(cases, 1 if args.quick else 5, args.device)
