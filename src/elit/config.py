@@ -40,34 +40,23 @@ def require_counts(settings: object, *names: str, least: int = 1, most: int = MA
 class ModelConfig:
     """The network to train; what is unset comes from the preset or from the data."""
 
-    name: str = "ELIT-DiT-S/2"
-    """A preset: one of elit.list_models()."""
+    name: str = "ELIT-DiT-S/2"  # A preset: one of elit.list_models().
     sample_size: int | tuple[int, ...] | None = None
     """Pixels (or autoencoder cells) along each axis, (frames, rows, columns) for video; default: the data's."""
-    in_channels: int | None = None
-    """Channels of a sample; default: the data's."""
-    num_classes: int | None = None
-    """Classes; default: the data's."""
-    patch_size: int | None = None
-    """Pixels of a token along each axis."""
-    hidden_size: int | None = None
-    """Width d."""
-    depth: int | None = None
-    """Number of transformer blocks."""
-    num_heads: int | None = None
-    """Attention heads."""
-    split: tuple[int, int, int] | None = None
-    """Blocks in head, core and tail (ELIT)."""
-    window: tuple[int, ...] | None = None
-    """Tokens of a window along each axis (ELIT)."""
+    in_channels: int | None = None  # Channels of a sample; default: the data's.
+    num_classes: int | None = None  # Classes; default: the data's.
+    patch_size: int | None = None  # Pixels of a token along each axis.
+    hidden_size: int | None = None  # Width d.
+    depth: int | None = None  # Number of transformer blocks.
+    num_heads: int | None = None  # Attention heads.
+    split: tuple[int, int, int] | None = None  # Blocks in head, core and tail (ELIT).
+    window: tuple[int, ...] | None = None  # Tokens of a window along each axis (ELIT).
     num_latents: int | None = None
     """J, latents of a window at full budget (ELIT); default: as many as tokens in the window."""
     text_encoder: str | None = None
     """MM-DiT: "characters", built in and trained along, or a Hugging Face encoder by name or folder."""
-    text_features: int | None = None
-    """MM-DiT: width of the text embeddings; a Hugging Face encoder decides it."""
-    text_length: int | None = None
-    """MM-DiT: maximum number of tokens in a prompt (bytes, for characters)."""
+    text_features: int | None = None  # MM-DiT: width of the text embeddings; a Hugging Face encoder decides it.
+    text_length: int | None = None  # MM-DiT: maximum number of tokens in a prompt (bytes, for characters).
     pooled_features: int | None = None
     """MM-DiT: width of the pooled text in the conditioning, 0 for none; a Hugging Face encoder decides it."""
 
@@ -83,58 +72,38 @@ class RunConfig:
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed")
     """Fields that identify a run; the others may change when it resumes."""
 
-    out: str = "runs/train"
-    """Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/."""
-    workers: int = 0
-    """Processes that load data."""
+    out: str = "runs/train"  # Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/.
+    workers: int = 0  # Processes that load data.
 
-    steps: int = 10_000
-    """Optimizer steps."""
-    batch_size: int = 256
-    """Samples a step, over all processes and accumulated micro-batches."""
-    gradient_accumulation: int = 1
-    """Micro-batches a step; they share one budget."""
-    learning_rate: float = 1e-4
-    """Adam's learning rate after warm-up."""
-    warmup_steps: int = 1_000
-    """Steps over which the learning rate rises from 0."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    steps: int = 10_000  # Optimizer steps.
+    batch_size: int = 256  # Samples a step, over all processes and accumulated micro-batches.
+    gradient_accumulation: int = 1  # Micro-batches a step; they share one budget.
+    learning_rate: float = 1e-4  # Adam's learning rate after warm-up.
+    warmup_steps: int = 1_000  # Steps over which the learning rate rises from 0.
+    max_grad_norm: float = 1.0  # Gradients are clipped to this norm.
     ema_decay: float = 0.9999
     """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
     budget_min: int | None = None
     """J_min, fewest latents per window drawn in training; default 1. Set it to budget_max for a single budget."""
-    budget_max: int | None = None
-    """J_max, most latents per window drawn in training; default J."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast."""
+    budget_max: int | None = None  # J_max, most latents per window drawn in training; default J.
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 runs the network under autocast.
     gradient_checkpointing: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """torch.compile on the blocks: two graphs for all budgets."""
+    compile: bool = False  # torch.compile on the blocks: two graphs for all budgets.
     fsdp: bool = False
     """Shard weights, their average, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
-    ema_on_cpu: bool = False
-    """Keep the averaged weights in the CPU's memory; they are copied while the next step runs."""
-    seed: int = 0
-    """Seed of the weights, the data order, the noise, the times and the budgets."""
+    ema_on_cpu: bool = False  # Keep the averaged weights in the CPU's memory; they are copied while the next step runs.
+    seed: int = 0  # Seed of the weights, the data order, the noise, the times and the budgets.
 
-    max_skipped: int = 10
-    """Steps that may be skipped because their gradient is not finite; one more stops the run."""
-    log_every: int = 50
-    """Steps between lines on the console, and between writes of metrics.jsonl and the trackers."""
+    max_skipped: int = 10  # Steps that may be skipped because their gradient is not finite; one more stops the run.
+    log_every: int = 50  # Steps between lines on the console, and between writes of metrics.jsonl and the trackers.
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the metrics besides metrics.jsonl: tensorboard, wandb, trackio."""
-    checkpoint_every: int = 1_000
-    """Steps between checkpoints."""
-    keep_last: int = 2
-    """Number of newest checkpoints kept."""
-    keep_every: int | None = None
-    """Checkpoints at multiples of this step are never deleted."""
-    preview_every: int = 1_000
-    """Steps between preview pictures from the averaged weights; 0 for none."""
-    resume: bool = False
-    """Resume from the newest checkpoint in `out`."""
+    checkpoint_every: int = 1_000  # Steps between checkpoints.
+    keep_last: int = 2  # Number of newest checkpoints kept.
+    keep_every: int | None = None  # Checkpoints at multiples of this step are never deleted.
+    preview_every: int = 1_000  # Steps between preview pictures from the averaged weights; 0 for none.
+    resume: bool = False  # Resume from the newest checkpoint in `out`.
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -160,20 +129,15 @@ class TrainConfig(RunConfig):
 
     FIXED_ON_RESUME = ("model", "data", "image_size", "skip_unreadable", *RunConfig.FIXED_ON_RESUME)
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
+    model: ModelConfig = field(default_factory=ModelConfig)  # The network.
     data: str = "digits"
     """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (Debian's package or the
     Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a folder of images with one sub-folder a
     class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders' names are the prompts."""
-    image_size: int = 64
-    """Images of a folder are resized and centre-cropped to this."""
-    skip_unreadable: bool = False
-    """Skip unreadable images of a folder instead of stopping at the first."""
-    class_dropout: float = 0.1
-    """Share of labels or prompts dropped, for classifier-free guidance."""
-    time_shift: float = 1.0
-    """Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1)."""
+    image_size: int = 64  # Images of a folder are resized and centre-cropped to this.
+    skip_unreadable: bool = False  # Skip unreadable images of a folder instead of stopping at the first.
+    class_dropout: float = 0.1  # Share of labels or prompts dropped, for classifier-free guidance.
+    time_shift: float = 1.0  # Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1).
     init: str | None = None
     """Start from the weights of this saved model; missing ones start anew (a baseline's weights into ELIT)."""
 
@@ -208,41 +172,32 @@ class DistillConfig(RunConfig):
     own. A picture of `data` goes to the size of the nearest ratio."""
     call: tuple[str, ...] = ()
     """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
-    trajectories: int | None = None
-    """Pictures that the original samples, over all prompts; default: one a prompt."""
+    trajectories: int | None = None  # Pictures that the original samples, over all prompts; default: one a prompt.
     teacher_steps: int = 20
     """Steps of each, num_inference_steps; every second batch takes three quarters as many, for other times."""
-    teacher_batch: int = 8
-    """Prompts that the pipeline runs at a time while trajectories are recorded."""
-    read_after: int | None = None
-    """Blocks before Read; default: the paper's proportion for this class."""
-    write_after: int | None = None
-    """Blocks before Write; default: the paper's proportion for this class."""
+    teacher_batch: int = 8  # Prompts that the pipeline runs at a time while trajectories are recorded.
+    read_after: int | None = None  # Blocks before Read; default: the paper's proportion for this class.
+    write_after: int | None = None  # Blocks before Write; default: the paper's proportion for this class.
     window: tuple[int, ...] | None = None
     """Tokens of a window along each axis; default: a size that divides the class's usual grids."""
     mode: Literal["carry", "learned"] = "carry"
     """carry: latents start as the window's own tokens; learned: the paper's own."""
     weights: Literal["lora", "interface", "all"] = "lora"
     """Weights to train: the interface alone, it and low-rank changes of the blocks (lora), or all."""
-    lora_rank: int = 16
-    """Rank of the low-rank changes."""
+    lora_rank: int = 16  # Rank of the low-rank changes.
     base_precision: Literal["fp32", "bf16"] | None = None
     """Precision of the pipeline's own weights; default: that of --precision, but fp32 where all weights are trained."""
     distillation: float = 20.0
     """With data: weight of the distance to the original beside the loss that the pipeline's class was trained with."""
     prompt_dropout: float = 0.1
     """With data: share of prompts or labels dropped, so that the unconditional branch learns too."""
-    time_shift: float = 1.0
-    """With data: shift of the training times towards noise; 1 is logit-normal(0, 1)."""
+    time_shift: float = 1.0  # With data: shift of the training times towards noise; 1 is logit-normal(0, 1).
     steps: int = 2_000
     batch_size: int = 32
-    warmup_steps: int = 50
-    """Steps over which the learning rate rises from 0; then it falls to 0 at the last step."""
+    warmup_steps: int = 50  # Steps over which the learning rate rises from 0; then it falls to 0 at the last step.
     ema_decay: float = 0.99
-    preview_every: int = 500
-    """Steps between validation pictures; 0 for none."""
-    preview_prompts: int = 4
-    """Number of validation pictures, of the first prompts of the file."""
+    preview_every: int = 500  # Steps between validation pictures; 0 for none.
+    preview_prompts: int = 4  # Number of validation pictures, of the first prompts of the file.
 
     def learning_rate_at(self, step: int) -> float:
         return super().learning_rate_at(step) * (1 - step / self.steps)

@@ -22,10 +22,8 @@ class Args(Command):
     Example: elit distill runs/tiny-flux runs/dial --prompts runs/tiny-flux/prompts.txt --steps 500
     """
 
-    config: Path | None = None
-    """YAML with any of the settings below, such as an earlier run's config.yaml."""
-    push_to_hub: str | None = None
-    """Upload the add-on and its card to this hub repository at the end, USER/NAME."""
+    config: Path | None = None  # YAML with any of the settings below, such as an earlier run's config.yaml.
+    push_to_hub: str | None = None  # Upload the add-on and its card to this hub repository at the end, USER/NAME.
     settings: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:

@@ -45,12 +45,9 @@ class Args(OnDevice):
     """One number for square images, three for video (frames rows columns), in autoencoder cells or pixels."""
     budgets: tuple[str, ...] = ("100%", "75%", "50%", "25%", "12.5%", "6.25%")
     """Latents per window (8; 1 is one latent) or shares of them (50%)."""
-    paper: bool = False
-    """Print the paper's cost figures instead, with ours and the difference."""
-    measure: bool = False
-    """Also time a forward on this machine."""
-    batch_size: int = 1
-    """Samples of a timed forward."""
+    paper: bool = False  # Print the paper's cost figures instead, with ours and the difference.
+    measure: bool = False  # Also time a forward on this machine.
+    batch_size: int = 1  # Samples of a timed forward.
 
     def __post_init__(self) -> None:
         require_counts(self, "batch_size", "sample_size")

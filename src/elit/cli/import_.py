@@ -21,18 +21,13 @@ class Args(Output):
     Example: elit import elit_sit_mb_imagenet_256px_1k_2000000.pt runs/released
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
-    """The published .pt file."""
-    out: Annotated[Path, tyro.conf.Positional]
-    """New folder for config.json and safetensors."""
+    file: Annotated[Path, tyro.conf.Positional]  # The published .pt file.
+    out: Annotated[Path, tyro.conf.Positional]  # New folder for config.json and safetensors.
     kind: Literal["elit", "sit", "dit"] | None = None
     """Format of the file: ELIT's authors', the original SiT's or the original DiT's; only bare weights need it."""
-    num_heads: int | None = None
-    """Attention heads; default: those of S, B, L or XL by width."""
-    tail_blocks: int | None = None
-    """Blocks after Write; default: those of S, B, L or XL."""
-    weights: Literal["ema", "model"] = "ema"
-    """The averaged weights, or those of the last step."""
+    num_heads: int | None = None  # Attention heads; default: those of S, B, L or XL by width.
+    tail_blocks: int | None = None  # Blocks after Write; default: those of S, B, L or XL.
+    weights: Literal["ema", "model"] = "ema"  # The averaged weights, or those of the last step.
 
     def __post_init__(self) -> None:
         require_counts(self, "num_heads", "tail_blocks")

@@ -27,30 +27,21 @@ class Args(GuidanceArgs, OfNetwork, Output):
     Example: elit inspect runs/quickstart/model --data digits --out runs/inside
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline."""
+    model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline.
     data: str = "samples"
     """Data to measure with: samples (the model's own, of all classes), digits, moving-digits, fashion-mnist,
     idx:FOLDER, a folder of images (one sub-folder a class, or with a metadata.jsonl of captions), or one that elit
     encode wrote."""
-    out: Path = Path("runs/inspect")
-    """Folder for inspect.json and the pictures."""
-    count: int = 32
-    """Samples of the data, evenly spaced over it."""
+    out: Path = Path("runs/inspect")  # Folder for inspect.json and the pictures.
+    count: int = 32  # Samples of the data, evenly spaced over it.
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
-    image_size: int | None = None
-    """A folder's images are cut to this; default: the model's size."""
-    times: tuple[float, ...] = TIMES
-    """Times of the measurements; 0 = noise, 1 = data."""
-    draws: int = 4
-    """Draws of noise a sample."""
-    steps: int = 16
-    """Solver steps of the samples at every budget."""
-    seed: int = 0
-    """Seed of all noise."""
-    batch_size: int = 64
-    """Noisy samples in one forward."""
+    image_size: int | None = None  # A folder's images are cut to this; default: the model's size.
+    times: tuple[float, ...] = TIMES  # Times of the measurements; 0 = noise, 1 = data.
+    draws: int = 4  # Draws of noise a sample.
+    steps: int = 16  # Solver steps of the samples at every budget.
+    seed: int = 0  # Seed of all noise.
+    batch_size: int = 64  # Noisy samples in one forward.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,24 +20,15 @@ class Args(Command):
     Example: elit loadtest http://127.0.0.1:8000 --rate 4 --seconds 60 --burst 3 --deadline-ms 2000
     """
 
-    url: Annotated[str, tyro.conf.Positional]
-    """URL of the service, without /v1."""
-    rate: float = 2.0
-    """Requests a second."""
-    burst: float = 1.0
-    """In the middle third of the time the rate is this many times as high."""
-    seconds: int = 30
-    """How long requests are sent."""
-    deadline_ms: float = 5000.0
-    """Deadline of every request."""
-    quality: Literal["auto", "low", "medium", "high"] = "auto"
-    """Quality of every request."""
-    prompts: tuple[str, ...] = ("0",)
-    """Classes or texts, in turn."""
-    seed: int = 0
-    """Seed of arrivals and images."""
-    api_key: str | None = None
-    """Key of the service; default: ELIT_API_KEY of the environment."""
+    url: Annotated[str, tyro.conf.Positional]  # URL of the service, without /v1.
+    rate: float = 2.0  # Requests a second.
+    burst: float = 1.0  # In the middle third of the time the rate is this many times as high.
+    seconds: int = 30  # How long requests are sent.
+    deadline_ms: float = 5000.0  # Deadline of every request.
+    quality: Literal["auto", "low", "medium", "high"] = "auto"  # Quality of every request.
+    prompts: tuple[str, ...] = ("0",)  # Classes or texts, in turn.
+    seed: int = 0  # Seed of arrivals and images.
+    api_key: str | None = None  # Key of the service; default: ELIT_API_KEY of the environment.
 
     def __post_init__(self) -> None:
         for name in ("rate", "burst", "seconds", "deadline_ms"):

@@ -52,16 +52,14 @@ BAD_PLACE = {
 class Command:
     """Options of every command."""
 
-    json: bool = False
-    """Print the result as JSON last on stdout."""
+    json: bool = False  # Print the result as JSON last on stdout.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Command):
     """Of commands that write what may be there already."""
 
-    overwrite: bool = False
-    """Replace what is there, once the new is whole."""
+    overwrite: bool = False  # Replace what is there, once the new is whole.
 
 
 def main(argv: Sequence[str] | None = None) -> int:

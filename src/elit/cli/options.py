@@ -15,30 +15,25 @@ from elit.sampling.settings import GuidanceKind, Precision, Sampling, Solver
 class OnDevice(Command):
     """Of commands that compute."""
 
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
+    device: str | None = None  # Such as cuda or cpu; default: cuda where there is one.
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfNetwork(OnDevice):
     """Of commands that run a network."""
 
-    dtype: Precision = "float32"
-    """Precision of the network; the solver's state and losses stay float32."""
+    dtype: Precision = "float32"  # Precision of the network; the solver's state and losses stay float32.
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceArgs:
     """Options of guidance."""
 
-    guidance: GuidanceKind = "none"
-    """cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
-    scale: float = 1.5
-    """Guidance scale; 1 is off."""
+    guidance: GuidanceKind = "none"  # cfg drops the class in the second branch, ag lowers its budget, ccfg does both.
+    scale: float = 1.5  # Guidance scale; 1 is off.
     guidance_budget: str = "1"
     """Budget of the second branch of ag and ccfg: latents per window (1) or a share of them (25%)."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance acts; 0 = noise, 1 = data."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # Times between which guidance acts; 0 = noise, 1 = data.
 
     def __post_init__(self) -> None:
         check_guidance_is_used(self, {self.guidance}, "scale")
@@ -55,16 +50,12 @@ class SamplingArgs(GuidanceArgs):
     budget: str = "full"
     """Latents per window (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
     (50%@0-0.5,100%@0.5-1)."""
-    steps: int = 40
-    """Solver steps."""
-    solver: Solver = "euler"
-    """heun is second order and evaluates twice a step."""
-    shift: float = 1.0
-    """More of the steps near noise; 1 is even."""
+    steps: int = 40  # Solver steps.
+    solver: Solver = "euler"  # heun is second order and evaluates twice a step.
+    shift: float = 1.0  # More of the steps near noise; 1 is even.
     cache: float = 0.0
     """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
-    seed: int = 0
-    """Seed of the first sample; the next ones count up."""
+    seed: int = 0  # Seed of the first sample; the next ones count up.
 
     def __post_init__(self) -> None:
         super().__post_init__()

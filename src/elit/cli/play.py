@@ -27,20 +27,13 @@ class Args(OfNetwork):
     model: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a saved model, a pipeline or an add-on of elit distill, or a model in the box. Default: the first in
     the box."""
-    service: str | None = None
-    """http://HOST:PORT of elit serve: adds a tab with its load."""
-    api_key: str | None = None
-    """API key of the service. Default: ELIT_API_KEY of the environment."""
-    vae: Path | None = None
-    """Folder of the autoencoder that the model was trained with. Default: the pipeline's."""
-    port: int = 7860
-    """Port of the page; 0 takes a free one."""
-    host: str = "127.0.0.1"
-    """Address to listen on; another than this machine's own needs --expose."""
-    expose: bool = False
-    """Let other machines open the page: whoever reaches it can use this machine."""
-    browser: bool = True
-    """Open a browser, where there is a terminal."""
+    service: str | None = None  # http://HOST:PORT of elit serve: adds a tab with its load.
+    api_key: str | None = None  # API key of the service. Default: ELIT_API_KEY of the environment.
+    vae: Path | None = None  # Folder of the autoencoder that the model was trained with. Default: the pipeline's.
+    port: int = 7860  # Port of the page; 0 takes a free one.
+    host: str = "127.0.0.1"  # Address to listen on; another than this machine's own needs --expose.
+    expose: bool = False  # Let other machines open the page: whoever reaches it can use this machine.
+    browser: bool = True  # Open a browser, where there is a terminal.
 
     def __post_init__(self) -> None:
         local = self.expose or self.host in LOOPBACK

@@ -26,14 +26,11 @@ class Args(OfNetwork):
     Example: elit profile runs/quickstart/model
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline."""
+    model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline.
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     """Images at a time; plans for others between them are as good, beyond them less so."""
-    compile: bool = False
-    """Compile the network."""
-    seconds: float = 60.0
-    """How long to measure; at least three rounds, however long they take."""
+    compile: bool = False  # Compile the network.
+    seconds: float = 60.0  # How long to measure; at least three rounds, however long they take.
 
     def __post_init__(self) -> None:
         require_counts(self, "batch_sizes")

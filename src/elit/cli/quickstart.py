@@ -74,12 +74,9 @@ class Args(Output):
 
     backbone: Literal["dit", "uvit", "hdit", "mmdit", "video"] = "dit"
     """Kind of network: mmdit makes digits from captions ("a handwritten seven"), video moves them over a canvas."""
-    out: Path = Path("runs/quickstart")
-    """Folder for model/, config.yaml, results.json, the pictures and report.html."""
-    steps: int | None = None
-    """Training steps; default: as many as the backbone needs."""
-    seed: int = 0
-    """Seed of everything; the same seed on the same machine gives the same numbers."""
+    out: Path = Path("runs/quickstart")  # Folder for model/, config.yaml, results.json, the pictures and report.html.
+    steps: int | None = None  # Training steps; default: as many as the backbone needs.
+    seed: int = 0  # Seed of everything; the same seed on the same machine gives the same numbers.
 
     def __post_init__(self) -> None:
         require_counts(self, "steps")

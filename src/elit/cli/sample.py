@@ -49,10 +49,8 @@ class Args(Subject, SamplingArgs, OfNetwork, Output):
 
     model: Annotated[Path, tyro.conf.Positional]
     """Folder of a saved model or pipeline; with --like by default the one that the picture names."""
-    step_budgets: tuple[str, ...] = ()
-    """Instead of one budget, one a step."""
-    sample_budgets: tuple[str, ...] = ()
-    """Instead of one budget, one an image; that many images are made."""
+    step_budgets: tuple[str, ...] = ()  # Instead of one budget, one a step.
+    sample_budgets: tuple[str, ...] = ()  # Instead of one budget, one an image; that many images are made.
     out: Path = Path("samples.png")
     """A .png, .jpg or .webp for one grid (of clips, their frames side by side), a .gif or .webp for moving clips, a
     folder for separate files, or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if
@@ -62,14 +60,11 @@ class Args(Subject, SamplingArgs, OfNetwork, Output):
     of samples, that one alone. Options that are given beside it change those settings."""
     target_ms: float | None = None
     """Plan steps, budget and guidance: milliseconds that one batch may take, without autoencoder and files."""
-    target_images_per_s: float | None = None
-    """The same as a rate."""
-    target_gflops: float | None = None
-    """The same for the FLOPs of an image."""
+    target_images_per_s: float | None = None  # The same as a rate.
+    target_gflops: float | None = None  # The same for the FLOPs of an image.
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
-    compile: bool = False
-    """Compile the network first: worth its minutes for many images, or large ones."""
+    compile: bool = False  # Compile the network first: worth its minutes for many images, or large ones.
 
     def __post_init__(self) -> None:
         Subject.__post_init__(self)

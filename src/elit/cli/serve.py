@@ -21,8 +21,7 @@ class Args(ServiceSettings, Output):
     api_key: str | None = None
     """Key that clients must send as Authorization: Bearer KEY; default: ELIT_API_KEY of the environment, where ps does
     not show it."""
-    build: Path | None = None
-    """Write the Serve config that serve deploy takes, and serve nothing."""
+    build: Path | None = None  # Write the Serve config that serve deploy takes, and serve nothing.
 
 
 def run(args: Args) -> Json:

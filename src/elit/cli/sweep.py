@@ -34,10 +34,8 @@ class Args(Scoring, Output):
     Example: elit sweep runs/quickstart/model --reference digits --detector digits --count 200 --steps 4 8 16
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline."""
-    quality: str | None = None
-    """The metric of plots, front and card; default: the first of the first detector."""
+    model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline.
+    quality: str | None = None  # The metric of plots, front and card; default: the first of the first detector.
     out: Path = Path("runs/sweep")
     """Folder for sample sets, scores, the table, plots and report.html. Scores are kept and added to; table, plots and
     report hold this command's settings and replace the last ones."""
@@ -46,35 +44,25 @@ class Args(Scoring, Output):
     OUT/sweep.jsonl."""
     budgets: tuple[str, ...] = ("100%", "50%", "25%", "12.5%", "6.25%")
     """Latents per window (8; 1 is one latent), shares of them (50%), or all (100%)."""
-    schedules: tuple[str, ...] = ()
-    """Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1)."""
-    steps: tuple[int, ...] = (40,)
-    """Solver steps."""
+    schedules: tuple[str, ...] = ()  # Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1).
+    steps: tuple[int, ...] = (40,)  # Solver steps.
     guidance: tuple[GuidanceKind, ...] = ("none", "ccfg")
     """Kinds; cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
-    scales: tuple[float, ...] = (1.5,)
-    """Guidance scales of every kind but none; 1 is off."""
+    scales: tuple[float, ...] = (1.5,)  # Guidance scales of every kind but none; 1 is off.
     guidance_budget: str = "1"
     """Budget of the second branch of ag and ccfg: latents per window (1) or a share of them (25%)."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance acts; 0 = noise, 1 = data."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # Times between which guidance acts; 0 = noise, 1 = data.
     caches: tuple[float, ...] = ()
     """Thresholds of step caching, beside none: a step reuses the last output while times have moved by less."""
-    count: int = FIELD_COUNT
-    """Samples a setting."""
-    solver: Solver = "euler"
-    """heun is second order and evaluates twice a step."""
-    shift: float = 1.0
-    """More of the steps near noise; 1 is even."""
-    seed: int = 0
-    """Seed of the first sample of every setting; the next ones count up."""
+    count: int = FIELD_COUNT  # Samples a setting.
+    solver: Solver = "euler"  # heun is second order and evaluates twice a step.
+    shift: float = 1.0  # More of the steps near noise; 1 is even.
+    seed: int = 0  # Seed of the first sample of every setting; the next ones count up.
     card: bool = True
     """Write MODEL/README.md, or OUT/README.md beside a README.md that no sweep wrote. The table goes to
     MODEL/sweep.jsonl too, where elit.plan finds it."""
-    license: str = "unknown"
-    """License of the weights, for the card, as the Hub names it, such as apache-2.0."""
-    datasets: tuple[str, ...] = ()
-    """Names on the Hub of the data that the model was trained on, for the card."""
+    license: str = "unknown"  # License of the weights, for the card, as the Hub names it, such as apache-2.0.
+    datasets: tuple[str, ...] = ()  # Names on the Hub of the data that the model was trained on, for the card.
 
     def __post_init__(self) -> None:
         super().__post_init__()

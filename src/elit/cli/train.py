@@ -27,12 +27,9 @@ class Args(Command):
     """YAML with any of the settings below, such as an earlier run's config.yaml; or recipe:NAME, of elit recipes."""
     dry_run: bool = False
     """Print what the run takes instead: parameters, memory of a device by part, TFLOPs, GPU-days. Reads no data."""
-    devices: int = 1
-    """Devices of a dry run."""
-    device_tflops: float = 989.0
-    """Peak of one device in TFLOP/s; default an H100's in bf16."""
-    utilisation: float = 0.4
-    """Share of that peak which the run is assumed to reach."""
+    devices: int = 1  # Devices of a dry run.
+    device_tflops: float = 989.0  # Peak of one device in TFLOP/s; default an H100's in bf16.
+    utilisation: float = 0.4  # Share of that peak which the run is assumed to reach.
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
 

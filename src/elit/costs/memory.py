@@ -21,26 +21,16 @@ class Estimate:
     """Cost of one run; bytes are for one device, in float32."""
 
     parameters: int
-    weights: int
-    """Bytes of the weights, or of this device's shard of them; gradients are as many."""
-    optimizer: int
-    """Of Adam's two moments, or of a shard."""
-    average: int
-    """Of the averaged weights, or of a shard; 0 where they are kept on the CPU."""
-    gathered: int
-    """Sharded: of the weights that are whole at one time, two blocks and what is outside of blocks."""
-    noise: int
-    """Of a step's noise: that of the whole batch on every device, so that any number of them draws the same."""
-    activations: int
-    """Kept for the backward pass of a micro-batch at the largest budget."""
-    activations_checkpointed: int
-    """The same with gradient checkpointing."""
-    peak: int
-    """At most: activations go as gradients come, so only the larger of the two counts."""
-    tflops: float
-    """TFLOPs an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1)."""
-    device_days: float
-    """Days of one device for all steps; of n devices, an n-th."""
+    weights: int  # Bytes of the weights, or of this device's shard of them; gradients are as many.
+    optimizer: int  # Of Adam's two moments, or of a shard.
+    average: int  # Of the averaged weights, or of a shard; 0 where they are kept on the CPU.
+    gathered: int  # Sharded: of the weights that are whole at one time, two blocks and what is outside of blocks.
+    noise: int  # Of a step's noise: that of the whole batch on every device, so that any number of them draws the same.
+    activations: int  # Kept for the backward pass of a micro-batch at the largest budget.
+    activations_checkpointed: int  # The same with gradient checkpointing.
+    peak: int  # At most: activations go as gradients come, so only the larger of the two counts.
+    tflops: float  # TFLOPs an iteration: 3 × forward × batch, mean over the budgets drawn (the paper's Table 1).
+    device_days: float  # Days of one device for all steps; of n devices, an n-th.
 
 
 def estimate(

@@ -36,22 +36,15 @@ DTYPE = torch.float16
 class Encoding:
     """The settings of an encoding; all are in encode.json, and another encoding cannot share the folder."""
 
-    vae: str = ""
-    """The autoencoder, any of diffusers': a hub name or a folder."""
+    vae: str = ""  # The autoencoder, any of diffusers': a hub name or a folder.
     vae_subfolder: str | None = None
     """The autoencoder's folder in that repository or folder, such as vae in a pipeline's."""
-    image_size: int | tuple[int, int] = 256
-    """Pixels along each axis, or (height, width), after ADM's centre crop."""
-    frames: int = 1
-    """Frames of a clip; 1 = images."""
-    captions: bool = False
-    """Labels number captions (metadata.jsonl, a text column) instead of classes."""
-    skip_unreadable: bool = False
-    """Leave unreadable pictures out instead of stopping at the first."""
-    batch_size: int = 8
-    """Samples at a time. Part of the encoding, since rounding may depend on it."""
-    shard_size: int = 1024
-    """Samples of a shard, the unit of work and of resuming."""
+    image_size: int | tuple[int, int] = 256  # Pixels along each axis, or (height, width), after ADM's centre crop.
+    frames: int = 1  # Frames of a clip; 1 = images.
+    captions: bool = False  # Labels number captions (metadata.jsonl, a text column) instead of classes.
+    skip_unreadable: bool = False  # Leave unreadable pictures out instead of stopping at the first.
+    batch_size: int = 8  # Samples at a time. Part of the encoding, since rounding may depend on it.
+    shard_size: int = 1024  # Samples of a shard, the unit of work and of resuming.
 
     def __post_init__(self) -> None:
         require_counts(self, "image_size", "frames", "batch_size", "shard_size")

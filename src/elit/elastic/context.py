@@ -45,8 +45,7 @@ class BudgetBlock:
     doubled: bool | None
     step: int = -1
     timestep: float | None = None
-    last: "weakref.ref[Tensor] | None" = None
-    """The sample of a first branch that may have a second one."""
+    last: "weakref.ref[Tensor] | None" = None  # The sample of a first branch that may have a second one.
 
     def resolve(self, schedule: Schedule, budgets: Sequence[int], noise: Tensor, frame: FrameType | None) -> int:
         """The budget of one forward, of a noise level, called by the pipeline of `frame`."""

@@ -71,8 +71,7 @@ class DistillPipeline(DistillTask):
 
     sampler: BucketSampler
     examples: RecordedCalls | CaptionedImages
-    cached: tuple[str, ...] = ("trajectories",)
-    """Settings that decide what is in the cache, beside those of every run."""
+    cached: tuple[str, ...] = ("trajectories",)  # Settings that decide what is in the cache, beside those of every run.
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
         self.config = config

@@ -143,8 +143,7 @@ class ElasticPipeline(NamedTuple):
     """A pipeline with an elastified transformer, as its folder describes it."""
 
     folder: Path
-    base: str
-    """The pipeline's folder or hub name; `folder` itself where it holds everything."""
+    base: str  # The pipeline's folder or hub name; `folder` itself where it holds everything.
     budgets: range
 
     def load(self, *, device: torch.device | str, dtype: torch.dtype) -> Pipeline:

@@ -48,14 +48,11 @@ class InterfaceRecord:
     write_after: int
     window: tuple[int, ...]
     mode: str
-    changed: bool = False
-    """The original weights have been trained along, and are no model without the interface."""
-    lora_rank: int = 0
-    """Rank of the low-rank changes of the blocks beside the interface; 0 for none."""
+    changed: bool = False  # The original weights have been trained along, and are no model without the interface.
+    lora_rank: int = 0  # Rank of the low-rank changes of the blocks beside the interface; 0 for none.
     original_at_full: bool = False
     """At full budget the original runs, without interface and changes: it was trained for the budgets below."""
-    base: str | None = None
-    """The pipeline that the interface was trained for."""
+    base: str | None = None  # The pipeline that the interface was trained for.
 
 
 def elastify(

@@ -166,8 +166,7 @@ class Scoring:
     (accuracy), i3d:FILE.pt (FVD), digits, moving-digits, fashion-mnist."""
     metrics: tuple[str, ...] = ()
     """Any of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
-    out: Path = Path("runs/scores")
-    """Folder for sample sets, references and scores."""
+    out: Path = Path("runs/scores")  # Folder for sample sets, references and scores.
     image_size: int | None = None
     """Cut the reference's pictures (and scored files) to this size as ADM does; default: they have one size."""
     labels: tuple[str, ...] = ()
@@ -175,22 +174,17 @@ class Scoring:
     prompts: tuple[str, ...] = ()
     """Texts, in turn, for a text-conditional model; accuracy takes the first for class 0, the second for class 1 and
     so on."""
-    prompts_file: Path | None = None
-    """A file with one text a line instead."""
+    prompts_file: Path | None = None  # A file with one text a line instead.
     text_encoder: str | None = None
     """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
     chunk: int = CHUNK
     """Samples computed at once, by network, autoencoder and detector. Decides roundings, so part of the recipe."""
-    batch_size: int = 256
-    """Samples between two files, in whole chunks; changes no sample and no score."""
-    device: str | None = None
-    """Such as cuda or cpu; default: cuda where there is one."""
-    dtype: Precision = "float32"
-    """Precision of the network; the solver's state and the detectors stay float32."""
-    compile: bool = False
-    """torch.compile on the network: worth it from some hundred samples on. Part of the recipe."""
+    batch_size: int = 256  # Samples between two files, in whole chunks; changes no sample and no score.
+    device: str | None = None  # Such as cuda or cpu; default: cuda where there is one.
+    dtype: Precision = "float32"  # Precision of the network; the solver's state and the detectors stay float32.
+    compile: bool = False  # torch.compile on the network: worth it from some hundred samples on. Part of the recipe.
 
     def __post_init__(self) -> None:
         require_counts(self, "chunk", "batch_size", "image_size")

@@ -54,11 +54,9 @@ class Picture:
     """The result of a run."""
 
     request: Request
-    file: bytes
-    """As `elit sample` writes it, settings inside."""
+    file: bytes  # As `elit sample` writes it, settings inside.
     suffix: str
-    states: tuple[State, ...]
-    """A network's before every step, and the sample at t = 1; empty for other engines."""
+    states: tuple[State, ...]  # A network's before every step, and the sample at t = 1; empty for other engines.
     ms: float
     gflops: float
 

@@ -38,16 +38,12 @@ LONGEST = 65000  # a JPEG's comment holds two bytes less than 64 KiB
 class Subject:
     """The samples to make: of which classes or prompts, and how many."""
 
-    labels: tuple[str, ...] = ()
-    """Classes, by number or name, in turn; default: all of the model's."""
-    prompts: tuple[str, ...] = ()
-    """Texts, in turn, for a model that takes text."""
+    labels: tuple[str, ...] = ()  # Classes, by number or name, in turn; default: all of the model's.
+    prompts: tuple[str, ...] = ()  # Texts, in turn, for a model that takes text.
     text_encoder: str | None = None
     """Hugging Face name or folder of the encoder that a network was trained with; default: as saved."""
-    count: int | None = None
-    """How many images; default: one a label or prompt, at most 64."""
-    batch_size: int = 64
-    """Images at a time; changes an image by rounding at most."""
+    count: int | None = None  # How many images; default: one a label or prompt, at most 64.
+    batch_size: int = 64  # Images at a time; changes an image by rounding at most.
 
     def __post_init__(self) -> None:
         for name in ("labels", "prompts"):

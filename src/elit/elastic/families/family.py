@@ -26,13 +26,11 @@ Pipeline = Any
 class Places(NamedTuple):
     """Places of the kept tokens, for a block's arguments that have an entry for each token."""
 
-    image: Tensor
-    """(K,) among the image tokens."""
+    image: Tensor  # (K,) among the image tokens.
     sequence: Tensor
     """(S',) in the sequence of attention, where text and what else it holds stays whole; (B, S') where the
     image begins elsewhere in each sample."""
-    tokens: int
-    """N."""
+    tokens: int  # N.
 
 
 Take = Callable[[Any, Places], Any]
