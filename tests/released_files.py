@@ -42,9 +42,8 @@ def weights(sizes: dict, *, elit: bool, double: bool = False, seed: int = 0) -> 
         for feed in (f"{READ}.fit_layer.read_ff.0", f"{WRITE}.write_ff.0"):
             state |= linear(f"{feed}.fc1", d, d, bias=False) | linear(f"{feed}.fc2", d, d, bias=False)
         for cross in (f"{READ}.fit_layer.latents_attend_to_patches.0", f"{WRITE}.patches_attend_to_latents.0"):
-            state |= (
-                linear(f"{cross}.q_proj", d, d) | linear(f"{cross}.kv_proj", 2 * d, d) | linear(f"{cross}.proj", d, d)
-            )
+            state |= linear(f"{cross}.q_proj", d, d) | linear(f"{cross}.kv_proj", 2 * d, d)
+            state |= linear(f"{cross}.proj", d, d)
             state |= {f"{cross}.{part}_norm.scale": 1 + 0.1 * table(1)[0] for part in "qk"}
     return state
 
@@ -52,14 +51,8 @@ def weights(sizes: dict, *, elit: bool, double: bool = False, seed: int = 0) -> 
 def checkpoint(sizes: dict, *, elit: bool = True, **settings) -> dict:
     """A published file's content."""
     ema, model = (weights(sizes, elit=elit, seed=seed) for seed in (0, 1))
-    args = {
-        "model": f"{'ELIT-' if elit else ''}SiT-S/2",
-        "encoder_depth": sizes["head"],
-        "elit_group_size": sizes["window"],
-        "qk_norm": False,
-        "path_type": "linear",
-        "prediction": "v",
-    }
+    args = {"model": f"{'ELIT-' if elit else ''}SiT-S/2", "encoder_depth": sizes["head"]}
+    args |= {"elit_group_size": sizes["window"], "qk_norm": False, "path_type": "linear", "prediction": "v"}
     opt = {"state": {}, "param_groups": [{"lr": 1e-4}]}
     return {"model": model, "ema": ema, "opt": opt, "args": argparse.Namespace(**args | settings), "steps": 10}
 

@@ -40,8 +40,7 @@ def test_every_frame_shows_the_whole_digit_and_nothing_else():
 def folder(tmp_path):
     """Ten training pictures of 5×6 and four test pictures, one pair gzipped."""
     generator = torch.Generator().manual_seed(0)
-    for prefix, count, write in (("train", 10, lambda b: b), ("t10k", 4, gzip.compress)):
-        suffix = ".gz" if write is gzip.compress else ""
+    for prefix, count, suffix, write in (("train", 10, "", bytes), ("t10k", 4, ".gz", gzip.compress)):
         images = torch.randint(0, 256, (count, 5, 6), dtype=torch.uint8, generator=generator)
         labels = torch.arange(count, dtype=torch.uint8) % 3
         (tmp_path / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(write(idx(images)))

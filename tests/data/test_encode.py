@@ -93,10 +93,7 @@ def test_training_and_sampling_go_on_from_there(encoded, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     sizes = "--model.hidden-size 16 --model.num-heads 1 --model.depth 3 --model.split 1 1 1 --model.window 4 4"
     train = f"train --data {encoded} --model.name ELIT-DiT-S/1 {sizes} --steps 3 --batch-size 4 --preview-every 0"
-    for out in ("one", "two"):
-        assert main([*train.split(), "--out", out]) == 0
-    first, second = (Path(out, "metrics.jsonl").read_text().splitlines() for out in ("one", "two"))
-    assert [json.loads(line)["loss"] for line in first] == [json.loads(line)["loss"] for line in second]
+    assert main([*train.split(), "--out", "one"]) == 0
     model = elit.load_model("one/model")
     assert (model.config.in_channels, model.sample_size, model.config.num_classes) == (4, (8, 8), 3)
     assert main(["sample", "one/model", "--vae", str(encoded.parent / "vae"), "--steps", "1", "--out", "x.png"]) == 0
@@ -190,9 +187,9 @@ def test_latents_that_are_not_finite_and_folders_without_a_readable_picture_are_
 
 
 def test_a_picture_that_was_replaced_is_another_encoding(tmp_path):
-    for name in ("0", "1"):
-        (tmp_path / "photos" / "a").mkdir(parents=True, exist_ok=True)
-        picture(int(name)).save(tmp_path / "photos" / "a" / f"{name}.png")
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for number in range(2):
+        picture(number).save(tmp_path / "photos" / "a" / f"{number}.png")
     vae, encoding, out = small_vae(), Encoding(image_size=16), tmp_path / "out"
     encode(open_source(tmp_path / "photos"), out, vae, encoding)
     picture(5).save(tmp_path / "photos" / "a" / "1.png")

@@ -80,7 +80,7 @@ def test_costs_are_counted_by_its_own_count(kind):
         with pytest.raises(ValueError, match=rf"got a {kind}; elit.elastic.cost.count_block_flops counts"):
             elit.count_flops(model, budget=budget)
     assert count_block_flops(model, tokens=((8, 8),), budget=4) < count_block_flops(model, tokens=((8, 8),))
-    with pytest.raises(ValueError, match="must be a network of this library or the name of a preset, got a Linear"):
+    with pytest.raises(ValueError, match=r"must be a network of this library or the name of a preset.* got .Linear"):
         elit.count_flops(nn.Linear(2, 2))
 
 

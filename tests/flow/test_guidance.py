@@ -44,8 +44,6 @@ def test_interval():
     ("make", "message"),
     [
         (lambda: CFG(-1.0), "guidance scale must be at least 0, got -1.0"),
-        (lambda: CFG(float("nan")), "guidance scale must be at least 0, got nan"),
-        (lambda: CFG(2.0, interval=(0.5, 0.2)), "guidance interval"),
         (lambda: CFG(2.0, interval=(0.0, 1.2)), "guidance interval"),
         (lambda: guided(AG(2.0, 8), budget=4), "guidance_budget must be at most the main branch's 4 for ag, got 8"),
         (lambda: guided(CCFG(2.0, 17)), "budget must be .*, got 17"),

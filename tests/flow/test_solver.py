@@ -30,17 +30,6 @@ def test_order_of_convergence(solver, order):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
-@pytest.mark.parametrize("solver", [euler, heun])
-def test_a_solver_visits_the_steps_in_order(solver):
-    visited = []
-    solve(solver(torch.zeros(1), time_grid(3)), lambda x, t, step: visited.append((round(t, 3), step)) or x)
-    thirds = [0.0, 0.333, 0.667]
-    if solver is euler:
-        assert visited == list(zip(thirds, range(3), strict=True))
-    else:  # corrected at the end of the step, but for the last
-        assert visited == [(0.0, 0), (0.333, 0), (0.333, 1), (0.667, 1), (0.667, 2)]
-
-
 def test_time_grid_and_shift():
     assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
     assert time_grid(4, 2.0) == pytest.approx([0, 1 / 7, 1 / 3, 3 / 5, 1])  # nearer to noise

@@ -10,7 +10,6 @@ from elit.elastic.load import load_model
 from elit.flow.guidance import make_guidance
 from elit.models.conditioning import concatenate
 from elit.models.presets import create_model
-from elit.models.transformer import Transformer
 from elit.sampling.sample import sample, seeded_noise
 
 # The published checkpoints' Write looks at dropped latents too; what SiT does instead is in test_sit.py.
@@ -94,23 +93,6 @@ def test_every_parameter_gets_a_gradient_within_a_few_steps(kind):
     assert reached == {n for n, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", ELIT)
-def test_the_interface_starts_closed(kind):
-    """Before training, Write adds nothing: with an open output the velocity is the same at every budget."""
-    model = fresh(kind)
-    torch.nn.init.normal_(model.final.linear.weight)
-    x, t, y = inputs(model)
-    assert torch.equal(model(x, t, y, model.budgets[0]), model(x, t, y))
-
-
-def test_the_condition_matters_and_so_does_its_absence(any_model):
-    x, t, y = inputs(any_model)
-    out = any_model(x, t, y)
-    without = any_model(x, t, any_model.conditioning.without(y))
-    assert (out[:2] - without[:2]).abs().amax(dim=tuple(range(1, x.ndim))).min() > 1e-3
-    assert torch.allclose(out[2], without[2], atol=1e-5)  # the last of `inputs` has none to begin with
-
-
 def test_gradient_checkpointing_changes_no_number(any_model):
     x, t, y = inputs(any_model)
 
@@ -172,20 +154,15 @@ def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
 
 # Tracing takes half a second a block. Blocks of head and tail are those of the core, but not in HDiT; an MM-DiT hands
 # its text from stage to stage; U-ViT's core has a pair of skips.
-DEPTHS = {
-    "elit-hdit": {"depth": 3, "split": (1, 1, 1)},
-    "elit-mmdit": {"depth": 3, "split": (1, 1, 1)},
-    "elit-uvit": {"depth": 5, "split": (1, 3, 1)},
-}
+SPLITS = {"elit-hdit": (1, 1, 1), "elit-mmdit": (1, 1, 1), "elit-uvit": (1, 3, 1)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["elit-dit", "elit-uvit", "elit-hdit", "elit-mmdit", "elit-mmdit-embeddings", "elit-sit"]
-)
+@pytest.mark.parametrize("kind", [*SPLITS, "elit-dit", "elit-mmdit-embeddings", "elit-sit"])
 def test_compiles_without_breaks_and_twice_at_most(kind):
     """One static and one dynamic graph serve all budgets but the smallest, which torch specialises on."""
-    model = opened(kind, **DEPTHS.get(kind, {"depth": 1, "split": (0, 1, 0)}))
+    split = SPLITS.get(kind, (0, 1, 0))
+    model = opened(kind, depth=sum(split), split=split)
     x, t, y = inputs(model)
     counter = CompileCounter()
     torch._dynamo.reset()
@@ -200,33 +177,15 @@ def test_compiles_without_breaks_and_twice_at_most(kind):
 STEPS = 3  # Heun corrects all but the last
 
 
-def guided(model: Transformer, **settings) -> torch.Tensor:
-    return sample(model, conditions(model, 2), steps=STEPS, budget=middle(model), **settings)
-
-
-def middle(model: Transformer) -> int | None:
-    return model.budgets[len(model.budgets) // 2] if model.budgets else None
-
-
-def test_sampling_scale_one_is_bit_equal_to_no_guidance(elit_model):
-    plain, low = guided(elit_model), elit_model.budgets[0]
-    for guidance in (elit.CFG(1.0), elit.AG(1.0, low), elit.CCFG(1.0, low)):
-        assert torch.equal(guided(elit_model, guidance=guidance), plain)
-    with pytest.raises(ValueError, match="guidance_budget must be below the main branch's for ag"):
-        guided(elit_model, guidance=elit.AG(4.0, middle(elit_model)))
-
-
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("guide", ["none", "cfg", "ag", "ccfg"])
 def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
     """Branches one at a time, one sample at a time, the equations written out."""
-    model, kept, y = any_model, middle(any_model), conditions(any_model, 2)
-    low = model.budgets[0] if model.budgets else None
-    guidance = make_guidance(guide, 2.0, low)
+    model, y = any_model, conditions(any_model, 2)
     if not model.budgets and guide in ("ag", "ccfg"):
-        with pytest.raises(ValueError, match="guidance must be cfg for a model without a latent interface"):
-            guided(model, guidance=guidance)
         return
+    kept, low = (model.budgets[len(model.budgets) // 2], model.budgets[0]) if model.budgets else (None, None)
+    guidance = make_guidance(guide, 2.0, low)
     out = sample(model, y, steps=STEPS, budget=kept, guidance=guidance, solver=solver, seed=5)
     for i in range(2):
         x, mine = seeded_noise([5 + i], (4, *model.sample_size)), y[i : i + 1]
@@ -267,12 +226,9 @@ def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
     ("change", "message"),
     [
         ({"size": (17, 16)}, r"nearest valid: 16 or 18 × 16\), got \(17, 16\)"),
-        ({"budget": 0}, "budget must be a number of latents per window .* got 0"),
         ({"budget": 17}, "1 to 16.* got 17"),
         ({"y": 6}, r"y must be labels 0 to 4, or 5 for no class, got \[6"),
-        ({"y": 0.5}, r"y must be .* integer labels.* got torch\.float32"),
         ({"t": 1.25}, r"t must be 0 .* got \[1\.25"),
-        ({"t": float("nan")}, r"t must be 0 .* got \[nan"),
         ({"channels": 3}, r"x must be \(B, 4, H, W\) .*got \(3, 3, 16, 16\)"),
         ({"batch": 2}, r"t must be \(2,\), one time a sample, got \(3,\)"),
     ],
@@ -294,36 +250,6 @@ def test_a_baseline_has_no_budget():
         model(*inputs(model), 0.5)
     with pytest.raises(ValueError, match="share_head must go with a list of budgets"):
         model(*inputs(model), [None, None], share_head=True)
-
-
-@pytest.mark.parametrize("kind", ELIT)
-def test_a_budget_a_sample_equals_single_runs(kind):
-    """A batch whose samples have budgets of their own, in any order, some of them equal."""
-    model = opened(kind)
-    kept = [model.budgets[i % len(model.budgets)] for i in (2, 0, 1, 2, 0, 3)]
-    x, t, y = torch.randn(6, *inputs(model)[0].shape[1:]), torch.rand(6), conditions(model, 6)
-    with torch.no_grad():
-        mixed = model(x, t, y, kept)
-        for i, count in enumerate(kept):
-            alone = model(x[i : i + 1], t[i : i + 1], y[i : i + 1], count)
-            torch.testing.assert_close(mixed[i : i + 1], alone, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="divides a batch of 6, got 4 budgets"):
-        model(x, t, y, kept[:4])
-
-
-@pytest.mark.parametrize("kind", ELIT)
-def test_a_shared_head_is_run_once_and_changes_nothing(kind):
-    model = opened(kind)
-    x, t, y = inputs(model)
-    budgets = [model.budgets[-1], model.budgets[0]]
-    rows = []
-    hook = model.blocks[0].register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
-    with torch.no_grad():
-        both = model(x, t, y, budgets, share_head=True)
-        hook.remove()
-        for part, kept in zip(both.chunk(2), budgets, strict=True):
-            torch.testing.assert_close(part, model(x, t, y, kept), rtol=0, atol=1e-5)
-    assert rows == [len(x)]
 
 
 def test_classes_go_by_name_where_the_network_knows_them(tmp_path):

@@ -28,12 +28,8 @@ def as_qwen(block: JointBlock) -> QwenImageTransformerBlock:
     rows = (torch.arange(HEADS)[:, None] * h + pairs).flatten()
     theirs = QwenImageTransformerBlock(dim=D, num_attention_heads=HEADS, attention_head_dim=h).eval()
     weights = {}
-    names = {
-        "image": ("img", "to_{}", "norm_{}", "to_out.0"),
-        "text": ("txt", "add_{}_proj", "norm_added_{}", "to_add_out"),
-    }
-    for stream, (short, projection, norm, out) in names.items():
-        ours = getattr(block, stream)
+    names = ("img", "to_{}", "norm_{}", "to_out.0"), ("txt", "add_{}_proj", "norm_added_{}", "to_add_out")
+    for ours, (short, projection, norm, out) in zip((block.image, block.text), names, strict=True):
         layers = {
             f"{short}_mod.1": ours.modulation.linear,
             f"{short}_mlp.net.0.proj": ours.mlp.fc1,
@@ -78,13 +74,11 @@ def test_the_last_block_is_a_joint_block_whose_text_goes_nowhere():
     whole, last = random_block(JointBlock), random_block(LastJointBlock)
     last.image.load_state_dict(whole.image.state_dict())
     with torch.no_grad():
-        for ours, theirs in (
-            (last.text_kv, whole.text.attention.qkv),
-            (last.text_modulation.linear, whole.text.modulation.linear),
-        ):
-            rows = slice(D, None) if ours is last.text_kv else slice(2 * D)
-            ours.weight.copy_(theirs.weight[rows])
-            ours.bias.copy_(theirs.bias[rows])
+        modulation = last.text_modulation.linear, whole.text.modulation.linear
+        for ours, theirs in zip(last.text_kv.parameters(), whole.text.attention.qkv.parameters(), strict=True):
+            ours.copy_(theirs[D:])
+        for ours, theirs in zip(*(layer.parameters() for layer in modulation), strict=True):
+            ours.copy_(theirs[: 2 * D])
         last.text_k_norm.weight.copy_(whole.text.attention.k_norm.weight)
         x, text, c = torch.randn(2, L, D), torch.randn(2, M, D), torch.randn(2, D)
         rope, mask = rope_tables(torch.randn(L, 2), D // HEADS), torch.ones(2, 1, 1, M + L, dtype=torch.bool)
@@ -109,26 +103,13 @@ def test_characters_do_not_see_their_padding():
     assert not torch.allclose(model(x, t, short)[1], model(x, t, long)[1], atol=1e-3)
 
 
-def test_the_text_stream_does_not_depend_on_the_budgets_width():
-    """Latents replace the image stream alone: text tokens are as many in the core as outside."""
-    model, seen = opened("elit-mmdit"), []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0].shape[1], inputs[1].shape[1])))
-    x, t, y = inputs(model)
-    model(x, t, y, 3)
-    length = y.shape[1]
-    assert seen == [(64, length), (12, length), (12, length), (64, length)]
-
-
 def test_bare_embeddings_are_a_text_without_padding():
     model = opened("elit-mmdit-embeddings")
     x, t, _ = inputs(model, batch=2)
     embeddings = torch.randn(2, 7, 20)
     whole = Text(embeddings, torch.ones(2, 7, dtype=torch.bool))
-    assert torch.equal(model(x, t, embeddings), model(x, t, whole))
-    assert torch.equal(
-        model(x, t, model.conditioning.without(embeddings)), model(x, t, model.conditioning.without(whole))
-    )
+    for y in (lambda given: given, model.conditioning.without):
+        assert torch.equal(model(x, t, y(embeddings)), model(x, t, y(whole)))
 
 
 def test_pooled_text_defaults_to_the_mean_of_its_tokens():

@@ -36,16 +36,14 @@ def test_skips_carry_the_mirrors_output(kind):
     """With forward hooks on every block: what comes in by the skip is what the mirror put out."""
     model, out, taken = opened(kind), {}, {}
 
-    def remember(i):
-        def hook(_, inputs, output):
-            out[i] = output
-            if len(inputs) > 3:
-                taken[i] = inputs[3]
+    def remember(block, inputs, output):
+        number = list(model.blocks).index(block)
+        out[number] = output
+        if len(inputs) > 3:
+            taken[number] = inputs[3]
 
-        return hook
-
-    for i, block in enumerate(model.blocks):
-        block.register_forward_hook(remember(i))
+    for block in model.blocks:
+        block.register_forward_hook(remember)
     model(*inputs(model), 5 if model.budgets else None)
     pairs = skip_pairs(6, model.spec.split if model.spec else None)
     assert pairs == {0: 5, 1: 4}

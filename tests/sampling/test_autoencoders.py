@@ -152,14 +152,6 @@ def test_encoded_sampled_scored_and_looked_at(kind, vae, model, photos, tmp_path
     assert main([*line, "--out", str(tmp_path / "x.png")]) == 0
 
 
-def test_clips_keep_their_frames():
-    vae = small_wan().eval()
-    mean, _ = encode_moments(vae, torch.rand(1, 3, 5, 16, 16))
-    assert mean.shape == (1, 4, 3, 4, 4)
-    with torch.no_grad():
-        assert decode(vae, mean).shape == (1, 3, 5, 16, 16)
-
-
 def test_what_is_saved_is_read_again():
     shifted = LatentNormalization(scale=0.5, mean=(0.1,))
     assert shifted.to_json() == {"scaling_factor": 0.5, "shift_factor": 0.1}  # as encode.json always had it

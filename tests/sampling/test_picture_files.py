@@ -10,24 +10,15 @@ from elit.sampling.pictures import FORMATS, MOVING, encode_picture, image_grid, 
 FRAMES = [Image.new("RGB", (8, 6), (60 * i, 0, 99)) for i in range(3)]
 
 
-@pytest.mark.parametrize("suffix", list(FORMATS))
-def test_every_format_keeps_the_text(suffix, tmp_path):
+@pytest.mark.parametrize(("suffix", "count"), [*((suffix, 1) for suffix in FORMATS), *((each, 3) for each in MOVING)])
+def test_every_format_keeps_frames_and_text(suffix, count, tmp_path):
     path = tmp_path / f"a{suffix}"
-    path.write_bytes(encode_picture(FRAMES[:1], suffix, '{"seed": 3}'))
+    path.write_bytes(encode_picture(FRAMES[:count], suffix, '{"seed": 3}'))
     assert read_text(path) == '{"seed": 3}'
     with Image.open(path) as image:
-        assert (image.format, image.size) == (FORMATS[suffix], (8, 6))
-    path.write_bytes(encode_picture(FRAMES[:1], suffix))
+        assert (image.format, image.size, getattr(image, "n_frames", 1)) == (FORMATS[suffix], (8, 6), count)
+    path.write_bytes(encode_picture(FRAMES[:count], suffix))
     assert read_text(path) is None
-
-
-@pytest.mark.parametrize("suffix", MOVING)
-def test_clips_move_and_keep_the_text(suffix, tmp_path):
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(encode_picture(FRAMES, suffix, "text"))
-    with Image.open(path) as image:
-        assert image.n_frames == 3
-    assert read_text(path) == "text"
 
 
 def test_what_is_no_picture_is_named(tmp_path):

@@ -11,17 +11,8 @@ from elit.sampling.sample import sample
 STEPS = 4
 
 
-@pytest.mark.parametrize(
-    "constant", [{"step_budgets": [3] * STEPS}, {"budget": lambda t: 3}, {"budget": "3@0-0.5,3@0.5-1"}]
-)
-def test_a_constant_schedule_is_bit_equal_to_that_budget(constant):
-    model = opened("elit-dit")
-    plain = sample(model, [0, 1], steps=STEPS, budget=3)
-    assert torch.equal(sample(model, [0, 1], steps=STEPS, **constant), plain)
-
-
 @pytest.mark.parametrize("guidance", [None, elit.CFG(2.0), elit.CCFG(2.0, 1), elit.AG(2.0, 2), elit.AG(2.0, 3)])
-@pytest.mark.parametrize("kind", ["elit-dit", "elit-mmdit", "elit-sit"])
+@pytest.mark.parametrize("kind", ["elit-dit", "elit-uvit", "elit-mmdit", "elit-sit"])
 def test_a_budget_a_sample_is_that_sample_alone(kind, guidance):
     model = opened(kind)
     budgets, settings = [16, 4, 4, 1.0, 0.5], {"steps": 2, "guidance": guidance}
@@ -73,30 +64,24 @@ def test_sampling_flops_add_up_the_branches():
     ("settings", "message"),
     [
         ({"budget": [16, 4]}, r"budget must be one budget, got \[16, 4\]"),
-        ({"budget": torch.tensor([16, 4])}, "budget must be one budget, got"),
         ({"step_budgets": [16, 1, 1]}, "step_budgets must be one a step, got 3 for 2"),
         ({"sample_budgets": [16]}, "sample_budgets must be 2, one a sample, got 1"),
-        ({"sample_budgets": [1, 17]}, "budget must be .* got 17"),
         ({"sample_budgets": [4] * 2, "step_budgets": [4] * 2}, "cannot take step_budgets and sample_budgets at once"),
         ({"sample_budgets": [4, 1], "guidance": elit.AG(2.0, 2)}, "guidance_budget must be at most .* 1 for ag"),
-        ({"y": [5, 6]}, "y must be labels 0 to 4, or 5 for no class"),
         ({"y": []}, "y must be at least one label"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"budget": "x"}, "got 'x'"),
         ({"solver": "rk4"}, "solver must be one of euler, heun, got 'rk4'"),
-        ({"sample_size": 19}, "nearest valid: 18 or 20"),
         ({"seed": [1, 2, 3]}, "seeds must be 1, or 2, one a sample, got 3"),
         ({"noise": torch.randn(2, 3, 16, 16)}, r"noise must be of shape .*, got \(2, 3, 16, 16\)"),
         ({"noise": torch.zeros(2, 4, 16, 16), "seed": 3}, "cannot take noise with seed or sample_size"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, .* got 'int8'"),
-        ({"shift": 0.0}, r"shift must be above 0, got 0\.0"),
         ({"cache": -0.1}, r"cache must be at least 0, got -0\.1"),
         ({"cache": 0.1, "solver": "heun"}, "cache=0.1 is not supported for 'heun'"),
         ({"guidance": elit.AG(2.0, 8), "budget": 8}, "guidance_budget must be below the main branch's for ag, got 8"),
         (
-            {"guidance": elit.CFG(2.0, interval=(0.1, 0.2)), "steps": 4},
-            "guidance interval must be around the t of a step, one of 0, 0.25",
+            {"guidance": elit.CFG(2.0, interval=(0.1, 0.2))},
+            "guidance interval must be around the t of a step",
         ),
     ],
 )

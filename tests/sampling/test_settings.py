@@ -8,14 +8,8 @@ import elit
 from elit.sampling.pictures import PictureRecord, Subject
 
 SAMPLING = elit.Sampling(budget="4@0-0.5,16@0.5-1", guidance=elit.CCFG(2.0, 1), steps=8, seed=5, dtype="float32")
-RECORD = PictureRecord(
-    model="fashion",
-    weights="ab",
-    sampling=SAMPLING,
-    subject=Subject(labels=("3", "7")),
-    row=2,
-    made_with={"torch": "2"},
-)
+ABOUT = {"model": "fashion", "weights": "ab", "row": 2, "made_with": {"torch": "2"}}
+RECORD = PictureRecord(sampling=SAMPLING, subject=Subject(labels=("3", "7")), **ABOUT)
 OLD = (
     '{"model":"fashion","weights":"ab","settings":{"labels":["3","7"],"prompts":[],"text_encoder":null,"count":null,'
     '"budget":"4@0-0.5,16@0.5-1","step_budgets":[],"sample_budgets":[],"guidance":"ccfg","scale":2.0,'

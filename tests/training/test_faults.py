@@ -70,10 +70,8 @@ def test_a_step_left_out_changes_no_weight(tmp_path, monkeypatch):
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch, capfd):
     train(tiny(tmp_path / "run", steps=3))
     monkeypatch.setattr("elit.training.task.flow_matching_loss", lambda v, x0, x1: v.flatten(1).mean(1) * torch.nan)
-    with pytest.raises(
-        FloatingPointError,
-        match=r"not finite in 4 steps, the last of them 7 \(max_skipped=3\).*skipped\.jsonl.*last good.*step-00000003",
-    ):
+    message = r"not finite in 4 steps, the last of them 7 \(max_skipped=3\).*skipped\.jsonl.*last good.*step-00000003"
+    with pytest.raises(FloatingPointError, match=message):
         train(tiny(tmp_path / "run", steps=20, log_every=1, max_skipped=3, resume=True))
     assert [row["step"] for row in rows(tmp_path / "run" / "skipped.jsonl")] == [4, 5, 6, 7]
     save_config(tiny(tmp_path / "other", steps=20, log_every=1, max_skipped=3), tmp_path / "config.yaml")
@@ -238,10 +236,7 @@ def test_two_runs_in_one_folder(tmp_path):
     """The second is refused while the first is at work."""
     out = tmp_path / "run"
     (out / "logs").mkdir(parents=True)
-    with (
-        FileLock(out / "logs" / ".lock"),
-        pytest.raises(ValueError, match=r"out='.*run': another run is writing there"),
-    ):
+    with FileLock(out / "logs" / ".lock"), pytest.raises(ValueError, match=r"out='.*run': another run is writing"):
         train(tiny(out))
     train(tiny(out))
     with FileLock(out / "logs" / ".lock", timeout=0):  # and given back

@@ -178,8 +178,6 @@ def test_a_refusal_reaches_all_processes(tmp_path):
 
 def test_accelerates_own_sharding_is_refused_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(
-        ValueError, match=r"ACCELERATE_USE_FSDP is set: launch with .*MULTI_GPU and give --fsdp instead"
-    ):
+    with pytest.raises(ValueError, match=r"ACCELERATE_USE_FSDP is set: launch with .*MULTI_GPU and give --fsdp"):
         train(tiny(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
