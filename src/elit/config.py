@@ -92,7 +92,7 @@ class RunConfig:
     compile: bool = False  # torch.compile on the blocks: two graphs for all budgets.
     fsdp: bool = False
     """Shard weights, their average, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
-    ema_on_cpu: bool = False  # Keep the averaged weights in the CPU's memory; they are copied while the next step runs.
+    ema_on_cpu: bool = False  # Keep the averaged weights in the CPU's memory.
     seed: int = 0  # Seed of the weights, the data order, the noise, the times and the budgets.
 
     max_skipped: int = 10  # Steps that may be skipped because their gradient is not finite; one more stops the run.

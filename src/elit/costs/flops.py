@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from elit.budgets import Budget, resolve_budget
+from elit.config import require
 from elit.models.hdit import MERGED, WideBlock
 from elit.models.layers import CrossAttention, SelfAttention
 from elit.models.mmdit import JointBlock, LastJointBlock
@@ -52,11 +53,8 @@ def count_flops(
     Raises ValueError for an unknown name, a size that does not divide, a budget that is not valid, or another network.
     """
     model = meta_model(model_or_name, sample_size) if isinstance(model_or_name, str) else model_or_name
-    if not isinstance(model, Transformer):
-        raise ValueError(
-            f"model_or_name must be a network of this library or the name of a preset, got a {type(model).__name__}; "
-            "elit.elastic.cost.count_block_flops counts the blocks of an elastified one"
-        )
+    valid = "a network of this library or the name of a preset; see also elit.elastic.cost.count_block_flops"
+    require(isinstance(model, Transformer), "model_or_name", type(model).__name__, valid)
     size = model.sample_size if sample_size is None else as_size(sample_size)
     total = flops_by_part(model, size, resolve_budget(budget, model.budgets)).total()
     # A baseline of this library may have been given a dial.

@@ -1,7 +1,4 @@
-"""Cost of a training run before it is started: memory of a device by part, FLOPs of an iteration, GPU-days.
-
-Nothing is computed and no data is read: the network runs on fake tensors, which have shapes and no content.
-"""
+"""Cost of a training run before it is started, on fake tensors: memory of a device, FLOPs of an iteration, GPU-days."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Data sets that have a name: the digits that come with scikit-learn, Fashion-MNIST, and folders of IDX files.
 
-An IDX file, MNIST's format, has two zero bytes, a type code (8 = unsigned byte), the number of axes, the length of each
-as a big-endian 32-bit integer, then the values (http://yann.lecun.com/exdb/mnist).
+IDX, MNIST's format (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code (8 = unsigned byte), the number of
+axes, the length of each as a big-endian 32-bit integer, then the values.
 """
 
 import gzip
@@ -92,10 +92,7 @@ def fashion_mnist(split: Split = "train") -> ImageSet:
 
 
 def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str, ...] = ()) -> ImageSet:
-    """images (N, 1, H, W) uint8, padded with 0 to sides that 8 divides, and labels of a folder of IDX files, or .gz.
-
-    classes: by default the lines of the folder's classes.txt, or else the numbers. Raises ValueError for bad files.
-    """
+    """images (N, 1, H, W) uint8, sides padded so that 8 divides them, and labels of IDX files. Raises ValueError."""
     folder, prefix = Path(folder), "train" if split == "train" else "t10k"
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte", axes=3)
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte", axes=1)

@@ -1,8 +1,7 @@
 """Latent encoding: pictures or clips through an autoencoder, once, into shards that training maps into memory.
 
-A shard is a fixed slice of the source, encoded in fixed batches and renamed into place when it is whole. So it does
-not matter how many processes share the work, nor how often they are killed: what is there is right, what is missing is
-made.
+A shard is a fixed slice of the source, encoded in fixed batches and renamed into place when it is whole; so any number
+of processes may share the work, and be killed.
 
     OUT/encode.json        what was encoded and how, with the autoencoder's scale and shift
     OUT/shard-00000.arrow  one row a sample: the posterior's mean and std, and the label
@@ -37,8 +36,7 @@ class Encoding:
     """The settings of an encoding; all are in encode.json, and another encoding cannot share the folder."""
 
     vae: str = ""  # The autoencoder, any of diffusers': a hub name or a folder.
-    vae_subfolder: str | None = None
-    """The autoencoder's folder in that repository or folder, such as vae in a pipeline's."""
+    vae_subfolder: str | None = None  # The autoencoder's folder in there, such as vae in a pipeline's.
     image_size: int | tuple[int, int] = 256  # Pixels along each axis, or (height, width), after ADM's centre crop.
     frames: int = 1  # Frames of a clip; 1 = images.
     captions: bool = False  # Labels number captions (metadata.jsonl, a text column) instead of classes.
@@ -76,7 +74,7 @@ def encode(
 ) -> Json:
     """Writes the shards that are not there yet, of `world` processes each every `world`-th; returns index.json.
 
-    wait: until all processes are there. progress: called with (shards done, shards of this process). Raises ValueError.
+    wait: until all processes are there. progress: takes (shards done, this process's shards). Raises ValueError.
     """
     if rank == 0:
         _write_settings(source, out, vae, encoding)

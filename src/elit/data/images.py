@@ -1,8 +1,7 @@
 """Images and clips in memory, pictures of a source, encoded latents, and prompts in the place of labels.
 
-A data set gives batches by `__getitems__`: images (B, C, ...) float32 in [-1, 1] and labels (B,) int64. It also has
-`classes`, `captions` (a prompt for each label), `shape` of one image (C, H, W) or clip (C, T, H, W), `folder`, the
-place of files that belong to it, and `stamp`, which changes with the files it is read from.
+A data set gives images (B, C, ...) float32 in [-1, 1] and labels (B,) int64 by `__getitems__`. It has `classes`,
+`captions` (a prompt for each label), `shape` of an image, `folder`, and `stamp`, which changes with its files.
 """
 
 import hashlib
@@ -48,10 +47,7 @@ class ImageSet:
 
 
 class ImageFiles:
-    """Pictures of a source, as RGB of one size, read on access.
-
-    Each is read once at the start: ValueError for a broken one, or with `skip_unreadable` it is left out.
-    """
+    """Pictures of a source, as RGB of one size, read on access; broken ones are a ValueError, or are left out."""
 
     def __init__(self, source: Source, image_size: int, *, skip_unreadable: bool = False):
         found = dict(enumerate(inspect_pictures(source)))
@@ -122,10 +118,7 @@ class PromptedImages:
 
 
 class LatentSet:
-    """The output of `elit encode`: moments (B, 2, C, ...), mean and std, that `posterior_sample` turns into latents.
-
-    Raises ValueError where the folder is not whole.
-    """
+    """The output of `elit encode`: moments (B, 2, C, ...), mean and std. Raises ValueError where it is not whole."""
 
     def __init__(self, root: str | Path):
         from datasets import Dataset, concatenate_datasets  # most runs read none of these

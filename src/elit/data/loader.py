@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from elit.compat import is_dead_worker
 from elit.config import RunConfig
 
-Batch = tuple[Tensor, Any]
-"""Samples and conditions, which have `.to`."""
+Batch = tuple[Tensor, Any]  # samples and conditions, which have `.to`
 ROUNDS = 6
 ATTEMPTS = 3  # loaders in a row that may die without giving one batch
 
@@ -24,8 +23,7 @@ ATTEMPTS = 3  # loaders in a row that may die without giving one batch
 class StepSampler(Sampler[list[int]]):
     """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to the last step.
 
-    The order is one permutation an epoch, a function of (seed, epoch) alone; a step takes the next `batch_size` samples
-    of that endless row, and each process and micro-batch its own equal slice of them.
+    An epoch is one permutation, of (seed, epoch) alone; a step takes the next `batch_size` samples of that endless row.
     """
 
     def __init__(self, length: int, config: RunConfig, *, rank: int = 0, world: int = 1, start: int = 0):
@@ -112,10 +110,7 @@ def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.nd
 
 
 class Feed:
-    """`next(feed)` is the sampler's next micro-batch on the device; `waited` counts the seconds spent waiting for data.
-
-    A loader whose process died, for want of memory maybe, is replaced by one that goes on at the same micro-batch.
-    """
+    """A sampler's micro-batches on the device; a dead loader is replaced. `waited`: seconds spent waiting for data."""
 
     def __init__(
         self, data: Dataset[Batch], sampler: StepSampler, workers: int, device: torch.device, say: Callable[[str], None]

@@ -1,7 +1,4 @@
-"""The reader of pictures: any file that Pillow reads, as upright 8-bit RGB.
-
-EXIF's orientation is applied, alpha composited on white, 16 bits and floats scaled, damaged metadata left out.
-"""
+"""Any file that Pillow reads, as upright 8-bit RGB: alpha on white, deep grey scaled, damaged metadata left out."""
 
 import io
 import itertools
@@ -23,13 +20,11 @@ SUFFIXES = frozenset(
         *(".tif", ".tiff", ".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-STILLS = ("MPO", "TIFF")
-"""Formats whose further pictures are no frames of a clip: previews, thumbnails, the other eye."""
+STILLS = ("MPO", "TIFF")  # Formats whose further pictures are no frames of a clip: previews, thumbnails, the other eye.
 ORIENTATION = 0x0112  # of EXIF
 TURNS = (None, None, 0, 3, 1, 5, 4, 6, 2)  # by orientation, Image.Transpose's numbers
 SIDEWAYS = (5, 6, 7, 8)
-MAX_RATIO = 16
-"""A picture is cut to this many times the wanted side before it is resized."""
+MAX_RATIO = 16  # a picture is cut to this many times the wanted side before it is resized
 
 
 class ImageInfo(NamedTuple):

@@ -25,10 +25,8 @@ from elit.models.text import CACHE
 T = TypeVar("T")
 METADATA, TABLES = ("metadata.jsonl", "metadata.csv"), (".parquet", ".tar")
 LABELS, TEXTS = ("label", "cls", "class"), ("text", "caption", "txt")
-KEPT = ".pictures.json"
-"""The end of the name of the file in which training keeps what it found when it read the pictures."""
-Entry = tuple[str, Callable[[], bytes], Any]
-"""A picture's name, the way to its file, and its label or caption as it stands there."""
+KEPT = ".pictures.json"  # end of the name of the file in which training keeps what it found in the pictures
+Entry = tuple[str, Callable[[], bytes], Any]  # a picture's name, the way to its file, its label or caption
 
 
 class Picture(NamedTuple):
@@ -73,17 +71,12 @@ class Source:
     @cached_property
     def identity(self) -> dict[str, object]:
         """Its count, a digest of names and labels, and a stamp of its files: equal for the same source alone."""
-
-        def short(name: object) -> str:
-            return str(name).removeprefix(f"{self.root}/")
-
-        def digest(content: object) -> str:
-            return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-        stats = {short(path): path.stat() for path in self.files if path.exists()}
+        folder = f"{self.root}/"
+        stats = {str(path).removeprefix(folder): path.stat() for path in self.files if path.exists()}
         states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
-        content = [[short(picture.name) for picture in self.pictures], self.labels, self.classes]
-        return {"count": len(self), "source": digest(content), "stamp": digest(states)}
+        content = [[picture.name.removeprefix(folder) for picture in self.pictures], self.labels, self.classes]
+        source, stamp = (hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in (content, states))
+        return {"count": len(self), "source": source, "stamp": stamp}
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -211,7 +204,7 @@ def _number_labels(
 ) -> tuple[list[int | None], str, tuple[str, ...]]:
     """Numbers, None for a value that is no label, what a label must be, and what the numbers stand for.
 
-    Whole numbers stay. Texts are numbered: classes in alphabetical order, captions by first appearance.
+    Whole numbers stay; texts are numbered, classes in alphabetical order, captions by first appearance.
     """
     if captions or (not names and any(isinstance(value, str) for value in values)):
         kinds = (str, int, float) if captions else (str,)

@@ -28,10 +28,8 @@ class Guidance:
     kind: str
     scale: float
     drop_class: bool
-    budget: Budget | str = None
-    """J̃_w, the weak branch's budget; None = the main branch's."""
-    interval: tuple[float, float] = ALWAYS
-    """Guidance acts at times low <= t <= high; elsewhere only the main branch runs."""
+    budget: Budget | str = None  # J̃_w, the weak branch's budget; None = the main branch's.
+    interval: tuple[float, float] = ALWAYS  # It acts at times low <= t <= high; elsewhere the main branch runs alone.
 
     def __post_init__(self) -> None:
         low, high = self.interval

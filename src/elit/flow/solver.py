@@ -1,7 +1,6 @@
-"""Solvers of dx/dt = v(x, t) from noise (t = 0) to data (t = 1), as generators.
+"""Solvers of dx/dt = v(x, t) from noise (t = 0) to data (t = 1), as generators: several may be evaluated together.
 
-They yield (x, t, step), t a float and `step` the index of its step, take the velocity there, a tensor like x, by
-`send`, and return the sample. Whoever drives them may evaluate several together, or stop between two steps.
+They yield (x, t, step), t a float, take the velocity there, a tensor like x, by `send`, and return the sample.
 """
 
 from collections.abc import Callable, Generator, Sequence

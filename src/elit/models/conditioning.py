@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from elit.config import require
 from elit.models.layers import Mlp, SelfAttention, layer_norm, rope_tables
 
-CHARACTERS = "characters"
-"""Name of the built-in text encoder in configs, beside those of the Hugging Face hub."""
+CHARACTERS = "characters"  # name of the built-in text encoder in configs, beside those of the Hugging Face hub
 
 
 class TimeEmbedding(TimestepEmbedding):
@@ -39,12 +38,9 @@ class TimeEmbedding(TimestepEmbedding):
 class Text:
     """Encoded prompts, the `y` of a text-conditional network."""
 
-    embeddings: Tensor
-    """(B, M, F) floating point, one vector a token."""
-    mask: Tensor
-    """(B, M) bool, False where a prompt is padded. A row of False is "no text", as in the unconditional branch."""
-    pooled: Tensor | None = None
-    """(B, P), one vector a prompt; None = the mean of its tokens, where the network wants one."""
+    embeddings: Tensor  # (B, M, F) floating point, one vector a token.
+    mask: Tensor  # (B, M) bool, False where a prompt is padded; a row of False is no text, the unconditional branch.
+    pooled: Tensor | None = None  # (B, P), one vector a prompt; None = the mean of its tokens, where it is wanted.
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -113,7 +109,6 @@ class ClassConditioning(nn.Module):
         return null if dropped is None else torch.where(dropped, null, y)
 
     def example(self, batch: int) -> Tensor:
-        """Some y, on the CPU."""
         return torch.arange(batch) % self.num_classes
 
 

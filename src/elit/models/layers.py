@@ -39,10 +39,7 @@ class Rope(NamedTuple):
 
 
 def rope_tables(positions: Tensor, head_width: int, theta: float = 100.0) -> Rope:
-    """Rotary tables for 1 to 4 coordinates a token, (L, coordinates), which share the h/2 pairs evenly.
-
-    theta: slowest turn; grids are tens of tokens wide, not the thousands of a text.
-    """
+    """Rotary tables for 1 to 4 coordinates a token, (L, coordinates), which share the h/2 pairs evenly."""
     pairs, count = head_width // 2, positions.shape[1]
     shares = [pairs // count + (i >= count - pairs % count) for i in range(count)]
     angles = []
@@ -72,12 +69,9 @@ SHORT_CPU_SEQUENCE = 512
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √h) v, (B, L, H, h) each -> (B, Lq, d); mask (B, 1, 1, Lk) bool, True = look there.
-
-    On a CPU, gradients of torch's fused kernel take up to six times those of the written-out products in bfloat16,
-    most for short sequences, of which windows and small pictures consist. Fake tensors are for what a GPU would keep.
-    """
+    """softmax(q kᵀ / √h) v, (B, L, H, h) each -> (B, Lq, d); mask (B, 1, 1, Lk) bool, True = look there."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    # There, gradients of torch's fused kernel take up to six times as long; a fake tensor stands for one of a GPU.
     bf16_training = q.device.type == "cpu" and type(q) is Tensor and q.dtype == torch.bfloat16 and q.requires_grad
     if bf16_training and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
         x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v

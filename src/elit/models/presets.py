@@ -26,34 +26,22 @@ from elit.models.uvit import UViT
 from elit.models.windows import InterfaceSpec, as_patch, as_size
 
 FAMILIES: dict[str, type[Transformer]] = {"DiT": DiT, "U-ViT": UViT, "HDiT": HDiT, "MM-DiT": MMDiT, "SiT": SiT}
-NETWORKS = {network.__name__: network for network in FAMILIES.values()}
-"""The classes by name, as the `_class_name` of a config.json has it."""
+NETWORKS = {network.__name__: network for network in FAMILIES.values()}  # by the `_class_name` of a config.json
 SIZES: dict[str, dict[str, Any]] = {
     "S": {"depth": 12, "hidden_size": 384, "num_heads": 6, "split": (2, 8, 2)},
     "B": {"depth": 12, "hidden_size": 768, "num_heads": 12, "split": (2, 8, 2)},
     "L": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "split": (4, 16, 4)},
     "XL": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "split": (4, 20, 4)},
 }
-QWEN_IMAGE: dict[str, Any] = {
-    "depth": 60,
-    "hidden_size": 3072,
-    "num_heads": 24,
-    "split": (8, 44, 8),
-    "sample_size": 128,
-    "text_encoder": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "text_features": 3584,
-    "text_length": 300,
-    "pooled_features": 0,
-    "windows": 8,  # 1024px: 64×64 tokens in 64 windows of 8×8
-}
+# 1024px: 64×64 tokens in 64 windows of 8×8.
+QWEN_IMAGE: dict[str, Any] = {"depth": 60, "hidden_size": 3072, "num_heads": 24, "split": (8, 44, 8), "windows": 8}
+QWEN_IMAGE |= {"sample_size": 128, "text_encoder": "Qwen/Qwen2.5-VL-7B-Instruct", "text_features": 3584}
+QWEN_IMAGE |= {"text_length": 300, "pooled_features": 0}
 
 
 @cache
 def presets() -> dict[str, tuple[type[Transformer], dict[str, Any]]]:
-    """Class and settings by name, without `ELIT-`: what differs from the class's defaults, and ELIT's.
-
-    split: of ELIT's blocks. windows: along each axis; 4 are 16 an image, of 4×4 tokens at 256px, 8×8 at 512px.
-    """
+    """Class and settings by name, without `ELIT-`; `split` and `windows` (along each axis) are ELIT's."""
     rows: dict[str, tuple[type[Transformer], dict[str, Any]]] = {}
     for family, network in FAMILIES.items():
         for kind in ("", "-Video") if family == "DiT" else ("",):

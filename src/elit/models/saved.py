@@ -31,20 +31,16 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence diffusers and transformers in the block: errors are one line. Their bars stay on a terminal."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels, bars = [logger.level for logger in loggers], diffusers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """Silence loading in the block: errors are one line. The bars of diffusers stay on a terminal."""
+    bars = diffusers_logging.is_progress_bar_enabled()
+    logging.disable(logging.CRITICAL)
     if not sys.stderr.isatty():
         diffusers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
         if bars:
             diffusers_logging.enable_progress_bar()
 
@@ -56,10 +52,7 @@ def check_hub_name(argument: str, name: str) -> None:
 
 
 def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Transformer:
-    """The network of this library saved in `folder`, of any class; `elit.load_model` without elastified ones.
-
-    name: of the argument that gave the folder, for errors.
-    """
+    """The network of this library saved in `folder`, which errors call `name`; see `elit.load_model`."""
     folder = whole_folder(model_folder(folder))
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
@@ -109,10 +102,7 @@ def saved_class(folder: Path, name: str) -> str | None:
 
 
 def saved_dtype(folder: Path, name: str) -> torch.dtype:
-    """The dtype in which most of a folder's weights were saved; diffusers alone would make float32 of all.
-
-    Raises ValueError where `folder` has no safetensors, or one that is not whole.
-    """
+    """The dtype in which most of a folder's weights were saved; diffusers would make float32. Raises ValueError."""
     files, counts = list(folder.glob("*.safetensors")), Counter[str]()
     require(bool(files), name, str(folder), "a folder with .safetensors in it, saved to the end")
     for file in files:
@@ -127,8 +117,7 @@ def saved_dtype(folder: Path, name: str) -> torch.dtype:
 def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[str], list[str]]:
     """Copies what a saved model has of `model`'s weights, by name and shape; see `TrainConfig.init`.
 
-    Returns the names that start anew in `model`, and those of the saved one that found no place. Raises ValueError
-    where not one matrix is shared.
+    Returns the names that start anew in `model`, and those left out of the saved one. Raises ValueError.
     """
     saved = load_own(folder, name="init").state_dict()
     own = model.state_dict()

@@ -246,8 +246,7 @@ def ddpm_time(t: Tensor) -> tuple[Tensor, Tensor]:
     """The step of DDPM that has the noise of t, and t as it can be told: (B,) -> (B,), (B,), float32.
 
     DDPM's x_s = α_s·data + σ_s·noise (linear betas, 1000 steps) is X_t / √(t² + (1 − t)²) where α/σ = t / (1 − t).
-    Steps between two are interpolated; before the noisiest one, t = 0.006, there is nothing to be told. From
-    velocity = (X_t − noise) / t, an Euler step is one of DDIM's.
+    Before the noisiest step, t = 0.006, there is nothing to be told. An Euler step of (X_t − noise) / t is DDIM's.
     """
     betas = torch.linspace(1e-4, 0.02, 1000, device=t.device, dtype=torch.float32)
     log_signal = (1 - betas).log().cumsum(0)  # log α²

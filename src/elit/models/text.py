@@ -14,8 +14,7 @@ from elit.files import replacing
 from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
 from elit.models.saved import quiet_loading
 
-CACHE = ".text"
-"""Folder of kept embeddings beside the images."""
+CACHE = ".text"  # folder of kept embeddings beside the images
 
 
 class TextEncoder:
@@ -82,10 +81,9 @@ def encode_prompts(
     cache: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Condition:
-    """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder.
+    """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder. Raises ValueError.
 
-    Embeddings are computed once: they are kept in the folder `cache` under a name made of the encoder (for a folder
-    also its files' sizes and times), the length and the prompts, and are mapped from there. Raises ValueError.
+    Embeddings are computed once and kept in the folder `cache`, until the encoder, its files or the prompts change.
     """
     if encoder == CHARACTERS:
         return encode_characters(prompts, length)

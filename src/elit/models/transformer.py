@@ -22,12 +22,11 @@ from elit.models.interface import LatentInterface
 from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify
 from elit.models.windows import InterfaceSpec, Shape, Windows, as_patch, as_size, joined, remembered, windows_of
 
-Streams = tuple[Tensor, ...]
-"""Streams beside the tokens, batch first: a text stream, the outputs for long skips."""
+Streams = tuple[Tensor, ...]  # streams beside the tokens, batch first: a text stream, the outputs for long skips
 
+# Settings that are numbers, and the least that each may be.
 LEAST = {"in_channels": 1, "hidden_size": 1, "depth": 1, "num_heads": 1, "num_classes": 1, "mlp_ratio": 1e-3}
 LEAST |= {"text_features": 1, "text_length": 1, "pooled_features": 0}
-"""Settings that are numbers, and the least that each may be."""
 
 
 class Transformer(ModelMixin, ConfigMixin, ABC):
@@ -125,10 +124,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def elastic_core(
         self, core: nn.ModuleList, budgets: Sequence[int], share_head: bool, windows: Windows, *streams: Tensor
     ) -> list[Tensor]:
-        """Read, core and Write for equal parts of the batch, each at its budget; parts of one budget run together.
-
-        streams: s (B, N, d), c (B, d) and the auxiliary ones; all but c come back.
-        """
+        """Read, core, Write of equal parts of the batch, each at its budget; streams: s (B, N, d), c (B, d), others."""
         count = len(budgets)
         parts = list(zip(*([each] * count if share_head else each.chunk(count) for each in streams), strict=True))
         outputs: list[Sequence[Tensor]] = [()] * count

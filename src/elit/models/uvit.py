@@ -30,8 +30,8 @@ class SkipBlock(Block):
 class UViT(DiT):
     """DiT with long skips; arguments as there.
 
-    Block i is paired with block depth − 1 − i, 13 pairs at depth 28; the middle block or two have none. In ELIT-U-ViT
-    the head's blocks are paired with the tail's and the core's first half with its second: all of one kind of token.
+    Block i is paired with block depth − 1 − i; the middle block or two have none. In ELIT-U-ViT the head's blocks are
+    paired with the tail's and the core's first half with its second: all of one kind of token.
     """
 
     _no_split_modules: ClassVar = ["SkipBlock", "Read", "Write"]

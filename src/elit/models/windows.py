@@ -27,12 +27,9 @@ N = TypeVar("N", int, Tensor)
 class InterfaceSpec:
     """Position and size of the interface. Raises ValueError."""
 
-    split: tuple[int, int, int]
-    """Blocks in the head (spatial tokens), the core (latents) and the tail (spatial tokens)."""
-    window: tuple[int, ...]
-    """Spatial tokens of a window along each axis, (rows, columns) or (frames, rows, columns)."""
-    num_latents: int
-    """J, latents of a window at full budget."""
+    split: tuple[int, int, int]  # Blocks in the head (spatial tokens), the core (latents), the tail (spatial tokens).
+    window: tuple[int, ...]  # Spatial tokens along each axis, (rows, columns) or (frames, rows, columns).
+    num_latents: int  # J, latents of a window at full budget.
 
     def __post_init__(self) -> None:
         split, window = tuple(self.split), tuple(self.window)
@@ -65,11 +62,11 @@ def as_patch(patch_size: int | Sequence[int], sample_size: int | Sequence[int]) 
 class Windows:
     """A token grid cut into windows: along each axis the fewest parts of at most `window`, as equal as possible.
 
-    83 tokens in windows of 8 are six of 8 and five of 7. Windows of one shape lie together, so each shape is one batch
-    of groups: tokens are sorted by `order`, shape by shape, window by window, in raster order inside each.
+    83 tokens in windows of 8 are six of 8 and five of 7. Windows of one shape lie together, each shape one batch of
+    groups: tokens are sorted shape by shape, window by window, in raster order inside each.
 
-    step: budgets are multiples of it. shapes: each shape with the number of its windows, the largest first. order,
-    inverse: (N,), `raster[order]` is sorted and `sorted[inverse]` in raster order.
+    step: budgets are multiples of it. shapes: each with the number of its windows, the largest first. order, inverse:
+    (N,), `raster[order]` is sorted and `sorted[inverse]` in raster order.
     """
 
     def __init__(self, grid: Shape, window: Shape, step: int = 1, device: torch.device | None = None):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from elit.compat import refused_global
 from elit.config import require
+from elit.files import Json
 from elit.models.presets import SIZES
 from elit.models.sit import SiT, sincos_positions
 from elit.models.windows import Windows
@@ -94,10 +95,7 @@ def load_released(
 
 
 def read_file(path: Path, entry: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and settings of a checkpoint: `entry` of a training run's file, or bare weights without settings.
-
-    Nothing in the file is executed; tensors stay on disk until they are used. Raises ValueError.
-    """
+    """Weights and settings of a checkpoint, or bare weights; nothing in the file is executed. Raises ValueError."""
     if not path.is_file():
         raise ValueError("no such file")
     try:
@@ -125,11 +123,7 @@ def read_file(path: Path, entry: str) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def model_config(
-    weights: dict[str, Tensor],
-    settings: dict[str, Any],
-    kind: Kind | None,
-    num_heads: int | None,
-    tail_blocks: int | None,
+    weights: dict[str, Tensor], settings: Json, kind: Kind | None, num_heads: int | None, tail_blocks: int | None
 ) -> dict[str, Any]:
     """Arguments of `SiT` from a file's shapes and settings. Raises ValueError."""
     model = str(settings.get("model"))
@@ -185,7 +179,6 @@ def model_config(
 
 
 def names(depth: int, elit: bool) -> dict[str, str]:
-    """{their name: ours} of all weights."""
     linear = LINEAR | {f"blocks.{i}.{a}": f"blocks.{i}.{b}" for i in range(depth) for a, b in BLOCK.items()}
     single = {"y_embedder.embedding_table.weight": "conditioning.label.weight"}
     if elit:

@@ -1,12 +1,8 @@
 """diffusers' autoencoders: how their latents are normalized, and the way from pixels to latents and back.
 
-Networks work on normalized latents, about standard normal:
-
-    x = (z − mean) / std · scale        z = x · std / scale + mean
-
-Each class of diffusers has these in a form of its own, read here as its pipelines read them:
-`scaling_factor` and `shift_factor` (Stable Diffusion, Flux, CogVideoX), `latents_mean` and `latents_std` with a number
-for each channel (Qwen-Image, Wan), or both (LTX, Mochi). Shapes: (B, z, ...) are latents, (B, C, ...) pixels.
+Networks work on normalized latents, about standard normal: x = (z − mean) / std · scale, as diffusers' pipelines have
+it, with `scaling_factor` and `shift_factor` or for each channel `latents_mean` and `latents_std`. (B, z, ...) are
+latents, (B, C, ...) pixels.
 """
 
 from dataclasses import dataclass
@@ -93,9 +89,7 @@ def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype |
 
 @torch.no_grad()
 def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels in [-1, 1], (B, C, H, W) or (B, C, T, H, W) -> mean and standard deviation of the autoencoder's own
-    latents, float32, (B, z, ...) with as many axes. Pictures go through one for video as clips of one frame.
-    """
+    """Pixels in [-1, 1] (B, C, H, W) or (B, C, T, H, W) -> mean and std of the autoencoder's own latents, float32."""
     frame = pixels.ndim == 4 and is_for_video(vae)
     pixels = (pixels.unsqueeze(2) if frame else pixels).to(vae.device, vae.dtype)
     latents = vae.encode(pixels, return_dict=False)[0]
@@ -110,10 +104,7 @@ def encode_mean(vae: ModelMixin, pixels: Tensor) -> Tensor:
 
 
 def decode(vae: ModelMixin | None, x: Tensor) -> Tensor:
-    """A network's samples (B, z, H, W) or (B, z, T, H, W) as pixels in [-1, 1], (B, 1 or 3, ...) with as many axes.
-
-    Without an autoencoder they must be pixels already. Raises ValueError where they are not.
-    """
+    """A network's samples (B, z, ...) as pixels in [-1, 1], (B, 1 or 3, ...). Raises ValueError for want of a vae."""
     if vae is None:
         require(x.shape[1] in (1, 3), "vae", None, f"given for samples of {x.shape[1]} channels, which are no pixels")
         return x

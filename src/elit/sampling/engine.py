@@ -26,8 +26,7 @@ from elit.sampling.autoencoders import decode, downsampling
 from elit.sampling.evaluations import sampling_flops, sampling_plan, shares_head
 from elit.sampling.settings import Sampling
 
-Conditions = Any
-"""The classes or prompts of samples as their engine takes them; opaque elsewhere."""
+Conditions = Any  # the classes or prompts of samples as their engine takes them; opaque elsewhere
 Seed = int | torch.Generator
 
 # By network: how it was built when the copies were made, and the copies by dtype.
@@ -70,35 +69,27 @@ class Run(ABC):
 class Engine(Protocol):
     """A model, ready to make samples.
 
-    name: its folder, or that of a model in the box. network: the module whose weights make the samples.
-    exact: runs are stepped one by one, so that their bits do not depend on the other runs.
-    takes_negatives: there are negative prompts. classes: names or numbers; empty for a model that takes text.
-    makes_pictures: samples are pixels, or can be decoded to pixels. clips: samples have frames. multiple: of width and
-    height; 0 where there is one size. default_scale: of guidance if none is given; 1 is off. example: a condition.
-    size: (width, height) in pixels where a run names none.
-
     conditions: classes or prompts as `begin` takes them; of no names all classes. Raises ValueError for an unknown one.
     begin: a run of one sample a condition and seed. Raises ValueError for what does not fit the model.
     step: one step of all runs; a run whose own call fails has an `error`.
-    gflops: of one sample, with all steps and guidance.
     """
 
-    name: str
-    network: Any
-    exact: bool
+    name: str  # its folder, or that of a model in the box
+    network: Any  # the module whose weights make the samples
+    exact: bool  # runs are stepped one by one, so that their bits do not depend on the other runs
     budgets: tuple[int, ...]
     takes_text: bool
-    takes_negatives: bool
-    classes: tuple[str, ...]
-    makes_pictures: bool
-    clips: bool
-    multiple: int
+    takes_negatives: bool  # there are negative prompts
+    classes: tuple[str, ...]  # names or numbers; empty for a model that takes text
+    makes_pictures: bool  # samples are pixels, or can be decoded to pixels
+    clips: bool  # samples have frames
+    multiple: int  # of width and height; 0 where there is one size
     guidance_kinds: tuple[str, ...]
-    default_scale: float
-    example: str
+    default_scale: float  # of guidance if none is given; 1 is off
+    example: str  # a condition
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]: ...  # (width, height) in pixels where a run names none
     def conditions(self, names: Sequence[str]) -> Conditions: ...
     def begin(
         self,
@@ -122,8 +113,7 @@ class NetworkRun(Run):
         self.network = engine.network_in(sampling.dtype)
         self.evaluations = sampling_plan(model, sampling, times)
         self.scale = sampling.guidance.scale if sampling.guidance else 1.0
-        self.sample_budgets: list[list[int | None]] = []
-        """Budgets of every sample, by branch; empty where all samples have the same."""
+        self.sample_budgets: list[list[int | None]] = []  # of every sample, by branch; empty where all are equal
         if sampling.sample_budgets:
             main = budgets_of_samples(sampling.sample_budgets, self.count, model.budgets, "sample_budgets")
             guidance = sampling.guidance
@@ -133,8 +123,7 @@ class NetworkRun(Run):
         self.null = model.conditioning.without(self.y)
         self.velocity: Tensor | None = None  # the velocity of the last evaluation
         self._solution = SOLVERS[sampling.solver](x.to(model.device, torch.float32), times)
-        self.x, self.t, _ = next(self._solution)
-        """The state (B, C, ...), and its time."""
+        self.x, self.t, _ = next(self._solution)  # the state (B, C, ...), and its time
 
     @property
     def branches(self) -> list[Branch]:
@@ -165,11 +154,7 @@ class NetworkRun(Run):
 
 
 class NetworkEngine:
-    """A network of this library, with the autoencoder it was trained in.
-
-    name: as pictures record it. text_encoder: of prompts, default as saved. compile: the whole network by
-    torch.compile. exact: see `Engine`.
-    """
+    """A network of this library, with the autoencoder it was trained in; text_encoder: of prompts, default as saved."""
 
     takes_negatives, default_scale, multiple = False, 1.0, 0
 
@@ -308,10 +293,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy in `dtype`, kept as long as `model` lives and is built as it was; its weights are those of now.
-
-    They are copied anew each time: a write through `.data`, as when peft merges an adapter, leaves no trace.
-    """
+    """A copy in `dtype`, with the weights of now; kept as long as `model` lives and is built as it was."""
     built = model.device, _structure(model)
     if model not in _copies or _copies[model][0] != built:
         _copies[model] = built, {}
@@ -319,7 +301,7 @@ def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     with torch.inference_mode(False), torch.no_grad():  # a copy made in inference mode could not be written to later
         if dtype not in copies:
             copies[dtype] = copy.deepcopy(model).to(dtype).eval()
-        else:
+        else:  # each time: a write through `.data`, as when peft merges an adapter, leaves no trace
             copy_all(_tensors(copies[dtype]), _tensors(model))
     return copies[dtype]
 

@@ -16,15 +16,11 @@ from elit.flow.solver import time_grid
 from elit.models.transformer import Transformer
 from elit.sampling.settings import Sampling, make_sampling
 
-Evaluations = list[dict[float, list[Branch]]]
-"""For every step, the branches evaluated at each time; a time without branches reuses the last velocity."""
+Evaluations = list[dict[float, list[Branch]]]  # by step and time; a time without branches reuses the last velocity
 
 
 def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float] | None = None) -> Evaluations:
-    """The evaluations of all steps, between `times` in the place of the sampling's own.
-
-    Raises ValueError for an invalid budget, a guidance that changes nothing, and a cache with Heun's solver.
-    """
+    """The evaluations of all steps, between `times` if given. Raises ValueError for what does not fit the model."""
     guidance, cache = sampling.guidance, sampling.cache
     times = time_grid(sampling.steps, sampling.shift) if times is None else times
     if cache and sampling.solver != "euler":

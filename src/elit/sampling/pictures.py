@@ -40,8 +40,7 @@ class Subject:
 
     labels: tuple[str, ...] = ()  # Classes, by number or name, in turn; default: all of the model's.
     prompts: tuple[str, ...] = ()  # Texts, in turn, for a model that takes text.
-    text_encoder: str | None = None
-    """Hugging Face name or folder of the encoder that a network was trained with; default: as saved."""
+    text_encoder: str | None = None  # Hugging Face name or folder of its encoder; default: as saved.
     count: int | None = None  # How many images; default: one a label or prompt, at most 64.
     batch_size: int = 64  # Images at a time; changes an image by rounding at most.
 
@@ -110,10 +109,7 @@ def make_record(engine: Engine, sampling: Sampling, subject: Subject) -> Picture
 
 
 def encode_picture(frames: Sequence[Image.Image], suffix: str, text: str = "") -> bytes:
-    """One picture, or the frames of a looping clip (.gif, .webp), as a file of that suffix with `text` inside.
-
-    Raises ValueError for a text that is too long or not ASCII.
-    """
+    """A picture, or frames of a looping clip (.gif, .webp), as a file with `text` (ASCII) inside. Raises ValueError."""
     if not text.isascii() or len(text) > LONGEST:
         raise ValueError(f"text: {len(text)} characters; a picture holds at most {LONGEST}, of ASCII")
     first, *rest = frames
@@ -171,10 +167,7 @@ def image_grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) ->
 
 
 def sheet_frames(samples: Tensor, suffix: str, *, scale: int | None = None) -> list[Image.Image]:
-    """Images (B, C, H, W) or clips (B, C, T, H, W) on one sheet, moving where the format can move.
-
-    scale: default such that small ones are enlarged. In a still format a clip's frames lie side by side.
-    """
+    """Images or clips (B, C, T, H, W) on one sheet, moving where the format can; scale: default enlarges small ones."""
     scale = max(1, 64 // samples.shape[-1]) if scale is None else scale
     if samples.ndim == 5 and suffix.lower() not in MOVING:
         return [image_grid(as_pictures(samples), 1, scale=scale)]
@@ -201,10 +194,7 @@ def save_frames(frames: Sequence[Image.Image], path: Path, text: str = "") -> No
 
 
 def output_kind(out: Path, *, pictures: bool) -> str:
-    """ "picture", "array" for a .npz or "folder" for no suffix. Raises ValueError for what cannot be written.
-
-    pictures: the samples are pixels; otherwise only an array can hold them.
-    """
+    """ "picture", "array" (.npz) or "folder" (no suffix), of which latents need an array. Raises ValueError."""
     kinds = dict.fromkeys(FORMATS, "picture") | {".npz": "array", "": "folder"}
     kind = kinds.get(out.suffix.lower())
     require(kind is not None, "out", str(out), f"a folder, or end in one of {', '.join(filter(None, kinds))}")
@@ -226,10 +216,9 @@ def write_samples(
     single: bool = False,
     describe: Callable[[int | None], str] = lambda row: "",
 ) -> None:
-    """Images (B, C, H, W) or clips (B, C, T, H, W) as a sheet, an array or separate files.
+    """Images (B, C, H, W) or clips (B, C, T, H, W) as a sheet, an array or separate files; single: one, not enlarged.
 
-    single: one sample as it is, not enlarged. describe: the text inside a picture of all samples (None) or of one row
-    of them; an array has none.
+    describe: the text inside a picture of all samples (None) or of one row of them.
     """
 
     def write(folder: Path) -> None:

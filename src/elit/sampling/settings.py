@@ -14,8 +14,7 @@ from elit.flow.guidance import Guidance, make_guidance
 GuidanceKind = Literal["none", "cfg", "ag", "ccfg"]
 Solver = Literal["euler", "heun"]
 Precision = Literal["float32", "bfloat16", "float16"]
-NUMBERS = {"steps": int, "shift": float, "cache": float, "seed": int}
-"""Settings that are numbers."""
+NUMBERS = {"steps": int, "shift": float, "cache": float, "seed": int}  # settings that are numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +25,13 @@ class Sampling:
     budget: Schedule = None
     """One for all steps (latents per group, a share, text), a schedule as text or a function of t, or a tuple with one
     a step; None = all latents."""
-    sample_budgets: tuple[Budget, ...] = ()
-    """Budgets of the samples, one each, in the place of `budget`."""
+    sample_budgets: tuple[Budget, ...] = ()  # Of the samples, one each, in the place of `budget`.
     guidance: Guidance | None = None
     solver: str = "euler"
-    shift: float = 1.0
-    """More of the steps near noise; 1 is even."""
-    cache: float = 0.0
-    """Threshold of step caching; 0 is off."""
-    seed: int = 0
-    """Seed of the first sample; the next ones count up."""
-    dtype: str | None = None
-    """Dtype of the network; None = as it is."""
+    shift: float = 1.0  # More of the steps near noise; 1 is even.
+    cache: float = 0.0  # Threshold of step caching; 0 is off.
+    seed: int = 0  # Seed of the first sample; the next ones count up.
+    dtype: str | None = None  # Dtype of the network; None = as it is.
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, str):

@@ -1,7 +1,7 @@
 """A run's state on disk: written by all processes at once, whole or not at all, and read by any number of them.
 
-A checkpoint is a folder in torch's distributed format (weights, their average, Adam's moments, each tensor cut up as
-it was in memory), the network's config.json, and checkpoint.json, which comes last and vouches for the rest.
+A checkpoint is a folder in torch's distributed format (weights, their average, Adam's moments), the network's
+config.json, and checkpoint.json, which comes last and vouches for the rest.
 """
 
 import json
@@ -36,10 +36,7 @@ BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
 
 @contextmanager
 def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int) -> Iterator[None]:
-    """The folder of a run, held by a lock. Raises ValueError where it is in use, not writable, or has too little room.
-
-    What is refused before the run has saved its settings leaves no folder.
-    """
+    """A run's folder, held by a lock; raises ValueError where it cannot be used. A refused run leaves no folder."""
     out = Path(config.out)
     lock = FileLock(out / "logs" / ".lock")
 
@@ -67,63 +64,34 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
 
 
 class AveragedWeights:
-    """Exponential moving average of a network's trained parameters, as diffusers' EMAModel has it.
+    """Exponential moving average of a network's trained parameters, as diffusers' EMAModel has it, shard by shard.
 
-    Its decay at step n is min(decay, n / (9 + n)), 0 at the first. Unlike there, each process averages its own shard
-    and nothing else, and with `on_cpu` the copies travel while the next step computes.
+    Its decay at step n is min(decay, n / (9 + n)), 0 at the first.
     """
 
     def __init__(self, network: nn.Module, decay: float, *, on_cpu: bool = False):
         self.decay, self.steps = decay, 0
         trained = {name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad}
         place = "cpu" if on_cpu else next(network.parameters()).device
+        # The average by name, DTensors where the network is sharded.
         self.weights = {name: weight.to(place, copy=True) for name, weight in trained.items()}
-        """The average by name, DTensors where the network is sharded."""
-        self._staged: list[Tensor] = []  # on the CPU: the weights of the last step, on their way
-        self._copied: torch.Event | None = None
-        self._share = 0.0  # of the staged weights in the average; 0 = they are in it
-        if on_cpu:
-            pinned = next(network.parameters()).device.type != "cpu"
-            self._staged = [torch.empty_like(weight, pin_memory=pinned) for weight in _shards(self.weights.values())]
 
     @torch.no_grad()
     def step(self, network: nn.Module) -> None:
         """Moves towards the network's weights of now."""
-        self.settle()
         self.steps += 1
         decay = min(self.decay, self.steps / (9 + self.steps)) if self.steps > 1 else 0.0
-        now = _shards(weight.detach() for weight in trained_weights(network))
-        if not self._staged:
-            lerp_all(_shards(self.weights.values()), now, 1 - decay)
-            return
-        copy_all(self._staged, now, non_blocking=True)
-        self._share = 1 - decay
-        if now[0].device.type != "cpu":
-            self._copied = torch.Event(now[0].device)
-            self._copied.record()
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Takes in what a step on the CPU has copied; call it before `weights` is read."""
-        if not self._share:
-            return
-        if self._copied is not None:
-            self._copied.synchronize()
-        lerp_all(_shards(self.weights.values()), self._staged, self._share)
-        self._share = 0.0
+        average, now = _shards(self.weights.values()), _shards(trained_weights(network))
+        lerp_all(average, [weight.to(average[0].device) for weight in now], 1 - decay)
 
     @contextmanager
     @torch.no_grad()
     def in_place_of(self, network: nn.Module) -> Iterator[None]:
-        """Lends the average to the network, for a preview.
-
-        FSDP2 keeps the root's weights gathered after a forward without a backward; so they are given up on both sides.
-        """
-        self.settle()
+        """Lends the average to a network. FSDP2 keeps the root's weights gathered until it is told to give them up."""
         sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
         for module in sharded:
             module.reshard()
-        shards = _shards(weight.detach() for weight in trained_weights(network))
+        shards = _shards(trained_weights(network))
         own_weights = [shard.clone() for shard in shards]
         copy_all(shards, _shards(self.weights.values()))
         try:
@@ -135,16 +103,13 @@ class AveragedWeights:
 
     def whole(self) -> dict[str, Tensor]:
         """The average on the CPU, no longer sharded; every process must call it."""
-        self.settle()
-        return {
-            name: (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu()
-            for name, weight in self.weights.items()
-        }
+        weights = self.weights.items()
+        return {name: (each.full_tensor() if isinstance(each, DTensor) else each).cpu() for name, each in weights}
 
 
 def _shards(weights: Iterable[Tensor]) -> list[Tensor]:
-    """This process's parts."""
-    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    """This process's parts, without gradients."""
+    return [(each.to_local() if isinstance(each, DTensor) else each).detach() for each in weights]
 
 
 class RunState(NamedTuple):
@@ -155,9 +120,7 @@ class RunState(NamedTuple):
     average: AveragedWeights
 
     def tensors(self) -> dict[str, Any]:
-        """The tensors in memory, which are saved and loaded into."""
         weights, moments = get_state_dict(self.network, self.optimizer, options=TRAINED)
-        self.average.settle()
         averages = {"average": self.average.weights, "averaged_steps": self.average.steps}
         return {"model": weights, "optimizer": moments, **averages}
 

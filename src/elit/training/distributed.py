@@ -57,8 +57,7 @@ def trained_weights(network: nn.Module) -> list[nn.Parameter]:
 def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
     """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP).
 
-    FSDP2 splits weights, gradients and moments; blocks, Read and Write are gathered in turn. In bf16 the blocks travel
-    as bf16 and their gradients in float32; the rest stays float32, under autocast as on one device.
+    In bf16, sharded blocks travel as bf16 and their gradients in float32; the rest stays float32, under autocast.
     """
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
@@ -91,12 +90,9 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
-    """Scales all gradients to a common norm of at most max_norm; returns the norm before, on the device.
-
-    Trained weights that nothing depended on get zeros: so Adam has moments for each, and checkpoints are whole.
-    """
+    """Scales all gradients to a common norm of at most max_norm; returns the norm before, on the device."""
     for weight in trained_weights(network):
-        if weight.grad is None:
+        if weight.grad is None:  # Adam has moments for each, and checkpoints are whole
             weight.grad = torch.zeros_like(weight)
     norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -120,8 +116,7 @@ class Termination:
     """Notices SIGTERM and Ctrl-C, and has all processes notice at the same step; a second Ctrl-C leaves at once."""
 
     def __init__(self, accelerator: Accelerator):
-        self.signal = ""
-        """The one that was noticed."""
+        self.signal = ""  # the one that was noticed
         self.before: dict[int, Any] = {}
         # A group of its own: its questions must not queue behind gradients.
         self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None

@@ -76,10 +76,7 @@ class RunLog:
         self.bar.update(self.task, completed=step)
 
     def flush(self, waited: float) -> None:
-        """Writes what was collected; `waited`: seconds so far in which steps stood still for data.
-
-        Raises FloatingPointError where no step of the run, or more than `max_skipped`, had a finite gradient.
-        """
+        """Writes what was collected; `waited`: seconds without data. Raises FloatingPointError, see `max_skipped`."""
         rows, self.pending = self.pending, []
         seconds, device = time.perf_counter() - self.since, self.accelerator.device
         own = [*(row["loss"] for row in rows), torch.tensor(waited - self.waited, device=device)]
@@ -87,11 +84,14 @@ class RunLog:
         norms = torch.stack([row["gradient_norm"] for row in rows]).tolist()
         sums, counts = self.accelerator.reduce(self.by_time, reduction="sum").tolist()
         flops = sum(self.cost[row["budget"]] for row in rows) / self.accelerator.num_processes
+        used = psutil.Process().memory_info().rss  # on a CPU, of this process now
+        if device.type != "cpu":
+            used = torch.get_device_module(device).max_memory_allocated(device)
         figures: Json = {
             "images_per_s": round(len(rows) * self.config.batch_size / seconds, 1),
             "data_wait": round(wait / seconds, 4),
             "tflops_per_s": round(flops / seconds / 1e12, 4),
-            "memory_gib": round(_memory(device) / 2**30, 3),
+            "memory_gib": round(used / 2**30, 3),
         }
         by_budget: dict[str, list[float]] = defaultdict(list)
         for row, loss, norm in zip(rows, losses, norms, strict=True):
@@ -174,10 +174,3 @@ def _scalars(row: Json) -> Json:
         if loss is not None:
             scalars[f"loss_by_t/{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"] = loss
     return scalars | {f"loss_by_budget/{budget}": loss for budget, loss in row.get("loss_by_budget", {}).items()}
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes of a device at most so far; on a CPU, of this process now."""
-    if device.type == "cpu":
-        return psutil.Process().memory_info().rss
-    return torch.get_device_module(device).max_memory_allocated(device)
