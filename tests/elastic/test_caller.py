@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from test_pipelines import Spy, elastic_pipeline
-from tiny import TEXT, autoencoder, build, inputs
+from tiny import TEXT, inputs
 
 import elit
 
@@ -36,10 +36,8 @@ def test_two_prompts_with_the_same_noise_are_no_two_branches(sd3):
     pipe, spy = sd3
     with elit.budget(8, guidance=1):
         draw(pipe, guidance_scale=1.0)
-        assert spy.seen == [(8, 2)] * 2
-        spy.seen.clear()
         draw(pipe, batch=1, guidance_scale=3.0)  # the same number of samples, of two branches
-        assert spy.seen == [(1, 1), (8, 1)] * 2
+    assert spy.seen == [(8, 2)] * 2 + [(1, 1), (8, 1)] * 2
 
 
 def test_dit_says_it_by_its_guidance_scale(monkeypatch):
@@ -48,28 +46,23 @@ def test_dit_says_it_by_its_guidance_scale(monkeypatch):
     monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: torch.ones(shape))
     with elit.budget(8, guidance=1):
         pipe([1, 2], 1.0, num_inference_steps=1, output_type="pt")
-        assert spy.seen == [(8, 2)]
-        spy.seen.clear()
         pipe([1], 4.0, num_inference_steps=1, output_type="pt")
-        assert spy.seen == [(8, 1), (1, 1)]
+    assert spy.seen == [(8, 2), (8, 1), (1, 1)]
 
 
 def test_pixart_says_it_in_a_name_of_its_own(monkeypatch):
-    transformer = elit.elastify(build("PixArtTransformer2DModel"), read_after=1, write_after=3, window=(4, 4))
-    parts = {"tokenizer": None, "text_encoder": None, "vae": autoencoder(), "transformer": transformer}
-    pipe = diffusers.PixArtSigmaPipeline(**parts, scheduler=diffusers.DPMSolverMultistepScheduler())
+    pipe = diffusers.PixArtSigmaPipeline(**STOCK["PixArtAlphaPipeline"].make().components)
     pipe.set_progress_bar_config(disable=True)
-    spy = Spy(transformer, monkeypatch)
+    elit.elastify(pipe, read_after=1, write_after=3, window=(4, 4))
+    spy = Spy(pipe.transformer, monkeypatch)
     text, mask = torch.randn(2, TEXT, 20), torch.ones(2, TEXT)
     negative = {"negative_prompt_embeds": text, "negative_prompt_attention_mask": mask, "negative_prompt": None}
     call = {"prompt_embeds": text, "prompt_attention_mask": mask, "latents": torch.ones(2, 4, 16, 16)} | negative
     call |= {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}
     with elit.budget(8, guidance=1):
-        pipe(**call, use_resolution_binning=False, guidance_scale=1.0)
-        assert spy.seen == [(8, 2)]
-        spy.seen.clear()
-        pipe(**call, use_resolution_binning=False, guidance_scale=3.0)
-        assert spy.seen == [(1, 2), (8, 2)]
+        for scale in (1.0, 3.0):
+            pipe(**call, use_resolution_binning=False, guidance_scale=scale)
+    assert spy.seen == [(8, 2), (1, 2), (8, 2)]
 
 
 def test_skip_layer_guidance_runs_the_conditional_branch_once_more(sd3):
@@ -105,28 +98,20 @@ def test_steps_that_share_a_timestep_in_bfloat16_are_two(monkeypatch):
 
 def test_without_a_pipeline_it_must_be_said(sd3):
     pipe, spy = sd3
-    given = inputs("SD3Transformer2DModel", batch=2)
-    with torch.no_grad():
-        with (
-            elit.budget(8, guidance=1),
-            pytest.raises(ValueError, match="doubled must be given where no diffusers pipe"),
-        ):
-            pipe.transformer(**given)
-        with elit.budget(8, guidance=1, doubled=True):
-            pipe.transformer(**given)
-        with elit.budget(8, guidance=1, doubled=False):
+    given, said = inputs("SD3Transformer2DModel", batch=2), "doubled must be given where no diffusers pipe"
+    with pytest.raises(ValueError, match=said), elit.budget(8, guidance=1):
+        pipe.transformer(**given)
+    for doubled in (True, False):
+        with elit.budget(8, guidance=1, doubled=doubled), torch.no_grad():
             pipe.transformer(**given)
     assert spy.seen == [(1, 1), (8, 1), (8, 2)]
 
 
-def test_three_branches_are_refused(sd3):
+def test_three_branches_are_refused(sd3, monkeypatch):
     pipe, _ = sd3
-    type(pipe).do_perturbed_attention_guidance = True
-    try:
-        with elit.budget(8, guidance=1), pytest.raises(ValueError, match="perturbs attention in another branch"):
-            draw(pipe)
-    finally:
-        del type(pipe).do_perturbed_attention_guidance
+    monkeypatch.setattr(type(pipe), "do_perturbed_attention_guidance", True, raising=False)
+    with elit.budget(8, guidance=1), pytest.raises(ValueError, match="perturbs attention in another branch"):
+        draw(pipe)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +119,9 @@ def test_three_branches_are_refused(sd3):
 )
 def test_branches_that_a_pipeline_does_not_label_have_their_budgets(name, monkeypatch):
     """Two calls a step with the same sample, without a cache context: the second is the unconditional one."""
-    stock = STOCK[name]
-    pipe = stock.make()
-    elit.elastify(pipe, read_after=1, write_after=3, window=(4, 4))
+    pipe = elit.elastify(STOCK[name].make(), read_after=1, write_after=3, window=(4, 4))
     spy = Spy(pipe.transformer, monkeypatch)
     with elit.budget(8, guidance=1):
-        stock.run(pipe)
+        STOCK[name].run(pipe)
     assert [kept for kept, _ in spy.seen] == [8, 1] * (len(spy.seen) // 2)
     assert len(spy.seen) >= 4

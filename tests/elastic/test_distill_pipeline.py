@@ -1,4 +1,4 @@
-"""elit distill on stock pipelines of tiny random parts: train, validate, save, resume, load into a fresh pipeline."""
+"""elit distill on stock pipelines of tiny random parts, by prompts and by pictures."""
 
 import inspect
 import json
@@ -17,8 +17,11 @@ from tiny import PIPELINES, pipeline, with_text
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
-from elit.elastic.distill import DistillPipeline, distill
-from elit.elastic.pipelines import RecordedCalls, Requests
+from elit.data.reader import centre_crop, read_frames
+from elit.elastic.distill import DistillPipeline, Prediction, distill
+from elit.elastic.families import FAMILIES
+from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests
+from elit.sampling.autoencoders import encode_mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
 from parts import PIPELINES as STOCK
@@ -26,8 +29,8 @@ from prompts import with_prompts
 
 pytestmark = pytest.mark.slow
 
-VIDEO = ("num_frames=5", "guidance_scale=3.0", "negative_prompt=none")
 GUIDED = ("guidance_scale=3.0", "negative_prompt=none")
+VIDEO = ("num_frames=5", *GUIDED)
 CALLS = {
     "QwenImagePipeline": ("true_cfg_scale=3.0", "negative_prompt=none"),
     "FluxPipeline": ("max_sequence_length=5",),
@@ -51,9 +54,9 @@ def made(name):
     return with_text(name) if name in PIPELINES else with_prompts(STOCK[name].make())
 
 
-def settings(out, name, prompts, **changes):
+def settings(out, name, prompts=None, **changes):
     sizes = () if name == "DiTPipeline" else ("32x32",) if name in (*PIPELINES, "LTX2Pipeline") else ("64x64",)
-    given = {"pipeline": f"tiny/{name}", "prompts": str(prompts), "sizes": sizes, "call": CALLS[name]}
+    given = {"pipeline": f"tiny/{name}", "prompts": prompts and str(prompts), "sizes": sizes, "call": CALLS[name]}
     given |= {"steps": 2, "batch_size": 2, "teacher_steps": 2, "teacher_batch": 2, "preview_every": 2, "lora_rank": 2}
     given |= {"read_after": 1, "write_after": 3, "preview_prompts": 1, "trackers": (), "learning_rate": 1e-2}
     if name in PIPELINES:
@@ -65,14 +68,38 @@ def settings(out, name, prompts, **changes):
     return DistillConfig(out=str(out), **given | {"warmup_steps": 1} | changes)
 
 
+def on_pictures(out, name, data, **changes):
+    sizes = () if name == "DiTPipeline" else ("32x32", "32x64")
+    given = {"data": str(data), "sizes": sizes, "window": (2, 2), "prompt_dropout": 0.25}
+    return settings(out, name, **given | changes)
+
+
 @pytest.fixture
-def prompts(tmp_path, monkeypatch):
+def tiny_pipelines(monkeypatch):
     monkeypatch.setattr(
         "elit.elastic.distill.load_pipeline", lambda config, device: made(config.pipeline.removeprefix("tiny/"))
     )
+
+
+@pytest.fixture
+def prompts(tmp_path, tiny_pipelines):
     path = tmp_path / "prompts.txt"
     path.write_text("a boat\n\na tree\na cat\n")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_pipelines):
+    """Wide and square pictures with captions."""
+    (tmp_path / "pictures").mkdir()
+    lines = []
+    for number in range(6):
+        size = (40, 40, 3) if number % 2 else (30, 64, 3)
+        pixels = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(number)).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": ("a boat", "a tree", "a cat")[number % 3]}))
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "pictures"
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -144,6 +171,16 @@ def test_a_base_in_bfloat16_trains_in_full_precision(tmp_path, prompts, name, mo
     assert result["validation"][-1]["distance"] > 0
 
 
+def test_a_run_that_cannot_train_records_nothing(tmp_path, prompts, monkeypatch):
+    def finish(self, *inputs):
+        raise RuntimeError("expected m1 and m2 to have the same dtype")
+
+    monkeypatch.setattr("elit.elastic.interface.ElasticInterface.finish", finish)
+    with pytest.raises(RuntimeError, match="the same dtype"):
+        distill(settings(tmp_path / "out", "FluxPipeline", prompts))
+    assert not list((tmp_path / "out").rglob("calls"))
+
+
 def test_validation_measures_calls_that_are_not_trained_on(tmp_path, prompts):
     distill(settings(tmp_path / "out", "FluxPipeline", prompts, preview_every=0))
     (held_out,) = (tmp_path / "out").rglob("held-out/*.pt")
@@ -160,6 +197,13 @@ def test_all_weights_are_a_transformer_of_their_own(tmp_path, prompts):
     assert pipe.transformer is not before
     assert pipe.transformer.budgets == (1, 2, 3, 4)
     assert not torch.equal(pipe.transformer.proj_out.weight, before.proj_out.weight)
+
+
+def assert_refused(words, message, capsys):
+    assert main(["distill", *words]) == 2, words
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1], error
+    assert error[-1].startswith("elit distill: ")
 
 
 def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
@@ -197,19 +241,20 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
         ([str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"], "<= budget_max <= 3, got 1 and 4"),
         ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub must be USER/NAME, got 'name'"),
     ):
-        assert main(["distill", *words]) == 2, words
-        error = capsys.readouterr().err.strip().splitlines()
-        assert message in error[-1], error
-        assert error[-1].startswith("elit distill: ")
+        assert_refused(words, message, capsys)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=r"no elastic\.json in it"):
         elit.load_elastic(pipeline("FluxPipeline"), tmp_path / "addon")
 
 
+def command(out, prompts, *, steps, preview_every):
+    options = "--sizes 32x32 --window 2 2 --batch-size 2 --teacher-steps 1 --call max_sequence_length=5 --lora-rank 2"
+    words = ["distill", "tiny/FluxPipeline", str(out), "--prompts", str(prompts), *options.split()]
+    return [*words, "--steps", str(steps), "--preview-every", str(preview_every)]
+
+
 def test_a_full_disk_and_other_settings_are_one_line(tmp_path, prompts, capsys, monkeypatch):
-    words = ["distill", "tiny/FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
-    words += ["--window", "2", "2", "--steps", "2", "--batch-size", "2", "--teacher-steps", "1", "--preview-every", "0"]
-    words += ["--call", "max_sequence_length=5", "--lora-rank", "2"]
+    words = command(tmp_path / "out", prompts, steps=2, preview_every=0)
 
     def full(*args):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
@@ -243,9 +288,7 @@ def test_the_add_on_and_its_card_go_to_the_hub(tmp_path, prompts, capsys, monkey
 
     assert inspect.signature(HfApi.upload_folder).parameters.keys() >= {"folder_path", "repo_id", "allow_patterns"}
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    words = ["distill", "tiny/FluxPipeline", str(tmp_path / "out"), "--prompts", str(prompts), "--sizes", "32x32"]
-    words += ["--window", "2", "2", "--steps", "1", "--batch-size", "2", "--teacher-steps", "1", "--preview-every", "1"]
-    words += ["--call", "max_sequence_length=5", "--lora-rank", "2", "--push-to-hub", "me/dial", "--json"]
+    words = [*command(tmp_path / "out", prompts, steps=1, preview_every=1), "--push-to-hub", "me/dial", "--json"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["url"] == "https://huggingface.co/me/dial"
     assert calls[0][0] == "me/dial"
@@ -259,3 +302,89 @@ def test_the_add_on_and_its_card_go_to_the_hub(tmp_path, prompts, capsys, monkey
     assert main(words) == 2
     assert "push_to_hub='me/dial': the hub refused (no route to the hub)" in capsys.readouterr().err
     assert (tmp_path / "again" / "elastic.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, "ZImagePipeline"])
+def test_pictures_train_a_dial(tmp_path, folder, name, capsys):
+    if name == "DiTPipeline":
+        for number, label in enumerate(("7", "8")):
+            (folder / label).mkdir()
+            (folder / f"{number}.png").rename(folder / label / "0.png")
+    result = distill(on_pictures(tmp_path / "out", name, folder))
+    buckets = 1 if name == "DiTPipeline" else 2
+    assert f"examples in {buckets} buckets" in capsys.readouterr().err
+    distances = [row["distance"] for row in result["validation"]]
+    assert distances[0] < 1e-4 < distances[-1]
+    assert (tmp_path / "out" / "samples" / "step-00000002.png").is_file()
+    elit.load_elastic(made(name), tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_weights_learn_from_a_copy_that_stays(tmp_path, folder, precision):
+    distill(on_pictures(tmp_path / "out", "QwenImagePipeline", folder, weights="all", precision=precision))
+    pipe = made("QwenImagePipeline")
+    before = pipe.transformer.proj_out.weight.clone()
+    elit.load_elastic(pipe, tmp_path / "out")
+    assert not torch.equal(pipe.transformer.proj_out.weight, before)
+
+
+def test_samples_are_noised_as_the_schedulers_do():
+    """x_t, the time that a class is told, and the target, against diffusers' own schedulers."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 3, 4, 4, 4, generator=generator).unbind()
+    t = torch.tensor([0.25, 0.7, 0.9])
+    euler = diffusers.FlowMatchEulerDiscreteScheduler()
+    euler.set_timesteps(sigmas=(1 - t).tolist())
+    for kind, time, sign in (
+        ("FluxTransformer2DModel", 1 - t, 1),
+        ("StableDiffusion3Transformer", 1000 * (1 - t), 1),
+        ("ZImageTransformer2DModel", t, -1),
+        ("Lumina2Transformer2DModel", t, -1),
+    ):
+        family = FAMILIES.get(kind, FAMILIES["SD3Transformer2DModel"])
+        name = "t" if kind.startswith("Z") else "timestep"
+        arguments, target = Prediction(euler, family).call(x, noise, t, CallBatch({name: torch.zeros(3)}))
+        sample = arguments[family.sample]
+        noisy = torch.stack(sample) if family.listed else sample
+        assert torch.allclose(noisy, euler.scale_noise(x, euler.timesteps, noise), atol=1e-6)
+        assert torch.allclose(arguments[name], time)
+        assert torch.allclose(target, sign * (noise - x))
+    for prediction in ("epsilon", "v_prediction"):
+        ddim = diffusers.DDIMScheduler(prediction_type=prediction)
+        start = CallBatch({"timestep": torch.zeros(3, dtype=torch.long)})
+        arguments, target = Prediction(ddim, FAMILIES["DiTTransformer2DModel"]).call(x, noise, t, start)
+        steps = arguments["timestep"]
+        assert steps.tolist() == [750, 300, 100]
+        assert torch.allclose(arguments["hidden_states"], ddim.add_noise(x, noise, steps), atol=1e-6)
+        right = noise if prediction == "epsilon" else ddim.get_velocity(x, noise, steps)
+        assert torch.allclose(target, right, atol=1e-6)
+
+
+def test_latents_are_packed_and_normalized_as_the_pipeline_does(folder):
+    """Against what FluxImg2ImgPipeline makes of a picture."""
+    pipe = STOCK["FluxImg2ImgPipeline"].make()
+    pixels = centre_crop(read_frames((folder / "1.png").read_bytes())[0], 32)[None]
+    encoded = pipe._encode_vae_image(pixels, [torch.Generator()])
+    packed = pipe._pack_latents(encoded, 1, 4, 8, 8)
+    mean = encode_mean(pipe.vae, pixels)
+    posterior = pipe.vae.encode(pixels).latent_dist
+    noise = (encoded / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor - posterior.mean) / posterior.std
+    ours = mean + noise * posterior.std * pipe.vae.config.scaling_factor
+    assert torch.allclose(FAMILIES["FluxTransformer2DModel"].pack(ours), packed, atol=1e-4)
+
+
+def test_wrong_calls_with_pictures_are_one_line(tmp_path, folder, prompts, capsys):
+    (tmp_path / "empty").mkdir()
+    good, out = ["--data", str(folder)], str(tmp_path / "out")
+    flux = ["tiny/FluxPipeline", out, "--sizes", "32x32"]
+    for words, message in (
+        ([*flux, *good, "--prompts", str(prompts)], "cannot learn from prompts and data at once"),
+        ([*flux, "--data", "nowhere"], "cannot read 'nowhere': must be a folder"),
+        ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
+        (["tiny/LTX2Pipeline", out, *good], "data is not supported for a LTX2Pipeline"),
+        (["tiny/DiTPipeline", out, *good], "no pictures in its sub-folders"),
+        ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
+        ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),
+        ([*flux, *good, "--prompt-dropout", "1"], "prompt_dropout must be"),
+    ):
+        assert_refused(words, message, capsys)

@@ -1,6 +1,8 @@
-"""All families, by what `elit.check_family` tests; and that it finds what is wrong."""
+"""All families: the original at full budget, sensible below it; and that `elit.check_family` finds what is wrong."""
 
+import copy
 import dataclasses
+import pickle
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tiny import KINDS, MORE, VIDEOS, build, inputs, open_branches, window
 from torch import nn
 
 import elit
+from elit.compat import tree_map_only
 from elit.elastic.families import CLASSES, FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -19,12 +22,18 @@ SPLIT = {"read_after": 1, "write_after": 3}
 
 def grid_of(kind):
     """One that windows do not divide, where the class has no wishes of its own."""
-    fixed = {
-        "QwenImage21Transformer2DModel": (6, 10),
-        "ZImageTransformer2DModel": (9, 6),
-        "DiTTransformer2DModel": (8, 8),
-    }
-    return (3, 5, 6) if kind in VIDEOS else fixed.get(kind, (9, 7))
+    fixed = {"QwenImage21": (6, 10), "ZImage": (9, 6), "DiT": (8, 8)}
+    return (3, 5, 6) if kind in VIDEOS else fixed.get(kind.removesuffix("Transformer2DModel"), (9, 7))
+
+
+def pair(kind, **settings):
+    """The original and the elastified."""
+    original = build(kind)
+    return original, elit.elastify(copy.deepcopy(original), **SPLIT, window=window(kind), **settings)
+
+
+def run(model, x):
+    return torch.stack(list(model(**x, return_dict=False)[0]))
 
 
 @pytest.mark.parametrize("even", [True, False])
@@ -38,13 +47,12 @@ def test_a_family_passes_its_checks(kind, even):
 @pytest.mark.parametrize("mode", ["carry", "learned"])
 @pytest.mark.parametrize("kind", KINDS + MORE)
 def test_uneven_grids_and_checkpointing(kind, mode):
-    x = inputs(kind, grid=grid_of(kind)) | {"return_dict": False}
+    x = inputs(kind, grid=grid_of(kind))
     if kind.startswith("Chroma"):  # diffusers' own single blocks go without the mask under checkpointing
         del x["attention_mask"]
-    original, model = build(kind), elit.elastify(build(kind), **SPLIT, window=window(kind), mode=mode)
-    run = lambda network: torch.stack(list(network(**x)[0]))  # noqa: E731
+    original, model = pair(kind, mode=mode)
     with torch.no_grad():
-        assert torch.equal(run(model), run(original)) or mode == "learned"
+        assert torch.equal(run(model, x), run(original, x)) or mode == "learned"
     open_branches(model)
     grads = []
     for checkpointing in (False, True):
@@ -52,11 +60,73 @@ def test_uneven_grids_and_checkpointing(kind, mode):
             model.enable_gradient_checkpointing()
         model.zero_grad()
         with elit.budget(0.3):
-            run(model).square().sum().backward()
+            run(model, x).square().sum().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
         assert torch.allclose(grad, grads[1][name], rtol=1e-3, atol=1e-4 * float(grad.abs().max() + 1)), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_original_at_full_budget_forward_and_gradient(kind):
+    grads = []
+    for model in pair(kind):
+        x = inputs(kind)
+        x["hidden_states"].requires_grad_()
+        output = run(model, x)
+        output.square().sum().backward()
+        weights = {name: p.grad for name, p in model.named_parameters() if not name.startswith("elastic.")}
+        grads.append((output, x["hidden_states"].grad, weights))
+    (output, grad, weights), (output2, grad2, weights2) = grads
+    assert torch.equal(output, output2)
+    assert (grad - grad2).abs().max() <= 1e-5 * max(1, grad.abs().max())
+    for name, value in weights.items():
+        if value is not None:
+            assert (value - weights2[name]).abs().max() <= 1e-5 * max(1, value.abs().max()), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["carry", "learned"])
+def test_every_budget_is_finite_and_the_dropped_do_not_matter(kind, mode):
+    _, elastic = pair(kind, mode=mode)
+    open_branches(elastic)
+    x = inputs(kind, batch=1)
+    assert elastic.budgets == tuple(range(1, 17))
+    with torch.no_grad():
+        for kept in elastic.budgets:
+            with elit.budget(kept):
+                assert run(elastic, x).isfinite().all()
+        with elit.budget(5):
+            right = run(elastic, x)
+            elastic.elastic.latents[5:] = torch.nan
+            assert torch.equal(run(elastic, x), right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stays_the_diffusers_model_that_it_was(kind):
+    original, elastic = pair(kind)
+    assert isinstance(elastic, type(original))
+    assert type(elastic).__name__ == kind
+    assert elastic.config == original.config
+    assert (elastic.dtype, elastic.device) == (original.dtype, original.device)
+    copies = [copy.deepcopy(elastic), pickle.loads(pickle.dumps(elastic))]
+    x = inputs(kind)
+    with torch.no_grad(), elit.budget(0.5):
+        right = run(elastic, x)
+        for parameter in elastic.parameters():
+            parameter.zero_()
+        assert all(torch.equal(run(model, x), right) for model in copies)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_in_bfloat16(kind):
+    original, elastic = (model.to(torch.bfloat16) for model in pair(kind))
+    floats = lambda x: x.bfloat16() if x.is_floating_point() else x  # noqa: E731
+    x = tree_map_only(torch.Tensor, floats, inputs(kind))
+    with torch.inference_mode():
+        assert torch.equal(run(original, x), run(elastic, x))
+        with elit.budget(3):
+            assert run(elastic, x).isfinite().all()
 
 
 WRONG = {

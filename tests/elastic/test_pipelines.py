@@ -1,7 +1,5 @@
 """Stock diffusers pipelines, unedited, with the dial: budgets, schedules, CCFG, caches, LoRA, saving."""
 
-import json
-
 import diffusers
 import pytest
 import torch
@@ -16,10 +14,8 @@ pytestmark = pytest.mark.slow
 SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 
-def elastic_pipeline(name, **settings):
-    pipe = pipeline(name)
-    pipe.transformer = elit.elastify(pipe.transformer, **SPLIT | settings)
-    return pipe
+def elastic_pipeline(name):
+    return elit.elastify(pipeline(name), **SPLIT)
 
 
 def opened(name):
@@ -49,10 +45,16 @@ def test_a_budget_of_one_changes_no_bit(name):
     assert torch.equal(draw(pipe, batch=2), right)
     with elit.budget(1.0, guidance=1.0):
         assert torch.equal(draw(pipe, batch=2), right)
-    with elit.budget(0.25):
-        low = draw(pipe, batch=2)
+    open_branches(pipe.transformer)
+    drawn = []
+    for settings in ({}, {"guidance": 0.25}, {"guidance": 1}):
+        with elit.budget(0.25, **settings):
+            drawn.append(draw(pipe, batch=2))
+    low, same, weak = drawn
     assert low.isfinite().all()
+    assert torch.equal(same, low)  # halves of a batch are as if run alone
     assert not torch.equal(low, right)
+    assert not torch.equal(weak, low)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -66,10 +68,8 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     spy.seen.clear()
     with elit.budget([4, 16], guidance=1):
         draw(pipe, batch=2)
-    if name == "StableDiffusion3Pipeline":  # it puts the unconditional half first
-        assert spy.seen == [(1, 2), (4, 2), (1, 2), (16, 2)]
-    else:
-        assert spy.seen == [(4, 2), (1, 2), (16, 2), (1, 2)]
+    order = [(1, 2), (4, 2), (1, 2), (16, 2)]  # Stable Diffusion 3 puts the unconditional half first
+    assert spy.seen == (order if name == "StableDiffusion3Pipeline" else [order[i] for i in (1, 0, 3, 2)])
     spy.seen.clear()
     with elit.budget("25%@0-0.3,100%@0.3-1"):
         draw(pipe, steps=4)
@@ -78,17 +78,6 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     assert set(kept) == {4, 16}
     with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets in step 2"):
         draw(pipe)
-
-
-@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "DiTPipeline"])
-def test_halves_of_a_batch_are_as_if_run_alone(name):
-    pipe = opened(name)
-    with elit.budget(0.5):
-        all_half = draw(pipe)
-    with elit.budget(0.5, guidance=0.5):
-        assert torch.equal(draw(pipe), all_half)
-    with elit.budget(0.5, guidance=1):
-        assert not torch.equal(draw(pipe), all_half)
 
 
 @pytest.mark.parametrize("name", ["QwenImagePipeline", "FluxPipeline"])
@@ -115,16 +104,14 @@ def test_first_block_cache_works_on_top(name, monkeypatch):
 @pytest.mark.parametrize("name", PIPELINES[:3])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_lora_works_on_top(name, before):
-    original = pipeline(name)
-    lora = LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+    original, pipe = pipeline(name), pipeline(name) if before else elastic_pipeline(name)
     right = draw(original)
-    torch.manual_seed(0)
-    original.transformer.add_adapter(lora)
-    pipe = elastic_pipeline(name) if not before else pipeline(name)
-    torch.manual_seed(0)
-    pipe.transformer.add_adapter(lora)
+    for each in (original, pipe):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+        each.transformer.add_adapter(lora)
     if before:
-        pipe.transformer = elit.elastify(pipe.transformer, **SPLIT)
+        elit.elastify(pipe, **SPLIT)
     assert torch.equal(draw(pipe), draw(original))
     assert not torch.equal(draw(pipe), right)
     with pytest.raises(ValueError, match="with LoRA adapters"):
@@ -150,8 +137,7 @@ def test_saved_and_loaded_bit_for_bit(name, tmp_path):
     with elit.budget(0.5, guidance=2):
         # What the autoencoder makes of it depends, in the last bit, on where diffusers maps its weights.
         assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))
-    transformer = elit.load_elastic(tmp_path / "transformer")
-    assert transformer.budgets == pipe.transformer.budgets
+    assert half.budgets == pipe.transformer.budgets
     plain = diffusers.DiffusionPipeline.from_pretrained(tmp_path, **parts)
     plain.set_progress_bar_config(disable=True)
     assert torch.allclose(draw(plain), right, atol=1e-5)
@@ -177,7 +163,6 @@ def test_a_core_that_was_trained_along_does_not_load_alone(tmp_path):
 
 def test_damaged_folders_are_one_line(tmp_path):
     model = elastic_pipeline("DiTPipeline").transformer
-    model.save_pretrained(tmp_path / "good")
     for name, content, said in (
         ("elastic.json", "{", "its elastic.json is damaged"),
         ("elastic.safetensors", "short", "its elastic.safetensors is missing or damaged"),
@@ -186,8 +171,6 @@ def test_damaged_folders_are_one_line(tmp_path):
         (tmp_path / "bad" / name).write_text(content)
         with pytest.raises(ValueError, match=said):
             elit.load_elastic(tmp_path / "bad")
-    record = json.loads((tmp_path / "good" / "elastic.json").read_text())
-    assert record["kind"] == "DiTTransformer2DModel"
-    (tmp_path / "good" / "elastic.json").unlink()
+    (tmp_path / "bad" / "elastic.json").unlink()
     with pytest.raises(ValueError, match=r"no elastic\.json in it"):
-        elit.load_elastic(tmp_path / "good")
+        elit.load_elastic(tmp_path / "bad")

@@ -32,36 +32,29 @@ def alone(engine, condition, seed, budget, guidance=None, **call):
 
 
 CASES = {
-    "QwenImagePipeline": {"scale": 3.0, "own": {"true_cfg_scale": 3.0, "negative_prompt": ["dull"]}},
-    "FluxPipeline": {"scale": 1.0, "own": {"true_cfg_scale": 1.0}},
-    "StableDiffusion3Pipeline": {"scale": 3.0, "own": {"guidance_scale": 3.0, "negative_prompt": ["dull"]}},
-    "DiTPipeline": {"scale": 4.0, "own": {"guidance_scale": 4.0}},
+    "QwenImagePipeline": {"true_cfg_scale": 3.0, "negative_prompt": ["dull"]},
+    "FluxPipeline": {"true_cfg_scale": 1.0},
+    "StableDiffusion3Pipeline": {"guidance_scale": 3.0, "negative_prompt": ["dull"]},
+    "DiTPipeline": {"guidance_scale": 4.0},
 }
-SCHEDULE = "25%@0-0.5,100%@0.5-1"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_runs_in_turn_are_each_the_pipelines_own_to_the_bit(name):
-    engine, case = engine_of(name), CASES[name]
-    size = {"width": 32, "height": 64} if engine.multiple else {}
-    weak = 1 if case["scale"] > 1 else None
-    conditions = ["a boat", "a red kite"] if engine.takes_text else ["7", "9"]
-    guidance = CCFG(case["scale"], 1) if weak else None
-    settings = [Sampling(steps=2, budget=4, guidance=guidance), Sampling(steps=3, budget=SCHEDULE, guidance=guidance)]
-    runs = [
-        engine.begin([condition], [seed], sampling, size=(32, 64) if size else None, negatives=["dull"])
-        for condition, seed, sampling in zip(conditions, (3, 4), settings, strict=True)
-    ]
+    engine, own = engine_of(name), CASES[name]
+    scale = own[engine.guidance_argument]
+    guidance, weak = (CCFG(scale, 1), 1) if scale > 1 else (None, None)
+    size, pixels = ((32, 64), {"width": 32, "height": 64}) if engine.multiple else (None, {})
+    runs, pictures = [], []
+    for condition, seed, steps, budget in (("7", 3, 2, 4), ("9", 4, 3, "25%@0-0.5,100%@0.5-1")):
+        sampling = Sampling(steps=steps, budget=budget, guidance=guidance)
+        runs.append(engine.begin([condition], [seed], sampling, size=size, negatives=["dull"]))
+        given = condition if engine.takes_text else int(condition)
+        pictures.append(alone(engine, given, seed, budget, weak, num_inference_steps=steps, **own, **pixels))
     while going := [run for run in runs if not run.done]:
         engine.step(going)
     assert [run.error for run in runs] == [None, None]
-    own = [7, 9] if not engine.takes_text else conditions
-    pictures = [
-        alone(engine, own[0], 3, 4, weak, num_inference_steps=2, **case["own"], **size),
-        alone(engine, own[1], 4, SCHEDULE, weak, num_inference_steps=3, **case["own"], **size),
-    ]
-    for run, right in zip(runs, pictures, strict=True):
-        assert torch.equal(run.pictures(), right)
+    assert all(torch.equal(run.pictures(), right) for run, right in zip(runs, pictures, strict=True))
 
 
 def test_a_run_can_be_closed_and_an_error_is_its_own():

@@ -9,76 +9,59 @@ from torch import Tensor, nn
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 12}
 TEXT = 5
+FOUR = {"in_channels": 4, "out_channels": 4, "num_layers": 4}
+FLUX = {"in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20}
+ROTARY = {"axes_dims_rope": (4, 4, 4)}
+WAN = FOUR | {"text_dim": 20, "freq_dim": 16, "ffn_dim": 48}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "DiTTransformer2DModel": FOUR | {"sample_size": 16, "num_embeds_ada_norm": 1000},
+    "QwenImageTransformer2DModel": FOUR | ROTARY | {"in_channels": 16, "joint_attention_dim": 20},
+    "FluxTransformer2DModel": FLUX | ROTARY | {"pooled_projection_dim": 10, "guidance_embeds": True},
+    "SD3Transformer2DModel": FOUR | {
+        "sample_size": 16, "joint_attention_dim": 20, "caption_projection_dim": 24, "pooled_projection_dim": 10,
+        "pos_embed_max_size": 16, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm",
+    },
+    "PixArtTransformer2DModel": FOUR | {
+        "sample_size": 16, "out_channels": 8, "cross_attention_dim": 24, "caption_channels": 20, "norm_num_groups": 2,
+    },
+    "WanTransformer3DModel": WAN,
+    "QwenImage21Transformer2DModel": FOUR | ROTARY | {"in_channels": 16, "out_channels": 16, "context_in_dim": 20},
+    "Flux2Transformer2DModel": FLUX | {"timestep_guidance_channels": 16, "axes_dims_rope": (4, 4, 2, 2)},
+    "ChromaTransformer2DModel": FLUX | ROTARY | {
+        "approximator_num_channels": 8, "approximator_hidden_dim": 16, "approximator_layers": 1,
+    },
+    "ZImageTransformer2DModel": {
+        "in_channels": 4, "dim": 24, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+        "cap_feat_dim": 20, "axes_dims": [4, 4, 4], "axes_lens": [128, 64, 64],
+    },
+    "Lumina2Transformer2DModel": {
+        "sample_size": 16, "in_channels": 4, "hidden_size": 24, "num_layers": 4, "num_refiner_layers": 1,
+        "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": (4, 4, 4),
+        "axes_lens": (64, 64, 64), "cap_feat_dim": 20,
+    },
+    "WanVACETransformer3DModel": WAN | {"vace_layers": [0, 1, 2], "vace_in_channels": 8},
+    "CogVideoXTransformer3DModel": FOUR | {
+        "text_embed_dim": 20, "time_embed_dim": 16, "use_rotary_positional_embeddings": True,
+        "max_text_seq_length": TEXT,
+    },
+    "HunyuanVideo15Transformer3DModel": FOUR | {
+        "num_refiner_layers": 1, "text_embed_dim": 20, "text_embed_2_dim": 10, "image_embed_dim": 8,
+        "rope_axes_dim": (4, 4, 4),
+    },
+    "LTX2VideoTransformer3DModel": FOUR | {
+        "cross_attention_dim": 24, "caption_channels": 20, "audio_in_channels": 4, "audio_out_channels": 4,
+        "audio_num_attention_heads": 2, "audio_attention_head_dim": 6, "audio_cross_attention_dim": 12,
+    },
+}  # fmt: skip
+KINDS, MORE = list(SETTINGS)[:6], list(SETTINGS)[6:]
+VIDEOS = [*KINDS[5:], *MORE[5:]]
 
 
 def build(kind: str, **changes: Any) -> nn.Module:
     """Of 4 blocks, width 24, 8×8 tokens (Wan: 2×4×8); nothing starts at zero."""
-    settings: dict[str, dict[str, Any]] = {
-        "DiTTransformer2DModel": {
-            "sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_embeds_ada_norm": 1000,
-        },
-        "QwenImageTransformer2DModel": {
-            "in_channels": 16, "out_channels": 4, "num_layers": 4, "joint_attention_dim": 20,
-            "axes_dims_rope": (4, 4, 4),
-        },
-        "FluxTransformer2DModel": {
-            "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
-            "pooled_projection_dim": 10, "axes_dims_rope": (4, 4, 4), "guidance_embeds": True,
-        },
-        "SD3Transformer2DModel": {
-            "sample_size": 16, "in_channels": 4, "out_channels": 4, "num_layers": 4, "joint_attention_dim": 20,
-            "caption_projection_dim": 24, "pooled_projection_dim": 10, "pos_embed_max_size": 16,
-            "dual_attention_layers": (0, 1), "qk_norm": "rms_norm",
-        },
-        "PixArtTransformer2DModel": {
-            "sample_size": 16, "in_channels": 4, "out_channels": 8, "num_layers": 4, "cross_attention_dim": 24,
-            "caption_channels": 20, "norm_num_groups": 2,
-        },
-        "WanTransformer3DModel": {
-            "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_dim": 20, "freq_dim": 16, "ffn_dim": 48,
-        },
-        "QwenImage21Transformer2DModel": {
-            "in_channels": 16, "out_channels": 16, "num_layers": 4, "context_in_dim": 20, "axes_dims_rope": (4, 4, 4),
-        },
-        "Flux2Transformer2DModel": {
-            "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
-            "timestep_guidance_channels": 16, "axes_dims_rope": (4, 4, 2, 2),
-        },
-        "ChromaTransformer2DModel": {
-            "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 20,
-            "axes_dims_rope": (4, 4, 4), "approximator_num_channels": 8, "approximator_hidden_dim": 16,
-            "approximator_layers": 1,
-        },
-        "ZImageTransformer2DModel": {
-            "in_channels": 4, "dim": 24, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
-            "cap_feat_dim": 20, "axes_dims": [4, 4, 4], "axes_lens": [128, 64, 64],
-        },
-        "Lumina2Transformer2DModel": {
-            "sample_size": 16, "in_channels": 4, "hidden_size": 24, "num_layers": 4, "num_refiner_layers": 1,
-            "num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": (4, 4, 4),
-            "axes_lens": (64, 64, 64), "cap_feat_dim": 20,
-        },
-        "WanVACETransformer3DModel": {
-            "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_dim": 20, "freq_dim": 16, "ffn_dim": 48,
-            "vace_layers": [0, 1, 2], "vace_in_channels": 8,
-        },
-        "CogVideoXTransformer3DModel": {
-            "in_channels": 4, "out_channels": 4, "num_layers": 4, "text_embed_dim": 20, "time_embed_dim": 16,
-            "use_rotary_positional_embeddings": True, "max_text_seq_length": TEXT,
-        },
-        "HunyuanVideo15Transformer3DModel": {
-            "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1, "text_embed_dim": 20,
-            "text_embed_2_dim": 10, "image_embed_dim": 8, "rope_axes_dim": (4, 4, 4),
-        },
-        "LTX2VideoTransformer3DModel": {
-            "in_channels": 4, "out_channels": 4, "num_layers": 4, "cross_attention_dim": 24, "caption_channels": 20,
-            "audio_in_channels": 4, "audio_out_channels": 4, "audio_num_attention_heads": 2,
-            "audio_attention_head_dim": 6, "audio_cross_attention_dim": 12,
-        },
-    }  # fmt: skip
     torch.manual_seed(0)
     heads = {} if kind.startswith(("ZImage", "Lumina2")) else HEADS
-    model = getattr(diffusers, kind)(**heads | settings[kind] | changes)
+    model = getattr(diffusers, kind)(**heads | SETTINGS[kind] | changes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():
@@ -88,97 +71,75 @@ def build(kind: str, **changes: Any) -> nn.Module:
 
 def picture(channels: int, size: tuple[int, ...], batch: int, seed: int) -> Tensor:
     """(B, C, *size) without detail: a few random cells, enlarged."""
-    few = torch.randn(
-        batch, channels, *(max(2, side // 6) for side in size), generator=torch.Generator().manual_seed(seed)
-    )
+    cells = (max(2, side // 6) for side in size)
+    few = torch.randn(batch, channels, *cells, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(few, size, mode="bilinear" if len(size) == 2 else "trilinear")
 
 
 def inputs(kind: str, batch: int = 2, seed: int = 0, grid: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Arguments of a forward on a token grid; the padding of the second text is masked where the class knows masks."""
     grid = grid or ((2, 4, 8) if kind in VIDEOS else (8, 8))
-    cells = (*grid[:-2], 2 * grid[-2], 2 * grid[-1])
     generator = torch.Generator().manual_seed(seed + 1)
     text = torch.randn(batch, TEXT, 20, generator=generator)
     mask = torch.arange(TEXT) < torch.tensor([TEXT] + [TEXT - 2] * (batch - 1))[:, None]
     pooled = torch.randn(batch, 10, generator=generator)
     level = torch.rand(batch, generator=generator)
-    if kind in VIDEOS[1:]:
-        return video_inputs(kind, grid, text, mask, level, seed)
+    cells = (*grid[:-2], 2 * grid[-2], 2 * grid[-1])
+    x = picture(4, cells, batch, seed)
+    common = {"hidden_states": x, "timestep": (level * 1000).long(), "encoder_hidden_states": text}
+    if kind in VIDEOS:
+        return common | video_inputs(kind, grid, x, text, mask, level, seed)
     if kind.startswith(("Qwen", "Flux", "Chroma")):
-        x = picture(4, cells, batch, seed)
         packed = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)  # (B, 64, 16)
-        common = {"hidden_states": packed, "encoder_hidden_states": text, "timestep": level}
-        if kind.startswith("QwenImage21"):
-            slots = torch.arange(TEXT + grid[0] * grid[1] // 4) >= TEXT
-            shapes = {"img_shapes": [[(1, *grid)]] * batch, "img_mask": slots.expand(batch, -1)}
-            return common | shapes | {"encoder_hidden_states_mask": mask}
+        common |= {"hidden_states": packed, "timestep": level}
         if kind.startswith("Qwen"):
-            return common | {"encoder_hidden_states_mask": mask, "img_shapes": [[(1, *grid)]] * batch}
+            common |= {"encoder_hidden_states_mask": mask, "img_shapes": [[(1, *grid)]] * batch}
+            slots = torch.arange(TEXT + grid[0] * grid[1] // 4) >= TEXT
+            return common | ({"img_mask": slots.expand(batch, -1)} if kind.startswith("QwenImage21") else {})
         rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
         ids = torch.stack((torch.zeros(grid), rows, columns), -1).flatten(0, 1)
-        guidance = torch.full((batch,), 3.5)
-        if kind.startswith("Flux2"):
-            ids = torch.cat((ids, torch.zeros(len(ids), 1)), 1).expand(batch, -1, -1)
-            return common | {"img_ids": ids, "txt_ids": torch.zeros(batch, TEXT, 4), "guidance": guidance}
+        common |= {"img_ids": ids, "txt_ids": torch.zeros(TEXT, 3)}
         if kind.startswith("Chroma"):
             padded = torch.cat((mask, torch.ones(batch, len(ids), dtype=torch.bool)), 1)
-            return common | {"img_ids": ids, "txt_ids": torch.zeros(TEXT, 3), "attention_mask": padded}
-        return common | {
-            "pooled_projections": pooled, "img_ids": ids, "txt_ids": torch.zeros(TEXT, 3), "guidance": guidance,
-        }  # fmt: skip
-    if kind.startswith("ZImage"):
-        image = list(picture(4, cells, batch, seed)[:, :, None].unbind())
-        return {"x": image, "t": 1 - level, "cap_feats": [row[valid] for row, valid in zip(text, mask, strict=True)]}
-    common = {"hidden_states": picture(4, cells, batch, seed), "timestep": (level * 1000).long()}
-    if kind.startswith("Lumina2"):
-        return common | {"timestep": 1 - level, "encoder_hidden_states": text, "encoder_attention_mask": mask}
-    if kind == "DiTTransformer2DModel":
-        return common | {"class_labels": torch.randint(0, 1000, (batch,), generator=generator)}
-    common["encoder_hidden_states"] = text
-    if kind == "SD3Transformer2DModel":
+            return common | {"attention_mask": padded}
+        common["guidance"] = torch.full((batch,), 3.5)
+        if kind.startswith("Flux2"):
+            ids = torch.cat((ids, torch.zeros(len(ids), 1)), 1).expand(batch, -1, -1)
+            return common | {"img_ids": ids, "txt_ids": torch.zeros(batch, TEXT, 4)}
         return common | {"pooled_projections": pooled}
-    if kind == "PixArtTransformer2DModel":
-        return common | {"encoder_attention_mask": mask.float(), "added_cond_kwargs": {}}
-    return common
+    if kind.startswith("ZImage"):
+        captions = [row[valid] for row, valid in zip(text, mask, strict=True)]
+        return {"x": list(x[:, :, None].unbind()), "t": 1 - level, "cap_feats": captions}
+    if kind.startswith("Lumina2"):
+        return common | {"timestep": 1 - level, "encoder_attention_mask": mask}
+    if kind.startswith("DiT"):
+        del common["encoder_hidden_states"]
+        return common | {"class_labels": torch.randint(0, 1000, (batch,), generator=generator)}
+    if kind.startswith("SD3"):
+        return common | {"pooled_projections": pooled}
+    return common | {"encoder_attention_mask": mask.float(), "added_cond_kwargs": {}}
 
 
 def video_inputs(
-    kind: str, grid: tuple[int, ...], text: Tensor, mask: Tensor, level: Tensor, seed: int
+    kind: str, grid: tuple[int, ...], x: Tensor, text: Tensor, mask: Tensor, level: Tensor, seed: int
 ) -> dict[str, Any]:
-    batch, cells = len(text), (grid[0], 2 * grid[1], 2 * grid[2])
-    common = {"encoder_hidden_states": text, "timestep": (level * 1000).long()}
+    """Beside those that all have."""
+    batch, masked = len(x), {"encoder_attention_mask": mask.float()}
+    if kind == "WanTransformer3DModel":
+        return {}
     if kind.startswith("WanVACE"):
-        control = picture(8, cells, batch, seed + 1)
-        return common | {"hidden_states": picture(4, cells, batch, seed), "control_hidden_states": control}
+        return {"control_hidden_states": picture(8, tuple(x.shape[2:]), batch, seed + 1)}
     if kind.startswith("CogVideoX"):
         tables = torch.randn(2, grid[0] * grid[1] * grid[2], 12).cos()
-        sample = picture(4, cells, batch, seed).transpose(1, 2)
-        return common | {"hidden_states": sample, "image_rotary_emb": tuple(tables)}
+        return {"hidden_states": x.transpose(1, 2), "image_rotary_emb": tuple(tables)}
+    x = picture(4, grid, batch, seed)
     if kind.startswith("Hunyuan"):
         second, image = torch.randn(batch, 3, 10), torch.zeros(batch, 2, 8)
         texts = {"encoder_hidden_states_2": second, "encoder_attention_mask_2": torch.ones(batch, 3)}
-        texts |= {"encoder_attention_mask": mask.float(), "image_embeds": image}
-        return common | texts | {"hidden_states": picture(4, grid, batch, seed), "timestep": level * 1000}
-    sample = picture(4, grid, batch, seed).flatten(2).transpose(1, 2)
+        return masked | texts | {"image_embeds": image, "hidden_states": x, "timestep": level * 1000}
     sizes = dict(zip(("num_frames", "height", "width"), grid, strict=True))
     audio = {"audio_hidden_states": torch.randn(batch, 3, 4), "audio_num_frames": 3}
-    audio |= {"audio_encoder_hidden_states": text, "encoder_attention_mask": mask.float()}
-    return common | sizes | audio | {"hidden_states": sample}
-
-
-VIDEOS = [
-    *("WanTransformer3DModel", "WanVACETransformer3DModel", "CogVideoXTransformer3DModel"),
-    *("HunyuanVideo15Transformer3DModel", "LTX2VideoTransformer3DModel"),
-]
-MORE = [
-    *("QwenImage21Transformer2DModel", "Flux2Transformer2DModel", "ChromaTransformer2DModel"),
-    *("ZImageTransformer2DModel", "Lumina2Transformer2DModel", *VIDEOS[1:]),
-]
-KINDS = [
-    *("DiTTransformer2DModel", "QwenImageTransformer2DModel", "FluxTransformer2DModel"),
-    *("SD3Transformer2DModel", "PixArtTransformer2DModel", "WanTransformer3DModel"),
-]
+    return masked | sizes | audio | {"audio_encoder_hidden_states": text, "hidden_states": x.flatten(2).transpose(1, 2)}
 
 
 def window(kind: str) -> tuple[int, ...]:
@@ -189,14 +150,9 @@ def autoencoder(channels: int = 4) -> Any:
     """f4 AutoencoderKL with random weights."""
     torch.manual_seed(1)
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=channels,
-        norm_num_groups=4,
-        layers_per_block=1,
-        shift_factor=0.1,
-    ).eval()
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, shift_factor=0.1,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=channels, norm_num_groups=4, layers_per_block=1,
+    ).eval()  # fmt: skip
 
 
 def pipeline(name: str) -> Any:
@@ -212,13 +168,10 @@ def pipeline(name: str) -> Any:
         )  # fmt: skip
         made = diffusers.QwenImagePipeline(scheduler, vae.eval(), None, None, build("QwenImageTransformer2DModel"))
     elif name == "FluxPipeline":
-        transformer = build("FluxTransformer2DModel")
-        made = diffusers.FluxPipeline(scheduler, autoencoder(), None, None, None, None, transformer)
+        made = diffusers.FluxPipeline(scheduler, autoencoder(), *[None] * 4, build("FluxTransformer2DModel"))
     else:
         transformer = build("SD3Transformer2DModel")
-        made = diffusers.StableDiffusion3Pipeline(
-            transformer, scheduler, autoencoder(), None, None, None, None, None, None
-        )
+        made = diffusers.StableDiffusion3Pipeline(transformer, scheduler, autoencoder(), *[None] * 6)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from elit.config import DistillConfig
@@ -51,20 +52,12 @@ class CaptionedImages:
         self.prompts = list(self.source.classes if by_class else self.source.captions)
         self.latents: dict[Size, LatentSet] = {}
         self.calls: dict[Size, RecordedCalls] = {}
-        self.entries: list[tuple[Size, int, int]] = []
-        """(size, row of its latents, row of its call)."""
+        self.entries: list[tuple[Size, int, int]] = []  # (size, row of its latents, row of its call)
 
-    def prepare(
-        self,
-        cache: Path,
-        requests: Requests,
-        layout: Callable[[], Tree],
-        rank: int,
-        world: int,
-        wait: Callable[[], None],
-    ) -> None:
+    def prepare(self, cache: Path, requests: Requests, layout: Callable[[], Tree], accelerator: Accelerator) -> None:
         """Writes what is not in the cache, the latents by all processes, the captions' calls by the first; opens it."""
-        config, source = self.config, self.source
+        config, source, wait = self.config, self.source, accelerator.wait_for_everyone
+        rank, world = accelerator.process_index, accelerator.num_processes
         sizes = [size or default_size(self.pipe) for size in requests.sizes]
         requests.sizes[:] = sizes
         rows: dict[Size, list[int]] = {}

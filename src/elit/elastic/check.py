@@ -15,7 +15,7 @@ from elit.elastic.context import budget
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Arguments, Model
-from elit.elastic.pipelines import output_tensor
+from elit.elastic.pipelines import one_line, output_tensor
 from elit.elastic.surgery import elastify
 
 
@@ -47,9 +47,8 @@ def check_family(transformer: Model, call: Arguments, **settings: Any) -> Family
     """
     right, _ = _run(copy.deepcopy(transformer).eval(), call)
     elastic = elastify(copy.deepcopy(transformer).eval(), **settings)
-    counts = [elastic.budgets[-1]]  # all of a window's tokens, half of them, and so on to one
-    while counts[-1] > 1:
-        counts.append(counts[-1] // 2)
+    full = elastic.budgets[-1]
+    counts = [full >> halvings for halvings in range(full.bit_length())]  # all of a window's tokens, half of them, …
     equal = dial = flops = None
     errors, measured = [], []
     try:
@@ -59,25 +58,18 @@ def check_family(transformer: Model, call: Arguments, **settings: Any) -> Family
             errors.append((output - right).square().mean().sqrt().item())
             measured.append(number)
             if count == counts[0] and not torch.equal(output, right):
-                equal = (
-                    "outputs differ; `tokens`, `joined`, `before`, `output` or `grids` point at tokens beside the image"
-                )
+                equal = "outputs differ; `tokens`, `joined`, `before`, `output` or `grids` take others than the image's"
     except Exception as error:  # what a wrong entry breaks may be anything; it is the finding
-        raised = f"raised {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        raised = f"raised {type(error).__name__}: {one_line(error)}"
         if not errors:
             return FamilyReport({"equal at full budget": raised, "error and budget": "not tried", "FLOPs": "not tried"})
-        dial = (
-            f"at {counts[len(errors)]} tokens a window: {raised}; an argument of the blocks that has an entry for each "
-            "token is missing in `per_token`, or wrong there"
-        )
+        missing = "an argument of the blocks that has an entry for each token is missing in `per_token`, or wrong there"
+        dial = f"at {counts[len(errors)]} tokens a window: {raised}; {missing}"
     if dial is None and errors[-1] == 0:
         dial = "none at the smallest budget: no token was dropped, or Write takes the tokens before the core"
     if dial is None and not all(low >= 0.95 * high for high, low in pairwise(errors)):
         listed = ", ".join(f"{count}: {error:.3g}" for count, error in zip(counts, errors, strict=True))
-        dial = (
-            f"it falls as the budget falls, or is not finite ({listed}); latents may come back to other tokens "
-            "than they came from, or the network has branches at zero"
-        )
+        dial = f"it falls as the budget falls, or is not finite ({listed}): latents come back to other tokens"
     if len(measured) > 1:
         family, half = family_of(elastic), len(measured) // 2
         sizes = {"tokens": family.grids(elastic, call), "text_tokens": family.text(elastic, call)}

@@ -59,10 +59,8 @@ class BudgetBlock:
             if timestep != self.timestep:
                 self.step, self.timestep = self.step + 1, timestep
             if self.step >= len(schedule):
-                raise ValueError(
-                    f"budget must be one a step, got a list of {len(schedule)} budgets in step {self.step + 1} of a "
-                    "`with`; enter it anew for each run"
-                )
+                given = f"a list of {len(schedule)} budgets in step {self.step + 1} of a `with`"
+                raise ValueError(f"budget must be one a step, got {given}; enter it anew for each run")
             schedule = schedule[self.step]
         elif callable(schedule) or (isinstance(schedule, str) and "@" in schedule):
             # Rounded: timesteps come in float32 or less, and t = 0.5 must not fall short of "@0.5-1".
@@ -122,10 +120,8 @@ def budgets_of_call(family: Family, arguments: Arguments, budgets: Sequence[int]
     if half is not None:
         doubled = has_guidance(frame) if block.doubled is None and frame is not None else block.doubled
         if name in (None, "cond_uncond") and doubled is None:
-            raise ValueError(
-                "doubled must be given where no diffusers pipeline calls the transformer: True if its batches hold "
-                "both branches of guidance, else False"
-            )
+            wanted = "True if its batches hold both branches of guidance, else False"
+            raise ValueError(f"doubled must be given where no diffusers pipeline calls the transformer: {wanted}")
         if name not in (None, "cond_uncond") or not doubled:
             return [main], reference
     weak = block.resolve(block.guidance, budgets, noise, frame)
@@ -147,10 +143,8 @@ def has_guidance(frame: FrameType) -> bool | None:
     names = frame.f_locals
     pipeline = names["self"]
     if getattr(pipeline, "do_perturbed_attention_guidance", False):  # three branches in a batch, or two others
-        raise ValueError(
-            f"guidance is not supported for {type(pipeline).__name__}, which perturbs attention in another branch; "
-            "leave it out, so that all branches run at one budget"
-        )
+        reason = "which perturbs attention in another branch; leave it out, so that all branches run at one budget"
+        raise ValueError(f"guidance is not supported for {type(pipeline).__name__}, {reason}")
     for name in ("apply_cfg", "do_classifier_free_guidance"):  # Z-Image, which can stop guiding early; PixArt
         if name in names:
             return bool(names[name])

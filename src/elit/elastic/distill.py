@@ -101,6 +101,7 @@ class DistillPipeline(DistillTask):
         """Records the original and encodes pictures, whatever is not there yet; the processes share the work."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         with encoded_prompts(self.pipe, self.cache / "prompts"):
+            self.try_step()
             self.examples = self.record(rank, world)
             self.sampler = BucketSampler(self.examples.buckets, self.config, rank=rank, world=world)
             # Before a checkpoint's weights are read: the network is still the original.
@@ -114,6 +115,13 @@ class DistillPipeline(DistillTask):
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
         buckets = len(self.examples.buckets)
         return [f"{len(self.examples):,} examples in {buckets} buckets; {trained:,} weights to train"]
+
+    def try_step(self) -> None:
+        """A forward and backward pass at the lowest budget: a run that cannot train fails before it records."""
+        call = first_call(self.pipe, self.requests.request(self.requests.prompts[:1]))
+        with budget(self.budgets[0], doubled=False), self.accelerator.autocast():
+            output_tensor(self.network(**call)).float().sum().backward()
+        self.network.zero_grad(set_to_none=True)
 
     def record(self, rank: int, world: int) -> RecordedCalls | CaptionedImages:
         """Every `world`-th batch from `rank`: first its prompts, all of them, then the transformer's calls."""
@@ -236,8 +244,7 @@ class DistillPictures(DistillPipeline):
     def record(self, rank: int, world: int) -> CaptionedImages:
         """Latents by all processes, the captions' calls by the first."""
         first_call(self.pipe, self.requests.validation())
-        wait = self.accelerator.wait_for_everyone
-        self.images.prepare(self.cache, self.requests, self.layout, rank, world, wait)
+        self.images.prepare(self.cache, self.requests, self.layout, self.accelerator)
         free_text_encoders(self.pipe)
         return self.images
 

@@ -27,8 +27,7 @@ from elit.training.logger import RunLog
 from elit.training.task import Draws, FlowMatching, Task
 from elit.training.train import load_data
 
-ROWS = 64
-"""Samples of a validation."""
+ROWS = 64  # samples of a validation
 
 
 class DistillTask(Task):

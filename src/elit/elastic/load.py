@@ -169,10 +169,7 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
         return None
     record = read_record(places[0].parent)
     if (base := str(folder) if whole else record.base) is None:
-        raise ValueError(
-            f"cannot open {str(model)!r}: an add-on that does not name its pipeline; save the pipeline with it after "
-            "elit.load_elastic(pipe, folder)"
-        )
+        raise ValueError(f"cannot open {str(model)!r}: an add-on that does not name its pipeline; save both together")
     try:
         own = diffusers.DiffusionPipeline.load_config(base)["_class_name"] == "ElitPipeline"
     except (OSError, ValueError, KeyError) as error:
@@ -181,11 +178,7 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
 
 
 def load_network(
-    name: str | Path,
-    *,
-    vae: Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    name: str | Path, *, vae: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Model, Model]:
     """The model that `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
 
@@ -199,8 +192,6 @@ def load_network(
         return model, None
     channels = autoencoder.config.get("latent_channels") or autoencoder.config.get("z_dim")
     if isinstance(model, Transformer) and channels not in (None, model.config.in_channels):
-        raise ValueError(
-            f"vae={str(vae or name)!r}: its latents have {channels} channels, the network's samples "
-            f"{model.config.in_channels}; give the autoencoder that it was trained in"
-        )
+        other = f"its latents have {channels} channels, the network's samples {model.config.in_channels}"
+        raise ValueError(f"vae={str(vae or name)!r}: {other}; give the autoencoder that it was trained in")
     return model, autoencoder.to(device)

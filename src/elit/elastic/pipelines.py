@@ -32,12 +32,10 @@ from elit.files import replacing
 from elit.models.saved import check_hub_name, quiet_loading
 from elit.sampling.autoencoders import downsampling
 
-Size = tuple[int, int]
-"""(height, width) in pixels."""
+Size = tuple[int, int]  # (height, width) in pixels
 OURS = ("prompt", "class_labels", "height", "width", "num_inference_steps", "generator", "output_type", "return_dict")
 """Arguments of a pipeline's call that distillation sets itself."""
-TIMES = ("timestep", "t")
-"""Names of the argument that holds the time."""
+TIMES = ("timestep", "t")  # names of the argument that holds the time
 
 
 def one_line(error: Exception) -> str:

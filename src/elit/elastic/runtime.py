@@ -20,20 +20,16 @@ from elit.elastic.context import within
 from elit.elastic.families.family import Arguments, Family, Model, Places, Tree
 from elit.elastic.interface import ElasticInterface, KeptTokens
 
-PLAIN: Any = object()
-"""The call of a forward without interface."""
+PLAIN: Any = object()  # the call of a forward without interface
 current_call: ContextVar[Any] = ContextVar("elit_call", default=None)
 
 
 class CoreBlock:
     """The mixin of a core block, in front of its diffusers class."""
 
-    writes = False
-    """The last of the core."""
-    joined = False
-    """Its tokens are the whole sequence, text and image."""
-    hint = False
-    """A module beside the core instead, whose output is added to the tokens in the core."""
+    writes = False  # It is the last of the core.
+    joined = False  # Its tokens are the whole sequence, text and image.
+    hint = False  # A module beside the core instead, whose output is added to the tokens in the core.
 
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:

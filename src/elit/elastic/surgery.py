@@ -50,8 +50,7 @@ class InterfaceRecord:
     mode: str
     changed: bool = False  # The original weights have been trained along, and are no model without the interface.
     lora_rank: int = 0  # Rank of the low-rank changes of the blocks beside the interface; 0 for none.
-    original_at_full: bool = False
-    """At full budget the original runs, without interface and changes: it was trained for the budgets below."""
+    original_at_full: bool = False  # At full budget the original runs: it was trained for the budgets below.
     base: str | None = None  # The pipeline that the interface was trained for.
 
 
@@ -93,10 +92,8 @@ def elastify(
     first, last = first if read_after is None else read_after, last if write_after is None else write_after
     sides = tuple(family.window(model) if window is None else window)
     if not 0 <= first < last <= len(blocks):
-        raise ValueError(
-            f"read_after and write_after must satisfy 0 <= read_after < write_after <= {len(blocks)}, the number of "
-            f"blocks, got {first} and {last}"
-        )
+        valid = f"0 <= read_after < write_after <= {len(blocks)}, the number of blocks"
+        raise ValueError(f"read_after and write_after must satisfy {valid}, got {first} and {last}")
     if len(sides) != family.axes or min(sides) < 1:
         raise ValueError(f"window must have {family.axes} sides of at least 1 token, got {sides}")
     if mode not in ("carry", "learned"):
@@ -140,9 +137,8 @@ def sample_weights(transformer: Model, count: int = 16) -> dict[str, Tensor]:
                 values = weight.detach().flatten()
             except NotImplementedError:  # torchao's quantised weights cannot be flattened, and are never trained
                 continue
-            samples[name.replace(compat.WRAPPED_LAYER, ".")] = (
-                values[:: max(1, len(values) // count)][:count].cpu().clone()
-            )
+            some = values[:: max(1, len(values) // count)][:count]
+            samples[name.replace(compat.WRAPPED_LAYER, ".")] = some.cpu().clone()
     return samples
 
 
@@ -235,10 +231,8 @@ class Elastic:
 
     def enable_parallelism(self: Model, *, config: Tree, **kwargs: Tree) -> None:
         """diffusers' own. Raises ValueError for context parallel: it spreads a window's tokens over devices."""
-        if (
-            isinstance(config, diffusers.ContextParallelConfig)
-            or getattr(config, "context_parallel_config", None) is not None
-        ):
+        own = isinstance(config, diffusers.ContextParallelConfig)
+        if own or getattr(config, "context_parallel_config", None) is not None:
             raise ValueError("context parallel is not supported: Read needs a window's tokens on one device")
         super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 
@@ -250,9 +244,7 @@ class Elastic:
         """
         if any(compat.WRAPPED_LAYER in name for name, _ in self.named_parameters()):
             # diffusers would write them under names that from_pretrained does not find.
-            raise ValueError(
-                "cannot save a transformer with LoRA adapters: save those with save_lora_adapter; delete or fuse them"
-            )
+            raise ValueError("cannot save a transformer with LoRA adapters: delete or fuse them, or save_lora_adapter")
         folder, now, then = Path(save_directory), sample_weights(self), self.elastic_samples
         changed = any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
         record = dataclasses.replace(self.elastic_record, changed=changed or self.elastic_record.changed)
@@ -300,12 +292,8 @@ def _elastic_class(kind: Model, mixin: Model) -> Tree:
     def reduce(self: Model) -> Tree:
         return _rebuild, (kind, mixin), self.__dict__
 
-    body: dict[str, Any] = {
-        "forward": forward,
-        "__reduce__": reduce,
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-    }
+    body: dict[str, Any] = {"forward": forward, "__reduce__": reduce}
+    body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     if issubclass(mixin, Elastic):  # Read and Write stay outside of what is run again in the backward pass
         body[compat.CHECKPOINT_FUNCTION] = compat.checkpointing_through(checkpointed)
     subclass = type(kind.__name__, (mixin, kind), body)
@@ -322,9 +310,7 @@ def _rows_of(value: Tree, rows: slice, batch: int, listed: bool) -> Tree:
     """The rows of everything with the batch in front. listed: lists have an entry a sample, too."""
     if isinstance(value, list) and listed:
         return value[rows]
-    return compat.tree_map_only(
-        Tensor, lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == batch else tensor, value
-    )
+    return compat.tree_map_only(Tensor, lambda each: each[rows] if each.shape[:1] == (batch,) else each, value)
 
 
 def _joined(outputs: Sequence[Tree]) -> Tree:
