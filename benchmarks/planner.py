@@ -35,8 +35,7 @@ from elit.evaluate.score import MetricGroup, score
 from elit.evaluate.sweep import make_settings, sweep
 from elit.files import write_text
 from elit.flow.guidance import Guidance
-from elit.planner.choose import Pricing
-from elit.planner.plan import Plan
+from elit.planner.choose import Plan, Pricing
 from elit.planner.profile import Case, Profile, case_row, held_out, machine, measure_profile, time_runs
 from elit.planner.quality import Quality, read_quality
 from elit.sampling.settings import Sampling

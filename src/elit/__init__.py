@@ -28,8 +28,7 @@ _NAMES = {
     "elit.models.text": "TextEncoder",
     "elit.models.uvit": "UViT",
     "elit.models.windows": "InterfaceSpec",
-    "elit.planner.choose": "plan",
-    "elit.planner.plan": "Plan",
+    "elit.planner.choose": "Plan plan",
     "elit.released.load": "load_released",
     "elit.sampling.pipeline": "ElitPipeline",
     "elit.sampling.sample": "sample",
@@ -58,8 +57,7 @@ if TYPE_CHECKING:
     from elit.models.text import TextEncoder as TextEncoder
     from elit.models.uvit import UViT as UViT
     from elit.models.windows import InterfaceSpec as InterfaceSpec
-    from elit.planner.choose import plan as plan
-    from elit.planner.plan import Plan as Plan
+    from elit.planner.choose import Plan as Plan, plan as plan
     from elit.released.load import load_released as load_released
     from elit.sampling.pipeline import ElitPipeline as ElitPipeline
     from elit.sampling.sample import sample as sample

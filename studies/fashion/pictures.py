@@ -12,7 +12,7 @@ import torch
 from runs import ROOT
 
 import elit
-from elit.evaluate import plots, sheets
+from elit.evaluate import plots
 from elit.evaluate.plane import read_table
 from elit.pretrained import HERE
 
@@ -31,7 +31,7 @@ def draw_strip(path: Path) -> None:
         images = elit.sample(model, names, steps=STEPS, budget=share, guidance=guidance, seed=SEED)
         cost = elit.count_flops(model, budget=share) / full
         rows.append((f"{100 * share:.4g}%\n{cost:.2f}× FLOPs", images))
-    sheets.samples_by_budget(rows, names, path)
+    plots.samples_by_budget(rows, names, path)
 
 
 def draw_curve(path: Path) -> None:

@@ -19,8 +19,6 @@ def test_moments_equal_numpys_however_they_arrive():
     mean, covariance = moments(x.split(77))
     assert np.allclose(mean, x.double().numpy().mean(0), rtol=1e-12)
     assert np.allclose(covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-6)
-    with pytest.raises(ValueError, match="give at least 2"):
-        moments([torch.zeros(1, 3)])
 
 
 def features(count: int, seed: int, width: int = 12) -> torch.Tensor:
@@ -61,15 +59,10 @@ def test_frechet_distance_against_scipy_and_torchmetrics():
     assert ours(a, b) == pytest.approx(float(by_torchmetrics), rel=1e-6)
 
 
-@pytest.mark.parametrize(("first", "second"), [(5, 5), (5, 40), (12, 13), (2, 2)])
+@pytest.mark.parametrize(("first", "second"), [(5, 5), (5, 40), (12, 13), (2, 2), (50, 60)])
 def test_frechet_distance_of_singular_covariances(first, second):
-    """Fewer samples than the 12 features."""
+    """Fewer samples than the 12 features, and a feature that never changes."""
     a, b = features(first, 1), features(second, 2)
-    assert ours(a, b) == pytest.approx(exact_frechet(a.numpy(), b.numpy()), rel=1e-6)
-
-
-def test_frechet_distance_of_a_feature_that_never_changes():
-    a, b = features(50, 1), features(60, 2)
     a[:, 3] = b[:, 3] = 7
     a[:, 4] = a[:, 5]
     assert ours(a, b) == pytest.approx(exact_frechet(a.numpy(), b.numpy()), rel=1e-6)
@@ -88,9 +81,6 @@ def test_kernel_distance_against_torchmetrics(counts):
         expected.append(float(poly_mmd(x, y)))
     mean, spread = kernel_distance(real, made, subsets=7, subset_size=4, seed=4)
     assert (mean, spread) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6)
-    assert kernel_distance(real, made) == kernel_distance(real, made)
-    with pytest.raises(ValueError, match="give at least 2"):
-        kernel_distance(real[:1], made)
 
 
 @pytest.mark.parametrize(("count", "splits"), [(50, 1), (53, 5), (4, 10)])
@@ -146,14 +136,15 @@ def test_the_digit_classifier_is_good_and_repeatable(digit_classifiers):
     assert trained.accuracy >= 0.97
     assert trained.held_out == 359
     first, second = train_digit_classifier(digits(), epochs=1), train_digit_classifier(digits(), epochs=1)
-    assert first.accuracy == second.accuracy
     assert all(map(torch.equal, first.model.parameters(), second.model.parameters()))
 
 
 @pytest.mark.slow
 def test_clips_are_recognised_by_their_frames():
     clips = moving_digits(frames=3, clips_per_digit=1)
-    detector = ClipDetector(train_digit_classifier(centred_digits()).model)
+    still = digits()
+    still = ImageSet(centred(still.images), still.labels, still.classes)
+    detector = ClipDetector(train_digit_classifier(still).model)
     real = detector(clips.images)
     assert (real.label == clips.labels).float().mean() > 0.98
     assert real.steady.float().mean() > 0.99
@@ -161,11 +152,6 @@ def test_clips_are_recognised_by_their_frames():
     changed = clips.images[one_of_each].clone()
     changed[:, :, 2] = changed.roll(1, 0)[:, :, 2]  # another digit in the last frame
     assert detector(changed).steady.float().mean() < 0.2
-
-
-def centred_digits() -> ImageSet:
-    still = digits()
-    return ImageSet(centred(still.images), still.labels, still.classes)
 
 
 def test_centring_finds_the_digit_wherever_it_lies():

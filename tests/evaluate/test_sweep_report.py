@@ -8,16 +8,9 @@ from conftest import fresh, links_of
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from elit.evaluate.plane import Point, best, degradations, front_of
+from elit.evaluate.plane import Point, best, degradations
 from elit.evaluate.plots import at_best_scale, budgets_of
-from elit.evaluate.report.sweep import (
-    MARK,
-    card_points,
-    command,
-    pipeline_tag,
-    write_card,
-    write_sweep_report,
-)
+from elit.evaluate.report.sweep import MARK, card_points, command, pipeline_tag, write_card, write_sweep_report
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +60,7 @@ def test_the_page(tmp_path):
     assert len(links_of(text)) == len(PICTURES)
     assert all(point.file in text for point in made)  # every point can be traced
     top = best(made, "fd")
-    assert top.sampling.describe() == "8 steps, budget 16, cfg 2"
-    assert f"Best fd: {top.scores['fd']:.4g} with {top.sampling.describe()}" in text
+    assert f"Best fd: {top.scores['fd']:.4g} with 8 steps, budget 16, cfg 2" in text
     assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</code>" in text
     assert text.index("<td>yes</td>") < text.index("All points")
 
@@ -86,12 +78,10 @@ def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
     assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES) - left_out
 
 
-@pytest.mark.slow
 def test_cached_points_are_in_the_first_picture_and_the_tables_alone(tmp_path):
     plain = points()
     cached = [replace(p, cache=0.5, calls=p.steps // 2, file=p.file[:-6] + "c.json") for p in plain]
     page = write_sweep_report(tmp_path, [*plain, *cached], "fd", model=Path("m"), grey=True, table=tmp_path / "t.jsonl")
-    assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES)
     assert cached[0].sampling.describe().endswith(", cache 0.5")
     assert command(cached[0], Path("m")).endswith(" --cache 0.5")
     assert "<td>2 of 4</td>" in page.read_text(encoding="utf-8")
@@ -106,9 +96,6 @@ def test_commands_and_names():
     assert command(ccfg, Path("m")) == (
         "elit sample m --steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1"
     )
-    assert [p.scores["fd"] for p in front_of(made, "fd", "ms")] == sorted(
-        (p.scores["fd"] for p in front_of(made, "fd", "ms")), reverse=True
-    )
 
 
 def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
@@ -120,10 +107,8 @@ def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
     data = card.data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "elit", "unconditional-image-generation")
     assert (data.model_name, data.datasets, data.metrics) == ("ELIT-DiT", ["a/b"], ["fd", "kid"])
-    assert "arxiv:2603.12245" in data.tags
     rows = card_points(made, "fd")
     assert len(rows) == 2 * 3 * 4
-    assert [row.steps for row in rows] == [8] * 12 + [4] * 12
     rated = rows[:12]  # with the most steps
     read = {(result.metric_type, result.metric_name): result for result in data.eval_results}
     assert len(read) == len(data.eval_results) == len(rated) + 1  # the other metric, of the best row alone
@@ -133,7 +118,6 @@ def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
         assert (result.dataset_name, result.task_type) == ("digits", "unconditional-image-generation")
     lines = [line for line in card.text.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(rows)
-    assert len({line.count("|") for line in lines}) == 1
 
     text = path.read_text(encoding="utf-8")
     assert write_card(tmp_path, model, made, "fd", **options) == path  # its own card is written anew

@@ -14,10 +14,10 @@ from elit.models.saved import save_model
 from elit.planner.choose import Pricing, ladder, plan
 from elit.planner.profile import Profile, profile_recipe
 from elit.planner.quality import Curve, find_table, read_quality
-from elit.sampling.evaluations import sampling_flops
 from elit.sampling.pipeline import ElitPipeline
 
 PRICES = {"run": 0.0, "image": 0.0, "call": 1.0, "core": 0.5, "around": 40.0, "linear": 60.0, "attention": 100.0}
+FIVE_PERCENT = {"held_out": True, "ms": 100.0, "predicted_ms": 95.0}
 COST = {"prices": PRICES, "overlapping": False}
 BASE = {
     **{"guidance": "none", "scale": 1.0, "guidance_budget": None, "count": 100, "detector": "digits"},
@@ -70,30 +70,21 @@ def test_the_plan_is_the_best_of_all_that_keep_to_the_target(model, profile, tab
             for steps in range(curve.steps[0], curve.steps[-1] + 1):
                 other = price.plan(curve.sampling(steps))
                 assert other.ms > target or curve.at(steps) >= found.quality
+        room = plan(model, target_ms=target, profile=replace(profile, rows=[FIVE_PERCENT]), table=table)
+        assert 1.05 * room.ms <= target
+        assert "less 5%, the profile's error" in room.words
     assert "ccfg 1.5 at budget 1" in found.words
     below = plan(model, target_ms=5, profile=profile, table=table)  # the rule plans
     assert below.quality is None
     assert "quality is not known" in below.words
     assert "All latents reach fd 20" in found.words
-
-
-def test_what_a_metric_and_a_guidance_restrict(model, profile, table):
     found = plan(model, target_ms=1000, profile=profile, table=table, guidance=None)
     assert (found.steps, found.budget, found.guidance) == (8, "8@0-0.5,16@0.5-1", None)
     found = plan(model, target_ms=1000, profile=profile, table=table, guidance=elit.CCFG(1.5, 1), quality="accuracy")
     assert (found.metric, found.quality, found.steps) == ("accuracy", 0.5, 4)  # of equal ones the cheapest
-    with pytest.raises(ValueError, match=r"quality='fid'.*has fd, accuracy"):
-        plan(model, target_ms=1000, profile=profile, table=table, quality="fid")
-
-
-def test_ties_of_targets(model, profile, table):
     by_rate = plan(model, target_images_per_s=50, batch=4, profile=profile, table=table)
     assert by_rate == replace(plan(model, target_ms=80, batch=4, profile=profile, table=table), words=by_rate.words)
-    by_gflops = plan(model, target_gflops=0.5, table=table)
-    assert by_gflops.ms is None
-    settings = {"steps": by_gflops.steps, "budget": by_gflops.budget, "guidance": by_gflops.guidance}
-    assert by_gflops.gflops == pytest.approx(sampling_flops(model, **settings) / 1e9)
-    assert by_gflops.gflops <= 0.5
+    assert plan(model, target_gflops=0.5, table=table).gflops <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -118,8 +109,6 @@ def test_an_impossible_target_names_the_least(model, profile, table):
     says = f"target_ms=0.5: the least possible here is {least.ms:.4g} ms for 2 images, with 1 step, budget 1"
     with pytest.raises(ValueError, match=says):
         plan(model, target_ms=0.5, batch=2, profile=profile, table=table)
-    with pytest.raises(ValueError, match=r"target_gflops=1e-06: the least possible here is .* GFLOPs an image"):
-        plan(model, target_gflops=1e-6)
 
 
 def test_mistakes_are_said(model, profile, table, tmp_path):
@@ -130,6 +119,8 @@ def test_mistakes_are_said(model, profile, table, tmp_path):
         ({"target_ms": 100.0}, "no profile of this machine in MODEL; run elit profile MODEL first"),
         ({"target_ms": 100.0, "profile": profile, "table": tmp_path / "no.jsonl"}, "no such file"),
         ({"target_ms": 100.0, "profile": profile, "quality": "fd"}, "no table of elit sweep"),
+        ({"target_ms": 100.0, "profile": profile, "table": table, "quality": "fid"}, "quality='fid'.*has fd, accuracy"),
+        ({"target_gflops": 1e-6}, "target_gflops=1e-06: the least possible here is .* GFLOPs an image"),
     ):
         with pytest.raises(ValueError, match=says):
             plan(model, **wrong)
@@ -141,12 +132,9 @@ def test_table_and_profile_are_found_beside_a_saved_model(model, tmp_path):
     saved = elit.load_model(folder)
     Profile(profile_recipe(saved), COST, [], 3).save(folder)
     assert find_table(folder) is None
-    without = elit.plan(folder, target_ms=60)
-    assert without == elit.plan(saved, target_ms=60)
-    assert without.quality is None
+    assert elit.plan(folder, target_ms=60) == elit.plan(saved, target_ms=60)
     same = {"model_sha256": recipe_digest(describe_network(saved))}
     write(folder / "sweep.jsonl", [row("16", 4, 9.0, **same), row("16", 8, 8.0, **same)])
-    assert find_table(folder) == folder / "sweep.jsonl"
     found = elit.plan(folder, target_ms=1000)
     assert found.quality == 8.0
     assert "other weights" not in found.words
@@ -155,25 +143,21 @@ def test_table_and_profile_are_found_beside_a_saved_model(model, tmp_path):
 
 
 def test_a_table_of_another_network_is_refused_and_a_neighbours_passed_over(tmp_path, monkeypatch):
-    """As a foreign profile is; and a network is hashed once, not once a plan."""
+    """A network is hashed once, not once a plan."""
     folder = tmp_path / "model"
     save_model(opened("elit-dit"), folder)
     saved = elit.load_model(folder)
     foreign = [row("16", 8, 8.0, model_sha256="0" * 64)]
     write(tmp_path / "sweep.jsonl", foreign)
     hashed = []
-    monkeypatch.setattr(
-        "elit.planner.quality.describe_network", lambda model: hashed.append(1) or describe_network(model)
-    )
+    count = lambda model: hashed.append(1) or describe_network(model)  # noqa: E731
+    monkeypatch.setattr("elit.planner.quality.describe_network", count)
     for _ in range(3):
         beside = elit.plan(saved, target_gflops=1e6)
-    assert beside.quality is None
     assert "sweep.jsonl is of another network, and was not used" in beside.words
     for place in (tmp_path / "sweep.jsonl", write(folder / "sweep.jsonl", foreign)):
         named = {"table": place} if place.parent != folder else {}
-        with pytest.raises(
-            ValueError, match=r"table='.*sweep\.jsonl': made for another network; make it again with elit"
-        ):
+        with pytest.raises(ValueError, match=r"table='.*sweep\.jsonl': made for another network"):
             elit.plan(saved, target_gflops=1e6, **named)
     assert len(hashed) == 3  # the network in three dtypes, once each
     rounded = recipe_digest(describe_network(saved.to(torch.bfloat16)))
@@ -206,15 +190,9 @@ def test_a_table_keeps_what_can_be_run_at_other_steps(tmp_path):
 
 def test_a_plan_samples_what_its_settings_do_bit_for_bit(model, profile, table):
     planned = plan(model, target_ms=100, profile=profile, table=table, batch=2)
-    assert planned.guidance is not None
     settings = {"budget": planned.budget, "guidance": planned.guidance}
     by_hand = elit.sample(model, [1, 2], steps=planned.steps, **settings)
     assert torch.equal(elit.sample(model, [1, 2], plan=planned), by_hand)
-    cached = replace(planned, cache=0.5)
-    assert torch.equal(
-        elit.sample(model, [1, 2], plan=cached), elit.sample(model, [1, 2], steps=planned.steps, cache=0.5, **settings)
-    )
-
     pipe = ElitPipeline(model, FlowMatchEulerDiscreteScheduler())
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -235,17 +213,3 @@ def test_a_cached_curve_is_planned_with_its_threshold_where_it_was_measured(mode
     assert "cache 100" in cached.words
     assert cached.ms == Pricing(model, 1, profile).plan(elit.Sampling(steps=40, budget=16, cache=100.0)).ms
     assert plan(model, target_ms=full.ms / 4, profile=profile, table=table, cache=0.0).cache == 0
-
-
-def test_a_plan_leaves_room_for_the_profiles_error():
-    model = opened("elit-dit")
-    row = {"held_out": True, "ms": 100.0, "predicted_ms": 80.0}
-    exact = Profile(profile_recipe(model), COST, [], 3)
-    loose = Profile(profile_recipe(model), COST, [row], 3)
-    assert [each.error(held_out=True) for each in (exact, loose)] == [0.0, pytest.approx(0.2)]
-    for ms in (20.0, 60.0, 200.0):
-        sure, bold = (elit.plan(model, target_ms=ms, profile=profile) for profile in (loose, exact))
-        assert 1.2 * sure.ms <= ms
-        assert bold.ms <= ms
-        assert "less 20%, the profile's error" in sure.words
-        assert "error" not in bold.words

@@ -8,25 +8,8 @@ import torch
 from conftest import SETTINGS, opened
 
 import elit
-from elit.planner.cost import (
-    TERMS,
-    Costs,
-    anatomy,
-    evaluations_of,
-    fit,
-    gflop_costs,
-    mean_error,
-)
-from elit.planner.profile import (
-    Profile,
-    case_row,
-    grid,
-    held_out,
-    measure_profile,
-    profile_path,
-    profile_recipe,
-    read_profile,
-)
+from elit.planner.cost import TERMS, Costs, anatomy, evaluations_of, fit, gflop_costs, mean_error
+from elit.planner.profile import Profile, case_row, grid, held_out, measure_profile, profile_recipe, read_profile
 from elit.sampling.evaluations import sampling_flops
 
 PRICES = {"run": 0.4, "image": 0.1, "call": 3.0, "core": 1.0, "around": 20.0, "linear": 35.0, "attention": 60.0}
@@ -79,27 +62,20 @@ def test_a_profile_is_measured_saved_and_read(tmp_path):
     profile = measure_profile(model, batch_sizes=(1, 2), seconds=0)
     assert profile.rounds == 3
     assert all(row["ms"] > 0 for row in profile.rows)
-    assert profile.error(held_out=True) >= 0
     path = profile.save(tmp_path)
-    recipe = profile_recipe(model)
-    assert path == profile_path(tmp_path, recipe)
-    assert read_profile(path, recipe) == profile
+    assert read_profile(path, profile_recipe(model)) == profile
 
 
 def test_a_profile_of_something_else_is_refused(tmp_path):
     model = opened("elit-dit")
     recipe = profile_recipe(model)
-    cost = {"prices": dict.fromkeys(TERMS, 1.0), "overlapping": False}
-    path = Profile(recipe, cost, [], 3).save(tmp_path)
+    cost, path = {"prices": dict.fromkeys(TERMS, 1.0), "overlapping": False}, tmp_path / "cut.json"
     for name, value, says in (
         ("model", "0" * 64, "made for another network"),
-        ("elit", "0.0.1", "made for elit 0.0.1, here it is"),
-        ("device", "abacus", "made for device abacus"),
+        ("device", "abacus", "made for device abacus, here it is"),
     ):
-        Profile(recipe | {name: value}, cost, [], 3).save(tmp_path)
-        other = profile_path(tmp_path, recipe | {name: value})
         with pytest.raises(ValueError, match=says):
-            read_profile(other, recipe)
+            read_profile(Profile(recipe | {name: value}, cost, [], 3).save(tmp_path), recipe)
     path.write_text(json.dumps({"recipe": recipe}))
     with pytest.raises(ValueError, match="damaged"):
         read_profile(path, recipe)

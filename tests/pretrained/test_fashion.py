@@ -85,7 +85,7 @@ def test_the_detector_is_right_on_92_percent_of_the_test_pictures():
     detector, data = FashionDetector(), fashion_mnist("test")
     reference = load_reference(FASHION_REFERENCE, detector)
     features = reference.tensors["features"]
-    assert len(features) == reference.count == len(data) == 10_000
+    assert len(features) == reference.origin["count"] == len(data) == 10_000
     assert (detector.classifier.head(features).argmax(1) == data.labels).float().mean() >= 0.92
     some = list(range(0, 10_000, 100))
     torch.testing.assert_close(features[some], detector(data.__getitems__(some)[0]).features, rtol=1e-3, atol=1e-3)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from elit.flow.guidance import AG, CCFG, CFG
 from elit.flow.solver import time_grid
-from elit.planner.plan import Plan
+from elit.planner.choose import Plan
 from elit.sampling.evaluations import reused_steps, sampling_flops, sampling_plan, time_changes
 from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling

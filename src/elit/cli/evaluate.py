@@ -59,7 +59,7 @@ def run(args: Args) -> Json | None:
         check_new_output(args.out, overwrite=args.overwrite)
     with show_notes("evaluate"), leaving_nothing(args.folder):
         state = PartialState(cpu=check_device(args.device) == "cpu")
-        work = args.work(state)
+        work = args.work(args.folder, state)
         pictures, groups = _open(args, args.device or str(state.device), work)
         if args.save_reference is not None:
             return _save_reference(args, args.save_reference, pictures, groups[0], work)

@@ -16,15 +16,14 @@ from elit.cli.main import Output
 from elit.config import ModelConfig, TrainConfig, require_counts, save_config
 from elit.data.builtin import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
-from elit.evaluate import plots, sheets
+from elit.evaluate import plots
 from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import ClipDetector, ImageDetector, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.pictures import data_pictures
 from elit.evaluate.plane import Point
 from elit.evaluate.reference import measure_reference
-from elit.evaluate.report.html import Section, write_page
-from elit.evaluate.report.sweep import cells, headings
+from elit.evaluate.report.sweep import Section, cells, headings, write_page
 from elit.evaluate.report.tables import print_table
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
@@ -181,9 +180,9 @@ def draw(
     for each in samplings:
         rows.append((f"{each.budget} of\n{model.budgets[-1]} latents", sample(model, conditions, sampling=each)))
     if clips:
-        sheets.animate(rows, CLASSES, out / "samples.gif")
+        plots.animate(rows, CLASSES, out / "samples.gif")
         rows = [(label, samples[list(STRIPS)]) for label, samples in rows]
-    sheets.samples_by_budget(rows, [CLASSES[digit] for digit in STRIPS] if clips else CLASSES, out / "samples.png")
+    plots.samples_by_budget(rows, [CLASSES[digit] for digit in STRIPS] if clips else CLASSES, out / "samples.png")
     plots.compute_quality(points, "fd", out / "compute_quality.png")
 
     first = torch.stack([(data.labels == label).nonzero()[0, 0] for label in range(6)])
@@ -193,7 +192,7 @@ def draw(
     if clips:  # the first frame of each
         x, maps = x[:, :, 0], maps[:, :, 0]
     slots = [*range(3), *range(model.budgets[-1] - 3, model.budgets[-1])]
-    sheets.read_attention(x, maps, slots, out / "read_attention.png")
+    plots.read_attention(x, maps, slots, out / "read_attention.png")
 
 
 def pictures_of(out: Path, clips: bool) -> list[Section]:

@@ -18,8 +18,7 @@ from elit.config import require, require_counts
 from elit.costs.timing import wait_for
 from elit.elastic.engine import load_engine
 from elit.files import Json, check_new_output, check_writable
-from elit.planner.choose import find_profile, network_folder, plan
-from elit.planner.plan import Plan, make_target
+from elit.planner.choose import Plan, find_profile, make_target, network_folder, plan
 from elit.planner.profile import time_runs
 from elit.pretrained import model_name
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditions_of, take

@@ -92,7 +92,7 @@ def run(args: Args) -> Json | None:
     check_writable(args.out)
     with show_notes("sweep"), leaving_nothing(args.out):
         state = PartialState(cpu=check_device(args.device) == "cpu")
-        work, device = args.work(state), args.device or str(state.device)
+        work, device = args.work(args.out, state), args.device or str(state.device)
         sampler = args.open_sampler(args.model, device, work)
         settings, notes = make_settings(
             sampler,

@@ -1,13 +1,14 @@
 """Rows of tensors made in chunks of a fixed size, kept in files that appear whole: shared, killed and continued freely.
 
-A network rounds a little differently in a batch of another size, and one flipped bit makes another sample set. So what
-is computed at once is fixed: chunk k holds rows k·size to (k+1)·size − 1, always all of them, whoever computes it.
-Batches group chunks into files and nothing else, and processes take turns at batches.
+A network rounds differently in a batch of another size, so what is computed at once is fixed: chunk k holds rows k·size
+to (k+1)·size − 1. Batches group chunks into files and nothing else, and processes take turns at batches.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.evaluate.recipe import Recipe, recipe_digest, set_digest
+from elit.evaluate.recipe import Recipe, recipe_digest
 from elit.files import replacing, write_text
 
 if TYPE_CHECKING:
@@ -58,10 +59,7 @@ class Chunks:
         self.folder, self.size, self.count = folder, size, count
 
     def fill(self, make: Callable[[int], dict[str, Tensor]], work: Work, progress: Progress | None = None) -> None:
-        """Makes the missing chunks; returns when all processes are through.
-
-        make: first row of a chunk -> its rows, `size` of each tensor.
-        """
+        """Makes the missing chunks; make: first row of a chunk -> its rows, `size` of each tensor."""
         starts = range(0, self.count, self.size)
         fair = -(-len(starts) // work.processes)  # a batch must not leave the other processes without work
         in_batch = min(-(-work.batch_size // self.size), fair)
@@ -72,17 +70,20 @@ class Chunks:
         present = self._files()
         done, total = 0, sum(map(len, batches)) * self.size
         for batch in batches:
-            chunks: list[tuple[int, dict[str, Tensor]]] = []
-            for first in batch:
-                if first in present:
-                    self._write(chunks)
-                    chunks = []
-                else:
-                    chunks.append((first, make(first)))
-                done += self.size
-                if progress:
-                    progress(done, total)
-            self._write(chunks)
+            # A file holds chunks in a row, so one that is there ends it.
+            for is_there, firsts in groupby(batch, present.__contains__):
+                chunks: dict[int, dict[str, Tensor]] = {}
+                for first in firsts:
+                    if not is_there:
+                        chunks[first] = make(first)
+                    done += self.size
+                    if progress:
+                        progress(done, total)
+                if chunks:
+                    rows = {name: torch.cat([part[name] for part in chunks.values()]) for name in chunks[min(chunks)]}
+                    path = self.folder / f"{min(chunks):08d}-{max(chunks) + self.size:08d}.safetensors"
+                    with replacing(path) as temporary:
+                        save_file(rows, temporary)
         if work.state is not None:
             work.state.wait_for_everyone()
 
@@ -117,7 +118,7 @@ class Chunks:
     @property
     def digest(self) -> str:
         """SHA-256 of the pictures in their order."""
-        return set_digest(self.read("sha256"))
+        return hashlib.sha256(self.read("sha256").numpy().tobytes()).hexdigest()
 
     def _files(self) -> dict[int, tuple[Path, int]]:
         """The file of each chunk, by the chunk's first row, and the file's first row."""
@@ -126,14 +127,6 @@ class Chunks:
             start, stop = map(int, path.stem.split("-"))
             files.update(dict.fromkeys(range(start, stop, self.size), (path, start)))
         return files
-
-    def _write(self, chunks: list[tuple[int, dict[str, Tensor]]]) -> None:
-        if not chunks:
-            return
-        start, stop = chunks[0][0], chunks[-1][0] + self.size
-        rows = {name: torch.cat([part[name] for _, part in chunks]) for name in chunks[0][1]}
-        with replacing(self.folder / f"{start:08d}-{stop:08d}.safetensors") as temporary:
-            save_file(rows, temporary)
 
 
 def keep_recipe(folder: Path, recipe: Recipe, work: Work) -> None:

@@ -1,11 +1,4 @@
-"""Detectors: networks that turn pictures into the features that scores are computed from.
-
-    inception[:WEIGHTS.pth]      FID, sFID, IS: torch-fidelity's port of TensorFlow's Inception (extra `eval`)
-    dinov2[:NAME or FOLDER]      FDD: DINOv2 ViT-L/14 through transformers (extra `text`)
-    classifier:NAME or FOLDER    class accuracy: any image classifier of transformers
-    i3d:FILE.pt                  FVD: the TorchScript I3D that the field shares (i3d_torchscript.pt)
-    digits, moving-digits        a small classifier trained here in seconds, to try things with
-    fashion-mnist                a small classifier in the package
+"""Detectors: networks that turn pictures into the features that scores are computed from; table in docs/evaluate.md.
 
 All take pictures (B, 1 or 3, H, W), or clips (B, 1 or 3, T, H, W), in [-1, 1], and work in float32.
 """
@@ -15,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +29,6 @@ KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "m
 
 
 class Detection(NamedTuple):
-    """A detector's results for a batch."""
-
     features: Tensor  # (B, F)
     label: Tensor | None = None  # (B,) int64, the recognised class, by detectors that know classes
     steady: Tensor | None = None  # (B,) bool for clips: every frame shows that class
@@ -56,7 +47,6 @@ class Detector(ABC):
     input: str  # preparation of the pictures, in words
 
     def describe(self) -> dict[str, str]:
-        """Its part of a recipe."""
         return {"name": self.name, "weights": self.weights, "input": self.input}
 
     @abstractmethod
@@ -64,7 +54,7 @@ class Detector(ABC):
 
 
 def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
-    """The detector of a specification; see the top of this file. Raises ValueError."""
+    """The detector of a specification, such as `dinov2:FOLDER`. Raises ValueError."""
     kind, _, place = specification.partition(":")
     if kind == "inception":
         return InceptionDetector(place or None, device)
@@ -88,7 +78,6 @@ class InceptionDetector(Detector):
 
     features (B, 2048) before the last layer, logits (B, 1008) without its bias, spatial (B, 2023): the first 7 channels
     of "mixed_6/conv", rows and columns first, as ADM's evaluator reads them.
-    weights: a file of torch-fidelity's; by default it downloads them. Raises ValueError where it cannot be imported.
     """
 
     name, width = "inception", 2048
@@ -109,17 +98,15 @@ class InceptionDetector(Detector):
         self.network.to(device)
         self.device = torch.device(device)
         self.weights = weights_digest(self.network)
-        self.spatial: Tensor | None = None
-        layer.register_forward_hook(self._keep_spatial)
-
-    def _keep_spatial(self, _: Any, __: Any, output: Tensor) -> None:
-        self.spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        self.maps: list[Tensor] = []
+        layer.register_forward_hook(lambda module, inputs, output: self.maps.append(output))
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
         pixels = ((rgb(samples, self.name).to(self.device) + 1) * 127.5).round().to(torch.uint8)
         features, logits = self.network(pixels)
-        return Detection(features, logits=logits, spatial=self.spatial)
+        spatial = self.maps.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return Detection(features, logits=logits, spatial=spatial)
 
 
 class TransformersDetector(Detector):
@@ -152,9 +139,8 @@ class TransformersDetector(Detector):
 
 
 class DinoDetector(TransformersDetector):
-    """DINOv2: features (B, F) are the class token after the last norm, 1024 for ViT-L/14.
-
-    Pictures as Stein et al. 2023, "Exposing flaws of generative model evaluation metrics", prepare them.
+    """DINOv2: features (B, F) are the class token after the last norm; pictures as Stein et al. 2023, "Exposing flaws
+    of generative model evaluation metrics", prepare them.
     """
 
     name, kind = "dinov2", "Dinov2Model"
@@ -172,10 +158,8 @@ class DinoDetector(TransformersDetector):
 
 
 class ClassifierDetector(TransformersDetector):
-    """An image classifier: the share of samples that get the class they were made for. Its features are its logits.
-
-    Size, mean and std come from its preprocessor_config.json where there is one, else 224 pixels and ImageNet's; its
-    class k is taken for the network's class k.
+    """An image classifier, whose class k is taken for the network's. Its features are its logits; size, mean and std
+    come from its preprocessor_config.json where there is one.
     """
 
     name, kind = "classifier", "AutoModelForImageClassification"
@@ -202,8 +186,7 @@ class ClassifierDetector(TransformersDetector):
 class I3DDetector(Detector):
     """I3D as a TorchScript file, the way published FVDs are made: features (B, 400) before the softmax.
 
-    It is called as StyleGAN-V's metrics call it, module(clips, rescale=False, resize=True, return_features=True) on
-    clips (B, 3, T, H, W) in [-1, 1]. A TorchScript file is a program: give one you trust. Raises ValueError.
+    It is called as StyleGAN-V's metrics call it. A TorchScript file is a program: give one you trust.
     """
 
     name, width = "i3d", 400
@@ -227,14 +210,13 @@ class I3DDetector(Detector):
 
 
 def rgb(samples: Tensor, name: str, *, clips: bool = False) -> Tensor:
-    """Three channels from one or three. Raises ValueError for clips where pictures are wanted, or the other way."""
+    """Three channels from one or three."""
     if samples.ndim != 4 + clips:
         raise ValueError(f"detector {name} takes {'clips' if clips else 'pictures'}, got {tuple(samples.shape)}")
     return samples.expand(-1, 3, *samples.shape[2:])
 
 
 def resized(samples: Tensor, size: int) -> Tensor:
-    """(B, 3, size, size), bicubic with antialiasing, kept in [-1, 1]."""
     x = F.interpolate(samples.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
     return x.clamp(-1, 1)
 
@@ -253,13 +235,11 @@ class Classifier(nn.Module):
 
 
 def digit_classifier() -> Classifier:
-    """Two convolutions and two linear layers for grey 8×8 digits."""
     convolutions = nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.ReLU()
     return Classifier(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(48 * 16, 64), nn.ReLU()))
 
 
 def picture_classifier(channels: int = 1, num_classes: int = 10) -> Classifier:
-    """Three convolutions and two linear layers for 32×32 pictures."""
     stages: list[nn.Module] = []
     for width in (32, 64, 128):
         stages += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
@@ -290,8 +270,6 @@ class ImageDetector(Detector):
 
 
 class FashionDetector(ImageDetector):
-    """The classifier in the package, or that of another file of weights."""
-
     name, size = "fashion-mnist", 32
 
     def __init__(self, weights: Path = FASHION, device: torch.device | str = "cpu"):

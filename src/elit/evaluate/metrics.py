@@ -21,16 +21,11 @@ NEIGHBOURS = 3
 
 
 def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and unbiased covariance (F, F) of features in parts (B, F); sums are float64 whatever these are.
-
-    Raises ValueError below two samples.
-    """
+    """Mean (F,) and unbiased covariance (F, F) of features in parts (B, F), in float64."""
     count, total, outer = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for part in parts:
         x = part.detach().to("cpu", torch.float64)
         count, total, outer = count + len(x), total + x.sum(0), outer + x.T @ x
-    if count < 2:
-        raise ValueError(f"cannot compute the covariance of {count} samples: give at least 2")
     mean = total / count
     return mean, (outer - torch.outer(total, mean)) / (count - 1)
 
@@ -38,8 +33,8 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), the distance behind FID, sFID, FDD and FVD.
 
-    mean (F,), cov (F, F). tr (Σ1·Σ2)^½ is the sum of the square roots of the eigenvalues of Σ1^½·Σ2·Σ1^½, which is
-    symmetric, so singular covariances need no special care.
+    tr (Σ1·Σ2)^½ is the sum of the square roots of the eigenvalues of Σ1^½·Σ2·Σ1^½, which is symmetric, so singular
+    covariances need no special care.
     """
     mean1, cov1, mean2, cov2 = (value.double() for value in (mean1, cov1, mean2, cov2))
     values, vectors = torch.linalg.eigh(cov1)
@@ -53,12 +48,10 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID: the unbiased squared MMD under the kernel (a·b/F + 1)³, as (mean, standard deviation) over random subsets.
 
-    real (N, F), generated (M, F). A subset has `subset_size` of each, or all of them where there are fewer; they are
-    drawn from `seed` alone. Bińkowski et al. 2018, "Demystifying MMD GANs". Raises ValueError below two samples.
+    real (N, F), generated (M, F). A subset has `subset_size` of each, or all of them where there are fewer.
+    Bińkowski et al. 2018, "Demystifying MMD GANs".
     """
     size = min(subset_size, len(real), len(generated))
-    if size < 2:
-        raise ValueError(f"cannot compute the kernel distance of {size} samples: give at least 2")
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(subsets):
@@ -75,8 +68,7 @@ def kernel_distance(
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:
     """exp E KL(p(k|x) ‖ p(k)) as (mean, standard deviation) over `splits` equal parts of the samples.
 
-    logits (M, K). The order of the samples is drawn from `seed` first, since sets often come sorted by class.
-    Salimans et al. 2016, "Improved Techniques for Training GANs".
+    logits (M, K); the samples are shuffled first. Salimans et al. 2016, "Improved Techniques for Training GANs".
     """
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     scores = []
@@ -91,11 +83,8 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
 
 
 def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
-    """Share of `samples` (N, F) on the manifold of `others` (M, F): of generated samples on that of the real ones the
-    precision, the other way the recall.
-
-    A manifold is the union of balls around its samples that reach to their k-th nearest neighbour. Kynkäänniemi et al.
-    2019, "Improved Precision and Recall Metric". Raises ValueError for too few samples.
+    """Share of `samples` (N, F) on the manifold of `others` (M, F), the union of balls around them that reach to their
+    k-th nearest neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric".
     """
     if len(others) <= neighbours:
         raise ValueError(f"cannot find {neighbours} neighbours among {len(others)} samples: give more")
@@ -111,9 +100,8 @@ def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBO
 def saturation(pictures: Tensor) -> Tensor:
     """Vividness of pictures (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8, C = 1 or 3.
 
-    Colour: the mean over pixels of HSV's saturation, (max − min) / max over the channels, 0 for black. Grey pictures
-    have none; there it is their contrast, the mean of |pixel − the picture's mean| over half of the range: 1 where one
-    half is black and the other white.
+    Colour: the mean over pixels of HSV's saturation, (max − min) / max over the channels, 0 for black. Grey: the mean
+    of |pixel − the picture's mean| over half of the range.
     """
     x = pictures.double().flatten(2)  # (B, C, pixels)
     if x.shape[1] == 1:
@@ -123,7 +111,7 @@ def saturation(pictures: Tensor) -> Tensor:
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances (A, B) through one matrix product; what is rounding alone is 0, so duplicates are at 0."""
+    """Squared distances (A, B); what is rounding alone is 0, so duplicates are at 0."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)
     squares = norms - 2 * a @ b.T
     return torch.where(squares < 1e-13 * norms, 0.0, squares)
@@ -131,8 +119,6 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """An entry of `METRICS`."""
-
     compute: Callable[["Chunks", Mapping[str, Tensor], Tensor], float | tuple[float, float]]
     """Of detected features, the tensors of the reference and the pictures' labels; or with a spread."""
     needs: str = ""  # A tensor of the reference, or "labels"

@@ -5,7 +5,6 @@ B pictures, C = 1 or 3 channels; clips have frames T behind C.
 
 import hashlib
 import json
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from elit.data.builtin import named_images
 from elit.data.images import ImageSet
 from elit.data.reader import centre_crop
 from elit.data.source import open_source
-from elit.evaluate import EvaluationWarning
 from elit.evaluate.recipe import Recipe
 from elit.files import replacing
 from elit.sampling.pictures import to_uint8
@@ -41,10 +39,8 @@ class Pictures:
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
-    """The pictures at `path`: a data set's name (elit.data.builtin.NAMES), of which the test split; an npz, a folder of
-    images, a .parquet or a .tar. Raises ValueError where there are fewer than 2.
-
-    image_size: ADM's centre crop of images to it; without, all must have one size.
+    """The pictures at `path`: a data set's name, of which the test split; an npz, a folder of images, a .parquet or a
+    .tar. image_size: ADM's centre crop of images to it; without, all must have one size.
     """
     named = None if path.exists() else named_images(str(path), split="test")
     if named is not None:
@@ -59,7 +55,6 @@ def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
 
 
 def data_pictures(data: ImageSet, name: str) -> Pictures:
-    """A data set in memory."""
     images = data.images if data.images.dtype == torch.uint8 else to_uint8(data.images)
     return Pictures(
         count=len(images),
@@ -71,10 +66,7 @@ def data_pictures(data: ImageSet, name: str) -> Pictures:
 
 
 def array_pictures(path: Path) -> Pictures:
-    """An npz as the ADM evaluator has it: arr_0 (N, H, W, 3) uint8, clips (N, T, H, W, 3); classes in arr_1.
-
-    It is never all in memory. Raises ValueError for other arrays.
-    """
+    """An npz as the ADM evaluator has it: arr_0 (N, H, W, 3) uint8, clips (N, T, H, W, 3); classes in arr_1."""
     names = keys_of(path)
     if "arr_0" not in names:
         raise ValueError(f"{str(path)!r} must have arr_0, got {', '.join(names)}")
@@ -108,7 +100,7 @@ def array_pictures(path: Path) -> Pictures:
 def file_pictures(path: Path, image_size: int | None) -> Pictures:
     """Images, or clips from animated ones, of a folder, a .parquet or a .tar."""
     source = open_source(path, loose=True)
-    sizes, grey = set[tuple[int, ...]](), list[str]()
+    sizes = set[tuple[int, ...]]()
 
     def frame(image: Image.Image) -> Tensor:
         if image_size is not None:
@@ -116,18 +108,13 @@ def file_pictures(path: Path, image_size: int | None) -> Pictures:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def picture(index: int) -> Tensor:
-        name = source.pictures[index].name
         frames = [frame(image) for image in source.read(index, None)]
-        if not grey and source.info(index).mode in ("L", "LA", "1"):
-            grey.append(name)
-            line = f"{name!r} is grey: repeated in three channels, as are all others like it"
-            warnings.warn(line, EvaluationWarning, stacklevel=2)
         whole = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
         sizes.add(tuple(whole.shape))
         if len(sizes) > 1:
-            others = sizes - {tuple(whole.shape)}
-            shapes = f"{tuple(whole.shape)}, others are {others.pop()}"
-            raise ValueError(f"cannot use picture {name!r} of {shapes}: make them one size, or give image_size")
+            other = (sizes - {tuple(whole.shape)}).pop()
+            shapes = f"{source.pictures[index].name!r} of {tuple(whole.shape)}, others are {other}"
+            raise ValueError(f"cannot use picture {shapes}: make them one size, or give image_size")
         return whole
 
     return Pictures(
@@ -162,7 +149,6 @@ def write_npz(pictures: Pictures, path: Path, *, chunk: int = 64) -> None:
 
 
 def keys_of(path: Path) -> list[str]:
-    """Names of the arrays of an npz. Raises ValueError where it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -171,7 +157,6 @@ def keys_of(path: Path) -> list[str]:
 
 
 def array_in(path: Path, key: str) -> np.ndarray:
-    """One small array of an npz. Raises ValueError where it cannot be read."""
     try:
         with np.load(path) as arrays:
             return arrays[key]

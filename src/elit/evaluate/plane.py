@@ -1,7 +1,6 @@
 """The compute–quality plane: the points of a sweep, the front among them, and the loss of smaller budgets."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -92,23 +91,18 @@ def read_table(path: Path) -> list[Point]:
 
 
 def loss(metric: str, value: float) -> float:
-    """Lower is better, whatever the metric."""
     return value if METRICS[metric].lower else -value
 
 
 def best(points: Iterable[Point], metric: str) -> Point:
-    """The one with the best score; of equal ones the first."""
     return min(points, key=lambda point: loss(metric, point.scores[metric]))
 
 
 def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
     """Indices of the points that no other one beats, by rising cost (the envelope of paper Figures 1, 8 and 14).
 
-    A point is beaten by one that is no worse in both, and better in one. Points that are equal in both do not beat
-    each other: all of them are on the front, in their order. Raises ValueError for numbers that are not finite.
+    A point is beaten by one that is no worse in both, and better in one; of equal points all stay, in their order.
     """
-    if not all(map(math.isfinite, [*costs, *losses])):
-        raise ValueError("costs and losses must be finite")
     front: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], losses[i])):
         last = front[-1] if front else None
@@ -124,10 +118,8 @@ def front_of(points: Sequence[Point], metric: str, cost: str) -> list[Point]:
 
 
 def degradation(metric: str, at_budget: float, at_full: float) -> float | None:
-    """ρ, the loss of a budget (paper Table 5): 1 is nothing, 2 is twice as bad, below 1 is better than the full budget.
-
-    Q(J̃) / Q(J) for a distance, Q(J) / Q(J̃) for a metric that rises with quality, where all else is equal: steps,
-    guidance and scale. None where a score is not above 0, as KID's unbiased estimate may be.
+    """ρ, the loss of a budget (paper Table 5): Q(J̃) / Q(J) for a distance, Q(J) / Q(J̃) for a metric that rises with
+    quality. None where a score is not above 0, as KID's unbiased estimate may be.
     """
     if min(at_budget, at_full) <= 0:
         return None

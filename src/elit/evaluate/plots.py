@@ -1,4 +1,4 @@
-"""Curves of reports: quality against cost, guidance and smaller budgets."""
+"""Curves of quality against cost, guidance and smaller budgets; sheets of pictures and of Read's attention."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +11,14 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from PIL import Image
+from torch import Tensor
 
 from elit.budgets import evenly_spaced
 from elit.evaluate.metrics import METRICS
 from elit.evaluate.plane import Point, best, degradations, front_of
 from elit.files import replacing
+from elit.sampling.pictures import as_pictures, save_frames, to_uint8
 
 BLUE, ORANGE, GREY, DARK = "#2563a8", "#d9822b", "#667085", "#1d2939"
 LOOK = {
@@ -24,12 +27,10 @@ LOOK = {
     "ag": ("AG", "#8a4fb0", "D"),
     "ccfg": ("CCFG", ORANGE, "s"),
 }
-"""Name, colour and marker of a kind of guidance."""
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY}
 COSTS = (("gflops", "GFLOPs per sample"), ("ms", "ms per sample (measured)"))
 SHAPES = "osD^vPX*"  # of step counts
 MAX_PANELS = 6
-At = Sequence[tuple[float, float]]
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def compute_quality(
             elif present is not None:
                 ax.axvline(present[0], color="#e11d48", linestyle="--")
             _log(ax.xaxis, ax.set_xscale, [getattr(point, cost) for point in points])
-            _quality_axis(ax, metric, [point.scores[metric] for point in points])
+            _log(ax.yaxis, ax.set_yscale, [point.scores[metric] for point in points], metric)
             ax.set(xlabel=label)
             ax.grid(alpha=0.25)
         figure.axes[0].set_ylabel(quality_label(metric))
@@ -104,7 +105,8 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
                 of_kind = at_best_scale(points, metric, kind)
                 here = [(point, rho) for point, rho in ratios if point in of_kind and point.steps == count]
                 line = sorted((point.share, rho) for point, rho in here)
-                _line(ax, line, color=colour, marker=marker, markersize=5, label=name)
+                if line:
+                    ax.plot(*zip(*line, strict=True), color=colour, marker=marker, markersize=5, label=name)
             _log(ax.yaxis, ax.set_yscale, [rho for _, rho in ratios])
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_locator(FixedLocator(shares))
@@ -112,11 +114,11 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
             ax.xaxis.set_minor_locator(NullLocator())
             ax.tick_params(axis="x", rotation=60 if len(shares) > 5 else 0)
             ax.set(xlabel="share of the latents", title=f"{count} step{'s' if count > 1 else ''}")
+        axes[0].legend(frameon=False, fontsize=9)
 
 
 def over_scales(points: Sequence[Point], label: str, path: Path, metric: str | None = None) -> None:
-    """A metric, or saturation, against guidance scale at the most steps: a line a kind, a panel a budget (paper Figures
-    5 and 15). Every line starts without guidance, at scale 1; the legend has its last cost."""
+    """A metric, or saturation, against guidance scale at the most steps; a panel a budget (paper Figures 5 and 15)."""
 
     def value(point: Point) -> float:
         return point.scores[metric] if metric else point.saturation
@@ -125,7 +127,7 @@ def over_scales(points: Sequence[Point], label: str, path: Path, metric: str | N
     same_steps = [point for point in points if point.steps == steps]
     shown = evenly_spaced(budgets_of(same_steps), MAX_PANELS)
     # A poor budget must not flatten the others.
-    with _panels(path, len(shown), 4.2, f"{label}, {steps} steps", share=metric is None, legend=False) as axes:
+    with _panels(path, len(shown), 4.2, f"{label}, {steps} steps", share=metric is None) as axes:
         for ax, budget in zip(axes, shown, strict=True):
             here = [point for point in same_steps if point.budget == budget]
             plain = [point for point in here if point.guidance == "none"]
@@ -133,12 +135,14 @@ def over_scales(points: Sequence[Point], label: str, path: Path, metric: str | N
                 line = sorted((point for point in here if point.guidance == kind), key=lambda point: point.scale)
                 if not line:
                     continue
-                start = [(1.0, value(point)) for point in plain if kind != "none"]
+                at = [(1.0, value(point)) for point in plain if kind != "none"]
+                at += [(point.scale, value(point)) for point in line]
                 named = f"{name}: {line[-1].gflops:.3g} GFLOPs"
-                _line(ax, [*start, *((p.scale, value(p)) for p in line)], color=colour, marker=marker, label=named)
+                ax.plot(*zip(*at, strict=True), color=colour, marker=marker, label=named)
             if metric:
-                _quality_axis(ax, metric, [value(point) for point in here])
-            title = {"all": "all tokens"}.get(budget) or f"{_latents(here[0])} ({100 * here[0].share:.3g}%)"
+                _log(ax.yaxis, ax.set_yscale, [value(point) for point in here], metric)
+            latents = budget if here[0].scheduled else f"{budget} latent{'s' if budget != '1' else ''}"
+            title = "all tokens" if budget == "all" else f"{latents} ({100 * here[0].share:.3g}%)"
             ax.set_xlabel("guidance scale")
             ax.set_title(title, fontsize=11 if len(title) < 22 else 8)
             ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -151,25 +155,17 @@ def at_best_scale(points: Sequence[Point], metric: str, kind: str) -> list[Point
 
 
 def budgets_of(points: Sequence[Point]) -> list[str]:
-    """Names of the budgets and schedules, by falling share of the latents."""
+    """By falling share of the latents."""
     return list(dict.fromkeys(point.budget for point in sorted(points, key=lambda point: -point.share)))
 
 
-def _latents(point: Point) -> str:
-    """The budget in words."""
-    return point.budget if point.scheduled else f"{point.budget} latent{'s' if point.budget != '1' else ''}"
-
-
 def quality_label(metric: str) -> str:
-    return (
-        f"{metric.upper() if len(metric) < 4 else metric} ({'lower' if METRICS[metric].lower else 'higher'} is better)"
-    )
+    name = metric.upper() if len(metric) < 4 else metric
+    return f"{name} ({'lower' if METRICS[metric].lower else 'higher'} is better)"
 
 
 @contextmanager
-def _panels(
-    path: Path, count: int, height: float, label: str, *, share: bool = True, legend: bool = True
-) -> Iterator[list[Axes]]:
+def _panels(path: Path, count: int, height: float, label: str, *, share: bool = True) -> Iterator[list[Axes]]:
     """A figure of `count` axes, at most three a row, legible on a small page. share: one y axis."""
     columns = 2 if count in (2, 4) else min(count, 3)
     rows = -(-count // columns)
@@ -181,24 +177,77 @@ def _panels(
         for ax in axes[:count]:
             ax.grid(alpha=0.25)
         figure.supylabel(label, fontsize=11)
-        if legend:
-            axes[0].legend(frameon=False, fontsize=9)
 
 
-def _line(ax: Axes, at: At, *marks: str, **look: Any) -> None:
-    if at:
-        ax.plot(*zip(*at, strict=True), *marks, **look)
-
-
-def _quality_axis(ax: Axes, metric: str, values: Sequence[float]) -> None:
-    if METRICS[metric].lower:
-        _log(ax.yaxis, ax.set_yscale, values)
-
-
-def _log(axis: Axis, set_scale: Callable[[str], None], values: Sequence[float]) -> None:
-    """Logarithmic where values span more than a factor of 3, with plain numbers."""
-    if min(values) > 0 and max(values) >= 3 * min(values):
+def _log(axis: Axis, set_scale: Callable[[str], None], values: Sequence[float], metric: str | None = None) -> None:
+    """Logarithmic, with plain numbers, for costs and distances that span more than a factor of 3."""
+    falls = metric is None or METRICS[metric].lower
+    if falls and min(values) > 0 and max(values) >= 3 * min(values):
         set_scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
+    """A labelled row of images or clips (B, 1 or 3, ...) in [-1, 1] for every budget; clips as strips of frames."""
+    pictures = [(label, as_pictures(samples)) for label, samples in rows]
+    height, width = pictures[0][1].shape[2:]
+    size = 8 if max(map(len, headings)) > 4 else None
+    draw_sheet(pictures, headings, path, margin=1.6, cell=0.75 * width / height, heading_size=size)
+
+
+def animate(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
+    """Clips (B, 1 or 3, T, H, W) in [-1, 1] like the images of `samples_by_budget`, moving: a GIF that loops."""
+    frames, still = [], path.with_suffix(".frame.png")
+    for number in range(rows[0][1].shape[2]):
+        samples_by_budget([(label, clips[:, :, number]) for label, clips in rows], headings, still)
+        frames.append(Image.open(still).convert("RGB"))
+    still.unlink()
+    save_frames(frames, path)
+
+
+def read_attention(images: Tensor, maps: Tensor, slots: Sequence[int], path: Path, *, title: str = "input") -> None:
+    """Attention of the latents `slots`, and of all, over images (B, 1 or 3, H, W); maps (B, J, rows, columns)."""
+    titles = [title, *(f"latent {j + 1}" for j in slots), "mean of all"]
+    rows = [
+        ("", [image, *(attention[j] for j in slots), attention.mean(0)])
+        for image, attention in zip(images, maps, strict=True)
+    ]
+    draw_sheet(rows, titles, path, cell=1.05, heading_size=9)
+
+
+def draw_sheet(
+    rows: Sequence[tuple[str, Sequence[Tensor] | Tensor]],
+    headings: Sequence[str],
+    path: Path,
+    *,
+    cell: float,
+    margin: float = 0.0,
+    heading_size: int | None = None,
+    window: Sequence[int] | None = None,
+) -> None:
+    """Labelled rows of images (1 or 3, H, W) in [-1, 1] and maps (H, W) from 0, or with the borders of their windows;
+    each `cell` inches wide, labels `margin`."""
+    height, width = rows[0][1][0].shape[-2:]
+    size = margin + cell * len(headings), 0.4 + cell * height / width * len(rows)
+    with new_figure(path, *size) as figure:
+        axes = figure.subplots(len(rows), len(headings), squeeze=False)
+        for line, (label, cells) in zip(axes, rows, strict=True):
+            for ax, each in zip(line, cells, strict=True):
+                if each.ndim == 3:
+                    ax.imshow(to_uint8(each).movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=255)
+                else:
+                    _draw_map(ax, each, window)
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
+            line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for ax, heading in zip(axes[0], headings, strict=True):
+            ax.set_title(heading, size=heading_size)
+
+
+def _draw_map(ax: Axes, map_: Tensor, window: Sequence[int] | None) -> None:
+    ax.imshow(map_.cpu().numpy(), cmap="magma", vmin=None if window else 0)
+    for line, across, length in zip((ax.axhline, ax.axvline), window or (), map_.shape, strict=False):
+        for border in range(across, length, across):
+            line(border - 0.5, color="white", linewidth=0.8, alpha=0.7)

@@ -74,8 +74,3 @@ def sample_digests(pictures: Tensor) -> Tensor:
     shape = str(tuple(pictures.shape[1:])).encode()
     rows = [hashlib.sha256(shape + picture.contiguous().numpy().tobytes()).digest() for picture in pictures]
     return torch.tensor([list(row) for row in rows], dtype=torch.uint8)
-
-
-def set_digest(digests: Tensor) -> str:
-    """One SHA-256 for pictures in this order, made of their own: independent of how they were batched."""
-    return hashlib.sha256(digests.contiguous().numpy().tobytes()).hexdigest()

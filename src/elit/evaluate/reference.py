@@ -24,11 +24,7 @@ ADM = {"mean": "mu", "covariance": "sigma", "spatial_mean": "mu_s", "spatial_cov
 
 
 def detect(pictures: Pictures, detector: Detector, work: Work, progress: Progress | None = None) -> Chunks:
-    """Runs the detector over all pictures, together with the other processes; tensors are named as in `Detection`.
-
-    Features that a killed run has found in the same pictures are under OUT/features and are not computed again.
-    Raises ValueError for a picture that cannot be used, and for features that are not finite.
-    """
+    """Runs the detector over all pictures, together with the other processes; tensors are named as in `Detection`."""
     recipe = {
         "pictures": pictures.recipe,
         "stamp": pictures.stamp,
@@ -57,14 +53,8 @@ class Reference:
     """F features, S spatial features, n ≤ FEATURES_KEPT pictures whose features are kept."""
 
     tensors: dict[str, Tensor]
-    """mean (F,), covariance (F, F) float64; spatial_mean, spatial_covariance likewise; features (n, F) float32. Unknown
-    ones are missing."""
-    origin: Recipe  # the pictures, their number, the detector and its weights, versions
-
-    @property
-    def count(self) -> int | None:
-        """Pictures behind the mean and the covariance; None where that is unknown."""
-        return self.origin["count"]
+    """mean (F,), covariance (F, F) float64; spatial_mean, spatial_covariance likewise; features (n, F)."""
+    origin: Recipe  # the pictures, their number (None where unknown), the detector and its weights, versions
 
     def describe(self) -> Recipe:
         """Its recipe, and the SHA-256 of its numbers."""
@@ -77,11 +67,8 @@ class Reference:
 def open_reference(
     path: Path, detector: Detector, work: Work, *, image_size: int | None = None, progress: Progress | None = None
 ) -> Reference | None:
-    """Saved statistics (.safetensors), ADM's (.npz with mu and sigma), or those of the pictures at `path`.
-
-    Those of pictures are kept under OUT/references and found there the next time; those of Fashion-MNIST's test split
-    under the detector of that name come with the package. None in processes but the main one. Raises ValueError where
-    they were made with another detector.
+    """Saved statistics (.safetensors), ADM's (.npz with mu and sigma), or those of the pictures at `path`, kept under
+    OUT/references. None in processes but the main one. Raises ValueError where they were made with another detector.
     """
     if (str(path), detector.name) == ("fashion-mnist", "fashion-mnist") and FASHION_REFERENCE.is_file():
         path = FASHION_REFERENCE
@@ -132,7 +119,7 @@ def measure_reference(
 
 
 def save_reference(reference: Reference, path: Path) -> None:
-    """Writes a .safetensors, whole or not at all, with its recipe in the header."""
+    """Writes a .safetensors with the recipe in its header."""
     tensors = {name: value.contiguous() for name, value in reference.tensors.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"made": json.dumps(reference.origin)})
@@ -161,7 +148,6 @@ def load_reference(path: Path, detector: Detector) -> Reference:
 
 
 def _adm_reference(path: Path, detector: Detector) -> Reference:
-    """ADM's statistics, which name neither the number of pictures nor the port of Inception they are compared with."""
     keys = keys_of(path)
     if "sigma" not in keys:
         raise ValueError(f"reference={str(path)!r} must have mu and sigma, got {', '.join(keys)}")

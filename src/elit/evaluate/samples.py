@@ -1,9 +1,7 @@
 """Sample sets of a network: each sample from its own seed, classes in turn, kept as they are made.
 
-    OUT/sets/KEY/recipe.json    everything that decides the samples, but not how many
-    OUT/sets/KEY/pictures/      FIRST-STOP.safetensors: pictures, their SHA-256s, milliseconds
-
-More samples of the same recipe go on from those that are there.
+OUT/sets/KEY/recipe.json    everything that decides the samples, but not how many
+OUT/sets/KEY/pictures/      FIRST-STOP.safetensors: pictures, their SHA-256s, milliseconds
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +40,6 @@ class SampleSet(Pictures):
 
     @property
     def saturation(self) -> float:
-        """Mean over all pictures (paper Figure 15); see `metrics.saturation`."""
         return sum(float(saturation(part.movedim(-1, 1)).sum()) for part in self.chunks.stream("pictures")) / self.count
 
 
@@ -50,8 +47,6 @@ class Sampler:
     """A network, ready to be sampled at many settings; its weights are hashed once.
 
     conditions: y of every class in turn, default all of the network's classes. vae: the autoencoder it was trained in.
-    compile: torch.compile on the network, which rounds differently. Raises ValueError where the network's samples are
-    not pictures.
     """
 
     def __init__(
@@ -105,7 +100,7 @@ class Sampler:
         return sum(any(step.values()) for step in sampling_plan(self.model, sampling))
 
     def planned(self, sampling: Sampling, count: int) -> SampleSet:
-        """The set as `make` gives it, made or not. Raises ValueError for settings that do not fit the network."""
+        """The set as `make` gives it, made or not."""
         recipe = self.recipe(sampling)
         chunks = self.work.chunks("sets", recipe, count, "pictures")
         # The class that a sample is to show: its label, or a prompt's number, of prompts in the classes' order.
@@ -126,17 +121,13 @@ class Sampler:
         self._chunk(Sampling(steps=1), 0)
 
     def make(self, sampling: Sampling, count: int, progress: Progress | None = None) -> SampleSet:
-        """Makes the missing ones of the first `count` samples, together with the other processes; never all in memory.
-
-        Raises ValueError for settings that do not fit the network.
-        """
+        """Makes the missing ones of the first `count` samples, together with the other processes."""
         samples = self.planned(sampling, count)
         keep_recipe(samples.chunks.folder.parent, samples.recipe, self.work)
         samples.chunks.fill(lambda first: self._chunk(sampling, first), self.work, progress)
         return samples
 
     def _chunk(self, sampling: Sampling, first: int) -> dict[str, Tensor]:
-        """Samples first … first + chunk − 1, as a file has them: channels last."""
         size = self.work.chunk
         y = self.conditions[torch.arange(first, first + size) % len(self.conditions)]
         seeded = replace(sampling, seed=sampling.seed + first)

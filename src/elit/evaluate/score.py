@@ -35,7 +35,6 @@ MISSING = {
     "spatial_mean": "the reference has no spatial statistics (mu_s, sigma_s)",
     "labels": "the classes of the pictures are not known; give sub-folders, labels in arr_1, or a model",
 }
-"""The reason where a metric cannot be computed, by what it needs."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,7 @@ class MetricGroup:
     metrics: tuple[str, ...] = ()
 
     def possible(self, pictures: Pictures) -> tuple[str, ...]:
-        """The metrics, or those of the detector's default that the reference and the pictures allow.
-
-        Raises ValueError for one that cannot be computed, with the reason.
-        """
+        """The metrics, or those of the detector's default that can be computed. Raises ValueError with the reason."""
         offers = self.detector.offers
         known = {"", *(self.reference.tensors if self.reference else ())}
         known |= set() if pictures.labels is None else {"labels"}
@@ -95,10 +91,7 @@ class Result:
 
 
 def score(pictures: Pictures, group: MetricGroup, work: Work, progress: Progress | None = None) -> Result | None:
-    """Computes the metrics of the pictures; writes them into OUT/scores. None in processes but the main one.
-
-    Raises ValueError for a metric that cannot be computed, with the reason.
-    """
+    """Computes the metrics of the pictures; writes them into OUT/scores. None in processes but the main one."""
     if work.main:
         group.possible(pictures)
     found = detect(pictures, group.detector, work, progress)
@@ -114,7 +107,7 @@ def score(pictures: Pictures, group: MetricGroup, work: Work, progress: Progress
     for name in recipe["metrics"]:
         value = METRICS[name].compute(found, real, labels)
         scores |= {name: value[0], f"{name}_std": value[1]} if isinstance(value, tuple) else {name: value}
-    counts = {"samples": pictures.count, "reference pictures": reference.count if reference else None}
+    counts = {"samples": pictures.count, "reference pictures": reference.origin["count"] if reference else None}
     compared = any(METRICS[name].needs not in ("", "labels") for name in recipe["metrics"])
     width, notes = group.detector.width, []
     for name, count in counts.items():
@@ -193,16 +186,10 @@ class Scoring:
         file = self.prompts_file
         require(file is None or file.is_file(), "prompts_file", str(file), "a file that is there")
 
-    @property
-    def folder(self) -> Path:
-        """Place of sample sets, references and scores."""
-        return self.out
-
-    def work(self, state: "PartialState") -> Work:
-        return Work(out=self.folder, chunk=self.chunk, batch_size=self.batch_size, state=state)
+    def work(self, folder: Path, state: "PartialState") -> Work:
+        return Work(out=folder, chunk=self.chunk, batch_size=self.batch_size, state=state)
 
     def open_metrics(self, device: str, work: Work) -> list[MetricGroup]:
-        """The detectors with their references and metrics. Raises ValueError where one is missing or does not fit."""
         detectors = [open_detector(specification, device=device) for specification in self.detector]
         offered = [name for detector in detectors for name in detector.offers]
         for name in self.metrics:
@@ -218,7 +205,6 @@ class Scoring:
         return groups
 
     def open_sampler(self, folder: Path, device: str, work: Work) -> Sampler:
-        """The model in `folder` with its autoencoder and the conditions of its samples."""
         model, vae = load_network(folder, vae=self.vae, device=device, dtype=getattr(torch, self.dtype))
         file = self.prompts_file
         prompts = self.prompts if file is None else file.read_text(encoding="utf-8").splitlines()

@@ -6,7 +6,7 @@ OUT/sweep.jsonl                           a row a setting and detector; or any n
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby, product
+from itertools import product
 
 from elit.budgets import Schedule, format_schedule
 from elit.evaluate.chunks import Progress
@@ -27,10 +27,9 @@ def make_settings(
     caches: Sequence[float] = (0.0,),
     like: Sampling = Sampling(),  # noqa: B008
 ) -> tuple[list[Sampling], list[str]]:
-    """All combinations, budgets outermost, and a note on each that was left out: two ways to write one recipe are one.
+    """All combinations, budgets outermost, and a note on each AG that does not fit its budget and is left out.
 
-    like: the settings that all have alike. AG is left out where its second branch would keep as many latents as the
-    first, or more. Raises ValueError for other settings that do not fit the network.
+    like: the settings that all have alike. Raises ValueError for other settings that do not fit the network.
     """
     by_recipe: dict[str, Sampling] = {}
     notes: dict[str, None] = {}
@@ -55,14 +54,12 @@ def sweep(
 ) -> tuple[list[Point], int]:
     """Scores `count` samples of every setting under every group; (points, scores found). Empty but in the main process.
 
-    A score that OUT has already, from this or from `elit evaluate`, is read from there. All settings are sampled a
-    part at a time in turn, each part as long as all before it, so that the machine's other work slows all alike and
-    their milliseconds, of the fastest chunk, compare. progress: (samples done, samples to make).
+    All settings are sampled a part at a time in turn, each part as long as all before it, so that the machine's other
+    work slows all alike and their milliseconds, of the fastest chunk, compare.
     """
     work = sampler.work
     sets = [sampler.planned(sampling, count) for sampling in settings]
-    # For every set and group the recipe, and whether its score is there. The main process decides: it alone has the
-    # references.
+    # The main process decides what is missing: it alone has the references.
     recipes: list[list[Recipe]] = []
     missing: list[list[bool]] = []
     if work.main:
@@ -113,9 +110,10 @@ def _point(sampling: Sampling, samples: SampleSet, group: MetricGroup, recipe: R
     assert result.ms_per_sample is not None
     assert result.saturation is not None
     of_steps = drawn["budget"] if isinstance(drawn["budget"], list) else [drawn["budget"]]
+    name = str(of_steps[0]) if len(set(of_steps)) == 1 else format_schedule(str(sampling.budget))
     guidance = drawn["guidance"] or {"kind": "none", "scale": 1.0, "budget": None, "interval": [0.0, 1.0]}
     return Point(
-        budget=_name(sampling.budget, of_steps) if budgets else "all",
+        budget=name if budgets else "all",
         share=sum(of_steps) / len(of_steps) / budgets[-1] if budgets else 1.0,
         steps=drawn["steps"],
         guidance=guidance["kind"],
@@ -137,13 +135,3 @@ def _point(sampling: Sampling, samples: SampleSet, group: MetricGroup, recipe: R
         model_sha256=recipe_digest(drawn["model"]),
         scores=result.scores,
     )
-
-
-def _name(budget: Schedule, of_steps: Sequence[int]) -> str:
-    """Latents per group; of a schedule the text, or if it was no text "8×4, 16×4", for four steps each."""
-    runs = [(latents, len(list(group))) for latents, group in groupby(of_steps)]
-    if len(runs) == 1:
-        return str(of_steps[0])
-    if isinstance(budget, str):
-        return format_schedule(budget)
-    return ", ".join(f"{latents}×{count}" for latents, count in runs)

@@ -1,18 +1,18 @@
 """`elit.plan`: the settings for a target, chosen among those a sweep has measured or, without one, by a rule."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from elit.budgets import Schedule, resolve_budget
+from elit.config import require
 from elit.elastic.load import load_model
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import anatomy, evaluations_of, gflop_costs
-from elit.planner.plan import Plan, make_target
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Quality, open_quality
 from elit.pretrained import model_folder
@@ -22,6 +22,45 @@ from elit.sampling.settings import Sampling
 MAX_STEPS = 64
 PAPER_STEPS, PAPER_SCALE = 40, 1.25
 Wanted = Guidance | Literal["any"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Sampling):
+    """Settings for `elit.sample(model, y, plan)` and `pipe(..., plan=plan)`; the solver is Euler's."""
+
+    batch: int = 1
+    """Images at a time, for which `ms` is."""
+    ms: float | None = None
+    """Predicted wall-clock of the whole run of `batch` images; None without a profile of this machine."""
+    gflops: float | None = None
+    """GFLOPs of one image, all steps and guidance included."""
+    metric: str | None = None
+    """Metric of `quality`; None where no sweep has measured a comparable setting."""
+    quality: float | None = None
+    """Predicted by the sweep, between measured steps."""
+    words: str = ""
+    """The plan explained."""
+
+    def __str__(self) -> str:
+        return self.words or repr(self)
+
+
+class Target(NamedTuple):
+    name: Literal["ms", "gflops"]
+    limit: float
+    text: str  # as the user gave it
+
+
+def make_target(batch: int, **targets: float | None) -> Target:
+    """The target that is given; a rate is the time of a batch at that rate. Raises ValueError unless there is one."""
+    names = ("target_ms", "target_gflops", "target_images_per_s")
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(f"{', '.join(given) or 'no target'} given; give one of {', '.join(names)}")
+    ((name, value),) = given.items()
+    require(0 < value < float("inf"), name, value, "a number above 0")
+    limit = 1e3 * batch / value if name == "target_images_per_s" else value
+    return Target("gflops" if name == "target_gflops" else "ms", limit, f"{name}={value:g}")
 
 
 def plan(
@@ -79,21 +118,21 @@ def plan(
     pricing = Pricing(network, batch, profile)
     measured = measured_plans(scored, pricing, guidance, cache) if scored else []
     guessed = ladder(network, pricing, guidance, cache or 0.0)
-    fitting = [each for each in measured if target.cost(each) * (1 + margin) <= target.limit]
+
+    def fits(each: Plan) -> bool:
+        return getattr(each, target.name) * (1 + margin) <= target.limit
 
     def rank(each: Plan) -> tuple[float, float]:
         assert scored is not None
-        return scored.loss(each.quality or 0.0), target.cost(each)
+        return scored.loss(each.quality or 0.0), getattr(each, target.name)
 
-    best = min(fitting, key=rank, default=None)
+    fitting = list(filter(fits, measured))
+    best = min(fitting, key=rank, default=None) or next(filter(fits, guessed), None)
     if best is None:
-        best = next((each for each in guessed if target.cost(each) * (1 + margin) <= target.limit), None)
-    if best is None:
-        least = min([*measured, *guessed], key=target.cost)
+        least = min([*measured, *guessed], key=lambda each: getattr(each, target.name))
         unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
-        raise ValueError(
-            f"{target.text}: the least possible here is {target.cost(least):.4g} {unit}, with {least.describe()}"
-        )
+        cost = f"{getattr(least, target.name):.4g} {unit}"
+        raise ValueError(f"{target.text}: the least possible here is {cost}, with {least.describe()}")
     images = f"for {batch} images" if batch > 1 else "for an image"
     time = f"{best.ms:.4g} ms {images}, " if best.ms is not None else ""
     room = f", less {margin:.0%}, the profile's error" if margin else ""
@@ -127,9 +166,7 @@ class Pricing:
 
 
 def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted, cache: float | None = 0.0) -> list[Plan]:
-    """Every curve at all steps from its first to its last measured one; a cached one at the measured ones alone, since
-    the number of calls that a threshold saves jumps between them. guidance, cache: as in `plan`.
-    """
+    """Every curve at all steps from its first to its last measured one; a cached one, whose calls jump, at those."""
     if isinstance(guidance, Guidance) and guidance.kind == "ccfg":  # however its budget is written
         guidance = replace(guidance, budget=guidance.weak_budget(None, pricing.model.budgets))
     plans = []
@@ -145,12 +182,9 @@ def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted, cache: 
 def ladder(model: Transformer, pricing: Pricing, guidance: Wanted, cache: float = 0.0) -> list[Plan]:
     """Settings from the dearest to the cheapest where nobody has measured quality: the paper's findings in order.
 
-    1. 64 to 40 steps with all latents, guided: +G improves every row of its tables, and CCFG at the least budget is as
-       good as CFG for less (section 4, claim 6), so CCFG at λ + 1 = 1.25; CFG without an interface.
-    2. Fewer tokens before fewer steps (claim 6): half of the latents for t < 0.5, which scored about as all of them
-       (section 4), then fewer in both halves, down to a quarter and an eighth.
-    3. Fewer steps, 39 to 10.
-    4. Fewer tokens again, down to the least; then no guidance; then fewer steps, down to 1.
+    1. 64 to 40 steps with all latents, CCFG at the least budget (section 4, claim 6); CFG without an interface.
+    2. Fewer tokens before fewer steps (claim 6): half of the latents for t < 0.5, then fewer in both halves.
+    3. Fewer steps, 39 to 10; then fewer tokens, down to the least; then no guidance; then fewer steps, down to 1.
     """
     budgets = model.budgets
     default = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
@@ -181,7 +215,7 @@ def halved(num_latents: int, budgets: Sequence[int]) -> Schedule:
 
 
 def network_folder(model: Transformer | str | Path) -> Path | None:
-    """The folder with a saved network's config.json: a pipeline's transformer. None for one that was never saved."""
+    """The folder with a saved network's config.json; None for one that was never saved."""
     if isinstance(model, Transformer):
         saved = model.config.get("_name_or_path")
         return Path(saved) if saved and Path(saved).is_dir() else None
@@ -192,7 +226,7 @@ def network_folder(model: Transformer | str | Path) -> Path | None:
 def find_profile(
     model: Transformer, folder: Path | None, dtype: torch.dtype | None = None, *, compile: bool = False
 ) -> Profile | None:
-    """The profile of this machine in a model's folder, None where there is none. Raises ValueError for a wrong one."""
+    """The profile of this machine in a model's folder. Raises ValueError for a wrong one."""
     recipe = profile_recipe(model, dtype, compile=compile)
     path = folder and profile_path(folder, recipe)
     return read_profile(path, recipe) if path and path.is_file() else None

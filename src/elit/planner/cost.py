@@ -49,7 +49,6 @@ class Costs:
 
     @classmethod
     def from_prices(cls, prices: Mapping[str, float], anatomy: Json, *, overlapping: bool = False) -> "Costs":
-        """From the prices of a profile and the `anatomy` of its network."""
         return cls(
             run=prices["run"],
             image=prices["image"],
@@ -63,7 +62,7 @@ class Costs:
         )
 
     def work(self, latents: Iterable[int], *, shared: bool = False) -> float:
-        """The work of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""
+        """Of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""
         total = sum(self.around + self.linear * count + self.square * count**2 for count in latents)
         return total - self.shared if shared else total
 
@@ -116,7 +115,6 @@ def branch_latents(sampling: Sampling) -> tuple[int, ...]:
 
 
 def evaluations_of(model: Transformer, sampling: Sampling) -> Evaluations:
-    """The evaluations of `elit.sample` at these settings. Raises ValueError for those that do not fit the network."""
     plan = sampling_plan(model, sampling)
     return Counter(tuple(branches) for step in plan for branches in step.values() if branches)
 
@@ -133,7 +131,7 @@ def anatomy(model: Transformer) -> Json:
 
 
 def gflop_costs(anatomy: Json) -> Costs:
-    """Costs whose unit is a GFLOP: `run_ms(evaluations, 1)` is then the GFLOPs of one image."""
+    """`run_ms(evaluations, 1)` is then the GFLOPs of one image."""
     return Costs(**{name: anatomy[name] for name in ("around", "linear", "square", "shared")})
 
 
@@ -142,10 +140,7 @@ Run = tuple[Evaluations, int]
 
 
 def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Json) -> tuple[dict[str, float], bool]:
-    """Prices with the least squared relative error, none below 0, and whether calls and work overlap.
-
-    Of the two forms the better one is taken.
-    """
+    """Prices with the least squared relative error, none below 0, and whether calls and work overlap."""
     nothing = dict.fromkeys(TERMS, 0.0)
     units = [Costs.from_prices(nothing | {name: 1.0}, anatomy) for name in TERMS]
     counts = np.array([[unit.run_ms(*run) for unit in units] for run in runs]) / np.array(ms)[:, None]
@@ -159,7 +154,6 @@ def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Json) -> tuple[dict[s
 
 
 def mean_error(costs: Costs, runs: Sequence[Run], ms: Sequence[float]) -> float:
-    """Mean relative error of the predicted times."""
     return sum(abs(costs.run_ms(*run) / taken - 1) for run, taken in zip(runs, ms, strict=True)) / len(runs)
 
 

@@ -37,8 +37,6 @@ SCALE = 1.5  # guidance scale of the timed runs, which takes no time
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured runs of one network on one machine, and the prices fitted to them."""
-
     recipe: Json  # the network, machine and versions that the times are of; see `profile_recipe`
     cost: Json  # `prices` by term, and whether calls and work are `overlapping`
     rows: list[Json]  # every case with `held_out`, `ms` and `predicted_ms`; held-out ones took no part in the fit
@@ -46,11 +44,11 @@ class Profile:
     anatomy: Json = field(default_factory=dict)  # GFLOPs of an image's forward by part, and the budgets
 
     def costs(self, anatomy: Json | None = None) -> Costs:
-        """The prices of the network in milliseconds. anatomy: where the file is too old to hold it."""
+        """The prices in milliseconds. anatomy: where the file is too old to hold it."""
         return Costs.from_prices(anatomy=anatomy or self.anatomy, **self.cost)
 
     def predict(self, model: Transformer, sampling: Sampling, batch: int = 1) -> float:
-        """Milliseconds of a run of `elit.sample`. Raises ValueError for settings that do not fit the network."""
+        """Milliseconds of a run of `elit.sample`."""
         return self.costs(anatomy(model)).run_ms(evaluations_of(model, sampling), batch)
 
     def error(self, *, held_out: bool) -> float:
@@ -72,12 +70,7 @@ def measure_profile(
     seconds: float = 60.0,
     progress: Progress | None = None,
 ) -> Profile:
-    """Times runs of `elit.sample` over budgets, batch sizes and guidances, and fits the cost model.
-
-    seconds: the time to measure for; there are at least three rounds. progress: (seconds gone, seconds in all).
-    Every round goes through all runs in another order, and a run's time is its median, so that other work on the
-    machine affects all of them alike.
-    """
+    """Times runs of `elit.sample` over budgets, batch sizes and guidances for `seconds`, and fits the cost model."""
     known = grid(model.budgets, batch_sizes)
     cases = [*known, *held_out(model.budgets, batch_sizes, known)]
     taken, rounds = time_runs(model, cases, compile=compile, seconds=seconds, progress=progress)
@@ -116,7 +109,7 @@ def grid(budgets: Sequence[int], batch_sizes: Sequence[int]) -> list[Case]:
 
 
 def guidances(budgets: Sequence[int], num_latents: int | None) -> list[Guidance | None]:
-    """Guidances beside a main branch of `num_latents` latents, with the weak branch at its least and at half."""
+    """Beside a main branch of `num_latents` latents, with the weak branch at its least and at half."""
     if num_latents is None:
         return [None, CFG(SCALE)]
     least, half = budgets[0], budgets[(len(budgets) - 1) // 2]
@@ -146,7 +139,9 @@ def time_runs(
     seconds: float,
     progress: Progress | None = None,
 ) -> tuple[list[float], int]:
-    """Median milliseconds of each case, and over how many rounds; the first round warms up and does not count."""
+    """Median milliseconds of each case, and the number of rounds, each in another order, so that other work on the
+    machine affects all cases alike; the first one warms up and does not count.
+    """
     conditions = model.conditioning.example(max(batch for _, batch in cases))
 
     def run(case: Case) -> float:
@@ -168,7 +163,7 @@ def time_runs(
 
 
 def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False) -> Json:
-    """Everything that a run's time depends on, beside its settings: machine, versions, and the network's shape."""
+    """Everything that a run's time depends on, beside its settings."""
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     return {
         "device": machine(model.device),
@@ -182,7 +177,6 @@ def profile_recipe(model: Transformer, dtype: torch.dtype | None = None, *, comp
 
 
 def machine(device: torch.device) -> str:
-    """The name of a GPU or of a processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -23,8 +23,6 @@ NAMES = ("sweep.jsonl", "sweep.parquet")
 
 @dataclass(frozen=True)
 class Curve:
-    """Settings that differ in their steps alone."""
-
     setting: Sampling  # all but its steps
     steps: tuple[int, ...]  # measured, ascending
     values: tuple[float, ...]  # the metric there
@@ -49,12 +47,10 @@ class Quality:
     model_sha256: str  # digest of the network that was swept; empty in an older table
 
     def loss(self, value: float) -> float:
-        """Lower is better, whatever the metric."""
         return loss(self.metric, value)
 
 
 def find_table(folder: Path) -> Path | None:
-    """The table of a sweep in a model's folder or beside it; for a packaged model, also in the user's cache."""
     places = [place / name for place in (folder, folder.parent, measurements_folder(folder)) for name in NAMES]
     return next((place for place in places if place.is_file()), None)
 
@@ -62,8 +58,8 @@ def find_table(folder: Path) -> Path | None:
 def read_quality(path: Path, metric: str | None = None) -> Quality:
     """The curves of a sweep's table under its first detector that has `metric`, default that detector's first one.
 
-    Rows count where their number of samples is the largest. Rows of another solver than Euler's, of shifted times, and
-    with one budget a step, which hold for no other steps, are left out. Raises ValueError where nothing remains.
+    Rows count where their number of samples is the largest; those of another solver than Euler's, of shifted times, and
+    with one budget a step, which hold for no other steps, are left out.
     """
     points = read_table(path)
     metrics = [name for name in METRICS if any(name in point.scores for point in points)]
@@ -91,10 +87,8 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
 def open_quality(
     model: Transformer, folder: Path | None, *, table: str | Path | None = None, metric: str | None = None
 ) -> tuple[Quality | None, str]:
-    """The table of a sweep of this network, by default that in its folder or beside it; and a note for the plan.
-
-    None where there is none; one that merely lies beside the folder may be a neighbour's and is passed over. Raises
-    ValueError where it is damaged or of another network.
+    """The table of a sweep of this network, and a note for the plan. One that merely lies beside the folder may be a
+    neighbour's and is passed over; another of another network is a ValueError.
     """
     path = Path(table) if table is not None else folder and find_table(folder)
     if path is None:

@@ -21,8 +21,7 @@ from elit.budgets import evenly_spaced, resolve_budget, schedule_budgets
 from elit.evaluate.inspect.attention import read_attention
 from elit.flow.guidance import CFG
 from elit.flow.solver import time_grid
-from elit.planner.choose import find_profile, network_folder, plan
-from elit.planner.plan import Plan
+from elit.planner.choose import Plan, find_profile, network_folder, plan
 from elit.planner.profile import measure_profile
 from elit.planner.quality import open_quality
 from elit.play.request import Request

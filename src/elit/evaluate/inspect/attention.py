@@ -25,10 +25,8 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budget: Budget = None) -> Tensor:
-    """Attention of latent j to each token of its own window, mean over heads: (B, J̃, *token grid).
-
-    Arguments as in the model's forward. Every window's weights sum to 1 (paper Figures 2 and 12).
-    Raises ValueError for a baseline, and for windows of several sizes.
+    """Attention of latent j to each token of its own window, mean over heads: (B, J̃, *token grid) (paper Figures 2
+    and 12). Arguments as in the model's forward.
     """
     with recorded_attention(model) as maps, torch.no_grad():
         model(x, t, y, budget)
@@ -41,7 +39,7 @@ def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budge
 
 @contextmanager
 def recorded_attention(model: Transformer) -> Iterator[list[Tensor]]:
-    """A list to which every forward in the block adds Read's attention, (B·G, H, J̃, n), for each shape of windows."""
+    """A list to which every forward adds Read's attention, (B·G, H, J̃, n), for each shape of windows."""
     reader = interface_of(model).reader
     maps: list[Tensor] = []
 
@@ -70,10 +68,7 @@ def interface_of(model: Transformer) -> LatentInterface:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Samples, noise and times that are the same for every measurement, so that differences are the network's.
-
-    Draw i of sample b has the noise of seed + i·B + b, the same at every time.
-    """
+    """Samples, noise and times of all measurements. Draw i of sample b has the noise of seed + i·B + b."""
 
     x: Tensor  # (B, C, ...) data as the network takes it, B at least 2
     y: Condition  # conditions of the samples, B rows
@@ -84,16 +79,10 @@ class Probe:
     names: tuple[str, ...] = ()  # class or caption of each sample
     origin: Json = field(default_factory=dict)  # origin of the samples, as JSON
 
-    def __post_init__(self) -> None:
-        if len(self.x) < 2 or len(self.y) != len(self.x):
-            raise ValueError(f"x and y must have as many rows, at least 2, got {len(self.x)} and {len(self.y)}")
-
     @torch.no_grad()
     def run(self, model: Transformer, budget: Budget) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Forward after forward: number of the time, samples (b,), their squared errors in group-major tokens (b, N).
-
-        A token's error is the mean over its pixels and channels, float32 on the CPU: their mean over tokens is the
-        training loss. Raises FloatingPointError where the network's velocity is not finite.
+        """Forward after forward: number of the time, samples (b,), their squared errors in group-major tokens (b, N),
+        whose mean over tokens is the training loss. Raises FloatingPointError where it is not finite.
         """
         x1 = self.x.repeat(self.draws, *[1] * (self.x.ndim - 1))
         x0 = seeded_noise(range(self.seed, self.seed + len(x1)), self.x.shape[1:])
@@ -133,7 +122,6 @@ class ReadMaps:
 
 
 def read_maps(model: Transformer, probe: Probe, budget: Budget = None) -> ReadMaps:
-    """Read's attention and the flow-matching loss of every sample and time. Raises ValueError for a baseline."""
     maps: dict[str, Tensor] = {}
     shape, share = (len(probe.times), len(probe.x)), 1 / probe.draws
     with recorded_attention(model) as recorded:
@@ -149,7 +137,7 @@ def read_maps(model: Transformer, probe: Probe, budget: Budget = None) -> ReadMa
 
 
 def losses(model: Transformer, probe: Probe, budget: Budget = None) -> Tensor:
-    """(T, B): flow-matching loss of every sample and time, mean over draws, float64; for any network."""
+    """(T, B): flow-matching loss of every sample and time, mean over draws; for any network."""
     total = torch.zeros(len(probe.times), len(probe.x), dtype=torch.float64)
     for i, samples, tokens in probe.run(model, budget):
         total[i].index_add_(0, samples, tokens.mean(1).double() / probe.draws)
@@ -157,10 +145,7 @@ def losses(model: Transformer, probe: Probe, budget: Budget = None) -> Tensor:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation along the last dimension, ties at their mean rank; (..., N) twice -> (...), float64.
-
-    NaN where one of the two is constant. scipy's own spearmanr takes no pairs of rows.
-    """
+    """Spearman's along the last dimension, NaN for constants; scipy's own spearmanr takes no pairs of rows."""
     ranks = (torch.from_numpy(rankdata(part.detach().cpu().double().numpy(), axis=-1)) for part in (a, b))
     rank_a, rank_b = (rank - rank.mean(-1, keepdim=True) for rank in ranks)
     return (rank_a * rank_b).sum(-1) / (rank_a.square().sum(-1) * rank_b.square().sum(-1)).sqrt()

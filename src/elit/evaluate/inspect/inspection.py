@@ -15,9 +15,9 @@ from elit.budgets import evenly_spaced
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.images import LatentSet, posterior_sample
-from elit.evaluate.inspect.attention import Probe, ReadMaps, as_grid, losses, rank_correlation, read_maps
+from elit.evaluate.inspect.attention import Probe, as_grid, losses, rank_correlation, read_maps
+from elit.evaluate.plots import draw_sheet, read_attention, samples_by_budget
 from elit.evaluate.recipe import describe_run
-from elit.evaluate.sheets import draw_sheet, read_attention, samples_by_budget
 from elit.files import Json, write_text
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode, downsampling, encode_mean
@@ -44,11 +44,7 @@ def load_probe(
     **settings: Any,
 ) -> Probe:
     """A probe of a data set by name, a folder of images, or one that `elit encode` wrote; or of "samples", the model's
-    own.
-
-    count: samples, evenly spaced over the data. vae: the autoencoder that the network was trained in, to encode
-    pictures. image_size: a folder's images are cut to it, default the network's size. seed: of all noise. settings: of
-    `Probe`. Raises ValueError where the data is missing, too small, or does not fit the network.
+    own. Samples are evenly spaced over the data; vae: to encode pictures; settings: of `Probe`.
     """
     if data == "samples":
         if model.takes_text:
@@ -88,9 +84,8 @@ def load_probe(
 
 
 def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
-    """Samples of a network as pictures (B, 1 or 3, H, W) in [-1, 1] on the CPU, of clips the first frame.
-
-    Latents without their autoencoder become the mean over their channels, each scaled to its own range.
+    """Samples as pictures (B, 1 or 3, H, W) in [-1, 1] on the CPU, of clips the first frame; latents without their
+    autoencoder as means over their channels, each scaled to its own range.
     """
     if vae is None and samples.shape[1] not in (1, 3):
         means = samples.float().cpu().mean(1, keepdim=True)
@@ -112,34 +107,49 @@ def inspect_model(
     vae: ModelMixin | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Json:
-    """Measures the network on a probe, and samples with the same seeds at every budget.
-
-    Writes `PICTURES` and inspect.json into `out` and returns the numbers. sampling: its budget is not used. vae: to
-    decode pictures. progress: called with (measurements done, in all). Raises ValueError for a baseline.
+    """Measures the network on a probe, and samples with the same seeds at every budget; writes `PICTURES` and
+    inspect.json into `out`, and returns the numbers.
     """
-    shown = evenly_spaced(model.budgets, MAX_BUDGETS)[::-1]
+    settings = {each: replace(sampling, budget=each) for each in evenly_spaced(model.budgets, MAX_BUDGETS)[::-1]}
     # Before the work: some guidance fits no small budget.
-    costs = {budget: sampling_flops(model, replace(sampling, budget=budget)) for budget in shown}
+    costs = {budget: sampling_flops(model, setting) for budget, setting in settings.items()}
     read = read_maps(model, probe)
     rows = [probe.names.index(name) for name in sorted(set(probe.names))][:MAX_SAMPLES]
     y = probe.y[torch.tensor(rows)]
     measured, samples = dict[int, Tensor](), dict[int, Tensor]()
-    for budget in (*model.budgets, *shown):
+    for budget in (*model.budgets, *settings):
         if budget not in measured:
             measured[budget] = losses(model, probe, budget)
         else:
-            samples[budget] = sample(model, y, replace(sampling, budget=budget), batch_size=probe.batch_size).cpu()
+            samples[budget] = sample(model, y, settings[budget], batch_size=probe.batch_size).cpu()
         if progress:
-            progress(len(measured) + len(samples), len(model.budgets) + len(shown))
+            progress(len(measured) + len(samples), len(model.budgets) + len(settings))
 
     size, full = probe.x.shape[2:], model.budgets[-1]
 
     def on_grid(tokens: Tensor) -> Tensor:
-        """(B, N, k) -> (B, k, rows, columns), of clips the first frame."""
         grid = as_grid(model, tokens, size)
         return grid[:, :, 0] if grid.ndim == 5 else grid
 
     attention, loss = (on_grid(part.movedim(0, -1)).movedim(1, 0) for part in (read.attention, read.loss))
+    of_samples, in_windows = read.correlation(), read.correlation_in_windows()
+    of_means = rank_correlation(read.attention.mean(1), read.loss.mean(1))
+    correlations = [
+        {
+            "t": time,
+            "loss": read.loss[i].mean().item(),
+            "spearman": _spread(of_samples[i]),
+            "in_windows": _spread(in_windows[i]),
+            "of_means": None if of_means[i].isnan() else of_means[i].item(),
+        }
+        for i, time in enumerate(probe.times)
+    ]
+
+    def increase(loss: Tensor) -> Json:
+        more = (loss - measured[full]).mean(0)  # (B,): of the same samples, so that only differences spread
+        error = more.std().item() / len(more) ** 0.5
+        return {"loss": loss.mean().item(), "increase": more.mean().item(), "standard_error": error}
+
     network = {"folder": str(model.config.get("_name_or_path", "")), "latents": full}
     run = describe_run(model, vae)
     numbers = {
@@ -147,11 +157,10 @@ def inspect_model(
         | {name: getattr(probe, name) for name in ("times", "draws", "seed", "batch_size")}
         | {"model": run["model"] | network, "examples": probe.origin, "sampling": sampling.to_dict()}
         | {"pictures": vae is not None or model.config.in_channels in (1, 3)},
-        "attention_and_loss": _attention_and_loss(read, probe.times),
+        "attention_and_loss": correlations,
         "maps": {"attention": attention.mean(1).tolist(), "loss": loss.mean(1).tolist()},
         "budgets": [
-            {"latents": budget, "gflops": count_flops(model, sample_size=size, budget=budget) / 1e9}
-            | _increase(each, measured[full])
+            {"latents": budget, "gflops": count_flops(model, sample_size=size, budget=budget) / 1e9} | increase(each)
             for budget, each in measured.items()
         ],
         "samples": [
@@ -173,7 +182,7 @@ def inspect_model(
     # Single samples at the middle one of the times: picture, Read attention, loss, and their correlation.
     middle, pictures = len(probe.times) // 2, as_pictures(probe.x[:MAX_EXAMPLES], vae)
     count = len(pictures)
-    titles = ["no ρ" if value.isnan() else f"ρ = {value:.2f}" for value in read.correlation()[middle, :count]]
+    titles = ["no ρ" if value.isnan() else f"ρ = {value:.2f}" for value in of_samples[middle, :count]]
     parts = [("data", pictures), ("attention", attention[middle, :count]), ("loss", loss[middle, :count])]
     draw_sheet(parts, titles, out / "examples.png", cell=1.35, margin=1.3, window=window)
     # The first and the last latents, mean over the times (paper Figure 12).
@@ -185,32 +194,6 @@ def inspect_model(
     names = ["\n".join(textwrap.wrap(probe.names[row], 11, max_lines=3, placeholder="…")) for row in rows]
     samples_by_budget(by_budget, names, out / "budgets.png")
     return numbers
-
-
-def _attention_and_loss(read: ReadMaps, times: Sequence[float]) -> list[Json]:
-    """A row a time; spearman and in_windows over samples, of_means of the maps averaged over samples."""
-    of_samples, in_windows = read.correlation(), read.correlation_in_windows()
-    of_means = rank_correlation(read.attention.mean(1), read.loss.mean(1))
-    return [
-        {
-            "t": time,
-            "loss": read.loss[i].mean().item(),
-            "spearman": _spread(of_samples[i]),
-            "in_windows": _spread(in_windows[i]),
-            "of_means": None if of_means[i].isnan() else of_means[i].item(),
-        }
-        for i, time in enumerate(times)
-    ]
-
-
-def _increase(loss: Tensor, full: Tensor) -> Json:
-    """The loss (T, B), and its difference to `full`."""
-    increase = (loss - full).mean(0)  # (B,): of the same samples, so that only differences spread
-    return {
-        "loss": loss.mean().item(),
-        "increase": increase.mean().item(),
-        "standard_error": increase.std().item() / len(increase) ** 0.5,
-    }
 
 
 def _spread(values: Tensor) -> Json:

@@ -6,8 +6,13 @@ from elit.config import DistillConfig
 from elit.evaluate.report.tables import markdown_table
 from elit.files import Json, replacing, write_text
 
-FILES = ("README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*")
-"""The files of a run's folder that go to the hub."""
+FILES = (
+    "README.md",
+    "elastic.json",
+    "elastic.safetensors",
+    "samples.png",
+    "transformer/*",
+)  # of a run's folder, for the hub
 
 
 def write_card(config: DistillConfig, table: list[Json] | None) -> None:

@@ -1,20 +1,68 @@
-"""Reports of a sweep: a page with pictures, the front and every point; and the model card, README.md."""
+"""Self-contained pages: pictures inside, no script; a sweep's, and its model card, README.md."""
 
+import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from elit.evaluate import plots
 from elit.evaluate.plane import Point, best, degradations, front_of
-from elit.evaluate.plots import LOOK, at_best_scale, budgets_of
-from elit.evaluate.report.html import Section, write_page
+from elit.evaluate.plots import LOOK, at_best_scale
 from elit.evaluate.report.tables import markdown_table
 from elit.files import write_text
 from elit.models.transformer import Transformer
 
 MARK = "<!-- written by elit sweep; remove this line to keep the card as it is -->"
-PAPER = "arxiv:2603.12245"
+STYLE = """
+body { margin: 0 auto; padding: 1rem; max-width: 60rem; color: #1d2939; background: #fff;
+       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+p { max-width: 44rem; } img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid #e4e7ec; text-align: right; white-space: nowrap; }
+th { color: #475467; font-weight: 600; } code { background: #f2f4f7; padding: .1em .3em; border-radius: 4px; }
+pre { background: #f2f4f7; padding: .7rem; border-radius: 6px; overflow-x: auto; } pre code { padding: 0; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading, a paragraph and, where given, a picture, a table or a command."""
+
+    title: str
+    text: str
+    image: Path | None = None
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    code: str = ""
+
+
+def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Writes one HTML file with everything in it."""
+    parts: list[str] = []
+    for section in sections:
+        parts += [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.text)}</p>"]
+        if section.image:
+            data = base64.b64encode(section.image.read_bytes()).decode()
+            kind = section.image.suffix.removeprefix(".")
+            parts.append(f'<img alt="{escape(section.title)}" src="data:image/{kind};base64,{data}">')
+        if section.rows:
+            head = "".join(f"<th>{escape(cell)}</th>" for cell in section.headings)
+            rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>\n" for row in section.rows)
+            parts.append(f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}</table></div>')
+        if section.code:
+            parts.append(f"<pre><code>{escape(section.code)}</code></pre>")
+    body = "\n".join(parts)
+    write_text(
+        path,
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{body}\n</body>\n</html>\n",
+    )
 
 
 def write_sweep_report(
@@ -24,6 +72,8 @@ def write_sweep_report(
     plain = [point for point in points if not point.cache]
     metrics = [metric, *other_metrics(points[0], metric)]
     plots.compute_quality(points, metric, out / "compute_quality.png")
+    top, fronts = best(points, metric), [front_of(points, metric, cost) for cost in ("gflops", "ms")]
+    either = sorted({id(p): p for front in fronts for p in front}.values(), key=lambda point: point.gflops)
     sections = [
         Section(
             title="Quality against compute",
@@ -32,32 +82,39 @@ def write_sweep_report(
             "less.",
             image=out / "compute_quality.png",
         ),
-        _front(points, metric, model),
+        Section(
+            title="The front",
+            text="Settings that no other one beats in GFLOPs or in milliseconds. The command samples the best of them.",
+            headings=(*headings([metric]), "in GFLOPs", "in ms", "recipe"),
+            rows=[
+                (*cells(point, [metric]), *("yes" if point in front else "" for front in fronts), point.file)
+                for point in either
+            ],
+            code=command(top, model),
+        ),
     ]
     if {point.guidance for point in plain} - {"none"}:
         plots.over_scales(plain, plots.quality_label(metric), out / "guidance.png", metric)
-        weak = sorted({point.guidance_budget for point in plain if point.guidance_budget is not None})
         text = (
             "Quality against guidance scale; 1 is off, and all kinds start there. CFG drops the class in its second "
             "branch, AG lowers its budget, CCFG does both."
         )
-        if weak:
-            text += f" The second branch of AG and CCFG keeps {' or '.join(map(str, weak))} per group."
         sections.append(Section(title="Guidance", text=text, image=out / "guidance.png"))
     if len({point.budget for point, _ in degradations(plain, metric)}) > 1:
-        sections.append(_degradation(out, plain, metric))
+        plots.degradation_curves(plain, metric, out / "degradation.png")
+        text = (
+            "ρ is the score at a budget over the score with all latents for a distance, and its inverse for a metric "
+            "that rises with quality: 1 is no loss, 2 twice as bad."
+        )
+        sections.append(Section(title="The loss of smaller budgets", text=text, image=out / "degradation.png"))
     measure = "contrast" if grey else "saturation"
     plots.over_scales(plain, f"mean {measure}", out / "saturation.png")
     formula = "|pixel − the picture's mean| over half of the range" if grey else "(max − min) / max over the channels"
     text = f"Mean of {formula}. Too much guidance shows here as a rise."
     sections.append(Section(title=measure.capitalize(), text=text, image=out / "saturation.png"))
-    text = (
-        f"As in {table.name}, with the file of each score, which holds everything that decides it and the SHA-256 of "
-        "the samples."
-    )
+    text = f"As in {table.name}, with the file of each score, which holds everything that decides it."
     rows = [(*cells(point, metrics), point.file) for point in points]
     sections.append(Section(title="All points", text=text, headings=(*headings(metrics), "recipe"), rows=rows))
-    top = best(points, metric)
     lead = (
         f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
         f"{top.scores[metric]:.4g} with {top.sampling.describe()} ({top.gflops:.3g} GFLOPs, {top.ms:.3g} ms a sample)."
@@ -103,39 +160,6 @@ def command(point: Point, model: Path) -> str:
     return " ".join(parts)
 
 
-def _front(points: Sequence[Point], metric: str, model: Path) -> Section:
-    by_flops, by_ms = (front_of(points, metric, cost) for cost in ("gflops", "ms"))
-    either = sorted({id(p): p for p in (*by_flops, *by_ms)}.values(), key=lambda point: point.gflops)
-    return Section(
-        title="The front",
-        text="Settings that no other one beats in GFLOPs or in milliseconds. The command samples the best of them.",
-        headings=(*headings([metric]), "in GFLOPs", "in ms", "recipe"),
-        rows=[
-            (*cells(point, [metric]), *("yes" if point in front else "" for front in (by_flops, by_ms)), point.file)
-            for point in either
-        ],
-        code=command(best(points, metric), model),
-    )
-
-
-def _degradation(out: Path, points: Sequence[Point], metric: str) -> Section:
-    plots.degradation_curves(points, metric, out / "degradation.png")
-    steps = max(point.steps for point in points)
-    kinds = {kind: here[0].scale for kind in LOOK if (here := at_best_scale(points, metric, kind))}
-    ratios = {(p.budget, p.guidance, p.scale): rho for p, rho in degradations(points, metric) if p.steps == steps}
-    return Section(
-        title="The loss of smaller budgets",
-        text="ρ is the score at a budget over the score with all latents for a distance, and its inverse for a metric "
-        f"that rises with quality: 1 is no loss, 2 twice as bad. The table is at {steps} steps.",
-        image=out / "degradation.png",
-        headings=("latents", *(LOOK[kind][0] for kind in kinds)),
-        rows=[
-            (budget, *(f"{ratios[key]:.3f}" if (key := (budget, *each)) in ratios else "" for each in kinds.items()))
-            for budget in budgets_of(points)
-        ],
-    )
-
-
 def write_card(
     folder: Path,
     model: Transformer,
@@ -149,8 +173,7 @@ def write_card(
 ) -> Path:
     """Writes FOLDER/README.md, or `instead` where FOLDER has a README.md that no sweep wrote; returns the path.
 
-    points: of one detector. The Hub's results are `metric` of the rows with the most steps, and all metrics of the best
-    row. reference: the data set of the results. license, datasets: as the Hub names them.
+    The Hub's results are `metric` of the rows with the most steps, and all metrics of the best row.
     """
     card = folder / "README.md"
     if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
@@ -164,7 +187,7 @@ def write_card(
         license=license,
         library_name="elit",
         pipeline_tag=task,
-        tags=["elit", "diffusers", "diffusion", "rectified-flow", "elastic-inference", PAPER],
+        tags=["elit", "diffusers", "diffusion", "rectified-flow", "elastic-inference", "arxiv:2603.12245"],
         datasets=list(datasets) or None,
         metrics=metrics,
         model_name=name,
@@ -183,7 +206,6 @@ def write_card(
         ],
     )
     write_text(card, f"---\n{data.to_yaml()}\n---\n\n{_body(name, model, rows, metrics, reference)}")
-    ModelCard.load(card)  # raises where the card does not read back
     return card
 
 
