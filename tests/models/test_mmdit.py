@@ -135,11 +135,9 @@ def test_prompts_become_bytes():
     [
         ("mmdit", ["a very long prompt indeed"], "at most text_length=12 bytes, got 'a very long"),
         ("mmdit", [], "y must be at least one prompt"),
-        ("mmdit", torch.tensor([3]), r"y must be characters \(1, M, …\), got torch\.int64 \(1,\)"),
         ("mmdit", torch.tensor([[300]]), "y must be characters, bytes plus 1"),
         ("mmdit", torch.randn(1, 3, 9), r"y must be embeddings \(1, M, 24\), got \(1, 3, 9\)"),
         ("mmdit-embeddings", ["a one"], "y must be embeddings of 'some/encoder'"),
-        ("mmdit-embeddings", torch.tensor([[3]]), r"y must be embeddings .*got torch\.int64"),
         ("mmdit-embeddings", torch.randn(1, 3, 20), r"y\.pooled must be \(1, 10\), got None"),
     ],
 )

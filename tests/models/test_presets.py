@@ -84,8 +84,6 @@ def test_overrides():
         ("ELIT-DiT-S/2", {"hidden_size": 24, "num_heads": 6}, "num_heads must be at most 4, for heads of 6, got 6"),
         ("DiT-S/2", {"sample_size": (8, 8, 8), "patch_size": (2, 2)}, "sample_size must be 2 numbers"),
         ("ELIT-DiT-S/2", {"split": (1, 0, 1)}, r"split must be .* got \(1, 0, 1\)"),
-        ("ELIT-DiT-S/2", {"window": (0, 4)}, r"window must be .* got \(0, 4\)"),
-        ("ELIT-DiT-S/2", {"num_latents": -1}, "num_latents must be at least 1, got -1"),
         ("ELIT-HDiT-XL/2", {"split": (9, 10, 9)}, r"split must be a core with blocks 8 to 20 in it, got \(9, 10, 9\)"),
         ("ELIT-HDiT-XL/2", {"num_latents": 6}, "num_latents must be a multiple of 4, got 6"),
         ("MM-DiT-S/2", {"text_features": 24, "pooled_features": 5}, "pooled_features must be 0 or text_features = 24"),

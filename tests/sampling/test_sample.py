@@ -69,7 +69,6 @@ def test_sampling_flops_add_up_the_branches():
         ({"sample_budgets": [4] * 2, "step_budgets": [4] * 2}, "cannot take step_budgets and sample_budgets at once"),
         ({"sample_budgets": [4, 1], "guidance": elit.AG(2.0, 2)}, "guidance_budget must be at most .* 1 for ag"),
         ({"y": []}, "y must be at least one label"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"solver": "rk4"}, "solver must be one of euler, heun, got 'rk4'"),
         ({"seed": [1, 2, 3]}, "seeds must be 1, or 2, one a sample, got 3"),
         ({"noise": torch.randn(2, 3, 16, 16)}, r"noise must be of shape .*, got \(2, 3, 16, 16\)"),

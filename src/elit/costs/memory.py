@@ -39,10 +39,8 @@ def estimate(
     """
     micro = devices * config.gradient_accumulation
     if devices < 1 or config.batch_size % micro:
-        raise ValueError(
-            f"devices={devices}: batch_size={config.batch_size} must divide into {config.gradient_accumulation} "
-            "accumulated micro-batches on each of them"
-        )
+        parts = f"{config.gradient_accumulation} accumulated micro-batches on each of them"
+        raise ValueError(f"devices={devices}: batch_size={config.batch_size} must divide into {parts}")
     require(device_tflops > 0, "device_tflops", device_tflops, "above 0")
     require(0 < utilisation <= 1, "utilisation", utilisation, "above 0 and at most 1")
     with torch.device("meta"):

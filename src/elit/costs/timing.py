@@ -30,19 +30,14 @@ def wait_for(device: torch.device) -> None:
 
 
 def measure_ms(
-    model: Transformer,
-    *,
-    sample_size: int | Sequence[int] | None = None,
-    budget: Budget = None,
-    batch_size: int = 1,
-    repeats: int = 5,
+    model: Transformer, *, sample_size: int | Sequence[int] | None = None, budget: Budget = None, batch_size: int = 1
 ) -> float:
-    """Milliseconds of a forward of one sample: the median of `repeats` batches, over `batch_size`."""
+    """Milliseconds of a forward of one sample: the median of five batches, over `batch_size`."""
     size = as_size(model.config.sample_size if sample_size is None else sample_size)
     x = torch.randn(batch_size, model.config.in_channels, *size, device=model.device, dtype=model.dtype)
     t = torch.full((batch_size,), 0.5, device=model.device)
     y = model.conditioning.example(batch_size).to(model.device)
 
     with torch.no_grad():
-        seconds = [timed(lambda: model(x, t, y, budget), model.device)[1] for _ in range(repeats + 1)]
+        seconds = [timed(lambda: model(x, t, y, budget), model.device)[1] for _ in range(6)]
     return 1e3 * statistics.median(seconds[1:]) / batch_size  # the first one warms up

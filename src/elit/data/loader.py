@@ -64,9 +64,8 @@ class StepSampler(Sampler[list[int]]):
         positions = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
         epochs, offsets = np.divmod(positions, length)
         seed = self.config.seed
-        return np.concatenate(
-            [shuffled(offsets[epochs == each], length, seed, int(each)) for each in np.unique(epochs)]
-        )
+        parts = [shuffled(offsets[epochs == each], length, seed, int(each)) for each in np.unique(epochs)]
+        return np.concatenate(parts)
 
 
 class BucketSampler(StepSampler):

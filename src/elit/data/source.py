@@ -110,8 +110,7 @@ class Source:
 def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> Source:
     """The pictures at `path`: a folder of them, of .parquet or of .tar files, one such file, or a saved data set.
 
-    captions: labels number texts (metadata, a text column) instead of classes. loose: pictures may lie beside the
-    sub-folders of a folder; then there are no classes. Raises ValueError.
+    captions: labels number texts instead of classes. loose: pictures may lie beside sub-folders. Raises ValueError.
     """
     if not path.exists() or (path.is_file() and path.suffix not in TABLES):
         raise ValueError(f"cannot read {str(path)!r}: must be a folder, a .parquet or a .tar")

@@ -1,10 +1,7 @@
 """Guidance: CFG, AG and CCFG are one operator with two velocities (paper section 4).
 
-v = v_weak + scale·(v − v_weak), where v is G(x | c; J̃) and v_weak is
-    CFG     G(x | ∅; J̃)
-    AG      G(x | c; J̃_w)
-    CCFG    G(x | ∅; J̃_w)
-scale = λ + 1 of the paper: 1 is off, and "+G" in its tables is 1.25.
+v = v_weak + scale·(v − v_weak), where v is G(x | c; J̃) and v_weak is G(x | ∅; J̃) in CFG, G(x | c; J̃_w) in AG,
+G(x | ∅; J̃_w) in CCFG; scale = λ + 1 of the paper: 1 is off, and "+G" in its tables is 1.25.
 """
 
 from collections.abc import Sequence

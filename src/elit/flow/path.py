@@ -25,10 +25,7 @@ def logit_normal(normal: Tensor, shift: float = 1.0) -> Tensor:
 
 
 def shift_time(t: TimeT, shift: float) -> TimeT:
-    """Spend more of [0, 1] near noise; SD3's s·σ / (1 + (s − 1)·σ) in the noise level 1 − t. 1 changes nothing.
-
-    Qwen-Image: 2.22 in training, 2.0 in sampling.
-    """
+    """Times nearer to noise, SD3's s·σ / (1 + (s − 1)·σ) with σ = 1 − t; Qwen-Image has 2.22, and 2.0 in sampling."""
     return t / (t + shift * (1 - t))
 
 

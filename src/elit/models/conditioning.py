@@ -113,10 +113,7 @@ class ClassConditioning(nn.Module):
 
 
 def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes given by number (3, "3") or by name, in any case, with spaces, hyphens or underscores.
-
-    names: of the classes 0, 1, …; may be empty. Raises ValueError naming the closest names.
-    """
+    """Numbers of classes given by number (3, "3") or by name, in any spelling. Raises ValueError, naming close ones."""
 
     def plain(name: str) -> str:
         return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
@@ -143,7 +140,7 @@ def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes
 class TextConditioning(nn.Module):
     """t (B,) and a text -> conditioning (B, d), text tokens (B, M, d) and their mask (B, M).
 
-    The conditioning is the time alone, or with `pooled_features` the time and the text's pooled vector.
+    The conditioning is the time and, with `pooled_features`, the text's pooled vector.
     """
 
     def __init__(self, width: int, encoder: str, features: int, length: int, pooled_features: int):

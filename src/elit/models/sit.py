@@ -3,9 +3,8 @@
 B batch, G groups, n spatial tokens of a group, N = G·n, J = n latents of a group, J̃ of them kept, d width, H heads.
 
 Unlike `dit`: sin-cos positions instead of RoPE, no QK-norm in the blocks, a sinusoid of the time itself, 4 channels.
-Unlike `interface`: Read takes all J latents and modulates the tokens instead of the queries; latents have learned
-positions in the image; only the first J̃ go through the core; Write looks at all J, for dropped ones at what Read made
-of them, and has no norms. So here alone the output depends on dropped latents, and Read and Write cost the same.
+Unlike `interface`: Read modulates the tokens instead of the queries, latents have learned positions in the image, and
+Write has no norms. Read and Write take all J latents, the core the first J̃: the output depends on dropped latents too.
 """
 
 from collections.abc import Sequence

@@ -74,12 +74,7 @@ def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length:
 
 
 def encode_prompts(
-    prompts: Sequence[str],
-    encoder: str,
-    *,
-    length: int,
-    cache: Path | None = None,
-    device: torch.device | str = "cpu",
+    prompts: Sequence[str], encoder: str, *, length: int, cache: Path | None = None, device: torch.device | str = "cpu"
 ) -> Condition:
     """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder. Raises ValueError.
 

@@ -1,7 +1,4 @@
-"""`load_released`: a published file's network, read without running anything in it, its sizes from shapes and settings.
-
-N spatial tokens, d width, C channels, p patch.
-"""
+"""`load_released`: a published file's network, read without running anything in it, its sizes from its shapes."""
 
 import argparse
 import re
@@ -34,13 +31,8 @@ LINEAR = {
     "final_layer.adaLN_modulation.1": "final.modulation.linear",
     "final_layer.linear": "final.linear",
 }
-BLOCK = {
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "adaLN_modulation.1": "modulation.linear",
-}
+BLOCK = {"attn.qkv": "attention.qkv", "attn.proj": "attention.proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+BLOCK |= {"adaLN_modulation.1": "modulation.linear"}
 CROSS_ATTENTION = {
     f"{READ}.fit_layer.latents_attend_to_patches.0": "reader.attention",
     f"{WRITE}.patches_attend_to_latents.0": "writer.attention",
@@ -53,13 +45,9 @@ INTERFACE = {  # tensors with a name of their own
     **{f"{READ}.fit_layer.read_ff.0.{part}.weight": f"reader.mlp.{part}.weight" for part in ("fc1", "fc2")},
     **{f"{WRITE}.write_ff.0.{part}.weight": f"writer.mlp.{part}.weight" for part in ("fc1", "fc2")},
 }
-AXES = {  # of the tensors that determine the sizes
-    "x_embedder.proj.weight": 4,
-    "pos_embed": 3,
-    "y_embedder.embedding_table.weight": 2,
-    "blocks.0.mlp.fc1.weight": 2,
-    "final_layer.linear.bias": 1,
-}
+# Of the tensors that determine the sizes.
+AXES = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.embedding_table.weight": 2}
+AXES |= {"blocks.0.mlp.fc1.weight": 2, "final_layer.linear.bias": 1}
 
 
 def load_released(

@@ -22,9 +22,9 @@ class Sampling:
     """How samples are made; what they are of (classes, prompts, their number) stands beside it."""
 
     steps: int = 40
-    budget: Schedule = None
-    """One for all steps (latents per group, a share, text), a schedule as text or a function of t, or a tuple with one
-    a step; None = all latents."""
+    budget: Schedule = (
+        None  # One for all steps, a schedule (text, a function of t), or a tuple, one a step; None = all latents.
+    )
     sample_budgets: tuple[Budget, ...] = ()  # Of the samples, one each, in the place of `budget`.
     guidance: Guidance | None = None
     solver: str = "euler"
@@ -66,10 +66,7 @@ class Sampling:
 
     @classmethod
     def from_dict(cls, values: Json) -> Self:
-        """Reads the plain values of a picture, a command, a row of a sweep's table or of a profile, of any version.
-
-        Other keys are passed over.
-        """
+        """Reads the values of a picture, a command, a table or a profile, of any version; other keys are ignored."""
         given = {name: value for name, value in values.items() if value is not None}
         for name, kind in {**NUMBERS, "scale": float}.items():
             require(type(given.get(name, 1)) in (int, kind), name, given.get(name), f"of type {kind.__name__}")

@@ -144,10 +144,8 @@ def save_state(
             shutil.rmtree(temporary, ignore_errors=True)
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         reason, last = " ".join(str(cause).split()), next(reversed(checkpoints(folder)), "none")
-        raise OSError(
-            f"checkpoint of step {step}: cannot be written ({reason}); last good checkpoint: {last}; make room and "
-            "resume"
-        ) from None
+        fault = f"checkpoint of step {step}: cannot be written ({reason})"
+        raise OSError(f"{fault}; last good checkpoint: {last}; make room and resume") from None
     written = {path.name: fingerprint(path) for path in temporary.glob(f"__{accelerator.process_index}_*")}
     files = {name: value for part in gather_object([written]) for name, value in part.items()}
     if accelerator.is_main_process:

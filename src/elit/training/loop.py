@@ -33,8 +33,8 @@ from elit.training.task import Task
 def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> Any:
     """Trains what `make_task` makes, in the folder `config.out`; returns what its `finish` does.
 
-    On SIGTERM or Ctrl-C it saves a checkpoint after the step it is at and leaves with SystemExit(0). Raises ValueError
-    for settings, data or a folder that do not fit, FloatingPointError for too many steps without a finite gradient.
+    SIGTERM or Ctrl-C: saves a checkpoint and raises SystemExit(0). Raises ValueError for what does not fit,
+    FloatingPointError for too many steps without a finite gradient.
     """
     accelerator = make_accelerator(config)
     try:
