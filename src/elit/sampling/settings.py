@@ -22,9 +22,7 @@ class Sampling:
     """How samples are made; what they are of (classes, prompts, their number) stands beside it."""
 
     steps: int = 40
-    budget: Schedule = (
-        None  # One for all steps, a schedule (text, a function of t), or a tuple, one a step; None = all latents.
-    )
+    budget: Schedule = None  # One for all steps, a schedule (text, a function of t), or a tuple with one a step.
     sample_budgets: tuple[Budget, ...] = ()  # Of the samples, one each, in the place of `budget`.
     guidance: Guidance | None = None
     solver: str = "euler"
