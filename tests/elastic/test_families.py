@@ -5,6 +5,7 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -149,11 +150,8 @@ def test_the_check_says_what_is_wrong(test, monkeypatch):
 @pytest.fixture
 def registry():
     """What is registered is forgotten."""
-    families, classes = dict(FAMILIES), dict(CLASSES)
-    yield
-    for known, before in ((FAMILIES, families), (CLASSES, classes)):
-        known.clear()
-        known.update(before)
+    with patch.dict(FAMILIES), patch.dict(CLASSES):
+        yield
 
 
 @pytest.mark.usefixtures("registry")

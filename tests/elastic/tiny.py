@@ -170,8 +170,8 @@ def pipeline(name: str) -> Any:
     elif name == "FluxPipeline":
         made = diffusers.FluxPipeline(scheduler, autoencoder(), *[None] * 4, build("FluxTransformer2DModel"))
     else:
-        transformer = build("SD3Transformer2DModel")
-        made = diffusers.StableDiffusion3Pipeline(transformer, scheduler, autoencoder(), *[None] * 6)
+        parts = (build("SD3Transformer2DModel"), scheduler, autoencoder())
+        made = diffusers.StableDiffusion3Pipeline(*parts, *[None] * 6)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -1,10 +1,7 @@
 """Pictures with captions or classes, as distillation trains on them: encoded once by the pipeline's own parts.
 
-    CACHE/latents-1024x1024/     the pictures that go to a size, as `elit encode` writes them
-    CACHE/captions-1024x1024/    the arguments of the transformer's call that their captions make
-
-A call's arguments are recorded from the pipeline, as in `recording.py`; all but the noisy sample and the time, which
-training draws.
+CACHE/latents-1024x1024/     the pictures that go to a size, as `elit encode` writes them
+CACHE/captions-1024x1024/    the transformer's calls that their captions make, but for the noisy sample
 """
 
 import math
@@ -98,10 +95,9 @@ class CaptionedImages:
                 call = first_call(self.pipe, requests.request(part, size=size))
                 sample = call.pop(self.family.sample)
                 if (own := tuple(sample[0].shape)) != pictures:
-                    raise ValueError(
-                        f"data: a {type(self.pipe).__name__} makes samples of shape {own} at {size[0]}x{size[1]}, "
-                        f"pictures encode to {pictures}; give clips of as many frames (--call num_frames=…), or prompts"
-                    )
+                    made = f"a {type(self.pipe).__name__} makes samples of shape {own} at {size[0]}x{size[1]}"
+                    advice = "give clips of as many frames (--call num_frames=…), or prompts"
+                    raise ValueError(f"data: {made}, pictures encode to {pictures}; {advice}")
                 if half is not None and len(sample) == 2 * len(part):
                     call = take_rows(layout, call, slice(len(part) * (1 - half), len(part) * (2 - half)))
                 save_calls(path, [("cond", call, torch.zeros(len(part), 1))], layout)

@@ -1,8 +1,7 @@
 """Distillation: an elastified transformer learns to be, at every budget, what its original is at all tokens.
 
-The original is the same weights without interface and low-rank changes, inside `original()`, and was recorded while the
-pipeline itself ran; so no second copy of it is needed. With pictures it runs beside them: a copy where all weights are
-trained.
+The original is the same weights without interface and low-rank changes, inside `original()`, recorded while the
+pipeline itself ran: it needs no copy. With pictures it runs beside them: a copy where all weights are trained.
 """
 
 import hashlib
@@ -50,8 +49,7 @@ from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.task import Draws
 
-ROWS, PARTS = 32, 5
-"""Calls of a validation, and parts of the time that their distances are listed by."""
+ROWS, PARTS = 32, 5  # calls of a validation, and parts of the time that their distances are listed by
 
 
 def distill(config: DistillConfig) -> Json:

@@ -18,15 +18,13 @@ from elit.elastic.cost import count_block_flops
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Arguments, Grid, Pipeline, Tree
 from elit.elastic.load import load_network, open_pipeline
-from elit.elastic.pipelines import cell_of, default_size, first_call
+from elit.elastic.pipelines import Stopped, cell_of, default_size, first_call
 from elit.flow.solver import time_grid
 from elit.models.conditioning import class_numbers
 from elit.models.transformer import Transformer
 from elit.sampling.engine import Engine, NetworkEngine, Run
 from elit.sampling.pictures import from_pictures
 from elit.sampling.settings import Sampling
-
-DEFAULTS = Sampling()
 
 
 class PipelineRun(Run):
@@ -84,7 +82,7 @@ class PipelineRun(Run):
 
     def _run(self) -> None:
         try:
-            with self.context, suppress(_GivenUp):
+            with self.context, suppress(Stopped):
                 self.output = self.pipe(**self.arguments)
         except Exception as error:  # raised for whoever waits
             self._failure = error
@@ -100,14 +98,10 @@ class PipelineRun(Run):
             self._paused.release()
             self._go.acquire()
             if self._given_up:
-                raise _GivenUp
+                raise Stopped
             return result
 
         return paused
-
-
-class _GivenUp(Exception):
-    """Nobody waits for the call any more."""
 
 
 class PipelineEngine:
@@ -186,7 +180,7 @@ class PipelineEngine:
     def check(self, sampling: Sampling) -> None:
         """Raises ValueError for settings that a pipeline's call does not have."""
         for name in ("solver", "shift", "cache", "sample_budgets"):
-            if (value := getattr(sampling, name)) != getattr(DEFAULTS, name):
+            if (value := getattr(sampling, name)) != getattr(Sampling(), name):
                 raise ValueError(f"{name}={value} is not supported for pipelines of diffusers")
         if (guidance := sampling.guidance) is not None:
             require(guidance.kind in self.guidance_kinds, "guidance", guidance.kind, f"one of {self.guidance_kinds}")
@@ -271,7 +265,6 @@ def load_engine(
     network, autoencoder = load_network(model, vae=vae, device=device, dtype=dtype)
     if not isinstance(network, Transformer):
         raise ValueError(f"cannot make samples with {name!r}: a transformer alone; give the folder of its pipeline")
-    options: Arguments = {"text_encoder": text_encoder, "compile": compile, "exact": exact}
-    engine = NetworkEngine(network, autoencoder, name=name, **options)
+    engine = NetworkEngine(network, autoencoder, name=name, text_encoder=text_encoder, compile=compile, exact=exact)
     require(size in (None, engine.size), "size", size, f"{engine.size} for this model")
     return engine

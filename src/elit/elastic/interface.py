@@ -7,9 +7,8 @@ Two modes. *learned* is the paper's (section 3): latents are learned vectors, Wr
 *carry* keeps a pretrained core alive: latent j of a window starts as the token at its j-th place, coarse to
 fine, plus the learned vector, which starts at zero; Write gives each token the change of its latent.
 
-Low-rank changes (LoRA, Hu et al. 2021) of the blocks' linear layers lie beside Read and Write: y = W·x + B·A·x, added
-by a hook on the layer. So the original weights stay as they are and under their names, they may be quantised, and other
-LoRAs go on working; inside `original()` the changes are off.
+Low-rank changes (LoRA, Hu et al. 2021) of the blocks' linear layers: y = W·x + B·A·x, added by a hook on the layer. So
+the original weights stay as they are, they may be quantised, and other LoRAs go on working.
 """
 
 import math

@@ -170,8 +170,8 @@ class Requests:
         return request | {"generator": torch.Generator().manual_seed(seed)}
 
 
-class _Stop(Exception):
-    """A pipeline has come to its transformer, and that is as far as it was to go."""
+class Stopped(Exception):
+    """A pipeline's call has come as far as it was to go."""
 
 
 def first_call(pipe: Pipeline, request: Arguments) -> Arguments:
@@ -193,12 +193,12 @@ def record(pipe: Pipeline, request: Arguments, *, run: bool = True) -> list[tupl
                 arguments[name] = time.reshape(-1).expand(len(arguments[family_of(module).sample]))
         calls.append((current_branch.get() or "all", arguments, output_tensor(output) if run else torch.empty(0)))
         if not run:
-            raise _Stop
+            raise Stopped
 
     register = pipe.transformer.register_forward_hook if run else pipe.transformer.register_forward_pre_hook
     handle = register(keep, with_kwargs=True)
     try:
-        with torch.no_grad(), original(), suppress(_Stop):
+        with torch.no_grad(), original(), suppress(Stopped):
             pipe(**request)
     finally:
         handle.remove()

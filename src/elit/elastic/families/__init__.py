@@ -9,8 +9,7 @@ from elit.elastic.families.images import IMAGES
 from elit.elastic.families.video import VIDEO
 
 FAMILIES: dict[str, Family] = IMAGES | VIDEO
-CLASSES: dict[str, Any] = {}
-"""Those that were registered, by name: `elit.load_elastic` makes transformers of them."""
+CLASSES: dict[str, Any] = {}  # those that were registered, by name: `elit.load_elastic` makes transformers of them
 
 
 def register_family(kind: type[nn.Module], family: Family) -> None:

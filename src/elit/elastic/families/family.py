@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from elit.compat import tree_map_only
 
 Grid = tuple[int, ...]
-Tree = Any
-"""A tensor, a plain value, or a dictionary, list or tuple of trees."""
+Tree = Any  # a tensor, a plain value, or a dictionary, list or tuple of trees
 Arguments = dict[str, Tree]
-Model = Any
-"""A transformer of diffusers or its elastified subclass, a block, or a class of them: their attributes differ."""
-Pipeline = Any
-"""A pipeline of diffusers: its components and its call differ by class."""
+Model = Any  # a transformer of diffusers or its elastified subclass, a block, or a class of them: attributes differ
+Pipeline = Any  # a pipeline of diffusers: its components and its call differ by class
 
 
 class Places(NamedTuple):
