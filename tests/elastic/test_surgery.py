@@ -73,7 +73,7 @@ def test_costs_are_counted_by_its_own_count(kind):
                 model(torch.randn(1, 1, 8, 8), torch.tensor([0.5]), torch.tensor([1]), budget=budget)
             assert elit.count_flops(model, budget=budget) == counter.get_total_flops()
             continue
-        with pytest.raises(ValueError, match=rf"got a {kind}; elit.elastic.cost.count_block_flops counts"):
+        with pytest.raises(ValueError, match=f"count_block_flops, got '{kind}'"):
             elit.count_flops(model, budget=budget)
     assert count_block_flops(model, tokens=((8, 8),), budget=4) < count_block_flops(model, tokens=((8, 8),))
     with pytest.raises(ValueError, match=r"must be a network of this library or the name of a preset.* got .Linear"):
