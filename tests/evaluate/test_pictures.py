@@ -193,7 +193,6 @@ def test_metrics_that_cannot_be_had_say_what_they_lack(capsys, tmp_path):
         ("--metrics accuracy", "metrics='accuracy': the classes of the pictures are not known"),
         ("--count 10", "count must be at most 9, the number of pictures, got 10"),
         ("--save-reference x.pt", "save_reference must be a .safetensors, got 'x.pt'"),
-        ("--prompts-file nothing", "prompts_file must be a file that is there, got 'nothing'"),
         ("--detector classifier", "detector must be one of inception, dinov2"),
         ("--detector i3d:nothing.pt", "cannot load detector i3d: 'nothing.pt'"),
         ("--detector dinov2:nothing", "cannot load detector dinov2:nothing"),

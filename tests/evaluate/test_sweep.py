@@ -13,7 +13,7 @@ from elit import Sampling
 from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.metrics import saturation
-from elit.evaluate.plane import Point, best, degradation, degradations, front_of, pareto_front, read_table, write_table
+from elit.evaluate.plane import Point, best, degradations, front_of, pareto_front, read_table, write_table
 from elit.evaluate.recipe import recipe_digest
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler
@@ -67,10 +67,12 @@ def test_the_front_goes_the_right_way_for_each_metric():
 
 
 def test_degradation():
-    assert degradation("fid", 6.0, 4.0) == 1.5
-    assert degradation("accuracy", 0.4, 0.8) == 2.0
-    assert degradation("kid", -0.1, 0.2) is None
-    assert degradation("accuracy", 0.0, 0.8) is None
+    for metric, at_budget, at_full, rho in (
+        *(("fid", 6.0, 4.0, 1.5), ("accuracy", 0.4, 0.8, 2.0)),
+        *(("kid", -0.1, 0.2, None), ("accuracy", 0.0, 0.8, None)),
+    ):
+        two = [point("16", scores={metric: at_full}), point("8", scores={metric: at_budget})]
+        assert [ratio for p, ratio in degradations(two, metric) if p.budget == "8"] == ([] if rho is None else [rho])
     full, half = point("16", scores={"fd": 4.0}), point("8", scores={"fd": 5.0})
     other = [replace(p, steps=8, scores={"fd": 2 * p.scores["fd"] ** 2}) for p in (full, half)]
     alone = replace(half, guidance="cfg", scale=2.0)  # its full budget was not swept

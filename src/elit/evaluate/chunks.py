@@ -23,10 +23,8 @@ from elit.files import replacing, write_text
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-CHUNK = 32
-"""Pictures computed at once unless told otherwise."""
-Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures of this process)."""
+CHUNK = 32  # pictures computed at once unless told otherwise
+Progress = Callable[[int, int], None]  # called with (pictures done, pictures of this process)
 
 
 @dataclass(frozen=True, kw_only=True)

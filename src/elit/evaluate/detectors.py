@@ -224,9 +224,9 @@ def resized(samples: Tensor, size: int) -> Tensor:
 class Classifier(nn.Module):
     """A small network whose features are the units before its last layer."""
 
-    def __init__(self, body: nn.Module, features: int = 64, num_classes: int = 10):
+    def __init__(self, body: nn.Module):
         super().__init__()
-        self.body, self.head = body, nn.Linear(features, num_classes)
+        self.body, self.head = body, nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) in [-1, 1] -> features (B, F), logits (B, classes)."""
@@ -239,32 +239,30 @@ def digit_classifier() -> Classifier:
     return Classifier(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(48 * 16, 64), nn.ReLU()))
 
 
-def picture_classifier(channels: int = 1, num_classes: int = 10) -> Classifier:
+def picture_classifier() -> Classifier:
     stages: list[nn.Module] = []
-    for width in (32, 64, 128):
-        stages += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-        channels = width
-    body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128 * 4, 64), nn.ReLU())
-    return Classifier(body, num_classes=num_classes)
+    for before, width in ((1, 32), (32, 64), (64, 128)):
+        stages += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+    stages += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128 * 4, 64), nn.ReLU()]
+    return Classifier(nn.Sequential(*stages))
 
 
 class ImageDetector(Detector):
-    """A classifier of pictures of its own size and channels; of more channels the first. Subclasses name another."""
+    """A classifier of grey pictures of its own size; of more channels the first counts. Subclasses name another."""
 
-    name, size, channels = "digits", 8, 1
+    name, size = "digits", 8
     offers = ("fd", "accuracy", "is", "kid", "precision", "recall")
     default = ("fd", "accuracy", "precision", "recall")
 
     def __init__(self, classifier: Classifier):
         self.classifier, self.width = classifier, classifier.head.in_features
-        colours = "grey" if self.channels == 1 else "RGB"
-        self.weights, self.input = weights_digest(classifier), f"{self.size}×{self.size} {colours}"
+        self.weights, self.input = weights_digest(classifier), f"{self.size}×{self.size} grey"
 
     @torch.no_grad()
     def __call__(self, samples: Tensor) -> Detection:
         if samples.shape[2:] != (self.size, self.size):
             raise ValueError(f"detector {self.name} takes {self.size}×{self.size} pictures, got {tuple(samples.shape)}")
-        images = samples[:, : self.channels].to(next(self.classifier.parameters()).device)
+        images = samples[:, :1].to(next(self.classifier.parameters()).device)
         features, logits = self.classifier(images)
         return Detection(features, logits.argmax(1), logits=logits)
 

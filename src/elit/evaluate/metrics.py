@@ -1,7 +1,4 @@
-"""Distances and scores from features, in float64, and the table of the metrics.
-
-N real samples, M generated ones, F features, K classes.
-"""
+"""Metrics from features, in float64: N real samples, M generated ones, F features, K classes."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,10 +28,8 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), the distance behind FID, sFID, FDD and FVD.
-
-    tr (Σ1·Σ2)^½ is the sum of the square roots of the eigenvalues of Σ1^½·Σ2·Σ1^½, which is symmetric, so singular
-    covariances need no special care.
+    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), the distance behind FID, sFID, FDD and FVD, through the eigenvalues of
+    Σ1^½·Σ2·Σ1^½, which is symmetric, so singular covariances need no special care.
     """
     mean1, cov1, mean2, cov2 = (value.double() for value in (mean1, cov1, mean2, cov2))
     values, vectors = torch.linalg.eigh(cov1)
@@ -117,7 +112,7 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(squares < 1e-13 * norms, 0.0, squares)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     compute: Callable[["Chunks", Mapping[str, Tensor], Tensor], float | tuple[float, float]]
     """Of detected features, the tensors of the reference and the pictures' labels; or with a spread."""
@@ -130,40 +125,37 @@ def _frechet(name: str, prefix: str = "") -> Metric:
     def compute(found: "Chunks", real: Mapping[str, Tensor], _: Tensor) -> float:
         return frechet_distance(real[f"{prefix}mean"], real[f"{prefix}covariance"], *moments(found.stream(name)))
 
-    return Metric(compute=compute, needs=f"{prefix}mean", lower=True)
+    return Metric(compute, needs=f"{prefix}mean", lower=True)
 
 
 def _features(found: "Chunks") -> Tensor:
     return found.some("features", FEATURES_KEPT)
 
 
+# By name, in the order in which scores are given.
 METRICS: dict[str, Metric] = {
     **dict.fromkeys(("fid", "fdd", "fvd", "fd"), _frechet("features")),
     "sfid": _frechet("spatial", "spatial_"),
-    "is": Metric(
-        compute=lambda found, real, labels: inception_score(found.read("logits")),
-        options={"splits": 10, "seed": 0},
-    ),
+    "is": Metric(lambda found, real, labels: inception_score(found.read("logits")), options={"splits": 10, "seed": 0}),
     "kid": Metric(
-        compute=lambda found, real, labels: kernel_distance(real["features"], _features(found)),
+        lambda found, real, labels: kernel_distance(real["features"], _features(found)),
         needs="features",
         lower=True,
         options={"subsets": 100, "subset_size": 1000, "seed": 0, "most": FEATURES_KEPT},
     ),
     "precision": Metric(
-        compute=lambda found, real, labels: manifold_share(_features(found), real["features"]),
+        lambda found, real, labels: manifold_share(_features(found), real["features"]),
         needs="features",
         options={"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
     ),
     "recall": Metric(
-        compute=lambda found, real, labels: manifold_share(real["features"], _features(found)),
+        lambda found, real, labels: manifold_share(real["features"], _features(found)),
         needs="features",
         options={"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
     ),
     "accuracy": Metric(
-        compute=lambda found, real, labels: torch.eq(found.read("label"), labels).double().mean().item(),
+        lambda found, real, labels: torch.eq(found.read("label"), labels).double().mean().item(),
         needs="labels",
     ),
-    "steady": Metric(compute=lambda found, real, labels: found.read("steady").double().mean().item()),
+    "steady": Metric(lambda found, real, labels: found.read("steady").double().mean().item()),
 }
-"""By name, in the order in which scores are given."""

@@ -1,7 +1,4 @@
-"""Pictures to be scored: 8-bit, as the field scores them, read a few at a time from any origin.
-
-B pictures, C = 1 or 3 channels; clips have frames T behind C.
-"""
+"""Pictures to be scored: 8-bit, as the field scores them, read a few at a time; clips have frames T behind channels."""
 
 import hashlib
 import json

@@ -117,17 +117,11 @@ def front_of(points: Sequence[Point], metric: str, cost: str) -> list[Point]:
     return [points[i] for i in pareto_front([getattr(point, cost) for point in points], losses)]
 
 
-def degradation(metric: str, at_budget: float, at_full: float) -> float | None:
-    """ρ, the loss of a budget (paper Table 5): Q(J̃) / Q(J) for a distance, Q(J) / Q(J̃) for a metric that rises with
-    quality. None where a score is not above 0, as KID's unbiased estimate may be.
-    """
-    if min(at_budget, at_full) <= 0:
-        return None
-    return at_budget / at_full if METRICS[metric].lower else at_full / at_budget
-
-
 def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, float]]:
-    """(point, ρ) for every point whose full budget (share 1) is among `points` with all else equal, and ρ exists."""
+    """(point, ρ) for every point whose full budget is among `points` with all else equal (paper Table 5).
+
+    ρ is Q(J̃) / Q(J) for a distance, Q(J) / Q(J̃) for a metric that rises with quality, and exists for scores above 0.
+    """
 
     def all_but_budget(point: Point) -> tuple[Any, ...]:
         guidance = point.guidance, point.scale, point.guidance_budget
@@ -136,8 +130,7 @@ def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, floa
     full = {all_but_budget(point): point.scores[metric] for point in points if point.share == 1}
     ratios = []
     for point in points:
-        whole = full.get(all_but_budget(point))
-        rho = None if whole is None else degradation(metric, point.scores[metric], whole)
-        if rho is not None:
-            ratios.append((point, rho))
+        score, whole = point.scores[metric], full.get(all_but_budget(point), 0.0)
+        if min(score, whole) > 0:
+            ratios.append((point, score / whole if METRICS[metric].lower else whole / score))
     return ratios

@@ -230,24 +230,19 @@ def draw_sheet(
     """Labelled rows of images (1 or 3, H, W) in [-1, 1] and maps (H, W) from 0, or with the borders of their windows;
     each `cell` inches wide, labels `margin`."""
     height, width = rows[0][1][0].shape[-2:]
-    size = margin + cell * len(headings), 0.4 + cell * height / width * len(rows)
-    with new_figure(path, *size) as figure:
+    with new_figure(path, margin + cell * len(headings), 0.4 + cell * height / width * len(rows)) as figure:
         axes = figure.subplots(len(rows), len(headings), squeeze=False)
         for line, (label, cells) in zip(axes, rows, strict=True):
             for ax, each in zip(line, cells, strict=True):
                 if each.ndim == 3:
                     ax.imshow(to_uint8(each).movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=255)
                 else:
-                    _draw_map(ax, each, window)
+                    ax.imshow(each.cpu().numpy(), cmap="magma", vmin=None if window else 0)
+                    for draw, size, group in zip((ax.axhline, ax.axvline), each.shape, window or (), strict=False):
+                        for border in range(group, size, group):
+                            draw(border - 0.5, color="white", linewidth=0.8, alpha=0.7)
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set_visible(False)
             line[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for ax, heading in zip(axes[0], headings, strict=True):
             ax.set_title(heading, size=heading_size)
-
-
-def _draw_map(ax: Axes, map_: Tensor, window: Sequence[int] | None) -> None:
-    ax.imshow(map_.cpu().numpy(), cmap="magma", vmin=None if window else 0)
-    for line, across, length in zip((ax.axhline, ax.axvline), window or (), map_.shape, strict=False):
-        for border in range(across, length, across):
-            line(border - 0.5, color="white", linewidth=0.8, alpha=0.7)

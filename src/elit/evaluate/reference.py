@@ -75,7 +75,7 @@ def open_reference(
     if path.suffix == ".safetensors":
         return load_reference(path, detector) if work.main else None
     adm: Reference | None = None
-    if path.suffix == ".npz" and "mu" in (keys := keys_of(path)):
+    if path.suffix == ".npz" and {"mu", "sigma"} <= set(keys := keys_of(path)):
         adm = _adm_reference(path, detector)
         if "arr_0" not in keys:
             return adm
@@ -127,14 +127,12 @@ def save_reference(reference: Reference, path: Path) -> None:
 
 def load_reference(path: Path, detector: Detector) -> Reference:
     """Reads a file of `save_reference`. Raises ValueError where it is damaged, or another detector made it."""
-    if not path.is_file():
-        raise ValueError(f"cannot read reference={str(path)!r}: no such file")
     try:
         with safe_open(path, "pt") as file:
             recipe = (file.metadata() or {}).get("made")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"cannot read reference={str(path)!r}: damaged ({error}); make it again") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read reference={str(path)!r}: missing or damaged ({error}); make it again") from None
     if recipe is None:
         raise ValueError(f"cannot use reference={str(path)!r}: no recipe in it; give one that elit evaluate saved")
     reference = Reference(tensors, json.loads(recipe))
@@ -149,8 +147,6 @@ def load_reference(path: Path, detector: Detector) -> Reference:
 
 def _adm_reference(path: Path, detector: Detector) -> Reference:
     keys = keys_of(path)
-    if "sigma" not in keys:
-        raise ValueError(f"reference={str(path)!r} must have mu and sigma, got {', '.join(keys)}")
     tensors = {name: torch.from_numpy(array_in(path, key)).double() for name, key in ADM.items() if key in keys}
     width = tensors["mean"].numel()
     if detector.name != "inception" or width != detector.width:

@@ -59,10 +59,7 @@ class Sampler:
         compile: bool = False,
     ):
         if vae is None and model.config.in_channels not in (1, 3):
-            raise ValueError(
-                f"cannot make pictures of samples of {model.config.in_channels} channels: give vae, the autoencoder "
-                "the model was trained in"
-            )
+            raise ValueError(f"cannot make pictures of samples of {model.config.in_channels} channels: give vae")
         if conditions is None:
             conditions = model.conditioning.prepare(range(model.config.num_classes))
         self.model, self.work, self.vae, self.conditions, self.compile = model, work, vae, conditions, compile

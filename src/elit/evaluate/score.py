@@ -1,7 +1,4 @@
-"""Scores of pictures against a reference, each stored with everything that decides it.
-
-OUT/scores/HASH.json    scores, SHA-256 of the sample set, cost, recipe; HASH is that of the recipe
-"""
+"""Scores of pictures against a reference, each stored in OUT/scores/HASH.json with the recipe of that hash."""
 
 import json
 import warnings
@@ -182,9 +179,6 @@ class Scoring:
     def __post_init__(self) -> None:
         require_counts(self, "chunk", "batch_size", "image_size")
         require(bool(self.detector), "detector", "none", "at least one")
-        require(len(set(self.detector)) == len(self.detector), "detector", " ".join(self.detector), "named once each")
-        file = self.prompts_file
-        require(file is None or file.is_file(), "prompts_file", str(file), "a file that is there")
 
     def work(self, folder: Path, state: "PartialState") -> Work:
         return Work(out=folder, chunk=self.chunk, batch_size=self.batch_size, state=state)
@@ -196,9 +190,8 @@ class Scoring:
             require(name in offered, "metrics", name, f"of {', '.join(offered)}")
         groups = []
         for specification, detector in zip(self.detector, detectors, strict=True):
-            reference = None
-            if self.reference is not None:
-                reference = open_reference(self.reference, detector, work, image_size=self.image_size)
+            real = self.reference
+            reference = None if real is None else open_reference(real, detector, work, image_size=self.image_size)
             names = tuple(name for name in self.metrics if name in detector.offers)
             # With none of them, the detector's own refusal lists its metrics.
             groups.append(MetricGroup(specification, detector, reference, names or self.metrics))

@@ -1,8 +1,4 @@
-"""Many settings of one network, each scored once and found again: the points of the compute–quality plane.
-
-OUT/sets, features, references, scores    as `elit evaluate` leaves and finds them
-OUT/sweep.jsonl                           a row a setting and detector; or any name that ends in .parquet
-"""
+"""Many settings of one network, each scored once and found again: the points of the compute–quality plane."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -26,20 +26,19 @@ Wanted = Guidance | Literal["any"] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Sampling):
-    """Settings for `elit.sample(model, y, plan)` and `pipe(..., plan=plan)`; the solver is Euler's."""
+    """Settings for `elit.sample(model, y, plan)` and `pipe(..., plan=plan)`; the solver is Euler's.
+
+    batch, ms: images at a time, and predicted wall-clock of their whole run; None without a profile of this machine.
+    gflops: of one image, all steps and guidance. metric, quality: predicted by the sweep, between measured steps; None
+    where it has measured no comparable setting. words: the plan explained.
+    """
 
     batch: int = 1
-    """Images at a time, for which `ms` is."""
     ms: float | None = None
-    """Predicted wall-clock of the whole run of `batch` images; None without a profile of this machine."""
     gflops: float | None = None
-    """GFLOPs of one image, all steps and guidance included."""
     metric: str | None = None
-    """Metric of `quality`; None where no sweep has measured a comparable setting."""
     quality: float | None = None
-    """Predicted by the sweep, between measured steps."""
     words: str = ""
-    """The plan explained."""
 
     def __str__(self) -> str:
         return self.words or repr(self)
@@ -81,20 +80,18 @@ def plan(
     """The best settings of `elit.sample` that keep to one target, for `elit.sample(..., plan=plan)`.
 
     model: a network, or a saved one's folder: then for the GPU where there is one.
-    target_ms: wall-clock of one whole run, all steps of all `batch` images together, without autoencoder and files. A
-    plan stays below it by the profile's mean error. The first run of a process takes longer: make one before.
-    target_images_per_s: the same as a rate, batch / seconds of the run.
+    target_ms: wall-clock of one whole run of all `batch` images, without autoencoder and files; a plan stays below it
+    by the profile's mean error. The first run of a process takes longer. target_images_per_s: the same as a rate.
     target_gflops: of one image, all steps and guidance.
-    guidance: what to use, None for none; "any" leaves it to the plan. cache: the threshold of step caching, 0 for none;
-    None takes those that the table has, since nothing else tells their cost in quality. dtype, compile: as
-    `elit.sample` will be called, since a profile is of those.
-    table: of `elit sweep`, default sweep.jsonl or sweep.parquet in the model's folder or beside it. quality: its metric
-    to go by, default the first. profile: of `elit profile`, default the one in the model's folder.
+    guidance: None for none; "any" leaves it to the plan. cache: the threshold of step caching, 0 for none; None takes
+    those of the table. dtype, compile: as `elit.sample` will be called.
+    table: of `elit sweep`, default sweep.jsonl or sweep.parquet in the model's folder or beside it. quality: its
+    metric, default the first. profile: of `elit profile`, default the one in the model's folder.
 
     With a table the plan is the point of best quality among its settings, and the steps between them, that keep to the
     target. Without one, or below all it has measured, it is the first that does on `ladder`.
-    Raises ValueError for a target that nothing keeps to, naming the least possible, where a profile is missing, and for
-    a profile or table of another network; a neighbour's table beside the model's folder is not used.
+    Raises ValueError for a target that nothing keeps to, where a profile is missing, and for a profile or table of
+    another network.
     """
     dtype = as_dtype(dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"

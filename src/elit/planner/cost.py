@@ -24,8 +24,7 @@ from elit.sampling.settings import Sampling
 CALL_TERMS, WORK_TERMS = ("call", "core"), ("around", "linear", "attention")
 TERMS = ("run", "image", *CALL_TERMS, *WORK_TERMS)
 """Names of a profile's prices; those of `WORK_TERMS` are per GFLOP."""
-Evaluations = Mapping[tuple[Branch, ...], int]
-"""The branches of a run's evaluations, and how often each set of them is evaluated."""
+Evaluations = Mapping[tuple[Branch, ...], int]  # how often a run evaluates each set of branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +134,7 @@ def gflop_costs(anatomy: Json) -> Costs:
     return Costs(**{name: anatomy[name] for name in ("around", "linear", "square", "shared")})
 
 
-Run = tuple[Evaluations, int]
-"""A run's evaluations and its number of images."""
+Run = tuple[Evaluations, int]  # a run's evaluations and its number of images
 
 
 def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Json) -> tuple[dict[str, float], bool]:

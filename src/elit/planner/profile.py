@@ -1,6 +1,5 @@
-"""The speed of this machine for a network: sampling runs timed in rounds, and the cost model fitted to them.
-
-MODEL/profile-DEVICE-DTYPE-torchVERSION.json    recipe, prices, every run measured; `elit.plan` finds it there
+"""The speed of this machine for a network: sampling runs timed in rounds, and the cost model fitted to them, kept in
+MODEL/profile-DEVICE-DTYPE-torchVERSION.json, where `elit.plan` finds it.
 """
 
 import json
@@ -28,8 +27,7 @@ from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
 
 Progress = Callable[[int, int], None]
-Case = tuple[Sampling, int]
-"""A sampling run to be timed: its settings and its number of images."""
+Case = tuple[Sampling, int]  # a sampling run to be timed: its settings and its number of images
 MIN_ROUNDS = 3
 HELD_OUT = 12
 SCALE = 1.5  # guidance scale of the timed runs, which takes no time
@@ -196,8 +194,7 @@ def read_profile(path: Path, recipe: Json | None = None) -> Profile:
     """The profile in a file. Raises ValueError where it is damaged or, with a recipe, of another machine or network."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        names = ("recipe", "cost", "rows", "rounds")
-        profile = Profile(*(content[name] for name in names), anatomy=content.get("anatomy", {}))
+        profile = Profile(**content)
         profile.costs(profile.anatomy or dict.fromkeys(("around", "linear", "square"), 1.0))
     except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, no text, or another JSON
         raise ValueError(f"profile={str(path)!r}: damaged; make it again with elit profile") from None

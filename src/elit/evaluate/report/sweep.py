@@ -181,8 +181,8 @@ def write_card(
     rows = card_points(points, metric)
     metrics = [metric, *other_metrics(points[0], metric)]
     top, steps = best(rows, metric), max(row.steps for row in rows)
-    name = f"ELIT-{type(model).__name__}" if model.budgets else type(model).__name__
-    task = pipeline_tag(model)
+    budgets, channels, task = model.budgets, model.config.in_channels, pipeline_tag(model)
+    name = f"ELIT-{type(model).__name__}" if budgets else type(model).__name__
     data = ModelCardData(
         license=license,
         library_name="elit",
@@ -205,26 +205,6 @@ def write_card(
             for each in (metrics if point is top else [metric])
         ],
     )
-    write_text(card, f"---\n{data.to_yaml()}\n---\n\n{_body(name, model, rows, metrics, reference)}")
-    return card
-
-
-def card_points(points: Sequence[Point], metric: str) -> list[Point]:
-    """The card's table: without guidance and with each kind at its best scale, from the most steps to the fewest."""
-    of_kinds = [point for kind in LOOK for point in at_best_scale(points, metric, kind)]
-    return sorted(of_kinds, key=lambda point: -point.steps)
-
-
-def pipeline_tag(model: Transformer) -> str | None:
-    """The Hub's name for the task; it has none for clips by class."""
-    clips = len(model.sample_size) == 3
-    if model.takes_text:
-        return "text-to-video" if clips else "text-to-image"
-    return None if clips else "unconditional-image-generation"
-
-
-def _body(name: str, model: Transformer, rows: Sequence[Point], metrics: Sequence[str], reference: str) -> str:
-    top, budgets, channels = best(rows, metrics[0]), model.budgets, model.config.in_channels
     dial = (
         f"It runs at {len(budgets)} budgets with the same weights: {budgets[0]} to {budgets[-1]} latents per group, "
         "chosen at inference, by the Elastic Latent Interface Transformer."
@@ -233,7 +213,11 @@ def _body(name: str, model: Transformer, rows: Sequence[Point], metrics: Sequenc
     )
     size = f"{'×'.join(map(str, model.sample_size))} with {channels} channel{'s' if channels > 1 else ''}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return f"""{MARK}
+    text = f"""---
+{data.to_yaml()}
+---
+
+{MARK}
 # {name}
 
 A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size}.
@@ -252,3 +236,19 @@ without the autoencoder; milliseconds were measured on one machine. {top.count} 
 `{top.detector}` against `{reference}`; each kind of guidance at its best scale. Every number has its
 full recipe in the sweep's folder.
 """
+    write_text(card, text)
+    return card
+
+
+def card_points(points: Sequence[Point], metric: str) -> list[Point]:
+    """The card's table: without guidance and with each kind at its best scale, from the most steps to the fewest."""
+    of_kinds = [point for kind in LOOK for point in at_best_scale(points, metric, kind)]
+    return sorted(of_kinds, key=lambda point: -point.steps)
+
+
+def pipeline_tag(model: Transformer) -> str | None:
+    """The Hub's name for the task; it has none for clips by class."""
+    clips = len(model.sample_size) == 3
+    if model.takes_text:
+        return "text-to-video" if clips else "text-to-image"
+    return None if clips else "unconditional-image-generation"
