@@ -25,21 +25,13 @@ FOURS = tuple(range(4, 17, 4))
 @pytest.mark.parametrize(
     ("budget", "budgets", "expected"),
     [
-        (None, SIXTEEN, 16),
-        (1, SIXTEEN, 1),
-        (1.0, SIXTEEN, 16),
-        (0.5, SIXTEEN, 8),
+        *((budget, SIXTEEN, 16) for budget in (None, 1.0, "1.0", "full")),
+        *((budget, SIXTEEN, 8) for budget in (0.5, "0.5", "50%", np.int64(8))),
+        *((budget, SIXTEEN, 1) for budget in (1, "1")),
         (0.28125, SIXTEEN, 5),  # 4.5 rounds up
-        (np.int64(8), SIXTEEN, 8),
         (np.float32(0.25), SIXTEEN, 4),
-        ("0.5", SIXTEEN, 8),
-        ("50%", SIXTEEN, 8),
         (" 12.5 % ", SIXTEEN, 2),
-        ("1.0", SIXTEEN, 16),
-        ("1", SIXTEEN, 1),
-        ("full", SIXTEEN, 16),
-        (0.05, FOURS, 4),
-        (0.7, FOURS, 12),
+        *((budget, FOURS, latents) for budget, latents in ((0.05, 4), (0.7, 12))),
         (None, (), None),
     ],
 )
@@ -119,15 +111,10 @@ def test_schedules(schedule, expected):
     assert schedule_budgets(schedule, TIMES, SIXTEEN) == expected
 
 
-def test_a_boundary_at_a_step_belongs_to_the_later_piece():
+def test_a_boundary_at_a_step_belongs_to_the_later_piece_and_equal_parts_are_the_fewest():
     assert schedule_budgets("1@0-0.3,16@0.3-1", [0.2, 3 * 0.1], SIXTEEN) == [1, 16]
-
-
-def test_equal_parts_are_the_fewest():
-    assert equal_parts([16, 16, 1, 1]) == [16, 1]
-    assert equal_parts([4] * 6) == [4]
-    assert equal_parts([4, 1, 1, 4]) == [4, 1, 1, 4]
-    assert equal_parts([2, 2, 2, 2, 1, 1]) == [2, 2, 1]
+    assert [equal_parts(each) for each in ([16, 16, 1, 1], [4] * 6)] == [[16, 1], [4]]
+    assert [equal_parts(each) for each in ([4, 1, 1, 4], [2] * 4 + [1] * 2)] == [[4, 1, 1, 4], [2, 2, 1]]
 
 
 def test_evenly_spaced_values_have_the_first_and_the_last():

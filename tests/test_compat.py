@@ -14,12 +14,6 @@ from torch import nn
 from elit import compat
 
 
-def test_torch_maps_trees():
-    tree = {"a": [torch.ones(1), 2], "b": (3,)}
-    assert compat.tree_map(lambda one, two: (one, two), {"a": 1}, {"a": [2]}) == {"a": (1, [2])}
-    assert compat.tree_map_only(int, lambda value: value + 1, tree) == {"a": [tree["a"][0], 3], "b": (4,)}
-
-
 def test_torch_fake_tensors_and_storage_numbers():
     with compat.fake_tensors():
         one = torch.zeros(1 << 40)  # 4 TiB

@@ -28,18 +28,14 @@ RESULTS = runs.ROOT / "studies" / "results" / "fashion"
 
 
 @pytest.mark.parametrize(
-    ("advantages", "errors", "expected"),
+    ("advantages", "expected"),
     [
-        ([5.0], [1.0], "holds"),
-        ([3.0], [1.0], "undecided"),
-        ([3.0, 2.5], [1.0, 1.0], "holds"),
-        ([3.0, 1.0], [1.0, 1.0], "undecided"),
-        ([-3.0, -2.5], [1.0, 1.0], "does not hold"),
-        ([-5.0], [1.0], "does not hold"),
+        *(([5.0], "holds"), ([3.0, 2.5], "holds"), ([-5.0], "does not hold"), ([-3.0, -2.5], "does not hold")),
+        *(([3.0], "undecided"), ([3.0, 1.0], "undecided")),
     ],
 )
-def test_a_verdict_needs_two_standard_errors_in_every_seed_or_four_in_one(advantages, errors, expected):
-    assert study.verdict(advantages, errors) == expected
+def test_a_verdict_needs_two_standard_errors_in_every_seed_or_four_in_one(advantages, expected):
+    assert study.verdict(advantages, [1.0] * len(advantages)) == expected
 
 
 def scored(out, *words, advantage=0.0):

@@ -64,10 +64,6 @@ def test_no_modules_import_each_other():
     assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
 
 
-def test_few_modules_lie_loose():
-    assert len(list(SOURCE.glob("*.py"))) <= 8
-
-
 def test_files_are_put_in_place_in_one_module():
     """And in training/checkpoint.py, whose folders several processes write."""
     writes = re.compile(r"os\.(replace|rename)\(|\.(rename|replace)\((path|target|folder|out)\)|\.tmp\b")
@@ -99,15 +95,15 @@ def test_private_names_of_other_packages_are_in_compat_alone():
 
 
 def test_the_house_stays_small_and_typed():
+    assert len(list(SOURCE.glob("*.py"))) <= 8
+    names = {path.stem for path in FILES}
+    assert not names & {"utils", "util", "helpers", "misc", "common"}
+    assert not {path.stem for path in SOURCE.glob("*")} & set(elit.__all__)  # no module shadows a function
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert max(lines.values()) <= 400
     assert sum(lines.values()) <= MAX_LINES
     untyped = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name)]
     assert sum(node.id == "Any" for node in untyped) <= 250
-
-
-def test_no_module_is_a_drawer():
-    assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "misc", "common"}
 
 
 @pytest.mark.slow
@@ -118,8 +114,3 @@ def test_a_bare_import_is_light_and_every_public_name_is_there():
     assert all(hasattr(elit, name) for name in elit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = elit.nothing
-
-
-def test_no_module_shadows_a_public_function():
-    names = {path.stem for path in SOURCE.glob("*")}
-    assert not names & set(elit.__all__)

@@ -16,9 +16,7 @@ def test_a_sample_is_replaced_when_asked_to(run, tmp_path, models, out):
     assert run(*line, "--count", 3)[0] == 0
     code, said, error = run(*line)
     assert (code, said) == (2, "")
-    assert (
-        error == f"elit sample: cannot write out='{out}': it exists; give another name, or --overwrite to replace it\n"
-    )
+    assert error.endswith(f"write out='{out}': it exists; give another name, or --overwrite to replace it\n")
     assert run(*line, "--overwrite")[0] == 0
     if out == "folder":  # no stale picture is left
         assert [path.name for path in (tmp_path / "folder").iterdir()] == ["000000.png"]
@@ -33,10 +31,7 @@ def test_a_sample_is_replaced_when_asked_to(run, tmp_path, models, out):
         ("dir.png", "cannot write out='dir.png': it is a folder; give the name of a file"),
         ("file", "cannot write out='file': it is a file; give the name of a folder"),
         ("file/x.png", "cannot write out='file/x.png': "),
-        (
-            "mine",
-            "cannot write out='mine': it holds 'notes.txt', which this command has not written; give another folder",
-        ),
+        ("mine", "cannot write out='mine': it holds 'notes.txt', which this command has not written; give another"),
     ],
 )
 def test_what_cannot_be_written_is_told_before_the_work(run, tmp_path, models, monkeypatch, out, message):
@@ -67,12 +62,7 @@ def test_a_quickstart_that_is_refused_or_fails_leaves_the_one_before(run, tmp_pa
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["quickstart", "results.json", "thesis.tex"]
 
 
-FILES = {
-    "evaluate": "samples.npz",
-    "sweep": "table.parquet",
-    "serve": "build.yaml",
-    "encode": "inspect.png",
-}
+FILES = {"evaluate": "samples.npz", "sweep": "table.parquet", "serve": "build.yaml", "encode": "inspect.png"}
 
 
 @pytest.mark.parametrize("command", ["import", "inspect", *FILES])
@@ -94,10 +84,7 @@ def test_every_command_asks(run, tmp_path, models, command):
     code, _, error = run(*lines[command])
     assert code == 2
     assert list(tmp_path.iterdir()) == [out]
-    place = f"{option}='{out}'"
-    assert (
-        error == f"elit {command}: cannot write {place}: it exists; give another name, or --overwrite to replace it\n"
-    )
+    assert error.startswith(f"elit {command}: cannot write {option}='{out}': it exists; give another name, or --over")
 
 
 def test_a_model_keeps_the_table_of_another_sweep(run, tmp_path, models):
@@ -128,16 +115,3 @@ def test_no_work_is_done_for_a_place_that_cannot_be_written(run, models, command
     assert (code, error.count("\n")) == (2, 1)
     assert "='/proc/x/y" in error
     assert error.startswith(f"elit {command}: cannot write ")
-
-
-def test_a_folder_that_cannot_be_filled_leaves_nothing(tmp_path):
-    (tmp_path / "there").mkdir()
-
-    def fail(folder):
-        (folder / "half").write_text("")
-        raise OSError("full")
-
-    for name in ("there", "new"):
-        with pytest.raises(OSError, match="full"):
-            write_folder(tmp_path / name, fail)
-    assert [path.name for path in tmp_path.rglob("*")] == ["there"]

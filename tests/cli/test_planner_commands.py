@@ -48,17 +48,3 @@ def test_without_a_profile_a_target_measures_first(run, monkeypatch):
     code, _, error = run("sample", "model", "--labels", 3, "--target-ms", 0.001, "--out", "x.png")
     assert (code, error.count("\n")) == (2, 1)
     assert error.startswith("elit sample: target_ms=0.001: the least possible here is ")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("sample model --target-gflops -1", "target_gflops"),
-        ("sample model --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
-        ("sample model --target-ms 100 --steps 8", "cannot use steps with a target"),
-    ],
-)
-def test_mistakes_are_one_line(run, line, message):
-    code, _, error = run(*line.split())
-    assert (code, error.count("\n")) == (2, 1)
-    assert error.startswith(f"elit sample: {message}")

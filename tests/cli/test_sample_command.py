@@ -19,17 +19,6 @@ from elit.sampling.pipeline import ElitPipeline
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-def test_a_grid_an_array_and_a_folder(run, models):
-    options = ("--steps", "2", "--labels", "3", "7", "--count", "5", "--batch-size", "2", "--budget", "0.5")
-    for out in ("grid.png", "array.npz", "folder"):
-        code, text, _ = run("sample", models / "model", *options, "--out", out)
-        assert code == 0
-        assert text.startswith(f"{out}: 5 images, ")
-    assert Image.open("grid.png").size == (3 * 66 - 2, 2 * 66 - 2)
-    assert np.load("array.npz")["arr_0"].shape == (5, 8, 8, 3)
-    assert len(os.listdir("folder")) == 5
-
-
 def test_clips_as_strips_animation_array_and_folder(run, models):
     frames, rows, columns = SAVED["clips"][1]["sample_size"]
     for out in ("strips.png", "moving.gif", "array.npz", "folder"):
@@ -147,11 +136,8 @@ def test_other_weights_under_the_same_name_are_refused(folder, tmp_path, capsys)
 def test_what_cannot_be_repeated_is_one_line(folder, tmp_path, capsys):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("hello")
-    for name, message in (
-        ("plain.png", "has no settings in it"),
-        ("text.png", "not a picture"),
-        ("missing.png", "no such file"),
-    ):
+    messages = {"plain.png": "has no settings in it", "text.png": "not a picture", "missing.png": "no such file"}
+    for name, message in messages.items():
         assert main(["sample", "--like", str(tmp_path / name)]) == 2
         said = capsys.readouterr().err
         assert message in said

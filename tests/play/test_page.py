@@ -104,8 +104,10 @@ class Visitor:
         self.page.wait_for_function(script, arg=[where, text])
 
     def set(self, where, value):
-        box = self.page.locator(f"{where} input[type=number]")
-        box.fill(str(value))
+        self.enter(self.page.locator(f"{where} input[type=number]"), str(value))
+
+    def enter(self, box, text):
+        box.fill(text)
         box.press("Enter")
 
     def click(self, where):
@@ -191,13 +193,11 @@ def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
 def test_invalid_values_are_a_message(visitor):
     visitor.open("Dial")
     box = visitor.page.get_by_label("Class").first
-    box.fill("boots")
-    box.press("Enter")
+    visitor.enter(box, "boots")
     visitor.wait("did you mean 'Ankle boot'?", "#cost")
     visitor.click("#draw")
     visitor.wait("Ankle boot", "#facts")
-    box.fill("Bag")
-    box.press("Enter")
+    visitor.enter(box, "Bag")
     visitor.wait("Bag · seed 0", "#facts")
     visitor.set("#seed", -5)
     visitor.wait("seed must be 0 to", "#facts")
@@ -232,9 +232,7 @@ def test_a_text_model_has_a_prompt(browser):
     page = build_page(Renderer(NetworkEngine(opened("elit-mmdit", in_channels=3), name="texts")))
     with address_of(page) as address:
         guest = Visitor(browser, address, "?steps=1&budget=99")  # a budget that it has not
-        box = guest.page.get_by_label("Prompt")
-        box.fill("a one")
-        box.press("Enter")
+        guest.enter(guest.page.get_by_label("Prompt"), "a one")
         guest.wait("a one · seed 0 · budget 16", "#facts")
         guest.page.wait_for_url("**of=a+one**")
 
@@ -267,11 +265,9 @@ def test_the_command_refuses(address, capsys):
     port = address.split(":")[2].strip("/")
     for line, message in (
         ("--host 0.0.0.0", "the page has no password"),
-        ("--port 99999", "cannot listen at host='127.0.0.1', port=99999"),
+        (f"--port {port}", f"cannot listen at host='127.0.0.1', port={port}"),
         ("nowhere", "nowhere"),
-        (f"--port {port}", f"{port}"),
         ("--service http://127.0.0.1:9", "does not answer"),
-        ("--service 127.0.0.1", "service must be http://HOST:PORT"),
     ):
         assert main(["play", *line.split()]) == 2
         assert message in capsys.readouterr().err

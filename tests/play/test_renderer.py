@@ -111,19 +111,19 @@ def test_inside_is_what_the_network_read(renderer, picture):
     frames = trajectory(renderer.engine, picture)
     assert [text for _, text in frames] == ["t = 0.00", "t = 0.33", "t = 0.67", "t = 1.00"]
     assert overlay(picture.image(), maps[0, 0]).size == (384, 384)
+    image, largest = difference(Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 0, 0)))
+    assert largest == pytest.approx(0.2)
+    assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_plan_keeps_to_its_target(renderer):
+@pytest.mark.slow
+def test_a_plan_keeps_to_its_target_and_measures_this_machine_first_for_one_in_milliseconds(renderer, monkeypatch):
     target = renderer.engine.gflops(request(steps=6).sampling)
     best = renderer.plan(target, None, print)
     assert best.gflops <= target
     assert renderer.engine.gflops(best) == pytest.approx(best.gflops)
     with pytest.raises(ValueError, match="least possible"):
         renderer.plan(1e-9, None, print)
-
-
-@pytest.mark.slow
-def test_a_target_in_milliseconds_measures_this_machine_first(renderer, monkeypatch):
     monkeypatch.setattr("elit.play.renderer.PROFILE_SECONDS", 0.0)
     monkeypatch.setattr(renderer, "profile", None)
     assert 0 < renderer.plan(None, 10_000, print).ms <= 10_000
@@ -165,10 +165,3 @@ def test_a_pipeline_with_a_dial(tmp_path):
     for wrong in (request("1000"), request("7", guidance=elit.AG(3, 1))):
         with pytest.raises(ValueError, match=r"1000|ag"):
             renderer.cost(wrong)
-
-
-def test_differences():
-    black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 0, 0))
-    image, largest = difference(black, grey)
-    assert largest == pytest.approx(0.2)
-    assert image.getpixel((0, 0)) == (255, 0, 0)

@@ -49,12 +49,9 @@ def test_links_of_older_versions():
     [
         ({"seed": "x"}, "seed must be of type int, got 'x'"),
         ({"seed": "-1"}, "seed must be 0 to 2147483647, got -1"),
-        ({"seed": "1e400"}, "seed must be of type int"),
         ({"steps": "9999"}, "steps must be 1 to 64, got 9999"),
-        ({"steps": "2.5"}, r"steps must be of type int, got '2\.5'"),
         ({"guidance": "cfg", "scale": "nan"}, "scale"),
         ({"guidance": "../x"}, r"guidance.*\.\./x"),
-        ({"budget": "17"}, "17"),
         ({"budget": "4@0-0.5"}, "cover t|budget"),
         ({"of": " "}, "the class or prompt must be a text"),
         ({"of": "a" * 3000}, "at most 2000 characters, got '3000"),

@@ -20,6 +20,7 @@ from elit.serve.settings import ServiceSettings
 pytestmark = pytest.mark.slow
 
 KEY = "a-key-of-tests"
+HEAD = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,7 @@ def test_openai_client_gets_the_bytes_of_elit_sample_alone_and_in_a_mixed_batch(
         assert image == sampled(folder, tmp_path / str(extra["seed"]), 3, extra["seed"], report)
         assert report["gflops"] > 0 and report["compute_ms"] > 0 and report["queue_ms"] >= 0  # noqa: PT018
     assert [answer.model_extra["elit"]["budget"] for answer in together[:4]] == [1, 4, 2, 4]
-    alone = generate(wanted[0])
-    assert alone.data[0].b64_json == together[0].data[0].b64_json
-    assert alone.size == "8x8"
+    assert generate(wanted[0]).data[0].b64_json == together[0].data[0].b64_json
 
 
 def test_n_images_urls_formats_and_names(client):
@@ -109,18 +108,14 @@ def test_previews_stream(client):
     assert kinds == ["partial_image", "partial_image", "completed"]
     how = events[-1].elit
     how = {"seed": 1, "budget": how["budget"], "num_inference_steps": how["steps"]}
-    assert events[-1].b64_json == client.images.generate(prompt="3", extra_body=how).data[0].b64_json
     assert events[0].b64_json != events[1].b64_json
+    assert events[-1].b64_json == client.images.generate(prompt="3", extra_body=how).data[0].b64_json
 
 
-def test_what_cannot_be_met_is_refused_at_once(client):
-    with pytest.raises(openai.RateLimitError) as refused:
+def test_what_cannot_be_met_is_refused_at_once_and_without_the_key_there_is_nothing(client, service):
+    with pytest.raises(openai.RateLimitError, match="deadline") as refused:
         client.images.generate(prompt="3", extra_body={"deadline_ms": 0.5})
     assert int(refused.value.response.headers["Retry-After"]) >= 1
-    assert refused.value.code == "deadline"
-
-
-def test_without_the_key_there_is_nothing(service):
     url = service[0]
     for key in (None, "", "wrong", KEY + "x"):
         answers = [get(url, path, key) for path in ("/v1/models", "/metrics", "/nothing")]
@@ -130,11 +125,8 @@ def test_without_the_key_there_is_nothing(service):
 
 
 BAD = [
-    *({}, [], {"prompt": None}, {"prompt": ""}, {"prompt": "3" * 100_000}, {"prompt": "no such class"}),
-    *({"prompt": 10**40}, {"prompt": "3", "n": 10**9}, {"prompt": "3", "size": "../../etc/passwd"}),
-    *({"prompt": "3", "num_inference_steps": 101}, {"prompt": "3", "budget": "1" * 5000}, {"prompt": "3", "x": 1}),
-    *({"prompt": "3", "guidance_scale": 2, "guidance_budget": 9}, {"prompt": "3", "budget": 4, "quality": "low"}),
-    *(b"", b"{", b"\xff\xfe", b"[" * 50_000, b'{"prompt": NaN}', b'{"prompt": 1' + b"0" * 6000 + b"}", b"\x80\x04K."),
+    *({}, [], {"prompt": "3" * 100_000}, {"prompt": "no such class"}, {"prompt": "3", "num_inference_steps": 101}),
+    *({"prompt": "3", "budget": 4, "quality": "low"}, b"", b"\xff\xfe", b"[" * 50_000, b'{"prompt": NaN}'),
 ]
 
 
@@ -155,13 +147,12 @@ def test_half_open_connections_and_bodies_that_never_come_hold_nothing_up(servic
     monkeypatch.setattr("elit.serve.api.BODY_SECONDS", 1.0)
     url = service[0]
     host, port = url.removeprefix("http://").split(":")
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     silent = [socket.create_connection((host, int(port))) for _ in range(50)]
     for number, each in enumerate(silent):
-        each.sendall((head if number % 2 else "POST /v1/im").encode())
+        each.sendall((HEAD if number % 2 else "POST /v1/im").encode())
     slow = socket.create_connection((host, int(port)))
     slow.settimeout(20)
-    slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    slow.sendall(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
     assert ask(url, {"prompt": "3"}).status_code == 200
     assert b" 408 " in slow.recv(4096)
     assert ask(url, b"x" * 70_000).status_code == 413
@@ -173,19 +164,18 @@ def test_a_client_that_leaves_frees_its_place(service):
     url, replica, _ = service
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "3", "n": 4, "num_inference_steps": 100, "stream": True, "partial_images": 3})
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     leaving = socket.create_connection((host, int(port)))
-    leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    leaving.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    def wait_until(true):
+        end = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
     wait_until(lambda: replica.policy.running)
     leaving.close()
     wait_until(lambda: not replica.here and not replica.policy.running)
-
-
-def wait_until(true, seconds=30):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_metrics_parse_and_count(client, service):

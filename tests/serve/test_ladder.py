@@ -35,6 +35,10 @@ def test_a_step_is_the_sum_of_its_parts():
     assert replace(COSTS, overlapping=True, call=100.0).step_ms([(FULL, 1)]) == 100.5
     assert replace(COSTS, separate=True).efficient_batch(FULL, 8) == 1
     assert replace(COSTS, call=1000.0).efficient_batch(FULL, 8) == 8
+    prices = {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 6}
+    anatomy = {"around": 1.5, "linear": 0.1, "square": 0.01, "shared": 0.25, "budgets": [1, 2, 3]}
+    costs = Profile({}, {"prices": prices, "overlapping": False}, [], 0, anatomy).costs()
+    assert costs == Costs(run=1, call=2, core=0.5, around=6, linear=0.5, square=0.06, image=3, shared=1)
 
 
 def test_the_ladder_rises_from_the_floor_to_all():
@@ -49,13 +53,6 @@ def test_the_ladder_rises_from_the_floor_to_all():
     for changes, message in (({"least_budget": "17"}, "got 17"), ({"least_steps": 9}, "must be 1 to 8, got 9")):
         with pytest.raises(ValueError, match=message):
             replace(SERVICE, steps=8, **changes).ladder(range(1, 17))
-
-
-def test_costs_come_from_a_profile():
-    prices = {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5, "attention": 6}
-    anatomy = {"around": 1.5, "linear": 0.1, "square": 0.01, "shared": 0.25, "budgets": [1, 2, 3]}
-    profile = Profile({}, {"prices": prices, "overlapping": False}, [], 0, anatomy)
-    assert profile.costs() == Costs(run=1, call=2, core=0.5, around=6, linear=0.5, square=0.06, image=3, shared=1)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +103,7 @@ def test_the_ladder_is_the_front(model, folder, table):
         ({"least_steps": 11, "least_budget": "50%"}, ((11, 2), (12, 2))),
         ({"least_budget": "100%", "least_steps": 5}, ((5, 4), (6, 4))),
         ({"most_steps": 20, "guidance_scale": 2.0, "guidance_budget": "1"}, ()),  # one latent is best there
-        ({"guidance_scale": 1.5}, ()),  # a single setting
-        ({"guidance_scale": 3.0}, ()),
-        ({"least_steps": 13}, ()),
+        *(({"guidance_scale": scale}, ()) for scale in (1.5, 3.0)),  # a single setting, and none
     ],
 )
 def test_the_services_guidance_and_floor(model, folder, table, changes, rungs):

@@ -48,14 +48,12 @@ def run(policy, requests, slower=1.0):
         while todo and (todo[0].arrival <= now or not (policy.waiting or policy.running)):
             arriving = todo.pop(0)
             now = max(now, arriving.arrival)
-            refusal = policy.arrive(arriving, now)
-            if refusal:
+            if refusal := policy.arrive(arriving, now):
                 refused[arriving.id] = refusal
             check(policy, now)
         queue = list(policy.waiting)
         started, refusals = policy.decide(now)
-        for refusal in refusals:
-            refused[refusal.request.id] = refusal
+        refused |= {refusal.request.id: refusal for refusal in refusals}
         left = [each for each in queue if each.id not in refused]
         assert [each.request for each in started] == left[: len(started)], "not by deadline"
         starts += [(each.request, each.setting) for each in started]
@@ -145,9 +143,6 @@ def test_what_cannot_be_met_is_refused_at_once_and_told_when_to_come_back():
     refusal = policy.arrive(request("late", 0.0, 4.01 * FLOOR_MS / 1e3), 0.0)
     assert refusal.reason == "deadline"
     assert refusal.retry_after == pytest.approx(0.99 * FLOOR_MS / 1e3)
-
-
-def test_the_queue_is_bounded():
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, max_queue=3))
     answers = [policy.arrive(request(number, 0.0, 1e6), 0.0) for number in range(5)]
     assert [answer and answer.reason for answer in answers] == [None, None, None, "queue", "queue"]

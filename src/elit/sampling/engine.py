@@ -300,7 +300,7 @@ def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     copies = _copies[model][1]
     with torch.inference_mode(False), torch.no_grad():  # a copy made in inference mode could not be written to later
         if dtype not in copies:
-            copies[dtype] = copy.deepcopy(model).to(dtype).eval()
+            copies[dtype] = torch.nn.Module.to(copy.deepcopy(model), dtype).eval()  # without the advice of diffusers
         else:  # each time: a write through `.data`, as when peft merges an adapter, leaves no trace
             copy_all(_tensors(copies[dtype]), _tensors(model))
     return copies[dtype]
