@@ -5,11 +5,9 @@ Users write a budget as
     None            all latents
     int             that many latents of every window
     float (0, 1]    that share of them, rounded to the nearest valid count
-    str             as text: "8" latents, "50%" a share of them, "100%" all; or a schedule over t
+    str             "8" latents ("1" is one), "50%" or "0.5" a share of them, "100%" or "1.0" all; or a schedule over t
                     ("50%@0-0.5,100%@0.5-1": half of them while t < 0.5, then all)
-As text a number without a percent sign counts latents, so "1" is one latent, in a schedule too. Decimals are shares:
-"0.5" is "50%" and "1.0" is "100%". Several budgets are `step_budgets` or `sample_budgets` of `elit.sample`; a network's
-forward has no steps, so that a list there is one a sample.
+Several budgets are `step_budgets` or `sample_budgets` of `elit.sample`; a network's forward takes one a sample.
 """
 
 import math
@@ -24,8 +22,7 @@ T = TypeVar("T")
 Budget = int | float | None
 Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
 TYPED = "latents per window (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
-ANY_COUNT = range(1, 1 << 31)
-"""Budgets to check a text against where no network is at hand."""
+ANY_COUNT = range(1, 1 << 31)  # Budgets to check a text against where no network is at hand.
 
 budget_block: ContextVar[Schedule] = ContextVar("elit_budget", default=None)
 """The budget that a `with elit.budget(...)` block sets for elastified transformers; None outside of one."""

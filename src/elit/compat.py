@@ -16,9 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map as tree_map, tree_map_only as tree_map_only
 
-# --- torch -----------------------------------------------------------------------------------------------------------
-
-
 # tree_map(change, tree, *others) and tree_map_only(kind, change, tree): `change` of every leaf of nested dictionaries,
 # lists and tuples. torch 2.0; torch.func and torch.export are made of them.
 
@@ -73,10 +70,8 @@ def refused_global(error: BaseException) -> str | None:
     return match[1] if match else None
 
 
-DEAD_WORKER = "DataLoader worker (pid"
-"""Start of torch's RuntimeError for a loader process that has died. torch 1.0."""
-CAUGHT = "Caught"
-"""Start of torch's message for an error inside a loader process, which lives on. torch 1.1."""
+# Starts of torch's messages for a loader process that has died, and for an error inside one, which lives on. torch 1.1.
+DEAD_WORKER, CAUGHT = "DataLoader worker (pid", "Caught"
 
 
 def is_dead_worker(error: BaseException) -> bool:
@@ -85,8 +80,6 @@ def is_dead_worker(error: BaseException) -> bool:
         return str(error).startswith(DEAD_WORKER)
     return not str(error).startswith(CAUGHT)
 
-
-# --- diffusers -------------------------------------------------------------------------------------------------------
 
 CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
 """Attribute of a diffusers model: the function through which its forward runs blocks in training. diffusers 0.32."""
@@ -124,9 +117,6 @@ def execution_device(pipeline: Any) -> torch.device:
     return pipeline._execution_device
 
 
-# --- accelerate ------------------------------------------------------------------------------------------------------
-
-
 def forget_precision() -> None:
     """Lets a process that has made an Accelerator make another, in another precision. accelerate 0.10."""
     from accelerate.state import AcceleratorState
@@ -134,12 +124,8 @@ def forget_precision() -> None:
     AcceleratorState._reset_state()
 
 
-# --- peft ------------------------------------------------------------------------------------------------------------
-
 LORA_WEIGHT, WRAPPED_LAYER = "lora_", ".base_layer."
 """Parts of the names of LoRA's weights, and of the weights it wraps. peft 0.5; diffusers relies on both."""
-
-# --- torch-fidelity --------------------------------------------------------------------------------------------------
 
 
 def inception_network(weights: str | None) -> tuple[nn.Module, nn.Module]:

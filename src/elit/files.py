@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Json = dict[str, Any]
-"""A JSON object, or other values by name."""
+Json = dict[str, Any]  # A JSON object, or other values by name.
 
 
 @contextmanager
@@ -128,7 +127,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     That takes two renames. A kill between them leaves the old folder as `.NAME.old`, and nothing at `folder`:
     `whole_folder` finds it there, and the next call puts it back before it writes.
     """
-    temporary, old = _temporary(folder), _set_aside(folder)
+    temporary, old = _temporary(folder), folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
     temporary.mkdir(parents=True)
@@ -147,12 +146,8 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 def whole_folder(folder: Path) -> Path:
     """The folder to read: `folder`, or the old one where a kill has left no other."""
-    old = _set_aside(folder)
+    old = folder.with_name(f".{folder.name}.old")
     return old if old.is_dir() and not folder.exists() else folder
-
-
-def _set_aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
 
 
 def fingerprint(path: Path) -> list[int]:

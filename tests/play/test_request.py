@@ -1,4 +1,4 @@
-"""Requests: checked, as values of the controls, and as links of this version and older ones."""
+"""Requests: checked, as values of the controls, and as links."""
 
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -30,14 +30,7 @@ def test_links_and_controls_keep_a_request(wanted):
     controls = wanted.controls(BUDGETS)
     assert len(controls) == len(CONTROLS)
     assert START.updated_by_controls(controls) == wanted
-
-
-def test_links_of_older_versions():
-    link = dict(parse_qsl("of=sneaker&seed=3&budget=4@0-0.5,16@0.5-1&steps=8&guidance=ccfg&scale=2&guidance_budget=1"))
-    expected = elit.Sampling(steps=8, budget="4@0-0.5,16@0.5-1", guidance=elit.CCFG(2.0, 1), seed=3)
-    assert START.updated(link) == Request("sneaker", expected)
     guided = request(guidance=elit.CFG(4))
-    assert guided.updated({"of": "3", "seed": "0", "budget": "16", "steps": "16"}) == START
     assert guided.updated({"of": "3"}) == guided
     baseline = Request("3", elit.Sampling(steps=16))
     assert baseline.updated({"budget": "full", "steps": "16"}) == baseline

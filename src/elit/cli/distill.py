@@ -55,13 +55,11 @@ def run(args: Args) -> Json | None:
         write_card(args.settings, result["validation"])
         if args.push_to_hub:
             result["url"] = push(out, args.push_to_hub)
-        line = f"{out}: saved; elit.load_elastic(pipe, {out!r}) puts it into a pipeline"
-    else:
-        line = f"{result['model']}: saved; elit.load_elastic({result['model']!r}) reads it"
-    if not args.json:
-        if "model" in result:
-            names = ("tokens", "distance_before", "distance")
-            rows = [[f"{row[name]:.4g}" for name in names] for row in result["validation"]]
-            print_table(["tokens a window", "distance to the original before", "after"], rows)
-        print(line)
+        if not args.json:
+            print(f"{out}: saved; elit.load_elastic(pipe, {out!r}) puts it into a pipeline")
+    elif not args.json:
+        names = ("tokens", "distance_before", "distance")
+        rows = [[f"{row[name]:.4g}" for name in names] for row in result["validation"]]
+        print_table(["tokens a window", "distance to the original before", "after"], rows)
+        print(f"{result['model']}: saved; elit.load_elastic({result['model']!r}) reads it")
     return result

@@ -36,6 +36,15 @@ def run(args: Args) -> Json:
     for name in versions:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    problems: Json = {}  # by package, with a cure
+    if util.find_spec("torchvision"):
+        try:
+            import_module("torchvision")
+        except Exception as error:  # any error here breaks the imports of others in the same way
+            reason = " ".join(str(error).split())
+            cure = "pip uninstall torchvision, or install the build that matches this torch"
+            fault = f"does not import ({reason}), and transformers and diffusers fail with it; {cure}"
+            problems["torchvision"] = fault
     devices = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     findings: Json = {
         "elit": __version__,
@@ -44,7 +53,7 @@ def run(args: Args) -> Json:
         "versions": {name: versions[name] for name in PACKAGES},
         "extras": {extra: f"{name} {versions[name]}" for extra, name in EXTRAS.items()},
         "devices": {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch", **devices},
-        "problems": _problems(),
+        "problems": problems,
     }
     if not args.json:
         for name, value in findings.items():
@@ -52,15 +61,3 @@ def run(args: Args) -> Json:
             for each in value.items() if isinstance(value, dict) else ():
                 print("  {}: {}".format(*each))
     return findings
-
-
-def _problems() -> Json:
-    """By package, with a cure."""
-    if util.find_spec("torchvision"):
-        try:
-            import_module("torchvision")
-        except Exception as error:  # any error here breaks the imports of others in the same way
-            reason = " ".join(str(error).split())
-            cure = "pip uninstall torchvision, or install the build that matches this torch"
-            return {"torchvision": f"does not import ({reason}), and transformers and diffusers fail with it; {cure}"}
-    return {}

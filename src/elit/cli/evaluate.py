@@ -102,7 +102,6 @@ def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGro
 
 
 def _report(args: Args, count: int, results: dict[str, Result]) -> Json:
-    """Prints a line a detector; returns the content of --json."""
     first = next(iter(results.values()))
     files = {name: str(score_path(result.recipe, args.folder)) for name, result in results.items()}
     if not args.json:

@@ -45,9 +45,5 @@ def run(args: Args) -> Json:
         size = "×".join(map(str, model.sample_size))
         print(f"{args.out}: {kind}, {model.num_parameters() / 1e6:.1f}M parameters, samples of {size} cells")
     print(f"note: {LICENCE}")
-    found = {
-        "parameters": model.num_parameters(),
-        "budgets": list(model.budgets),
-        "sample_size": list(model.sample_size),
-    }
-    return {"out": str(args.out), **found, "licence": LICENCE}
+    sizes = {"parameters": model.num_parameters(), "budgets": list(model.budgets)}
+    return {"out": str(args.out), **sizes, "sample_size": list(model.sample_size), "licence": LICENCE}

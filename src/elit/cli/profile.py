@@ -53,6 +53,5 @@ def run(args: Args) -> Json:
 
 
 def measured(model: Transformer, *, seconds: float, **options: Any) -> Profile:
-    """A profile of the model, with a bar while it is measured."""
     with show_progress("measuring", round(seconds)) as progress:
         return measure_profile(model, seconds=seconds, progress=progress, **options)

@@ -38,8 +38,7 @@ from elit.sampling.sample import sample
 from elit.sampling.settings import Sampling
 from elit.training.train import train
 
-SAMPLES = 200
-"""Scored at each setting; of clips, which take longer, half as many."""
+SAMPLES = 200  # Scored at each setting; of clips, which take longer, half as many.
 SAMPLING_STEPS = 16
 SHARES = ("100%", "50%", "25%", "12.5%", "6.25%")
 STRIPS = (2, 5, 7)  # the digits whose clips are shown frame by frame
@@ -48,6 +47,24 @@ PRODUCTS = (
     *("model", "checkpoints", "samples", "logs", "config.yaml", "metrics.jsonl", "results.json"),
     *("samples.png", "samples.gif", "compute_quality.png", "read_attention.png", "report.html"),
 )
+PICTURES = {
+    "samples.gif": ("Moving digits", "Rows are budgets, columns the requested digit, with CCFG."),
+    "samples.png": (
+        "The same noise at every budget",
+        "Rows are budgets, with CCFG; only the latents' number changes.",
+    ),
+    "compute_quality.png": (
+        "Compute against quality",
+        "The Fréchet distance compares samples and real data on the classifier's features. CCFG (cheap classifier-free "
+        "guidance) runs its unconditional branch with the fewest latents: digits are clearer and less varied.",
+    ),
+    "read_attention.png": (
+        "Attention of the latents",
+        "Read attention at t = 0.7 for six digits. Each window has its own copy of a latent; first latents are trained "
+        "at every budget, last ones only near the full one.",
+    ),
+}
+"""Title and text of the report's pictures; of clips alone there is an animation."""
 TRAINING = {"steps": 700, "batch_size": 32, "learning_rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99}
 # Clips need more blocks that see all frames, and more of the times at which places and class are decided.
 OF_CLIPS = {"data": "moving-digits", "steps": 1500, "batch_size": 16, "ema_decay": 0.995, "time_shift": 1.5}
@@ -86,14 +103,12 @@ class Args(Output):
         return self.backbone == "video"
 
     def training(self, out: Path) -> TrainConfig:
-        """The training run, in the folder `out`."""
         settings: Json = TRAINING | (OF_CLIPS if self.clips else {}) | ({"steps": self.steps} if self.steps else {})
         settings |= {"preview_every": 0, "checkpoint_every": settings["steps"], "seed": self.seed}
         return TrainConfig(out=str(out), model=NETWORKS[self.backbone], **settings)
 
 
 def run(args: Args) -> Json:
-    """Trains, samples, scores and writes everything into `args.out`; the README lists the files."""
     check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=PRODUCTS.__contains__)
     write_folder(args.out, lambda folder: run_into(folder, args))
     results = json.loads((args.out / "results.json").read_text(encoding="utf-8"))
@@ -135,33 +150,28 @@ def run_into(out: Path, args: Args) -> None:
         f"budgets with the same weights. Accuracy is by a classifier, {known}."
     )
     numbers = f"{count} samples a row, {SAMPLING_STEPS} Euler steps; cost is of a whole sample, guidance included."
+    there = [(out / name, *texts) for name, texts in PICTURES.items() if (out / name).is_file()]
+    prompt = f' --prompts "{CAPTIONS[3]}" "{CAPTIONS[7]}"' if args.backbone == "mmdit" else ""
+    advice = (
+        f"elit sample {args.out / 'model'}{prompt} --budget 50% --guidance ccfg --guidance-budget {budgets[-1]} "
+        f"--scale 2 --out {'clips.gif' if args.clips else 'digits.png'}\n"
+        f"elit train --config {args.out / 'config.yaml'} --steps 5000 --out runs/longer\n"
+        "elit sample fashion --labels sneaker bag --count 12 --budget 25% --guidance ccfg --scale 2 --out clothes.png"
+    )
     sections = [
-        *pictures_of(out, args.clips),
+        *(Section(title=title, text=text, image=path) for path, title, text in there),
         Section(title="The numbers", text=numbers, headings=columns, rows=rows),
-        Section(
-            title="Next steps", text="Sample, train longer, or take a larger model:", code=advice(args, budgets[-1])
-        ),
+        Section(title="Next steps", text="Sample, train longer, or take a larger model:", code=advice),
     ]
     write_page(out / "report.html", "One model, many budgets: handwritten digits", lead, sections)
     save_config(args.training(args.out), out / "config.yaml")
-    results = {
-        "backbone": args.backbone,
-        "seconds": round(time.perf_counter() - start, 1),
-        "classifier_accuracy": classifier.accuracy,
-        "samples": count,
-        "sampling_steps": SAMPLING_STEPS,
-        "rows": [
-            {
-                "budget": point.share,
-                "tokens_per_group": int(point.budget),
-                "guidance": point.guidance,
-                "gflops_per_image": point.gflops,
-                "ms_per_image": point.ms,
-                **point.scores,
-            }
-            for point in points
-        ],
-    }
+    results: Json = {"backbone": args.backbone, "seconds": round(time.perf_counter() - start, 1)}
+    results |= {"classifier_accuracy": classifier.accuracy, "samples": count, "sampling_steps": SAMPLING_STEPS}
+    results["rows"] = []
+    for point in points:
+        row = {"budget": point.share, "tokens_per_group": int(point.budget), "guidance": point.guidance}
+        row |= {"gflops_per_image": point.gflops, "ms_per_image": point.ms}
+        results["rows"].append(row | point.scores)
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     if not args.json:
         print_table(columns, rows)
@@ -176,9 +186,8 @@ def draw(
     points: Sequence[Point],
 ) -> None:
     """samples.png (of clips a strip of frames), samples.gif (clips alone), compute_quality.png, read_attention.png."""
-    rows, clips = [], len(data.shape) == 4
-    for each in samplings:
-        rows.append((f"{each.budget} of\n{model.budgets[-1]} latents", sample(model, conditions, sampling=each)))
+    clips, full = len(data.shape) == 4, model.budgets[-1]
+    rows = [(f"{each.budget} of\n{full} latents", sample(model, conditions, sampling=each)) for each in samplings]
     if clips:
         plots.animate(rows, CLASSES, out / "samples.gif")
         rows = [(label, samples[list(STRIPS)]) for label, samples in rows]
@@ -191,43 +200,5 @@ def draw(
     maps = read_attention(model, x, t, y)
     if clips:  # the first frame of each
         x, maps = x[:, :, 0], maps[:, :, 0]
-    slots = [*range(3), *range(model.budgets[-1] - 3, model.budgets[-1])]
+    slots = [*range(3), *range(full - 3, full)]
     plots.read_attention(x, maps, slots, out / "read_attention.png")
-
-
-def pictures_of(out: Path, clips: bool) -> list[Section]:
-    """The report's sections with pictures."""
-    texts = {
-        "samples.gif": ("Moving digits", "Rows are budgets, columns the requested digit, with CCFG."),
-        "samples.png": (
-            "The same noise at every budget",
-            "Rows are budgets, with CCFG; only the latents' number changes.",
-        ),
-        "compute_quality.png": (
-            "Compute against quality",
-            "The Fréchet distance compares samples and real data on the classifier's features. CCFG (cheap classifier-"
-            "free guidance) runs its unconditional branch with the fewest latents: digits are clearer and less varied.",
-        ),
-        "read_attention.png": (
-            "Attention of the latents",
-            "Read attention at t = 0.7 for six digits. Each window has its own copy of a latent; first latents are "
-            "trained at every budget, last ones only near the full one.",
-        ),
-    }
-    return [
-        Section(title=title, text=text, image=out / name)
-        for name, (title, text) in texts.items()
-        if clips or name != "samples.gif"
-    ]
-
-
-def advice(args: Args, weak: int) -> str:
-    """Commands for the folder that was made."""
-    prompt = f' --prompts "{CAPTIONS[3]}" "{CAPTIONS[7]}"' if args.backbone == "mmdit" else ""
-    file = "clips.gif" if args.clips else "digits.png"
-    guidance = f"--guidance ccfg --guidance-budget {weak} --scale 2"
-    return (
-        f"elit sample {args.out / 'model'}{prompt} --budget 50% {guidance} --out {file}\n"
-        f"elit train --config {args.out / 'config.yaml'} --steps 5000 --out runs/longer\n"
-        "elit sample fashion --labels sneaker bag --count 12 --budget 25% --guidance ccfg --scale 2 --out clothes.png"
-    )

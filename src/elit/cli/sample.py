@@ -25,8 +25,7 @@ from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditi
 from elit.sampling.pictures import PictureRecord, Subject, is_sample, make_record, output_kind, read_text, write_samples
 from elit.sampling.settings import Sampling
 
-MAX_COUNT = 64
-"""Images of a run that does not say how many."""
+MAX_COUNT = 64  # Images of a run that does not say how many.
 TARGETS = ("target_ms", "target_images_per_s", "target_gflops")
 PLANNED = (
     *("budget", "step_budgets", "sample_budgets", "guidance", "scale", "guidance_budget", "guidance_interval"),
@@ -133,10 +132,9 @@ def run(args: Args) -> Json:
         seeds = [sampling.seed + row for row in rows]
         return engine.begin(take(conditions, rows), seeds, replace(sampling, sample_budgets=budgets))
 
-    if best:  # a target is not for the first run, which prepares kernels and memory
-        warm = begin(0)
-        while not warm.done:
-            warm.step()
+    warm = begin(0) if best else None  # a target is not for the first run, which prepares kernels and memory
+    while warm and not warm.done:
+        warm.step()
     starts = range(0, count, size) if row is None else [row // size * size]
     made, seconds, total = [], 0.0, len(starts) * sampling.steps
     with show_progress("sampling", total) as progress:
@@ -162,21 +160,17 @@ def run(args: Args) -> Json:
     write_samples(x, args.out, pictures=engine.makes_pictures, single=row is not None, describe=describe)
     ms = 1e3 * seconds / len(x)
     if not args.json:
-        noun = "clips" if engine.clips else "images"
-        print(f"{args.out}: {len(x)} {noun}, {gflops:.3f} GFLOPs and {ms:.1f} ms each")
+        print(f"{args.out}: {len(x)} {'clips' if engine.clips else 'images'}, {gflops:.3f} GFLOPs and {ms:.1f} ms each")
     expected = best and {name: getattr(best, name) for name in ("words", "ms", "metric", "quality")}
-    sizes = {"out": str(args.out), "count": len(x), "gflops_per_image": gflops, "ms_per_image": ms}
-    return sizes | {"plan": expected}
+    return {"out": str(args.out), "count": len(x), "gflops_per_image": gflops, "ms_per_image": ms, "plan": expected}
 
 
 def compare(before: PictureRecord, now: PictureRecord, like: Path) -> int | None:
     """The row to make. Notes why it may come out otherwise; raises ValueError for other weights under the same name."""
     same = before.model == now.model and before.sampling.dtype == now.sampling.dtype
     if same and before.weights != now.weights:
-        raise ValueError(
-            f"cannot make {str(like)!r} again: it was made by other weights than {before.model} has now; name the "
-            "model that made it, or leave --like out"
-        )
+        fault = f"it was made by other weights than {before.model} has now; name the model that made it"
+        raise ValueError(f"cannot make {str(like)!r} again: {fault}")
     for name, value in now.made_with.items():
         if (old := before.made_with.get(name)) != value:
             print(f"elit sample: note: {like} was made with {name} {old}, here it is {value}", file=sys.stderr)

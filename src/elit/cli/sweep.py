@@ -16,8 +16,8 @@ from elit.config import require, require_counts
 from elit.evaluate.plane import Point, front_of, write_table
 from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
 from elit.evaluate.report.tables import print_table
-from elit.evaluate.samples import Sampler, SampleSet
-from elit.evaluate.score import FIELD_COUNT, MetricGroup, Scoring
+from elit.evaluate.samples import Sampler
+from elit.evaluate.score import FIELD_COUNT, Scoring
 from elit.evaluate.sweep import make_settings, sweep
 from elit.files import Json, check_new_output, check_writable, leaving_nothing
 from elit.flow.guidance import make_guidance
@@ -84,7 +84,6 @@ class Args(Scoring, Output):
 
     @property
     def models_table(self) -> Path:
-        """The table that plans find."""
         return measurements_folder(self.model) / "sweep.jsonl"
 
 
@@ -109,7 +108,11 @@ def run(args: Args) -> Json | None:
         _check_tables(args)
         groups = args.open_metrics(device, work)
         if work.main:
-            detector, quality = _quality(args, groups, sampler.planned(settings[0], args.count))
+            example = sampler.planned(settings[0], args.count)
+            offers = [(group.specification, metric) for group in groups for metric in group.possible(example)]
+            wanted = [each for each in offers if args.quality in (None, each[1])]
+            require(bool(wanted), "quality", args.quality, f"any of {', '.join(metric for _, metric in offers)}")
+            detector, quality = wanted[0]
         with show_progress(f"{len(settings)} settings", len(settings) * args.count) as progress:
             points, known = sweep(sampler, settings, groups, count=args.count, progress=progress)
     if not work.main:
@@ -140,22 +143,11 @@ def _check_tables(args: Args) -> None:
     check_writable(there, "model")
     same = there.is_file() and own.is_file() and there.read_bytes() == own.read_bytes()
     if there.exists() and not same and not args.overwrite:
-        raise ValueError(
-            f"cannot replace {str(there)!r}, the table of another sweep than out={str(args.out)!r}: add --overwrite, "
-            "or --no-card to leave it"
-        )
-
-
-def _quality(args: Args, groups: Sequence[MetricGroup], example: SampleSet) -> tuple[str, str]:
-    """Specification of the detector and the metric of the plots. Raises ValueError."""
-    offers = [(group.specification, metric) for group in groups for metric in group.possible(example)]
-    wanted = [each for each in offers if args.quality in (None, each[1])]
-    require(bool(wanted), "quality", args.quality, f"any of {', '.join(metric for _, metric in offers)}")
-    return wanted[0]
+        other = f"the table of another sweep than out={str(args.out)!r}: add --overwrite, or --no-card to leave it"
+        raise ValueError(f"cannot replace {str(there)!r}, {other}")
 
 
 def _report(args: Args, sampler: Sampler, points: Sequence[Point], quality: str) -> Json:
-    """Writes report and card; returns the places of all files."""
     grey, table = sampler.vae is None and sampler.model.config.in_channels == 1, args.own_table
     report = write_sweep_report(args.out, points, quality, model=args.model, grey=grey, table=table)
     files: Json = {"table": str(table), "report": str(report), "card": None}

@@ -14,10 +14,8 @@ from elit.config import require
 from elit.play.playground import HIDDEN, PROGRESS, RUN, facts_html, report_errors
 from elit.serve.loadtest import run_loadtest, summarize
 
-CALM_SECONDS = 10
-"""After a burst, with one request each."""
-HISTORY = 120
-"""Readings that the charts show."""
+CALM_SECONDS = 10  # After a burst, with one request each.
+HISTORY = 120  # Readings that the charts show.
 
 
 class Service:
@@ -82,10 +80,8 @@ def build_load(service: Service, tab: gr.Tab) -> None:
 
         times = sorted(random.uniform(0, within) for _ in range(count))
         times += [within + second for second in range(CALM_SECONDS)]
-        deadline_ms, prompts = 1e3 * deadline_s, service.prompts
-        outcomes = run_loadtest(
-            service.url, times, prompts=prompts, deadline_ms=deadline_ms, key=service.key, progress=tick
-        )
+        options: dict[str, Any] = {"prompts": service.prompts, "deadline_ms": 1e3 * deadline_s, "key": service.key}
+        outcomes = run_loadtest(service.url, times, progress=tick, **options)
         summary = summarize(outcomes)
         text = f"{len(outcomes)} requests: {summary['refused']:.0%} refused, {summary['late']:.0%} late"
         if summary["mean_budget"] is not None:

@@ -91,7 +91,6 @@ def open_page(
 
 
 def build_page(renderer: Renderer, service: "Service | None" = None) -> gr.Blocks:
-    """The page of a renderer, not yet served."""
     play = Playground(renderer)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
         text = f"# Playground\nAll pictures come from the same weights: {play.engine.name}. The budget is the number "
@@ -138,7 +137,6 @@ def make_app(page: gr.Blocks, host: str) -> FastAPI:
 
 
 async def guard(request: Request, call_next: Any) -> Response:
-    """Adds the policy to every answer and closes unused routes."""
     if request.url.path.startswith(CLOSED):
         return Response("off", 404)
     response: Response = await call_next(request)

@@ -22,10 +22,8 @@ HIDDEN: Options = {"queue": False, "show_progress": "hidden", "api_visibility": 
 """Options of events that compute next to nothing."""
 RUN: Options = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 """Options of events that run the network: they share one queue."""
-PROGRESS = gr.Progress()
-"""Default of the argument through which Gradio passes its progress bar."""
-SHOWN: Options = {"interactive": False, "buttons": [], "format": "png"}
-"""Options of pictures."""
+PROGRESS = gr.Progress()  # Default of the argument through which Gradio passes its progress bar.
+SHOWN: Options = {"interactive": False, "buttons": [], "format": "png"}  # Options of pictures.
 
 
 class Playground:
@@ -55,12 +53,10 @@ class Playground:
             self.stops.pop(visitor.session_hash, None)
 
     def cancel(self, visitor: gr.Request) -> None:
-        """Stops the visitor's run, if there is one."""
         if stop := self.stops.get(visitor.session_hash):
             stop.set()
 
     def save(self, picture: Picture) -> str:
-        """Path of the picture as a file to show and to download."""
         request = picture.request
         name = "".join(each if each.isascii() and each.isalnum() else "-" for each in request.condition)[:40]
         path = Path(tempfile.mkdtemp(dir=self.folder)) / f"elit-{name}-{request.sampling.seed}{picture.suffix}"
@@ -92,7 +88,6 @@ def facts_html(text: str, kind: str = "") -> str:
 
 
 def describe_picture(picture: Picture) -> str:
-    """The line under a picture."""
     request = picture.request
     text = f"{request.condition} · seed {request.sampling.seed} · budget {request.values()['budget']} · "
     return f'<div class="facts">{escape(text)}<b>{picture.gflops:.4g} GFLOPs</b> · <b>{picture.ms:.0f} ms</b></div>'

@@ -30,17 +30,14 @@ from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
 from elit.sampling.pictures import Subject, encode_picture, image_grid, make_record, sheet_frames
 from elit.sampling.settings import Sampling
 
-State = tuple[float, Tensor]
-"""t, and the network's state (1, C, ...)."""
+State = tuple[float, Tensor]  # t, and the network's state (1, C, ...).
 Tick = Callable[[int, int], None]
 """Called before every step with the number of steps done and of all steps; may raise `Cancelled`."""
 DEFAULT_STEPS = 16
 MAX_THUMBNAILS, THUMBNAIL_STEPS, THUMBNAIL_BUDGET = 32, 8, 0.25
-PROFILE_SECONDS = 12.0
-"""Time to measure this machine for a plan, in at least three rounds."""
+PROFILE_SECONDS = 12.0  # Time to measure this machine for a plan, in at least three rounds.
 FRAMES = 9
-SIDE = 384
-"""Pixels of the longer side to which pictures are enlarged, by whole factors."""
+SIDE = 384  # Pixels of the longer side to which pictures are enlarged, by whole factors.
 WARM = (255, 106, 0)
 
 
@@ -106,9 +103,8 @@ class Renderer:
             pixels, states, ms = self._sample(of, [sampling.seed], sampling, tick)
         subject = Subject(prompts=of, count=1) if self.engine.takes_text else Subject(labels=of, count=1)
         suffix = ".gif" if self.engine.clips else ".png"
-        file = encode_picture(
-            sheet_frames(pixels, suffix), suffix, make_record(self.engine, sampling, subject).to_text()
-        )
+        record = make_record(self.engine, sampling, subject).to_text()
+        file = encode_picture(sheet_frames(pixels, suffix), suffix, record)
         self._measured[self._work(sampling)] = ms
         return Picture(request, file, suffix, tuple(states), ms, self.engine.gflops(sampling))
 
@@ -183,22 +179,20 @@ class Renderer:
         start = Sampling(steps=DEFAULT_STEPS, budget=full, guidance=guidance, dtype=dtype)
         if self.table is None:
             return start
-        settings = {self.table.loss(curve.values[-1]): curve.sampling(curve.steps[-1]) for curve in self.table.curves}
-        for _, best in sorted(settings.items(), key=lambda each: each[0]):
+        table = self.table
+        for curve in sorted(table.curves, key=lambda each: table.loss(each.values[-1])):
+            best = curve.sampling(curve.steps[-1])
             if not best.cache and set(self.step_budgets(best)) == {full}:
                 return replace(start, steps=best.steps, guidance=best.guidance)
         return start
 
     def step_budgets(self, sampling: Sampling) -> list[int | None]:
-        """The latents of every step."""
         return schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], self.engine.budgets)
 
     def _work(self, sampling: Sampling) -> Sampling:
         """Settings reduced to what time and quality depend on, budgets as latents of every step."""
-        guidance = sampling.guidance
-        if guidance is not None and guidance.scale == 1:
-            guidance = None
-        elif guidance is not None and guidance.budget is not None:
+        guidance = sampling.guidance if sampling.guidance and sampling.guidance.scale != 1 else None
+        if guidance is not None and guidance.budget is not None:
             guidance = replace(guidance, budget=resolve_budget(guidance.budget, self.engine.budgets))
         budget = tuple(self.step_budgets(sampling))
         return replace(sampling, budget=budget, guidance=guidance, seed=0, dtype=None)

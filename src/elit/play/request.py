@@ -35,12 +35,9 @@ class Request:
 
     def updated(self, values: Mapping[str, object]) -> "Request":
         """This request with the values of a link. Raises ValueError."""
-        if "steps" in values and "guidance" not in values:  # a link of an older version without guidance
-            values = {"guidance": "none", **values}
         new: dict[str, Any] = self.values() | dict(values)
-        guidance = make_guidance(
-            str(new["guidance"]), _number("scale", new["scale"], float), str(new["guidance_budget"])
-        )
+        scale = _number("scale", new["scale"], float)
+        guidance = make_guidance(str(new["guidance"]), scale, str(new["guidance_budget"]))
         seed, steps = (_number(name, new[name], int) for name in ("seed", "steps"))
         budget = None if self.sampling.budget is None else new["budget"]  # None for a baseline
         sampling = replace(self.sampling, seed=seed, steps=steps, budget=budget, guidance=guidance)
@@ -53,7 +50,6 @@ class Request:
         return {"of": self.condition} | {name: values[name] for name in names}
 
     def query(self) -> str:
-        """The part of a link behind the question mark."""
         return urlencode(self.values())
 
     def updated_by_controls(self, controls: Sequence[object]) -> "Request":
@@ -75,7 +71,6 @@ class Request:
 
 
 def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequence[str]) -> list[tuple[str, Sampling]]:
-    """Settings worth a try, with their names."""
     if not budgets:
         return []
     low, full = budgets[0], budgets[-1]

@@ -27,8 +27,7 @@ from elit.serve.requests import ApiError, Request as ImageRequest, read_request
 from elit.serve.settings import ServiceSettings
 
 log = logging.getLogger("elit.serve")
-OPEN = ("/health", "/ready")
-"""Paths without a key."""
+OPEN = ("/health", "/ready")  # Paths without a key.
 MAX_BODY, BODY_SECONDS = 65536, 10.0
 """Limits of a body: bytes, and the time in which it must arrive."""
 NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) | {
@@ -122,17 +121,16 @@ async def generate(call: Request) -> Response:
         return StreamingResponse(events(state, request), media_type="text/event-stream")
     with state.metrics.request():
         answer = await state.backend.generate(request)
-        count_served(state.metrics, answer, request)
+        report = count_served(state.metrics, answer, request)
     name = request.response_format
     start = f"data:image/{request.output_format};base64," if name == "url" else ""
     content = {"created": int(time.time()), "model": state.service.name, "output_format": request.output_format}
-    content |= {"size": "{}x{}".format(*answer["size"]), "elit": report(answer, request)}
+    content |= {"size": "{}x{}".format(*answer["size"]), "elit": report}
     content["data"] = [{name: start + b64encode(image).decode()} for image in answer["images"]]
     return JSONResponse(content)
 
 
 async def events(state: Any, request: ImageRequest) -> AsyncIterator[str]:
-    """OpenAI's events: previews, then the images."""
     number = 0
 
     def event(kind: str, content: Json, answer: Json) -> str:
@@ -149,9 +147,9 @@ async def events(state: Any, request: ImageRequest) -> AsyncIterator[str]:
                         yield event("image_generation.partial_image", content, answer)
                         number += 1
                         continue
-                    count_served(state.metrics, answer, request)
+                    report = count_served(state.metrics, answer, request)
                     for image in answer["images"]:
-                        content = {"b64_json": b64encode(image).decode(), "elit": report(answer, request)}
+                        content = {"b64_json": b64encode(image).decode(), "elit": report}
                         yield event("image_generation.completed", content | {"usage": NO_USAGE}, answer)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps({'type': 'error'} | error.body())}\n\n"
@@ -178,8 +176,8 @@ async def read_body(call: Request) -> bytes:
     return body
 
 
-def count_served(metrics: Metrics, answer: Json, request: ImageRequest) -> None:
-    """Counts an answer with images. Raises ApiError for a refusal, and for what the model does not take."""
+def count_served(metrics: Metrics, answer: Json, request: ImageRequest) -> Json:
+    """Counts an answer with images; returns how they were made. Raises ApiError for a refusal or an invalid request."""
     if reason := answer.get("refused"):
         seconds = max(1, math.ceil(answer["retry_after"]))
         late = "the deadline cannot be met at the least quality that the request accepts"
@@ -187,11 +185,7 @@ def count_served(metrics: Metrics, answer: Json, request: ImageRequest) -> None:
         raise ApiError(429, f"{why}; try again in {seconds} s", code=reason, retry=seconds)
     if "invalid" in answer:
         raise ApiError(400, answer["invalid"])
-    metrics.served(answer, time.time() - request.arrival, time.time() <= request.deadline)
-
-
-def report(answer: Json, request: ImageRequest) -> Json:
-    """How images were made."""
+    met = time.time() <= request.deadline
+    metrics.served(answer, time.time() - request.arrival, met)
     names = ("budget", "steps", "guidance", "gflops", "queue_ms", "compute_ms", "batch", "replica")
-    more = {"seeds": list(request.seeds), "deadline_met": time.time() <= request.deadline}
-    return {name: answer[name] for name in names} | more
+    return {name: answer[name] for name in names} | {"seeds": list(request.seeds), "deadline_met": met}

@@ -27,8 +27,7 @@ from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 
 log = logging.getLogger("elit.serve")
 TRIES = 4
-GRACE = 5.0
-"""Seconds after a deadline in which an answer may still come."""
+GRACE = 5.0  # Seconds after a deadline in which an answer may still come.
 
 
 def listen_on_loopback() -> None:
@@ -163,8 +162,7 @@ def unavailable(why: str) -> ApiError:
     return ApiError(503, f"{why}; try again", code="unavailable", retry=1)
 
 
-gateways: list[Gateway] = []
-"""The gateway of this process: Serve builds the app apart from the object it belongs to."""
+gateways: list[Gateway] = []  # The gateway of this process: Serve builds the app apart from the object it belongs to.
 
 
 def build_app() -> Any:

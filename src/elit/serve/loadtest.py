@@ -11,8 +11,7 @@ import numpy as np
 
 from elit.files import Json
 
-GRACE = 30.0
-"""Seconds that an answer may take beyond its deadline before the request counts as failed."""
+GRACE = 30.0  # Seconds that an answer may take beyond its deadline before the request counts as failed.
 
 
 def arrivals(rates: Sequence[float], seed: int = 0) -> list[float]:

@@ -46,7 +46,6 @@ class Metrics:
                 raise
 
     def served(self, answer: Json, seconds: float, met: bool) -> None:
-        """An answer with images. answer: a replica's."""
         self.images.labels(str(answer["budget"]), str(answer["steps"])).inc(len(answer["images"]))
         self.latency.observe(seconds)
         self.wait.observe(answer["queue_ms"] / 1e3)

@@ -22,8 +22,7 @@ from elit.planner.cost import Costs
 from elit.sampling.settings import Sampling
 from elit.serve.requests import Request
 
-HALF_LIFE = 10.0
-"""Seconds without a step in which an observed slowdown halves."""
+HALF_LIFE = 10.0  # Seconds without a step in which an observed slowdown halves.
 
 
 @dataclass
@@ -79,8 +78,10 @@ class Policy:
         if self.waiting and sum(each.images for each in (*self.waiting, request)) > self.settings.max_queue:
             drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
             return Refusal(request, "queue", drained)
-        if (late := self._delay_caused(now, request)) > 0:
-            return Refusal(request, "deadline", late)
+        if late := self._late(now, sorted([*self.waiting, request], key=by_deadline)):
+            before = {} if request.id in late else self._late(now, self.waiting)
+            if caused := [by for id, by in late.items() if id not in before]:
+                return Refusal(request, "deadline", max(caused))
         insort(self.waiting, request, key=by_deadline)
         return None
 
@@ -133,14 +134,6 @@ class Policy:
                     at += scale * each.request.images * self.costs.image
                     yield each.request, at
             running = [each for each in running if each.steps_left > 0]
-
-    def _delay_caused(self, now: float, request: Request) -> float:
-        """The seconds by which, with all at the least, a deadline is missed because of `request`."""
-        late = self._late(now, sorted([*self.waiting, request], key=by_deadline))
-        if late and request.id not in late:
-            before = self._late(now, self.waiting)
-            late = {id: by for id, by in late.items() if id not in before}
-        return max(late.values(), default=0.0)
 
     def _late(self, now: float, waiting: Sequence[Request]) -> dict[str, float]:
         """The requests that miss a deadline with all at the least, and by how many seconds."""

@@ -27,8 +27,7 @@ from elit.serve.settings import ServiceSettings, parse_size
 
 log = logging.getLogger("elit.serve")
 MAX_SLOTS = 8
-MAX_FAILURES = 3
-"""Failed steps in a row after which the replica is unhealthy."""
+MAX_FAILURES = 3  # Failed steps in a row after which the replica is unhealthy.
 
 
 @dataclass
@@ -119,7 +118,6 @@ class Replica:
         self._wake.set()
 
     async def _run(self) -> None:
-        """Decide, step, answer, for ever."""
         while True:
             while self._left:
                 await self._in_thread(self._left.pop().close)
@@ -226,7 +224,6 @@ class Replica:
 
 
 def encode(pixels: Tensor, kind: str) -> bytes:
-    """One picture (1, C, H, W) as the content of a file."""
     return encode_picture(sheet_frames(pixels, f".{kind}", scale=1), f".{kind}")
 
 

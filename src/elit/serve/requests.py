@@ -15,8 +15,7 @@ from elit.sampling.settings import Sampling
 from elit.serve.settings import ServiceSettings, parse_size
 
 Budget = Annotated[str, Field(max_length=64)] | int | float
-MAX_PROMPT = 1000
-"""Characters."""
+MAX_PROMPT = 1000  # Characters.
 
 
 class ApiError(Exception):
@@ -27,7 +26,6 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
 
     def body(self) -> Json:
-        """The content of the answer."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -25,8 +25,7 @@ RAY_ENVIRONMENT = {
     "RAY_worker_register_timeout_seconds": "120",
 }
 RAY_TRIES = 3
-OBJECT_STORE = 150 * 2**20
-"""Bytes; answers are small."""
+OBJECT_STORE = 150 * 2**20  # Bytes; answers are small.
 
 
 def http_options(service: ServiceSettings) -> Json:

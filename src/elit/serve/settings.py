@@ -18,10 +18,8 @@ from elit.sampling.settings import Sampling
 KEY_VARIABLE = "ELIT_API_KEY"
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
-STEPS = 20
-"""Steps at full quality, where neither the owner nor a sweep's table names them."""
-Rung = tuple[int, int | None]
-"""Steps, and latents per group; None for a network without a latent interface."""
+STEPS = 20  # Steps at full quality, where neither the owner nor a sweep's table names them.
+Rung = tuple[int, int | None]  # Steps, and latents per group; None for a network without a latent interface.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +81,10 @@ class ServiceSettings:
         require(self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, limit)
         require(0 <= self.port < 65536, "port", self.port, "0 to 65535")
         require(0 < self.deadline_ms < math.inf, "deadline_ms", self.deadline_ms, "milliseconds above 0")
-        for name in ("guidance_scale", "cpus", "gpus", "drain_seconds"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < math.inf, name, value, "a number, 0 or more")
         require(full <= self.most_steps, "steps", full, f"at most most_steps={self.most_steps}")
         object.__setattr__(self, "model", Path(self.model))
         object.__setattr__(self, "profile", Path(self.profile) if self.profile else None)
         object.__setattr__(self, "rungs", tuple((steps, budget) for steps, budget in self.rungs))
-        last = self.rungs[-1][0] if self.rungs else full
-        require(last == full, "rungs", self.rungs, f"a ladder whose last steps are steps={full}")
         if self.size:
             parse_size(self.size)
 
