@@ -149,14 +149,10 @@ def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatc
     assert all(Image.open(name).size for name in ("dogs.png", "heun.png", "dit.png"))
 
 
-def test_the_example_of_an_own_transformer_runs(capsys):
+def test_the_examples_run(tmp_path, capsys):
     runpy.run_path(str(ROOT / "examples/own_transformer.py"))["main"](2)
-    assert [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
-        *("plain", "16 latents", "8 latents", "4 latents", "1 latents"),
-    ]
-
-
-def test_the_example_of_an_own_training_loop_runs(tmp_path, capsys):
+    said = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert said == ["plain", "16 latents", "8 latents", "4 latents", "1 latents"]
     runpy.run_path(str(ROOT / "examples/train_loop.py"))["main"](2, tmp_path / "digits.png")
     assert re.findall(r"^ *(\d+) latents: loss", capsys.readouterr().out, flags=re.MULTILINE) == ["16", "8", "4", "1"]
     assert Image.open(tmp_path / "digits.png").size == (640, 256)

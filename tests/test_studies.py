@@ -131,11 +131,9 @@ def test_padding_is_seen_by_the_network_and_by_nobody_else():
 @pytest.mark.parametrize(
     ("advantages", "expected"),
     [
-        ([1.0, 1.1, 0.9], "holds"),
-        ([-1.0, -1.1, -0.9], "does not hold"),
-        ([1.0, 1.1, -0.01], "undecided"),  # a seed disagrees
-        ([0.01, 0.01, 1.0], "undecided"),  # mean within 2 standard errors
-        ([1.0, 1.0], "undecided"),  # too few seeds
+        *(([1.0, 1.1, 0.9], "holds"), ([-1.0, -1.1, -0.9], "does not hold")),
+        # A seed disagrees, the mean is within 2 standard errors, or seeds are too few.
+        *((each, "undecided") for each in ([1.0, 1.1, -0.01], [0.01, 0.01, 1.0], [1.0, 1.0])),
     ],
 )
 def test_the_rule_of_verdicts(advantages, expected):

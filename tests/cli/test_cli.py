@@ -1,10 +1,6 @@
 """Commands as users type them: help, results, and one line for bad input."""
 
 import json
-import re
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -16,15 +12,6 @@ from elit.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 SHORT_RUN = "--steps 3 --batch-size 4 --preview-every 0"
-
-
-@pytest.mark.slow
-def test_help_is_fast_and_names_every_command():
-    start = time.perf_counter()
-    code = "from elit.cli.main import main; import sys; main([]); assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 2
-    assert all(name in done.stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -39,6 +26,7 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
 
 
 def test_a_name_that_is_no_command_has_a_hint(run):
+    assert all(name in run()[1] for name in COMMANDS)
     code, out, err = run("SMAPLE")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("elit: unknown command 'SMAPLE'; did you mean 'sample'? commands: quickstart, ")
@@ -106,14 +94,10 @@ def test_flops_of_presets_and_of_saved_models(run, models):
     code, out, _ = run("flops", models / "model", "--measure", "--batch-size", "2")
     assert code == 0
     assert "ms/sample" in out
-
-
-def test_flops_prints_the_papers_figures(run):
-    code, out, _ = run("flops", "--paper", "--json")
-    rows = json.loads(out.splitlines()[-1])
-    assert code == 0
-    assert all(abs(row["difference"]) <= 0.025 for row in rows)
     assert "ELIT-U-ViT-XL/2 MB, 512px" in run("flops", "--paper")[1]
+    assert all(
+        abs(row["difference"]) <= 0.025 for row in json.loads(run("flops", "--paper", "--json")[1].splitlines()[-1])
+    )
 
 
 def test_train_from_options_and_from_a_file(run):
@@ -141,11 +125,5 @@ def test_doctor(run, tmp_path, monkeypatch):
     assert code == 0
     assert "operator nms does not exist" in out
     assert "pip uninstall torchvision" in out
-
-
-def test_doctor_names_the_extras_of_the_package_and_no_other():
     content = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    extras = content["project"]["optional-dependencies"]
-    assert set(EXTRAS) == set(extras) - {"dev"}
-    requirements = [re.split("[<>=]", line)[0] for line in content["project"]["dependencies"]]
-    assert len(requirements) == len(set(requirements))
+    assert set(EXTRAS) == set(content["project"]["optional-dependencies"]) - {"dev"}

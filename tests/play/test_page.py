@@ -190,7 +190,7 @@ def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
         visitor.page.wait_for_selector(f"{chart} canvas, {chart} svg")
 
 
-def test_invalid_values_are_a_message(visitor):
+def test_invalid_values_are_a_message(visitor, address):
     visitor.open("Dial")
     box = visitor.page.get_by_label("Class").first
     visitor.enter(box, "boots")
@@ -203,10 +203,7 @@ def test_invalid_values_are_a_message(visitor):
     visitor.wait("seed must be 0 to", "#facts")
     visitor.set("#seed", 0)
     assert not visitor.page.locator(".error").count()
-
-
-def test_nothing_comes_from_another_host(visitor, address):
-    assert visitor.hosts == {address.split("/")[2]}
+    assert visitor.hosts == {address.split("/")[2]}  # nothing comes from another host
     assert not [line for line in visitor.errors if "Content Security Policy" in line]
 
 

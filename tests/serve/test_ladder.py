@@ -147,6 +147,3 @@ def test_the_command_says_which_ladder(folder, table, tmp_path, capsys):
     options = yaml.safe_load(out.read_text())["applications"][0]["args"]
     assert options["steps"] == 12
     assert options["rungs"][0] == [2, 4]
-    assert main(["serve", str(folder), "--steps", "12", "--build", str(out), "--overwrite"]) == 0
-    assert capsys.readouterr().err == ""
-    assert "rungs" not in yaml.safe_load(out.read_text())["applications"][0]["args"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from service import PROFILE, row, saved_model
+from service import row, saved_model
 
 from elit.planner.cost import Costs
 from elit.serve.loadtest import Outcome, arrivals, summarize
@@ -15,7 +15,6 @@ from elit.serve.settings import ServiceSettings
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import serving
-import simulator
 from simulator import bursty_rates, simulate
 
 COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
@@ -82,12 +81,6 @@ def test_summaries_count_refusals_as_violations():
     assert (summary["p50_ms"], summary["p99_ms"]) == (1000, 1500)
     assert (summary["mean_budget"], summary["goodput"]) == (8, 1.0)
     assert summarize([])["violations"] == 0.0
-
-
-def test_the_simulator_as_a_script(tmp_path, capsys):
-    (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
-    assert simulator.main([str(tmp_path / "profile.json"), "--rate", "10", "--seconds", "2"]) == 0
-    assert "violations" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from elit.flow.guidance import CFG
 from elit.models.transformer import Transformer
 from elit.planner.choose import Pricing, measured_plans, network_folder
 from elit.planner.cost import Costs, non_negative_prices
-from elit.planner.quality import open_quality
+from elit.planner.quality import Quality, open_quality
 from elit.sampling.engine import Engine
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
@@ -66,14 +66,22 @@ def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:
 def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> tuple[tuple[Rung, ...], str]:
     """The rungs from the table of `elit sweep` in the folder of `model` or beside it, and a line about them.
 
-    They are the table's front: settings that no other one beats in FLOPs and score; () where there is no table of this
-    network, or less than two remain. They have the service's guidance, a budget that is the same in all steps, and
-    steps between the fewest and the most that were scored with it, all within the service's limits. Raises ValueError
-    where the table in the folder is damaged or of another network.
+    No rungs without a table of this network. Raises ValueError where the table in the folder is damaged or of another
+    network.
     """
     quality, _ = open_quality(model, network_folder(folder))
-    if quality is None:
+    rungs = table_ladder(model, quality, service) if quality else ()
+    if not quality or not rungs:
         return (), ""
+    return rungs, f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {quality.path}"
+
+
+def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings) -> tuple[Rung, ...]:
+    """The front of a table: settings that no other one beats in FLOPs and score; () where less than two remain.
+
+    They have the service's guidance, a budget that is the same in all steps, and steps between the fewest and the most
+    that were scored with it, all within the service's limits.
+    """
     least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
     scored: list[tuple[float, float, Rung]] = []
     for plan in measured_plans(quality, Pricing(model), service.guidance(model.budgets, 1.0)):
@@ -84,6 +92,4 @@ def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> t
             scored.append((plan.gflops or 0.0, quality.loss(plan.quality or 0.0), (plan.steps, num_latents)))
     front = pareto_front([cost for cost, _, _ in scored], [loss for _, loss, _ in scored])
     rungs = tuple(scored[place][2] for place in evenly_spaced(front, MAX_RUNGS))
-    if len(rungs) < 2:
-        return (), ""
-    return rungs, f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {quality.path}"
+    return rungs if len(rungs) > 1 else ()
