@@ -52,8 +52,7 @@ def whole_graphs_under_ddp() -> AbstractContextManager[Any]:
     return torch._dynamo.config.patch(optimize_ddp=False)
 
 
-LONE_PROCESS = "torch.distributed is disabled"
-"""The warning of torch 2.3 and later when one process alone saves or loads a distributed checkpoint."""
+LONE_PROCESS = "torch.distributed is disabled"  # Torch 2.3 warns so where one process saves or loads alone.
 
 
 @contextmanager

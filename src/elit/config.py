@@ -16,8 +16,7 @@ from elit.files import write_text
 
 T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
-MAX_COUNT = 10_000_000
-"""Most steps, samples and the like of a command: more would fill the memory before anything is made."""
+MAX_COUNT = 10_000_000  # Most steps, samples and the like of a command: more would fill the memory first.
 
 
 def require(holds: bool, name: str, value: object, valid: str) -> None:
@@ -41,8 +40,7 @@ class ModelConfig:
     """The network to train; what is unset comes from the preset or from the data."""
 
     name: str = "ELIT-DiT-S/2"  # A preset: one of elit.list_models().
-    sample_size: int | tuple[int, ...] | None = None
-    """Pixels (or autoencoder cells) along each axis, (frames, rows, columns) for video; default: the data's."""
+    sample_size: int | tuple[int, ...] | None = None  # Pixels or cells, (frames, rows, columns); default: the data's.
     in_channels: int | None = None  # Channels of a sample; default: the data's.
     num_classes: int | None = None  # Classes; default: the data's.
     patch_size: int | None = None  # Pixels of a token along each axis.
@@ -51,14 +49,11 @@ class ModelConfig:
     num_heads: int | None = None  # Attention heads.
     split: tuple[int, int, int] | None = None  # Blocks in head, core and tail (ELIT).
     window: tuple[int, ...] | None = None  # Tokens of a window along each axis (ELIT).
-    num_latents: int | None = None
-    """J, latents of a window at full budget (ELIT); default: as many as tokens in the window."""
-    text_encoder: str | None = None
-    """MM-DiT: "characters", built in and trained along, or a Hugging Face encoder by name or folder."""
+    num_latents: int | None = None  # J, latents of a window at full budget (ELIT); default: its number of tokens.
+    text_encoder: str | None = None  # MM-DiT: "characters", built in, or a Hugging Face encoder by name or folder.
     text_features: int | None = None  # MM-DiT: width of the text embeddings; a Hugging Face encoder decides it.
     text_length: int | None = None  # MM-DiT: maximum number of tokens in a prompt (bytes, for characters).
-    pooled_features: int | None = None
-    """MM-DiT: width of the pooled text in the conditioning, 0 for none; a Hugging Face encoder decides it."""
+    pooled_features: int | None = None  # MM-DiT: width of the pooled text, 0 for none; an encoder decides it.
 
     def arguments(self) -> dict[str, Any]:
         """The fields that are set, as arguments of `elit.create_model`."""
@@ -69,8 +64,7 @@ class ModelConfig:
 class RunConfig:
     """Settings that all training runs share."""
 
-    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed")
-    """Fields that identify a run; the others may change when it resumes."""
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed")  # What identifies a run.
 
     out: str = "runs/train"  # Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/.
     workers: int = 0  # Processes that load data.
@@ -81,24 +75,19 @@ class RunConfig:
     learning_rate: float = 1e-4  # Adam's learning rate after warm-up.
     warmup_steps: int = 1_000  # Steps over which the learning rate rises from 0.
     max_grad_norm: float = 1.0  # Gradients are clipped to this norm.
-    ema_decay: float = 0.9999
-    """Decay of the averaged weights, which are the ones saved; it warms up as (1 + step) / (10 + step)."""
-    budget_min: int | None = None
-    """J_min, fewest latents per window drawn in training; default 1. Set it to budget_max for a single budget."""
+    ema_decay: float = 0.9999  # Decay of the averaged, saved weights; it warms up as (1 + step) / (10 + step).
+    budget_min: int | None = None  # J_min, fewest latents per window in training; default 1; budget_max for one budget.
     budget_max: int | None = None  # J_max, most latents per window drawn in training; default J.
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 runs the network under autocast.
-    gradient_checkpointing: bool = False
-    """Recompute block activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool = False  # Recompute block activations: less memory, a third more time.
     compile: bool = False  # torch.compile on the blocks: two graphs for all budgets.
-    fsdp: bool = False
-    """Shard weights, their average, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
+    fsdp: bool = False  # Shard weights, average, gradients and moments over processes (FSDP2); default: copies (DDP).
     ema_on_cpu: bool = False  # Keep the averaged weights in the CPU's memory.
     seed: int = 0  # Seed of the weights, the data order, the noise, the times and the budgets.
 
     max_skipped: int = 10  # Steps that may be skipped because their gradient is not finite; one more stops the run.
     log_every: int = 50  # Steps between lines on the console, and between writes of metrics.jsonl and the trackers.
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """Trackers that get the metrics besides metrics.jsonl: tensorboard, wandb, trackio."""
+    trackers: tuple[str, ...] = ("tensorboard",)  # Beside metrics.jsonl: tensorboard, wandb, trackio.
     checkpoint_every: int = 1_000  # Steps between checkpoints.
     keep_last: int = 2  # Number of newest checkpoints kept.
     keep_every: int | None = None  # Checkpoints at multiples of this step are never deleted.
@@ -138,8 +127,7 @@ class TrainConfig(RunConfig):
     skip_unreadable: bool = False  # Skip unreadable images of a folder instead of stopping at the first.
     class_dropout: float = 0.1  # Share of labels or prompts dropped, for classifier-free guidance.
     time_shift: float = 1.0  # Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1).
-    init: str | None = None
-    """Start from the weights of this saved model; missing ones start anew (a baseline's weights into ELIT)."""
+    init: str | None = None  # Start from the weights of this saved model; missing ones start anew.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,37 +148,27 @@ class DistillConfig(RunConfig):
 
     out: str = "runs/distill"
     """Folder for the add-on (elastic.json, elastic.safetensors), its card, and the run's files."""
-    pipeline: str = ""
-    """A diffusers pipeline, a folder or a hub name; or the folder of a DiT of this library, without an interface."""
-    prompts: str | None = None
-    """A text file with a prompt (or class) a line; the original samples trajectories from them to learn from."""
+    pipeline: str = ""  # A diffusers pipeline, folder or hub name; or the folder of a DiT of this library.
+    prompts: str | None = None  # A text file, a prompt (or class) a line: the original samples from them to learn from.
     data: str | None = None
     """Pictures instead of prompts: a folder with a metadata.jsonl of captions or a sub-folder a caption or class, or
     .parquet or .tar files. For a DiT of this library, what it was trained on."""
     sizes: tuple[str, ...] = ()
     """Sizes to train at: HEIGHTxWIDTH each (1024x1024 1664x928), or one number for a square; default: the pipeline's
     own. A picture of `data` goes to the size of the nearest ratio."""
-    call: tuple[str, ...] = ()
-    """Arguments for the pipeline's call, NAME=VALUE each, such as true_cfg_scale=4.0 negative_prompt=" "."""
+    call: tuple[str, ...] = ()  # Arguments of the pipeline's call, NAME=VALUE, such as true_cfg_scale=4.0.
     trajectories: int | None = None  # Pictures that the original samples, over all prompts; default: one a prompt.
-    teacher_steps: int = 20
-    """Steps of each, num_inference_steps; every second batch takes three quarters as many, for other times."""
+    teacher_steps: int = 20  # num_inference_steps of each; every second batch takes three quarters as many.
     teacher_batch: int = 8  # Prompts that the pipeline runs at a time while trajectories are recorded.
     read_after: int | None = None  # Blocks before Read; default: the paper's proportion for this class.
     write_after: int | None = None  # Blocks before Write; default: the paper's proportion for this class.
-    window: tuple[int, ...] | None = None
-    """Tokens of a window along each axis; default: a size that divides the class's usual grids."""
-    mode: Literal["carry", "learned"] = "carry"
-    """carry: latents start as the window's own tokens; learned: the paper's own."""
-    weights: Literal["lora", "interface", "all"] = "lora"
-    """Weights to train: the interface alone, it and low-rank changes of the blocks (lora), or all."""
+    window: tuple[int, ...] | None = None  # Tokens of a window along each axis; default: fits the class's grids.
+    mode: Literal["carry", "learned"] = "carry"  # Latents start as the window's tokens (carry) or the paper's own.
+    weights: Literal["lora", "interface", "all"] = "lora"  # The interface, low-rank changes too (lora), or all.
     lora_rank: int = 16  # Rank of the low-rank changes.
-    base_precision: Literal["fp32", "bf16"] | None = None
-    """Precision of the pipeline's own weights; default: that of --precision, but fp32 where all weights are trained."""
-    distillation: float = 20.0
-    """With data: weight of the distance to the original beside the loss that the pipeline's class was trained with."""
-    prompt_dropout: float = 0.1
-    """With data: share of prompts or labels dropped, so that the unconditional branch learns too."""
+    base_precision: Literal["fp32", "bf16"] | None = None  # Of the pipeline's weights; default: --precision; all: fp32.
+    distillation: float = 20.0  # With data: weight of the distance to the original beside the class's own loss.
+    prompt_dropout: float = 0.1  # With data: share of prompts or labels dropped, for the unconditional branch.
     time_shift: float = 1.0  # With data: shift of the training times towards noise; 1 is logit-normal(0, 1).
     steps: int = 2_000
     batch_size: int = 32

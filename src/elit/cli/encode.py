@@ -30,8 +30,7 @@ class Args(Encoding, OnDevice, Output):
     src: Annotated[Path, tyro.conf.Positional] = Path()
     """A folder of images (one sub-folder a class), of .parquet or webdataset .tar files, or one that datasets saved."""
     out: Annotated[Path, tyro.conf.Positional] = Path()  # Folder for encode.json, shard-….arrow and index.json.
-    inspect: Path | None = None
-    """Decode a few samples of this encoded folder to a grid instead, into inspect.png in it."""
+    inspect: Path | None = None  # Instead, decode a few samples of this encoded folder, into inspect.png in it.
 
 
 def run(args: Args) -> Json | None:

@@ -26,8 +26,7 @@ class Args(SamplingArgs, Scoring, Output):
     Example: elit evaluate runs/quickstart/model --reference digits --detector digits --count 200 --steps 16
     """
 
-    pictures: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline; or a folder of images, a .npz (arr_0), .parquet or .tar."""
+    pictures: Annotated[Path, tyro.conf.Positional]  # Saved model or pipeline; image folder, .npz, .parquet or .tar.
     count: int | None = None  # Samples to score; default: 50,000 of a model, all of given pictures.
     out: Path = Path("runs/evaluate")
     """Folder for sample sets, references and scores, which are never replaced; or a .npz for the samples as the ADM

@@ -39,12 +39,9 @@ class Args(OnDevice):
     Example: elit flops ELIT-DiT-XL/2 --sample-size 64 --budgets 100% 50% 25%
     """
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ("DiT-XL/2", "ELIT-DiT-XL/2")
-    """Names of presets, or folders of saved models."""
-    sample_size: tuple[int, ...] = ()
-    """One number for square images, three for video (frames rows columns), in autoencoder cells or pixels."""
-    budgets: tuple[str, ...] = ("100%", "75%", "50%", "25%", "12.5%", "6.25%")
-    """Latents per window (8; 1 is one latent) or shares of them (50%)."""
+    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ("DiT-XL/2", "ELIT-DiT-XL/2")  # Presets or saved models.
+    sample_size: tuple[int, ...] = ()  # One number for squares, three for video (frames rows columns): cells or pixels.
+    budgets: tuple[str, ...] = ("100%", "75%", "50%", "25%", "12.5%", "6.25%")  # Latents a window (8) or shares (50%).
     paper: bool = False  # Print the paper's cost figures instead, with ours and the difference.
     measure: bool = False  # Also time a forward on this machine.
     batch_size: int = 1  # Samples of a timed forward.

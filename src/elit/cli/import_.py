@@ -23,8 +23,7 @@ class Args(Output):
 
     file: Annotated[Path, tyro.conf.Positional]  # The published .pt file.
     out: Annotated[Path, tyro.conf.Positional]  # New folder for config.json and safetensors.
-    kind: Literal["elit", "sit", "dit"] | None = None
-    """Format of the file: ELIT's authors', the original SiT's or the original DiT's; only bare weights need it."""
+    kind: Literal["elit", "sit", "dit"] | None = None  # Format: ELIT's, SiT's or DiT's; only bare weights need it.
     num_heads: int | None = None  # Attention heads; default: those of S, B, L or XL by width.
     tail_blocks: int | None = None  # Blocks after Write; default: those of S, B, L or XL.
     weights: Literal["ema", "model"] = "ema"  # The averaged weights, or those of the last step.

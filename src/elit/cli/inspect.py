@@ -34,8 +34,7 @@ class Args(GuidanceArgs, OfNetwork, Output):
     encode wrote."""
     out: Path = Path("runs/inspect")  # Folder for inspect.json and the pictures.
     count: int = 32  # Samples of the data, evenly spaced over it.
-    vae: Path | None = None
-    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
+    vae: Path | None = None  # Folder of the autoencoder that the model was trained in; default: the pipeline's.
     image_size: int | None = None  # A folder's images are cut to this; default: the model's size.
     times: tuple[float, ...] = TIMES  # Times of the measurements; 0 = noise, 1 = data.
     draws: int = 4  # Draws of noise a sample.

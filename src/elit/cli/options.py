@@ -31,8 +31,7 @@ class GuidanceArgs:
 
     guidance: GuidanceKind = "none"  # cfg drops the class in the second branch, ag lowers its budget, ccfg does both.
     scale: float = 1.5  # Guidance scale; 1 is off.
-    guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg: latents per window (1) or a share of them (25%)."""
+    guidance_budget: str = "1"  # Second branch of ag and ccfg: latents per window (1) or a share of them (25%).
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # Times between which guidance acts; 0 = noise, 1 = data.
 
     def __post_init__(self) -> None:
@@ -53,8 +52,7 @@ class SamplingArgs(GuidanceArgs):
     steps: int = 40  # Solver steps.
     solver: Solver = "euler"  # heun is second order and evaluates twice a step.
     shift: float = 1.0  # More of the steps near noise; 1 is even.
-    cache: float = 0.0
-    """Step caching: a step reuses the last output while the time embedding has moved by less, relatively; 0 is off."""
+    cache: float = 0.0  # Reuse the last output while the time embedding moves by less, relatively; 0 is off.
     seed: int = 0  # Seed of the first sample; the next ones count up.
 
     def __post_init__(self) -> None:

@@ -27,8 +27,7 @@ class Args(OfNetwork):
     """
 
     model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline.
-    batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
-    """Images at a time; plans for others between them are as good, beyond them less so."""
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8)  # Images at a time; plans hold for others between them too.
     compile: bool = False  # Compile the network.
     seconds: float = 60.0  # How long to measure; at least three rounds, however long they take.
 

@@ -88,8 +88,7 @@ class Args(Output):
     Example: elit quickstart --backbone uvit --out runs/uvit
     """
 
-    backbone: Literal["dit", "uvit", "hdit", "mmdit", "video"] = "dit"
-    """Kind of network: mmdit makes digits from captions ("a handwritten seven"), video moves them over a canvas."""
+    backbone: Literal["dit", "uvit", "hdit", "mmdit", "video"] = "dit"  # mmdit takes captions, video moves the digits.
     out: Path = Path("runs/quickstart")  # Folder for model/, config.yaml, results.json, the pictures and report.html.
     steps: int | None = None  # Training steps; default: as many as the backbone needs.
     seed: int = 0  # Seed of everything; the same seed on the same machine gives the same numbers.

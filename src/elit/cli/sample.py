@@ -45,8 +45,7 @@ class Args(Subject, SamplingArgs, OfNetwork, Output):
     Example: elit sample runs/quickstart/model --labels 3 7 --count 16 --budget 50% --guidance ccfg --scale 2
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
-    """Folder of a saved model or pipeline; with --like by default the one that the picture names."""
+    model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline; with --like the picture's own.
     step_budgets: tuple[str, ...] = ()  # Instead of one budget, one a step.
     sample_budgets: tuple[str, ...] = ()  # Instead of one budget, one an image; that many images are made.
     out: Path = Path("samples.png")
@@ -56,12 +55,10 @@ class Args(Subject, SamplingArgs, OfNetwork, Output):
     like: Path | None = None
     """A picture that elit made: take its settings, bit for bit on the same machine and versions; of one from a folder
     of samples, that one alone. Options that are given beside it change those settings."""
-    target_ms: float | None = None
-    """Plan steps, budget and guidance: milliseconds that one batch may take, without autoencoder and files."""
+    target_ms: float | None = None  # Plan steps, budget and guidance: the ms a batch may take, autoencoder apart.
     target_images_per_s: float | None = None  # The same as a rate.
     target_gflops: float | None = None  # The same for the FLOPs of an image.
-    vae: Path | None = None
-    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if `model` is one."""
+    vae: Path | None = None  # Folder of the autoencoder that the model was trained in; default: the pipeline's.
     compile: bool = False  # Compile the network first: worth its minutes for many images, or large ones.
 
     def __post_init__(self) -> None:

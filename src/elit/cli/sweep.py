@@ -39,21 +39,15 @@ class Args(Scoring, Output):
     out: Path = Path("runs/sweep")
     """Folder for sample sets, scores, the table, plots and report.html. Scores are kept and added to; table, plots and
     report hold this command's settings and replace the last ones."""
-    table: Path | None = None
-    """Results, a row a setting and detector: Parquet where it ends in .parquet, else JSON lines; default:
-    OUT/sweep.jsonl."""
-    budgets: tuple[str, ...] = ("100%", "50%", "25%", "12.5%", "6.25%")
-    """Latents per window (8; 1 is one latent), shares of them (50%), or all (100%)."""
+    table: Path | None = None  # A row a setting and detector, .parquet or JSON lines; default: OUT/sweep.jsonl.
+    budgets: tuple[str, ...] = ("100%", "50%", "25%", "12.5%", "6.25%")  # Latents per window (8) or shares (50%).
     schedules: tuple[str, ...] = ()  # Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1).
     steps: tuple[int, ...] = (40,)  # Solver steps.
-    guidance: tuple[GuidanceKind, ...] = ("none", "ccfg")
-    """Kinds; cfg drops the class in the second branch, ag lowers its budget, ccfg does both."""
+    guidance: tuple[GuidanceKind, ...] = ("none", "ccfg")  # cfg drops the second branch's class, ag latents, ccfg both.
     scales: tuple[float, ...] = (1.5,)  # Guidance scales of every kind but none; 1 is off.
-    guidance_budget: str = "1"
-    """Budget of the second branch of ag and ccfg: latents per window (1) or a share of them (25%)."""
+    guidance_budget: str = "1"  # Second branch of ag and ccfg: latents per window (1) or a share of them (25%).
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # Times between which guidance acts; 0 = noise, 1 = data.
-    caches: tuple[float, ...] = ()
-    """Thresholds of step caching, beside none: a step reuses the last output while times have moved by less."""
+    caches: tuple[float, ...] = ()  # Thresholds of step caching, beside none; see elit sample --cache.
     count: int = FIELD_COUNT  # Samples a setting.
     solver: Solver = "euler"  # heun is second order and evaluates twice a step.
     shift: float = 1.0  # More of the steps near noise; 1 is even.

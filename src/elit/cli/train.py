@@ -23,10 +23,8 @@ class Args(Command):
     --model.depth 6 --steps 2000 --batch-size 64 --learning-rate 2e-3 --out runs/digits
     """
 
-    config: Path | None = None
-    """YAML with any of the settings below, such as an earlier run's config.yaml; or recipe:NAME, of elit recipes."""
-    dry_run: bool = False
-    """Print what the run takes instead: parameters, memory of a device by part, TFLOPs, GPU-days. Reads no data."""
+    config: Path | None = None  # YAML with settings as below, such as a run's config.yaml; or recipe:NAME.
+    dry_run: bool = False  # Print parameters, memory of a device, TFLOPs, GPU-days instead; reads no data.
     devices: int = 1  # Devices of a dry run.
     device_tflops: float = 989.0  # Peak of one device in TFLOP/s; default an H100's in bf16.
     utilisation: float = 0.4  # Share of that peak which the run is assumed to reach.

@@ -31,8 +31,7 @@ from elit.sampling.pictures import Subject, encode_picture, image_grid, make_rec
 from elit.sampling.settings import Sampling
 
 State = tuple[float, Tensor]  # t, and the network's state (1, C, ...).
-Tick = Callable[[int, int], None]
-"""Called before every step with the number of steps done and of all steps; may raise `Cancelled`."""
+Tick = Callable[[int, int], None]  # Called before every step with (done, all steps); may raise `Cancelled`.
 DEFAULT_STEPS = 16
 MAX_THUMBNAILS, THUMBNAIL_STEPS, THUMBNAIL_BUDGET = 32, 8, 0.25
 PROFILE_SECONDS = 12.0  # Time to measure this machine for a plan, in at least three rounds.

@@ -28,8 +28,7 @@ from elit.serve.settings import ServiceSettings
 
 log = logging.getLogger("elit.serve")
 OPEN = ("/health", "/ready")  # Paths without a key.
-MAX_BODY, BODY_SECONDS = 65536, 10.0
-"""Limits of a body: bytes, and the time in which it must arrive."""
+MAX_BODY, BODY_SECONDS = 65536, 10.0  # Limits of a body: bytes, and seconds to arrive in.
 NO_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0) | {
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}
 }

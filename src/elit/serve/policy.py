@@ -47,8 +47,7 @@ class PolicySettings:
     slots: int = 8  # images in progress at a time
     max_queue: int = 64  # waiting images
     safety: float = 1.1  # predicted times are taken this many times longer
-    reserve: float = 0.5
-    """Share of the time to its deadline that a level leaves a request: room for those who come next."""
+    reserve: float = 0.5  # share of the time to its deadline that a level leaves a request, for those who come next
     hold: float = 0.5  # seconds for which a higher level must have been possible before it is taken
 
 

@@ -41,14 +41,11 @@ class ServiceSettings:
     (sweep.jsonl), and has 20 steps where there is none."""
     least_steps: int | None = None  # The fewest steps, where even the least budget is too slow; default: half.
     least_budget: str = ""  # The floor: 8 latents per group, or a share such as 25%; default: the model's least.
-    rungs: Annotated[tuple[Rung, ...], tyro.conf.Suppress] = ()
-    """The ladder, from the least to full; () = made of `steps` and the least two."""
-    guidance_scale: float | None = None
-    """For requests without one; 1 is off. Default: off, or the default of a pipeline's own call."""
+    rungs: Annotated[tuple[Rung, ...], tyro.conf.Suppress] = ()  # The ladder from least to full; () = from `steps`.
+    guidance_scale: float | None = None  # For requests without one; 1 is off; default: off, or the pipeline's.
     guidance_budget: str = ""  # Budget of the second branch (CCFG); default: as the first (CFG).
     deadline_ms: float = 5000.0  # For requests without one.
-    size: str = ""
-    """Such as 1024x768: size of a pipeline's pictures where a request has none; default: the pipeline's own."""
+    size: str = ""  # WIDTHxHEIGHT of a pipeline's pictures where a request has none; default: the pipeline's own.
     max_batch: int = 0  # Images in progress at a time in a replica; default: as many as pay, at most 8.
     max_queue: int = 64  # Images waiting at a replica; more are refused.
     most_images: int = 4  # Images of one request.
@@ -58,19 +55,15 @@ class ServiceSettings:
     max_replicas: int = 0  # Autoscaling between --min-replicas and this; 0 = off.
     cpus: float = 1.0  # Cores that Ray books for a replica.
     gpus: float | None = None  # GPUs of a replica; default: 1 on a GPU, else 0. 0.5 puts two on one.
-    threads: int | None = None
-    """Threads of a replica on a CPU; default: as elit sample has here, divided by --replicas."""
+    threads: int | None = None  # Threads of a replica on a CPU; default: those of elit sample, over --replicas.
     device: str | None = None  # Such as cuda or cpu; default: cuda where there is one.
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # Dtype of the network.
     compile: bool = False  # Compile the network first.
-    exact: bool | None = None
-    """Every image alone in its forward, so that its bytes do not depend on the load; default: on a CPU."""
+    exact: bool | None = None  # Every image alone in its forward: bytes do not depend on the load; default: on a CPU.
     profile: Path | None = None  # File of elit profile; default: the one beside the model, or measured at the start.
     drain_seconds: float = 30.0  # After SIGTERM, for unanswered requests.
-    address: str | None = None
-    """Address of a Ray cluster, such as auto or ray://head:10001; default: this machine alone."""
-    needs_key: Annotated[bool, tyro.conf.Suppress] = False
-    """True where replicas must find an API key in the environment variable ELIT_API_KEY."""
+    address: str | None = None  # A Ray cluster, such as auto or ray://head:10001; default: this machine alone.
+    needs_key: Annotated[bool, tyro.conf.Suppress] = False  # Replicas must find a key in ELIT_API_KEY.
 
     def __post_init__(self) -> None:
         full = self.steps or STEPS
