@@ -35,17 +35,12 @@ def folder(tmp_path):
     return root
 
 
-def table(folder, path):
+def test_a_folder_a_table_and_arrays_give_the_same_pictures(folder, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
     files = list(map(str, sorted(folder.rglob("*.png"))))
-    datasets.Dataset.from_dict({"image": files, "label": [i // 3 for i in range(9)]}, features=features).to_parquet(
-        path
-    )
-
-
-def test_a_folder_a_table_and_arrays_give_the_same_pictures(folder, tmp_path):
-    table(folder, tmp_path / "t.parquet")
     labels = [i // 3 for i in range(9)]
+    pictures = datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
+    pictures.to_parquet(tmp_path / "t.parquet")
     np.savez(tmp_path / "plain.npz", PIXELS, np.array(labels))
     np.savez_compressed(tmp_path / "compressed.npz", PIXELS, np.array(labels))
     write_npz(open_pictures(folder), tmp_path / "ours.npz", chunk=4)

@@ -59,6 +59,10 @@ def test_the_page(tmp_path):
     assert all(link.startswith("data:image/png;base64,") for link in links_of(text))
     assert len(links_of(text)) == len(PICTURES)
     assert all(point.file in text for point in made)  # every point can be traced
+    assert budgets_of(made) == ["16", "2@0-0.5,16@0.5-1", "8", "2"]
+    assert {point.scale for point in at_best_scale(made, "fd", "cfg")} == {2.0}
+    ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
+    assert command(ccfg, Path("m")).endswith("--steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1")
     top = best(made, "fd")
     assert f"Best fd: {top.scores['fd']:.4g} with 8 steps, budget 16, cfg 2" in text
     assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</code>" in text
@@ -88,16 +92,6 @@ def test_cached_points_are_in_the_first_picture_and_the_tables_alone(tmp_path):
     assert len(degradations(cached, "fd")) == len(degradations(plain, "fd"))  # against a full budget cached alike
 
 
-def test_commands_and_names():
-    made = points(("16", "2@0-0.5,16@0.5-1", "2"))
-    assert budgets_of(made) == ["16", "2@0-0.5,16@0.5-1", "2"]
-    assert {point.scale for point in at_best_scale(made, "fd", "cfg")} == {2.0}
-    ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
-    assert command(ccfg, Path("m")) == (
-        "elit sample m --steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1"
-    )
-
-
 def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
     model, made = fresh("elit-dit"), points()
     options = {"reference": "digits", "license": "mit", "datasets": ["a/b"], "instead": tmp_path / "out/README.md"}
@@ -124,8 +118,5 @@ def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
     path.write_text(text.replace(MARK, "My own words."), encoding="utf-8")
     assert write_card(tmp_path, model, made, "fd", **options) == tmp_path / "out/README.md"
     assert "My own words." in path.read_text(encoding="utf-8")
-
-
-def test_what_the_hub_calls_a_network():
     tags = {kind: pipeline_tag(fresh(kind)) for kind in ("dit", "elit-mmdit", "dit-video")}
     assert tags == {"dit": "unconditional-image-generation", "elit-mmdit": "text-to-image", "dit-video": None}

@@ -76,8 +76,7 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
 class InceptionDetector(Detector):
     """TensorFlow's Inception of 2015 as torch-fidelity has ported it, with its resize to 299 pixels.
 
-    features (B, 2048) before the last layer, logits (B, 1008) without its bias, spatial (B, 2023): the first 7 channels
-    of "mixed_6/conv", rows and columns first, as ADM's evaluator reads them.
+    logits (B, 1008) are without the bias, spatial (B, 2023) the first 7 channels of "mixed_6/conv", as ADM reads them.
     """
 
     name, width = "inception", 2048
@@ -184,9 +183,8 @@ class ClassifierDetector(TransformersDetector):
 
 
 class I3DDetector(Detector):
-    """I3D as a TorchScript file, the way published FVDs are made: features (B, 400) before the softmax.
-
-    It is called as StyleGAN-V's metrics call it. A TorchScript file is a program: give one you trust.
+    """I3D as a TorchScript file, called as StyleGAN-V's metrics call it: features (B, 400) before the softmax. Such a
+    file is a program: give one you trust.
     """
 
     name, width = "i3d", 400

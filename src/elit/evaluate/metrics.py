@@ -43,8 +43,7 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID: the unbiased squared MMD under the kernel (a·b/F + 1)³, as (mean, standard deviation) over random subsets.
 
-    real (N, F), generated (M, F). A subset has `subset_size` of each, or all of them where there are fewer.
-    Bińkowski et al. 2018, "Demystifying MMD GANs".
+    real (N, F), generated (M, F). Bińkowski et al. 2018, "Demystifying MMD GANs".
     """
     size = min(subset_size, len(real), len(generated))
     generator = torch.Generator().manual_seed(seed)
@@ -93,10 +92,8 @@ def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBO
 
 
 def saturation(pictures: Tensor) -> Tensor:
-    """Vividness of pictures (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8, C = 1 or 3.
-
-    Colour: the mean over pixels of HSV's saturation, (max − min) / max over the channels, 0 for black. Grey: the mean
-    of |pixel − the picture's mean| over half of the range.
+    """Vividness (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8; of colour HSV's saturation, (max − min) / max
+    over the channels, of grey the contrast, |pixel − the picture's mean| over half of the range.
     """
     x = pictures.double().flatten(2)  # (B, C, pixels)
     if x.shape[1] == 1:

@@ -99,9 +99,8 @@ def best(points: Iterable[Point], metric: str) -> Point:
 
 
 def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Indices of the points that no other one beats, by rising cost (the envelope of paper Figures 1, 8 and 14).
-
-    A point is beaten by one that is no worse in both, and better in one; of equal points all stay, in their order.
+    """Indices of the points that no other one beats, by rising cost (paper Figures 1, 8 and 14). A point is beaten by
+    one that is no worse in both, and better in one; of equal points all stay, in their order.
     """
     front: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], losses[i])):

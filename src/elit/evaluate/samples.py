@@ -1,8 +1,4 @@
-"""Sample sets of a network: each sample from its own seed, classes in turn, kept as they are made.
-
-OUT/sets/KEY/recipe.json    everything that decides the samples, but not how many
-OUT/sets/KEY/pictures/      FIRST-STOP.safetensors: pictures, their SHA-256s, milliseconds
-"""
+"""Sample sets of a network: each sample from its own seed, classes in turn, kept in OUT/sets/KEY as they are made."""
 
 from dataclasses import dataclass, replace
 

@@ -56,10 +56,8 @@ def find_table(folder: Path) -> Path | None:
 
 
 def read_quality(path: Path, metric: str | None = None) -> Quality:
-    """The curves of a sweep's table under its first detector that has `metric`, default that detector's first one.
-
-    Rows count where their number of samples is the largest; those of another solver than Euler's, of shifted times, and
-    with one budget a step, which hold for no other steps, are left out.
+    """The curves of a sweep's table under its first detector that has `metric`, default that detector's first one, of
+    the most samples; without other solvers than Euler's, shifted times, and budgets by step, which fit no other steps.
     """
     points = read_table(path)
     metrics = [name for name in METRICS if any(name in point.scores for point in points)]
