@@ -87,15 +87,15 @@ def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
     """Samples as pictures (B, 1 or 3, H, W) in [-1, 1] on the CPU, of clips the first frame; latents without their
     autoencoder as means over their channels, each scaled to its own range.
     """
+    if vae is None and samples.shape[1] not in (1, 3):
+        means = samples.float().cpu().mean(1, keepdim=True)
+        means = means[:, :, 0] if means.ndim == 5 else means
+        low, high = means.amin((1, 2, 3), keepdim=True), means.amax((1, 2, 3), keepdim=True)
+        return 2 * (means - low) / (high - low).clamp(min=1e-6) - 1
     device = samples.device if vae is None else vae.device
     with torch.no_grad():  # all latents of a clip: the first frame of some autoencoders needs the later ones
         pictures = torch.cat([decode(vae, part.to(device)) for part in samples.split(8)]).float().cpu()
-    pictures = pictures[:, :, 0] if pictures.ndim == 5 else pictures
-    if pictures.shape[1] not in (1, 3):
-        means = pictures.mean(1, keepdim=True)
-        low, high = means.amin((1, 2, 3), keepdim=True), means.amax((1, 2, 3), keepdim=True)
-        pictures = 2 * (means - low) / (high - low).clamp(min=1e-6) - 1
-    return pictures.clamp(-1, 1)
+    return (pictures[:, :, 0] if pictures.ndim == 5 else pictures).clamp(-1, 1)
 
 
 def inspect_model(
