@@ -24,7 +24,7 @@ FLOORS = (
     ("cli", "__main__"),
 )
 FILES = sorted(SOURCE.rglob("*.py"))
-MAX_LINES = 21_653  # may only fall; the target is 17,500
+MAX_LINES = 17_500  # whatever is added
 NAMES = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
