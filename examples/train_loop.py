@@ -1,6 +1,4 @@
-"""A training loop of one's own around an elastic network: no command line, no config file, about a minute on one core.
-
-    python examples/train_loop.py [STEPS]
+"""A training loop of one's own around an elastic network: no command line, no config file, a minute on one core.
 
 Trains on scikit-learn's digits with a budget drawn anew in each step, then prints the loss at several budgets and
 writes samples of all ten classes, a budget a row, to runs/train-loop.png.
@@ -14,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import elit
-from elit.flow.path import flow_matching_loss, interpolate, logit_normal
+from elit.flow import flow_matching_loss, interpolate, logit_normal
 
 
 def loss(model: torch.nn.Module, x1: torch.Tensor, y: torch.Tensor, budget: int, draw: torch.Generator) -> torch.Tensor:

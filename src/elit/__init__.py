@@ -10,7 +10,7 @@ from elit._version import __version__ as __version__
 
 _NAMES = {
     "elit.budgets": "draw_budget",
-    "elit.costs.flops": "count_flops",
+    "elit.costs.flops": "count_flops count_interface_flops",
     "elit.elastic.check": "check_family",
     "elit.elastic.context": "budget",
     "elit.elastic.families": "register_family",
@@ -38,8 +38,9 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 __all__ = sorted(_HOME)  # pyrefly: ignore[unresolvable-dunder-all]
 
 if TYPE_CHECKING:
+    from elit import flow as flow
     from elit.budgets import draw_budget as draw_budget
-    from elit.costs.flops import count_flops as count_flops
+    from elit.costs.flops import count_flops as count_flops, count_interface_flops as count_interface_flops
     from elit.elastic.check import check_family as check_family
     from elit.elastic.context import budget as budget
     from elit.elastic.families import register_family as register_family
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "flow":  # functions of tensors, a room of their own
+        return import_module("elit.flow")
     if name not in _HOME:
         raise AttributeError(f"module 'elit' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

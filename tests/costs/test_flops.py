@@ -1,5 +1,7 @@
 """Closed-form cost against torch's counter and against the paper (section 5)."""
 
+import math
+
 import pytest
 import torch
 from conftest import SETTINGS, inputs, opened
@@ -42,3 +44,16 @@ def test_a_name_takes_the_window_of_its_size_and_a_model_keeps_its_own():
     assert count_flops(small, sample_size=64) != count_flops("ELIT-DiT-S/2", sample_size=64)
     with pytest.raises(ValueError, match="nearest valid"):
         count_flops(small, sample_size=35)
+
+
+@pytest.mark.parametrize("condition", [None, 24])
+@pytest.mark.parametrize(("grid", "window"), [((8, 8), (4, 4)), ((9, 7), (4, 4)), ((3, 4, 6), (2, 4, 4))])
+def test_an_interface_alone_equals_the_flop_counter(grid, window, condition):
+    interface = elit.LatentInterface(32, 4, window, 16, condition).eval()
+    s, c = torch.randn(1, math.prod(grid), 32), None if condition is None else torch.randn(1, condition)
+    for budget in (None, 1, 4, 0.25, 11):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            interface(s, lambda latents, _: latents, grid=grid, condition=c, budget=budget)
+        assert elit.count_interface_flops(interface, grid, budget) == counter.get_total_flops()
+    with pytest.raises(ValueError, match="budget must be"):
+        elit.count_interface_flops(interface, grid, 17)

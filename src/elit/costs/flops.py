@@ -15,11 +15,12 @@ from torch import nn
 from elit.budgets import Budget, resolve_budget
 from elit.config import require
 from elit.models.hdit import MERGED, WideBlock
+from elit.models.interface import LatentInterface
 from elit.models.layers import CrossAttention, SelfAttention
 from elit.models.mmdit import JointBlock, LastJointBlock
 from elit.models.presets import create_model
 from elit.models.transformer import Transformer
-from elit.models.windows import as_size, windows_of
+from elit.models.windows import Windows, as_size, windows_of
 
 CPU = torch.device("cpu")
 # What a layer sees of one sample, by the first pattern in its name; any other one sees the length of its stage.
@@ -67,20 +68,42 @@ def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None 
     return flops_by_part(model, size, model.budgets[-1])["before"] if model.spec else 0
 
 
+def count_interface_flops(interface: LatentInterface, grid: Sequence[int], budget: Budget = None) -> int:
+    """FLOPs of Read and Write in one forward of one sample with `grid` tokens along each axis; the core is its owner's.
+
+    Raises ValueError as the interface's forward does.
+    """
+    latents = resolve_budget(budget, range(1, len(interface.latents) + 1))
+    sees, total = lengths(windows_of(tuple(grid), interface.window, 1, CPU), latents), 0
+    for name, module in interface.named_modules():
+        if isinstance(module, nn.Linear):
+            total += 2 * rows_of(name, sees, 0) * module.weight.numel()
+        elif isinstance(module, CrossAttention):
+            total += 4 * sees["pairs"] * module.proj.in_features
+    return total
+
+
+def lengths(windows: Windows, kept: int | None, read: int | None = None) -> Counter[str]:
+    """Rows of each kind of one sample with `kept` latents of a full window in the core; `read`: of more in Read."""
+    sees = Counter(one=1, tokens=prod(windows.grid), shapes=len(windows.shapes))
+    if kept is None:
+        return sees + Counter(core=sees["tokens"])
+    both = windows.latents(kept), windows.latents(read or kept)
+    for (shape, count), j, j_read in zip(windows.shapes, *both, strict=True):
+        sees.update(core=count * j, queries=j_read, latents=count * j_read, pairs=count * prod(shape) * j_read)
+    return sees
+
+
+def rows_of(name: str, sees: Counter[str], otherwise: int) -> int:
+    """Rows of one sample that the layer called `name` sees."""
+    return next((sees[kind] for pattern, kind in ROWS.items() if re.search(pattern, name)), otherwise)
+
+
 def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | None) -> Counter[str]:
     """FLOPs of all "before" what depends on the budget, of the "interface", the "core" and all "after" it."""
     windows = windows_of(model.token_grid(size), model.window(size), model.budget_step, CPU)
-    sees = Counter(
-        one=1, text=model.config.get("text_length", 0), tokens=prod(windows.grid), shapes=len(windows.shapes)
-    )
-    if model.spec is None or num_latents is None:
-        sees["core"] = sees["tokens"]
-    else:
-        kept = windows.latents(num_latents)
-        read = windows.latents(model.spec.num_latents) if model.reads_all else kept
-        for (shape, count), j, j_read in zip(windows.shapes, kept, read, strict=True):
-            pairs = count * prod(shape) * j_read
-            sees.update(core=count * j, queries=j_read, latents=count * j_read, pairs=pairs)
+    sees = lengths(windows, num_latents, model.spec.num_latents if model.spec and model.reads_all else None)
+    sees["text"] = model.config.get("text_length", 0)
     sees["merged"] = sees["core"] // MERGED
     head, core = (len(blocks) for blocks in model.stages()[:2])
     total: Counter[str] = Counter()
@@ -96,7 +119,7 @@ def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | No
             part = "before" if int(number) < head else "core" if int(number) < head + core else "after"
             merged = MERGED if isinstance(model.blocks[int(number)], WideBlock) else 1
         length = sees["core" if part == "core" else "tokens"] // merged
-        rows = next((sees[kind] for pattern, kind in ROWS.items() if re.search(pattern, name)), length)
+        rows = rows_of(name, sees, length)
         if isinstance(module, nn.Linear):
             total[part] += 2 * rows * module.in_features * module.out_features
         elif isinstance(module, SelfAttention):

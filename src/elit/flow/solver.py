@@ -3,15 +3,19 @@
 They yield (x, t, step), t a float, take the velocity there, a tensor like x, by `send`, and return the sample.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from elit.config import require
 from elit.flow.path import shift_time
 
-Solution = Generator[tuple[Tensor, float, int], Tensor, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Solution: TypeAlias = "Generator[tuple[Tensor, float, int], Tensor, Tensor]"
 
 
 def time_grid(steps: int, shift: float = 1.0) -> list[float]:
@@ -43,7 +47,7 @@ SOLVERS = {"euler": euler, "heun": heun}
 
 
 def solve(solution: Solution, velocity: Callable[[Tensor, float, int], Tensor]) -> Tensor:
-    """Runs a solver to its end with a function of (x, t, step) as the velocity."""
+    """Runs a solver to its end: velocity(x, t, step) is that of x, all of it at the same t, a float."""
     try:
         place = next(solution)
         while True:
