@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from elit.files import check_writable, replacing, whole_folder, write_folder, write_text
+from elit.files import check_writable, read_lines, replacing, whole_folder, write_folder, write_text
 
 
 def test_a_file_appears_whole_beside_other_writers_or_not_at_all(tmp_path):
@@ -103,3 +103,13 @@ def test_a_kill_at_any_point_loses_no_folder(tmp_path, monkeypatch, renames):
     write_folder(folder, lambda at: (at / "x").write_text("newer"))
     assert (folder / "x").read_text() == "newer"
     assert [path for path in tmp_path.iterdir() if path.suffix != ".tmp"] == [folder]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_end_where_a_line_ends(tmp_path, encoding):
+    """At no other mark that Unicode calls a separator."""
+    (tmp_path / "a.txt").write_bytes("a\u2028b\r\n\nc\x85d\x0ce\n\n".encode(encoding))
+    assert read_lines(tmp_path / "a.txt") == ["a\u2028b", "c\x85d\x0ce"]
+    (tmp_path / "a.txt").write_bytes(b"\xff\x00")
+    with pytest.raises(ValueError, match=r"cannot read '.*a\.txt': must be UTF-8"):
+        read_lines(tmp_path / "a.txt")

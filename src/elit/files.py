@@ -115,6 +115,20 @@ def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None
         raise
 
 
+def read_text(path: Path) -> str:
+    """Text in UTF-8 or, where a mark at its start says so, UTF-16. Raises ValueError."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"cannot read {str(path)!r}: must be UTF-8 or UTF-16 text") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text that hold something; U+2028 and its like belong to a line."""
+    return [line.removesuffix("\r") for line in read_text(path).split("\n") if line.strip()]
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

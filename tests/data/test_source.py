@@ -176,6 +176,28 @@ def test_a_caption_that_is_no_text_costs_one_picture(tmp_path, text, message):
     assert (len(data), data.__getitems__([0])[1].tolist()) == (1, [1])
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("lines", "captions", "again", "wrong"),
+    [
+        ([{"text": "a"}, {"text": "a"}], ("a",), 1, 0),
+        ([{"text": "a"}, {"text": "b"}, {"text": "a"}], ("a", "b"), 1, 0),
+        ([{"text": None, "caption": "a"}], ("a",), 0, 0),
+        ([{"text": NAN}], (), 0, 1),
+        ([{"text": 3}], ("3",), 0, 0),
+    ],
+)
+def test_a_caption_counts_once_and_may_stand_in_any_of_its_fields(tmp_path, lines, captions, again, wrong):
+    write(tmp_path / "a" / "0.png")
+    rows = [{"file_name": "0.png"} | line for line in lines]
+    write(tmp_path / "a" / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    source = open_source(tmp_path, captions=True)
+    assert (source.captions, len(faults(source))) == (captions, wrong)
+    assert sum(map(len, source.left_out.values())) == again
+
+
 def table(path: Path, column: str, values: list, images: list | None = None) -> Source:
     images = images or [{"bytes": png(), "path": None}] * len(values)
     features = {"image": datasets.Image()} | ({column: datasets.Value("string")} if not any(values) else {})
@@ -212,6 +234,31 @@ def test_a_row_without_a_picture_and_a_broken_table_are_named(tmp_path):
     (tmp_path / "0.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"cannot read '.*': .*[Pp]arquet"):
         open_source(tmp_path)
+
+
+def test_tables_leave_out_other_archives_and_a_saved_set_nothing(tmp_path):
+    source = table(tmp_path, "label", [0, 1])
+    assert source.left_out == {}
+    write(tmp_path / "more" / "1.parquet", (tmp_path / "0.parquet").read_bytes())
+    tar(tmp_path / "2.tar", {"0.png": png(), "0.cls": b"1"})
+    source = open_source(tmp_path)
+    assert (len(source), source.left_out) == (
+        2,
+        {"archives of another kind or in sub-folders": ["2.tar", "more/1.parquet"]},
+    )
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}], "label": [0]})
+    rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    assert open_source(tmp_path / "saved").left_out == {}
+
+
+def test_pictures_alone_need_no_labels(tmp_path):
+    table(tmp_path, "text", ["a", "b"])
+    tar(tmp_path / "tars" / "0.tar", {"0.png": png(), "0.txt": b"a boat"})
+    for path, count in ((tmp_path / "0.parquet", 2), (tmp_path / "tars", 1)):
+        with pytest.raises(ValueError, match="label"):
+            open_source(path)
+        source = open_source(path, loose=True)
+        assert (len(source), source.classes, faults(source)) == (count, (), [])
 
 
 def tar(path: Path, members: dict[str, bytes]) -> bytes:

@@ -238,7 +238,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
         ([str(pipe), out], "prompts must be a text file"),
         ([str(pipe), out, "--prompts", "nowhere.txt"], "cannot read prompts 'nowhere.txt': No such file"),
         ([str(pipe), out, "--prompts", str(tmp_path / "empty.txt")], "prompts must have a prompt a line"),
-        ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "not UTF-8 text"),
+        ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "must be UTF-8"),
         ([str(tmp_path / "unet"), out, *good], "cannot load pipeline"),
         ([str(tmp_path / "other"), out, *good], "pipeline must have a transformer, got a DDPMPipeline"),
         ([str(pipe), out, *good, "--call", "prompt=x"], "call must name arguments of FluxPipeline"),

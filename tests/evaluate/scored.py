@@ -10,11 +10,11 @@ import elit
 from elit.models.transformer import Transformer
 
 
-def small_network(name: str = "ELIT-DiT-S/1") -> Transformer:
+def small_network(name: str = "ELIT-DiT-S/1", **settings) -> Transformer:
     torch.manual_seed(0)
     sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 16, "num_heads": 2, "depth": 3}
     elastic = {"split": (1, 1, 1), "window": (4, 4)} if name.startswith("ELIT") else {}
-    model = elit.create_model(name, **sizes, **elastic)
+    model = elit.create_model(name, **sizes | elastic | settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

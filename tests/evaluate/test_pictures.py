@@ -12,7 +12,7 @@ from PIL import Image
 
 from elit.cli.main import main
 from elit.data.images import centre_crop
-from elit.evaluate import detectors
+from elit.evaluate import EvaluationWarning, detectors
 from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import Detection, open_detector
 from elit.evaluate.pictures import open_pictures, write_npz
@@ -65,6 +65,22 @@ def test_animations_are_clips(tmp_path):
     assert clips.read(0, 2).shape == (2, 3, 3, 8, 8)
     assert np.array_equal(clips.read(0, 2)[1, 0], PIXELS[3:6, :, :, 0])
     assert clips.labels is None
+
+
+@pytest.mark.parametrize("other", ["still.png", "cut.gif"])
+def test_one_still_or_cut_animation_makes_all_pictures_stills(tmp_path, other):
+    """The frame that training takes of each."""
+    frames = [Image.fromarray(PIXELS[k, :, :, 0]).convert("RGB") for k in range(3)]
+    (tmp_path / "photos").mkdir()
+    save_frames(frames, tmp_path / "photos" / "a.gif")
+    save_frames(frames[:1] if other == "still.png" else frames, tmp_path / "photos" / other)
+    if other == "cut.gif":
+        whole = (tmp_path / "photos" / other).read_bytes()
+        (tmp_path / "photos" / other).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "photos" / "notes.txt").write_text("")
+    with pytest.warns(EvaluationWarning, match=r"not taken: 1 \.txt files"):
+        pictures = open_pictures(tmp_path / "photos")
+    assert np.array_equal(pictures.read(0, 2)[:, 0], PIXELS[[0, 0], :, :, 0])
 
 
 def evaluate(*arguments) -> int:

@@ -48,6 +48,18 @@ def command(model: Path, out: Path, *options: object) -> list[str]:
     return list(map(str, ("evaluate", model, "--out", out, "--json", *detector, *metrics, *second, *options)))
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "shown"),
+    [(("3", "7"), None, [3, 7]), (("3", "7"), ["7"], [7]), (("3", "b"), ["b", "3"], [1, 0]), (("10", "3"), ["3"], [3])],
+)
+def test_samples_of_classes_named_by_numbers_show_these(tmp_path, names, labels, shown):
+    """As a classifier of all ten digits counts them, whatever their order in training."""
+    network = small_network(num_classes=2, class_names=names)
+    conditions = None if labels is None else network.conditioning.prepare(labels)
+    sampler = Sampler(network, Work(out=tmp_path, chunk=4), conditions=conditions)
+    assert sampler.planned(Sampling(steps=1), 3).labels.tolist() == (shown * 3)[:3]
+
+
 def stored_in(out: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((out / "scores").glob("*.json"))]
 

@@ -260,8 +260,16 @@ def test_classes_go_by_name_where_the_network_knows_them(tmp_path):
         assert model.conditioning.prepare(asked).tolist() == numbers
     with pytest.raises(ValueError, match=r"labels must be .* got 'sneeker'; did you mean 'sneaker'"):
         model.conditioning.prepare(["sneeker"])
+    for label in ("7", "3", "-1"):  # 3 would be no class
+        with pytest.raises(ValueError, match=f"labels must be classes of this model, got '{label}'; classes: t-shirt"):
+            model.conditioning.prepare([label])
     with pytest.raises(ValueError, match="labels 0 to 2"):
-        model.conditioning.prepare(["7"])
+        model.conditioning.prepare([7])
+    model.conditioning.class_names = ("10", "3", "7")
+    assert model.conditioning.prepare(["07", "10", 1]).tolist() == [2, 0, 1]
+    with pytest.raises(ValueError, match="got '1'; did you mean '10'"):
+        model.conditioning.prepare(["1"])
+    model.conditioning.class_names = names
     model.save_pretrained(tmp_path)
     assert load_model(tmp_path).conditioning.prepare(["sneaker"]).tolist() == [2]
     with pytest.raises(ValueError, match="labels must be numbers from 0 to 2, since this model has no class names"):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elit.data.images import ImageSet
+from elit.files import read_lines
 
 Split = Literal["train", "test"]
 NAMES = ("digits", "moving-digits", "fashion-mnist", "idx:FOLDER")
@@ -94,7 +95,7 @@ def idx_images(folder: str | Path, split: Split = "train", *, classes: tuple[str
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte", axes=3)
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte", axes=1)
     if not classes and (names := folder / "classes.txt").is_file():
-        classes = tuple(filter(None, map(str.strip, names.read_text(encoding="utf-8").splitlines())))
+        classes = tuple(filter(None, map(str.strip, read_lines(names))))
     count = int(labels.max()) + 1 if len(labels) else 0
     classes = classes or tuple(map(str, range(count)))
     if len(images) != len(labels) or count > len(classes):

@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 
 from elit.data.reader import SUFFIXES, ImageInfo, read_frames, read_info
+from elit.files import read_lines, read_text
+from elit.models.conditioning import recognised
 from elit.models.text import CACHE
 
 T = TypeVar("T")
@@ -64,9 +67,9 @@ class Source:
 
     @cached_property
     def true_labels(self) -> list[int]:
-        """Numbers as a classifier counts them: the names of classes such as folders "3" and "7", else `labels`."""
-        numbers = [int(name) for name in self.classes if name.isdecimal()]
-        return [numbers[label] for label in self.labels] if len(numbers) == len(self.classes) else self.labels
+        """Labels as a classifier counts them."""
+        numbers = recognised(self.classes)
+        return [numbers[label] for label in self.labels] if numbers else self.labels
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -84,6 +87,12 @@ class Source:
     def read(self, index: int, count: int | None = 1) -> list[Image.Image]:
         """The first `count` frames of a picture, all for None. Raises ValueError if unreadable or unlabelled."""
         return self._named(index, lambda content: read_frames(content, count))
+
+    def moves(self, index: int) -> bool:
+        """True for a picture whose first two frames can be read."""
+        with suppress(ValueError):
+            return bool(self.read(index, 2))
+        return False
 
     def info(self, index: int) -> ImageInfo:
         """A picture's header. Raises as `read`."""
@@ -110,7 +119,7 @@ class Source:
 def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> Source:
     """The pictures at `path`: a folder of them, of .parquet or of .tar files, one such file, or a saved data set.
 
-    captions: labels number texts instead of classes. loose: pictures may lie beside sub-folders. Raises ValueError.
+    captions: labels number texts instead of classes. loose: pictures need no labels. Raises ValueError.
     """
     if not path.exists() or (path.is_file() and path.suffix not in TABLES):
         raise ValueError(f"cannot read {str(path)!r}: must be a folder, a .parquet or a .tar")
@@ -123,15 +132,24 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
         wanted = TEXTS if captions else LABELS
         files = sorted(path.iterdir()) if saved else [each for each in tables if each.suffix == tables[0].suffix]
         if saved or files[0].suffix == ".parquet":
-            entries, names = _rows(path, [] if saved else files, wanted)
+            entries, names = _rows(path, [] if saved else files, wanted, loose)
         else:
-            entries = [entry for file in files for entry in _samples(file, wanted)]
+            entries = [entry for file in files for entry in _samples(file, wanted, loose)]
             if not captions and all(re.fullmatch(r"-?\d+", text) for *_, text in entries if text):
                 entries = [(name, content, int(text) if text else None) for name, content, text in entries]
+        if saved:
+            left_out.clear()
+        left_out["archives of another kind or in sub-folders"] += map(str, sorted({*found["tables"]} - {*files}))
     else:
         captions = captions and bool(found["metadata"])
         if captions:
-            texts = [entry for metadata in found["metadata"] for entry in _captions(metadata)]
+            lines = [entry for metadata in found["metadata"] for entry in _captions(metadata)]
+            once: dict[tuple[Path, str], Any] = {}
+            for file, text in lines:
+                if (file, repr(text)) in once:
+                    left_out["lines of metadata that are there again"].append(str(file))
+                once[file, repr(text)] = text
+            texts = [(file, text) for (file, _), text in once.items()]
             unnamed = {*found["pictures"]} - {file for file, _ in texts}
             left_out["pictures without a line of metadata"] += map(str, unnamed)
         elif loose and strays:
@@ -147,12 +165,14 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
         reasons = "".join(f"; {len(each)} {reason}" for reason, each in left_out.items())
         where = "in it" if loose else "in its sub-folders, such as CLASS/PICTURE.png"
         raise ValueError(f"cannot read {str(path)!r}: no pictures {where}{reasons}")
-    numbers, must, classes = _number_labels([value for *_, value in entries], names, captions)
+    unknown = loose and (bool(strays) or all(value is None for *_, value in entries))
+    values = [0 if unknown else value for *_, value in entries]
+    numbers, must, classes = _number_labels(values, names, captions)
     pictures = [
         Picture(name, content, number or 0, f"{must}, got {value!r}" if number is None else "")
         for (name, content, value), number in zip(entries, numbers, strict=True)
     ]
-    classes = () if loose and strays else classes
+    classes = () if unknown else classes
     return Source(root=path, pictures=pictures, classes=classes, files=files, left_out=left_out)
 
 
@@ -181,18 +201,16 @@ def _list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[str]
 
 def _captions(path: Path) -> list[tuple[Path, object]]:
     """Files and captions of metadata.jsonl or metadata.csv, in UTF-8 or UTF-16. Raises ValueError."""
-    content, number, found = path.read_bytes(), 0, []
+    number, found = 0, []
+    csv_file = io.StringIO(read_text(path), newline="") if path.suffix == ".csv" else None
+    lines: Iterable[Any] = csv.DictReader(csv_file) if csv_file else read_lines(path)
     try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines: Iterable[Any] = (line for line in text.split("\n") if line.strip())  # U+2028 belongs to a caption
-        if path.suffix == ".csv":
-            lines = csv.DictReader(io.StringIO(text, newline=""))
         for number, line in enumerate(lines, 1):  # noqa: B007
             row = line if isinstance(line, dict) else json.loads(line)
-            found.append((path.parent / row["file_name"], next(row[name] for name in TEXTS if name in row)))
-    except (ValueError, KeyError, TypeError, StopIteration, csv.Error) as error:
-        reason = "must be UTF-8" if isinstance(error, UnicodeError) else 'must be {"file_name": …, "text": …}'
-        raise ValueError(f"cannot read {str(path)!r}, entry {number}: {reason}") from None
+            texts = sorted((row[name] for name in TEXTS if name in row), key=lambda text: text is None)
+            found.append((path.parent / row["file_name"], texts[0]))
+    except (ValueError, LookupError, TypeError, csv.Error):
+        raise ValueError(f'cannot read {str(path)!r}, entry {number}: must be {{"file_name": …, "text": …}}') from None
     if not found:
         raise ValueError(f"cannot read {str(path)!r}: no entries")
     return found
@@ -207,7 +225,7 @@ def _number_labels(
     """
     if captions or (not names and any(isinstance(value, str) for value in values)):
         kinds = (str, int, float) if captions else (str,)
-        texts = [str(value) if type(value) in kinds else None for value in values]
+        texts = [str(value) if type(value) in kinds and value == value else None for value in values]  # nor a NaN
         known = dict.fromkeys(text for text in texts if text is not None)
         number = {name: number for number, name in enumerate(known if captions else sorted(known))}
         must = f"{'caption' if captions else 'label'} must be a text"
@@ -219,7 +237,7 @@ def _number_labels(
     return numbers, f"label must be from 0 to {last}", tuple(names or map(str, range(last + 1)))
 
 
-def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str]) -> tuple[list[Entry], Sequence[str]]:
+def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str], loose: bool) -> tuple[list[Entry], Sequence[str]]:
     """Rows of parquet files or a saved data set, and the names of its classes."""
     import datasets
 
@@ -228,15 +246,16 @@ def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str]) -> tuple[lis
         rows = datasets.load_dataset("parquet", **named)["train"] if files else datasets.load_from_disk(path)
         features = rows.features
         image = next(name for name, kind in features.items() if isinstance(kind, datasets.Image))
-        label = next(name for name in wanted if name in features)
+        label = next(iter([name for name in wanted if name in features] + [""] * loose))
     except (AttributeError, StopIteration):
         columns = f"a column of pictures and one named {' or '.join(wanted)}"
         raise ValueError(f"cannot read {str(path)!r}: must be one split with {columns}") from None
     except Exception as error:
         raise ValueError(f"cannot read {str(path)!r}: {str(error.__cause__ or error).splitlines()[0]}") from None
     column = rows.cast_column(image, datasets.Image(decode=False))[image]
-    entries = [(f"{path}, row {row}", partial(_cell, column, row), value) for row, value in enumerate(rows[label])]
-    return entries, getattr(features[label], "names", None) or ()
+    values = rows[label] if label else [None] * len(rows)
+    entries = [(f"{path}, row {row}", partial(_cell, column, row), value) for row, value in enumerate(values)]
+    return entries, getattr(features.get(label), "names", None) or ()
 
 
 def _cell(column: Any, row: int) -> bytes:
@@ -246,7 +265,7 @@ def _cell(column: Any, row: int) -> bytes:
     return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
 
 
-def _samples(path: Path, wanted: Sequence[str]) -> list[Entry]:
+def _samples(path: Path, wanted: Sequence[str], loose: bool) -> list[Entry]:
     """Samples of a tar: members of one name up to the first dot, a picture with .cls, .label, .txt or their kin."""
     samples: dict[str, dict[str, Callable[[], bytes]]] = defaultdict(dict)
     try:
@@ -266,7 +285,7 @@ def _samples(path: Path, wanted: Sequence[str]) -> list[Entry]:
         pictures = (content for kind, content in members.items() if f".{kind.rpartition('.')[2]}" in SUFFIXES)
         text = next((content for kind, content in members.items() if kind in wanted), None)
         entries.append((name, next(pictures, _no_picture), text and text().decode("utf-8-sig", "replace").strip()))
-    if not any(text for _, _, text in entries):
+    if not loose and not any(text for _, _, text in entries):
         raise ValueError(f"cannot read {str(path)!r}: must have members .{', .'.join(wanted)}")
     return entries
 

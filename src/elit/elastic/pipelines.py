@@ -28,7 +28,7 @@ from elit.config import DistillConfig
 from elit.elastic.context import current_branch, original
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Arguments, Model, Pipeline, Tree
-from elit.files import replacing
+from elit.files import read_lines, replacing
 from elit.models.saved import check_hub_name, quiet_loading
 from elit.sampling.autoencoders import downsampling
 
@@ -75,11 +75,10 @@ def read_prompts(path: str | None) -> list[str]:
     if path is None:
         raise ValueError("prompts must be a text file with a prompt a line, unless pictures are given as data")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ValueError(f"cannot read prompts {path!r}: {reason}; give a file with a prompt a line") from None
-    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        lines = read_lines(Path(path))
+    except OSError as error:
+        raise ValueError(f"cannot read prompts {path!r}: {error.strerror}; give a file with a prompt a line") from None
+    if not (prompts := [line.strip() for line in lines]):
         raise ValueError(f"prompts must have a prompt a line, got the empty file {path!r}")
     return prompts
 

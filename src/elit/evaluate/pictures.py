@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from elit.data.builtin import named_images
 from elit.data.images import ImageSet
 from elit.data.reader import centre_crop
 from elit.data.source import open_source
+from elit.evaluate import EvaluationWarning
 from elit.evaluate.recipe import Recipe
 from elit.files import replacing
 from elit.sampling.pictures import to_uint8
@@ -95,8 +97,11 @@ def array_pictures(path: Path) -> Pictures:
 
 
 def file_pictures(path: Path, image_size: int | None) -> Pictures:
-    """Images, or clips from animated ones, of a folder, a .parquet or a .tar."""
+    """Images of a folder, a .parquet or a .tar; clips where all of them are animated, else the first frame of each."""
     source = open_source(path, loose=True)
+    for line in source.not_taken():
+        warnings.warn(line, EvaluationWarning, stacklevel=2)
+    clips = all(map(source.moves, range(len(source))))
     sizes = set[tuple[int, ...]]()
 
     def frame(image: Image.Image) -> Tensor:
@@ -105,7 +110,7 @@ def file_pictures(path: Path, image_size: int | None) -> Pictures:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def picture(index: int) -> Tensor:
-        frames = [frame(image) for image in source.read(index, None)]
+        frames = [frame(image) for image in source.read(index, None if clips else 1)]
         whole = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
         sizes.add(tuple(whole.shape))
         if len(sizes) > 1:

@@ -13,7 +13,7 @@ from elit.evaluate.metrics import saturation
 from elit.evaluate.pictures import Pictures
 from elit.evaluate.recipe import Recipe, conditions_digest, describe_run, sample_digests
 from elit.flow.solver import time_grid
-from elit.models.conditioning import Condition
+from elit.models.conditioning import Condition, recognised
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode
 from elit.sampling.evaluations import sampling_flops, sampling_plan
@@ -99,7 +99,8 @@ class Sampler:
         # The class that a sample is to show: its label, or a prompt's number, of prompts in the classes' order.
         given, classes = self.conditions, torch.arange(len(self.conditions))
         if isinstance(given, Tensor) and given.ndim == 1:
-            classes = given.cpu()
+            numbers = recognised(getattr(self.model.conditioning, "class_names", ()))
+            classes = torch.tensor([*numbers, *range(len(numbers), self.model.config.num_classes + 1)])[given.cpu()]
         return SampleSet(
             count=count,
             read=lambda first, stop: chunks.read("pictures", first, stop).movedim(-1, 1),

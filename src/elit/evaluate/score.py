@@ -18,7 +18,7 @@ from elit.evaluate.pictures import Pictures
 from elit.evaluate.recipe import Recipe, recipe_digest, versions
 from elit.evaluate.reference import Reference, detect, open_reference
 from elit.evaluate.samples import Sampler, SampleSet
-from elit.files import write_text
+from elit.files import read_lines, write_text
 from elit.sampling.engine import NetworkEngine, conditions_of
 from elit.sampling.settings import Precision
 
@@ -200,6 +200,6 @@ class Scoring:
     def open_sampler(self, folder: Path, device: str, work: Work) -> Sampler:
         model, vae = load_network(folder, vae=self.vae, device=device, dtype=getattr(torch, self.dtype))
         file = self.prompts_file
-        prompts = self.prompts if file is None else file.read_text(encoding="utf-8").splitlines()
+        prompts = self.prompts if file is None else read_lines(file)
         conditions = conditions_of(NetworkEngine(model, text_encoder=self.text_encoder), self.labels, prompts)
         return Sampler(model, work, vae=vae, conditions=conditions, compile=self.compile)

@@ -112,21 +112,31 @@ class ClassConditioning(nn.Module):
         return torch.arange(batch) % self.num_classes
 
 
+def recognised(names: Sequence[str]) -> list[int]:
+    """Classes as a classifier counts them: by their names where all are numbers, such as "3" and "7", else in order."""
+    return [int(name) for name in names] if all(map(str.isdecimal, names)) else list(range(len(names)))
+
+
 def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes given by number (3, "3") or by name, in any spelling. Raises ValueError, naming close ones."""
+    """Numbers of classes given by number (3, "3") or by name, in any spelling. Raises ValueError, naming close ones.
+
+    A text is first a name; where all names are numbers, it is nothing else.
+    """
 
     def plain(name: str) -> str:
-        return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+        name = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+        return str(int(name)) if name.isdecimal() else name
 
+    numbered = bool(names) and all(map(str.isdecimal, names))
     numbers = {plain(name): number for number, name in reversed(list(enumerate(names)))}
     found = []
     for label in labels:
         if not isinstance(label, str):
             found.append(label)
-        elif label.strip().lstrip("+-").isdecimal():
-            found.append(int(label))
         elif plain(label) in numbers:
             found.append(numbers[plain(label)])
+        elif plain(label).isdecimal() and int(label) < num_classes and not numbered:
+            found.append(int(label))
         else:
             valid = f"numbers from 0 to {num_classes - 1}, since this model has no class names"
             require(bool(names), "labels", label, valid)

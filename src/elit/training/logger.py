@@ -152,7 +152,7 @@ class RunLog:
 def _forget_later_steps(path: Path, start: int) -> None:
     """Drops what a run that was killed after its last checkpoint has written since, a torn line included."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if start and path.is_file() else []:
         with suppress(json.JSONDecodeError):
             kept += [line] if json.loads(line)["step"] <= start else []
     if kept or path.is_file() or path.name == METRICS:
