@@ -1,0 +1,173 @@
+"""The interface inside transformers of other people: blocks of their own, torch's, timm's kind and diffusers'."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+
+import elit
+
+WIDTH, HEADS = 32, 4
+
+
+class PlainBlock(nn.Module):
+    """Of a ViT as tutorials have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x):
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class TimmBlock(nn.Module):
+    """With timm's fused qkv, layer scale and names."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.gamma = nn.Parameter(0.1 * torch.ones(WIDTH))
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.gamma * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        return x + self.gamma * self.mlp(self.norm2(x))
+
+
+class DiTBlock(TimmBlock):
+    """adaLN as in a DiT copied from anywhere: block(x, c)."""
+
+    def __init__(self):
+        super().__init__()
+        self.adaln = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x, c):
+        shift, scale = self.adaln(F.silu(c))[:, None].chunk(2, -1)
+        return super().forward(x * (1 + scale) + shift)
+
+
+def blocks(kind):
+    if kind == "torch":
+        return nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, 0.0, batch_first=True, norm_first=True)
+    own = {"plain": PlainBlock, "timm": TimmBlock, "dit": DiTBlock}
+    return own[kind]() if kind in own else BasicTransformerBlock(WIDTH, HEADS, WIDTH // HEADS)
+
+
+class Host(nn.Module):
+    """Somebody's transformer, one block before and one behind the dial."""
+
+    def __init__(self, kind, window, condition_width=None):
+        super().__init__()
+        self.kind, self.place = kind, nn.Linear(1 + len(window), WIDTH)
+        self.head, *core, self.tail = (blocks(kind) for _ in range(4))
+        self.core = nn.ModuleList(core)
+        if kind == "torch":
+            self.core = nn.TransformerEncoder(core[0], 2, enable_nested_tensor=False)
+        self.interface = elit.LatentInterface(WIDTH, HEADS, window, 16, condition_width)
+
+    def run_core(self, z, at, c):
+        z = z + self.place(at)
+        if self.kind == "torch":
+            return self.core(z)
+        for block in self.core:
+            z = block(z, *c)
+        return z
+
+    def forward(self, s, c, grid, budget=None):
+        own = [c] if self.kind == "dit" else []
+        condition = None if self.interface.reader.modulation is None else c
+        s = self.head(s, *own)
+        core = lambda z, at: self.run_core(z, at, own)  # noqa: E731
+        return self.tail(self.interface(s, core, grid=grid, condition=condition, budget=budget), *own)
+
+
+KINDS = ("plain", "torch", "timm", "dit", "diffusers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grid", [(8, 8), (9, 7), (3, 4, 6)])
+def test_a_transformer_of_ones_own_has_the_dial(kind, grid):
+    torch.manual_seed(0)
+    host = Host(kind, (2, 4, 4)[-len(grid) :], WIDTH if kind == "dit" else None)
+    s, c = torch.randn(2, math.prod(grid), WIDTH), torch.randn(2, WIDTH)
+    optimizer = torch.optim.Adam(host.parameters(), lr=1e-2)
+    for _ in range(3):  # Write opens in the first, adaLN-Zero in the second
+        optimizer.zero_grad()
+        loss = F.mse_loss(host(s, c, grid, 4), torch.zeros_like(s))
+        loss.backward()
+        used = {name for name, weight in host.named_parameters() if weight.grad is not None and weight.grad.any()}
+        optimizer.step()
+    assert {"interface.latents", "interface.position", "interface.reader.attention.kv.weight", "place.weight"} <= used
+    assert not host.interface.latents.grad[4:].any()
+
+    host.eval()
+    with torch.no_grad():
+        outputs = {budget: host(s, c, grid, budget) for budget in (None, 16, 4, 0.25, 1)}
+        assert all(each.shape == s.shape and each.isfinite().all() for each in outputs.values())
+        assert torch.equal(outputs[None], outputs[16])
+        assert torch.equal(outputs[4], outputs[0.25])
+        assert not torch.allclose(outputs[4], outputs[None])
+        host.interface.latents[4:] = torch.nan
+        assert torch.equal(host(s, c, grid, 4), outputs[4])
+
+
+@pytest.mark.parametrize("kind", ["dit", "diffusers"])
+def test_it_compiles_whole(kind):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    host = Host(kind, (4, 4), WIDTH if kind == "dit" else None).eval()
+    compiled = torch.compile(host, fullgraph=True, backend="eager")
+    s, c = torch.randn(2, 64, WIDTH), torch.randn(2, WIDTH)
+    with torch.no_grad():
+        for budget in (4, 9):
+            assert torch.allclose(compiled(s, c, (8, 8), budget), host(s, c, (8, 8), budget), atol=1e-5)
+
+
+@pytest.mark.parametrize("condition_width", [None, 24])
+def test_a_fresh_interface_changes_nothing_and_learns(condition_width):
+    """With a condition of zeros too, as of a network whose embedding starts at zero."""
+    torch.manual_seed(0)
+    interface = elit.LatentInterface(WIDTH, HEADS, (4, 4), 16, condition_width)
+    s = torch.randn(2, 64, WIDTH)
+    options = {"grid": (8, 8), "condition": None if condition_width is None else torch.zeros(2, condition_width)}
+    with torch.no_grad():
+        assert all(torch.equal(interface(s, lambda z, _: z, budget=b, **options), s) for b in (None, 0.5, 1))
+    optimizer, losses, target = torch.optim.Adam(interface.parameters(), lr=1e-2), [], s.roll(1, 1)
+    for _ in range(40):
+        losses.append(F.mse_loss(interface(s, lambda z, _: z, budget=0.5, **options), target))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    assert interface.reader.attention.kv.weight.grad.any()
+
+
+def test_a_window_is_of_neighbours_in_raster_order():
+    torch.manual_seed(0)
+    interface = elit.LatentInterface(WIDTH, HEADS, (4, 4), 16)
+    for parameter in interface.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    s = torch.randn(1, 8, 12, WIDTH)
+    moved = s.clone()
+    moved[0, 5, 6] += 1  # of the second window of the second row
+    before, after = (interface(each.flatten(1, 2), lambda z, _: z, grid=(8, 12)).view_as(s) for each in (s, moved))
+    changed = (before != after).any(-1)[0]
+    assert changed[4:, 4:8].all()
+    assert changed.sum() == 16
+
+
+@pytest.mark.parametrize("budget", [0, 17, 100, -1, 0.0, 1.5, float("nan"), "17"])
+def test_a_budget_that_is_none_is_refused(budget):
+    interface = elit.LatentInterface(WIDTH, HEADS)
+    with pytest.raises(ValueError, match="budget must be"):
+        interface(torch.randn(1, 64, WIDTH), lambda z, _: z, grid=(8, 8), budget=budget)
