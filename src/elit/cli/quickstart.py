@@ -51,7 +51,7 @@ PICTURES = {
     "samples.gif": ("Moving digits", "Rows are budgets, columns the requested digit, with CCFG."),
     "samples.png": (
         "The same noise at every budget",
-        "Rows are budgets, with CCFG; only the latents' number changes.",
+        "Rows are budgets, with CCFG; only the number of latents changes.",
     ),
     "compute_quality.png": (
         "Compute against quality",
