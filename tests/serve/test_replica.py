@@ -44,7 +44,7 @@ def test_a_client_that_leaves_while_another_request_begins(replica, monkeypatch)
         await asyncio.sleep(0.2)
         itself.cancel()  # while its own run begins
         answers = [await first, await replica.generate(request("d"))]
-        replica.check()
+        await replica.alive()
         return answers
 
     assert all(answer["images"] for answer in asyncio.run(run()))
@@ -85,11 +85,11 @@ def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):
 
     async def run():
         for number in range(MAX_FAILURES):
-            replica.check()
+            await replica.alive()
             with pytest.raises(RuntimeError, match="the engine failed"):
                 await replica.generate(request(str(number)))
         with pytest.raises(RuntimeError, match="the engine fails"):
-            replica.check()
+            await replica.alive()
 
     asyncio.run(run())
 

@@ -76,7 +76,7 @@ class Engines:
             yield answer
 
     async def check_health(self) -> None:
-        self.replica.check()
+        await self.replica.alive()
 
 
 class Gateway:
@@ -99,6 +99,10 @@ class Gateway:
             async with errors_for_clients(10.0):
                 self.model = await self.engines.describe.remote()
         return self.model
+
+    async def alive(self) -> None:
+        """Asks a replica; raises what it does, or waits where there is none."""
+        await self.engines.check_health.remote()
 
     async def generate(self, request: Request) -> Json:
         for _ in range(TRIES):

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from elit.serve.settings import ServiceSettings, parse_size
 
 log = logging.getLogger("elit.serve")
 MAX_SLOTS = 8
+STAGES = ("queue", "begin", "steps", "pictures")  # Of a request, one after the other.
 MAX_FAILURES = 3  # Failed steps in a row after which the replica is unhealthy.
 
 
@@ -37,7 +39,8 @@ class Progress:
     request: Request
     answers: asyncio.Queue[Json | Exception] = field(default_factory=asyncio.Queue)
     runs: list[Run] = field(default_factory=list)  # one an image, so that its bytes do not depend on the others
-    started: float = 0.0
+    started: float = 0.0  # when its beginning, its steps and its pictures were
+    stepped: float = 0.0
     batches: list[int] = field(default_factory=list)  # images in progress in each of its steps
 
     def wants_preview(self) -> bool:
@@ -61,7 +64,7 @@ class Replica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop_task: asyncio.Task[None] | None = None
 
-    def check(self) -> None:
+    async def alive(self) -> None:
         """Raises RuntimeError where this replica must be replaced."""
         if self.failures >= MAX_FAILURES or (self._loop_task is not None and self._loop_task.done()):
             raise RuntimeError("the engine fails")
@@ -147,6 +150,7 @@ class Replica:
         except Exception as error:  # out of memory, too, is this request's alone
             self._fail(progress, error)
             return
+        progress.stepped = time.time()
         if request.id not in self.here:  # its client has left meanwhile
             self._end(progress)
 
@@ -189,6 +193,7 @@ class Replica:
 
     async def _finish(self, progress: Progress, running: Running) -> None:
         runs, request, setting = progress.runs, progress.request, running.setting
+        times = [request.arrival, progress.started, progress.stepped, time.time()]
 
         def finish() -> tuple[list[bytes], float]:
             pictures = [encode(run.pictures(), request.output_format) for run in runs]
@@ -200,6 +205,8 @@ class Replica:
             self._fail(progress, error)
             return
         guidance = setting.guidance
+        parts = zip(STAGES, pairwise([*times, time.time()]), strict=True)
+        stages = {f"{name}_ms": 1e3 * (end - start) for name, (start, end) in parts}
         answer = {
             "images": pictures,
             "size": request.size or self.engine.size,
@@ -207,8 +214,9 @@ class Replica:
             "steps": setting.steps,
             "guidance": {"scale": guidance.scale, "budget": guidance.budget} if guidance else None,
             "gflops": gflops,
-            "queue_ms": 1e3 * (progress.started - request.arrival),
-            "compute_ms": 1e3 * (time.time() - progress.started),
+            "queue_ms": stages["queue_ms"],
+            "compute_ms": sum(stages.values()) - stages["queue_ms"],
+            "stages": stages,
             "batch": sum(progress.batches) / len(progress.batches),
             "queue_length": len(self.policy.waiting),
             "replica": self.name,

@@ -11,11 +11,14 @@ from elit.budgets import resolve_budget
 from elit.config import require
 from elit.files import Json
 from elit.models.conditioning import class_numbers
+from elit.pretrained import model_folder
 from elit.sampling.settings import Sampling
 from elit.serve.settings import ServiceSettings, parse_size
 
 Budget = Annotated[str, Field(max_length=64)] | int | float
 MAX_PROMPT = 1000  # Characters.
+NESTED = ("extra_params", "diffusers_kwargs")  # Objects in which clients of other engines put our parameters.
+MAX_IGNORED = 20  # Names in the note of an answer.
 
 
 class ApiError(Exception):
@@ -26,15 +29,14 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.retry = status, message, param, code, retry
 
     def body(self) -> Json:
-        kinds = {401: "authentication_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        kind = {429: "rate_limit_error"}.get(self.status, ("invalid_request", "server")[self.status >= 500] + "_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class Parameters(BaseModel):
-    """The body of POST /v1/images/generations: OpenAI's parameters, then ours."""
+    """The body of POST /v1/images/generations: OpenAI's parameters, ours, then other engines'."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     prompt: str | int
     model: str = ""
@@ -42,7 +44,7 @@ class Parameters(BaseModel):
     size: str = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    quality: Literal["low", "medium", "high", "auto"] = "auto"
+    quality: Literal["low", "medium", "high", "auto", "standard", "hd"] = "auto"
     user: str = Field("", max_length=256)
     stream: bool = False
     partial_images: int = Field(0, ge=0, le=3)
@@ -52,6 +54,7 @@ class Parameters(BaseModel):
     style: object = None
     output_compression: object = None
     safety_identifier: object = None
+    generator_device: object = None  # noise is drawn on the CPU
 
     budget: Budget | None = None
     deadline_ms: float | None = Field(None, gt=0, le=3_600_000)
@@ -61,11 +64,21 @@ class Parameters(BaseModel):
     guidance_budget: Budget | None = None
     negative_prompt: str = Field("", max_length=MAX_PROMPT)
 
+    width: int | None = Field(None, ge=1)
+    height: int | None = Field(None, ge=1)
+    true_cfg_scale: float | None = Field(None, ge=0, le=100)  # before guidance_scale, which is another thing there
+    return_stage_metrics: bool = False
+    extra_params: dict[str, object] = {}
+    diffusers_kwargs: dict[str, object] = {}
+
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, values: Any) -> Any:
-        """Null stands for the default."""
-        return {name: each for name, each in values.items() if each is not None} if type(values) is dict else values
+    def _flat(cls, values: Any) -> Any:
+        """Null stands for the default; what stands beside an inner object goes before what it holds."""
+        if type(values) is not dict:
+            return values
+        parts = [inner for name in NESTED if type(inner := values.get(name)) is dict] + [values]
+        return {name: each for part in parts for name, each in part.items() if each is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +99,8 @@ class Request:
     output_format: str = "png"
     stream: bool = False
     previews: int = 0
+    stage_metrics: bool = False
+    ignored: tuple[str, ...] = ()  # parameters without a meaning here
 
     @property
     def images(self) -> int:
@@ -118,12 +133,18 @@ def read_request(body: bytes, service: ServiceSettings, model: Json, now: float)
 
 def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now: float) -> Request:
     """Messages of its errors begin with the parameter's name."""
-    if wanted.model not in ("", service.name):
+    if wanted.model not in ("", "default", service.name, str(model_folder(service.model))):
         message = f"model: {wanted.model[:64]!r} is not served here; give {service.name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     require(wanted.n <= service.most_images, "n", wanted.n, f"at most {service.most_images}")
     seed = secrets.randbelow(2**31) if wanted.seed is None else wanted.seed
     require(seed + wanted.n <= 2**63, "seed", seed, "less than 2**63 - n")
+    ignored = [name[:64] for name in wanted.model_extra or ()]
+    if service.strict and ignored:
+        raise ApiError(400, f"{ignored[0]}: no such parameter", param=ignored[0])
+    if wanted.true_cfg_scale is not None:
+        ignored += ["guidance_scale"] * (wanted.guidance_scale not in (None, wanted.true_cfg_scale))
+        wanted.guidance_scale = wanted.true_cfg_scale
     settings, first = _accepted(wanted, service, model)
     if wanted.negative_prompt:
         guidance = settings[0].guidance
@@ -138,8 +159,10 @@ def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now
         first=first,
         seeds=tuple(range(seed, seed + wanted.n)),
         prompt=_prompt(wanted.prompt, model),
-        size=_size(wanted.size, model),
+        size=_size(wanted, model),
         previews=wanted.partial_images if wanted.stream else 0,
+        stage_metrics=wanted.return_stage_metrics,
+        ignored=tuple(ignored[:MAX_IGNORED]),
         **wanted.model_dump(include={"negative_prompt", "quality", "response_format", "output_format", "stream"}),
     )
 
@@ -147,7 +170,7 @@ def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now
 def _accepted(wanted: Parameters, service: ServiceSettings, model: Json) -> tuple[tuple[Sampling, ...], int]:
     """The part of the service's ladder that a request accepts, and where that begins.
 
-    auto: all of it. high: the full setting alone. medium: from the middle up. low: up to the middle.
+    auto, standard: all of it. high, hd: the full setting alone. medium: from the middle up. low: up to the middle.
     """
     budgets, default, steps = model["budgets"], model["guidance_scale"], wanted.num_inference_steps
     scale, weak = wanted.guidance_scale, wanted.guidance_budget
@@ -159,10 +182,12 @@ def _accepted(wanted: Parameters, service: ServiceSettings, model: Json) -> tupl
     require(guidance is not None or weak is None, "guidance_scale", scale, "other than 1 where guidance_budget is set")
     ladder = service.ladder(budgets, default)
     middle, top = len(ladder) // 2, len(ladder) - 1
-    first, last = {"low": (0, middle), "medium": (middle, top), "high": (top, top)}.get(wanted.quality, (0, top))
+    first, last = {"low": (0, middle), "medium": (middle, top), "high": (top, top), "hd": (top, top)}.get(
+        wanted.quality, (0, top)
+    )
     accepted = ladder[first : last + 1]
     if wanted.budget is not None:
-        require(wanted.quality == "auto", "quality", wanted.quality, "left out where budget is given")
+        require(wanted.quality in ("auto", "standard"), "quality", wanted.quality, "left out where budget is given")
         accepted = (replace(ladder[-1], budget=resolve_budget(wanted.budget, budgets)),)
     if steps is not None:  # rungs with fewer steps stand for their budget
         require(steps <= service.most_steps, "num_inference_steps", steps, f"at most {service.most_steps}")
@@ -186,9 +211,15 @@ def _prompt(prompt: str | int, model: Json) -> str:
     return str(number)
 
 
-def _size(size: str, model: Json) -> tuple[int, int] | None:
+def _size(wanted: Parameters, model: Json) -> tuple[int, int] | None:
     """(width, height), or None for the model's own."""
-    own, multiple = tuple(model["size"]), model["multiple"]
+    own, multiple, size = tuple(model["size"]), model["multiple"], wanted.size
+    if wanted.width is not None or wanted.height is not None:
+        given = f"{wanted.width}x{wanted.height}"
+        missing = "width" if wanted.width is None else "height"
+        require(wanted.width is not None and wanted.height is not None, missing, None, "given beside the other side")
+        require(size in ("auto", given), "size", size[:32], f"{given}, as width and height, or left out")
+        size = given
     if size in ("auto", f"{own[0]}x{own[1]}"):
         return None
     require(bool(multiple), "size", size[:32], f"{own[0]}x{own[1]}, the size of this model, or auto")

@@ -48,7 +48,7 @@ class ServiceSettings:
     size: str = ""  # WIDTHxHEIGHT of a pipeline's pictures where a request has none; default: the pipeline's own.
     max_batch: int = 0  # Images in progress at a time in a replica; default: as many as pay, at most 8.
     max_queue: int = 64  # Images waiting at a replica; more are refused.
-    most_images: int = 4  # Images of one request.
+    most_images: int = 10  # Images of one request.
     most_steps: int = 100  # Steps of one request.
     replicas: int = 1  # Copies of the model.
     min_replicas: int = 0  # Autoscaling, with --max-replicas.
@@ -61,6 +61,7 @@ class ServiceSettings:
     compile: bool = False  # Compile the network first.
     exact: bool | None = None  # Every image alone in its forward: bytes do not depend on the load; default: on a CPU.
     profile: Path | None = None  # File of elit profile; default: the one beside the model, or measured at the start.
+    strict: bool = False  # Refuse parameters that have no meaning here, which are ignored else, with a note.
     drain_seconds: float = 30.0  # After SIGTERM, for unanswered requests.
     address: str | None = None  # A Ray cluster, such as auto or ray://head:10001; default: this machine alone.
     needs_key: Annotated[bool, tyro.conf.Suppress] = False  # Replicas must find a key in ELIT_API_KEY.
