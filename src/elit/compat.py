@@ -116,6 +116,27 @@ def execution_device(pipeline: Any) -> torch.device:
     return pipeline._execution_device
 
 
+def quantization_of(config: Any, part: str) -> Any:
+    """What a PipelineQuantizationConfig says of one model of the pipeline; None for nothing. diffusers 0.34."""
+    return config._resolve_quant_config(is_diffusers=True, module_name=part)
+
+
+def dispatched(model: Any, whole: str, device_map: Any, max_memory: Any, offload_folder: Any) -> Any:
+    """A model spread as from_pretrained does, no `whole` split. diffusers 0.20; it names classes of blocks in private."""
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    if isinstance(device_map, str):
+        kinds: Any = [*(model._no_split_modules or ()), whole]
+        if device_map != "sequential":
+            low = device_map == "balanced_low_0"
+            max_memory = get_balanced_memory(model, max_memory, no_split_module_classes=kinds, low_zero=low)
+        device_map = infer_auto_device_map(model, max_memory=max_memory, no_split_module_classes=kinds)
+    if set(device_map) == {""}:  # accelerate finds no weights to put on disk under that name
+        device_map = {name: device_map[""] for name, _ in model.named_children()}
+    return dispatch_model(model, device_map, offload_dir=offload_folder)
+
+
 def forget_precision() -> None:
     """Lets a process that has made an Accelerator make another, in another precision. accelerate 0.10."""
     from accelerate.state import AcceleratorState

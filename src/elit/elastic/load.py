@@ -5,7 +5,7 @@ weights were trained it is the whole transformer, in FOLDER/transformer/.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,12 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from elit import compat
 from elit.elastic.families import CLASSES
 from elit.elastic.families.family import Model, Pipeline
 from elit.elastic.interface import add_low_rank
 from elit.elastic.pipelines import check_transformer, one_line
-from elit.elastic.surgery import RECORD, VARIANT, WEIGHTS, InterfaceRecord, elastify, write_interface
+from elit.elastic.surgery import RECORD, VARIANT, WEIGHTS, Elastic, InterfaceRecord, elastify, write_interface
 from elit.files import fingerprint
 from elit.models.presets import NETWORKS
 from elit.models.saved import load_own, load_whole, saved_dtype
@@ -58,13 +59,27 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     if not (folder / "model_index.json").is_file():
         return load_transformer(folder, **kwargs)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    of_models = {name: value for name, value in kwargs.items() if name not in index}
-    elastic = {path.parent.name: load_transformer(path.parent, **of_models) for path in folder.glob(f"*/{RECORD}")}
-    if not elastic:
+    if not (parts := sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))):
         raise ValueError(f"cannot load {str(folder)!r}: none of its parts has an {RECORD}; load it with diffusers")
-    # The base class would drop parts whose default is None, Wan's transformers for one.
-    kind = getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline)
-    return kind.from_pretrained(folder, **elastic, **kwargs)
+    of_models = {name: value for name, value in kwargs.items() if name not in index}
+    elastic = {
+        part: load_transformer(folder / part, **_of_part(part, of_models)) for part in parts if part not in kwargs
+    }
+    # The base class drops parts whose default is None, Wan's transformers for one; so would a custom class.
+    kind = getattr(diffusers, str(index["_class_name"]), diffusers.DiffusionPipeline)
+    pipe = kind.from_pretrained(folder, **elastic, **kwargs)
+    pipe.register_modules(**elastic)
+    return pipe
+
+
+def _of_part(part: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline's options of loading as its part `part` has them: dtypes and quantisation may be by part."""
+    options = dict(options)
+    dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
+    options["torch_dtype"] = dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+    if isinstance(config := options.get("quantization_config"), diffusers.PipelineQuantizationConfig):
+        options["quantization_config"] = compat.quantization_of(config, part)
+    return options
 
 
 def _put_into(pipe: Pipeline, name: str) -> Pipeline:
@@ -80,7 +95,7 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
         pipe.transformer = whole.to(transformer.device)
         return pipe
     record = read_record(folder)
-    if record.kind != type(transformer).__name__:
+    if record.kind not in {kind.__name__ for kind in type(transformer).__mro__}:
         raise ValueError(f"cannot put {name!r} into a {type(transformer).__name__}: it is for a {record.kind}")
     if record.changed:
         raise ValueError(f"cannot put {name!r} into a pipeline: it has weights of its own; elit.load_elastic(folder)")
@@ -117,14 +132,28 @@ def read_record(folder: Path) -> InterfaceRecord:
 def load_transformer(folder: Path, **kwargs: Any) -> Model:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
-    kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind)
-    variant = VARIANT if record.changed else None
+    kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind, None)
+    if kind is None:  # a subclass of somebody's own
+        known = (each for each in subclasses(diffusers.ModelMixin) if not issubclass(each, Elastic))
+        if (kind := next((each for each in known if each.__name__ == record.kind), None)) is None:
+            raise ValueError(f"cannot load {str(folder)!r}: its class {record.kind} is not known; import it first")
+    variant = "-".join(filter(None, (VARIANT if record.changed else "", kwargs.pop("variant", None)))) or None
+    places, placing = kwargs.get("device_map"), {}
+    if places in ("auto", "balanced", "balanced_low_0", "sequential") or (isinstance(places, dict) and len(places) > 1):
+        placing = {name: kwargs.pop(name, None) for name in ("device_map", "max_memory", "offload_folder")}
     transformer = load_whole(kind, folder, saved_dtype(folder, "folder"), variant=variant, **kwargs)
     for weight in transformer.parameters():  # in a mapped file some lie where they take other kernels
-        if weight.device.type == "cpu" and weight.data_ptr() % 64:
+        if type(weight.data) is Tensor and weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()
     _restore(transformer, record, folder)
-    return transformer.eval()
+    transformer.eval()  # spread over devices with its dial, which comes before hooks
+    return compat.dispatched(transformer, "ElasticInterface", **placing) if placing else transformer
+
+
+def subclasses(kind: type) -> Iterator[type]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from subclasses(each)
 
 
 def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:

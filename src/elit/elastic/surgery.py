@@ -12,6 +12,7 @@ FOLDER/elastic.safetensors    its weights, and those of the low-rank changes
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -236,6 +237,7 @@ class Elastic:
             raise ValueError("context parallel is not supported: Read needs a window's tokens on one device")
         super().enable_parallelism(config=config, **kwargs)  # pyrefly: ignore[missing-attribute]
 
+    @functools.wraps(diffusers.ModelMixin.save_pretrained, assigned=())  # pipelines pass on what its signature has
     def save_pretrained(self: Model, save_directory: str | Path, *args: Tree, **kwargs: Tree) -> None:
         """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
 
@@ -252,12 +254,22 @@ class Elastic:
         for path in folder.glob("diffusion_pytorch_model*"):
             if record.changed and f".{VARIANT}" not in path.name:
                 path.unlink()
+        save = super().save_pretrained  # pyrefly: ignore[missing-attribute]
+        given = inspect.signature(save).bind(folder, *args, **kwargs)
+        if record.changed:
+            given.arguments["variant"] = "-".join(filter(None, (VARIANT, given.arguments.get("variant"))))
+        if given.arguments.get("is_main_process", True):
+            write_interface(folder, self.elastic.state_dict(), record)  # first: diffusers may upload the folder
+        with self.without_interface():
+            save(*given.args, **given.kwargs)
+
+    @contextmanager
+    def without_interface(self: Model) -> Iterator[None]:
+        """Its other modules alone are there inside the block."""
         interface = self.elastic
-        write_interface(folder, interface.state_dict(), record)  # first: diffusers may upload the folder
         del self.elastic
         try:
-            # pyrefly: ignore[missing-attribute]
-            super().save_pretrained(folder, *args, **kwargs | ({"variant": VARIANT} if record.changed else {}))
+            yield
         finally:
             self.elastic = interface
 
@@ -280,6 +292,18 @@ def _become(module: Model, mixin: Model, **settings: bool) -> None:
     vars(module).update(settings)
 
 
+class SameClass(type):
+    """The kind of elastified classes: they equal their own, for what compares classes (`DiffusionPipeline.from_pipe`).
+
+    Their hash is not the same: tables of classes, as torch's sharding has, tell both apart.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or vars(cls).get("original_class") is other
+
+    __hash__ = type.__hash__
+
+
 @functools.cache
 def _elastic_class(kind: Model, mixin: Model) -> Tree:
     """A subclass of the same name: by it diffusers saves a model, and finds its LoRA scales and pipeline slots."""
@@ -292,11 +316,12 @@ def _elastic_class(kind: Model, mixin: Model) -> Tree:
     def reduce(self: Model) -> Tree:
         return _rebuild, (kind, mixin), self.__dict__
 
-    body: dict[str, Any] = {"forward": forward, "__reduce__": reduce}
+    body: dict[str, Any] = {"forward": forward, "__reduce__": reduce, "original_class": kind}
     body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     if issubclass(mixin, Elastic):  # Read and Write stay outside of what is run again in the backward pass
         body[compat.CHECKPOINT_FUNCTION] = compat.checkpointing_through(checkpointed)
-    subclass = type(kind.__name__, (mixin, kind), body)
+    metaclass = type(SameClass.__name__, (SameClass, type(kind)), {})
+    subclass = metaclass(kind.__name__, (mixin, kind), body)
     compat.register_block_like(subclass, kind)
     return subclass
 
