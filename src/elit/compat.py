@@ -137,6 +137,14 @@ def dispatched(model: Any, whole: str, device_map: Any, max_memory: Any, offload
     return dispatch_model(model, device_map, offload_dir=offload_folder)
 
 
+def forward_device(module: nn.Module) -> torch.device:
+    """The device of a module's first weight or, where that is offloaded, of its forward. accelerate 0.10."""
+    device = next(module.parameters()).device
+    hooks = (getattr(each, "_hf_hook", None) for each in module.modules()) if device.type == "meta" else ()
+    targets = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((target for target in targets if target is not None), device))
+
+
 def forget_precision() -> None:
     """Lets a process that has made an Accelerator make another, in another precision. accelerate 0.10."""
     from accelerate.state import AcceleratorState

@@ -131,7 +131,7 @@ class ElasticInterface(LatentInterface):
     def read_grid(self, s: Tensor, c: Tensor, grid: KeptGrid) -> Tensor:
         """Tokens (B, N, d) of a grid, window by window -> its latents (B, K, d)."""
         if not self.carry:
-            return self.read(s, c, grid.windows, grid.budget)
+            return self.read(s.to(c.dtype), c, grid.windows, grid.budget)
         groups = zip(grid.slots, grid.windows.groups(s), grid.windows.crops(sliceable(self.position)), strict=True)
         latents = []
         for slots, tokens, position in groups:
@@ -148,7 +148,8 @@ class ElasticInterface(LatentInterface):
             if self.carry:
                 # s + (l_out − l_in), in the order that gives back l_out to the bit where s = l_in.
                 s = grid.spread(l_out) + (s - grid.spread(l_in))
-            written.append(self.write(s, l_out.to(self.latents.dtype), grid.windows, grid.budget))
+            s, l_out = s.to(self.latents.dtype), l_out.to(self.latents.dtype)
+            written.append(self.write(s, l_out, grid.windows, grid.budget))
         return joined(written, 1)[:, kept.inverse].to(tokens.dtype)
 
 

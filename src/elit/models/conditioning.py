@@ -27,11 +27,12 @@ class TimeEmbedding(TimestepEmbedding):
         super().__init__(self.frequencies, width)
         self.scale = scale
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """dtype: that the network computes in, which its weights may be stored without; default theirs."""
         sinusoid = get_timestep_embedding(
             self.scale * t.float(), self.frequencies, flip_sin_to_cos=True, downscale_freq_shift=0
         )
-        return super().forward(sinusoid.to(self.linear_1.weight.dtype))
+        return super().forward(sinusoid.to(dtype or self.linear_1.weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class ClassConditioning(nn.Module):
         self.time = TimeEmbedding(width) if time is None else time
         self.label = nn.Embedding(num_classes + 1, width)
 
-    def forward(self, t: Tensor, y: Tensor) -> tuple[Tensor]:
-        return (self.time(t) + self.label(y.long()),)
+    def forward(self, t: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor]:
+        return (self.time(t, dtype) + self.label(y.long()),)
 
     def prepare(self, y: Tensor | Sequence[int | str] | int | str) -> Tensor:
         """Labels or names of classes, one or several, as (B,) integers on the CPU. Raises ValueError."""
@@ -163,15 +164,15 @@ class TextConditioning(nn.Module):
         self.pooled = nn.Linear(pooled_features, width) if pooled_features else None
         self.null = nn.Parameter(0.5 * torch.randn(width))  # stands in for a prompt that is not there
 
-    def forward(self, t: Tensor, y: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """y: a `Text`, bare embeddings, or the characters (B, M) of `encode_characters`."""
+    def forward(self, t: Tensor, y: Condition, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """y: a `Text`, embeddings, or the characters (B, M) of `encode_characters`. dtype: as in `TimeEmbedding`."""
         y = as_text(y)
         text: Text = y if isinstance(y, Text) else self.characters(y)  # pyrefly: ignore[not-callable]
-        tokens = self.project(self.norm(text.embeddings.to(self.project.weight.dtype)))
+        tokens = self.project(self.norm(text.embeddings.to(dtype or self.project.weight.dtype)))
         absent = ~text.mask.any(1, keepdim=True)  # (B, 1)
         first = torch.arange(text.mask.shape[1], device=text.mask.device) == 0
         tokens = torch.where((absent & first)[..., None], self.null.to(tokens.dtype), tokens)
-        c = self.time(t)
+        c = self.time(t, dtype)
         if self.pooled is not None:
             pooled = text.pooled
             if pooled is None:  # the mean of the tokens, zero where there are none

@@ -31,7 +31,7 @@ class HDiT(DiT):
     lie in the core.
     """
 
-    _no_split_modules: ClassVar = ["Block", "WideBlock", "Read", "Write"]
+    _no_split_modules: ClassVar = ["Block", "WideBlock", "LatentInterface"]
     _repeated_blocks: ClassVar = ["Block", "WideBlock"]
     budget_step: ClassVar[int] = MERGED
 

@@ -19,7 +19,7 @@ from elit.config import require
 from elit.models.layers import CrossAttention, Mlp, Modulation, initialize, layer_norm, modulate, sliceable
 from elit.models.windows import Shape, Windows, joined, windows_of
 
-Core = Callable[[Tensor, Tensor], Tensor]
+Core = Callable[..., Tensor]
 
 
 class Read(nn.Module):
@@ -95,20 +95,24 @@ class LatentInterface(nn.Module):
             self.initialize()
 
     def forward(
-        self, s: Tensor, core: Core, *, grid: Shape, condition: Tensor | None = None, budget: Budget = None
+        self, s: Tensor, core: Core, *, grid: Shape | Windows, condition: Tensor | None = None, budget: Budget = None
     ) -> Tensor:
-        """Tokens in raster order (B, N, d) through Read, `core` and Write -> (B, N, d).
+        """Tokens (B, N, d) through Read, `core` and Write -> (B, N, d). Raises ValueError for a misfit.
 
         core: called with latents (B, K, d) and float32 (K, 1 + axes), their slot and the place of their window; returns
-        (B, K, d). grid: tokens along each axis, of any lengths. condition: (B, condition_width). budget: None = all
-        latents, an int = latents kept of a window, a float in (0, 1] = that share. Raises ValueError for a misfit.
+        (B, K, d). grid: tokens along each axis, of any lengths, in raster order; or the windows by which tokens are
+        sorted, then `core` is called with latents alone. condition: (B, condition_width). budget: None = all latents,
+        an int = latents kept of a window, a float in (0, 1] = that share.
         """
-        windows = windows_of(tuple(grid), self.window, 1, s.device)
+        ordered = isinstance(grid, Windows)
+        windows = grid if ordered else windows_of(tuple(grid), self.window, 1, s.device)
         require(s.shape[1] == prod(windows.grid), "grid", windows.grid, f"the axes of {s.shape[1]} tokens")
-        if (condition is None) != (self.reader.modulation is None):
-            raise ValueError("condition must be given exactly where condition_width is")
+        fits, valid = (condition is None) == (self.reader.modulation is None), "given exactly where condition_width is"
+        require(fits, "condition", None if condition is None else tuple(condition.shape), valid)
         kept = resolve_budget(budget, range(1, len(self.latents) + 1)) or len(self.latents)
         c = s.new_zeros(len(s), 1) if condition is None else condition
+        if ordered:
+            return self.write(s, core(self.read(s, c, windows, kept)), windows, kept)
         s = s[:, windows.order]
         latents = core(self.read(s, c, windows, kept), windows.coordinates(kept))
         return self.write(s, latents, windows, kept)[:, windows.inverse]
@@ -121,10 +125,11 @@ class LatentInterface(nn.Module):
 
     def read(self, s: Tensor, c: Tensor, windows: Windows, budget: int) -> Tensor:
         """Tokens (B, N, d), c (B, d) -> the first latents of every window (B, K, d)."""
-        groups = zip(windows.latents(budget), windows.groups(s), windows.crops(sliceable(self.position)), strict=True)
-        return joined([self.reader(sliceable(self.latents)[:j], tokens + at, c) for j, tokens, at in groups], dim=1)
+        latents, crops = sliceable(self.latents, s), windows.crops(sliceable(self.position, s))
+        groups = zip(windows.latents(budget), windows.groups(s), crops, strict=True)
+        return joined([self.reader(latents[:j], tokens + at, c) for j, tokens, at in groups], dim=1)
 
     def write(self, s: Tensor, latents: Tensor, windows: Windows, budget: int) -> Tensor:
         """Tokens (B, N, d), latents (B, K, d) -> tokens (B, N, d)."""
-        groups = windows.groups(s), windows.crops(sliceable(self.position)), windows.groups(latents, budget)
+        groups = windows.groups(s), windows.crops(sliceable(self.position, s)), windows.groups(latents, budget)
         return joined([self.writer(*group).view(len(s), -1, s.shape[2]) for group in zip(*groups, strict=True)], dim=1)

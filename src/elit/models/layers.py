@@ -103,9 +103,13 @@ class SelfAttention(nn.Module):
         return self.proj(attend(*self.project(x, rope), mask))
 
 
-def sliceable(weight: Tensor) -> Tensor:
-    """A parameter to slice: without gradients, torch's FlopCounterMode stumbles over slices of a parameter itself."""
-    return weight if torch.is_grad_enabled() else weight.detach()
+def sliceable(weight: Tensor, like: Tensor | None = None) -> Tensor:
+    """A parameter to slice, in the dtype of the tokens it joins, so that under autocast their stream keeps its own.
+
+    Without gradients, torch's FlopCounterMode stumbles over slices of a parameter itself.
+    """
+    weight = weight if torch.is_grad_enabled() else weight.detach()
+    return weight if like is None else weight.to(like.dtype)
 
 
 class Mlp(nn.Module):

@@ -73,7 +73,7 @@ class MMDiT(Transformer):
     (B, M) integers of `encode_characters`; `model.conditioning.prepare` makes them of prompts.
     """
 
-    _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "Read", "Write"]
+    _no_split_modules: ClassVar = ["JointBlock", "LastJointBlock", "LatentInterface", "TextConditioning"]
     _repeated_blocks: ClassVar = ["JointBlock"]
     takes_text: ClassVar[bool] = True
 

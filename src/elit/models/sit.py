@@ -8,6 +8,7 @@ Write has no norms. Read and Write take all J latents, the core the first J̃: t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from operator import mul
 from typing import Any, ClassVar, Literal, get_args
@@ -21,7 +22,7 @@ from elit.budgets import Budget
 from elit.config import require
 from elit.models.conditioning import ClassConditioning, Condition, TimeEmbedding
 from elit.models.dit import DiT
-from elit.models.interface import Read
+from elit.models.interface import Core, Read
 from elit.models.layers import Block, CrossAttention, Mlp, Modulation, layer_norm, modulate, sliceable
 from elit.models.transformer import Streams
 from elit.models.windows import InterfaceSpec, Shape, Windows
@@ -47,6 +48,8 @@ class SiT(DiT):
         "ddpm"     one of DDPM's 1000 steps, noise: the original DiT; see `ddpm_time`
     """
 
+    _no_split_modules: ClassVar = ["SiTBlock", "SiTInterface"]
+    _repeated_blocks: ClassVar = ["SiTBlock"]
     block: ClassVar[type[Block]] = SiTBlock
     rotary: ClassVar[bool] = False
     reads_all: ClassVar[bool] = True
@@ -116,10 +119,8 @@ class SiT(DiT):
         self, core: nn.ModuleList, budgets: Sequence[int], share_head: bool, windows: Windows, *streams: Tensor
     ) -> list[Tensor]:
         s, c = streams
-        s, latents = self.latent_interface.read(s, c, windows)  # (B, N, d), (B, G, J, d)
-        (latents,) = super().elastic_core(core, budgets, share_head, windows, latents, c)
-        s = torch.cat([s] * len(budgets)) if share_head else s
-        return [self.latent_interface.write(s, latents, windows)]
+        through = partial(super().elastic_core, core, budgets, share_head, windows)
+        return [self.latent_interface(s, lambda latents: through(latents, c)[0], grid=windows, condition=c)]
 
     def run_core(
         self, core: nn.ModuleList, budget: int, windows: Windows, s: Tensor, c: Tensor, *aux: Tensor
@@ -140,10 +141,10 @@ class SiTTime(TimeEmbedding):
         super().__init__(width, scale=1.0)
         self.convention = convention
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if self.convention == "ddpm":
-            return super().forward(ddpm_time(t)[0])
-        return super().forward(t if self.convention == "data" else 1 - t)
+            return super().forward(ddpm_time(t)[0], dtype)
+        return super().forward(t if self.convention == "data" else 1 - t, dtype)
 
 
 class WidthNorm(nn.Module):
@@ -221,17 +222,19 @@ class SiTInterface(nn.Module):
         for table in (self.write_position, self.writer.attention.proj.weight, self.writer.mlp.fc2.weight):
             nn.init.zeros_(table)
 
-    def read(self, tokens: Tensor, c: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-        """Tokens (B, N, d) -> the tokens with their positions (B, N, d), all latents (B, G, J, d)."""
-        (groups,) = windows.groups(tokens)  # (B·G, n, d)
-        tokens = (groups + self.position).view_as(tokens)
-        latents = self.reader(self.latents, tokens, c) + self.latent_position[windows.order]  # (B, G·J, d)
-        return tokens, latents.unflatten(1, (-1, len(self.latents)))
+    def forward(self, tokens: Tensor, core: Core, *, grid: Windows, condition: Tensor) -> Tensor:
+        """Tokens (B, N, d) through Read, `core` and Write -> (B', N, d).
 
-    def write(self, tokens: Tensor, latents: Tensor, windows: Windows) -> Tensor:
-        """tokens (B, N, d), latents (B, G, J, d) -> (B, N, d)."""
-        (groups,) = windows.groups(tokens)
-        return self.writer(groups + self.write_position, latents.flatten(0, 1)).view_as(tokens)
+        core: called with all latents (B, G, J, d), returns (B', G, J, d), B' a multiple of B.
+        """
+        (groups,) = grid.groups(tokens)  # (B·G, n, d)
+        tokens = (groups + self.position.to(tokens.dtype)).view_as(tokens)
+        latents = self.reader(self.latents.to(tokens.dtype), tokens, condition)  # (B, G·J, d)
+        latents = latents + self.latent_position[grid.order].to(tokens.dtype)
+        latents = core(latents.unflatten(1, (-1, len(self.latents))))  # (B', G, J, d)
+        tokens = tokens.repeat(len(latents) // len(tokens), 1, 1)
+        (groups,) = grid.groups(tokens)
+        return self.writer(groups + self.write_position.to(tokens.dtype), latents.flatten(0, 1)).view_as(tokens)
 
 
 def sincos_positions(positions: Tensor, width: int) -> Tensor:

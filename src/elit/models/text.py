@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from elit.compat import forward_device
 from elit.config import require
 from elit.files import replacing
 from elit.models.conditioning import CHARACTERS, Condition, Text, encode_characters
@@ -62,7 +63,7 @@ def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length:
     # Said for each call: a pipeline's tokenizer may pad on the left, and is not ours to change.
     options |= {"padding_side": "right", "return_tensors": "pt"}
     for first in range(0, len(prompts), batch_size):
-        tokens = tokenizer(list(prompts[first : first + batch_size]), **options).to(model.device)
+        tokens = tokenizer(list(prompts[first : first + batch_size]), **options).to(forward_device(model))
         out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         pooled = getattr(out, "pooler_output", None)
         parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))

@@ -15,7 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
-from elit.compat import checkpoint_block
+from elit.compat import checkpoint_block, forward_device
 from elit.config import require
 from elit.models.conditioning import Condition, on_cpu
 from elit.models.interface import LatentInterface
@@ -37,7 +37,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["Block", "Read", "Write"]
+    _no_split_modules: ClassVar = ["Block", "LatentInterface"]
     _repeated_blocks: ClassVar = ["Block"]
     budget_step: ClassVar[int] = 1  # budgets are multiples of this
     takes_text: ClassVar[bool] = False  # conditions are prompts or their embeddings, not labels
@@ -71,8 +71,9 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights, or the one that diffusers' offloading moves them to."""
-        return super().device if "diffusers.hooks" in sys.modules else next(self.parameters()).device
+        """Device of the weights, or the one that diffusers' or accelerate's offloading moves them to."""
+        own = super().device if "diffusers.hooks" in sys.modules else None
+        return forward_device(self) if own is None or own.type == "meta" else own
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As torch's own, unless diffusers may have hooks in use: its check for some imports them all, seconds."""
@@ -110,7 +111,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         rope = self.rope(windows)
         head, core, tail = self.stages()
 
-        c, *aux = self.conditioning(t, y)  # (B, d)
+        c, *aux = self.conditioning(t, y, x.dtype)  # (B, d)
         s = self.embed(x, windows)  # (B, N, d)
         s, aux = self.run_blocks(head, s, c, rope, tuple(aux))
         if self.latent_interface is None:
@@ -140,9 +141,12 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def run_core(
         self, core: nn.ModuleList, budget: int, windows: Windows, s: Tensor, c: Tensor, *aux: Tensor
     ) -> Streams:
-        latents = self.latent_interface.read(s, c, windows, budget)  # (B, K, d)
-        latents, aux = self.run_blocks(core, latents, c, self.rope(windows, budget), aux)
-        return self.latent_interface.write(s, latents, windows, budget), *aux  # (B, N, d)
+        def through(latents: Tensor) -> Tensor:  # (B, K, d)
+            nonlocal aux
+            latents, aux = self.run_blocks(core, latents, c, self.rope(windows, budget), aux)
+            return latents
+
+        return self.latent_interface(s, through, grid=windows, condition=c, budget=budget), *aux
 
     def embed(self, x: Tensor, windows: Windows) -> Tensor:
         """Tokens (B, N, d) of a sample, window by window."""

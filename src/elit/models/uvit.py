@@ -34,7 +34,7 @@ class UViT(DiT):
     paired with the tail's and the core's first half with its second: all of one kind of token.
     """
 
-    _no_split_modules: ClassVar = ["SkipBlock", "Read", "Write"]
+    _no_split_modules: ClassVar = ["SkipBlock", "LatentInterface"]
     _repeated_blocks: ClassVar = ["SkipBlock"]
 
     def make_blocks(self) -> list[nn.Module]:

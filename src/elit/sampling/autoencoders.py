@@ -14,6 +14,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from elit.compat import forward_device
 from elit.config import require
 from elit.files import Json
 from elit.models.saved import saved_class, saved_dtype
@@ -91,7 +92,7 @@ def load_autoencoder(folder: Path, *, required: bool, torch_dtype: torch.dtype |
 def encode_moments(vae: ModelMixin, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels in [-1, 1] (B, C, H, W) or (B, C, T, H, W) -> mean and std of the autoencoder's own latents, float32."""
     frame = pixels.ndim == 4 and is_for_video(vae)
-    pixels = (pixels.unsqueeze(2) if frame else pixels).to(vae.device, vae.dtype)
+    pixels = (pixels.unsqueeze(2) if frame else pixels).to(forward_device(vae), vae.dtype)
     latents = vae.encode(pixels, return_dict=False)[0]
     mean, std = (latents, torch.zeros_like(latents)) if isinstance(latents, Tensor) else (latents.mean, latents.std)
     mean, std = mean.float(), std.float()

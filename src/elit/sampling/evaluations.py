@@ -48,7 +48,8 @@ def sampling_plan(model: Transformer, sampling: Sampling, times: Sequence[float]
 @torch.no_grad()
 def time_changes(model: Transformer, times: Sequence[float]) -> list[float]:
     """Relative L1 change of the time embedding from each of `times` to the next, len(times) - 1 numbers."""
-    at = model.conditioning.time(torch.tensor(times, device=model.device, dtype=torch.float32)).float()
+    t = torch.tensor(times, device=model.device, dtype=torch.float32)
+    at = model.conditioning.time(t, model.dtype).float()
     return ((at[1:] - at[:-1]).abs().mean(1) / at[:-1].abs().mean(1)).tolist()
 
 
