@@ -1,10 +1,12 @@
 """Settings of training runs: keyword-only frozen dataclasses, checked when made, written to and read from YAML."""
 
 import json
+import math
 import re
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import timedelta
 from inspect import formatannotation
 from pathlib import Path
 from types import UnionType
@@ -16,6 +18,7 @@ from elit.files import write_text
 
 T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
+WAIT = timedelta(hours=12)  # For a process that works alone, on captions or previews; torch would give up in minutes.
 MAX_COUNT = 10_000_000  # Most steps, samples and the like of a command: more would fill the memory first.
 
 
@@ -64,7 +67,7 @@ class ModelConfig:
 class RunConfig:
     """Settings that all training runs share."""
 
-    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed")  # What identifies a run.
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed", "optimizer")  # What identifies a run.
 
     out: str = "runs/train"  # Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/.
     workers: int = 0  # Processes that load data.
@@ -72,8 +75,15 @@ class RunConfig:
     steps: int = 10_000  # Optimizer steps.
     batch_size: int = 256  # Samples a step, over all processes and accumulated micro-batches.
     gradient_accumulation: int = 1  # Micro-batches a step; they share one budget.
-    learning_rate: float = 1e-4  # Adam's learning rate after warm-up.
+    learning_rate: float = 1e-4  # Learning rate after warm-up.
     warmup_steps: int = 1_000  # Steps over which the learning rate rises from 0.
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """The learning rate after warm-up: constant (the paper), to 0 along a cosine, or linearly over the last steps."""
+    decay_share: float = 0.2  # Share of the steps, the last ones, over which a linear schedule falls.
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    """adam (the paper); adamw, with weight decay; muon: Muon on the matrices of blocks, adamw on all else."""
+    betas: tuple[float, float] = (0.9, 0.999)  # Decays of Adam's two moments.
+    weight_decay: float = 0.01  # Of adamw and muon; norms, biases, embeddings and latents do not decay.
     max_grad_norm: float = 1.0  # Gradients are clipped to this norm.
     ema_decay: float = 0.9999  # Decay of the averaged, saved weights; it warms up as (1 + step) / (10 + step).
     budget_min: int | None = None  # J_min, fewest latents per window in training; default 1; budget_max for one budget.
@@ -96,7 +106,11 @@ class RunConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        rate, start = self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1)), self.warmup_steps
+        if self.schedule == "linear":
+            start = self.steps * (1 - self.decay_share)
+        done = max(0, step - start) / max(1, self.steps - start)
+        return rate * {"constant": 1, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
 
     def __post_init__(self) -> None:
         most = (1 << 63) - 1  # a checkpoint that is never due may be 10¹² steps away
@@ -105,7 +119,10 @@ class RunConfig:
         require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", "seed", least=0, most=most)
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        for name, value in (("ema_decay", self.ema_decay), *(("betas", beta) for beta in self.betas)):
+            require(0 <= value < 1, name, value, "in [0, 1)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "above 0 and at most 1")
         for tracker in self.trackers:
             require(tracker in TRACKERS, "trackers", tracker, f"any of {', '.join(TRACKERS)}")
         multiple = f"a multiple of gradient_accumulation={self.gradient_accumulation}"
@@ -172,13 +189,12 @@ class DistillConfig(RunConfig):
     time_shift: float = 1.0  # With data: shift of the training times towards noise; 1 is logit-normal(0, 1).
     steps: int = 2_000
     batch_size: int = 32
-    warmup_steps: int = 50  # Steps over which the learning rate rises from 0; then it falls to 0 at the last step.
+    warmup_steps: int = 50
+    schedule: Literal["constant", "cosine", "linear"] = "linear"
+    decay_share: float = 1.0
     ema_decay: float = 0.99
     preview_every: int = 500  # Steps between validation pictures; 0 for none.
     preview_prompts: int = 4  # Number of validation pictures, of the first prompts of the file.
-
-    def learning_rate_at(self, step: int) -> float:
-        return super().learning_rate_at(step) * (1 - step / self.steps)
 
     def __post_init__(self) -> None:
         super().__post_init__()

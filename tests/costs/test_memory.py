@@ -91,6 +91,11 @@ def test_sharding_divides_all_but_what_is_gathered():
         assert getattr(sharded, part) == pytest.approx(getattr(copied, part) / 4, rel=1e-3)
     assert sharded.activations == copied.activations
     assert 0 < sharded.gathered < copied.weights
+    accumulated = estimate(TrainConfig(**settings, fsdp=True, gradient_accumulation=2), devices=4)
+    assert accumulated.gathered == sharded.gathered + copied.weights  # whole gradients, until the last micro-batch
+    muon = estimate(TrainConfig(**settings, optimizer="muon"))
+    assert muon.optimizer == 8 * muon.parameters - 4 * muon.groups["muon"]
+    assert sum(muon.groups.values()) == muon.parameters
     assert sharded.peak < copied.peak
     assert copied.gathered == estimate(TrainConfig(**settings, fsdp=True)).gathered == 0  # one device has no one to ask
     assert estimate(TrainConfig(**settings, ema_on_cpu=True)).average == 0
@@ -120,5 +125,7 @@ def test_a_dry_run_in_words(capsys, tmp_path, monkeypatch):
     assert "gathered" not in out
     assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "32", "--fsdp"]) == 0
     assert "gathered" in capsys.readouterr().out
+    assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "32", "--optimizer", "muon"]) == 0
+    assert "(28.31M adamw, 1.41M adamw without decay, 668.86M muon)" in capsys.readouterr().out
     assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "7"]) == 2
     assert not list(tmp_path.iterdir())

@@ -111,3 +111,16 @@ def test_block_against_plain_loops(kind):
     x, c = torch.randn(2, 6, 48).double(), torch.randn(2, 48).double()
     rope = Rope(*(table.double() for table in rope_tables(positions, 12)))
     assert torch.allclose(block(x, c, rope), loop_block(block, x, c, positions), atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_more_windows_than_one_launch_takes(monkeypatch, masked):
+    q, k, v = (torch.randn(13, 4, 2, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(13, 1, 1, 4) > 0.3 if masked else None
+    whole = attend(q, k, v, mask)
+    expected = torch.autograd.grad(whole.square().sum(), (q, k, v))
+    monkeypatch.setattr("elit.models.layers.MAX_LAUNCH", 5)
+    parts = attend(q, k, v, mask)
+    assert torch.allclose(parts, whole, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(parts.square().sum(), (q, k, v)), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)

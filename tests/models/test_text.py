@@ -10,6 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch.utils.data._utils.pin_memory import pin_memory
 
 import elit
 from elit.models.text import TextEncoder, embed_prompts, encode_prompts
@@ -56,7 +57,10 @@ def test_any_kind_of_encoder(kind, tmp_path):
     assert (text.pooled is not None) == (kind in ("bert", "clip"))
     alone = encoder(PROMPTS[2:])
     assert torch.allclose(alone.embeddings, text.embeddings[2:, :2], atol=1e-5)
-    assert torch.equal(encoder(PROMPTS, batch_size=2).mask, text.mask)
+    parts = encoder(PROMPTS, batch_size=1)
+    assert torch.equal(parts.mask, text.mask)
+    assert torch.allclose(parts.embeddings, text.embeddings, atol=1e-5)
+    assert not text.embeddings[~text.mask].any()
     assert encoder(["a red boat on the blue blue blue blue blue sea"]).embeddings.shape[1] == 8  # cut
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
 
@@ -106,6 +110,15 @@ def test_what_cannot_be_encoded_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"without transformers: pip install 'elit-diffusion\[text\]'"):
         TextEncoder("t5", length=8)
+
+
+def test_a_loader_pins_all_of_a_text(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part)
+    text = elit.Text(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
+    batch = pin_memory((torch.zeros(1), text))
+    assert len(pinned) == 3
+    assert torch.equal(batch[1].embeddings, text.embeddings)
 
 
 @pytest.fixture

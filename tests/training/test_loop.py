@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,3 +286,55 @@ def test_the_average_is_that_of_diffusers():
     with ours.in_place_of(network):
         assert torch.equal(network.weight, ours.weights["weight"])
     assert torch.equal(network.weight, before)
+
+
+class Recorded(torch.nn.Module):
+    """Stands in for a sharded network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.syncs = network, []
+
+    def forward(self, *inputs):
+        return self.network(*inputs)
+
+    def set_requires_gradient_sync(self, wanted):
+        self.syncs.append(wanted)
+
+
+def test_a_sharded_network_reduces_gradients_once_a_step(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("elit.training.loop.FSDPModule", Recorded)
+    monkeypatch.setattr(
+        "elit.training.loop.prepare", lambda accelerator, network, *_: made.append(Recorded(network)) or made[0]
+    )
+    train(tiny(tmp_path / "run", steps=2, gradient_accumulation=4))
+    assert made[0].syncs == [False, False, False, True] * 2
+
+
+def test_a_sharded_average_on_the_cpu_is_gathered_on_the_meshs_device(monkeypatch):
+    """NCCL cannot gather what is in the CPU's memory."""
+
+    class Sharded:
+        device_mesh, place = SimpleNamespace(device_type="cuda"), "cpu"
+
+        def to(self, place):
+            self.place = place
+            return self
+
+        def full_tensor(self):
+            assert self.place == "cuda"
+            return torch.ones(2)
+
+    monkeypatch.setattr("elit.training.checkpoint.DTensor", Sharded)
+    average = AveragedWeights(torch.nn.Linear(3, 2), 0.8)
+    average.weights["bias"] = Sharded()
+    assert average.whole()["bias"].tolist() == [1, 1]
+
+
+def test_processes_wait_for_one_that_works_alone(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("elit.training.distributed.Accelerator", lambda **settings: given.update(settings))
+    make_accelerator(tiny(tmp_path))
+    timeouts = [each.timeout for each in given["kwargs_handlers"] if hasattr(each, "timeout")]
+    assert timeouts[0].total_seconds() >= 3600

@@ -149,8 +149,8 @@ def test_sharded_matches_replicated(tmp_path, whole, alone, sharded, capfd):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bf16", "gradient_checkpointing": True, "ema_on_cpu": True}, {"compile": True}],
-    ids=["bf16, checkpointing, average on the CPU", "compile"],
+    [{"precision": "bf16", "gradient_checkpointing": True, "ema_on_cpu": True}, {"compile": True, "optimizer": "muon"}],
+    ids=["bf16, checkpointing, average on the CPU", "compile, muon"],
 )
 def test_sharded_with_everything_else(tmp_path, changes, monkeypatch):
     """None of it changes a sharded run more than a single one. What a compiler makes of the graphs is test_loop's."""

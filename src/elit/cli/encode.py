@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from elit.cli.main import Output, check_device, show_progress
 from elit.cli.options import OnDevice
+from elit.config import WAIT
 from elit.data.encode import Encoding, encode, load_encoder
 from elit.data.images import LatentSet, posterior_sample
 from elit.data.source import open_source
@@ -40,7 +41,7 @@ def run(args: Args) -> Json | None:
     if missing := next((name for name in ("src", "out", "vae") if str(getattr(args, name)) in ("", ".")), None):
         raise ValueError(f"{missing} must be given: elit encode SRC OUT --vae NAME")
     check_writable(args.out)
-    state = PartialState(cpu=check_device(args.device) == "cpu")
+    state = PartialState(cpu=check_device(args.device) == "cpu", timeout=WAIT)
     source = open_source(args.src, captions=args.captions)
     vae = load_encoder(args.vae, args.vae_subfolder, device=args.device or state.device)
     if state.is_main_process:

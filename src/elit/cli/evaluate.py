@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from elit.cli.main import Output, check_device, show_notes, show_progress
 from elit.cli.options import SamplingArgs
-from elit.config import require, require_counts
+from elit.config import WAIT, require, require_counts
 from elit.data.builtin import is_named
 from elit.evaluate.chunks import Work
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
@@ -57,7 +57,7 @@ def run(args: Args) -> Json | None:
     elif args.out.suffix == ".npz":
         check_new_output(args.out, overwrite=args.overwrite)
     with show_notes("evaluate"), leaving_nothing(args.folder):
-        state = PartialState(cpu=check_device(args.device) == "cpu")
+        state = PartialState(cpu=check_device(args.device) == "cpu", timeout=WAIT)
         work = args.work(args.folder, state)
         pictures, groups = _open(args, args.device or str(state.device), work)
         if args.save_reference is not None:

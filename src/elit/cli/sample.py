@@ -105,6 +105,8 @@ def read_record(path: Path) -> PictureRecord:
 def run(args: Args) -> Json:
     check_writable(args.out)
     device = torch.device(check_device(args.device))
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as in training
     options: Json = {"vae": args.vae, "text_encoder": args.text_encoder, "compile": args.compile}
     engine = load_engine(args.model, name=model_name(args.model), device=device, dtype=args.dtype, **options)
     text = engine.takes_text or not args.text_encoder

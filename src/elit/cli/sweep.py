@@ -12,7 +12,7 @@ from accelerate import PartialState
 from elit.budgets import ANY_COUNT, parse_budget, schedule_budgets
 from elit.cli.main import Output, check_device, show_notes, show_progress
 from elit.cli.options import check_guidance_is_used
-from elit.config import require, require_counts
+from elit.config import WAIT, require, require_counts
 from elit.evaluate.plane import Point, front_of, write_table
 from elit.evaluate.report.sweep import cells, headings, write_card, write_sweep_report
 from elit.evaluate.report.tables import print_table
@@ -84,7 +84,7 @@ class Args(Scoring, Output):
 def run(args: Args) -> Json | None:
     check_writable(args.out)
     with show_notes("sweep"), leaving_nothing(args.out):
-        state = PartialState(cpu=check_device(args.device) == "cpu")
+        state = PartialState(cpu=check_device(args.device) == "cpu", timeout=WAIT)
         work, device = args.work(args.out, state), args.device or str(state.device)
         sampler = args.open_sampler(args.model, device, work)
         settings, notes = make_settings(

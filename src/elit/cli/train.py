@@ -61,7 +61,8 @@ def _dry_run(args: Args) -> Json:
     cost = estimate(settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)
     gib = {name: getattr(cost, "weights" if name == "gradients" else name) / 2**30 for name in (*PARTS, "peak")}
     if not args.json:
-        print(f"{settings.model.name}: {cost.parameters / 1e6:.1f}M parameters")
+        groups = ", ".join(f"{count / 1e6:.2f}M {name}" for name, count in cost.groups.items())
+        print(f"{settings.model.name}: {cost.parameters / 1e6:.1f}M parameters ({groups})")
         rows = [[name.replace("_", ", "), f"{value:.2f}"] for name, value in gib.items() if value]
         print_table(["memory of one device", "GiB"], rows)
         print(f"{cost.tflops:.1f} TFLOPs an iteration (3 × forward × batch {settings.batch_size})")
@@ -69,5 +70,5 @@ def _dry_run(args: Args) -> Json:
             f"{cost.device_days:.1f} GPU-days for {settings.steps:,} steps at {args.utilisation:.0%} of "
             f"{args.device_tflops:g} TFLOP/s: {cost.device_days / args.devices:.1f} days on {args.devices}"
         )
-    sums = {"parameters": cost.parameters, "tflops": cost.tflops, "gpu_days": cost.device_days}
+    sums = {"parameters": cost.parameters, "groups": cost.groups, "tflops": cost.tflops, "gpu_days": cost.device_days}
     return {**sums, "gib": gib, "devices": args.devices}

@@ -10,6 +10,7 @@ from elit.budgets import training_budgets
 from elit.compat import fake_tensors, storage_number
 from elit.config import TrainConfig, require
 from elit.costs.flops import training_tflops
+from elit.models.layers import weight_groups
 from elit.models.presets import create_model
 
 
@@ -18,10 +19,11 @@ class Estimate:
     """Cost of one run; bytes are for one device, in float32."""
 
     parameters: int
+    groups: dict[str, int]  # Weights by what moves them.
     weights: int  # Bytes of the weights, or of this device's shard of them; gradients are as many.
-    optimizer: int  # Of Adam's two moments, or of a shard.
+    optimizer: int  # Of Adam's two moments and Muon's one, or of a shard.
     average: int  # Of the averaged weights, or of a shard; 0 where they are kept on the CPU.
-    gathered: int  # Sharded: of the weights that are whole at one time, two blocks and what is outside of blocks.
+    gathered: int  # Sharded: of the weights that are whole at one time, two blocks and what is outside of blocks; and gradients.
     noise: int  # Of a step's noise: that of the whole batch on every device, so that any number of them draws the same.
     activations: int  # Kept for the backward pass of a micro-batch at the largest budget.
     activations_checkpointed: int  # The same with gradient checkpointing.
@@ -48,6 +50,9 @@ def estimate(
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max)
     tflops = training_tflops(model, config.batch_size, drawn or (None,))
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    weights = weight_groups(model, model.blocks, config.optimizer).items()
+    groups = {kind: sum(weight.numel() for weight in each) for kind, each in weights}
+    moments = 2 - groups.get("muon", 0) / parameters
     batch, largest = config.batch_size // micro, max(drawn, default=None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
     # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
@@ -57,19 +62,21 @@ def estimate(
         shard = math.ceil(parameters / devices)
         blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
         gathered = 2 * max(blocks) * (2 if config.precision == "bf16" else 4) + 4 * (parameters - sum(blocks))
+        gathered += 4 * parameters * (config.gradient_accumulation > 1)  # gradients, until the last micro-batch
     average = 0 if config.ema_on_cpu else 4 * shard
     noise = 4 * config.batch_size * model.config.in_channels * math.prod(model.sample_size)
     kept = max(4 * shard, checkpointed if config.gradient_checkpointing else whole)
     return Estimate(
         parameters=parameters,
+        groups=groups,
         weights=4 * shard,
-        optimizer=8 * shard,
+        optimizer=math.ceil(4 * shard * moments),
         average=average,
         gathered=gathered,
         noise=noise,
         activations=whole,
         activations_checkpointed=checkpointed,
-        peak=12 * shard + average + gathered + noise + kept,
+        peak=4 * shard + math.ceil(4 * shard * moments) + average + gathered + noise + kept,
         tflops=tflops,
         device_days=config.steps * tflops / (device_tflops * utilisation) / 86_400,
     )

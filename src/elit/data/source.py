@@ -144,12 +144,7 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
         captions = captions and bool(found["metadata"])
         if captions:
             lines = [entry for metadata in found["metadata"] for entry in _captions(metadata)]
-            once: dict[tuple[Path, str], Any] = {}
-            for file, text in lines:
-                if (file, repr(text)) in once:
-                    left_out["lines of metadata that are there again"].append(str(file))
-                once[file, repr(text)] = text
-            texts = [(file, text) for (file, _), text in once.items()]
+            texts = list({repr(entry): entry for entry in lines}.values())  # a line that is there again is no sample
             unnamed = {*found["pictures"]} - {file for file, _ in texts}
             left_out["pictures without a line of metadata"] += map(str, unnamed)
         elif loose and strays:

@@ -5,7 +5,7 @@ B batch, d width, M tokens of a text, F their features, P pooled features.
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,8 +50,14 @@ class Text:
         return Text(self.embeddings[rows], self.mask[rows], None if self.pooled is None else self.pooled[rows])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Text":
-        parts = {name: part for name, part in vars(self).items() if part is not None}
-        return Text(**{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items()})
+        return self.each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Text":
+        """As torch's loaders ask for, so that `to` need not wait."""
+        return self.each(Tensor.pin_memory)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Text":
+        return Text(**{name: change(part) for name, part in vars(self).items() if part is not None})
 
 
 Condition = Tensor | Text  # y of a forward: labels, characters or embeddings

@@ -4,7 +4,7 @@ B batch, C channels, N spatial tokens, L tokens of any sequence, d width, H head
 p patch, one entry an axis: (row, column) or (frame, row, column).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,6 +66,7 @@ class QKNorm(nn.RMSNorm):
 
 
 SHORT_CPU_SEQUENCE = 512
+MAX_LAUNCH = 65_535  # rows of a batch, here windows, that CUDA's attention kernels take
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -75,6 +76,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     bf16_training = q.device.type == "cpu" and type(q) is Tensor and q.dtype == torch.bfloat16 and q.requires_grad
     if bf16_training and mask is None and k.shape[2] <= SHORT_CPU_SEQUENCE:
         x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
+    elif q.shape[0] > MAX_LAUNCH and not torch.compiler.is_exporting():
+        parts = [each.split(MAX_LAUNCH) for each in (q, k, v, *([] if mask is None else [mask]))]
+        x = torch.cat([F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)])
     else:
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)
@@ -208,6 +212,22 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c)
         return self.linear(modulate(self.norm(x), shift, scale))
+
+
+def weight_groups(network: nn.Module, blocks: Iterable[nn.Module], optimizer: str) -> dict[str, list[nn.Parameter]]:
+    """Trained weights by what moves them: all "adam"; or "muon", matrices of blocks, "adamw", which decays other
+    weights of layers, and "adamw without decay", of norms, biases, embeddings and latents.
+    """
+    inside, kinds = {weight for block in blocks for weight in block.parameters()}, dict[nn.Parameter, str]()
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            decays = name == "weight" and weight.ndim > 1 and not isinstance(module, nn.Embedding)
+            matrix = optimizer == "muon" and decays and weight.ndim == 2 and weight in inside
+            kind = "muon" if matrix else "adamw" if decays else "adamw without decay"
+            kinds[weight] = "adam" if optimizer == "adam" else kind
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    groups = {kind: [weight for weight in trained if kinds[weight] == kind] for kind in sorted(set(kinds.values()))}
+    return {kind: weights for kind, weights in groups.items() if weights}
 
 
 def initialize(network: nn.Module) -> None:

@@ -66,12 +66,17 @@ def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length:
         tokens = tokenizer(list(prompts[first : first + batch_size]), **options).to(forward_device(model))
         out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         pooled = getattr(out, "pooler_output", None)
-        parts.append((out.last_hidden_state.cpu(), tokens.attention_mask.bool().cpu(), pooled))
-    embeddings, masks, pools = zip(*parts, strict=True)
+        mask = tokens.attention_mask.bool()
+        parts.append((out.last_hidden_state[mask].cpu(), mask.cpu(), None if pooled is None else pooled.cpu()))
+    embeddings, masks, pools = map(list, zip(*parts, strict=True))
+    del parts
     mask = torch.cat(masks)
-    used = int(mask.any(0).sum())
-    text = torch.cat(embeddings)[:, :used].contiguous()
-    return Text(text, mask[:, :used].contiguous(), None if pools[0] is None else torch.cat(pools).cpu())
+    mask = mask[:, : int(mask.any(0).sum())].contiguous()
+    # Padded once, while the tokens as they came are let go: a padded copy may be hundreds of gigabytes.
+    text = embeddings[0].new_zeros(*mask.shape, embeddings[0].shape[1])
+    for first, size in reversed([(batch_size * i, len(rows)) for i, rows in enumerate(masks)]):
+        text[first : first + size][mask[first : first + size]] = embeddings.pop()
+    return Text(text, mask, None if pools[0] is None else torch.cat(pools))
 
 
 def encode_prompts(

@@ -103,8 +103,12 @@ class AveragedWeights:
 
     def whole(self) -> dict[str, Tensor]:
         """The average on the CPU, no longer sharded; every process must call it."""
-        weights = self.weights.items()
-        return {name: (each.full_tensor() if isinstance(each, DTensor) else each).cpu() for name, each in weights}
+
+        def whole(weight: Tensor) -> Tensor:  # by way of the mesh's device: NCCL takes nothing from the CPU's memory
+            there = weight.to(weight.device_mesh.device_type) if isinstance(weight, DTensor) else weight
+            return (there.full_tensor() if isinstance(there, DTensor) else there).cpu()
+
+        return {name: whole(weight) for name, weight in self.weights.items()}
 
 
 def _shards(weights: Iterable[Tensor]) -> list[Tensor]:
@@ -116,11 +120,11 @@ class RunState(NamedTuple):
     """The content of a checkpoint."""
 
     network: Any
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     average: AveragedWeights
 
     def tensors(self) -> dict[str, Any]:
-        weights, moments = get_state_dict(self.network, self.optimizer, options=TRAINED)
+        weights, moments = get_state_dict(self.network, self.optimizers, options=TRAINED)
         averages = {"average": self.average.weights, "averaged_steps": self.average.steps}
         return {"model": weights, "optimizer": moments, **averages}
 
@@ -166,9 +170,14 @@ def save_state(
 
 def load_state(path: Path, state: RunState) -> None:
     """Puts back what `save_state` saved, however many processes did, sharded or not."""
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    now = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     tensors = state.tensors()
     with lone_process():
         dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
     weights = {"model_state_dict": tensors["model"], "optim_state_dict": tensors["optimizer"]}
-    set_state_dict(state.network, state.optimizer, **weights, options=TRAINED)
+    set_state_dict(state.network, state.optimizers, **weights, options=TRAINED)
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    for group, settings in zip(groups, now, strict=True):  # what the config says now, not what it said
+        group.update(settings)
     state.average.steps = tensors["averaged_steps"]

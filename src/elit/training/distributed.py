@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
 )
@@ -22,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from elit.compat import forget_precision
-from elit.config import DistillConfig, RunConfig
+from elit.config import WAIT, DistillConfig, RunConfig
 from elit.models.transformer import Transformer
 
 T = TypeVar("T")
@@ -36,10 +37,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     for tracker in config.trackers:  # accelerate would go on without it
         if find_spec(tracker) is None:
             raise ValueError(f"trackers={tracker!r}: not installed; pip install {tracker}, or leave it out")
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32: products of 10 bits, sums of 23, several times as fast
     forget_precision()  # a process may train twice, the second time in another precision
     return Accelerator(
-        # The text stream of a pretrained transformer's last block may go nowhere.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, DistillConfig))],
+        kwargs_handlers=[
+            # The text stream of a pretrained transformer's last block may go nowhere.
+            DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, DistillConfig)),
+            InitProcessGroupKwargs(timeout=WAIT),
+        ],
         # The loop divides by the micro-batches; accelerate would too, for a number in the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -119,7 +125,7 @@ class Termination:
         self.signal = ""  # the one that was noticed
         self.before: dict[int, Any] = {}
         # A group of its own: its questions must not queue behind gradients.
-        self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.group = dist.new_group(backend="gloo", timeout=WAIT) if accelerator.num_processes > 1 else None
         self.question: tuple[Tensor, dist.Work] | None = None
 
     def __enter__(self) -> "Termination":

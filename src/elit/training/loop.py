@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from elit.budgets import draw_budget
 from elit.compat import whole_graphs_under_ddp
 from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
+from elit.models.layers import weight_groups
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
 from elit.training.checkpoint import AveragedWeights, RunState, claimed_folder, load_state, save_state
 from elit.training.distributed import (
@@ -58,9 +61,9 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     notes += task.initialize(resumed=resumed is not None)
     sampler, parts = task.sampler, config.gradient_accumulation
     model = prepare(accelerator, network, task.blocks, config)
-    optimizer = torch.optim.Adam(trained_weights(network), lr=config.learning_rate, fused=True)
+    optimizers = make_optimizers(config, network, task.blocks)
     average = AveragedWeights(network, config.ema_decay, on_cpu=config.ema_on_cpu)
-    state = RunState(network, optimizer, average)
+    state = RunState(network, optimizers, average)
     if resumed:
         load_state(resumed, state)
         sampler.start = checkpoint_step(resumed)
@@ -80,19 +83,17 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             loss = torch.zeros((), device=device)
             for part in range(parts):
                 batch, rows = next(feed), sampler.rows(part)
-                with accelerator.no_sync(model) if part < parts - 1 else nullcontext():
+                last = part == parts - 1
+                if isinstance(model, FSDPModule):
+                    model.set_requires_gradient_sync(last)
+                with nullcontext() if last else accelerator.no_sync(model):
                     t, losses = objective.losses(model, batch, [draw[rows] for draw in draws], budget)
                     part_loss = losses.mean() / parts
                     accelerator.backward(part_loss)
                 loss += part_loss.detach()
                 log.add_losses(t, losses)
             gradient_norm = clip_gradients(network, config.max_grad_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            # Fused Adam leaves out a step whose gradient is not finite by itself; the CPU need not wait and see.
-            optimizer.found_inf = (~gradient_norm.isfinite()).float()  # pyrefly: ignore[missing-attribute]
-            optimizer.step()
-            optimizer.zero_grad()
+            optimizer_step(optimizers, lr, gradient_norm)
             average.step(network)
 
             done, end, stop = step + 1, step + 1 == config.steps, termination.should_stop()
@@ -112,6 +113,34 @@ def run(accelerator: Accelerator, task: Task) -> Any:
                 raise SystemExit(0)
 
     return task.finish(accelerator, average)
+
+
+def make_optimizers(config: RunConfig, network: nn.Module, blocks: Iterable[nn.Module]) -> list[torch.optim.Optimizer]:
+    """One for all weights, or AdamW and Muon, whose updates are as large as AdamW's: they share the learning rate."""
+    groups = weight_groups(network, blocks, config.optimizer)
+    matrices = groups.pop("muon", [])
+    parts = [{"params": each, "weight_decay": config.weight_decay * (kind == "adamw")} for kind, each in groups.items()]
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer] = [kind(parts, lr=config.learning_rate, betas=config.betas, fused=True)]
+    if matrices:
+        settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        optimizers.append(torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def optimizer_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, gradient_norm: Tensor) -> None:
+    """Moves the weights, unless the norm of their gradient is not finite; the gradients are gone afterwards."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if isinstance(optimizer, torch.optim.Muon):
+            if gradient_norm.isfinite():  # Muon cannot leave a step out by itself: the CPU waits for the norm
+                optimizer.step()
+        else:
+            # Fused Adam leaves out a step whose gradient is not finite by itself; the CPU need not wait and see.
+            optimizer.found_inf = (~gradient_norm.isfinite()).float()  # pyrefly: ignore[missing-attribute]
+            optimizer.step()
+        optimizer.zero_grad()
 
 
 def find_checkpoint(
