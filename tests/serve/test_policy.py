@@ -1,14 +1,21 @@
 """What must hold whatever comes: never below the floor, nobody admitted is predicted late, order, work, bounds."""
 
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from elit.planner.cost import Costs
+from elit.serve.loadtest import arrivals, summarize
 from elit.serve.policy import Policy, PolicySettings, by_deadline
 from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from simulator import simulate
 
 RUNGS = ServiceSettings(model="digits", steps=8, least_steps=8).ladder(range(1, 17))  # eight rungs
 COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
@@ -167,6 +174,60 @@ def test_steps_that_take_longer_lower_the_level():
     assert 2 < policy.slowdown < 4
     policy.arrive(request("b", 1.0, 1 + 4 * FULL_MS / 1e3), 1.0)
     assert policy.decide(1.0)[0][0].setting.budget < before.budget
+
+
+@pytest.mark.parametrize(("deadline_ms", "max_queue", "slots"), [(20_000, 64, 1), (60_000, 64, 1), (20_000, 64, 4)])
+def test_the_level_falls_as_the_queue_fills(deadline_ms, max_queue, slots):
+    """Where deadlines are so long that the queue would be full first."""
+    limits = PolicySettings(slots=slots, max_queue=max_queue)
+    trace = arrivals([1.6 * COSTS.rate(RUNGS[-1], slots)] * 30, 1)
+    summary = summarize(simulate(trace, RUNGS, COSTS, limits, deadline_ms=deadline_ms))
+    assert summary["violations"] == 0
+    assert 2 < summary["mean_budget"] < 16
+
+
+@pytest.mark.parametrize(("low", "patience"), [(0, 1.3 * FLOOR_MS), (0, 1.9 * FLOOR_MS), (7, 1.3 * FULL_MS)])
+def test_a_request_that_no_level_helps_lowers_nobody(low, patience):
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1))
+    started = []
+    for number, special in enumerate((True, False, True, False)):
+        due = patience / 1e3 if special else 60.0
+        now = number * FULL_MS / 1e3
+        assert policy.arrive(request(number, now, now + due, low if special else 0), now) is None
+        (running,) = policy.decide(now)[0]
+        started.append(running.setting)
+        policy.leave(running.request.id)
+    assert started[1] == started[3] == RUNGS[-1]
+    for setting in started[::2]:  # and itself has what its deadline allows
+        assert 1.1 * COSTS.alone_ms(setting) <= patience
+        assert setting == RUNGS[-1] or 1.1 * COSTS.alone_ms(RUNGS[RUNGS.index(setting) + 1]) > patience
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_deadline_that_nothing_meets_is_not_one_to_try_again(images):
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=4))
+    least = 1.1 * COSTS.alone_ms(RUNGS[0], images) / 1e3
+    for place, share in enumerate((0.1, 0.99, 1.01)):
+        refusal = policy.arrive(request(place, 5.0, 5.0 + share * least, images=images), 5.0)
+        assert (refusal and refusal.reason) == ("impossible" if share < 1 else None)
+    policy.slowdown = 9.0  # a machine that is slow now is no such reason
+    assert policy.arrive(request("b", 5.0, 5.0 + 2 * least), 5.0).reason == "deadline"
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_thousand_waiting_are_judged_at_once(slots):
+    """As one after the other would be: the first that is late goes, and those behind it move up."""
+    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=slots, max_queue=1000))
+    each = FLOOR_MS / 1e3 / slots
+    policy.waiting = [request(f"{place:04}", 0.0, 2 * each * (place + 8)) for place in range(1000)]
+    policy.slowdown, start = 4.0, time.perf_counter()
+    refused = policy._hopeless(0.0)
+    assert time.perf_counter() - start < 1.0
+    assert 300 < len(refused) < 900
+    assert not policy._late(0.0, policy.waiting)
+    for refusal in refused[:: len(refused) // 3]:  # none of them could have stayed
+        queue = sorted([*policy.waiting, refusal.request], key=by_deadline)
+        assert policy._late(0.0, queue)
 
 
 def test_a_slowdown_decays_while_nothing_runs():

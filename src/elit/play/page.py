@@ -28,39 +28,7 @@ from elit.serve import LOOPBACK
 if TYPE_CHECKING:
     from elit.play.load import Service
 
-CSS = """
-html { scrollbar-gutter: stable; }
-:root { --color-accent: #4f46e5; } .dark { --color-accent: #a5b4fc; }
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
-.picture img, .frames img, .thumbnails img { image-rendering: pixelated; }
-.picture img { width: 100%; height: 100%; object-fit: contain; }
-.facts { font-variant-numeric: tabular-nums; line-height: 1.5; }
-.facts .quiet { color: var(--body-text-color-subdued); }
-.facts .wrong { color: var(--error-text-color, #b91c1c); font-weight: 600; }
-.thumbnails, .frames, .thumbnails .grid-wrap, .frames .grid-wrap { height: auto !important; min-height: 0 !important; }
-.thumbnails .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding: 0 !important; }
-.frames .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; padding: 0 !important; }
-.thumbnails > label, .frames > label, .picture > label:not(.sr-only), #plane > label { position: static !important; }
-.frames .grid-wrap { max-height: none; }
-.thumbnails .thumbnail-item, .frames .thumbnail-item { height: auto; aspect-ratio: auto; }
-.thumbnails .caption-label, .frames .caption-label {
-  position: static; max-width: none; border: 0; padding: 0 .25rem; font-size: .7rem; white-space: normal;
-}
-.examples { gap: .4rem !important; } .examples button { padding-inline: .3rem; }
-.facts progress { display: block; width: 100%; accent-color: var(--color-accent); }
-@media (max-width: 767px) {
-  .sides { flex-direction: column-reverse !important; padding-bottom: 6rem; }
-  .sides > .column { min-width: 0 !important; width: 100%; }
-  #budget { position: fixed; inset: auto 0 0 0; z-index: 99; overflow: visible !important; }
-  .frames .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
-}
-"""
-NAME_PICTURES = """() => {
-    const name = img => { img.alt ||= img.closest('.block').querySelector('label').textContent.trim() || 'Picture'; };
-    new MutationObserver(() => document.querySelectorAll('.picture img, #plane img').forEach(name))
-        .observe(document.body, {childList: true, subtree: true});
-}"""
-"""Gives pictures their label as the text of screen readers, which Gradio leaves empty."""
+CSS, NAME_PICTURES = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "

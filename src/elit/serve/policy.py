@@ -6,7 +6,8 @@ done: `slots` images in progress at a time, the next in order where one is done.
     admission   a request is taken if, with all requests at the least they accept, none becomes late; else it is
                 refused at once, with the seconds after which it would be taken
     level       the highest rung of the ladder of settings at which no waiting request becomes late, clipped for each
-                request to what it accepts; it falls at once, and rises after `hold` seconds in which it could
+                request to what it accepts, and to the free part of the queue; it falls at once, and rises after `hold`
+                seconds in which it could; an urgent request has a setting of its own, and lowers nobody's
     order       the earliest deadline first; as many start as there are free slots
 
 Since every request that was taken can be met, none is overtaken for ever.
@@ -36,8 +37,8 @@ class Running:
 
 class Refusal(NamedTuple):
     request: Request
-    reason: str  # "deadline" or "queue"
-    retry_after: float  # seconds after which the same request, as urgent as it was, would be taken
+    reason: str  # "deadline", "queue", or "impossible": late even alone
+    retry_after: float  # seconds after which the same request, as urgent as it was, would be taken; or that it needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class Policy:
         if not self.running and self.slowdown > 1:  # no step corrects it, and it may refuse everything
             self.slowdown = 1 + (self.slowdown - 1) * 0.5 ** ((now - self._last) / HALF_LIFE)
         self._last = now
+        if (alone := self._alone(request)) > request.deadline - request.arrival:
+            return Refusal(request, "impossible", alone)
         if self.waiting and sum(each.images for each in (*self.waiting, request)) > self.settings.max_queue:
             drained = self.costs.alone_ms(request.least, request.images) * self.slowdown / 1e3
             return Refusal(request, "queue", drained)
@@ -95,10 +98,10 @@ class Policy:
         if not self.waiting or not self._free(self.running, self.waiting[0]):
             return [], []
         already = len(self.running)
-        refused = list(self._hopeless(now))
+        refused = self._hopeless(now)
         level = self._steady(self._highest(now), now) if self.waiting else self.level
         while self.waiting and self._free(self.running, self.waiting[0]):
-            setting = self.waiting[0].at(level)
+            setting = self._setting(now, self.waiting[0], level)
             if self.running and self._harms(now, self.waiting[0], setting):
                 break
             self.running.append(Running(self.waiting.pop(0), setting, setting.steps))
@@ -115,24 +118,40 @@ class Policy:
         self.running = [each for each in self.running if each.steps_left > 0]
         return done
 
-    def finishes(self, now: float, waiting: Sequence[tuple[Request, Sampling]]) -> Iterable[tuple[Request, float]]:
-        """When running requests, and waiting ones in this order and at these settings, would be done; as they end."""
+    def finishes(
+        self, now: float, waiting: Sequence[tuple[Request, Sampling]], lost: dict[str, Refusal] | None = None
+    ) -> Iterable[tuple[Request, float]]:
+        """When running requests, and waiting ones in this order and at these settings, would be done; as they end.
+
+        lost: takes the waiting ones that would be late; the timeline goes back to the start of each, without it.
+        """
         scale = self.settings.safety * self.slowdown / 1e3
         running = [replace(each) for each in self.running]
         place, at = 0, now
+        before: dict[str, tuple[float, list[Running], int, int]] = {}
         while running or place < len(waiting):
             while place < len(waiting) and self._free(running, waiting[place][0]):
                 request, setting = waiting[place]
-                running.append(Running(request, setting, setting.steps))
                 place += 1
+                if lost is not None:
+                    before[request.id] = at, [replace(each) for each in running], place, len(lost)
+                running.append(Running(request, setting, setting.steps))
             steps = min(each.steps_left for each in running)
             at += steps * scale * self._step_ms(running)
+            late: Refusal | None = None
             for each in running:
                 each.steps_left -= steps
                 if each.steps_left == 0:
                     at += scale * each.request.images * self.costs.image
                     yield each.request, at
+                    if at > each.request.deadline and each.request.id in before:
+                        late = late or Refusal(each.request, "deadline", at - each.request.deadline)
             running = [each for each in running if each.steps_left > 0]
+            if late is not None and lost is not None:
+                at, running, place, count = before[late.request.id]
+                while len(lost) > count:  # those later in order have another chance
+                    lost.popitem()
+                lost[late.request.id] = late
 
     def _late(self, now: float, waiting: Sequence[Request]) -> dict[str, float]:
         """The requests that miss a deadline with all at the least, and by how many seconds."""
@@ -149,14 +168,43 @@ class Policy:
         return not met([(request, setting)]) and met([])
 
     def _highest(self, now: float) -> int:
-        """The highest level at which all end with their reserve left; the lowest where there is none."""
-        reserve = self.settings.reserve
+        """The highest level at which all end with their reserve left; the lowest where there is none.
+
+        Where the queue fills before deadlines press, the level falls from the highest at a quarter to the lowest at
+        three quarters. Urgent requests need no reserve.
+        """
+        limits, urgent = self.settings, {each.id for each in self.waiting if self._urgent(each)}
 
         def missed(level: int) -> bool:
-            ends = self.finishes(now, [(each, each.at(level)) for each in self.waiting])
-            return any(at > each.deadline - reserve * (each.deadline - each.arrival) for each, at in ends)
+            settings = [(each, each.least if each.id in urgent else each.at(level)) for each in self.waiting]
+            shares = (
+                (each, at, 0.0 if each.id in urgent else limits.reserve) for each, at in self.finishes(now, settings)
+            )
+            return any(at > each.deadline - share * (each.deadline - each.arrival) for each, at, share in shares)
 
-        return bisect_left(range(1, self.levels), True, key=missed)
+        filled = (sum(each.images for each in self.waiting) - limits.slots) / limits.max_queue
+        most = round((self.levels - 1) * min(1.0, max(0.0, 1.5 - 2 * filled)))
+        return min(most, bisect_left(range(1, self.levels), True, key=missed))
+
+    def _urgent(self, request: Request) -> bool:
+        """True where no level leaves it its reserve, not even alone."""
+        return self._alone(request) > (1 - self.settings.reserve) * (request.deadline - request.arrival)
+
+    def _alone(self, request: Request) -> float:
+        """Seconds of a request at its least, on a machine that is not slower than the costs say."""
+        alone = self.costs.alone_ms(request.least, request.images)
+        return alone * self.settings.safety * min(1.0, self.slowdown) / 1e3
+
+    def _setting(self, now: float, request: Request, level: int) -> Sampling:
+        """That of the level; of an urgent request, the highest up to it with which it meets its deadline."""
+
+        def late(level: int) -> bool:
+            ends = self.finishes(now, [(request, request.at(level))])
+            return any(at > each.deadline for each, at in ends if each.id == request.id)
+
+        if self._urgent(request):
+            level = bisect_left(range(1, level + 1), True, key=late)
+        return request.at(level)
 
     def _steady(self, target: int, now: float) -> int:
         """Down at once; up to the level that has been possible for all of the last `hold` seconds."""
@@ -168,13 +216,12 @@ class Policy:
             self.level, self._possible, self._limited = self._possible, self.levels - 1, now
         return self.level
 
-    def _hopeless(self, now: float) -> Iterable[Refusal]:
+    def _hopeless(self, now: float) -> list[Refusal]:
         """Takes out the requests that would be late at their least: it is better not to begin them."""
-        while late := self._late(now, self.waiting):
-            if not (lost := [request for request in self.waiting if request.id in late]):
-                return
-            self.waiting.remove(lost[0])
-            yield Refusal(lost[0], "deadline", late[lost[0].id])
+        lost: dict[str, Refusal] = {}
+        list(self.finishes(now, [(each, each.least) for each in self.waiting], lost))
+        self.waiting = [each for each in self.waiting if each.id not in lost]
+        return list(lost.values())
 
     def _free(self, running: Sequence[Running], request: Request) -> bool:
         busy = sum(each.request.images for each in running)

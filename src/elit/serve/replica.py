@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,9 @@ class Replica:
         if self._loop_task is None:
             self._loop_task = asyncio.get_running_loop().create_task(self._run())
         if refusal := self.policy.arrive(request, time.time()):
-            yield {"refused": refusal.reason, "retry_after": refusal.retry_after}
+            least = f"deadline_ms must be {math.ceil(1e3 * refusal.retry_after)} or more for such a request"
+            late = {"refused": refusal.reason, "retry_after": refusal.retry_after}
+            yield {"invalid": least} if refusal.reason == "impossible" else late
             return
         progress = self.here[request.id] = Progress(request)
         self._wake.set()

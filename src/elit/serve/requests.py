@@ -18,6 +18,7 @@ from elit.serve.settings import ServiceSettings, parse_size
 Budget = Annotated[str, Field(max_length=64)] | int | float
 MAX_PROMPT = 1000  # Characters.
 NESTED = ("extra_params", "diffusers_kwargs")  # Objects in which clients of other engines put our parameters.
+HARMLESS = ["background", "moderation", "style", "output_compression", "safety_identifier", "generator_device"]
 MAX_IGNORED = 20  # Names in the note of an answer.
 
 
@@ -48,14 +49,6 @@ class Parameters(BaseModel):
     user: str = Field("", max_length=256)
     stream: bool = False
     partial_images: int = Field(0, ge=0, le=3)
-    # Without a meaning for these models.
-    background: object = None
-    moderation: object = None
-    style: object = None
-    output_compression: object = None
-    safety_identifier: object = None
-    generator_device: object = None  # noise is drawn on the CPU
-
     budget: Budget | None = None
     deadline_ms: float | None = Field(None, gt=0, le=3_600_000)
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -139,7 +132,7 @@ def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now
     require(wanted.n <= service.most_images, "n", wanted.n, f"at most {service.most_images}")
     seed = secrets.randbelow(2**31) if wanted.seed is None else wanted.seed
     require(seed + wanted.n <= 2**63, "seed", seed, "less than 2**63 - n")
-    ignored = [name[:64] for name in wanted.model_extra or ()]
+    ignored = [name[:64] for name in wanted.model_extra or () if name not in HARMLESS]
     if service.strict and ignored:
         raise ApiError(400, f"{ignored[0]}: no such parameter", param=ignored[0])
     if wanted.true_cfg_scale is not None:
