@@ -77,11 +77,9 @@ class RunConfig:
     gradient_accumulation: int = 1  # Micro-batches a step; they share one budget.
     learning_rate: float = 1e-4  # Learning rate after warm-up.
     warmup_steps: int = 1_000  # Steps over which the learning rate rises from 0.
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """The learning rate after warm-up: constant (the paper), to 0 along a cosine, or linearly over the last steps."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # From warm-up on; cosine and linear fall to 0.
     decay_share: float = 0.2  # Share of the steps, the last ones, over which a linear schedule falls.
-    optimizer: Literal["adam", "adamw", "muon"] = "adam"
-    """adam (the paper); adamw, with weight decay; muon: Muon on the matrices of blocks, adamw on all else."""
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"  # muon: on the matrices of blocks, and adamw on all else.
     betas: tuple[float, float] = (0.9, 0.999)  # Decays of Adam's two moments.
     weight_decay: float = 0.01  # Of adamw and muon; norms, biases, embeddings and latents do not decay.
     max_grad_norm: float = 1.0  # Gradients are clipped to this norm.

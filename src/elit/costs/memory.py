@@ -23,7 +23,7 @@ class Estimate:
     weights: int  # Bytes of the weights, or of this device's shard of them; gradients are as many.
     optimizer: int  # Of Adam's two moments and Muon's one, or of a shard.
     average: int  # Of the averaged weights, or of a shard; 0 where they are kept on the CPU.
-    gathered: int  # Sharded: of the weights that are whole at one time, two blocks and what is outside of blocks; and gradients.
+    gathered: int  # Sharded: of what is whole at one time: two blocks, what is outside of blocks, summed gradients.
     noise: int  # Of a step's noise: that of the whole batch on every device, so that any number of them draws the same.
     activations: int  # Kept for the backward pass of a micro-batch at the largest budget.
     activations_checkpointed: int  # The same with gradient checkpointing.
@@ -50,9 +50,8 @@ def estimate(
     drawn = training_budgets(model.budgets, config.budget_min, config.budget_max)
     tflops = training_tflops(model, config.batch_size, drawn or (None,))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    weights = weight_groups(model, model.blocks, config.optimizer).items()
-    groups = {kind: sum(weight.numel() for weight in each) for kind, each in weights}
-    moments = 2 - groups.get("muon", 0) / parameters
+    weights = weight_groups(model, model.blocks, config.optimizer)
+    groups = {kind: sum(weight.numel() for weight in each) for kind, each in weights.items()}
     batch, largest = config.batch_size // micro, max(drawn, default=None)
     whole, inputs = (activation_bytes(config, batch, largest, checkpointing=on) for on in (False, True))
     # The inputs of all blocks, and one block whole while its turn comes in the backward pass.
@@ -63,20 +62,23 @@ def estimate(
         blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
         gathered = 2 * max(blocks) * (2 if config.precision == "bf16" else 4) + 4 * (parameters - sum(blocks))
         gathered += 4 * parameters * (config.gradient_accumulation > 1)  # gradients, until the last micro-batch
-    average = 0 if config.ema_on_cpu else 4 * shard
+    average, optimizer = (
+        0 if config.ema_on_cpu else 4 * shard,
+        8 * shard - 4 * shard * groups.get("muon", 0) // parameters,
+    )
     noise = 4 * config.batch_size * model.config.in_channels * math.prod(model.sample_size)
     kept = max(4 * shard, checkpointed if config.gradient_checkpointing else whole)
     return Estimate(
         parameters=parameters,
         groups=groups,
         weights=4 * shard,
-        optimizer=math.ceil(4 * shard * moments),
+        optimizer=optimizer,
         average=average,
         gathered=gathered,
         noise=noise,
         activations=whole,
         activations_checkpointed=checkpointed,
-        peak=4 * shard + math.ceil(4 * shard * moments) + average + gathered + noise + kept,
+        peak=4 * shard + optimizer + average + gathered + noise + kept,
         tflops=tflops,
         device_days=config.steps * tflops / (device_tflops * utilisation) / 86_400,
     )

@@ -5,7 +5,7 @@ B batch, d width, M tokens of a text, F their features, P pooled features.
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,14 +50,12 @@ class Text:
         return Text(self.embeddings[rows], self.mask[rows], None if self.pooled is None else self.pooled[rows])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Text":
-        return self.each(lambda part: part.to(device, non_blocking=non_blocking))
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return Text(**{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items()})
 
     def pin_memory(self) -> "Text":
         """As torch's loaders ask for, so that `to` need not wait."""
-        return self.each(Tensor.pin_memory)
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Text":
-        return Text(**{name: change(part) for name, part in vars(self).items() if part is not None})
+        return Text(**{name: part.pin_memory() for name, part in vars(self).items() if part is not None})
 
 
 Condition = Tensor | Text  # y of a forward: labels, characters or embeddings
@@ -125,10 +123,7 @@ def recognised(names: Sequence[str]) -> list[int]:
 
 
 def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes given by number (3, "3") or by name, in any spelling. Raises ValueError, naming close ones.
-
-    A text is first a name; where all names are numbers, it is nothing else.
-    """
+    """Numbers of classes given by name, in any spelling, or number (3, or "3" unless all names are numbers)."""
 
     def plain(name: str) -> str:
         name = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))

@@ -215,19 +215,18 @@ class FinalLayer(nn.Module):
 
 
 def weight_groups(network: nn.Module, blocks: Iterable[nn.Module], optimizer: str) -> dict[str, list[nn.Parameter]]:
-    """Trained weights by what moves them: all "adam"; or "muon", matrices of blocks, "adamw", which decays other
-    weights of layers, and "adamw without decay", of norms, biases, embeddings and latents.
+    """Trained weights by what moves them: "adam" all; or "muon" matrices of blocks, "adamw" other weights of layers,
+    "adamw without decay" norms, biases, embeddings and latents.
     """
-    inside, kinds = {weight for block in blocks for weight in block.parameters()}, dict[nn.Parameter, str]()
-    for module in network.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            decays = name == "weight" and weight.ndim > 1 and not isinstance(module, nn.Embedding)
-            matrix = optimizer == "muon" and decays and weight.ndim == 2 and weight in inside
-            kind = "muon" if matrix else "adamw" if decays else "adamw without decay"
-            kinds[weight] = "adam" if optimizer == "adam" else kind
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
-    groups = {kind: [weight for weight in trained if kinds[weight] == kind] for kind in sorted(set(kinds.values()))}
-    return {kind: weights for kind, weights in groups.items() if weights}
+    inside = {weight for block in blocks for weight in block.parameters()} if optimizer == "muon" else ()
+    modules = [module for module in network.modules() if not isinstance(module, nn.Embedding)]
+    decaying = {weight for each in modules if isinstance(weight := getattr(each, "weight", None), nn.Parameter)}
+    groups: dict[str, list[nn.Parameter]] = {}
+    for weight in filter(lambda weight: weight.requires_grad, network.parameters()):
+        kind = "adamw" if weight in decaying and weight.ndim > 1 else "adamw without decay"
+        kind = "muon" if kind == "adamw" and weight.ndim == 2 and weight in inside else kind
+        groups.setdefault("adam" if optimizer == "adam" else kind, []).append(weight)
+    return groups
 
 
 def initialize(network: nn.Module) -> None:

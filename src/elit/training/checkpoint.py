@@ -170,8 +170,7 @@ def save_state(
 
 def load_state(path: Path, state: RunState) -> None:
     """Puts back what `save_state` saved, however many processes did, sharded or not."""
-    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
-    now = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    now = [{**group, "params": []} for optimizer in state.optimizers for group in optimizer.param_groups]
     tensors = state.tensors()
     with lone_process():
         dcp.load(tensors, checkpoint_id=path, no_dist=not dist.is_initialized())
@@ -179,5 +178,5 @@ def load_state(path: Path, state: RunState) -> None:
     set_state_dict(state.network, state.optimizers, **weights, options=TRAINED)
     groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
     for group, settings in zip(groups, now, strict=True):  # what the config says now, not what it said
-        group.update(settings)
+        group.update(settings | {"params": group["params"]})
     state.average.steps = tensors["averaged_steps"]

@@ -117,14 +117,13 @@ def run(accelerator: Accelerator, task: Task) -> Any:
 
 def make_optimizers(config: RunConfig, network: nn.Module, blocks: Iterable[nn.Module]) -> list[torch.optim.Optimizer]:
     """One for all weights, or AdamW and Muon, whose updates are as large as AdamW's: they share the learning rate."""
-    groups = weight_groups(network, blocks, config.optimizer)
+    groups, lr, decay = weight_groups(network, blocks, config.optimizer), config.learning_rate, config.weight_decay
     matrices = groups.pop("muon", [])
-    parts = [{"params": each, "weight_decay": config.weight_decay * (kind == "adamw")} for kind, each in groups.items()]
+    parts = [{"params": each, "weight_decay": decay * (kind == "adamw")} for kind, each in groups.items()]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    optimizers: list[torch.optim.Optimizer] = [kind(parts, lr=config.learning_rate, betas=config.betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [kind(parts, lr=lr, betas=config.betas, fused=True)]
     if matrices:
-        settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-        optimizers.append(torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(torch.optim.Muon(matrices, lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -133,12 +132,9 @@ def optimizer_step(optimizers: Sequence[torch.optim.Optimizer], lr: float, gradi
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
-        if isinstance(optimizer, torch.optim.Muon):
-            if gradient_norm.isfinite():  # Muon cannot leave a step out by itself: the CPU waits for the norm
-                optimizer.step()
-        else:
-            # Fused Adam leaves out a step whose gradient is not finite by itself; the CPU need not wait and see.
-            optimizer.found_inf = (~gradient_norm.isfinite()).float()  # pyrefly: ignore[missing-attribute]
+        # Fused Adam leaves out a step whose gradient is not finite by itself; for Muon the CPU must wait and see.
+        optimizer.found_inf = (~gradient_norm.isfinite()).float()  # pyrefly: ignore[missing-attribute]
+        if not isinstance(optimizer, torch.optim.Muon) or gradient_norm.isfinite():
             optimizer.step()
         optimizer.zero_grad()
 
