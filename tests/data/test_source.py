@@ -9,6 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from elit.data import images
 from elit.data.images import ImageFiles
 from elit.data.source import Source, open_source
 
@@ -112,6 +113,21 @@ def test_what_was_found_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     write(tmp_path / "a" / "1.png", "broken")
     with pytest.raises(ValueError, match="2 of 2 pictures are unreadable"):
         ImageFiles(open_source(tmp_path), 16, skip_unreadable=True)
+
+
+def test_what_was_found_in_a_folder_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
+    def write_elsewhere(path, text):
+        if path.parent == tmp_path / "photos":
+            raise PermissionError
+        path.write_text(text)
+
+    write(tmp_path / "photos" / "a" / "0.png")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(images, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(images, "write_text", write_elsewhere)
+    assert len(ImageFiles(open_source(tmp_path / "photos"), 16)) == 1
+    monkeypatch.setattr("elit.data.source.read_frames", None)
+    assert len(ImageFiles(open_source(tmp_path / "photos"), 16)) == 1
 
 
 LINES = [{"file_name": "a/0.png", "text": "a boat\u2028at sea"}, {"file_name": "a/1.png", "text": "two\x85lines"}]

@@ -124,3 +124,15 @@ def test_attention_of_more_windows_than_one_launch_takes(monkeypatch, masked):
     assert torch.allclose(parts, whole, atol=1e-6)
     for a, b in zip(torch.autograd.grad(parts.square().sum(), (q, k, v)), expected, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_70_000_windows_on_cuda(masked):
+    q, k, v = (torch.randn(70_000, 4, 2, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    mask = torch.ones(70_000, 1, 1, 4, dtype=torch.bool, device="cuda") if masked else None
+    whole = attend(q, k, v, mask)
+    whole.float().square().sum().backward()
+    assert torch.allclose(whole[-9:], attend(q[-9:], k[-9:], v[-9:]), atol=1e-2)
+    assert q.grad.isfinite().all()

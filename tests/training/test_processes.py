@@ -181,3 +181,16 @@ def test_accelerates_own_sharding_is_refused_with_a_way_out(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"ACCELERATE_USE_FSDP is set: launch with .*MULTI_GPU and give --fsdp"):
         train(tiny(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_sharded_run_on_cuda_ends_with_its_average_on_the_cpu(tmp_path, optimizer):
+    """Over NCCL alone, which gathers nothing from the CPU's memory."""
+    settings = {"gradient_accumulation": 2, "precision": "bf16", "compile": True, "optimizer": optimizer}
+    config = tiny(tmp_path / "run", fsdp=True, ema_on_cpu=True, preview_every=3, **settings)
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "-m", "elit"]
+    done = subprocess.run([*line, *command(config, tmp_path / "config.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -83,11 +84,12 @@ class ImageFiles:
 
 def inspect_pictures(source: Source) -> list[ImageInfo | str]:
     """Each picture's header, or why it cannot be read; kept beside them until a file changes."""
-    path = source.folder / f".{source.root.name}{KEPT}"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["identity"] == source.identity:
-            return [each if isinstance(each, str) else ImageInfo(*each) for each in kept["pictures"]]
+    paths = source.folder / f".{source.root.name}{KEPT}", Path(gettempdir()) / f"elit-{source.identity['stamp']}{KEPT}"
+    for path in paths:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["identity"] == source.identity:
+                return [each if isinstance(each, str) else ImageInfo(*each) for each in kept["pictures"]]
 
     def inspect(index: int) -> ImageInfo | str:
         try:
@@ -101,8 +103,10 @@ def inspect_pictures(source: Source) -> list[ImageInfo | str]:
         found = pool.map(inspect, range(len(source)))
         shown = track(found, "reading pictures", len(source), console=console, disable=not console.is_terminal)
         pictures = list(shown)
-    with suppress(OSError):
-        write_text(path, json.dumps({"identity": source.identity, "pictures": pictures}))
+    for path in paths:  # the second for a folder that is not the user's
+        with suppress(OSError):
+            write_text(path, json.dumps({"identity": source.identity, "pictures": pictures}))
+            break
     return pictures
 
 
