@@ -1,7 +1,6 @@
-"""Names that torch, diffusers, accelerate, peft and torch-fidelity call private, or never promised, and we need.
+"""Names that other packages call private, or never promised, each with our reason and the version that introduced it.
 
-Each has its reason and the version that introduced it. `tests/test_compat.py` checks the installed packages for them
-one by one, so that an upgrade which removes one says which.
+`tests/test_compat.py` asks for those in the installed packages whose loss no other test would name.
 """
 
 import dataclasses
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map as tree_map, tree_map_only as tree_map_only
 
-# tree_map(change, tree, *others) and tree_map_only(kind, change, tree): `change` of every leaf of nested dictionaries,
-# lists and tuples. torch 2.0; torch.func and torch.export are made of them.
+# tree_map: `change` of every leaf of nested dictionaries, lists and tuples. torch 2.0; torch.func is made of it.
 
 
 def fake_tensors() -> AbstractContextManager[Any]:
@@ -122,7 +120,7 @@ def quantization_of(config: Any, part: str) -> Any:
 
 
 def dispatched(model: Any, whole: str, device_map: Any, max_memory: Any, offload_folder: Any) -> Any:
-    """A model spread as from_pretrained does, no `whole` split. diffusers 0.20; it names classes of blocks in private."""
+    """A model spread as from_pretrained does, no `whole` split. diffusers 0.20; its classes of blocks are private."""
     from accelerate import dispatch_model, infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
@@ -152,15 +150,13 @@ def forget_precision() -> None:
     AcceleratorState._reset_state()
 
 
-LORA_WEIGHT, WRAPPED_LAYER = "lora_", ".base_layer."
-"""Parts of the names of LoRA's weights, and of the weights it wraps. peft 0.5; diffusers relies on both."""
+LORA_WEIGHT, WRAPPED_LAYER = "lora_", ".base_layer."  # In names of LoRA's weights, and of those it wraps. peft 0.5.
 
 
 def inception_network(weights: str | None) -> tuple[nn.Module, nn.Module]:
     """TensorFlow's Inception of 2015, giving (features, logits without bias), and the layer behind sFID's features.
 
-    torch-fidelity 0.3: neither class nor layer is in its documentation; weights: a file of its own, by default loaded.
-    Raises ImportError, or RuntimeError where torchvision was built for another torch.
+    torch-fidelity 0.3. weights: a file, by default downloaded. Raises ImportError, or torchvision's RuntimeError.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

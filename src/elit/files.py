@@ -15,10 +15,7 @@ Json = dict[str, Any]  # A JSON object, or other values by name.
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to, and renames it to `path` at the end of the block.
-
-    Makes the folder. If the block raises, the temporary file is removed and `path` stays as it was.
-    """
+    """Gives a temporary path to write to, renamed to `path` at the end of the block, removed if it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -46,17 +43,15 @@ def _system_errors(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that no other writer has."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def check_new_output(
     path: Path, *, overwrite: bool, folder: bool = False, mine: Callable[[str], bool] | None = None, name: str = "out"
 ) -> None:
-    """Checks, before its work, that a command may write the file or folder `path`, given by the option `name`.
+    """Raises ValueError unless a command may write the file or folder `path`, given by the option `name`.
 
-    mine: tells the names that such a command writes in its folder; one with any other is not replaced. Raises
-    ValueError, or an error of the system.
+    mine: tells the names that such a command writes in its folder; one with any other is not replaced.
     """
     is_folder = path.is_dir()
     names = sorted(entry.name for entry in path.iterdir()) if is_folder else []
@@ -80,9 +75,9 @@ def check_new_output(
 
 
 def check_writable(path: Path, name: str = "out") -> None:
-    """Checks that `path` can be written, in it where it is a folder, by making the first name it takes for a moment.
+    """Raises ValueError unless the first name that `path` takes, or one in this folder, can be made for a moment.
 
-    A mode is not enough: root may write where it forbids it, and nobody on a read-only mount. Raises ValueError.
+    A mode is not enough: root may write where it forbids it, and nobody on a read-only mount.
     """
     missing = path.absolute() / "file" if path.is_dir() else path.absolute()
     while not missing.parent.exists() and not missing.parent.is_symlink():
@@ -102,10 +97,7 @@ def check_writable(path: Path, name: str = "out") -> None:
 
 @contextmanager
 def leaving_nothing(folder: Path, *, unless: str | None = None) -> Iterator[None]:
-    """Removes `folder`, and the folders made above it, if the block refuses (ValueError) and it was not there before.
-
-    unless: a file with which the work begins; if the folder has it, everything stays.
-    """
+    """Removes `folder` and those above it, where new, if the block raises ValueError before it has a file `unless`."""
     new = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
     try:
         yield
@@ -136,10 +128,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary folder, then puts it in the place of `folder`.
+    """Lets `write` fill a temporary folder, then puts it in the place of `folder`, in two renames.
 
-    That takes two renames. A kill between them leaves the old folder as `.NAME.old`, and nothing at `folder`:
-    `whole_folder` finds it there, and the next call puts it back before it writes.
+    A kill between them leaves the old folder as `.NAME.old`: `whole_folder` finds it, and the next call puts it back.
     """
     temporary, old = _temporary(folder), folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():

@@ -9,8 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import elit
-from elit.costs.flops import count_flops
-from elit.costs.paper import paper_figures, paper_tflops
+from elit.costs.flops import count_flops, paper_figures, paper_tflops
 
 
 @pytest.mark.parametrize("kind", list(SETTINGS))

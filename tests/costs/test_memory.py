@@ -11,9 +11,8 @@ import elit
 from elit.budgets import training_budgets
 from elit.cli.main import main
 from elit.config import ModelConfig, TrainConfig, load_config
-from elit.costs.flops import training_tflops
+from elit.costs.flops import TRAINING, paper_tflops, training_tflops
 from elit.costs.memory import estimate
-from elit.costs.paper import TRAINING, paper_tflops
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,7 @@ from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.evaluate.inspect.attention import read_attention
 from elit.planner.quality import read_quality
-from elit.play.renderer import Cancelled, Renderer, attention_maps, difference, overlay, trajectory
-from elit.play.request import Request
+from elit.play.renderer import Cancelled, Renderer, Request, attention_maps, difference, overlay, trajectory
 from elit.sampling.engine import NetworkEngine
 
 

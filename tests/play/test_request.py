@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 import elit
-from elit.play.request import CONTROLS, Request, examples
+from elit.play.renderer import CONTROLS, Request, examples
 
 BUDGETS = range(1, 17)
 START = Request("3", elit.Sampling(steps=16, budget=16))

@@ -1,6 +1,6 @@
 """elit flops"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -10,8 +10,7 @@ from elit.budgets import format_budget, resolve_budget
 from elit.cli.main import check_device
 from elit.cli.options import OnDevice
 from elit.config import require_counts
-from elit.costs.flops import count_flops
-from elit.costs.paper import paper_figures
+from elit.costs.flops import count_flops, paper_figures
 from elit.costs.timing import measure_ms
 from elit.elastic.load import load_model
 from elit.evaluate.report.tables import print_table
@@ -52,7 +51,7 @@ class Args(OnDevice):
 
 def run(args: Args) -> list[Json]:
     if args.paper:
-        rows: list[Json] = [{**asdict(each), "difference": each.difference} for each in paper_figures()]
+        rows: list[Json] = [{**each._asdict(), "difference": each.difference} for each in paper_figures()]
         columns = OF_PAPER
     else:
         rows = [row for name in args.models for row in _cost_rows(args, name)]

@@ -1,18 +1,18 @@
 """Closed-form cost of a network at a budget: matrix products only, a multiply-add is 2, attention 4·d a pair.
 
-Equal to torch's FlopCounterMode on the real network (under the math attention backend) and to the paper's
-figures (section 5): training = 3 × forward × batch.
+Equal to torch's FlopCounterMode on the real network (math attention) and to the paper's figures, which are here too.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from elit.budgets import Budget, resolve_budget
+from elit.budgets import Budget, resolve_budget, training_budgets
 from elit.config import require
 from elit.models.hdit import MERGED, WideBlock
 from elit.models.interface import LatentInterface
@@ -33,6 +33,25 @@ ROWS = {
     r"reader|writer": "latents",
     r"^merge|^split": "merged",
 }
+CELLS = {256: 32, 512: 64}  # pixels: cells of an f8 autoencoder
+FEWEST = {256: 1, 512: 4}  # J_min of multi-budget training
+PARAMETERS = {"DiT-XL/2": 675e6, "ELIT-DiT-XL/2": 698e6, "U-ViT-XL/2": 707e6, "ELIT-U-ViT-XL/2": 730e6}
+PARAMETERS["HDiT-XL/2"] = 1.4e9
+# Training TFLOPs an iteration, 3 × forward × batch: at 256px and at 512px.
+TRAINING = {
+    "DiT-XL/2": (182, 806),
+    "ELIT-DiT-XL/2": (188, 831),
+    "ELIT-DiT-XL/2 MB": (190, 804),
+    "U-ViT-XL/2": (196, 861),
+    "ELIT-U-ViT-XL/2": (202, 886),
+    "ELIT-U-ViT-XL/2 MB": (204, 858),
+    "HDiT-XL/2": (182, 776),
+    "ELIT-HDiT-XL/2": (188, 801),
+    "ELIT-HDiT-XL/2 MB": (191, 791),
+}
+# ELIT-Qwen-Image with CCFG over Qwen-Image with CFG at 1024px, by share of the latents.
+QWEN_IMAGE = {1.0: 0.688, 0.5: 0.494, 0.25: 0.409, 0.125: 0.369}
+QWEN_IMAGE_WEAK = 4  # J̃_w, latents per group of the unconditional branch
 # The part that a layer outside of blocks belongs to, by the start of its name; any other is before Read.
 PARTS = {"latent_interface": "interface", "merge": "core", "split": "core", "final": "after"}
 
@@ -136,3 +155,45 @@ def training_tflops(model: Transformer, batch_size: int, budgets: Sequence[Budge
     """TFLOPs of an iteration, 3 × forward × batch, mean over the budgets drawn."""
     costs = [count_flops(model, budget=budget) for budget in budgets]
     return 3 * batch_size * sum(costs) / len(costs) / 1e12
+
+
+class Figure(NamedTuple):
+    """A cost figure of the paper (section 4 and 5, Table 1 and Qwen-Image's) beside ours."""
+
+    row: str
+    paper: float
+    ours: float
+
+    @property
+    def difference(self) -> float:
+        return self.ours / self.paper - 1
+
+
+def paper_figures() -> list[Figure]:
+    """Every cost figure of the paper and ours, in closed form: nothing is allocated."""
+    rows = []
+    for name, paper in PARAMETERS.items():
+        ours = sum(parameter.numel() for parameter in meta_model(name).parameters())
+        rows.append(Figure(f"{name}, parameters", paper, ours))
+    for name, figures in TRAINING.items():
+        for pixels, paper in zip(CELLS, figures, strict=True):
+            rows.append(Figure(f"{name}, {pixels}px, training TFLOPs", paper, paper_tflops(name, pixels)))
+    # The paper's figure comes out if Read and Write are counted for all latents; ours does no work for dropped ones.
+    model = meta_model("ELIT-DiT-XL/2", 64)
+    every, kept = (flops_by_part(model, model.sample_size, count)["interface"] for count in (64, 16))
+    quarter = paper_tflops("ELIT-DiT-XL/2", 512, 0.25) + 3 * 256 * (every - kept) / 1e12
+    label = "ELIT-DiT-XL/2, 512px, 25% of the tokens (Read and Write of all), training TFLOPs"
+    rows.append(Figure(label, 386, quarter))
+    qwen, plain = meta_model("ELIT-MM-DiT-Qwen-Image/2"), 2 * count_flops("MM-DiT-Qwen-Image/2")
+    for share, ratio in QWEN_IMAGE.items():
+        ours = (count_flops(qwen, budget=share) + count_flops(qwen, budget=QWEN_IMAGE_WEAK)) / plain
+        rows.append(Figure(f"ELIT-Qwen-Image, {share:.1%} of the latents, CCFG over Qwen-Image with CFG", ratio, ours))
+    return rows
+
+
+def paper_tflops(name: str, pixels: int, budget: Budget = None) -> float:
+    """An iteration of the paper's training: batch 256; "… MB", multi-budget, batch 384 and the mean over its draws."""
+    model = meta_model(name.removesuffix(" MB"), CELLS[pixels])
+    if not name.endswith(" MB"):
+        return training_tflops(model, 256, [budget])
+    return training_tflops(model, 384, training_budgets(model.budgets, FEWEST[pixels], None))

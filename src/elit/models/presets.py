@@ -1,4 +1,4 @@
-"""The paper's networks by name (section 4, Table 1); `elit.costs.paper` holds its figures for them.
+"""The paper's networks by name (section 4, Table 1); `elit.costs.flops` holds its figures for them.
 
 Names are `[ELIT-]FAMILY-SIZE/PATCH`, for video with `-Video` behind. Defaults are the 256px ones: the FLUX
 autoencoder's 16 channels at 32×32; for video 29 frames in CogVideoX's autoencoder, 16 channels at 8×32×32.

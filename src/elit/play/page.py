@@ -1,6 +1,4 @@
-"""The page, controls on one side and tabs on the other, behind a web server of its own: loopback by default, nothing
-from another host, light and dark, one column on a phone.
-"""
+"""The page, controls on one side and tabs on the other, behind a web server that lets in nothing from other hosts."""
 
 import asyncio
 import socket
@@ -33,19 +31,14 @@ POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; frame-ancestors 'self'; form-action 'self'; base-uri 'self'"
-)
-"""Browsers contact no other host, whatever the page contains."""
-CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_server")
-"""Routes of Gradio that the page does not use."""
+)  # Browsers contact no other host, whatever the page contains.
+CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_server")  # Gradio's; the page has no use.
 
 
 def open_page(
     model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
 ) -> gr.Blocks:
-    """The page of a model, by default the box's first. Raises ValueError where loading fails.
-
-    service: URL of a service, whose load then has a tab; key: its API key.
-    """
+    """The page of a model, by default the box's first, with a tab for a service's load. Raises ValueError."""
     watched = None
     if service is not None:
         from elit.play.load import Service  # needs the extra serve
@@ -92,10 +85,11 @@ def build_page(renderer: Renderer, service: "Service | None" = None) -> gr.Block
 
 def make_app(page: gr.Blocks, host: str) -> FastAPI:
     """The page as an ASGI app; Gradio's run history, uploads and proxying are off."""
-    # Fonts of the visitor's own machine.
-    theme = gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # the visitor's own
     contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
-    theme = theme.set(button_primary_background_fill="*primary_600", **contrast)
+    theme = gr.themes.Default(primary_hue="indigo", **fonts).set(
+        button_primary_background_fill="*primary_600", **contrast
+    )
     app = FastAPI(openapi_url=None)
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     if host in LOOPBACK:  # against DNS rebinding by other sites

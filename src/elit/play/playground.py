@@ -1,6 +1,7 @@
 """What the tabs share: the runs of visitors, errors as lines of the page, texts, and the controls."""
 
 import functools
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -11,19 +12,16 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from elit.play.renderer import Cancelled, Picture, Renderer, Tick
-from elit.play.request import CONTROLS, MAX_SCALE, MAX_STEPS, Request, examples
+from elit.play.renderer import MAX_SCALE, MAX_STEPS, Cancelled, Picture, Renderer, Request, Tick, examples
 from elit.sampling.settings import Sampling
 
 T = TypeVar("T")
-Options = dict[str, Any]
 Handler = Callable[..., object]
-HIDDEN: Options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-"""Options of events that compute next to nothing."""
-RUN: Options = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-"""Options of events that run the network: they share one queue."""
+# Options of events that compute next to nothing, and of those that run the network, which share one queue.
+HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+RUN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 PROGRESS = gr.Progress()  # Default of the argument through which Gradio passes its progress bar.
-SHOWN: Options = {"interactive": False, "buttons": [], "format": "png"}  # Options of pictures.
+SHOWN: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png"}  # Options of pictures.
 
 
 class Playground:
@@ -57,9 +55,8 @@ class Playground:
             stop.set()
 
     def save(self, picture: Picture) -> str:
-        request = picture.request
-        name = "".join(each if each.isascii() and each.isalnum() else "-" for each in request.condition)[:40]
-        path = Path(tempfile.mkdtemp(dir=self.folder)) / f"elit-{name}-{request.sampling.seed}{picture.suffix}"
+        name = re.sub("[^a-zA-Z0-9]", "-", picture.request.condition)[:40] + f"-{picture.request.sampling.seed}"
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / f"elit-{name}{picture.suffix}"
         path.write_bytes(picture.file)
         return str(path)
 
@@ -87,12 +84,6 @@ def facts_html(text: str, kind: str = "") -> str:
     return f'<div class="facts" aria-live="polite"><span class="{kind}">{escape(text)}</span></div>'
 
 
-def describe_picture(picture: Picture) -> str:
-    request = picture.request
-    text = f"{request.condition} · seed {request.sampling.seed} · budget {request.values()['budget']} · "
-    return f'<div class="facts">{escape(text)}<b>{picture.gflops:.4g} GFLOPs</b> · <b>{picture.ms:.0f} ms</b></div>'
-
-
 @dataclass
 class Controls:
     """The components; `values` are those of a request, in the order of `CONTROLS`."""
@@ -110,20 +101,17 @@ class Controls:
 def build_controls(play: Playground) -> Controls:
     """The controls, the same for all tabs."""
     engine, start = play.engine, play.renderer.start
-    budgets, values = engine.budgets, start.values()
+    budgets, given = engine.budgets, start.values()
     low, high = (budgets[0], budgets[-1]) if budgets else (1, 1)
-    latents: Options = {"minimum": low, "maximum": high, "step": low, "visible": bool(budgets)}
-    condition: Any
+    latents: dict[str, Any] = {"minimum": low, "maximum": high, "step": low, "visible": bool(budgets)}
     if engine.takes_text:
         condition = gr.Textbox(start.condition, label="Prompt", info="Enter draws", max_lines=2, elem_id="prompt")
     else:
         condition = gr.Dropdown(list(engine.classes), value=start.condition, label="Class", allow_custom_value=True)
     thumbnails = None
     if play.renderer.shows_classes:
-        thumbnails = gr.Gallery(
-            label="Classes", columns=5, height="auto", allow_preview=False, object_fit="contain",
-            elem_classes="thumbnails", elem_id="thumbnails", **SHOWN,
-        )  # fmt: skip
+        looks = SHOWN | {"columns": 5, "height": "auto", "allow_preview": False, "object_fit": "contain"}
+        thumbnails = gr.Gallery(label="Classes", elem_classes="thumbnails", elem_id="thumbnails", **looks)
     budget = gr.Slider(label="Budget: latents of every group", value=high, elem_id="budget", **latents)
     cost = gr.HTML(elem_id="cost")
     with gr.Row():
@@ -139,16 +127,14 @@ def build_controls(play: Playground) -> Controls:
         steps = gr.Slider(1, MAX_STEPS, value=start.sampling.steps, step=1, label="Steps", elem_id="steps")
         kinds = [(kind if kind == "none" else kind.upper(), kind) for kind in engine.guidance_kinds]
         info = "The second branch drops the class (CFG), latents (AG), or both (CCFG)"
-        guidance = gr.Radio(kinds, value=values["guidance"], label="Guidance", elem_id="guidance", info=info)
-        scale = gr.Slider(0, MAX_SCALE, value=values["scale"], step=0.05, label="Scale; 1 is off", elem_id="scale")
+        guidance = gr.Radio(kinds, value=given["guidance"], label="Guidance", elem_id="guidance", info=info)
+        scale = gr.Slider(0, MAX_SCALE, value=given["scale"], step=0.05, label="Scale; 1 is off", elem_id="scale")
         weak = gr.Slider(label="Latents of the second branch", value=low, **latents)
     with gr.Accordion("Budget over time", open=False, visible=bool(budgets)):
-        schedule = gr.LinePlot(
-            x="t", y="latents", x_title="t: 0 is noise, 1 is data", x_lim=[0, 1], y_lim=[0, 1.1 * high], height=200,
-            title="Latents of every group in every step", elem_id="schedule",
-        )  # fmt: skip
+        axes: dict[str, Any] = {"x": "t", "y": "latents", "x_lim": [0, 1], "y_lim": [0, 1.1 * high], "height": 200}
+        axes |= {"title": "Latents of every group in every step", "x_title": "t: 0 is noise, 1 is data"}
+        schedule = gr.LinePlot(elem_id="schedule", **axes)
         info = "Latents or shares between two t: 4@0-0.5,16@0.5-1, or 25%@0-0.5,100%@0.5-1. Enter draws"
         pieces = gr.Textbox(label="Schedule in place of the budget", info=info, elem_id="pieces")
-    components = [condition, seed, budget, pieces, steps, guidance, scale, weak]
-    assert len(components) == len(CONTROLS)
-    return Controls(components, cost, schedule, run, cancel, dice, thumbnails, buttons)
+    values = [condition, seed, budget, pieces, steps, guidance, scale, weak]
+    return Controls(values, cost, schedule, run, cancel, dice, thumbnails, buttons)

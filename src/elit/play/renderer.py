@@ -1,15 +1,13 @@
-"""Pictures of the page: drawn by an engine, one run at a time, with the cost and expected quality of their settings.
-
-Nothing here opens a path that comes from the page: a picture is named by its settings.
-"""
+"""Pictures of the page, named by their settings and no path: drawn one at a time, with cost and expected quality."""
 
 import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlencode
 
 import numpy as np
 import torch
@@ -18,13 +16,13 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from elit.budgets import evenly_spaced, resolve_budget, schedule_budgets
+from elit.config import require
 from elit.evaluate.inspect.attention import read_attention
-from elit.flow.guidance import CFG
+from elit.flow.guidance import CCFG, CFG, make_guidance
 from elit.flow.solver import time_grid
 from elit.planner.choose import Plan, find_profile, network_folder, plan
 from elit.planner.profile import measure_profile
 from elit.planner.quality import open_quality
-from elit.play.request import Request
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
 from elit.sampling.pictures import Subject, encode_picture, image_grid, make_record, sheet_frames
@@ -38,6 +36,10 @@ PROFILE_SECONDS = 12.0  # Time to measure this machine for a plan, in at least t
 FRAMES = 9
 SIDE = 384  # Pixels of the longer side to which pictures are enlarged, by whole factors.
 WARM = (255, 106, 0)
+MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT = 64, 2**31 - 1, 8, 2000
+DEFAULT_SCALE = 1.5
+CONTROLS = ("of", "seed", "latents", "schedule", "steps", "guidance", "scale", "guidance_budget")
+N = TypeVar("N", int, float)
 
 
 class Cancelled(Exception):
@@ -45,9 +47,60 @@ class Cancelled(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """The result of a run."""
+class Request:
+    """A class or prompt, and how to sample it. Raises ValueError beyond the page's limits."""
 
+    condition: str
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        sampling, length = self.sampling, len(self.condition)
+        scale = sampling.guidance.scale if sampling.guidance else 1.0
+        require(self.condition.strip() != "", "the class or prompt", self.condition, "a text")
+        require(length <= MAX_PROMPT, "the prompt", f"{length} characters", f"at most {MAX_PROMPT} characters")
+        require(0 <= sampling.seed <= MAX_SEED, "seed", sampling.seed, f"0 to {MAX_SEED}")
+        require(1 <= sampling.steps <= MAX_STEPS, "steps", sampling.steps, f"1 to {MAX_STEPS}")
+        require(0 <= scale <= MAX_SCALE, "scale", scale, f"0 to {MAX_SCALE}")
+
+    def updated(self, values: Mapping[str, object]) -> "Request":
+        """This request with the values of a link. Raises ValueError."""
+        new: dict[str, Any] = self.values() | dict(values)
+        scale = _number("scale", new["scale"], float)
+        guidance = make_guidance(str(new["guidance"]), scale, str(new["guidance_budget"]))
+        seed, steps = (_number(name, new[name], int) for name in ("seed", "steps"))
+        budget = None if self.sampling.budget is None else new["budget"]  # None for a baseline
+        sampling = replace(self.sampling, seed=seed, steps=steps, budget=budget, guidance=guidance)
+        return Request(str(new["of"]), sampling)
+
+    def values(self) -> dict[str, Any]:
+        """The values of a link, by the names of `Sampling.to_dict`."""
+        values = {"scale": DEFAULT_SCALE, "guidance_budget": 1} | self.sampling.to_dict()
+        names = ("seed", "budget", "steps", "guidance", "scale", "guidance_budget")
+        return {"of": self.condition} | {name: values[name] for name in names}
+
+    def query(self) -> str:
+        return urlencode(self.values())
+
+    def updated_by_controls(self, controls: Sequence[object]) -> "Request":
+        """This request with the values of the controls, in the order of `CONTROLS`. Raises ValueError."""
+        values = {name: "" if value is None else value for name, value in zip(CONTROLS, controls, strict=True)}
+        latents, schedule = values.pop("latents"), values.pop("schedule")
+        return self.updated(values | {"budget": schedule or latents})
+
+    def controls(self, budgets: Sequence[int]) -> list[object]:
+        """The values of the controls. Raises ValueError for a budget that the network does not have."""
+        values, guidance = self.values(), self.sampling.guidance
+        latents = schedule_budgets(self.sampling.budget, [1.0], budgets)[0] or 1
+        schedule = values["budget"] if "@" in values["budget"] else ""
+        weak = budgets[0] if budgets else 1
+        if guidance is not None and guidance.budget is not None:
+            weak = resolve_budget(guidance.budget, budgets)
+        settings = [values[name] for name in ("steps", "guidance", "scale")]
+        return [self.condition, values["seed"], latents, schedule, *settings, weak]
+
+
+@dataclass(frozen=True)
+class Picture:
     request: Request
     file: bytes  # As `elit sample` writes it, settings inside.
     suffix: str
@@ -61,8 +114,6 @@ class Picture:
 
 
 class Cost(NamedTuple):
-    """Cost and expected quality of settings."""
-
     gflops: float
     full_gflops: float  # at all latents, all else equal
     predicted_ms: float | None  # by the profile of this machine
@@ -159,10 +210,7 @@ class Renderer:
         return None
 
     def plan(self, gflops: float | None, ms: float | None, tick: Tick) -> Plan:
-        """`elit.plan` for one of two targets; milliseconds are profiled first on a machine without a profile.
-
-        Raises ValueError for an impossible target.
-        """
+        """`elit.plan` for one of two targets; milliseconds without a profile are measured first. Raises ValueError."""
         assert self.network is not None
         if ms is not None and self.profile is None:
             with self.lock:
@@ -173,12 +221,10 @@ class Renderer:
     def _start(self, dtype: str | None) -> Sampling:
         """Settings that the page opens with: all latents, and the best measured ones with these, if there are any."""
         engine = self.engine
-        full = engine.budgets[-1] if engine.budgets else None
-        guidance = CFG(engine.default_scale) if engine.default_scale > 1 else None
-        start = Sampling(steps=DEFAULT_STEPS, budget=full, guidance=guidance, dtype=dtype)
-        if self.table is None:
+        full, scale = engine.budgets[-1] if engine.budgets else None, engine.default_scale
+        start = Sampling(steps=DEFAULT_STEPS, budget=full, guidance=CFG(scale) if scale > 1 else None, dtype=dtype)
+        if (table := self.table) is None:
             return start
-        table = self.table
         for curve in sorted(table.curves, key=lambda each: table.loss(each.values[-1])):
             best = curve.sampling(curve.steps[-1])
             if not best.cache and set(self.step_budgets(best)) == {full}:
@@ -195,6 +241,27 @@ class Renderer:
             guidance = replace(guidance, budget=resolve_budget(guidance.budget, self.engine.budgets))
         budget = tuple(self.step_budgets(sampling))
         return replace(sampling, budget=budget, guidance=guidance, seed=0, dtype=None)
+
+
+def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequence[str]) -> list[tuple[str, Sampling]]:
+    if not budgets:
+        return []
+    low, full = budgets[0], budgets[-1]
+    quarter, half = (max(low, full // parts // low * low) for parts in (4, 2))
+    named = {"all latents": full, "a quarter": quarter, "the fewest": low, "half → all": f"{half}@0-0.5,{full}@0.5-1"}
+    plain = replace(sampling, guidance=None)
+    settings = [(name, replace(plain, budget=budget)) for name, budget in named.items()]
+    if "ccfg" in guidance_kinds:
+        scale = sampling.guidance.scale if sampling.guidance else 2.0
+        settings.append(("CCFG", replace(plain, budget=half, guidance=CCFG(scale, low))))
+    return settings
+
+
+def _number(name: str, value: object, kind: type[N]) -> N:
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}") from None
 
 
 def enlarge(image: Image.Image, side: int = SIDE) -> Image.Image:
@@ -221,10 +288,7 @@ def overlay(image: Image.Image, weights: Tensor) -> Image.Image:
 
 @torch.no_grad()
 def attention_maps(engine: NetworkEngine, picture: Picture) -> tuple[list[float], Tensor]:
-    """Times and maps (T, J̃, rows, columns) of what each latent reads at every step, mean over heads, on the CPU.
-
-    J̃ is the largest budget of a step; of a clip the first frame. Raises ValueError for a network without Read.
-    """
+    """Times and maps (T, latents, rows, columns) of what is read, mean over heads; of a clip the first frame."""
     model, y = engine.network, engine.conditions([picture.request.condition])
     maps, times = [], [t for t, _ in picture.states[:-1]]
     budgets = schedule_budgets(picture.request.sampling.budget, times, engine.budgets)

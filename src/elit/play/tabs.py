@@ -17,25 +17,13 @@ from torch import Tensor
 from elit.budgets import evenly_spaced
 from elit.evaluate.plane import read_table
 from elit.evaluate.plots import compute_quality
-from elit.play.playground import (
-    HIDDEN,
-    PROGRESS,
-    RUN,
-    SHOWN,
-    Controls,
-    Options,
-    Playground,
-    describe_picture,
-    facts_html,
-    report_errors,
-)
-from elit.play.renderer import Cost, Picture, attention_maps, difference, enlarge, overlay, trajectory
-from elit.play.request import MAX_SEED, Request
+from elit.play.playground import HIDDEN, PROGRESS, RUN, SHOWN, Controls, Playground, facts_html, report_errors
+from elit.play.renderer import Cost, Picture, Request, attention_maps, difference, enlarge, overlay, trajectory
 from elit.sampling.engine import NetworkEngine
 from elit.sampling.settings import Sampling
 
 SET_QUERY = "(link) => { if (link) history.replaceState(null, '', '?' + link); }"
-MAX_PICTURES = 16
+LARGE = SHOWN | {"buttons": ["fullscreen"], "height": 400, "elem_classes": "picture"}
 GFLOPS = (("gflops", "GFLOPs per image"),)
 NOTHING = "The quality of this model was not measured: there is no sweep.jsonl beside it. elit sweep MODEL makes one."
 
@@ -44,10 +32,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, present: g
     """A picture, what it cost, its file and its link, and all events that draw it."""
     engine, start, values = play.engine, play.renderer.start, controls.values
     full = engine.budgets[-1] if engine.budgets else 0
-    image = gr.Image(
-        type="filepath", label="Picture", show_label=False, interactive=False, buttons=["fullscreen"], height=420,
-        elem_classes="picture", elem_id="picture",
-    )  # fmt: skip
+    image = gr.Image(type="filepath", label="Picture", show_label=False, elem_id="picture", **LARGE)
     facts = gr.HTML(elem_id="facts")
     download = gr.DownloadButton("Download, settings inside", interactive=False, elem_id="download")
     link = gr.Textbox(visible="hidden", elem_id="link")
@@ -82,15 +67,11 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, present: g
     def choose_class(event: gr.SelectData) -> str:
         return engine.classes[event.index]
 
-    drawing: Options = RUN | {
-        "inputs": values,
-        "outputs": [image, facts, download, present, link],
-        "show_progress_on": [facts],
-        "trigger_mode": "always_last",
-    }
+    drawing = RUN | {"inputs": values, "outputs": [image, facts, download, present, link]}
+    drawing |= {"show_progress_on": [facts], "trigger_mode": "always_last"}
     condition, seed, budget, schedule = values[:4]
     submit = condition.submit if engine.takes_text else condition.input
-    rolled = controls.dice.click(lambda: random.randint(0, MAX_SEED), outputs=seed, **HIDDEN)
+    rolled = controls.dice.click(lambda: random.getrandbits(31), outputs=seed, **HIDDEN)
     opened = page.load(open_link, outputs=values, **HIDDEN)
     before = [rolled, opened, budget.input(lambda: "", outputs=schedule, **HIDDEN)]
     if controls.thumbnails is not None:
@@ -125,11 +106,17 @@ def describe_cost(cost: Cost, budget: str) -> str:
     )
 
 
+def describe_picture(picture: Picture) -> str:
+    request = picture.request
+    text = f"{request.condition} · seed {request.sampling.seed} · budget {request.values()['budget']} · "
+    return f'<div class="facts">{escape(text)}<b>{picture.gflops:.4g} GFLOPs</b> · <b>{picture.ms:.0f} ms</b></div>'
+
+
 def build_compare(play: Playground, controls: Controls, tab: gr.Tab) -> None:
     """The same seed at two budgets, their difference, and a strip of all budgets."""
     budgets = play.engine.budgets
     low, high = budgets[0], budgets[-1]
-    latents: Options = {"minimum": low, "maximum": high, "step": low}
+    latents: dict[str, Any] = {"minimum": low, "maximum": high, "step": low}
     with gr.Row():
         quarter = max(low, high // 4 // low * low)
         first = gr.Slider(label="Left: latents of every group", value=quarter, elem_id="left", **latents)
@@ -144,18 +131,14 @@ def build_compare(play: Playground, controls: Controls, tab: gr.Tab) -> None:
     title, frames = "All budgets, the same seed", {"columns": 4, "height": "auto", "elem_classes": "frames"}
     gallery = gr.Gallery(label=title, elem_id="every", **frames, **SHOWN)
 
-    def draw_at(
-        latents: Sequence[float], visitor: gr.Request, progress: gr.Progress, given: Sequence[object]
-    ) -> list[Picture]:
+    def draw_at(visitor: gr.Request, progress: gr.Progress, given: Sequence[object], *latents: float) -> list[Picture]:
         request = play.request(given)
         wanted = [replace(request, sampling=replace(request.sampling, budget=int(each))) for each in latents]
         return play.run(visitor, lambda tick: [play.renderer.draw(each, tick) for each in wanted], progress)
 
     @report_errors(facts)
-    def compare_two(
-        visitor: gr.Request, left: int, right: int, progress: gr.Progress = PROGRESS, *given: object
-    ) -> object:
-        pictures = draw_at((left, right), visitor, progress, given)
+    def draw_two(visitor: gr.Request, one: int, two: int, progress: gr.Progress = PROGRESS, *given: object) -> object:
+        pictures = draw_at(visitor, progress, given, one, two)
         image, largest = difference(*(picture.image() for picture in pictures))
         scale = facts_html(f"White in the difference is {largest:.0%} of the range from black to white.", "quiet")
         text = "".join(describe_picture(picture) for picture in pictures) + scale
@@ -164,16 +147,15 @@ def build_compare(play: Playground, controls: Controls, tab: gr.Tab) -> None:
     @report_errors(facts)
     def draw_all(visitor: gr.Request, progress: gr.Progress = PROGRESS, *given: object) -> object:
         frames = []
-        for picture in draw_at(evenly_spaced(budgets, MAX_PICTURES), visitor, progress, given):
-            latents = f"{picture.request.sampling.budget} of {high}"
-            caption = f"{latents}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms"
+        for picture in draw_at(visitor, progress, given, *evenly_spaced(budgets, 16)):
+            caption = f"{picture.request.sampling.budget} of {high}: {picture.gflops:.3g} GFLOPs, {picture.ms:.0f} ms"
             frames.append((enlarge(picture.image(), 192), caption))
         return {gallery: frames}
 
     inputs, outputs = [first, second, *controls.values], [slider, apart, facts]
     starts = [tab.select, compare.click] if isinstance(play.engine, NetworkEngine) else [compare.click]
     events: list[Any] = [
-        gr.on(starts, compare_two, inputs, outputs, show_progress_on=[facts], **RUN),
+        gr.on(starts, draw_two, inputs, outputs, show_progress_on=[facts], **RUN),
         strip.click(draw_all, controls.values, [gallery, facts], **RUN),
     ]
     controls.cancel.click(None, cancels=events, api_visibility="private")
@@ -219,8 +201,7 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, ta
     maps = gr.State(None)
     inspect = gr.Button("Inspect this picture", variant="primary", elem_id="look")
     with gr.Row():
-        title, options = "Attention of the latent, in orange", SHOWN | {"buttons": ["fullscreen"], "height": 400}
-        image = gr.Image(label=title, elem_classes="picture", elem_id="overlay", **options)
+        image = gr.Image(label="Attention of the latent, in orange", elem_id="overlay", **LARGE)
         with gr.Column():
             latent = gr.Slider(1, engine.budgets[-1], value=1, step=1, label="Latent", elem_id="latent")
             step = gr.Slider(1, 16, value=8, step=1, label="Step: from noise to picture", elem_id="step")
@@ -228,9 +209,7 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, ta
     options = SHOWN | {"columns": 5, "height": "auto", "elem_classes": "frames"}
     frames = gr.Gallery(label="From noise to picture", elem_id="frames", **options)
 
-    def show(
-        held: tuple[list[float], Tensor, Image.Image] | None, latent: float, step: float
-    ) -> tuple[Image.Image | None, str]:
+    def show(held: tuple[list[float], Tensor, Image.Image] | None, latent: float, step: float) -> tuple[Any, str]:
         if held is None:
             return None, ""
         times, weights, base = held
@@ -243,15 +222,15 @@ def build_inside(play: Playground, engine: NetworkEngine, controls: Controls, ta
     def inspect_picture(picture: Picture | None) -> object:
         if picture is None:
             raise ValueError("cannot inspect: draw a picture first")
-
         with play.renderer.lock:
             (times, weights), states = attention_maps(engine, picture), trajectory(engine, picture)
         held, middle = (times, weights, picture.image()), (len(times) + 1) // 2
         sliders = gr.Slider(maximum=weights.shape[1], value=1), gr.Slider(maximum=max(2, len(times)), value=middle)
         return held, *sliders, *show(held, 1, middle), states
 
-    starts = [tab.select, inspect.click]
-    event = gr.on(starts, inspect_picture, present, [maps, latent, step, image, caption, frames], **RUN)
-    moved = [latent.input, step.input]
-    gr.on(moved, show, [maps, latent, step], [image, caption], trigger_mode="always_last", **HIDDEN)
+    event = gr.on(
+        [tab.select, inspect.click], inspect_picture, present, [maps, latent, step, image, caption, frames], **RUN
+    )
+    moved = HIDDEN | {"trigger_mode": "always_last"}
+    gr.on([latent.input, step.input], show, [maps, latent, step], [image, caption], **moved)
     controls.cancel.click(None, cancels=[event], api_visibility="private")

@@ -67,9 +67,7 @@ def load_released(
 
     For ELIT-SiT `model(x, 1 - t, y, budget=B)` is minus the authors' output at (x, t). A DiT's predicted noise becomes
     a velocity, and a DDIM step an Euler step (`elit.models.sit.ddpm_time`). The learned variances of SiT and DiT, and
-    a seventh modulation that no Read uses, are left out.
-
-    Nothing in the file is executed. The weights keep their licence: ELIT's and DiT's are for non-commercial use only.
+    a seventh modulation that no Read uses, are left out. Nothing in the file is executed.
     Raises ValueError for a file that is missing, damaged, not a checkpoint, or does not fit.
     """
     try:
@@ -83,7 +81,7 @@ def load_released(
 
 
 def read_file(path: Path, entry: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and settings of a checkpoint, or bare weights; nothing in the file is executed. Raises ValueError."""
+    """Weights and settings of a checkpoint, or bare weights."""
     if not path.is_file():
         raise ValueError("no such file")
     try:
@@ -117,9 +115,8 @@ def model_config(
     model = str(settings.get("model"))
     elit = model.startswith("ELIT-") or any(key.startswith((READ, WRITE)) for key in weights)
     if kind is None:
-        kinds: tuple[Kind, ...] = ("sit", "dit")
-        own = next((known for known in kinds if model.lower().startswith(known)), None)
-        kind = "elit" if elit or "encoder_depth" in settings else own
+        named: dict[str, Kind] = {"sit": "sit", "dit": "dit"}
+        kind = "elit" if elit or "encoder_depth" in settings else named.get(model[:3].lower())
     if kind is None:
         raise ValueError("bare weights of SiT and DiT are indistinguishable; kind must be sit or dit")
     require(not elit or kind == "elit", "kind", kind, "elit for an ELIT-SiT")
