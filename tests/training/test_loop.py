@@ -23,6 +23,7 @@ from elit.data.loader import StepSampler
 from elit.training.checkpoint import AveragedWeights
 from elit.training.distributed import clip_gradients, make_accelerator
 from elit.training.logger import RunLog
+from elit.training.loop import train_task
 from elit.training.task import FlowMatching
 from elit.training.train import train
 
@@ -338,3 +339,13 @@ def test_processes_wait_for_one_that_works_alone(tmp_path, monkeypatch):
     make_accelerator(tiny(tmp_path))
     timeouts = [each.timeout for each in given["kwargs_handlers"] if hasattr(each, "timeout")]
     assert timeouts[0].total_seconds() >= 3600
+
+
+def test_float32_on_a_gpu_is_tf32_while_a_run_lasts(tmp_path, monkeypatch):
+    accelerator = SimpleNamespace(device=torch.device("cuda"), end_training=lambda: None)
+    monkeypatch.setattr("elit.training.loop.make_accelerator", lambda config: accelerator)
+    monkeypatch.setattr("elit.training.loop.claimed_folder", lambda *_: nullcontext())
+    monkeypatch.setattr("elit.training.loop.run", lambda *_: torch.get_float32_matmul_precision())
+    task = SimpleNamespace(network=torch.nn.Linear(1, 1), config=None)
+    assert train_task(tiny(tmp_path), lambda accelerator: task) == "high"
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -37,8 +37,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     for tracker in config.trackers:  # accelerate would go on without it
         if find_spec(tracker) is None:
             raise ValueError(f"trackers={tracker!r}: not installed; pip install {tracker}, or leave it out")
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32: products of 10 bits, sums of 23, several times as fast
     forget_precision()  # a process may train twice, the second time in another precision
     return Accelerator(
         kwargs_handlers=[

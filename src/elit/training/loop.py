@@ -39,7 +39,9 @@ def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> A
     SIGTERM or Ctrl-C: saves a checkpoint and raises SystemExit(0). Raises ValueError for what does not fit,
     FloatingPointError for too many steps without a finite gradient.
     """
-    accelerator = make_accelerator(config)
+    accelerator, precision = make_accelerator(config), torch.get_float32_matmul_precision()
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: products of 10 bits, sums of 23, several times as fast
     try:
         task = make_task(accelerator)  # what can be refused before anything is written
         trained = sum(weight.numel() for weight in trained_weights(task.network))
@@ -50,6 +52,8 @@ def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> A
         # there, exit code lost. Any other failure is one process's own: ending the group would wait for the rest.
         accelerator.end_training()
         raise
+    finally:
+        torch.set_float32_matmul_precision(precision)
     accelerator.end_training()
     return result
 
