@@ -203,6 +203,7 @@ NAN = float("nan")
         ([{"text": None, "caption": "a"}], ("a",), 1, 0),
         ([{"text": NAN}], (), 1, 1),
         ([{"text": 3}], ("3",), 1, 0),
+        ([{"text": "a \ud800"}], ("a \\ud800",), 1, 0),
     ],
 )
 def test_a_caption_counts_once_and_may_stand_in_any_of_its_fields(tmp_path, lines, captions, count, wrong):

@@ -94,6 +94,9 @@ def test_prompts_are_encoded_once_and_kept(tmp_path, monkeypatch):
     cache = tmp_path / "images" / ".text"
     first = encode_prompts(PROMPTS, folder, length=8, cache=cache)
     assert len(list(cache.iterdir())) == 1
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])  # a damaged one is made again
+    encode_prompts(PROMPTS, folder, length=8, cache=cache)
     monkeypatch.setattr("elit.models.text.TextEncoder", None)  # a second reading loads no encoder
     again = encode_prompts(PROMPTS, folder, length=8, cache=cache)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))

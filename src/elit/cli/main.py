@@ -177,11 +177,12 @@ def free_port(host: str, port: int) -> int:
 def show_progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) that moves a bar on stderr, where that is a terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(escape(title), total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

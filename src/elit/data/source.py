@@ -220,7 +220,8 @@ def _number_labels(
     """
     if captions or (not names and any(isinstance(value, str) for value in values)):
         kinds = (str, int, float) if captions else (str,)
-        texts = [str(value) if type(value) in kinds and value == value else None for value in values]  # nor a NaN
+        whole = [str(value).encode("utf-8", "backslashreplace").decode() for value in values]  # no half characters
+        texts = [text if type(v) in kinds and v == v else None for text, v in zip(whole, values, strict=True)]  # or NaN
         known = dict.fromkeys(text for text in texts if text is not None)
         number = {name: number for number, name in enumerate(known if captions else sorted(known))}
         must = f"{'caption' if captions else 'label'} must be a text"

@@ -3,10 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from elit.compat import forward_device
@@ -95,11 +97,12 @@ def encode_prompts(
     state = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     digest = hashlib.sha256(json.dumps([encoder, length, state, list(prompts)]).encode()).hexdigest()[:24]
     path = cache / f"{digest}.safetensors"
-    if not path.is_file():
-        text = TextEncoder(encoder, length=length, device=device)(prompts)
-        try:
-            with replacing(path) as temporary:
-                save_file({name: value for name, value in vars(text).items() if value is not None}, temporary)
-        except OSError as error:
-            raise ValueError(f"cannot keep the encoded prompts in {str(cache)!r}: {error.strerror}") from None
-    return Text(**load_file(path))
+    with suppress(OSError, SafetensorError):  # none there, or a damaged one
+        return Text(**load_file(path))
+    text = TextEncoder(encoder, length=length, device=device)(prompts)
+    try:
+        with replacing(path) as temporary:
+            save_file({name: value for name, value in vars(text).items() if value is not None}, temporary)
+    except OSError as error:
+        raise ValueError(f"cannot keep the encoded prompts in {str(cache)!r}: {error.strerror}") from None
+    return text
