@@ -128,11 +128,11 @@ def budgets_of_call(family: Family, arguments: Arguments, budgets: Sequence[int]
     return {None: [weak], 0: [weak, main], 1: [main, weak]}[half], reference
 
 
-def calling_pipeline() -> FrameType | None:
-    """The frame of the `__call__` of the innermost pipeline that is running in this thread, if there is one."""
+def calling_pipeline(method: str = "__call__") -> FrameType | None:
+    """The frame of the `method` of the innermost pipeline that is running in this thread, if there is one."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
+        if frame.f_code.co_name == method and isinstance(frame.f_locals.get("self"), DiffusionPipeline):
             return frame
         frame = frame.f_back
     return None

@@ -4,6 +4,8 @@ An add-on, what distillation has learned, is the interface's two files alone, wh
 weights were trained it is the whole transformer, in FOLDER/transformer/.
 """
 
+import functools
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elit import compat
+from elit.elastic.context import UNSET, budget as budget_of
 from elit.elastic.families import CLASSES
 from elit.elastic.families.family import Model, Pipeline
 from elit.elastic.interface import add_low_rank
@@ -68,6 +71,7 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     # The base class drops parts whose default is None, Wan's transformers for one; so would a custom class.
     kind = getattr(diffusers, str(index["_class_name"]), diffusers.DiffusionPipeline)
     pipe = kind.from_pretrained(folder, **elastic, **kwargs)
+    pipe.__class__ = with_dial(type(pipe))
     pipe.register_modules(**elastic)
     return pipe
 
@@ -84,6 +88,7 @@ def _of_part(part: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _put_into(pipe: Pipeline, name: str) -> Pipeline:
     check_transformer(pipe)
+    pipe.__class__ = with_dial(type(pipe))
     folder, transformer = Path(name), pipe.transformer
     if not folder.is_dir():
         try:
@@ -101,6 +106,38 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
         raise ValueError(f"cannot put {name!r} into a pipeline: it has weights of its own; elit.load_elastic(folder)")
     _restore(transformer, record, folder)
     return pipe
+
+
+@functools.cache
+def with_dial(kind: Pipeline) -> Pipeline:
+    """The class of a pipeline whose call takes `budget` and `guidance_budget`, as `elit.budget` does.
+
+    Transformers that diffusers has loaded without it get the interface that lies beside their weights.
+    """
+    if hasattr(kind, "dial"):
+        return kind
+
+    @functools.wraps(kind.__init__)
+    def init(self: Pipeline, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, *args, **kwargs)
+        for part in self.components.values():
+            folder = Path(getattr(getattr(part, "config", None), "_name_or_path", ""))
+            if (folder / RECORD).is_file() and not hasattr(part, "elastic"):
+                _restore(part, read_record(folder), folder)
+
+    @functools.wraps(kind.__call__)
+    def call(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        value, weak = (kwargs.pop(name, UNSET) for name in ours)
+        if value is UNSET and weak is UNSET:
+            return kind.__call__(self, *args, **kwargs)
+        with budget_of(None if value is UNSET else value, guidance=weak):
+            return kind.__call__(self, *args, **kwargs)
+
+    ours, known = ("budget", "guidance_budget"), inspect.signature(kind.__call__)
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ours]
+    parameters = sorted([*known.parameters.values(), *more], key=lambda each: each.kind)
+    vars(call)["__signature__"] = known.replace(parameters=parameters)
+    return type(kind.__name__, (kind,), {"__init__": init, "__call__": call, "dial": True})
 
 
 def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path) -> None:

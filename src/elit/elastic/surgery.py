@@ -27,7 +27,16 @@ from torch import Tensor
 
 from elit import compat
 from elit.budgets import Budget, equal_parts, is_list, resolve_budget
-from elit.elastic.context import UNSET, budgets_of_call, bypassed, current_block, current_branch, original, within
+from elit.elastic.context import (
+    UNSET,
+    budgets_of_call,
+    bypassed,
+    calling_pipeline,
+    current_block,
+    current_branch,
+    original,
+    within,
+)
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Arguments, Model, Tree
@@ -37,6 +46,13 @@ from elit.files import fingerprint, replacing, write_text
 from elit.models.saved import ELASTIC
 
 RECORD, WEIGHTS = ELASTIC, "elastic.safetensors"
+PIPELINE = """# pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)
+# pipe(prompt, budget=0.25)
+import diffusers
+from elit.elastic.load import with_dial
+
+Pipeline = with_dial(diffusers.{})
+"""
 VARIANT = "elastic"
 
 
@@ -260,6 +276,11 @@ class Elastic:
             given.arguments["variant"] = "-".join(filter(None, (VARIANT, given.arguments.get("variant"))))
         if given.arguments.get("is_main_process", True):
             write_interface(folder, self.elastic.state_dict(), record)  # first: diffusers may upload the folder
+            if (frame := calling_pipeline("save_pretrained")) is not None:
+                kinds = [each.__name__ for each in type(frame.f_locals["self"]).__mro__ if "__call__" in vars(each)]
+                known = [name for name in kinds if hasattr(diffusers, name)]
+                if known:
+                    write_text(folder.parent / "pipeline.py", PIPELINE.format(known[0]))
         with self.without_interface():
             save(*given.args, **given.kwargs)
 
