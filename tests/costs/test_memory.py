@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SETTINGS, inputs, opened
 from diffusers.training_utils import EMAModel
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import elit
 from elit.budgets import training_budgets
 from elit.cli.main import main
+from elit.compat import fake_tensors
 from elit.config import ModelConfig, TrainConfig, load_config
 from elit.costs.flops import TRAINING, paper_tflops, training_tflops
 from elit.costs.memory import estimate
+from elit.models.interface import LatentInterface
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +131,21 @@ def test_a_dry_run_in_words(capsys, tmp_path, monkeypatch):
     assert "(28.31M adamw, 1.41M adamw without decay, 668.86M muon)" in capsys.readouterr().out
     assert main(["train", "--config", str(recipe), "--dry-run", "--devices", "7"]) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["elit-dit", "elit-mmdit", "elit-hdit", "part"])
+def test_a_dry_run_on_a_grid_that_does_not_divide_leaves_nothing_behind(kind):
+    """Fake tensors' tables would be found again by the next forward of that grid."""
+    if kind == "part":
+        model = LatentInterface(16, 2, (4, 4), 8)
+        options = {"core": lambda latents, _: latents, "grid": (7, 9)}
+        with fake_tensors():
+            LatentInterface(16, 2, (4, 4), 8)(torch.zeros(1, 63, 16), **options)
+        assert type(model(torch.randn(1, 63, 16), **options)) is torch.Tensor
+    else:
+        sizes = {"sample_size": (14, 18), "hidden_size": 48, "num_heads": 4, "depth": 4, "split": (1, 2, 1)}
+        sizes |= {"window": (4, 4), "num_latents": 16}
+        config = ModelConfig(name=SETTINGS[kind][0], **sizes)
+        estimate(TrainConfig(model=config, data="digits", batch_size=1))
+        model = opened(kind, sample_size=(14, 18))
+        assert model(*inputs(model)).isfinite().all()

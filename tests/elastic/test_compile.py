@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import opened
 from tiny import build, inputs
 from torch._dynamo.utils import counters
 
@@ -77,3 +78,16 @@ def test_compiled_gradients_are_the_same():
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     assert all(torch.allclose(grads[1][name], value, rtol=1e-4, atol=1e-4) for name, value in grads[0].items())
+
+
+def test_a_network_that_gets_a_dial_between_two_compiled_samples_has_it(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, *_, **__: graph)
+    model = opened("dit", depth=3)
+    settings = {"steps": 1, "noise": torch.randn(1, 4, 16, 16)}
+    plain = elit.sample(model, [0], compile=True, **settings)
+    elit.elastify(model, **SPLIT)
+    for parameter in model.elastic.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    compiled = elit.sample(model, [0], compile=True, budget=0.5, **settings)
+    assert torch.allclose(compiled, elit.sample(model, [0], budget=0.5, **settings), atol=1e-5)
+    assert not torch.allclose(compiled, plain, atol=1e-3)

@@ -4,10 +4,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import opened, small_vae, small_video_vae
-from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    DEISMultistepScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 import elit
 from elit.sampling.autoencoders import load_autoencoder
+from elit.sampling.engine import NetworkEngine
 from elit.sampling.pipeline import ElitPipeline
 from elit.sampling.sample import sample, seeded_noise
 
@@ -111,6 +122,93 @@ def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
     assert torch.allclose(by_prompt, sample(model.eval(), encoder(PROMPTS[:2]), steps=2, noise=noise), atol=1e-5)
     assert torch.allclose(by_prompt, pipe(prompt_embeds=encoder(PROMPTS[:2]), **call).images, atol=1e-5)
     assert pipe(prompt="a red boat", num_inference_steps=1).images[0].size == (16, 16)
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        UniPCMultistepScheduler(**FLOW),
+        UniPCMultistepScheduler(**FLOW, flow_shift=2.0),
+        DPMSolverMultistepScheduler(**FLOW),
+        DEISMultistepScheduler(**FLOW),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_schedulers_of_flows_reach_what_many_steps_of_euler_do(scheduler):
+    pipe, noise = pipeline(), seeded_noise([0], (4, 16, 16))
+    pipe = ElitPipeline(pipe.transformer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(0, num_inference_steps=50, latents=noise, output_type="latent", budget=0.5).images
+    exact = sample(pipe.transformer, [0], steps=100, noise=noise, budget=0.5)
+    assert (made - exact).square().mean() < 0.2**2 * (exact - noise).square().mean()
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EulerDiscreteScheduler(),
+        FlowMatchHeunDiscreteScheduler(),
+        UniPCMultistepScheduler(),
+        DPMSolverMultistepInverseScheduler(**FLOW),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_other_schedulers_are_refused_in_a_line(scheduler):
+    message = f"scheduler must be FlowMatchEuler.*, or one .*, got '{type(scheduler).__name__}'$"
+    with pytest.raises(ValueError, match=message):
+        ElitPipeline(opened("elit-dit"), scheduler)
+    pipe = pipeline()
+    pipe.scheduler = scheduler
+    with pytest.raises(ValueError, match=message):
+        pipe(0, num_inference_steps=2)
+
+
+def test_noise_levels_may_be_given():
+    pipe, noise = pipeline(), seeded_noise([0], (4, 16, 16))
+    call = {"latents": noise, "output_type": "latent"}
+    made = pipe(0, sigmas=[1.0, 0.9, 0.3], budget=0.5, **call).images
+    engine = NetworkEngine(pipe.transformer)
+    run = engine.begin(torch.tensor([0]), (), elit.Sampling(steps=3, budget=0.5), noise=noise, times=[0, 0.1, 0.7, 1])
+    while not run.done:
+        run.step()
+    assert torch.allclose(made, run.x, atol=1e-5)
+    even = pipe(0, sigmas=[1.0, 0.75, 0.5, 0.25], **call).images
+    assert torch.equal(even, pipe(0, num_inference_steps=4, **call).images)
+
+
+@pytest.mark.parametrize(("start", "then"), [(3.0, 1.0), (1.0, 3.0), (3.0, 2.0)])
+@pytest.mark.parametrize("weak", [{}, {"guidance_budget": 1}])
+def test_a_callback_changes_the_guidance_scale(start, then, weak):
+    pipe, noise = pipeline(), seeded_noise([0], (4, 16, 16))
+    call = {"class_labels": 0, "output_type": "latent", **weak}
+
+    def change(pipe, step, timestep, told):
+        pipe._guidance_scale = then
+        return told
+
+    made = pipe(**call, num_inference_steps=2, latents=noise, guidance_scale=start, callback_on_step_end=change).images
+    assert pipe.guidance_scale == then
+    half = pipe(
+        **call, sigmas=[1.0, 0.5], latents=noise, guidance_scale=start, callback_on_step_end=stop_at_once
+    ).images
+    velocity = guided_at_half(pipe, half, then, weak)
+    assert torch.allclose(made, half + 0.5 * velocity, atol=1e-5)
+
+
+def stop_at_once(pipe, step, timestep, told):
+    pipe._interrupt = True
+
+
+def guided_at_half(pipe, x, scale, weak):
+    t, model = torch.tensor([0.5]), pipe.transformer
+    main, other = model(x, t, torch.tensor([0])), model(x, t, torch.tensor([5]), weak.get("guidance_budget"))
+    return main + (scale - 1) * (main - other)
 
 
 def test_several_images_of_each_label():

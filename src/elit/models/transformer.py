@@ -210,8 +210,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
 
     def windows(self, size: Sequence[int], like: Tensor) -> Windows:
         """Windows of samples of `size`, on the device of `like`. Raises ValueError naming the nearest valid sizes."""
-        make = windows_of if type(like) is Tensor else Windows  # a fake tensor's tables are of no use to other forwards
-        return make(self.token_grid(size), self.window(size), self.budget_step, like.device)
+        return windows_of(self.token_grid(size), self.window(size), self.budget_step, like.device)
 
     def rope(self, windows: Windows, budget: int | None = None) -> Rope:
         """Rotary tables of the tokens or, with a budget, of the latents."""

@@ -143,12 +143,12 @@ def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def remembered(make: Callable[P, R]) -> Callable[P, R]:
-    """`make` with its results kept, but in a trace: there a symbolic number would be fixed by being looked up."""
+    """`make` with its results kept, but not of fake tensors nor in a trace, where a look-up would fix a symbol."""
     kept = lru_cache(maxsize=256)(make)
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
             return make(*args, **kwargs)
         # Kept for later calls, of which some may train: a tensor of inference mode could not take part.
         with torch.inference_mode(False):

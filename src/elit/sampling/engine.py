@@ -7,6 +7,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from elit.budgets import budgets_of_samples, equal_parts
 from elit.compat import copy_all
 from elit.config import require
-from elit.flow.guidance import Branch, guided_velocity
+from elit.flow.guidance import CFG, Branch, guided_velocity
 from elit.flow.solver import SOLVERS, time_grid
 from elit.models.conditioning import Condition, Text, concatenate
 from elit.models.text import encode_prompts
@@ -29,9 +30,9 @@ from elit.sampling.settings import Sampling
 Conditions = Any  # the classes or prompts of samples as their engine takes them; opaque elsewhere
 Seed = int | torch.Generator
 
-# By network: how it was built when the copies were made, and the copies by dtype.
+# By network: how it was built when the copies or the twin were made, and the copies by dtype or the twin.
 _copies: WeakKeyDictionary[Transformer, tuple[Any, dict[torch.dtype, Transformer]]] = WeakKeyDictionary()
-_compiled: WeakKeyDictionary[Transformer, Transformer] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[Transformer, tuple[Any, Transformer]] = WeakKeyDictionary()
 
 
 class Run(ABC):
@@ -110,20 +111,26 @@ class NetworkRun(Run):
     def __init__(self, engine: "NetworkEngine", y: Condition, x: Tensor, sampling: Sampling, times: Sequence[float]):
         model = engine.network
         self.engine, self.count, self.total = engine, len(y), len(times) - 1
+        self.sampling, self.times = sampling, times
         self.network = engine.network_in(sampling.dtype)
-        self.evaluations = sampling_plan(model, sampling, times)
-        self.scale = sampling.guidance.scale if sampling.guidance else 1.0
+        self.dtype = self.network.dtype
+        guidance = sampling.guidance or CFG(1.0)
+        self.guide(guidance.scale)
         self.sample_budgets: list[list[int | None]] = []  # of every sample, by branch; empty where all are equal
         if sampling.sample_budgets:
             main = budgets_of_samples(sampling.sample_budgets, self.count, model.budgets, "sample_budgets")
-            guidance = sampling.guidance
-            weak = [guidance.weak_budget(each, model.budgets) if guidance else None for each in main]
-            self.sample_budgets = [main, weak]
+            self.sample_budgets = [main, [guidance.weak_budget(each, model.budgets) for each in main]]
         self.y = y.to(model.device)
         self.null = model.conditioning.without(self.y)
         self.velocity: Tensor | None = None  # the velocity of the last evaluation
         self._solution = SOLVERS[sampling.solver](x.to(model.device, torch.float32), times)
         self.x, self.t, _ = next(self._solution)  # the state (B, C, ...), and its time
+
+    def guide(self, scale: float) -> None:
+        """Plans the evaluations for a scale of guidance, from here on. Raises ValueError as `sampling_plan`."""
+        guidance = self.sampling.guidance if self.sampling.guidance or scale == 1 else CFG(1.0)
+        guided = replace(self.sampling, guidance=guidance and replace(guidance, scale=scale))
+        self.scale, self.evaluations = scale, sampling_plan(self.engine.network, guided, self.times)
 
     @property
     def branches(self) -> list[Branch]:
@@ -252,7 +259,7 @@ class NetworkEngine:
         if compiled := self.compile and len(set(budgets)) == len(budgets):
             torch.compiler.cudagraph_mark_step_begin()
         forward = as_compiled(network) if compiled else network
-        v = forward(x.to(network.dtype), t, y, budgets, share_head=shared)
+        v = forward(x.to(first.dtype), t, y, budgets, share_head=shared)
         v = v.to(x.dtype, copy=compiled)  # a CUDA graph writes its output again
         if shared:
             return [guided_velocity(v.chunk(2), first.scale)]
@@ -321,12 +328,16 @@ def _structure(model: Transformer) -> str:
 
 
 def as_compiled(model: Transformer) -> Transformer:
-    """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph."""
-    if model not in _compiled:
+    """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph.
+
+    Made anew once the network has another class, as with a dial, or other attributes.
+    """
+    built = type(model), *vars(model).items()
+    if model not in _compiled or _compiled[model][0] != built:
         twin = copy.copy(model)  # the modules themselves, so that the network stays as it was
         twin.compile(dynamic=True, mode="reduce-overhead" if model.device.type == "cuda" else None)
-        _compiled[model] = twin
-    return _compiled[model]
+        _compiled[model] = built, twin
+    return _compiled[model][1]
 
 
 def conditions_of(engine: Engine, labels: Sequence[str], prompts: Sequence[str]) -> Conditions:

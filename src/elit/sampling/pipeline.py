@@ -1,11 +1,19 @@
 """ElitPipeline: a network, a scheduler and an optional autoencoder as a diffusers pipeline."""
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, ModelMixin
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    ModelMixin,
+    SchedulerMixin,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
@@ -27,28 +35,35 @@ from elit.sampling.settings import Sampling, make_sampling
 class ElitPipeline(DiffusionPipeline):
     """Sampling with a compute dial, from classes or from text.
 
-    transformer: an elit network. scheduler: FlowMatchEulerDiscreteScheduler. vae: a diffusers autoencoder, or None
-    where the network works on pixels. text_encoder, tokenizer: transformers' own, where the network was trained on
-    their embeddings.
+    transformer: an elit network. scheduler: FlowMatchEulerDiscreteScheduler, or with use_flow_sigmas one such as UniPC;
+    others raise ValueError. vae: a diffusers autoencoder, or None where the network works on pixels. text_encoder,
+    tokenizer: transformers' own, where the network was trained on their embeddings.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs: ClassVar = ["latents"]
+    _guidance_scale = 1.0
 
     def __init__(
         self,
         transformer: Transformer,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
         # diffusers 0.36 reads no `X | None` here
         vae: Optional[ModelMixin] = None,  # noqa: UP045
         text_encoder: Optional[nn.Module] = None,  # noqa: UP045
         tokenizer: Optional[object] = None,  # noqa: UP045
     ):
         super().__init__()
+        check_scheduler(scheduler)
         self.register_modules(
             transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
+
+    @property
+    def guidance_scale(self) -> float:
+        """Scale of the run; a callback changes it by `_guidance_scale`, as in diffusers' own pipelines."""
+        return self._guidance_scale
 
     @torch.no_grad()
     def __call__(
@@ -75,6 +90,7 @@ class ElitPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
         callback_on_step_end: Callable[["ElitPipeline", int, Any, Json], Json | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        sigmas: Sequence[float] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
@@ -88,7 +104,9 @@ class ElitPipeline(DiffusionPipeline):
         frames, or has its frames behind B. return_dict: False gives a tuple.
         callback_on_step_end: called after every step as callback(pipe, step, timestep, {"latents": latents}); latents
         in the dict that it returns take the place of the state. Once it sets `pipe._interrupt = True` the remaining
-        steps are left out. callback_on_step_end_tensor_inputs: the keys of the dict, "latents" alone.
+        steps are left out; a `pipe._guidance_scale` that it sets guides them.
+        callback_on_step_end_tensor_inputs: the keys of the dict, "latents" alone.
+        sigmas: noise levels of the steps in the place of even ones, from 1 down; the scheduler shifts them.
 
         Raises ValueError for labels, budgets and sizes that do not fit the network.
         """
@@ -102,15 +120,9 @@ class ElitPipeline(DiffusionPipeline):
             guidance = CFG(guidance_scale) if guidance_budget is None else CCFG(guidance_scale, guidance_budget)
             budgets = {"budget": budget, "step_budgets": step_budgets, "sample_budgets": sample_budgets}
             plan = make_sampling(Sampling(steps=num_inference_steps, guidance=guidance, cache=cache), **budgets)
-        plan = make_sampling(plan, dtype=dtype)
+        plan = make_sampling(plan, dtype=dtype, steps=None if sigmas is None else len(sigmas))
+        require(plan.solver == "euler", "solver", plan.solver, "euler: others are schedulers here")
         engine = NetworkEngine(model, self.vae, compile=compile)
-
-        # The scheduler counts noise levels down from 1; the flow counts t up to 1.
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps, endpoint=False), device=device)
-        times = [1 - sigma for sigma in self.scheduler.sigmas.tolist()]
-        exact = time_grid(plan.steps, self.scheduler.config.shift)
-        if np.allclose(times, exact, atol=1e-6):  # the scheduler's are float32; the time embedding turns 1000 times
-            times = exact
 
         shape = (len(y), model.config.in_channels, *engine.latent_size(height, width))
         if latents is None:
@@ -120,8 +132,9 @@ class ElitPipeline(DiffusionPipeline):
         decided = 2 if (height, width) == (None, None) else len(shape)  # else latents decide about the size
         fits = latents.ndim == len(shape) and latents.shape[:decided] == shape[:decided]
         require(fits, "latents", tuple(latents.shape), f"of shape {shape}")
+        times = self._times(plan, sigmas, device, model.token_grid(latents.shape[2:]))
         run = engine.begin(y, (), plan, noise=latents.to(device), times=times)
-        self.guidance_scale, self.num_timesteps, self._interrupt = run.scale, run.total, False
+        self._guidance_scale, self.num_timesteps, self._interrupt = run.scale, run.total, False
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self._interrupt:
                 continue  # as in diffusers' pipelines, the bar runs to its end
@@ -130,6 +143,8 @@ class ElitPipeline(DiffusionPipeline):
             x = self.scheduler.step(-run.velocity, timestep, run.x, return_dict=False)[0]
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, step, timestep, dict.fromkeys(inputs, x)) or {}).get("latents", x)
+                if self._guidance_scale != run.scale:
+                    run.guide(self._guidance_scale)
             run.x, run.t, run.steps_done = x, times[step + 1], step + 1
 
         images: Any = run.x
@@ -139,6 +154,30 @@ class ElitPipeline(DiffusionPipeline):
             images = finish(decode(self.vae, images).float(), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _times(self, plan: Sampling, sigmas: Sequence[float] | None, device: Any, grid: Sequence[int]) -> list[float]:
+        """Times of the scheduler's steps: it counts noise levels down from 1, the flow counts t up to 1."""
+        scheduler, config = self.scheduler, self.scheduler.config
+        check_scheduler(scheduler)
+        takes, options = inspect.signature(scheduler.set_timesteps).parameters, {}
+        require(sigmas is None or "sigmas" in takes, "sigmas", sigmas, f"left out with {type(scheduler).__name__}")
+        if config.get("use_dynamic_shifting"):  # by the tokens, as in diffusers' pipelines
+            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            options["mu"] = first + (last - first) * (math.prod(grid) - low) / (high - low)
+        if "sigmas" in takes:
+            even = np.linspace(1, 0, plan.steps, endpoint=False)
+            options["sigmas"] = even if sigmas is None else np.array(sigmas, dtype=np.float64)
+        else:
+            options["num_inference_steps"] = plan.steps
+        scheduler.set_timesteps(device=device, **options)
+        scheduler.set_begin_index(0)
+        times = [1 - sigma for sigma in scheduler.sigmas.tolist()]
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        require(plan.shift in (1, shift), "shift", plan.shift, f"that of the scheduler, {shift}")
+        exact = time_grid(plan.steps, shift)
+        # The scheduler's are float32; the time embedding turns 1000 times.
+        return exact if np.allclose(times, exact, atol=1e-6) else times
 
     def _conditions(self, **given: Any) -> Condition:
         names = [name for name, value in given.items() if value is not None]
@@ -150,3 +189,13 @@ class ElitPipeline(DiffusionPipeline):
             prompts, length = [y] if isinstance(y, str) else list(y), self.transformer.config.text_length
             y = embed_prompts(prompts, self.tokenizer, self.text_encoder, length=length)
         return self.transformer.conditioning.prepare(y)
+
+
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Raises ValueError for a scheduler that does not go from noise to data by velocities, one a step."""
+    config, name = scheduler.config, type(scheduler).__name__
+    good = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.invert_sigmas
+    if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+        good = "Inverse" not in name
+    valid = "FlowMatchEulerDiscreteScheduler, or one with use_flow_sigmas=True, prediction_type='flow_prediction'"
+    require(good, "scheduler", name, valid)
