@@ -38,7 +38,9 @@ def commands(guide: str) -> list[str]:
 def test_the_site_has_every_page_and_every_public_name():
     """`make docs` itself is strict about links; it needs the extra `docs`."""
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    pages = {page for entry in site["nav"] for page in entry.values()}
+    kinds = {kind: pages for entry in site["nav"] for kind, pages in entry.items()}
+    assert list(kinds) == ["Learn", "Do", "Reference", "Explanation"]
+    pages = {page for pages in kinds.values() for entry in pages for page in entry.values()}
     assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}
     api = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^::: elit\.(\w+)$", api, flags=re.MULTILINE)) == sorted(elit.__all__)
@@ -149,10 +151,22 @@ def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatc
     assert all(Image.open(name).size for name in ("dogs.png", "heun.png", "dit.png"))
 
 
-def test_the_examples_run(tmp_path, capsys):
-    runpy.run_path(str(ROOT / "examples/own_transformer.py"))["main"](2)
-    said = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines()]
-    assert said == ["plain", "16 latents", "8 latents", "4 latents", "1 latents"]
-    runpy.run_path(str(ROOT / "examples/train_loop.py"))["main"](2, tmp_path / "digits.png")
-    assert re.findall(r"^ *(\d+) latents: loss", capsys.readouterr().out, flags=re.MULTILINE) == ["16", "8", "4", "1"]
-    assert Image.open(tmp_path / "digits.png").size == (640, 256)
+@pytest.mark.parametrize("name", ["own_transformer", "train_loop", "pipeline_dial"])
+def test_an_example_and_its_notebook_run(tmp_path, monkeypatch, capsys, name):
+    """The notebook is made of the example; its cells run here with two steps of training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    made = runpy.run_path(str(ROOT / "examples/notebooks.py"))
+    cells = json.loads((ROOT / f"examples/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["source"] for cell in code] == made["code_cells"](name)
+    assert all("image/png" in cell["outputs"][-1]["data"] for cell in code[2:])
+    names: dict = {}
+    drawn = [made["run"](re.sub(r"^steps = \d+", "steps = 2", cell["source"]), names) for cell in code]
+    said = [line.split(":")[0].strip() for line in drawn[1][0]["text"].splitlines()]
+    budgets = [f"{number} latents" for number in (16, 8, 4, 1)]
+    shares = ["100%", "50%", "25%"]
+    assert said == {"own_transformer": ["plain", *budgets], "train_loop": budgets, "pipeline_dial": shares}[name]
+    assert all("image/png" in outputs[-1]["data"] for outputs in drawn[2:])
+    length = len((ROOT / f"examples/{name}.py").read_text(encoding="utf-8").splitlines())
+    assert length <= (50 if name == "train_loop" else 60)

@@ -1,6 +1,7 @@
 """Commands as users type them: help, results, and one line for bad input."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 import elit
 from elit.cli.doctor import EXTRAS
-from elit.cli.main import COMMANDS, main
+from elit.cli.main import COMMANDS, FIRST, main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 SHORT_RUN = "--steps 3 --batch-size 4 --preview-every 0"
@@ -26,10 +27,39 @@ def test_every_command_explains_itself_with_an_example(capsys, name):
 
 
 def test_a_name_that_is_no_command_has_a_hint(run):
-    assert all(name in run()[1] for name in COMMANDS)
+    assert all(name in run(*words)[1] for name in COMMANDS for words in ([], ["--help"]))
+    assert re.findall(r"^  (\S+)  ", run()[1], flags=re.MULTILINE) == list(FIRST)
     code, out, err = run("SMAPLE")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("elit: unknown command 'SMAPLE'; did you mean 'sample'? commands: quickstart, ")
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("train --model DiT-S/2", "--model.name"),
+        ("train --lr 1e-3", "--learning-rate"),
+        ("train --epochs 3", "--steps"),
+        ("train --depth 3", "--model.depth"),
+        ("train --bath-size 3", "--batch-size"),
+        ("distill a b --lr 1", "--learning-rate"),
+        ("sample fashion --guidance-scale 2", "--scale"),
+        ("sample fashion --label 2", "--labels"),
+    ],
+)
+def test_an_option_that_is_none_has_a_hint(run, line, meant):
+    code, out, err = run(*line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"did you mean {meant}? (see elit {line.split()[0]} --help)" in err
+
+
+def test_a_shell_completes_all_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--tyro-print-completion", "bash"])
+    assert stop.value.code in (0, None)
+    script = capsys.readouterr().out
+    assert "complete -F _tyro_elit elit" in script
+    assert all(name in script for name in (*COMMANDS, "--guidance-interval", "--model.num-heads"))
 
 
 @pytest.mark.parametrize(

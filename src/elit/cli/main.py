@@ -41,6 +41,11 @@ COMMANDS = {
     "doctor": "check this installation: versions, devices, speed, known problems",
 }
 
+FIRST = ("quickstart", "sample", "train", "distill", "serve")  # what a newcomer needs
+SAME = {"--lr": "--learning-rate", "--epochs": "--steps", "--model": "--model.name", "--bs": "--batch-size"}
+SAME |= dict.fromkeys(("--cfg-scale", "--guidance-scale"), "--scale") | {"--num-inference-steps": "--steps"}
+"""Options as other programs call them."""
+
 BAD_PLACE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
     errno.ELOOP,
@@ -59,7 +64,7 @@ class Command:
 class Output(Command):
     """Of commands that write what may be there already."""
 
-    overwrite: bool = False  # Replace what is there, once the new is whole.
+    overwrite: bool = False  # Replace what is there, when the new files are complete.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,13 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
+        shown = COMMANDS if arguments else FIRST
         print("usage: elit COMMAND [options]", "", "Diffusion transformers with a compute dial.", "", sep="\n")
-        print(*(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()), sep="\n")
+        print(*(f"  {name:{max(map(len, shown))}}  {COMMANDS[name]}" for name in shown), sep="\n")
+        if not arguments:
+            print(f"\nMore (elit --help): {', '.join(name for name in COMMANDS if name not in FIRST)}")
         print("\nEvery command has --help, and --json for machine-readable results last on stdout.")
         print("Example: elit quickstart")
         return 0
     name, *words = arguments
+    if name.startswith("--tyro-"):  # completion for a shell, of all commands at once
+        from tyro.extras import subcommand_cli_from_dict
+
+        subcommand_cli_from_dict({each: _module(each).Args for each in COMMANDS}, prog="elit", args=arguments)
     if name == "--version":
         print(f"elit {__version__}")
         return 0
@@ -99,7 +110,7 @@ def _run(arguments: Sequence[str]) -> int:
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _fail(f"elit: unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}", 2)
     try:
-        command = import_module(f"elit.cli.{name}{'_' * keyword.iskeyword(name)}")
+        command = _module(name)
         args = command.parse(words) if hasattr(command, "parse") else parse(command.Args, name, words)
         result = command.run(args)
     except BrokenPipeError:
@@ -114,6 +125,10 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _module(name: str) -> Any:
+    return import_module(f"elit.cli.{name}{'_' * keyword.iskeyword(name)}")
+
+
 def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any:
     """The dataclass `kind` filled from `arguments`. Raises ValueError with one line in the place of tyro's box."""
     import tyro
@@ -125,7 +140,10 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        raise ValueError(_one_line(output.getvalue(), name)) from None
+        message = _one_line(output.getvalue())
+        if wrong := re.match(r"Unrecognized options: (--[\w.-]+)", message):
+            message += _meant(wrong[1].replace("_", "-"), kind, **options)
+        raise ValueError(f"{message} (see elit {name} --help)") from None
     for field, value in vars(args).items():
         for number in value if isinstance(value, tuple) else (value,):
             require(not isinstance(number, float) or math.isfinite(number), field, number, "finite")
@@ -133,13 +151,25 @@ def parse(kind: Any, name: str, arguments: Sequence[str], **options: Any) -> Any
     return replace(args, **{field: model_folder(value) for field, value in named.items()})  # perhaps in the package
 
 
-def _one_line(box: str, name: str) -> str:
+def _meant(given: str, kind: Any, **options: Any) -> str:
+    """The option that is close to one that does not exist, as a question; empty where none is."""
+    import tyro
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], **options)
+    known = sorted(set(re.findall(r"--[a-z][\w.-]*\w", output.getvalue())))
+    close = [each for each in known if each == SAME.get(given) or each.endswith(f".{given[2:]}")]
+    close += difflib.get_close_matches(given, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _one_line(box: str) -> str:
     """The message in tyro's box, without frame, title and advice; in ASCII, it has a rule below its title."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │") for line in box.splitlines()]
     body = lines[1 if "╭" in box else 2 :]
     message = " ".join(itertools.takewhile(lambda line: set(line) - set("─-"), body))
-    message = re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(message.split()))
-    return f"{message} (see elit {name} --help)"
+    return re.sub(r"^Error parsing (?!--)\S+: ", "", " ".join(message.split()))
 
 
 def option_value(arguments: Sequence[str], option: str) -> str | None:
