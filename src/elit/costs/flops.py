@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from elit.budgets import Budget, resolve_budget, training_budgets
 from elit.config import require
@@ -76,9 +78,25 @@ def count_flops(
     valid = "a network of this library or the name of a preset; see also elit.elastic.cost.count_block_flops"
     require(isinstance(model, Transformer), "model_or_name", type(model).__name__, valid)
     size = model.sample_size if sample_size is None else as_size(sample_size)
-    total = flops_by_part(model, size, resolve_budget(budget, model.budgets)).total()
+    latents = resolve_budget(budget, model.budgets)
+    foreign = any(type(each).__module__.partition(".")[0] != "elit" for each in (model, *model.blocks))
+    if foreign and not hasattr(model, "elastic_record"):
+        return traced_flops(model, size, latents)
+    total = flops_by_part(model, size, latents).total()
     # A baseline of this library may have been given a dial.
     return total + (model.added_flops(size, budget) if hasattr(model, "elastic_record") else 0)
+
+
+@torch.no_grad()
+def traced_flops(model: Transformer, size: Sequence[int], num_latents: int | None) -> int:
+    """FLOPs of a forward with layers of others, which no closed form knows: torch's count on tensors without data."""
+    weights = {name: torch.empty_like(each, device="meta") for name, each in model.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        y = model.conditioning.example(1).to("meta")
+    inputs = torch.empty(1, model.config.in_channels, *size, device="meta"), torch.empty(1, device="meta"), y
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(model, weights, (*inputs, num_latents))
+    return counter.get_total_flops()
 
 
 def shared_flops(model: Transformer, *, sample_size: int | Sequence[int] | None = None) -> int:

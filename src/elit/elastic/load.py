@@ -26,8 +26,7 @@ from elit.elastic.interface import add_low_rank
 from elit.elastic.pipelines import check_transformer, one_line
 from elit.elastic.surgery import RECORD, VARIANT, WEIGHTS, Elastic, InterfaceRecord, elastify, write_interface
 from elit.files import fingerprint
-from elit.models.presets import NETWORKS
-from elit.models.saved import load_own, load_whole, saved_dtype
+from elit.models.saved import known_networks, load_own, load_whole, saved_dtype
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
 from elit.sampling.autoencoders import load_autoencoder
@@ -169,7 +168,7 @@ def read_record(folder: Path) -> InterfaceRecord:
 def load_transformer(folder: Path, **kwargs: Any) -> Model:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
-    kind = NETWORKS.get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind, None)
+    kind = known_networks().get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind, None)
     if kind is None:  # a subclass of somebody's own
         known = (each for each in subclasses(diffusers.ModelMixin) if not issubclass(each, Elastic))
         if (kind := next((each for each in known if each.__name__ == record.kind), None)) is None:

@@ -59,10 +59,23 @@ def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Trans
     saved = saved_class(folder, name)
     averaged = (folder / MANIFEST).is_file()
     dtype = None if averaged else saved_dtype(folder, name)
-    known = saved in NETWORKS and not (folder / ELASTIC).is_file()
-    require(known, name, str(folder), f"a folder of one of {', '.join(NETWORKS)}, not of a {saved!r}")
-    network = NETWORKS[str(saved)]
+    network = known_networks().get(str(saved))
+    if network is None or (folder / ELASTIC).is_file():
+        valid = f"a folder of one of {', '.join(NETWORKS)} or of an imported class of yours, not of a {saved!r}"
+        raise ValueError(f"{name} must be {valid}, got {str(folder)!r}")
     return _load_average(folder, network, **kwargs) if averaged else load_whole(network, folder, dtype, **kwargs)
+
+
+def known_networks() -> dict[str, type[Transformer]]:
+    """Classes by the `_class_name` of a config.json: those of this library, and others derived from them elsewhere."""
+    kinds: list[type[Transformer]] = [Transformer]
+    for kind in kinds:  # which grows
+        kinds += kind.__subclasses__()
+    found: dict[str, type[Transformer]] = {}
+    for kind in kinds:
+        if kind.__name__ not in [base.__name__ for base in kind.__mro__[1:]]:  # as an elastified class is
+            found[kind.__name__] = kind
+    return found | NETWORKS
 
 
 def load_whole(kind: Any, folder: Path, dtype: torch.dtype | None, **kwargs: Any) -> Any:

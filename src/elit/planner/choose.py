@@ -136,7 +136,7 @@ def plan(
     words = f"{best.describe()}: {time}{best.gflops:.4g} GFLOPs each (asked: {target.text}{room})."
     if scored is None:
         words += (
-            " Its quality is not known: they follow the paper, fewer tokens before fewer steps, which small models here do not confirm. "
+            " Its quality is not known: it follows the paper's order, which small models here do not confirm. "
             "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it, and plans are then chosen by it."
         )
     elif best.quality is None:
