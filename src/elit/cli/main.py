@@ -98,7 +98,7 @@ def _run(arguments: Sequence[str]) -> int:
         print("Example: elit quickstart")
         return 0
     name, *words = arguments
-    if name.startswith("--tyro-"):  # completion for a shell, of all commands at once
+    if name == "--tyro-print-completion" and words in (["bash"], ["zsh"]):  # of all commands at once
         from tyro.extras import subcommand_cli_from_dict
 
         subcommand_cli_from_dict({each: _module(each).Args for each in COMMANDS}, prog="elit", args=arguments)

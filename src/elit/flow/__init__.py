@@ -4,12 +4,6 @@ loss = flow_matching_loss(velocity of interpolate(x0, x1, t), x0, x1) with t = l
 sample = solve(euler(x0, time_grid(steps)), velocity)   # guided_velocity([v, v_weak], scale) in it guides
 """
 
-from elit.flow.guidance import guided_velocity as guided_velocity
-from elit.flow.path import (
-    flow_matching_loss as flow_matching_loss,
-    interpolate as interpolate,
-    logit_normal as logit_normal,
-    shift_time as shift_time,
-    target_velocity as target_velocity,
-)
-from elit.flow.solver import euler as euler, heun as heun, solve as solve, time_grid as time_grid
+from elit.flow.guidance import guided_velocity  # noqa: F401
+from elit.flow.path import flow_matching_loss, interpolate, logit_normal, shift_time, target_velocity  # noqa: F401
+from elit.flow.solver import euler, heun, solve, time_grid  # noqa: F401
