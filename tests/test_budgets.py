@@ -111,17 +111,11 @@ def test_schedules(schedule, expected):
     assert schedule_budgets(schedule, TIMES, SIXTEEN) == expected
 
 
-def test_a_boundary_at_a_step_belongs_to_the_later_piece_and_equal_parts_are_the_fewest():
+def test_boundaries_belong_to_the_later_piece_and_parts_are_the_fewest():
     assert schedule_budgets("1@0-0.3,16@0.3-1", [0.2, 3 * 0.1], SIXTEEN) == [1, 16]
     assert [equal_parts(each) for each in ([16, 16, 1, 1], [4] * 6)] == [[16, 1], [4]]
+    assert [evenly_spaced(SIXTEEN, count) for count in (4, 20, 1)] == [[1, 6, 11, 16], [*SIXTEEN], [1]]
     assert [equal_parts(each) for each in ([4, 1, 1, 4], [2] * 4 + [1] * 2)] == [[4, 1, 1, 4], [2, 2, 1]]
-
-
-def test_evenly_spaced_values_have_the_first_and_the_last():
-    assert evenly_spaced(SIXTEEN, 4) == [1, 6, 11, 16]
-    assert evenly_spaced(SIXTEEN, 20) == list(SIXTEEN)
-    assert evenly_spaced("abc", 1) == ["a"]
-    assert evenly_spaced((), 3) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every private name of another package that the library uses is there in what is installed, asked for one by one."""
+"""Private names of other packages whose loss no other test would name are there in what is installed."""
 
 import inspect
 import subprocess
@@ -13,19 +13,11 @@ from torch import nn
 from elit import compat
 
 
-def test_torch_fake_tensors_and_storage_numbers():
-    with compat.fake_tensors():
-        one = torch.zeros(1 << 40)  # 4 TiB
-        assert compat.storage_number(one) == compat.storage_number(one.view(2, -1)) != compat.storage_number(one + 1)
-
-
 def test_torch_counts_writes_and_writes_many_at_once():
     value = torch.zeros(2)
     before = compat.write_count(value)
     value.add_(1)
     assert compat.write_count(value) == before + 1
-    with compat.whole_graphs_under_ddp():
-        assert torch._dynamo.config.optimize_ddp is False
     targets = [torch.zeros(2), torch.ones(3)]
     compat.lerp_all(targets, [torch.ones(2), torch.zeros(3)], 0.25)
     assert [each[0].item() for each in targets] == [0.25, 0.75]
@@ -44,43 +36,12 @@ def test_torch_warns_of_a_lone_process_in_these_words(tmp_path):
         dcp.load({"a": torch.zeros(1)}, checkpoint_id=tmp_path / "a", no_dist=True)
 
 
-def test_torch_names_the_global_it_refuses(tmp_path):
-    torch.save({"a": inspect.Parameter}, tmp_path / "a.pt")
-    with pytest.raises(Exception, match="GLOBAL") as refused:
-        torch.load(tmp_path / "a.pt", weights_only=True)
-    assert compat.refused_global(refused.value) == "inspect.Parameter"
-    assert compat.refused_global(ValueError("anything else")) is None
-
-
 def test_torch_words_for_loader_processes():
     from torch import _utils
     from torch.utils.data import dataloader
 
     assert compat.DEAD_WORKER in inspect.getsource(dataloader)
     assert f'msg = f"{compat.CAUGHT} ' in inspect.getsource(_utils.ExceptionWrapper)
-    assert compat.is_dead_worker(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"))
-    assert not compat.is_dead_worker(ValueError("Caught ValueError in DataLoader worker process 0."))
-
-
-def test_diffusers_keeps_its_checkpoint_function_under_this_name():
-    import elit
-
-    calls = []
-
-    class Through(elit.DiT):
-        pass
-
-    def wrap(function, block, *inputs):
-        calls.append(block)
-        return function(block, *inputs)
-
-    setattr(Through, compat.CHECKPOINT_FUNCTION, compat.checkpointing_through(wrap))
-    sizes = {"hidden_size": 8, "num_heads": 2, "depth": 1, "sample_size": 4, "in_channels": 1, "num_classes": 2}
-    model = Through(**sizes)
-    model.enable_gradient_checkpointing()
-    assert vars(model)[compat.CHECKPOINT_FUNCTION] is not None
-    model(torch.zeros(1, 1, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.long)).sum().backward()
-    assert calls == list(model.blocks)
 
 
 def test_diffusers_registers_blocks_by_class():
@@ -104,15 +65,6 @@ def test_diffusers_pipelines_have_the_names_that_are_read():
         (StableDiffusion3Pipeline, {"t"}),
     ):
         assert names <= set(inspect.unwrap(kind.__call__).__code__.co_varnames)
-
-
-def test_accelerate_forgets_its_precision():
-    from accelerate import Accelerator
-
-    for precision in ("bf16", "no"):
-        compat.forget_precision()
-        assert Accelerator(mixed_precision=precision, cpu=True).mixed_precision == precision
-    compat.forget_precision()
 
 
 def test_peft_names_its_weights_so():

@@ -7,13 +7,8 @@ from elit.files import write_text
 
 
 def test_round_trip(tmp_path):
-    config = TrainConfig(
-        steps=5,
-        learning_rate=2e-3,
-        budget_min=2,
-        trackers=("tensorboard", "wandb"),
-        model=ModelConfig(name="DiT-B/2", window=(4, 4), split=(1, 2, 1)),
-    )
+    model = ModelConfig(name="DiT-B/2", window=(4, 4), split=(1, 2, 1))
+    config = TrainConfig(steps=5, learning_rate=2e-3, budget_min=2, trackers=("tensorboard", "wandb"), model=model)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
@@ -23,8 +18,8 @@ def test_yaml_as_written_by_hand(tmp_path):
     write_text(tmp_path / "c.yaml", "steps: 7\nlearning_rate: 1e-3\nmodel:\n  name: DiT-S/1\n  window: [2, 2]\n")
     config = load_config(tmp_path / "c.yaml")
     assert (config.steps, config.learning_rate, config.model.window) == (7, 1e-3, (2, 2))
-    write_text(tmp_path / "empty.yaml", "")
-    assert load_config(tmp_path / "empty.yaml") == TrainConfig()
+    write_text(tmp_path / "c.yaml", "")
+    assert load_config(tmp_path / "c.yaml") == TrainConfig()
 
 
 @pytest.mark.parametrize(

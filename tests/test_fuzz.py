@@ -15,10 +15,8 @@ import shutil
 from importlib import import_module
 
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
-from released_files import ELIT, checkpoint
 from serve.service import saved_model
 
 import elit
@@ -112,14 +110,6 @@ def test_command_lines_are_parsed_or_refused(name, data):
     assert code == 0
 
 
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    """A folder with a small checkpoint in the format of the published ones."""
-    folder = tmp_path_factory.mktemp("released")
-    torch.save(checkpoint(ELIT | {"width": 16}), folder / "elit.pt")
-    return folder
-
-
 BODY = {
     **{"prompt": "3", "model": "m", "n": 1, "size": "auto", "response_format": "b64_json", "output_format": "png"},
     **{"quality": "low", "stream": False, "partial_images": 1, "budget": "50%", "deadline_ms": 1000, "seed": 7},
@@ -188,10 +178,9 @@ def test_files_of_json_are_read_or_refused(name, data, tmp_path):
 
 @settings(max_examples=MORE or 40, **HOW)
 @given(data=st.data())
-@pytest.mark.parametrize("kind", ["model", "released"])
-def test_damaged_files_are_refused(kind, data, models, released, tmp_path):
+def test_damaged_models_are_refused(data, models, tmp_path):
     folder = tmp_path / "damaged"
-    shutil.copytree(released if kind == "released" else models / kind, folder, dirs_exist_ok=True)
+    shutil.copytree(models / "model", folder, dirs_exist_ok=True)
     path = data.draw(st.sampled_from(sorted(folder.iterdir())))
     content = bytearray(path.read_bytes())
     if path.suffix == ".json" or data.draw(st.booleans()):
@@ -200,4 +189,4 @@ def test_damaged_files_are_refused(kind, data, models, released, tmp_path):
         content[data.draw(st.integers(0, min(len(content) - 1, 2000)))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     with one_line(OSError):
-        elit.load_model(folder) if kind == "model" else elit.load_released(path, num_heads=2, tail_blocks=1)
+        elit.load_model(folder)

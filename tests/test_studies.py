@@ -1,8 +1,10 @@
-"""Each study from end to end in a few steps, the rule of verdicts, and the document against the result files."""
+"""Each study from end to end in a few steps, their rule and document, and tuned schedules against all there are."""
 
 import importlib
+import itertools
 import json
 import math
+import random
 import runpy
 import statistics
 import sys
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import inputs, opened
+from conftest import conditions, inputs, opened
 
+from elit.budgets import schedule_budgets
 from elit.evaluate.detectors import ImageDetector, digit_classifier
 from elit.sampling.sample import sample
 
@@ -25,12 +28,8 @@ FIELDS = {
 }
 
 
-COMMANDS = sorted(
-    path
-    for folder in ("benchmarks", "studies")
-    for path in (ROOT / folder).rglob("*.py")
-    if "__main__" in path.read_text()
-)
+FOLDERS = ROOT / "benchmarks", ROOT / "studies"
+COMMANDS = sorted(path for each in FOLDERS for path in each.rglob("*.py") if "__main__" in path.read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +85,9 @@ def test_a_result_in_the_repository_is_whole(script):
         assert part["verdict"] == verdict(part["advantages"])
         assert part["mean"] == pytest.approx(statistics.mean(part["advantages"]), rel=1e-4, abs=1e-6)
     assert result["verdict"] == overall([part["verdict"] for part in result["parts"]])
+    costs = [arm["training_tflops"] for arm in result["arms"].values()]
+    if number != "1":  # which asks what more computation gives
+        assert max(costs) / min(costs) < 1.032  # a batch is whole images, of 32
 
 
 def check(result, script):
@@ -97,13 +99,6 @@ def check(result, script):
         assert len(row["values"]) == len(result["seeds"])
         assert row["mean"] == pytest.approx(statistics.mean(row["values"]), rel=1e-4, abs=1e-6)
         assert all(math.isfinite(value) for value in row["values"])
-
-
-def test_arms_train_on_matched_flops():
-    """A result's arms cost the same, but for claim 1, which asks what more computation gives."""
-    for path in (ROOT / "studies" / "results").glob("claim[2-7].json"):
-        costs = [arm["training_tflops"] for arm in json.loads(path.read_text(encoding="utf-8"))["arms"].values()]
-        assert max(costs) / min(costs) < 1.032, path.name  # a batch is whole images, of 32
 
 
 def test_random_drop_drops_nothing_at_full_budget_and_something_below():
@@ -150,3 +145,52 @@ def test_the_document_is_up_to_date(monkeypatch):
     with pytest.raises(SystemExit) as done:
         summary.main()
     assert done.value.code == 0, "run python studies/summary.py"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_search_is_as_good_as_trying_all_monotone_schedules(seed):
+    from tune_schedule import best_schedule
+
+    draw = random.Random(seed)
+    parts, budgets = draw.randint(1, 5), draw.randint(2, 5)
+    costs = sorted(draw.sample(range(1, 30), budgets))
+    lost = [[draw.random() for _ in costs] for _ in range(parts)]
+    most = draw.uniform(costs[0], costs[-1]) * parts
+
+    def total(chosen):
+        return sum(lost[i][k] for i, k in enumerate(chosen))
+
+    every = [
+        chosen
+        for chosen in itertools.product(range(budgets), repeat=parts)
+        if list(chosen) in (sorted(chosen), sorted(chosen, reverse=True)) and sum(costs[k] for k in chosen) <= most
+    ]
+    found = best_schedule(lost, costs, most)
+    assert tuple(found) in every
+    assert total(found) == pytest.approx(min(map(total, every)))
+
+
+def test_a_schedule_reads_back_as_what_it_was():
+    from tune_schedule import schedule_text
+
+    assert schedule_text([4, 4, 4, 4]) == "4"
+    assert schedule_text([1, 1, 8, 16]) == "1@0-0.5,8@0.5-0.75,16@0.75-1"
+    parts = [1, 2, 2, 5, 5, 5, 9, 16]
+    times = [i / 16 for i in range(16)]
+    assert schedule_budgets(schedule_text(parts), times, range(1, 17)) == [kept for kept in parts for _ in range(2)]
+
+
+def test_a_network_is_tuned_by_its_own_loss():
+    from tune_schedule import tune_schedule
+
+    model = opened("elit-dit")
+    x, y = torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(0)), conditions(model, 6)
+    found = tune_schedule(model, x, y, mean_share=0.5, bins=2, draws=1)
+    assert len(found.budgets) == 2
+    assert found.share <= 0.5
+    assert schedule_budgets(found.schedule, [0.0, 0.5], model.budgets) == list(found.budgets)
+    assert found.constant == 8
+    assert len(found.table) == 2 * 16
+    for kind, share, says in (("dit", 0.5, "no latent interface"), ("elit-dit", 0.01, "the least is 0.0625")):
+        with pytest.raises(ValueError, match=says):
+            tune_schedule(opened(kind), x, y, mean_share=share)

@@ -82,11 +82,6 @@ CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
 """Attribute of a diffusers model: the function through which its forward runs blocks in training. diffusers 0.32."""
 
 
-def checkpoint_block(model: nn.Module, block: nn.Module, *inputs: Any) -> Any:
-    """`block(*inputs)`, recomputed in the backward pass as the model's `enable_gradient_checkpointing` sets."""
-    return getattr(model, CHECKPOINT_FUNCTION)(block, *inputs)
-
-
 def checkpointing_through(wrap: Callable[..., Any]) -> property:
     """A property for `CHECKPOINT_FUNCTION`: the function that diffusers sets, as wrap(function, block, *inputs)."""
 

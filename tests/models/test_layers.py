@@ -8,15 +8,7 @@ import pytest
 import torch
 from conftest import opened
 
-from elit.models.layers import (
-    SHORT_CPU_SEQUENCE,
-    Rope,
-    attend,
-    patchify,
-    rope_tables,
-    rotate,
-    unpatchify,
-)
+from elit.models.layers import SHORT_CPU_SEQUENCE, Rope, attend, patchify, rope_tables, rotate, unpatchify
 from elit.models.windows import Windows
 
 CASES = [

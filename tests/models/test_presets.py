@@ -87,11 +87,7 @@ def test_overrides():
         ("ELIT-HDiT-XL/2", {"split": (9, 10, 9)}, r"split must be a core with blocks 8 to 20 in it, got \(9, 10, 9\)"),
         ("ELIT-HDiT-XL/2", {"num_latents": 6}, "num_latents must be a multiple of 4, got 6"),
         ("MM-DiT-S/2", {"text_features": 24, "pooled_features": 5}, "pooled_features must be 0 or text_features = 24"),
-        (
-            "MM-DiT-S/2",
-            {"text_features": 23, "pooled_features": 0},
-            "text_features must be even for characters",
-        ),
+        ("MM-DiT-S/2", {"text_features": 23, "pooled_features": 0}, "text_features must be even for characters"),
     ],
 )
 def test_what_does_not_fit_is_named(name, settings, message):

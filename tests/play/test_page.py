@@ -27,8 +27,7 @@ pytestmark = [
 
 KEY = "a-key-of-tests"
 NAMES = ["Trouser", "Pullover", "Bag", "Sneaker", "Ankle boot"]
-SLOW = 99
-"""A seed whose steps take long, so that there is time to cancel."""
+SLOW = 99  # A seed whose steps take long, so that there is time to cancel.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 
 

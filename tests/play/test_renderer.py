@@ -1,8 +1,9 @@
-"""The page's renderer: the pictures of `elit sample`, their cost, and the inside of their runs."""
+"""The page's renderer: the pictures of `elit sample`, their cost and the inside of their runs; requests as links."""
 
 import io
 import json
 from dataclasses import replace
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.evaluate.inspect.attention import read_attention
 from elit.planner.quality import read_quality
-from elit.play.renderer import Cancelled, Renderer, Request, attention_maps, difference, overlay, trajectory
+from elit.play.renderer import Cancelled, Renderer, Request, attention_maps, difference, examples, overlay, trajectory
 from elit.sampling.engine import NetworkEngine
 
 
@@ -49,6 +50,11 @@ def test_a_picture_is_that_of_sample(renderer, picture, tmp_path):
     assert [t for t, _ in picture.states] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert Image.open(io.BytesIO(picture.file)).size == (64, 64)
     assert_repeated(picture.file, tmp_path)
+    cost = renderer.cost(picture.request)
+    assert cost.gflops == picture.gflops < cost.full_gflops
+    assert cost.measured_ms == picture.ms
+    assert renderer.cost(request(steps=9)).measured_ms is None
+    assert (cost.metric, cost.quality, cost.predicted_ms) == (None, None, None)
 
 
 def test_every_class_has_a_thumbnail(renderer):
@@ -58,14 +64,6 @@ def test_every_class_has_a_thumbnail(renderer):
     assert [name for _, name in thumbnails] == list(renderer.engine.classes)
     alone = renderer.draw(request("2", steps=8, budget=0.25, seed=2)).image()
     assert np.abs(np.asarray(thumbnails[2][0], int) - np.asarray(alone, int)).max() <= 1
-
-
-def test_costs_are_the_closed_forms_and_times_are_measured(renderer, picture):
-    cost = renderer.cost(picture.request)
-    assert cost.gflops == picture.gflops < cost.full_gflops
-    assert cost.measured_ms == picture.ms
-    assert renderer.cost(request(steps=9)).measured_ms is None
-    assert (cost.metric, cost.quality, cost.predicted_ms) == (None, None, None)
 
 
 def test_a_sweep_gives_the_expected_quality_and_the_opening_settings(renderer, tmp_path, monkeypatch):
@@ -156,11 +154,55 @@ def test_a_pipeline_with_a_dial(tmp_path):
     with elit.budget(4, guidance=1):
         expected = pipe([7], 3.0, torch.Generator().manual_seed(5), num_inference_steps=2).images[0]
     assert np.array_equal(np.asarray(picture.image()), np.asarray(expected))
-    cost = renderer.cost(wanted)
-    assert cost.gflops == picture.gflops < cost.full_gflops
-    assert cost.measured_ms == picture.ms
+    assert renderer.cost(wanted).gflops == picture.gflops
     assert not renderer.shows_classes  # there are 1,000
     assert_repeated(picture.file, tmp_path)
     for wrong in (request("1000"), request("7", guidance=elit.AG(3, 1))):
         with pytest.raises(ValueError, match=r"1000|ag"):
             renderer.cost(wrong)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        request(),
+        request("a ☂ & b=c", budget=5, seed=7, steps=3, guidance=elit.CFG(3.5)),
+        request(budget="1@0-0.25,8@0.25-0.5,16@0.5-1", guidance=elit.AG(1.5, 2)),
+        request(budget="4@0-0.5,16@0.5-1", guidance=elit.CCFG(2, 1)),
+    ],
+)
+def test_links_and_controls_keep_a_request(wanted):
+    start = request("3", steps=16, budget=16)
+    assert start.updated(dict(parse_qsl(wanted.query()))) == wanted
+    controls = wanted.controls(range(1, 17))
+    assert start.updated_by_controls(controls) == wanted
+    guided = request(guidance=elit.CFG(4))
+    assert guided.updated({"of": "3"}) == guided
+    baseline = Request("3", elit.Sampling(steps=16))
+    assert baseline.updated({"budget": "full", "steps": "16"}) == baseline
+    assert baseline.updated_by_controls(baseline.controls(())) == baseline
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ({"seed": "x"}, "seed must be of type int, got 'x'"),
+        ({"seed": "-1"}, "seed must be 0 to 2147483647, got -1"),
+        ({"steps": "9999"}, "steps must be 1 to 64, got 9999"),
+        ({"guidance": "cfg", "scale": "nan"}, "scale"),
+        ({"guidance": "../x"}, r"guidance.*\.\./x"),
+        ({"budget": "4@0-0.5"}, "cover t|budget"),
+        ({"of": " "}, "the class or prompt must be a text"),
+        ({"of": "a" * 3000}, "at most 2000 characters, got '3000"),
+    ],
+)
+def test_an_invalid_link_is_one_line(link, message):
+    with pytest.raises(ValueError, match=message):
+        request().updated(link).controls(range(1, 17))
+
+
+def test_examples_are_valid():
+    for _, sampling in examples(request().sampling, (4, 8, 12, 16), ("cfg", "ag", "ccfg")):
+        Request("3", sampling).controls((4, 8, 12, 16))
+    assert len(examples(request().sampling, range(1, 17), ("cfg", "ccfg"))) == 5
+    assert not examples(request().sampling, (), ("cfg",))

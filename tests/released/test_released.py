@@ -96,8 +96,6 @@ def test_import_saves_a_model_that_loads_to_the_same_numbers(released, given, tm
     assert (type(again), again.training, model.training) == (elit.SiT, False, False)
     for budget in BUDGETS:
         assert torch.equal(again(x, t, y, budget), model(x, t, y, budget))
-    assert main(["import", str(released), str(tmp_path / "out"), *sizes, "--overwrite"]) == 0
-    assert "ELIT-SiT, budgets 1 to 16" in capsys.readouterr().out
     (tmp_path / "keep.txt").write_text("mine")
     assert main(["import", str(released), str(tmp_path), *sizes, "--overwrite"]) == 2
     assert "it holds no saved model" in capsys.readouterr().err
@@ -129,16 +127,14 @@ def test_the_original_dit_takes_steps_of_ddim(given, tmp_path):
     alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
     model = elit.load_released(saved(tmp_path / "dit.pt", state), kind="dit", num_heads=2)
     for step, after in ((900, 700), (500, 250), (40, 3)):
-        (t, t_after), unit = (
-            (1 / (1 + sigma[i] / alpha[i]) for i in (step, after)),
-            lambda t: (t**2 + (1 - t) ** 2) ** 0.5,
-        )
+        t, t_after = (1 / (1 + sigma[i] / alpha[i]) for i in (step, after))
         noise = network(state, ELIT, x, torch.full((3,), float(step)), y)[:, :4].double()
         data = (x - sigma[step] * noise) / alpha[step]
         ddim = alpha[after] * data + sigma[after] * noise
-        here = x * unit(t)
+        unit, unit_after = ((each**2 + (1 - each) ** 2) ** 0.5 for each in (t, t_after))
+        here = x * unit
         velocity = model(here.float(), t.float().expand(3), y).double()
-        euler = (here + (t_after - t) * velocity) / unit(t_after)
+        euler = (here + (t_after - t) * velocity) / unit_after
         assert (euler - ddim).abs().max() < 2e-3 * ddim.abs().max()
     images = sample(model, [0, 1], steps=4, guidance=elit.CFG(1.5))
     assert images.isfinite().all()
@@ -171,17 +167,14 @@ WRONG = {
     ),
     "extra key": (lambda: ema_with(head__weight=ONE), "unknown weights: 1, the first is 'head.weight'"),
     "no ema": (lambda: without(checkpoint(ELIT), "ema"), "entry 'ema' is missing"),
-    "no args": (lambda: without(checkpoint(ELIT), "args"), "entry 'args' is missing"),
     "other args": (lambda: checkpoint(ELIT) | {"args": {"model": "ELIT"}}, "entries 'ema' and 'args' must be"),
     "shape": (lambda: ema_with(blocks__0__attn__proj__bias=ONE), r"proj.bias' has shape \(1,\), expected \(48,\)"),
     "axes": (lambda: ema_with(x_embedder__proj__weight=ONE), r"proj.weight' has shape \(1,\), expected 4 axes"),
-    "integers": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48).int()), "'pos_embed' must be a tensor of floating"),
     "positions": (lambda: ema_with(pos_embed=torch.zeros(1, 64, 48)), "'pos_embed' is not the fixed sin-cos table"),
     "qk_norm": (lambda: checkpoint(ELIT, qk_norm=True), "trained with qk_norm=True"),
     "prediction": (lambda: checkpoint(ELIT, prediction="x"), "trained with prediction='x'"),
     "window": (lambda: checkpoint(ELIT, elit_group_size="4"), "elit_group_size='4', encoder_depth=1"),
     "odd window": (lambda: checkpoint(ELIT, elit_group_size=3), "sample_size"),
-    "head": (lambda: checkpoint(ELIT, encoder_depth=3), "encoder_depth=3 and 1 tail blocks of 4"),
     "a list": (lambda: [ONE], "holds no weights by name"),
     "bare": (lambda: weights(ELIT, elit=False), "indistinguishable; kind must be sit or dit"),
 }
@@ -225,8 +218,6 @@ def test_a_truncated_or_other_file_is_one_clear_line(released, tmp_path):
         with pytest.raises(ValueError, match=r"part.pt'.*: truncated, damaged or not a torch checkpoint") as failed:
             elit.load_released(tmp_path / "part.pt", **SIZES)
         assert "\n" not in str(failed.value)
-    with pytest.raises(ValueError, match="no such file"):
-        elit.load_released(tmp_path / "nowhere.pt")
     with pytest.raises(ValueError, match="no such file"):
         elit.load_released(tmp_path)
 

@@ -15,7 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
-from elit.compat import checkpoint_block, forward_device
+from elit.compat import CHECKPOINT_FUNCTION, forward_device
 from elit.config import require
 from elit.models.conditioning import Condition, on_cpu
 from elit.models.interface import LatentInterface
@@ -163,7 +163,7 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     def checkpointed_call(self, block: nn.Module, *inputs: Any) -> Any:
         """`block(*inputs)`, recomputed in the backward pass where gradient checkpointing is on."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint_block(self, block, *inputs)
+            return getattr(self, CHECKPOINT_FUNCTION)(block, *inputs)
         return block(*inputs)
 
     @staticmethod

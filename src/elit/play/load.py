@@ -75,13 +75,11 @@ def build_load(service: Service, tab: gr.Tab) -> None:
 
     @report_errors(outcome)
     def send(count: int, within: int, deadline_s: float, progress: gr.Progress = PROGRESS) -> str:
-        def tick(done: int, total: int) -> None:
-            progress((done, total), desc="answers")
-
         times = sorted(random.uniform(0, within) for _ in range(count))
         times += [within + second for second in range(CALM_SECONDS)]
         options: dict[str, Any] = {"prompts": service.prompts, "deadline_ms": 1e3 * deadline_s, "key": service.key}
-        outcomes = run_loadtest(service.url, times, progress=tick, **options)
+        options["progress"] = lambda done, total: progress((done, total), desc="answers")
+        outcomes = run_loadtest(service.url, times, **options)
         summary = summarize(outcomes)
         text = f"{len(outcomes)} requests: {summary['refused']:.0%} refused, {summary['late']:.0%} late"
         if summary["mean_budget"] is not None:

@@ -5,7 +5,7 @@ import socket
 import threading
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import uvicorn
@@ -22,9 +22,6 @@ from elit.play.tabs import build_compare, build_dial, build_inside, build_plane
 from elit.pretrained import DEFAULT, model_folder, model_name
 from elit.sampling.engine import NetworkEngine
 from elit.serve import LOOPBACK
-
-if TYPE_CHECKING:
-    from elit.play.load import Service
 
 CSS, NAME_PICTURES = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
 POLICY = (
@@ -51,7 +48,7 @@ def open_page(
     return build_page(renderer, watched)
 
 
-def build_page(renderer: Renderer, service: "Service | None" = None) -> gr.Blocks:
+def build_page(renderer: Renderer, service: Any = None) -> gr.Blocks:
     play = Playground(renderer)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
         text = f"# Playground\nAll pictures come from the same weights: {play.engine.name}. The budget is the number "
@@ -86,10 +83,9 @@ def build_page(renderer: Renderer, service: "Service | None" = None) -> gr.Block
 def make_app(page: gr.Blocks, host: str) -> FastAPI:
     """The page as an ASGI app; Gradio's run history, uploads and proxying are off."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # the visitor's own
-    contrast = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
-    theme = gr.themes.Default(primary_hue="indigo", **fonts).set(
-        button_primary_background_fill="*primary_600", **contrast
-    )
+    colours = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}
+    colours["button_primary_background_fill"] = "*primary_600"
+    theme = gr.themes.Default(primary_hue="indigo", **fonts).set(**colours)
     app = FastAPI(openapi_url=None)
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     if host in LOOPBACK:  # against DNS rebinding by other sites

@@ -139,8 +139,16 @@ class Renderer:
                 self.table, _ = open_quality(self.network, folder)
         self._measured: dict[Sampling, float] = {}
         self._thumbnails: list[tuple[Image.Image, str]] | None = None
-        self.start = Request(engine.classes[0] if engine.classes else engine.example, self._start(dtype))
-        engine.gflops(self.start.sampling)  # a pipeline runs its text encoder the first time
+        full, scale = engine.budgets[-1] if engine.budgets else None, engine.default_scale
+        start = Sampling(steps=DEFAULT_STEPS, budget=full, guidance=CFG(scale) if scale > 1 else None, dtype=dtype)
+        table = self.table
+        for curve in sorted(table.curves, key=lambda each: table.loss(each.values[-1])) if table else ():
+            best = curve.sampling(curve.steps[-1])
+            if not best.cache and set(self.step_budgets(best)) == {full}:  # the best measured settings at all latents
+                start = replace(start, steps=best.steps, guidance=best.guidance)
+                break
+        self.start = Request(engine.classes[0] if engine.classes else engine.example, start)
+        engine.gflops(start)  # a pipeline runs its text encoder the first time
 
     @property
     def shows_classes(self) -> bool:
@@ -217,19 +225,6 @@ class Renderer:
                 self.profile = measure_profile(self.network, batch_sizes=(1,), seconds=PROFILE_SECONDS, progress=tick)
         table = self.table.path if self.table else None
         return plan(self.network, cache=0.0, table=table, profile=self.profile, target_gflops=gflops, target_ms=ms)
-
-    def _start(self, dtype: str | None) -> Sampling:
-        """Settings that the page opens with: all latents, and the best measured ones with these, if there are any."""
-        engine = self.engine
-        full, scale = engine.budgets[-1] if engine.budgets else None, engine.default_scale
-        start = Sampling(steps=DEFAULT_STEPS, budget=full, guidance=CFG(scale) if scale > 1 else None, dtype=dtype)
-        if (table := self.table) is None:
-            return start
-        for curve in sorted(table.curves, key=lambda each: table.loss(each.values[-1])):
-            best = curve.sampling(curve.steps[-1])
-            if not best.cache and set(self.step_budgets(best)) == {full}:
-                return replace(start, steps=best.steps, guidance=best.guidance)
-        return start
 
     def step_budgets(self, sampling: Sampling) -> list[int | None]:
         return schedule_budgets(sampling.budget, time_grid(sampling.steps)[:-1], self.engine.budgets)
