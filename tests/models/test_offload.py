@@ -90,3 +90,11 @@ def test_under_autocast_the_stream_of_every_block_has_the_tokens_dtype(kind):
     with torch.autocast("cpu", torch.bfloat16):
         model(*inputs(model))
     assert seen == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", ["dit", "elit-dit", "elit-sit"])
+def test_a_backend_of_attention_that_would_have_no_effect_is_refused(kind):
+    model = opened(kind)
+    model.set_attention_backend("native")
+    with pytest.raises(ValueError, match=r"backend must be native; .*, got 'flash'"):
+        model.set_attention_backend("flash")

@@ -14,6 +14,7 @@ from elit.models.saved import save_model
 from elit.planner.choose import Pricing, ladder, plan
 from elit.planner.profile import Profile, profile_recipe
 from elit.planner.quality import Curve, find_table, read_quality
+from elit.sampling.evaluations import sampling_flops
 from elit.sampling.pipeline import ElitPipeline
 
 PRICES = {"run": 0.0, "image": 0.0, "call": 1.0, "core": 0.5, "around": 40.0, "linear": 60.0, "attention": 100.0}
@@ -210,3 +211,11 @@ def test_a_cached_curve_is_planned_with_its_threshold_where_it_was_measured(mode
     assert "cache 100" in cached.words
     assert cached.ms == Pricing(model, 1, profile).plan(elit.Sampling(steps=40, budget=16, cache=100.0)).ms
     assert plan(model, target_ms=full.ms / 4, profile=profile, table=table, cache=0.0).cache == 0
+
+
+@pytest.mark.parametrize("guidance", [elit.CFG(1.25), elit.CCFG(1.25, 1), elit.AG(1.25, 2), None])
+@pytest.mark.parametrize("size", [(18, 20), (14, 22)])
+def test_gflops_are_exact_where_windows_do_not_divide(size, guidance):
+    model = opened("elit-dit", sample_size=size)
+    setting = elit.Sampling(steps=3, budget=7, guidance=guidance)
+    assert Pricing(model).plan(setting).gflops == pytest.approx(sampling_flops(model, setting) / 1e9, rel=1e-12)

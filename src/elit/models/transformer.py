@@ -87,6 +87,10 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         settings.pop("_name_or_path", None)
         return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
+    def set_attention_backend(self, backend: str) -> None:
+        """Raises ValueError: attention here is torch's own, whose kernels `torch.nn.attention.sdpa_kernel` chooses."""
+        require(backend.lower() == "native", "backend", backend, "native; torch.nn.attention.sdpa_kernel sets kernels")
+
     @property
     def budgets(self) -> tuple[int, ...]:
         """Valid numbers of latents per window, ascending, the last one full; () for a baseline."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache as cache_of, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,14 +10,16 @@ import torch
 
 from elit.budgets import Schedule, resolve_budget
 from elit.config import require
+from elit.costs.flops import count_flops, shared_flops
 from elit.elastic.load import load_model
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
-from elit.planner.cost import anatomy, evaluations_of, gflop_costs
+from elit.planner.cost import anatomy, evaluations_of
 from elit.planner.profile import Profile, profile_path, profile_recipe, read_profile
 from elit.planner.quality import Quality, open_quality
 from elit.pretrained import model_folder
 from elit.sampling.engine import as_dtype
+from elit.sampling.evaluations import shares_head
 from elit.sampling.settings import Sampling
 
 MAX_STEPS = 64
@@ -110,7 +113,7 @@ def plan(
     if scored is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
-    # Predicted times are off by the profile's error over held-out runs; FLOPs are exact.
+    # Predicted times are off by the profile's error over held-out runs; FLOPs are counted, not predicted.
     margin = profile.error(held_out=True) if profile is not None and target.name == "ms" else 0.0
     pricing = Pricing(network, batch, profile)
     measured = measured_plans(scored, pricing, guidance, cache) if scored else []
@@ -153,13 +156,18 @@ class Pricing:
     """Settings with their cost: GFLOPs of an image always, milliseconds where there is a profile."""
 
     def __init__(self, model: Transformer, batch: int = 1, profile: Profile | None = None):
-        self.model, self.batch, parts = model, batch, anatomy(model)
-        self.gflops, self.costs = gflop_costs(parts), profile.costs(parts) if profile else None
+        self.model, self.batch, self.shared = model, batch, shared_flops(model)
+        self.flops = cache_of(partial(count_flops, model))  # exact also where windows do not divide the grid
+        self.costs = profile.costs(anatomy(model)) if profile else None
 
     def plan(self, setting: Sampling, **more: Any) -> Plan:
         evaluations = evaluations_of(self.model, setting)
         ms = self.costs.run_ms(evaluations, self.batch) if self.costs else None
-        return Plan(**vars(setting), batch=self.batch, ms=ms, gflops=self.gflops.run_ms(evaluations, 1), **more)
+        flops = sum(
+            times * (sum(self.flops(budget=branch.budget) for branch in each) - shares_head(each) * self.shared)
+            for each, times in evaluations.items()
+        )
+        return Plan(**vars(setting), batch=self.batch, ms=ms, gflops=flops / 1e9, **more)
 
 
 def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted, cache: float | None = 0.0) -> list[Plan]:
