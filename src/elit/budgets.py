@@ -95,8 +95,7 @@ def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
 def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) -> tuple[int, ...]:
     """The budgets of a multi-budget run, drawn with equal chance: J_min to J_max, by default 1 to J.
 
-    Where budgets are multiples (HDiT), each number stands for the nearest budget, the lower of two: 1 to 16 in steps
-    of 4 are six times 4, four times 8 and 12, twice 16, so that the mean budget is that of the other networks.
+    Where budgets are multiples (HDiT), each number stands for the nearest budget, the lower of two; their mean stays.
     """
     if not budgets:
         if low is not None or high is not None:

@@ -236,12 +236,6 @@ def test_sizes_that_do_not_fit_are_named(released, settings, message):
         elit.load_released(released, **settings)
 
 
-def test_heads_and_tail_follow_from_a_presets_width(tmp_path):
-    sizes = ELIT | {"width": 384, "classes": 1}
-    model = elit.load_released(saved(tmp_path / "s.pt", checkpoint(sizes, model="ELIT-SiT-S/2")))
-    assert (model.config.num_heads, model.spec.split) == (6, (1, 1, 2))
-
-
 FOLDER = os.environ.get("ELIT_RELEASED_CHECKPOINT")
 
 

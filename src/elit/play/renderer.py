@@ -36,8 +36,7 @@ PROFILE_SECONDS = 12.0  # Time to measure this machine for a plan, in at least t
 FRAMES = 9
 SIDE = 384  # Pixels of the longer side to which pictures are enlarged, by whole factors.
 WARM = (255, 106, 0)
-MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT = 64, 2**31 - 1, 8, 2000
-DEFAULT_SCALE = 1.5
+MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT, DEFAULT_SCALE = 64, 2**31 - 1, 8, 2000, 1.5
 CONTROLS = ("of", "seed", "latents", "schedule", "steps", "guidance", "scale", "guidance_budget")
 N = TypeVar("N", int, float)
 
