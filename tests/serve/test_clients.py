@@ -185,3 +185,27 @@ def test_probes_say_within_a_second_that_no_replica_answers(url, monkeypatch):
             assert "secret" not in answer.text
     monkeypatch.undo()
     assert httpx.get(f"{url[0]}/ready").status_code == 200
+
+
+def test_queues_are_empty_at_idle_and_a_dead_replica_has_none(url):
+    metrics = url[2].state.metrics
+    metrics.queue.labels("a").set(30)
+    metrics.queue.labels("b").set(7)
+    with metrics.request():
+        assert 'elit_queue_length{replica="a"} 30.0' in metrics.text().decode()
+    text = httpx.get(f"{url[0]}/metrics").text
+    assert 'elit_queue_length{replica="a"} 0.0' in text
+    assert 'elit_queue_length{replica="b"} 0.0' in text
+
+
+def test_a_service_on_this_machine_joins_no_other_cluster(monkeypatch):
+    import ray
+
+    from elit.serve.server import start_ray
+
+    given = []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    for address in (None, "auto"):
+        start_ray(ServiceSettings(model="digits", address=address), {})
+    assert [options["address"] for options in given] == ["local", "auto"]

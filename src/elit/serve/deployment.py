@@ -128,6 +128,7 @@ class Gateway:
             yield
         except RayActorError:
             self.http_app.state.metrics.retries.inc()
+            self.http_app.state.metrics.queue.clear()  # of the dead one; the others report with their next answers
             if time.time() >= request.deadline:
                 raise unavailable("a replica died, and the deadline has passed") from None
             log.warning("replica died; request %s is sent again", request.id)

@@ -57,4 +57,6 @@ class Metrics:
         return int(self.registry.get_sample_value("elit_in_flight") or 0)
 
     def text(self) -> bytes:
+        for sample in () if self.unanswered() else next(iter(self.queue.collect())).samples:
+            self.queue.labels(**sample.labels).set(0)  # nothing waits anywhere
         return generate_latest(self.registry)

@@ -17,13 +17,10 @@ APP = "elit"
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Ray's own patience is for idle machines; on a busy one its processes take longer than 15 s to start.
     "RAY_agent_register_timeout_ms": "120000",
-    "RAY_raylet_start_wait_time_s": "120",
-    "RAY_gcs_server_port_wait_time_s": "120",
-    "RAY_gcs_server_request_timeout_seconds": "120",
-    "RAY_worker_register_timeout_seconds": "120",
-}
+}  # Ray's own patience is for idle machines; on a busy one its processes take longer than 15 s to start.
+WAITS = ("raylet_start_wait_time_s", "gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds")
+RAY_ENVIRONMENT |= {f"RAY_{name}": "120" for name in (*WAITS, "worker_register_timeout_seconds")}
 RAY_TRIES = 3
 OBJECT_STORE = 150 * 2**20  # Bytes; answers are small.
 
@@ -90,7 +87,12 @@ def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
     if service.address:
         options |= {"address": service.address, "runtime_env": {"env_vars": environment}}
     else:
-        options |= {"num_cpus": max(1, math.ceil(copies * service.cpus)), "_node_ip_address": "127.0.0.1"}
+        # "local", or RAY_ADDRESS and a cluster that runs here would be joined
+        options |= {
+            "address": "local",
+            "num_cpus": max(1, math.ceil(copies * service.cpus)),
+            "_node_ip_address": "127.0.0.1",
+        }
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         options |= {"num_gpus": math.ceil(copies * service.gpus)} if service.gpus else {}
     for attempt in range(RAY_TRIES):
