@@ -98,3 +98,12 @@ def test_a_backend_of_attention_that_would_have_no_effect_is_refused(kind):
     model.set_attention_backend("native")
     with pytest.raises(ValueError, match=r"backend must be native; .*, got 'flash'"):
         model.set_attention_backend("flash")
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("elit-dit", {}), ("elit-mmdit", {}), ("sit", {"convention": "ddpm"})])
+def test_the_velocity_comes_bare_or_as_an_output_of_diffusers(kind, settings):
+    model = opened(kind, **settings)
+    x, t, y = inputs(model)
+    plain = model(x, t, y)
+    assert torch.equal(model(x, t, y, return_dict=True).sample, plain)
+    assert torch.equal(model(x, t, y, return_dict=False), plain)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from diffusers import ModelMixin as ModelMixin  # diffusers looks for it beside the class when it loads a pipeline
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from elit.budgets import Budget
@@ -97,16 +98,24 @@ class SiT(DiT):
             require(self.spec.num_latents == tokens, "num_latents", self.spec.num_latents, f"{tokens}, one a token")
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, share_head: bool = False
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Condition,
+        budget: Budget | Sequence[Budget] = None,
+        *,
+        share_head: bool = False,
+        return_dict: bool = False,
+    ) -> Any:
         """Velocity of x (B, C, H, W) at t, as in `Transformer.forward`."""
         if self.config.convention != "ddpm":
-            return super().forward(x, t, y, budget, share_head=share_head)
+            return super().forward(x, t, y, budget, share_head=share_head, return_dict=return_dict)
         level = ddpm_time(t)[1].view(-1, 1, 1, 1)
         scaled = (x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype)
         noise = super().forward(scaled, t, y, budget, share_head=share_head)
         x, level = (each.repeat(len(noise) // len(x), 1, 1, 1) for each in (x, level))
-        return ((x - noise) / level).to(x.dtype)
+        velocity = ((x - noise) / level).to(x.dtype)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else velocity
 
     def embed(self, x: Tensor, windows: Windows) -> Tensor:
         s = super().embed(x, windows)

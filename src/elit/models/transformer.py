@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
@@ -97,15 +98,22 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
         return tuple(range(self.budget_step, self.spec.num_latents + 1, self.budget_step)) if self.spec else ()
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Condition, budget: Budget | Sequence[Budget] = None, *, share_head: bool = False
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Condition,
+        budget: Budget | Sequence[Budget] = None,
+        *,
+        share_head: bool = False,
+        return_dict: bool = False,
+    ) -> Any:
         """Velocity of x at t, (B, C, H, W) or (B, C, T, H, W) like x.
 
         x: noisy sample. t: (B,) in [0, 1], 0 = noise, 1 = data. y: (B,) integer labels, num_classes = null, or as a
         text-conditional network says. budget: None = all latents, an int = latents kept per window, a float in (0, 1] =
         that share of them; or a list for equal parts of the batch: head and tail run together, and the core once for
         each of the different budgets. share_head: each budget is for the whole batch, whose head runs once, as in
-        autoguidance: (budgets·B, C, ...), the batch at the first budget first.
+        autoguidance: (budgets·B, C, ...), the batch at the first budget first. return_dict: gives a diffusers output.
 
         Raises ValueError for what does not fit. Values of t and y are checked on the CPU alone: elsewhere it is a sync.
         """
@@ -124,7 +132,8 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
             s, *aux = self.elastic_core(core, budgets, share_head, windows, s, c, *aux)
             c = torch.cat([c] * len(budgets)) if share_head else c
         s, _ = self.run_blocks(tail, s, c, rope, tuple(aux))
-        return unpatchify(self.final(s, c), self.patch_size, windows)
+        velocity = unpatchify(self.final(s, c), self.patch_size, windows)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else velocity
 
     def elastic_core(
         self, core: nn.ModuleList, budgets: Sequence[int], share_head: bool, windows: Windows, *streams: Tensor
