@@ -109,6 +109,67 @@ def execution_device(pipeline: Any) -> torch.device:
     return pipeline._execution_device
 
 
+def is_hook(module: nn.Module) -> bool:
+    """Its own `forward` calls the class's between hooks of diffusers or accelerate. diffusers 0.32, accelerate 0.10."""
+    return hasattr(module, "_diffusers_hook") or hasattr(module, "_hf_hook")
+
+
+def remove_hooks(module: nn.Module, kind: type) -> None:
+    """Takes forward hooks off that are methods of a `kind`. torch 2.0; their handles do not outlive a pickle."""
+    for number, hook in list(module._forward_hooks.items()):
+        if isinstance(getattr(hook, "__self__", None), kind):
+            del module._forward_hooks[number]
+
+
+def is_quantised(weight: Tensor) -> bool:
+    """Stored otherwise than as the numbers that it is: by torchao's subclasses, bitsandbytes or GGUF in bytes."""
+    plain = type(weight.data) is Tensor or hasattr(weight, "device_mesh")
+    return not (plain and weight.is_floating_point() and weight.dtype.itemsize > 1)
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that a model computes in, whatever its weights are stored in: as quantised layers and hooks name it,
+    else that of most of its plain weights. bitsandbytes 0.39, diffusers 0.32 (layerwise casting, GGUF).
+    """
+    hooks: Any = (getattr(module, "_diffusers_hook", None) for module in model.modules())
+    holders = [*(hook for each in hooks if each is not None for hook in each.hooks.values()), *model.modules()]
+    named = [dtype for each in holders if isinstance(dtype := getattr(each, "compute_dtype", None), torch.dtype)]
+    if named:
+        return named[0]
+    sizes: dict[torch.dtype, int] = {}
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.dtype.itemsize > 1:
+            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+
+RESET_CACHE = "_reset_stateful_cache"
+"""Method of a diffusers model that pipelines call behind a run: it empties all caches. diffusers 0.35."""
+
+
+def reset_caches(model: Any, branch: str | None) -> None:
+    """Empties all caches in the middle of a run, and names the branch that runs again."""
+    from diffusers.hooks.hooks import CacheContext, _set_cache_context
+
+    getattr(model, RESET_CACHE)()
+    _set_cache_context(model, None if branch is None else CacheContext(branch))
+
+
+def skips_layer(block: nn.Module) -> bool:
+    """A guider lets the whole block be skipped. diffusers 0.34."""
+    return "layer_skip_hook" in getattr(getattr(block, "_diffusers_hook", None), "hooks", ())
+
+
+def guided_branch(frame: Any) -> str | None:
+    """The branch that a modular pipeline runs, by the loop over its guider's batches that calls. diffusers 0.36."""
+    from diffusers.guiders import BaseGuidance
+
+    while frame is not None and "guider_state_batch" not in frame.f_code.co_varnames:
+        frame = frame.f_back
+    batch = None if frame is None else frame.f_locals.get("guider_state_batch")
+    return None if batch is None else getattr(batch, BaseGuidance._identifier_key, "").removeprefix("pred_") or None
+
+
 def quantization_of(config: Any, part: str) -> Any:
     """What a PipelineQuantizationConfig says of one model of the pipeline; None for nothing. diffusers 0.34."""
     return config._resolve_quant_config(is_diffusers=True, module_name=part)

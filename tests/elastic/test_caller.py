@@ -81,7 +81,7 @@ def test_a_second_order_scheduler_counts_timesteps(sd3):
     with elit.budget([4, 8, 16]):
         draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
     assert [kept for kept, _ in spy.seen] == [4, 8, 8, 16, 16]
-    with elit.budget([4, 8]), pytest.raises(ValueError, match="a list of 2 budgets in step 3"):
+    with elit.budget([4, 8]), pytest.raises(ValueError, match="a list of 2 budgets for 3 steps"):
         draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
 
 

@@ -76,7 +76,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     kept = [count for count, _ in spy.seen]
     assert kept == sorted(kept)
     assert set(kept) == {4, 16}
-    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets in step 2"):
+    with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets for 2 steps"):
         draw(pipe)
 
 

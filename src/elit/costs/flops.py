@@ -139,6 +139,7 @@ def rows_of(name: str, sees: Counter[str], otherwise: int) -> int:
 def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | None) -> Counter[str]:
     """FLOPs of all "before" what depends on the budget, of the "interface", the "core" and all "after" it."""
     windows = windows_of(model.token_grid(size), model.window(size), model.budget_step, CPU)
+    num_latents = num_latents if model.spec else None  # an elastified baseline's budgets are no latents of its own
     sees = lengths(windows, num_latents, model.spec.num_latents if model.spec and model.reads_all else None)
     sees["text"] = model.config.get("text_length", 0)
     sees["merged"] = sees["core"] // MERGED

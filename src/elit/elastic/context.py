@@ -1,6 +1,7 @@
 """The blocks that decide how elastified transformers run: `elit.budget`, the branch of guidance, the original alone."""
 
 import inspect
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from elit import compat
 from elit.budgets import ANY_COUNT, Schedule, budget_block, is_list, resolve_budget, schedule_budgets
 from elit.elastic.families.family import Arguments, Family
 
@@ -43,25 +45,42 @@ class BudgetBlock:
     guidance: Schedule
     reference: Schedule
     doubled: bool | None
-    step: int = -1
-    timestep: float | None = None
+    used: bool = False  # A transformer has run inside it.
+    step: int = 0  # Of a loop without pipeline; `level` is its noise level, `count` the length of its list.
+    level: float = -1.0
+    count: int = 1
     last: "weakref.ref[Tensor] | None" = None  # The sample of a first branch that may have a second one.
+
+    def step_of(self, count: int, noise: Tensor, frame: FrameType | None) -> int:
+        """The step of a forward, where there are `count` budgets: by its place among the scheduler's timesteps.
+
+        Where those are more than the steps (KDPM2, PNDM), the list is spread over them. A loop of one's own takes a
+        step wherever the noise falls, and starts anew where it rises.
+        """
+        names: Arguments = {} if frame is None else frame.f_locals
+        t, scheduler = names.get("t"), getattr(names.get("self"), "scheduler", None)
+        if scheduler is not None and (isinstance(t, int | float) or (isinstance(t, Tensor) and t.numel() == 1)):
+            every, own = scheduler.timesteps.tolist(), names.get("timesteps")
+            own = own.tolist() if isinstance(own, Tensor) and own.ndim else []
+            steps = getattr(scheduler, "num_inference_steps", None) or len(set(every))
+            if count not in (steps, len(set(every))) and own == every[-len(own) :]:  # image to image: its last ones
+                every = own
+            if count in (steps, len(set(every))):
+                distinct = list(dict.fromkeys(every))
+                place = min(range(len(distinct)), key=lambda i: abs(distinct[i] - float(cast(float, t))))
+                return place * count // len(distinct)
+            raise ValueError(f"budget must be one a step, got a list of {count} budgets for {steps} steps")
+        level, self.count = noise.flatten()[-1].item(), count
+        if level != self.level:
+            self.step, self.level = self.step + 1 if level < self.level else 0, level
+        if self.step >= count:
+            raise ValueError(f"budget must be one a step, got a list of {count} budgets in step {self.step + 1}")
+        return self.step
 
     def resolve(self, schedule: Schedule, budgets: Sequence[int], noise: Tensor, frame: FrameType | None) -> int:
         """The budget of one forward, of a noise level, called by the pipeline of `frame`."""
         if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-            # In the pipeline's own scheduler's unit and precision: two steps may share a timestep in bfloat16.
-            t = None if frame is None else frame.f_locals.get("t")
-            one = isinstance(t, int | float) or (isinstance(t, Tensor) and t.numel() == 1)
-            timestep = float(cast(float, t)) if one else noise.flatten()[-1].item()
-            # The network may be called more than once for a timestep: by a second-order scheduler, for each branch of
-            # guidance, and by one transformer after the other (Wan 2.2 has two).
-            if timestep != self.timestep:
-                self.step, self.timestep = self.step + 1, timestep
-            if self.step >= len(schedule):
-                given = f"a list of {len(schedule)} budgets in step {self.step + 1} of a `with`"
-                raise ValueError(f"budget must be one a step, got {given}; enter it anew for each run")
-            schedule = schedule[self.step]
+            schedule = schedule[self.step_of(len(schedule), noise, frame)]
         elif callable(schedule) or (isinstance(schedule, str) and "@" in schedule):
             # Rounded: timesteps come in float32 or less, and t = 0.5 must not fall short of "@0.5-1".
             t = round(1 - noise.flatten()[-1].item(), 4)
@@ -76,7 +95,8 @@ def budget(
 
     value: latents per window (int), a share of them (float), None for all, a schedule over t
     ("50%@0-0.5,100%@0.5-1") or a function of t (t = 0 noise, 1 data: 1 − the pipeline's noise level), or a list with
-    one budget for each step: a step is a timestep, however often the network is called for it.
+    one budget for each step: a step is a timestep, however often the network is called for it. With image to image
+    that is one for each of the scheduler's steps, or for each that runs.
     guidance: the same for the unconditional branch (CCFG, paper section 4); if not given, it runs at `value`.
     reference: the same for reference images, where a model has some in its sequence (Qwen-Image-Edit, Flux Kontext,
     Flux 2), in both branches; if not given, they run at their branch's budget.
@@ -84,13 +104,25 @@ def budget(
     something else calls a transformer whose pipelines run both branches in one batch.
 
     Schedules and lists read the timestep of each forward, which waits for the device; a constant does not.
-    Raises ValueError for invalid budgets; a budget out of a model's range is raised by its forward.
+    Raises ValueError for invalid budgets; a budget out of a model's range is raised by its forward. Warns on leaving
+    the block if no elastified transformer has run in it: without a dial, or in another thread, it has no effect.
     """
     for schedule in (value, guidance, reference):
         if schedule is not UNSET and not callable(schedule):
             steps = len(schedule) if isinstance(schedule, Sequence) and is_list(schedule) else 1
             schedule_budgets(schedule, [0.0] * steps, ANY_COUNT)
-    return within(current_block, BudgetBlock(value, guidance, reference, doubled))
+    return _entered(BudgetBlock(value, guidance, reference, doubled))
+
+
+@contextmanager
+def _entered(block: BudgetBlock) -> Iterator[None]:
+    with within(current_block, block):
+        yield
+    if not block.used:
+        advice = "elit.elastify or elit.load_elastic gives it a dial, and each thread needs a block of its own"
+        warnings.warn(f"elit.budget had no effect: no elastified transformer ran inside; {advice}", stacklevel=3)
+    if block.count > block.step + 1:
+        raise ValueError(f"budget must be one a step, got a list of {block.count} budgets for {block.step + 1} steps")
 
 
 def original() -> AbstractContextManager[None]:
@@ -104,28 +136,28 @@ def budgets_of_call(family: Family, arguments: Arguments, budgets: Sequence[int]
     block: BudgetBlock | None = current_block.get()
     if block is None:
         return [budgets[-1]], None
-    frame, name, half = calling_pipeline(), current_branch.get(), family.unconditional_half
-    noise = family.noise(arguments)
+    frame, half = calling_pipeline(), family.unconditional_half
+    name, noise = current_branch.get() or compat.guided_branch(inspect.currentframe()), family.noise(arguments)
     main = block.resolve(block.value, budgets, noise, frame)
     reference = None if block.reference is UNSET else block.resolve(block.reference, budgets, noise, frame)
     if name is None and family.unlabelled_branches and frame is not None:
         # A sample that comes for the second time in a row comes for the second branch.
         sample = arguments[family.sample]
         second = block.last is not None and block.last() is sample
-        block.last, name = None if second else weakref.ref(sample), "uncond" if second else None
+        block.last, name = None if second else weakref.ref(sample), "uncond" if second else "cond"
     # Stable Diffusion 3 guides by skipping layers in a forward of the conditional branch alone.
-    one_branch = arguments.get("skip_layers") is not None
-    if block.guidance is UNSET or one_branch or (half is None and name != "uncond"):
+    if block.guidance is UNSET or arguments.get("skip_layers") is not None:
         return [main], reference
-    if half is not None:
-        doubled = has_guidance(frame) if block.doubled is None and frame is not None else block.doubled
-        if name in (None, "cond_uncond") and doubled is None:
-            wanted = "True if its batches hold both branches of guidance, else False"
-            raise ValueError(f"doubled must be given where no diffusers pipeline calls the transformer: {wanted}")
-        if name not in (None, "cond_uncond") or not doubled:
-            return [main], reference
     weak = block.resolve(block.guidance, budgets, noise, frame)
-    return {None: [weak], 0: [weak, main], 1: [main, weak]}[half], reference
+    if name not in (None, "cond_uncond"):
+        return [weak if name == "uncond" else main], reference
+    doubled = has_guidance(frame) if half is not None and block.doubled is None and frame is not None else block.doubled
+    if doubled is None or (doubled and half is None):
+        wanted = "run each branch in transformer.cache_context('cond') or ('uncond'), or pass doubled=False for one"
+        if half is not None:
+            wanted = "pass doubled=True if its batches hold both branches of guidance, else False"
+        raise ValueError(f"doubled must be given where no diffusers pipeline tells the branches: {wanted}")
+    return ({None: [main], 0: [weak, main], 1: [main, weak]}[half] if doubled else [main]), reference
 
 
 def calling_pipeline(method: str = "__call__") -> FrameType | None:
