@@ -16,7 +16,7 @@ _NAMES = {
     "elit.elastic.families": "register_family",
     "elit.elastic.families.family": "Family",
     "elit.elastic.load": "load_elastic load_model",
-    "elit.elastic.surgery": "elastify",
+    "elit.elastic.surgery": "elastify unload_elastic",
     "elit.flow.guidance": "AG CCFG CFG",
     "elit.models.conditioning": "Text",
     "elit.models.dit": "DiT",
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from elit.elastic.families import register_family as register_family
     from elit.elastic.families.family import Family as Family
     from elit.elastic.load import load_elastic as load_elastic, load_model as load_model
-    from elit.elastic.surgery import elastify as elastify
+    from elit.elastic.surgery import elastify as elastify, unload_elastic as unload_elastic
     from elit.flow.guidance import AG as AG, CCFG as CCFG, CFG as CFG
     from elit.models.conditioning import Text as Text
     from elit.models.dit import DiT as DiT

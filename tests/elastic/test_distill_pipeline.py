@@ -197,7 +197,7 @@ def test_all_weights_are_a_transformer_of_their_own(tmp_path, request, made_of, 
     """Pictures train them beside a copy that stays."""
     given = {"weights": "all", "precision": precision, "preview_every": 0}
     distill(made_of(tmp_path / "out", "QwenImagePipeline", request.getfixturevalue(source), **given))
-    pipe = with_text("FluxPipeline")
+    pipe = with_text("QwenImagePipeline")
     before = pipe.transformer
     elit.load_elastic(pipe, tmp_path / "out")
     assert pipe.transformer is not before

@@ -57,7 +57,7 @@ def count_block_flops(
     for number, _, layer, stream in linear_layers(transformer):
         own = runs_over[number]
         rows = {"image": own, "text": text_tokens, "both": own + text_tokens, "sample": 1, "other": 0}[stream]
-        total += 2 * rows * layer.weight.numel()
+        total += 2 * rows * layer.in_features * layer.out_features
     if not interface:
         return total
     # Read: queries, output and MLP (4 K·d²), keys and values (2 N·d²); Write: the same with N and K exchanged.

@@ -176,6 +176,8 @@ def add_low_rank(transformer: Model, rank: int, *, seed: int = 0) -> None:
 
     Blocks of head and tail have them too: behind Write they learn what is missing at a low budget.
     """
+    if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
+        raise ValueError("cannot add low-rank changes to fused projections: unfuse_qkv_projections() first")
     changes = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -24,8 +24,8 @@ from elit.elastic.families import CLASSES
 from elit.elastic.families.family import Model, Pipeline
 from elit.elastic.interface import add_low_rank
 from elit.elastic.pipelines import check_transformer, one_line
-from elit.elastic.surgery import RECORD, VARIANT, WEIGHTS, Elastic, InterfaceRecord, elastify, write_interface
-from elit.files import fingerprint
+from elit.elastic.record import RECORD, WEIGHTS, InterfaceRecord, read_record, settings_of, write_interface
+from elit.elastic.surgery import VARIANT, Elastic, elastify, unload_elastic
 from elit.models.saved import known_networks, load_own, load_whole, saved_dtype
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
@@ -49,7 +49,8 @@ def load_elastic(pipe_or_folder: Any, name: str | Path | None = None, **kwargs: 
     """Gives a stock pipeline the add-on that `elit distill` wrote, or loads what `save_pretrained` wrote.
 
     load_elastic(pipe, name): puts the add-on in the folder or hub repository `name` into the pipeline's transformer, in
-    place, and returns the pipeline. Its own weights stay as they are, quantised ones too.
+    place of a dial that it has, and returns the pipeline. Its own weights stay as they are, quantised ones too;
+    `elit.unload_elastic(pipe)` takes the dial off again.
     load_elastic(folder): an elastified transformer, or the pipeline around it; kwargs: as in diffusers'
     from_pretrained, `torch_dtype` for one.
 
@@ -94,16 +95,29 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
             folder = Path(snapshot_download(name, allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot find {name!r} as a folder or on the hub: {one_line(error)}") from None
-    if not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file():
-        whole = load_transformer(folder / "transformer", torch_dtype=transformer.dtype)
-        pipe.transformer = whole.to(transformer.device)
+    whole = not (folder / RECORD).is_file() and (folder / "transformer" / RECORD).is_file()
+    record, kind = read_record(folder / "transformer" if whole else folder), type(transformer).__name__
+    if record.kind not in {each.__name__ for each in type(transformer).__mro__}:
+        raise ValueError(f"cannot put {name!r} into a {kind}: it is for a {record.kind}")
+    own, wanted = settings_of(transformer), record.config or {}
+    for setting in wanted.keys() & own.keys():
+        if own[setting] != wanted[setting]:
+            other = f"{setting}={wanted[setting]}, not {own[setting]}"
+            raise ValueError(f"cannot put {name!r} into this {kind}: it is for one with {other}")
+    if whole:
+        dial = load_transformer(folder / "transformer", torch_dtype=compat.compute_dtype(transformer))
+        pipe.transformer = dial.to(transformer.device)
         return pipe
-    record = read_record(folder)
-    if record.kind not in {kind.__name__ for kind in type(transformer).__mro__}:
-        raise ValueError(f"cannot put {name!r} into a {type(transformer).__name__}: it is for a {record.kind}")
     if record.changed:
         raise ValueError(f"cannot put {name!r} into a pipeline: it has weights of its own; elit.load_elastic(folder)")
-    _restore(transformer, record, folder)
+    if isinstance(transformer, Elastic):  # another dial takes its place
+        unload_elastic(transformer)
+    try:
+        _restore(transformer, record, folder)
+    except ValueError:
+        if isinstance(transformer, Elastic):
+            unload_elastic(transformer)
+        raise
     return pipe
 
 
@@ -147,22 +161,6 @@ def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path)
         return
     own = {name.removeprefix("elastic."): value for name, value in weights.items()}
     write_interface(folder, own, transformer.elastic_record)
-
-
-def read_record(folder: Path) -> InterfaceRecord:
-    """The record in a folder. Raises ValueError where it or the weights beside it are missing or damaged."""
-    name = f"cannot load {str(folder)!r}"
-    if not (folder / RECORD).is_file():
-        raise ValueError(f"{name}: no {RECORD} in it; give a folder that an elastified model was saved in")
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        size_and_sum, _ = content.pop("weights"), content.pop("note", None)  # which older files have
-        record = InterfaceRecord(**content | {"window": tuple(content["window"])})
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{name}: its {RECORD} is damaged; save or copy it again") from None
-    if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:
-        raise ValueError(f"{name}: its {WEIGHTS} is missing or damaged; save or copy it again")
-    return record
 
 
 def load_transformer(folder: Path, **kwargs: Any) -> Model:

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elit import compat
+from elit.compat import tree_map_only
 from elit.elastic.context import within
+from elit.elastic.families import all_blocks
 from elit.elastic.families.family import Arguments, Family, Model, Places, Tree
 from elit.elastic.interface import ElasticInterface, KeptTokens
 
@@ -35,7 +38,8 @@ class CoreBlock:
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         call = current_call.get()
         if call is None:
-            raise RuntimeError("a core block of an elastified transformer runs inside the transformer's forward only")
+            reason = "what replaces that (cache-dit, TeaCache) does not go with a dial; transformer.enable_cache does"
+            raise RuntimeError(f"a core block runs inside the transformer's forward only: {reason}")
         if call is PLAIN:
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         return call.leave(self, super().forward(**call.enter(self, arguments)))  # pyrefly: ignore[missing-attribute]
@@ -72,12 +76,27 @@ class Call:
             if self.places is None:
                 sequence = _sequence_places(self.before, self.others, self.kept)
                 self.places = Places(self.kept.kept, sequence, count)
-            for name, take in self.family.per_token.items():
+            more = {name: self.take_masks for name in arguments if name.endswith("kwargs")}
+            for name, take in {**more, **self.family.per_token}.items():
                 if (value := arguments.get(name)) is not None:
                     if name not in self.taken or self.taken[name][0] is not value:
                         self.taken[name] = value, take(value, self.places)
                     arguments[name] = self.taken[name][1]
         return arguments
+
+    def take_masks(self, given: Tree, places: Places) -> Tree:
+        """The masks in attention's keyword arguments, along each axis of all tokens, or of all of the image."""
+        count = len(self.kept.order)
+        whole = max(self.others, self.before if isinstance(self.before, int) else 0) + count
+
+        def take(mask: Tensor) -> Tensor:
+            for axis in range(mask.ndim):
+                if mask.shape[axis] in (whole, count) and places.sequence.ndim == 1:
+                    mask = mask.index_select(axis, places.sequence if mask.shape[axis] == whole else places.image)
+            return mask
+
+        masks = {name: tree_map_only(Tensor, take, value) for name, value in given.items() if "mask" in name}
+        return {**given, **masks}
 
     @torch.compiler.disable(recursive=False)
     def leave(self, block: Model, output: Tree) -> Tree:
@@ -118,6 +137,16 @@ def _sequence_places(before: int | Sequence[int], others: int, kept: KeptTokens)
         return torch.stack([_sequence_places(first, others, kept) for first in before])
     end = torch.arange(before + count, max(others, before) + count, device=places.device)
     return torch.cat((torch.arange(before, device=places.device), before + places, end))
+
+
+def check_forwards(model: Model, what: str, advice: str) -> None:
+    """Raises ValueError where something has taken the place of its forward, or of its blocks'."""
+    changed = [module for module in (model, *all_blocks(model)) if "forward" in vars(module)]
+    if not all(map(compat.is_hook, changed)):
+        reason = "what replaces it (cache-dit, TeaCache) goes with no dial; transformer.enable_cache does"
+        raise ValueError(f"cannot {what} whose forward was replaced: {reason}")
+    if changed:
+        raise ValueError(f"cannot {what} with hooks on its forward: {advice}")
 
 
 def checkpointed(checkpoint: Callable[..., Tree], block: nn.Module, *args: Tree) -> Tree:

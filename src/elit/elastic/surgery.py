@@ -4,25 +4,20 @@
 
 diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
 name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles meet ordinary modules.
-`runtime.py` has what happens in a forward. On disk the interface lies beside diffusers' own files, untouched:
-
-FOLDER/elastic.json           where the interface sits; size and CRC of its weights
-FOLDER/elastic.safetensors    its weights, and those of the low-rank changes
+`runtime.py` has what happens in a forward, `record.py` what lies on disk beside diffusers' own files, untouched.
 """
 
 import dataclasses
 import functools
 import inspect
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from elit import compat
@@ -40,35 +35,13 @@ from elit.elastic.context import (
 from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Arguments, Model, Tree
-from elit.elastic.interface import ElasticInterface, kept_tokens
-from elit.elastic.runtime import PLAIN, Call, CoreBlock, checkpointed, current_call, signature_of
-from elit.files import fingerprint, replacing, write_text
-from elit.models.saved import ELASTIC
+from elit.elastic.interface import ElasticInterface, LowRank, kept_tokens
+from elit.elastic.record import InterfaceRecord, sample_weights, settings_of, write_interface, write_pipeline
+from elit.elastic.runtime import PLAIN, Call, CoreBlock, check_forwards, checkpointed, current_call, signature_of
 
-RECORD, WEIGHTS = ELASTIC, "elastic.safetensors"
-PIPELINE = """# pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline="pipeline", trust_remote_code=True)
-# pipe(prompt, budget=0.25)
-import diffusers
-from elit.elastic.load import with_dial
-
-Pipeline = with_dial(diffusers.{})
-"""
 VARIANT = "elastic"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InterfaceRecord:
-    """The place of an interface in a class of transformers."""
-
-    kind: str
-    read_after: int
-    write_after: int
-    window: tuple[int, ...]
-    mode: str
-    changed: bool = False  # The original weights have been trained along, and are no model without the interface.
-    lora_rank: int = 0  # Rank of the low-rank changes of the blocks beside the interface; 0 for none.
-    original_at_full: bool = False  # At full budget the original runs: it was trained for the budgets below.
-    base: str | None = None  # The pipeline that the interface was trained for.
+ONE_STATE = diffusers.FasterCacheConfig | diffusers.PyramidAttentionBroadcastConfig  # for both branches of guidance
+SIZED_CACHES = ONE_STATE | diffusers.TaylorSeerCacheConfig  # what they keep is as long as the tokens
 
 
 def elastify(
@@ -117,17 +90,16 @@ def elastify(
         raise ValueError(f"mode must be carry or learned, got {mode!r}")
     if getattr(model, "latent_interface", None) is not None:
         raise ValueError("cannot elastify a network with a latent interface of its own: give a baseline")
-    if any("forward" in vars(module) for module in (model, *blocks)):
-        raise ValueError("cannot elastify a transformer with hooks on its forward: elastify it first, then set those")
+    check_forwards(model, "elastify a transformer", "elastify it first, then set those")
     width, heads = family.sizes(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         condition_width = family.condition_width(model, blocks[first])
         interface = ElasticInterface(width, heads, sides, condition_width, carry=mode == "carry")
-    kind = type(model).__name__
-    model.elastic_record = InterfaceRecord(kind=kind, read_after=first, write_after=last, window=sides, mode=mode)
+    places = {"read_after": first, "write_after": last, "window": sides, "mode": mode}
+    model.elastic_record = InterfaceRecord(kind=type(model).__name__, **places, config=settings_of(model))
     model.elastic_samples = sample_weights(model)
-    interface.to(next(blocks[first].parameters()).device, model.dtype)
+    interface.to(next(blocks[first].parameters()).device, compat.compute_dtype(model))
     model.elastic = interface.train(model.training)
     _become(model, Elastic)
     joined = {block for name in family.joined for block in getattr(model, name)}
@@ -139,34 +111,30 @@ def elastify(
     return model
 
 
+def unload_elastic(model: Model) -> Tree:
+    """Takes the dial off a transformer, or those of a pipeline, in place, and its low-rank changes; returns `model`.
+    Raises ValueError where there is none, where all weights were trained along with it, and under hooks on forward."""
+    each: Tree = model.components.values() if isinstance(model, diffusers.DiffusionPipeline) else [model]
+    if not (parts := [part for part in each if hasattr(part, "elastic_record")]):
+        raise ValueError(f"cannot take a dial off a {type(model).__name__}: it has none")
+    for part in parts:
+        if part.weights_changed():
+            raise ValueError("cannot take the dial off weights that were trained along: load the original instead")
+        check_forwards(part, "take the dial off a transformer", "disable caches and offloading first")
+        for module in list(part.modules()):
+            compat.remove_hooks(module, LowRank)
+            if isinstance(module, Elastic | CoreBlock):
+                module.__class__ = vars(type(module))["original_class"]
+                for name in ("elastic_record", "elastic_samples", "writes", "joined", "hint"):
+                    vars(module).pop(name, None)
+        del part.elastic
+    return model
+
+
 def default_blocks(depth: int) -> tuple[int, int]:
     """Read and Write of `depth` blocks, in the paper's proportion for a pretrained model: after 8 and 52 of 60."""
     outer = min(max(1, round(depth * 8 / 60)), (depth - 1) // 2)
     return outer, depth - outer
-
-
-def sample_weights(transformer: Model, count: int = 16) -> dict[str, Tensor]:
-    """A few values of each of the original weights, by name, to tell later whether they were trained."""
-    samples = {}
-    for name, weight in transformer.named_parameters():
-        if not name.startswith("elastic.") and compat.LORA_WEIGHT not in name:
-            try:
-                values = weight.detach().flatten()
-            except NotImplementedError:  # torchao's quantised weights cannot be flattened, and are never trained
-                continue
-            some = values[:: max(1, len(values) // count)][:count]
-            samples[name.replace(compat.WRAPPED_LAYER, ".")] = some.cpu().clone()
-    return samples
-
-
-def write_interface(folder: Path, weights: Mapping[str, Tensor], record: InterfaceRecord) -> None:
-    """Writes the interface's two files."""
-    (folder / RECORD).unlink(missing_ok=True)  # beside new weights it would vouch for the old ones
-    with replacing(folder / WEIGHTS) as temporary:
-        plain = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
-        save_file(plain, temporary, metadata={"format": "pt"})
-    content = dataclasses.asdict(record) | {"weights": fingerprint(folder / WEIGHTS)}
-    write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 class Elastic:
@@ -190,11 +158,13 @@ class Elastic:
     @torch.compiler.disable(recursive=False)
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         """One forward at the budget of `elit.budget`; in two halves where a batch holds both branches of guidance."""
+        family, block = family_of(self), current_block.get()
+        if block is not None:
+            block.used = True
         if bypassed.get():
             return self._plain_run(arguments)
-        family, block = family_of(self), current_block.get()
         cache = getattr(self, "_cache_config", None)
-        one_state = isinstance(cache, diffusers.FasterCacheConfig | diffusers.PyramidAttentionBroadcastConfig)
+        one_state = isinstance(cache, ONE_STATE)
         if one_state and block is not None and block.guidance is not UNSET:
             name = type(cache).__name__.removesuffix("Config")
             raise ValueError(f"guidance is not supported with {name}, which keeps one state for both branches")
@@ -242,9 +212,22 @@ class Elastic:
                     raise ValueError(f"{name} is not supported below full budget: {reason}")
         if record.write_after - 1 in (arguments.get("skip_layers") or ()):
             raise ValueError(f"skip_layers must leave out {record.write_after - 1}, the block that Write comes behind")
+        self._keep_caches(budgets)
+        if compat.skips_layer(all_blocks(self)[record.write_after - 1]):
+            raise ValueError(f"layer skip must leave out block {record.write_after - 1}, which Write comes behind")
         kept = kept_tokens(grids, record.window, budgets, arguments[family.sample][0].device)
         with within(current_call, Call(self.elastic, family, kept, arguments)):
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
+
+    def _keep_caches(self: Model, budgets: tuple[int, ...]) -> None:
+        """Resets a cache of attentions where the budget changes; FasterCache cannot begin in the middle of a run."""
+        cache, branch = getattr(self, "_cache_config", None), current_branch.get()
+        lengths = self.__dict__.setdefault("elastic_lengths", {})
+        if lengths.get(branch, budgets) != budgets and isinstance(cache, SIZED_CACHES):
+            if isinstance(cache, diffusers.FasterCacheConfig):
+                raise ValueError("budget must stay the same in a run with FasterCache, whose state is for its tokens")
+            compat.reset_caches(self, branch)
+        lengths[branch] = budgets
 
     def enable_parallelism(self: Model, *, config: Tree, **kwargs: Tree) -> None:
         """diffusers' own. Raises ValueError for context parallel: it spreads a window's tokens over devices."""
@@ -263,9 +246,7 @@ class Elastic:
         if any(compat.WRAPPED_LAYER in name for name, _ in self.named_parameters()):
             # diffusers would write them under names that from_pretrained does not find.
             raise ValueError("cannot save a transformer with LoRA adapters: delete or fuse them, or save_lora_adapter")
-        folder, now, then = Path(save_directory), sample_weights(self), self.elastic_samples
-        changed = any(not torch.equal(now[name], then[name].to(now[name].dtype)) for name in then)
-        record = dataclasses.replace(self.elastic_record, changed=changed or self.elastic_record.changed)
+        folder, record = Path(save_directory), dataclasses.replace(self.elastic_record, changed=self.weights_changed())
         # If this stops half way, the remains do not load as a whole model.
         for path in folder.glob("diffusion_pytorch_model*"):
             if record.changed and f".{VARIANT}" not in path.name:
@@ -280,9 +261,39 @@ class Elastic:
                 kinds = [each.__name__ for each in type(frame.f_locals["self"]).__mro__ if "__call__" in vars(each)]
                 known = [name for name in kinds if hasattr(diffusers, name)]
                 if known:
-                    write_text(folder.parent / "pipeline.py", PIPELINE.format(known[0]))
+                    write_pipeline(folder.parent, known[0])
         with self.without_interface():
             save(*given.args, **given.kwargs)
+
+    def weights_changed(self: Model) -> bool:
+        """The original weights have been trained since `elastify`, or before it was saved."""
+        now, then = sample_weights(self), self.elastic_samples
+        same = (torch.equal(now[name], then[name].to(now[name].dtype)) for name in then if name in now)
+        return self.elastic_record.changed or not all(same)
+
+    @contextmanager
+    def merging(self: Model) -> Iterator[None]:
+        """What a LoRA adds to the weights inside the block is no training: alone they are still a model."""
+        self.elastic_record = dataclasses.replace(self.elastic_record, changed=self.weights_changed())
+        yield
+        self.elastic_samples = sample_weights(self)
+
+    @contextmanager
+    def adapting(self: Model) -> Iterator[None]:
+        """Adapters of the block go on the original's layers alone; like those, the interface is then frozen."""
+        with self.without_interface():
+            yield
+        self.elastic.requires_grad_(False)
+
+    @contextmanager
+    def forgetting(self: Model) -> Iterator[Tree]:
+        yield vars(self).pop("elastic_lengths", None)
+
+    def fuse_qkv_projections(self: Model) -> None:
+        """diffusers' own. Raises ValueError with low-rank changes, which sit on the layers that it replaces."""
+        if self.elastic_record.lora_rank or hasattr(self.elastic, "low_rank"):
+            raise ValueError("cannot fuse projections that have low-rank changes of the dial: leave them apart")
+        super().fuse_qkv_projections()  # pyrefly: ignore[missing-attribute]
 
     @contextmanager
     def without_interface(self: Model) -> Iterator[None]:
@@ -303,7 +314,8 @@ class Elastic:
     @contextmanager
     def cache_context(self: Model, name: str, **kwargs: Tree) -> Iterator[None]:
         """diffusers' own context, by which pipelines say which branch runs, "cond" or "uncond"; guiders "pred_cond"."""
-        with within(current_branch, name.removeprefix("pred_")), super().cache_context(name, **kwargs):  # pyrefly: ignore[missing-attribute]
+        own = getattr(super(), "cache_context", None)  # a class without caches has none
+        with within(current_branch, name.removeprefix("pred_")), own(name, **kwargs) if own else nullcontext():
             yield
 
 
@@ -311,6 +323,24 @@ def _become(module: Model, mixin: Model, **settings: bool) -> None:
     kind: Model = type(module)
     module.__class__ = _elastic_class(kind, mixin)
     vars(module).update(settings)
+
+
+WRAPPED = {
+    "fuse_lora": Elastic.merging,
+    "unfuse_lora": Elastic.merging,
+    "add_adapter": Elastic.adapting,
+    "load_lora_adapter": Elastic.adapting,
+    compat.RESET_CACHE: Elastic.forgetting,  # pipelines call it behind each run
+}
+
+
+def _inside(method: Callable[..., Tree], block: Callable[..., AbstractContextManager[Tree]]) -> Callable[..., Tree]:
+    @functools.wraps(method)
+    def wrapped(self: Model, *args: Tree, **kwargs: Tree) -> Tree:
+        with block(self):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class SameClass(type):
@@ -341,6 +371,7 @@ def _elastic_class(kind: Model, mixin: Model) -> Tree:
     body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     if issubclass(mixin, Elastic):  # Read and Write stay outside of what is run again in the backward pass
         body[compat.CHECKPOINT_FUNCTION] = compat.checkpointing_through(checkpointed)
+        body |= {name: _inside(getattr(kind, name), block) for name, block in WRAPPED.items() if hasattr(kind, name)}
     metaclass = type(SameClass.__name__, (SameClass, type(kind)), {})
     subclass = metaclass(kind.__name__, (mixin, kind), body)
     compat.register_block_like(subclass, kind)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from elit.elastic.families.family import Family
@@ -28,6 +29,8 @@ def family_of(transformer: object) -> Family:
     for kind in type(transformer).__mro__:  # sharding puts a class of torch's in front
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__]
+    if is_compiled_module(transformer):
+        raise ValueError("cannot elastify a compiled transformer: elastify it first, then compile it")
     name, known = type(transformer).__name__, ", ".join(FAMILIES)
     raise ValueError(f"cannot elastify a {name}: give its class to elit.register_family, or one of {known}")
 
