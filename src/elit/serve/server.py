@@ -87,12 +87,8 @@ def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
     if service.address:
         options |= {"address": service.address, "runtime_env": {"env_vars": environment}}
     else:
-        # "local", or RAY_ADDRESS and a cluster that runs here would be joined
-        options |= {
-            "address": "local",
-            "num_cpus": max(1, math.ceil(copies * service.cpus)),
-            "_node_ip_address": "127.0.0.1",
-        }
+        options |= {"num_cpus": max(1, math.ceil(copies * service.cpus)), "_node_ip_address": "127.0.0.1"}
+        options |= {"address": "local"}  # else the cluster of RAY_ADDRESS, or one that runs here
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         options |= {"num_gpus": math.ceil(copies * service.gpus)} if service.gpus else {}
     for attempt in range(RAY_TRIES):
