@@ -20,6 +20,7 @@ from elit.models.layers import CrossAttention, Mlp, Modulation, initialize, laye
 from elit.models.windows import Shape, Windows, joined, windows_of
 
 Core = Callable[..., Tensor]
+Width = int | None
 
 
 class Read(nn.Module):
@@ -77,12 +78,7 @@ class LatentInterface(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        window: Shape = (4, 4),
-        num_latents: int = 16,
-        condition_width: int | None = None,
+        self, width: int, num_heads: int, window: Shape = (4, 4), num_latents: int = 16, condition_width: Width = None
     ):
         super().__init__()
         self.window = tuple(window)
@@ -104,14 +100,13 @@ class LatentInterface(nn.Module):
         sorted, then `core` is called with latents alone. condition: (B, condition_width). budget: None = all latents,
         an int = latents kept of a window, a float in (0, 1] = that share.
         """
-        ordered = isinstance(grid, Windows)
-        windows = grid if ordered else windows_of(tuple(grid), self.window, 1, s.device)
+        windows = grid if isinstance(grid, Windows) else windows_of(tuple(grid), self.window, 1, s.device)
         require(s.shape[1] == prod(windows.grid), "grid", windows.grid, f"the axes of {s.shape[1]} tokens")
         fits, valid = (condition is None) == (self.reader.modulation is None), "given exactly where condition_width is"
         require(fits, "condition", None if condition is None else tuple(condition.shape), valid)
         kept = resolve_budget(budget, range(1, len(self.latents) + 1)) or len(self.latents)
         c = s.new_zeros(len(s), 1) if condition is None else condition
-        if ordered:
+        if isinstance(grid, Windows):
             return self.write(s, core(self.read(s, c, windows, kept)), windows, kept)
         s = s[:, windows.order]
         latents = core(self.read(s, c, windows, kept), windows.coordinates(kept))
