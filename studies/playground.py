@@ -1,8 +1,6 @@
-"""Screenshots of the playground's guide, taken in headless Chromium.
+"""The screenshot of the playground's guide, docs/figures/playground.png, taken in headless Chromium.
 
-    python studies/playground.py                                       # docs/figures/playground.png
-    elit serve fashion --steps 6 &
-    python studies/playground.py --service http://127.0.0.1:8000       # playground-load.png as well
+    python studies/playground.py
 
 Needs playwright and a Chromium, such as Debian's package.
 """
@@ -26,8 +24,6 @@ TIMEOUT_MS = 180_000
 def parse(line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
-    parser.add_argument("--service", help="URL of a service of elit serve: the Load tab under a burst")
-    parser.add_argument("--key", help="API key of the service")
     parser.add_argument("--query", default="of=sneaker&seed=3&budget=4", help="link that is opened")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
     parser.add_argument("--width", type=int, default=1180)
@@ -50,7 +46,7 @@ def main(line: Sequence[str] | None = None) -> int:
     args = parse(line)
     from playwright.sync_api import sync_playwright
 
-    address = serve(open_page(args.model, args.service, args.key, vae=None, device="cpu", dtype="float32"))
+    address = serve(open_page(args.model, vae=None, device="cpu", dtype="float32"))
     dark = "&__theme=dark" if args.scheme == "dark" else ""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -63,18 +59,6 @@ def main(line: Sequence[str] | None = None) -> int:
         page.wait_for_function("document.querySelector('#cost').innerText.includes('measured')")
         page.wait_for_timeout(500)
         page.screenshot(path=args.out / "playground.png", full_page=True)
-        if args.service:
-            if page.get_by_role("tab", name="Load").count() == 0:  # a narrow page has it in a menu
-                page.locator(".overflow-menu > button").click()
-                page.get_by_role("button", name="Load", exact=True).click()
-            else:
-                page.get_by_role("tab", name="Load").click()
-            page.locator("#deadline input[type=number]").fill("2")
-            page.locator("#deadline input[type=number]").press("Enter")
-            page.locator("#burst").click()
-            page.wait_for_function("document.querySelector('#burst-words')?.innerText.includes('late')")
-            page.wait_for_timeout(1500)
-            page.screenshot(path=args.out / "playground-load.png", full_page=True)
         browser.close()
     return 0
 

@@ -8,14 +8,11 @@ from importlib.util import find_spec
 
 import pytest
 from conftest import opened
-from serve.service import saved_model, served
 
 from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.play.renderer import Renderer
 from elit.sampling.engine import NetworkEngine
-from elit.serve.replica import load_replica
-from elit.serve.settings import ServiceSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,7 +22,6 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-KEY = "a-key-of-tests"
 NAMES = ["Trouser", "Pullover", "Bag", "Sneaker", "Ankle boot"]
 SLOW = 99  # A seed whose steps take long, so that there is time to cancel.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -59,18 +55,13 @@ def address_of(page):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    from elit.play.load import Service
     from elit.play.page import build_page
 
     folder = tmp_path_factory.mktemp("page") / "model"
     opened("elit-dit", in_channels=3, class_names=NAMES).save_pretrained(folder)
     renderer = SlowAtTimes(load_engine(str(folder), device="cpu", dtype="float32"), "float32")
-    digits = saved_model(tmp_path_factory.mktemp("watched") / "digits")
-    settings = ServiceSettings(model=str(digits), name="digits", steps=4, max_batch=2, deadline_ms=60_000, threads=1)
-    with served(settings, KEY, load_replica(settings)) as (url, _, _), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("elit.play.load.CALM_SECONDS", 1)
-        with address_of(build_page(renderer, Service(f"{url}/v1", KEY))) as address:
-            yield address
+    with address_of(build_page(renderer)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -178,17 +169,6 @@ def test_plan_by_target(visitor):
     visitor.wait("least possible", "#planned")
 
 
-def test_a_burst_is_sent_and_the_budget_served_is_a_line(visitor):
-    visitor.open("Load")
-    visitor.set("#requests", 12)
-    visitor.set("#seconds", 1)
-    visitor.click("#burst")
-    visitor.wait("13 requests: 0% refused, 0% late", "#burst-words")
-    visitor.wait("latents on average", "#burst-words")
-    for chart in ("#budgets", "#met"):
-        visitor.page.wait_for_selector(f"{chart} canvas, {chart} svg")
-
-
 def test_invalid_values_are_a_message(visitor, address):
     visitor.open("Dial")
     box = visitor.page.get_by_label("Class").first
@@ -263,7 +243,6 @@ def test_the_command_refuses(address, capsys):
         ("--host 0.0.0.0", "the page has no password"),
         (f"--port {port}", f"cannot listen at host='127.0.0.1', port={port}"),
         ("nowhere", "nowhere"),
-        ("--service http://127.0.0.1:9", "does not answer"),
     ):
         assert main(["play", *line.split()]) == 2
         assert message in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ class Args(OfNetwork):
     model: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of a saved model, a pipeline or an add-on of elit distill, or a model in the box. Default: the first in
     the box."""
-    service: str | None = None  # http://HOST:PORT of elit serve: adds a tab with its load.
-    api_key: str | None = None  # API key of the service. Default: ELIT_API_KEY of the environment.
     vae: Path | None = None  # Folder of the autoencoder that the model was trained with. Default: the pipeline's.
     port: int = 7860  # Port of the page; 0 takes a free one.
     host: str = "127.0.0.1"  # Address to listen on; another than this machine's own needs --expose.
@@ -41,14 +38,12 @@ class Args(OfNetwork):
 
 
 def run(args: Args) -> None:
-    for module in ("gradio", "prometheus_client", "aiohttp") if args.service else ("gradio",):
-        if importlib.util.find_spec(module) is None:
-            raise ValueError(f"{module} is not installed: pip install 'elit-diffusion[serve,ui]'")
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("gradio is not installed: pip install 'elit-diffusion[ui]'")
     from elit.play.page import open_page, serve
 
     device, port = check_device(args.device), free_port(args.host, args.port)
-    key = args.api_key or os.environ.get("ELIT_API_KEY") or None
-    page = open_page(args.model, args.service, key, vae=args.vae, device=device, dtype=args.dtype)
+    page = open_page(args.model, vae=args.vae, device=device, dtype=args.dtype)
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}/"
     who = "whoever reaches this machine" if args.expose else "this machine alone; sharing is off"
     line = json.dumps({"url": address}) if args.json else f"{address} is open for {who}. Ctrl-C ends it."

@@ -32,23 +32,16 @@ POLICY = (
 CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/component_server")  # Gradio's; the page has no use.
 
 
-def open_page(
-    model: Path | None, service: str | None, key: str | None, *, vae: Path | None, device: str, dtype: str
-) -> gr.Blocks:
-    """The page of a model, by default the box's first, with a tab for a service's load. Raises ValueError."""
-    watched = None
-    if service is not None:
-        from elit.play.load import Service  # needs the extra serve
-
-        watched = Service(service, key)
+def open_page(model: Path | None, *, vae: Path | None, device: str, dtype: str) -> gr.Blocks:
+    """The page of a model, by default the box's first. Raises ValueError."""
     folder = model_folder(model or DEFAULT)
     engine = load_engine(folder, name=model_name(folder), vae=vae, device=device, dtype=dtype)
     renderer = Renderer(engine, dtype)
     threading.Thread(target=renderer.thumbnails, daemon=True).start()
-    return build_page(renderer, watched)
+    return build_page(renderer)
 
 
-def build_page(renderer: Renderer, service: Any = None) -> gr.Blocks:
+def build_page(renderer: Renderer) -> gr.Blocks:
     play = Playground(renderer)
     with gr.Blocks(title="elit playground", analytics_enabled=False, delete_cache=(1800, 3600)) as page:
         text = f"# Playground\nAll pictures come from the same weights: {play.engine.name}. The budget is the number "
@@ -69,11 +62,6 @@ def build_page(renderer: Renderer, service: Any = None) -> gr.Blocks:
                     if play.engine.network.latent_interface is not None:
                         with gr.Tab("Inside") as tab:
                             build_inside(play, play.engine, controls, tab, present)
-                if service is not None:
-                    from elit.play.load import build_load
-
-                    with gr.Tab("Load") as tab:
-                        build_load(service, tab)
         page.queue(default_concurrency_limit=4, max_size=64)
         page.unload(play.cancel)
         page.load(None, js=NAME_PICTURES, api_visibility="private")
