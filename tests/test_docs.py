@@ -144,7 +144,7 @@ def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatc
     assert all(Image.open(name).size for name in ("dogs.png", "heun.png", "dit.png"))
 
 
-@pytest.mark.parametrize("name", ["own_transformer", "pipeline_dial"])
+@pytest.mark.parametrize("name", ["own_transformer", "train_loop", "pipeline_dial"])
 def test_an_example_and_its_notebook_run(tmp_path, monkeypatch, capsys, name):
     """The notebook is made of the example; its cells run here with two steps of training."""
     monkeypatch.chdir(tmp_path)
