@@ -28,11 +28,10 @@ import torch
 import elit
 from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import open_detector
-from elit.evaluate.plane import write_table
 from elit.evaluate.reference import open_reference
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup, score
-from elit.evaluate.sweep import make_settings, sweep
+from elit.evaluate.sweep import make_settings, sweep, write_table
 from elit.files import write_text
 from elit.flow.guidance import Guidance
 from elit.planner.choose import Plan, Pricing
@@ -117,7 +116,7 @@ class Study:
         self.sampler = Sampler(model, work)
         guidance = [None, *(elit.CCFG(scale, model.budgets[0]) for scale in scales)]
         schedules = [f"{model.budgets[0]}@0-0.5,{model.budgets[-1]}@0.5-1"]
-        settings, _ = make_settings(self.sampler, budgets=[*budgets, *schedules], steps=steps, guidance=guidance)
+        settings = make_settings(self.sampler, budgets=[*budgets, *schedules], steps=steps, guidance=guidance)
         points, _ = sweep(self.sampler, settings, [self.metrics], count=args.count)
         write_table(points, args.work / "sweep.jsonl")
         self.quality: Quality = read_quality(args.work / "sweep.jsonl")

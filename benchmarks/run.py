@@ -30,7 +30,7 @@ import against_padding
 import torch
 
 import elit
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.tables import print_table
 from elit.files import write_text
 
 

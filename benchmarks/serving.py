@@ -33,7 +33,7 @@ from simulator import FOR_EVER, bursty_rates, simulate
 import elit
 from elit.budgets import evenly_spaced, resolve_budget
 from elit.elastic.engine import load_engine
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.tables import print_table
 from elit.files import Json, write_text
 from elit.planner.cost import Costs
 from elit.planner.quality import Curve, read_quality

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.tables import print_table
 from elit.planner.cost import Costs, branch_latents
 from elit.planner.profile import read_profile
 from elit.sampling.settings import Sampling

@@ -22,7 +22,7 @@ import torch
 
 import elit
 from elit.cli.quickstart import NETWORKS
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.tables import print_table
 from elit.models.saved import save_model
 from elit.pretrained import model_folder
 

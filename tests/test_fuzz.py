@@ -22,7 +22,7 @@ from serve.service import saved_model
 import elit
 from elit.cli.main import COMMANDS, parse
 from elit.config import DistillConfig, TrainConfig, load_config
-from elit.evaluate.plane import read_table
+from elit.evaluate.sweep import read_table
 from elit.planner.profile import read_profile
 from elit.sampling.pictures import PictureRecord
 from elit.sampling.settings import Sampling

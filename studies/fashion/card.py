@@ -19,12 +19,11 @@ from elit.cli.main import show_progress
 from elit.elastic.load import load_network
 from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import FashionDetector
-from elit.evaluate.plane import write_table
 from elit.evaluate.reference import FASHION_REFERENCE, load_reference
-from elit.evaluate.report.sweep import write_card
+from elit.evaluate.report import write_card
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
-from elit.evaluate.sweep import make_settings, sweep
+from elit.evaluate.sweep import make_settings, sweep, write_table
 from elit.files import write_text
 
 ALL = ("100%", "50%", "25%", "12.5%", "6.25%")
@@ -49,7 +48,7 @@ def main(line: Sequence[str] | None = None) -> None:
     settings = []
     for each in SWEEPS:
         options: dict[str, Any] = each | {"budgets": [parse_budget(budget) for budget in each["budgets"]]}
-        settings += make_settings(sampler, **options)[0]
+        settings += make_settings(sampler, **options)
     metrics = ("fd", "precision", "recall", "accuracy")
     reference = load_reference(FASHION_REFERENCE, detector)
     group = MetricGroup(specification="fashion-mnist", detector=detector, reference=reference, metrics=metrics)

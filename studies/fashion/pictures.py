@@ -13,7 +13,7 @@ from runs import ROOT
 
 import elit
 from elit.evaluate import plots
-from elit.evaluate.plane import read_table
+from elit.evaluate.sweep import read_table
 from elit.pretrained import HERE
 
 TABLE = HERE / "fashion" / "sweep.jsonl"

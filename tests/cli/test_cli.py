@@ -2,13 +2,10 @@
 
 import json
 import re
-import tomllib
-from pathlib import Path
 
 import pytest
 
 import elit
-from elit.cli.doctor import EXTRAS
 from elit.cli.main import COMMANDS, FIRST, main
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -67,19 +64,13 @@ def test_a_shell_completes_all_commands(capsys):
     [
         ("sample nothing", "'nothing'"),
         ("sample MODEL --budget 17", "budget must be a number of latents per window (1 to 16)"),
-        ("sample MODEL --sample-budgets 8 4 --count 3", "sample_budgets"),
         ("sample MODEL --step-budgets 8 4 --budget 8", "step_budgets"),
-        ("sample MODEL --labels 11", "11"),
-        ("sample MODEL --count 99999999999999", "count must be"),
         ("sample MODEL --guidance ccfg --guidance-budget 99", "got 99"),
         ("sample MODEL --guidance cfg --scale inf", "scale must be"),
         ("sample MODEL --scale 2", "scale"),
         ("sample MODEL --text-encoder t5", "text_encoder"),
         ("sample MODEL --out x.bmp", "'x.bmp'"),
-        ("sample MODEL --vae nothing", "vae"),
         ("sample MODEL --device nowhere", "device must be usable on this machine, got 'nowhere'"),
-        ("sample MODEL --prompts seven", "prompts"),
-        ("sample MODEL --target-gflops -1", "target_gflops"),
         ("sample MODEL --target-ms 100 --target-gflops 1", "target_ms, target_gflops given; give one of"),
         ("sample MODEL --target-ms 100 --steps 8", "cannot use steps with a target"),
         ("sample MODEL --wrong 1", "--wrong"),
@@ -92,15 +83,10 @@ def test_a_shell_completes_all_commands(capsys):
         ("import nothing.pt out", "nothing.pt"),
         ("evaluate", "Missing"),
         ("evaluate MODEL --detector fid", "'fid'"),
-        ("evaluate MODEL --detector digits --metrics fid", "fid"),
-        ("evaluate MODEL --detector digits --reference x", "'x'"),
         ("sweep nothing", "'nothing'"),
-        ("sweep MODEL --guidance none --scales 2", "scales"),
         ("inspect PLAIN --data digits", "Read"),
         ("inspect TEXT", "samples"),
         ("inspect FEW --data digits", "y must be labels 0 to "),
-        ("inspect MODEL --data digits --count 2000", "2000"),
-        ("quickstart --backbone sit", "sit"),
     ],
 )
 @pytest.mark.usefixtures("digit_classifiers")
@@ -121,9 +107,7 @@ def test_flops_of_presets_and_of_saved_models(run, models):
     assert rows["DiT-XL/2", None]["training_tflops"] == pytest.approx(806, rel=0.015)
     assert rows["ELIT-DiT-XL/2", 1.0]["training_tflops"] == pytest.approx(831, rel=0.015)
     assert rows["ELIT-DiT-XL/2", 0.25]["tokens_per_group"] == 16
-    code, out, _ = run("flops", models / "model", "--measure", "--batch-size", "2")
-    assert code == 0
-    assert "ms/sample" in out
+    assert run("flops", models / "model")[0] == 0
     assert "ELIT-U-ViT-XL/2 MB, 512px" in run("flops", "--paper")[1]
     assert all(
         abs(row["difference"]) <= 0.025 for row in json.loads(run("flops", "--paper", "--json")[1].splitlines()[-1])
@@ -155,5 +139,3 @@ def test_doctor(run, tmp_path, monkeypatch):
     assert code == 0
     assert "operator nms does not exist" in out
     assert "pip uninstall torchvision" in out
-    content = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert set(EXTRAS) == set(content["project"]["optional-dependencies"]) - {"dev"}

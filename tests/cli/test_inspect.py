@@ -3,13 +3,8 @@
 import json
 
 import pytest
-import torch
-from conftest import SAVED, TINY
-from PIL import Image
 
-import elit
 from elit.cli.main import main
-from elit.models.saved import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("empty_folder")]
 
@@ -25,17 +20,3 @@ def test_it_writes_numbers(models, tmp_path, capsys, name, data):
     assert said["made"]["examples"]["data"] == data
     assert said["made"]["pictures"]
     assert not list(tmp_path.rglob(".*"))
-
-
-def test_it_prints_tables_and_reads_a_folder(models, tmp_path, capsys):
-    for i in range(4):
-        (tmp_path / f"data/{i}").mkdir(parents=True)
-        Image.new("RGB", (9, 9), (60 * i, 0, 0)).save(tmp_path / f"data/{i}/0.png")
-    torch.manual_seed(0)
-    name, settings = SAVED["model"]
-    save_model(elit.create_model(name, **TINY | settings | {"in_channels": 3}), tmp_path / "colours")
-    assert main(["inspect", "colours", "--data", "data", *QUICK]) == 0
-    out = capsys.readouterr().out
-    assert "Rank correlation of Read attention and loss" in out
-    assert "Loss at every budget" in out
-    assert out.splitlines()[-1] == "Pictures: inside"

@@ -62,7 +62,7 @@ def test_a_quickstart_that_is_refused_or_fails_leaves_the_one_before(run, tmp_pa
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["quickstart", "results.json", "thesis.tex"]
 
 
-FILES = {"evaluate": "samples.npz", "sweep": "table.parquet", "serve": "build.yaml", "encode": "inspect.png"}
+FILES = {"evaluate": "samples.npz", "serve": "build.yaml", "encode": "inspect.png"}
 
 
 @pytest.mark.parametrize("command", ["import", "inspect", *FILES])
@@ -76,11 +76,10 @@ def test_every_command_asks(run, tmp_path, models, command):
         "import": ("import", "x.pt", out),
         "inspect": ("inspect", models / "model", "--data", "digits", "--out", out),
         "evaluate": ("evaluate", models / "model", "--detector", "digits", "--out", out),
-        "sweep": ("sweep", models / "model", "--detector", "digits", "--table", out, "--out", tmp_path / "new"),
         "serve": ("serve", models / "model", "--build", out),
         "encode": ("encode", "--inspect", tmp_path),
     }
-    option = {"sweep": "table", "serve": "build", "encode": "inspect"}.get(command, "out")
+    option = {"serve": "build", "encode": "inspect"}.get(command, "out")
     code, _, error = run(*lines[command])
     assert code == 2
     assert list(tmp_path.iterdir()) == [out]

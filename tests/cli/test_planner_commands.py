@@ -44,7 +44,3 @@ def test_without_a_profile_a_target_measures_first(run, monkeypatch):
     assert (code, "cfg 1.25" in said) == (0, True)
     assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
     assert run(*line)[2] == ""
-    monkeypatch.setattr(elit.cli.sample, "measured", lambda *_, **__: pytest.fail("measured for an impossible target"))
-    code, _, error = run("sample", "model", "--labels", 3, "--target-ms", 0.001, "--out", "x.png")
-    assert (code, error.count("\n")) == (2, 1)
-    assert error.startswith("elit sample: target_ms=0.001: the least possible here is ")

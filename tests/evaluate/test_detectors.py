@@ -166,5 +166,5 @@ def test_without_torch_fidelity_one_line_says_what_to_install(capsys, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     assert main(["evaluate", "digits", "--reference", "digits", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("elit evaluate: cannot load detector inception: it needs torch-fidelity and the torchvision")
+    assert said.startswith("elit evaluate: cannot load detector inception: it needs torch-fidelity of elit")
     assert said.count("\n") == 1

@@ -134,20 +134,6 @@ def test_a_sample_shows_the_class_of_its_label_or_of_its_prompts_number():
         assert drawn.labels.tolist() == labels
 
 
-def test_a_compiled_network_draws_the_same_samples_up_to_rounding(model, tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
-    network, setting = elit.load_model(model), Sampling(steps=2)
-    work = Work(out=tmp_path, chunk=8)
-    plain = Sampler(network, work).make(setting, 8)
-    assert not compiled
-    fast = Sampler(network, work, compile=True).make(setting, 8)
-    assert compiled
-    assert fast.chunks.folder != plain.chunks.folder  # other roundings: another recipe
-    assert fast.recipe == plain.recipe | {"compile": True}
-    assert (fast.read(0, 8).int() - plain.read(0, 8).int()).abs().max() <= 1
-
-
 def test_two_recipes_never_share_a_file(model, tmp_path):
     network, detector = elit.load_model(model), open_detector("digits")
     work, group = Work(out=tmp_path, chunk=8), MetricGroup("digits", detector, None, ("is",))

@@ -10,7 +10,7 @@ from service import row, saved_model
 
 import elit
 from elit.cli.main import main
-from elit.evaluate.recipe import describe_network, recipe_digest
+from elit.evaluate.chunks import describe_network, recipe_digest
 from elit.planner.cost import Costs
 from elit.planner.profile import Profile
 from elit.serve.ladder import find_ladder

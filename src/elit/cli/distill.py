@@ -45,8 +45,7 @@ def run(args: Args) -> Json | None:
     from accelerate import PartialState
 
     from elit.elastic.distill import distill
-    from elit.evaluate.report.add_on_card import push, write_card
-    from elit.evaluate.report.tables import print_table
+    from elit.evaluate.tables import print_table, push, write_card
 
     result, out = distill(args.settings), args.settings.out
     if not PartialState().is_main_process:

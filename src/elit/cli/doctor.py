@@ -12,15 +12,10 @@ from elit._version import __version__
 from elit.cli.main import Command
 from elit.files import Json
 
-PACKAGES = ("torch", "diffusers", "accelerate", "safetensors", "scikit-learn", "tyro", "rich", "matplotlib")
-EXTRAS = {  # of pyproject.toml, with a package of each that nothing else here brings along
-    "eval": "torch-fidelity",
-    "text": "transformers",
-    "lora": "peft",
-    "serve": "ray",
-    "ui": "gradio",
-    "docs": "mkdocs",
-}
+PACKAGES = (
+    *("torch", "diffusers", "accelerate", "safetensors", "scikit-learn", "tyro", "rich", "matplotlib"),
+    *("torch-fidelity", "transformers", "peft", "ray", "gradio", "mkdocs"),  # of extras
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +27,8 @@ class Args(Command):
 
 
 def run(args: Args) -> Json:
-    versions: dict[str, str] = dict.fromkeys([*PACKAGES, *EXTRAS.values()], "not installed")
-    for name in versions:
+    versions: dict[str, str] = dict.fromkeys(PACKAGES, "not installed")
+    for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     problems: Json = {}  # by package, with a cure
@@ -50,8 +45,7 @@ def run(args: Args) -> Json:
         "elit": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: versions[name] for name in PACKAGES},
-        "extras": {extra: f"{name} {versions[name]}" for extra, name in EXTRAS.items()},
+        "versions": versions,
         "devices": {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch", **devices},
         "problems": problems,
     }

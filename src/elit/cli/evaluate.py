@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from accelerate import PartialState
 
-from elit.cli.main import Output, check_device, show_notes, show_progress
+from elit.cli.main import Output, check_device, show_progress
 from elit.cli.options import SamplingArgs
 from elit.config import WAIT, require, require_counts
 from elit.data.builtin import is_named
@@ -56,7 +56,7 @@ def run(args: Args) -> Json | None:
         check_new_output(args.save_reference, overwrite=args.overwrite, name="save_reference")
     elif args.out.suffix == ".npz":
         check_new_output(args.out, overwrite=args.overwrite)
-    with show_notes("evaluate"), leaving_nothing(args.folder):
+    with leaving_nothing(args.folder):
         state = PartialState(cpu=check_device(args.device) == "cpu", timeout=WAIT)
         work = args.work(args.folder, state)
         pictures, groups = _open(args, args.device or str(state.device), work)
@@ -72,7 +72,18 @@ def run(args: Args) -> Json | None:
         return None
     if args.out.suffix == ".npz":
         write_npz(pictures, args.out)
-    return _report(args, pictures.count, results)
+    files = {name: str(score_path(result.recipe, args.folder)) for name, result in results.items()}
+    first = next(iter(results.values()))
+    if not args.json:
+        for name, result in results.items():
+            figures = "  ".join(f"{metric} {value:.4f}" for metric, value in result.scores.items())
+            print(f"{name}, {pictures.count} samples: {figures}  ({files[name]})")
+        if first.gflops_per_sample is not None:
+            print(f"{first.gflops_per_sample:.3f} GFLOPs and {first.ms_per_sample:.1f} ms a sample")
+    shared = {name: getattr(first, name) for name in ("set_sha256", "gflops_per_sample", "ms_per_sample")}
+    scores = {name: result.scores for name, result in results.items()}
+    notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
+    return {"count": pictures.count, "scores": scores, "notes": notes, "files": files, **shared}
 
 
 def _open(args: Args, device: str, work: Work) -> tuple[Pictures, list[MetricGroup]]:
@@ -98,18 +109,3 @@ def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGro
     if not args.json:
         print(f"{path}: {group.detector.name}'s statistics of {pictures.count} pictures")
     return {"reference": str(path), "count": pictures.count, "made": reference.origin}
-
-
-def _report(args: Args, count: int, results: dict[str, Result]) -> Json:
-    first = next(iter(results.values()))
-    files = {name: str(score_path(result.recipe, args.folder)) for name, result in results.items()}
-    if not args.json:
-        for name, result in results.items():
-            figures = "  ".join(f"{metric} {value:.4f}" for metric, value in result.scores.items())
-            print(f"{name}, {count} samples: {figures}  ({files[name]})")
-        if first.gflops_per_sample is not None:
-            print(f"{first.gflops_per_sample:.3f} GFLOPs and {first.ms_per_sample:.1f} ms a sample")
-    shared = {name: getattr(first, name) for name in ("set_sha256", "gflops_per_sample", "ms_per_sample")}
-    scores = {name: result.scores for name, result in results.items()}
-    notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
-    return {"count": count, "scores": scores, "notes": notes, "files": files, **shared}

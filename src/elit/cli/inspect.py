@@ -12,8 +12,8 @@ from elit.cli.options import GuidanceArgs, OfNetwork
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate.inspect.attention import TIMES, interface_of
-from elit.evaluate.inspect.inspection import OLD, PICTURES, inspect_model, load_probe, tables
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.inspect.inspection import PICTURES, inspect_model, load_probe, tables
+from elit.evaluate.tables import print_table
 from elit.files import Json, check_new_output, write_folder
 from elit.sampling.settings import Sampling
 
@@ -51,8 +51,7 @@ class Args(GuidanceArgs, OfNetwork, Output):
 
 
 def run(args: Args) -> Json:
-    mine = (*PICTURES, *OLD, "inspect.json").__contains__
-    check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=mine)
+    check_new_output(args.out, overwrite=args.overwrite, folder=True, mine=(*PICTURES, "inspect.json").__contains__)
     device, dtype = check_device(args.device), getattr(torch, args.dtype)
     model, vae = load_network(args.model, vae=args.vae, device=device, dtype=dtype)
     interface_of(model)

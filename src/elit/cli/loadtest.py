@@ -38,7 +38,7 @@ class Args(Command):
 
 
 def run(args: Args) -> Json:
-    from elit.evaluate.report.tables import print_table
+    from elit.evaluate.tables import print_table
     from elit.serve.loadtest import arrivals, run_loadtest, summarize
 
     thirds = [3 * second // args.seconds for second in range(args.seconds)]

@@ -12,7 +12,6 @@ import os
 import re
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -46,11 +45,8 @@ SAME = {"--lr": "--learning-rate", "--epochs": "--steps", "--model": "--model.na
 SAME |= dict.fromkeys(("--cfg-scale", "--guidance-scale"), "--scale") | {"--num-inference-steps": "--steps"}
 """Options as other programs call them."""
 
-BAD_PLACE = {
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
-    errno.ELOOP,
-}
-"""Errors of the system that mean that a path is bad input."""
+# Errors of the system that mean that a path is bad input.
+BAD_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,19 +210,6 @@ def show_progress(title: str, total: int) -> Iterator[Callable[[int, int], None]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(escape(title), total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def show_notes(name: str) -> Iterator[None]:
-    """Prints warnings about scores as lines on stderr, each once."""
-    from elit.evaluate import EvaluationWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", EvaluationWarning)
-        yield
-    notes = [str(each.message) for each in caught if issubclass(each.category, EvaluationWarning)]
-    for note in dict.fromkeys(notes):
-        print(f"elit {name}: note: {note}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,8 +1,6 @@
 """Options that commands share."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any
 
 from elit.budgets import ANY_COUNT, schedule_budgets
 from elit.cli.main import Command
@@ -35,7 +33,9 @@ class GuidanceArgs:
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # Times between which guidance acts; 0 = noise, 1 = data.
 
     def __post_init__(self) -> None:
-        check_guidance_is_used(self, {self.guidance}, "scale")
+        for name in ("scale", "guidance_budget", "guidance_interval") if self.guidance == "none" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} has no effect without guidance: add --guidance cfg, ag or ccfg")
         self.make_guidance()
 
     def make_guidance(self) -> Guidance | None:
@@ -64,13 +64,3 @@ class SamplingArgs(GuidanceArgs):
 
     def sampling(self) -> Sampling:
         return Sampling.from_dict({each.name: getattr(self, each.name) for each in fields(SamplingArgs)})
-
-
-def check_guidance_is_used(args: Any, kinds: Collection[str], *scales: str) -> None:
-    """Raises ValueError for an option of guidance that has no effect with these kinds of it."""
-    names = (*scales, "guidance_budget", "guidance_interval")
-    given = [name for name in names if getattr(args, name) != getattr(type(args), name)]
-    if given and set(kinds) <= {"none"}:
-        raise ValueError(f"{given[0]} has no effect without guidance: add --guidance cfg, ag or ccfg")
-    if "guidance_budget" in given and set(kinds) <= {"none", "cfg"}:
-        raise ValueError("guidance_budget has no effect with cfg: use --guidance ag or ccfg")

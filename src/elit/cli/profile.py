@@ -43,8 +43,6 @@ def run(args: Args) -> Json:
     profile = measured(model, batch_sizes=args.batch_sizes, seconds=args.seconds, compile=args.compile)
     profile.save(folder)
     if not args.json:
-        prices = ", ".join(f"{name} {price:.3g}" for name, price in profile.cost["prices"].items() if price)
-        print(f"Prices in ms (around, linear, attention: a GFLOP): {prices}")
         fitted, unseen = (profile.error(held_out=which) for which in (False, True))
         print(f"Mean error: {fitted:.1%} of the runs fitted, {unseen:.1%} held out.")
         print(f"Profile: {path}")

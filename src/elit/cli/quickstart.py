@@ -21,13 +21,12 @@ from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import ClipDetector, ImageDetector, centred, train_digit_classifier
 from elit.evaluate.inspect.attention import read_attention
 from elit.evaluate.pictures import data_pictures
-from elit.evaluate.plane import Point
 from elit.evaluate.reference import measure_reference
-from elit.evaluate.report.sweep import Section, cells, headings, write_page
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.report import Section, cells, headings, write_page
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup
-from elit.evaluate.sweep import sweep
+from elit.evaluate.sweep import Point, sweep
+from elit.evaluate.tables import print_table
 from elit.files import Json, check_new_output, write_folder, write_text
 from elit.flow.guidance import CCFG
 from elit.flow.path import interpolate
@@ -47,24 +46,15 @@ PRODUCTS = (
     *("model", "checkpoints", "samples", "logs", "config.yaml", "metrics.jsonl", "results.json"),
     *("samples.png", "samples.gif", "compute_quality.png", "read_attention.png", "report.html"),
 )
+# Title and text of the report's pictures.
 PICTURES = {
-    "samples.gif": ("Moving digits", "Rows are budgets, columns the requested digit, with CCFG."),
-    "samples.png": (
-        "The same noise at every budget",
-        "Rows are budgets, with CCFG; only the number of latents changes.",
-    ),
+    "samples.png": ("The same noise at every budget", "Only the number of latents changes, with CCFG."),
     "compute_quality.png": (
         "Compute against quality",
-        "The Fréchet distance compares samples and real data on the classifier's features. CCFG (cheap classifier-free "
-        "guidance) runs its unconditional branch with the fewest latents: digits are clearer and less varied.",
+        "Fréchet distance on the classifier's features; lower is better.",
     ),
-    "read_attention.png": (
-        "Attention of the latents",
-        "Read attention at t = 0.7 for six digits. Each window has its own copy of a latent; first latents are trained "
-        "at every budget, last ones only near the full one.",
-    ),
+    "read_attention.png": ("Attention of the latents", "Read attention at t = 0.7 for six digits."),
 }
-"""Title and text of the report's pictures; of clips alone there is an animation."""
 TRAINING = {"steps": 700, "batch_size": 32, "learning_rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99}
 # Clips need more blocks that see all frames, and more of the times at which places and class are decided.
 OF_CLIPS = {"data": "moving-digits", "steps": 1500, "batch_size": 16, "ema_decay": 0.995, "time_shift": 1.5}
@@ -122,8 +112,6 @@ def run_into(out: Path, args: Args) -> None:
     data = moving_digits() if args.clips else still
     cut_out = ImageSet(centred(still.images), still.labels, still.classes) if args.clips else still
     classifier = train_digit_classifier(cut_out, seed=args.seed)
-    known = f"{classifier.accuracy:.1%} right on {classifier.held_out} digits it never saw"
-    print(f"Digit classifier: {known}.", file=sys.stderr)
     print(f"Training {config.model.name}, small, for {config.steps} steps on {len(data):,} samples.", file=sys.stderr)
     model = train(config).cpu()
     conditions = model.conditioning.prepare(CAPTIONS if model.takes_text else list(range(10)))
@@ -131,7 +119,6 @@ def run_into(out: Path, args: Args) -> None:
     guidance = CCFG(2.0 if args.clips else 1.5, budgets[-1])
     plain = [Sampling(steps=SAMPLING_STEPS, budget=budget, seed=args.seed) for budget in budgets]
     guided = [replace(each, guidance=guidance) for each in plain]
-    print(f"Sampling at {len(budgets)} budgets, without guidance and with CCFG.", file=sys.stderr)
     detector = (ClipDetector if args.clips else ImageDetector)(classifier.model)
     with tempfile.TemporaryDirectory() as folder:
         work = Work(out=Path(folder), chunk=50)
@@ -144,24 +131,10 @@ def run_into(out: Path, args: Args) -> None:
         points = sweep(sampler, settings, [group], count=count)[0]
     draw(out, model, data, conditions, guided, points)
     columns, rows = headings(metrics), [cells(point, metrics) for point in points]
-    lead = (
-        f"{config.model.name}, small: trained for {config.steps} steps in this folder, then sampled at {len(budgets)} "
-        f"budgets with the same weights. Accuracy is by a classifier, {known}."
-    )
-    numbers = f"{count} samples a row, {SAMPLING_STEPS} Euler steps; cost is of a whole sample, guidance included."
-    there = [(out / name, *texts) for name, texts in PICTURES.items() if (out / name).is_file()]
-    prompt = f' --prompts "{CAPTIONS[3]}" "{CAPTIONS[7]}"' if args.backbone == "mmdit" else ""
-    advice = (
-        f"elit sample {args.out / 'model'}{prompt} --budget 50% --guidance ccfg --guidance-budget {budgets[-1]} "
-        f"--scale 2 --out {'clips.gif' if args.clips else 'digits.png'}\n"
-        f"elit train --config {args.out / 'config.yaml'} --steps 5000 --out runs/longer\n"
-        "elit sample fashion --labels sneaker bag --count 12 --budget 25% --guidance ccfg --scale 2 --out clothes.png"
-    )
-    sections = [
-        *(Section(title=title, text=text, image=path) for path, title, text in there),
-        Section(title="The numbers", text=numbers, headings=columns, rows=rows),
-        Section(title="Next steps", text="Sample, train longer, or take a larger model:", code=advice),
-    ]
+    lead = f"{config.model.name}, small: trained for {config.steps} steps, then sampled at {len(budgets)} budgets."
+    sections = [Section(*PICTURES[name], out / name) for name in PICTURES]
+    text = f"{count} samples a row, {SAMPLING_STEPS} Euler steps; cost is of a whole sample, guidance included."
+    sections.append(Section("The numbers", text, headings=columns, rows=rows))
     write_page(out / "report.html", "One model, many budgets: handwritten digits", lead, sections)
     save_config(args.training(args.out), out / "config.yaml")
     results: Json = {"backbone": args.backbone, "seconds": round(time.perf_counter() - start, 1)}
@@ -184,11 +157,10 @@ def draw(
     samplings: Sequence[Sampling],
     points: Sequence[Point],
 ) -> None:
-    """samples.png (of clips a strip of frames), samples.gif (clips alone), compute_quality.png, read_attention.png."""
+    """samples.png (of clips a strip of frames), compute_quality.png, read_attention.png."""
     clips, full = len(data.shape) == 4, model.budgets[-1]
     rows = [(f"{each.budget} of\n{full} latents", sample(model, conditions, sampling=each)) for each in samplings]
     if clips:
-        plots.animate(rows, CLASSES, out / "samples.gif")
         rows = [(label, samples[list(STRIPS)]) for label, samples in rows]
     plots.samples_by_budget(rows, [CLASSES[digit] for digit in STRIPS] if clips else CLASSES, out / "samples.png")
     plots.compute_quality(points, "fd", out / "compute_quality.png")

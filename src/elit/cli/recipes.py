@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from elit.cli.main import Command
 from elit.config import load_config, recipes
-from elit.evaluate.report.tables import print_table
+from elit.evaluate.tables import print_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from elit.costs.timing import wait_for
 from elit.elastic.engine import load_engine
 from elit.files import Json, check_new_output, check_writable
 from elit.planner.choose import Plan, find_profile, make_target, network_folder, plan
-from elit.planner.profile import time_runs
 from elit.pretrained import model_name
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun, Run, conditions_of, take
 from elit.sampling.pictures import PictureRecord, Subject, is_sample, make_record, output_kind, read_text, write_samples
@@ -165,14 +164,11 @@ def run(args: Args) -> Json:
 
 
 def compare(before: PictureRecord, now: PictureRecord, like: Path) -> int | None:
-    """The row to make. Notes why it may come out otherwise; raises ValueError for other weights under the same name."""
+    """The row to make. Raises ValueError for other weights under the same name."""
     same = before.model == now.model and before.sampling.dtype == now.sampling.dtype
     if same and before.weights != now.weights:
         fault = f"it was made by other weights than {before.model} has now; name the model that made it"
         raise ValueError(f"cannot make {str(like)!r} again: {fault}")
-    for name, value in now.made_with.items():
-        if (old := before.made_with.get(name)) != value:
-            print(f"elit sample: note: {like} was made with {name} {old}, here it is {value}", file=sys.stderr)
     return before.row
 
 
@@ -183,10 +179,6 @@ def planned(args: Args, engine: Engine, batch: int) -> Plan:
     model, folder = engine.network, network_folder(args.model) or args.model
     profile = find_profile(model, folder, compile=args.compile)
     if profile is None and args.target_gflops is None:
-        cheapest = Sampling(steps=1, budget=model.budgets[0] if model.budgets else None)
-        (ms,), _ = time_runs(model, [(cheapest, batch)], compile=args.compile, seconds=0.0)
-        if ms > (target := make_target(batch, **args.targets)).limit:
-            raise ValueError(f"{target.text}: the least possible here is {ms:.4g} ms, one step with the fewest latents")
         print("elit sample: note: no profile of this machine yet; measuring for half a minute", file=sys.stderr)
         sizes = sorted({1, batch, *(size for size in (2, 4, 8) if size < batch)})
         profile = measured(model, batch_sizes=sizes, seconds=30.0, compile=args.compile)

@@ -55,7 +55,7 @@ def run(args: Args) -> Json | None:
 
 def _dry_run(args: Args) -> Json:
     from elit.costs.memory import estimate
-    from elit.evaluate.report.tables import print_table
+    from elit.evaluate.tables import print_table
 
     settings = args.settings
     cost = estimate(settings, devices=args.devices, device_tflops=args.device_tflops, utilisation=args.utilisation)

@@ -90,10 +90,8 @@ class InceptionDetector(Detector):
         try:
             self.network, layer = inception_network(weights)
         except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
-            raise ValueError(
-                f"cannot load detector inception: it needs torch-fidelity and the torchvision built for this torch "
-                f"({' '.join(str(error).split())}); pip install 'elit-diffusion[eval]', or use dinov2"
-            ) from None
+            needs = "torch-fidelity of elit-diffusion[eval], and the torchvision built for this torch"
+            raise ValueError(f"cannot load detector inception: it needs {needs} ({error})") from None
         self.network.to(device)
         self.device = torch.device(device)
         self.weights = weights_digest(self.network)
@@ -119,15 +117,10 @@ class TransformersDetector(Detector):
     def __init__(self, name: str, device: torch.device | str):
         try:
             import transformers
-        except ImportError as error:
-            raise ValueError(
-                f"cannot load detector {self.name}: it needs transformers ({error}); pip install 'elit-diffusion[text]'"
-            ) from None
-        try:
+
             self.network = getattr(transformers, self.kind).from_pretrained(name, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"cannot load detector {self.name}:{name}: {reason}") from None
+        except (ImportError, OSError, ValueError) as error:  # the extra text has transformers
+            raise ValueError(f"cannot load detector {self.name}:{name}: {str(error).splitlines()[0]}") from None
         self.network.eval().requires_grad_(False).to(device)
         self.weights = weights_digest(self.network)
 

@@ -19,7 +19,7 @@ from elit.data.images import ImageSet
 from elit.data.reader import centre_crop
 from elit.data.source import open_source
 from elit.evaluate import EvaluationWarning
-from elit.evaluate.recipe import Recipe
+from elit.evaluate.chunks import Recipe
 from elit.files import replacing
 from elit.sampling.pictures import to_uint8
 

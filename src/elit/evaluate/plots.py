@@ -11,14 +11,13 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
-from PIL import Image
 from torch import Tensor
 
 from elit.budgets import evenly_spaced
 from elit.evaluate.metrics import METRICS
-from elit.evaluate.plane import Point, best, degradations, front_of
+from elit.evaluate.sweep import Point, best, degradations, front_of
 from elit.files import replacing
-from elit.sampling.pictures import as_pictures, save_frames, to_uint8
+from elit.sampling.pictures import as_pictures, to_uint8
 
 BLUE, ORANGE, GREY, DARK = "#2563a8", "#d9822b", "#667085", "#1d2939"
 LOOK = {
@@ -195,16 +194,6 @@ def samples_by_budget(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str
     height, width = pictures[0][1].shape[2:]
     size = 8 if max(map(len, headings)) > 4 else None
     draw_sheet(pictures, headings, path, margin=1.6, cell=0.75 * width / height, heading_size=size)
-
-
-def animate(rows: Sequence[tuple[str, Tensor]], headings: Sequence[str], path: Path) -> None:
-    """Clips (B, 1 or 3, T, H, W) in [-1, 1] like the images of `samples_by_budget`, moving: a GIF that loops."""
-    frames, still = [], path.with_suffix(".frame.png")
-    for number in range(rows[0][1].shape[2]):
-        samples_by_budget([(label, clips[:, :, number]) for label, clips in rows], headings, still)
-        frames.append(Image.open(still).convert("RGB"))
-    still.unlink()
-    save_frames(frames, path)
 
 
 def read_attention(images: Tensor, maps: Tensor, slots: Sequence[int], path: Path, *, title: str = "input") -> None:

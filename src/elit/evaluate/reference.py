@@ -12,11 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.evaluate.chunks import Chunks, Progress, Work, keep_recipe
+from elit.evaluate.chunks import Chunks, Progress, Recipe, Work, keep_recipe, recipe_digest, sample_digests, versions
 from elit.evaluate.detectors import FASHION, Detector
 from elit.evaluate.metrics import FEATURES_KEPT, moments
 from elit.evaluate.pictures import Pictures, array_in, as_samples, keys_of, open_pictures
-from elit.evaluate.recipe import Recipe, recipe_digest, sample_digests, versions
 from elit.files import replacing
 
 FASHION_REFERENCE = FASHION.with_name("test-statistics.safetensors")

@@ -8,10 +8,18 @@ from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
 from elit.costs.timing import timed
-from elit.evaluate.chunks import Chunks, Progress, Work, keep_recipe
+from elit.evaluate.chunks import (
+    Chunks,
+    Progress,
+    Recipe,
+    Work,
+    conditions_digest,
+    describe_run,
+    keep_recipe,
+    sample_digests,
+)
 from elit.evaluate.metrics import saturation
 from elit.evaluate.pictures import Pictures
-from elit.evaluate.recipe import Recipe, conditions_digest, describe_run, sample_digests
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition, recognised
 from elit.models.transformer import Transformer

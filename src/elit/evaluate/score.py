@@ -11,11 +11,10 @@ import torch
 from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate import EvaluationWarning
-from elit.evaluate.chunks import CHUNK, Progress, Work
+from elit.evaluate.chunks import CHUNK, Progress, Recipe, Work, recipe_digest, versions
 from elit.evaluate.detectors import Detector, open_detector
 from elit.evaluate.metrics import METRICS
 from elit.evaluate.pictures import Pictures
-from elit.evaluate.recipe import Recipe, recipe_digest, versions
 from elit.evaluate.reference import Reference, detect, open_reference
 from elit.evaluate.samples import Sampler, SampleSet
 from elit.files import read_lines, write_text
@@ -51,12 +50,10 @@ class MetricGroup:
         reasons = {name: MISSING[METRICS[name].needs] for name in offers if METRICS[name].needs not in known}
         other = f"detector {self.detector.name} offers {', '.join(offers)}"
         reasons |= {name: other for name in self.metrics if name not in offers}
-        if missing := [name for name in self.metrics if name in reasons]:
-            raise ValueError(f"cannot compute metrics={missing[0]!r}: {reasons[missing[0]]}")
         names = self.metrics or [name for name in self.detector.default if name not in reasons]
-        if not names:
-            name = self.detector.name
-            raise ValueError(f"cannot compute any metric with detector {name}: {next(iter(reasons.values()))}")
+        for name in names or self.detector.default:
+            if name in reasons:
+                raise ValueError(f"cannot compute metrics={name!r}: {reasons[name]}")
         return tuple(name for name in METRICS if name in names)
 
     def recipe(self, pictures: Pictures, chunk: int, **known: str) -> Recipe:

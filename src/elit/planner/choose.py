@@ -109,7 +109,7 @@ def plan(
     if profile is None and target.name == "ms":
         name = folder or "MODEL"
         raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
-    scored, note = open_quality(network, folder, table=table, metric=quality)
+    scored = open_quality(network, folder, table=table, metric=quality)
     if scored is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
@@ -126,30 +126,22 @@ def plan(
         assert scored is not None
         return scored.loss(each.quality or 0.0), getattr(each, target.name)
 
-    fitting = list(filter(fits, measured))
-    best = min(fitting, key=rank, default=None) or next(filter(fits, guessed), None)
+    best = min(filter(fits, measured), key=rank, default=None) or next(filter(fits, guessed), None)
     if best is None:
         least = min([*measured, *guessed], key=lambda each: getattr(each, target.name))
         unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
         cost = f"{getattr(least, target.name):.4g} {unit}"
         raise ValueError(f"{target.text}: the least possible here is {cost}, with {least.describe()}")
-    images = f"for {batch} images" if batch > 1 else "for an image"
-    time = f"{best.ms:.4g} ms {images}, " if best.ms is not None else ""
-    room = f", less {margin:.0%}, the profile's error" if margin else ""
-    words = f"{best.describe()}: {time}{best.gflops:.4g} GFLOPs each (asked: {target.text}{room})."
-    if scored is None:
-        words += (
-            " Its quality is not known: it follows the paper's order, which small models here do not confirm. "
-            "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it, and plans are then chosen by it."
-        )
-    elif best.quality is None:
-        words += f" Its quality is not known: {scored.path} has nothing so cheap; it follows the paper's findings."
-    else:
+    time = f"{best.ms:.4g} ms for {batch} image{'s' if batch > 1 else ''}, " if best.ms is not None else ""
+    words = f"{best.describe()}: {time}{best.gflops:.4g} GFLOPs each (asked: {target.text})."
+    if scored is not None and best.quality is not None:
         words += f" {best.metric} {best.quality:.4g} by {scored.path}."
-        full = min((each for each in fitting if each.budget in (None, *network.budgets[-1:])), key=rank, default=None)
-        if full is not None and best.budget != full.budget:
-            words += f" All latents reach {full.metric} {full.quality:.4g} at that cost, with {full.steps} steps."
-    return replace(best, words=words + note)
+    else:
+        words += (
+            " Its quality is not known: it follows the paper's order, which small models here do not confirm; "
+            "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it."
+        )
+    return replace(best, words=words)
 
 
 class Pricing:

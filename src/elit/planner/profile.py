@@ -17,7 +17,7 @@ import torch
 from elit._version import __version__
 from elit.budgets import evenly_spaced
 from elit.costs.timing import timed
-from elit.evaluate.recipe import recipe_digest
+from elit.evaluate.chunks import recipe_digest
 from elit.files import Json, write_text
 from elit.flow.guidance import AG, CCFG, CFG, Guidance
 from elit.models.transformer import Transformer

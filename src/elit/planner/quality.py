@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from elit.compat import write_count
+from elit.evaluate.chunks import describe_network, recipe_digest
 from elit.evaluate.metrics import METRICS
-from elit.evaluate.plane import loss, read_table
-from elit.evaluate.recipe import describe_network, recipe_digest
+from elit.evaluate.sweep import loss, read_table
 from elit.models.transformer import Transformer
 from elit.pretrained import measurements_folder
 from elit.sampling.engine import in_dtype
@@ -84,20 +84,19 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
 
 def open_quality(
     model: Transformer, folder: Path | None, *, table: str | Path | None = None, metric: str | None = None
-) -> tuple[Quality | None, str]:
-    """The table of a sweep of this network, and a note for the plan. One that merely lies beside the folder may be a
-    neighbour's and is passed over; another of another network is a ValueError.
+) -> Quality | None:
+    """The table of a sweep of this network. One that merely lies beside the folder may be a neighbour's and is passed
+    over; another of another network is a ValueError, where the dtype is the table's.
     """
     path = Path(table) if table is not None else folder and find_table(folder)
     if path is None:
-        return None, ""
+        return None
     quality = read_quality(path, metric)
-    if not quality.model_sha256 or _is_of(model, quality.model_sha256):
-        return quality, ""
-    if model.dtype != torch.float32:  # rounded weights may be those of the table
-        return quality, f" {path} was made with other weights, or these in another dtype."
+    # Weights that are rounded here may be those of the table.
+    if not quality.model_sha256 or model.dtype != torch.float32 or _is_of(model, quality.model_sha256):
+        return quality
     if table is None and folder is not None and path.parent == folder.parent:
-        return None, f" {path} is of another network, and was not used: elit sweep makes one of this."
+        return None
     raise ValueError(f"table={str(path)!r}: made for another network; make it again with elit sweep")
 
 

@@ -135,7 +135,7 @@ class Renderer:
             folder = network_folder(self.network)
             self.profile = find_profile(self.network, folder)
             with contextlib.suppress(ValueError):  # a table of other weights
-                self.table, _ = open_quality(self.network, folder)
+                self.table = open_quality(self.network, folder)
         self._measured: dict[Sampling, float] = {}
         self._thumbnails: list[tuple[Image.Image, str]] | None = None
         full, scale = engine.budgets[-1] if engine.budgets else None, engine.default_scale

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from elit.budgets import evenly_spaced
-from elit.evaluate.plane import read_table
 from elit.evaluate.plots import compute_quality
+from elit.evaluate.sweep import read_table
 from elit.play.playground import HIDDEN, PROGRESS, RUN, SHOWN, Controls, Playground, facts_html, report_errors
 from elit.play.renderer import Cost, Picture, Request, attention_maps, difference, enlarge, overlay, trajectory
 from elit.sampling.engine import NetworkEngine

@@ -9,7 +9,7 @@ import numpy as np
 
 from elit.budgets import evenly_spaced, resolve_budget
 from elit.costs.timing import timed
-from elit.evaluate.plane import pareto_front
+from elit.evaluate.sweep import pareto_front
 from elit.files import Json
 from elit.flow.guidance import CFG
 from elit.models.transformer import Transformer
@@ -69,7 +69,7 @@ def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> t
     No rungs without a table of this network. Raises ValueError where the table in the folder is damaged or of another
     network.
     """
-    quality, _ = open_quality(model, network_folder(folder))
+    quality = open_quality(model, network_folder(folder))
     rungs = table_ladder(model, quality, service) if quality else ()
     if not quality or not rungs:
         return (), ""

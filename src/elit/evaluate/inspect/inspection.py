@@ -15,9 +15,9 @@ from elit.budgets import evenly_spaced
 from elit.config import ModelConfig, TrainConfig
 from elit.costs.flops import count_flops
 from elit.data.images import LatentSet, posterior_sample
-from elit.evaluate.inspect.attention import Probe, as_grid, losses, rank_correlation, read_maps
+from elit.evaluate.chunks import describe_run
+from elit.evaluate.inspect.attention import Probe, as_grid, losses, read_maps
 from elit.evaluate.plots import draw_sheet, read_attention, samples_by_budget
-from elit.evaluate.recipe import describe_run
 from elit.files import Json, write_text
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode, downsampling, encode_mean
@@ -30,7 +30,6 @@ from elit.training.train import load_data, load_prompts
 OWN_STEPS = 20
 MAX_BUDGETS, MAX_SAMPLES, MAX_EXAMPLES = 16, 8, 6
 PICTURES = ("attention_and_loss.png", "examples.png", "latents_read.png", "budgets.png")
-OLD = ("report.html", "entropy.png", "latents_matter.png")  # of earlier versions
 
 
 def load_probe(
@@ -133,14 +132,12 @@ def inspect_model(
 
     attention, loss = (on_grid(part.movedim(0, -1)).movedim(1, 0) for part in (read.attention, read.loss))
     of_samples, in_windows = read.correlation(), read.correlation_in_windows()
-    of_means = rank_correlation(read.attention.mean(1), read.loss.mean(1))
     correlations = [
         {
             "t": time,
             "loss": read.loss[i].mean().item(),
             "spearman": _spread(of_samples[i]),
             "in_windows": _spread(in_windows[i]),
-            "of_means": None if of_means[i].isnan() else of_means[i].item(),
         }
         for i, time in enumerate(probe.times)
     ]
@@ -215,10 +212,10 @@ def tables(numbers: Json) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     correlation: list[list[str]] = []
     for row in numbers["attention_and_loss"]:
         spreads = [text(row[kind][part]) for kind in ("spearman", "in_windows") for part in ("mean", "std")]
-        correlation.append([f"{row['t']:g}", f"{row['loss']:.4f}", *spreads, text(row["of_means"])])
+        correlation.append([f"{row['t']:g}", f"{row['loss']:.4f}", *spreads])
     forms = {"latents": "", "gflops": ".4g", "loss": ".5f", "increase": "+.5f", "standard_error": ".5f"}
     budgets = [[format(row[name], form) for name, form in forms.items()] for row in numbers["budgets"]]
-    times = ("t", "loss", "correlation", "std", "inside windows", "std", "of the mean maps")
+    times = ("t", "loss", "correlation", "std", "inside windows", "std")
     return [
         ("Rank correlation of Read attention and loss", times, correlation),
         ("Loss at every budget", ("latents", "GFLOPs", "loss", "increase", "standard error"), budgets),

@@ -1,18 +1,36 @@
-"""The model card of an add-on, and its way to the hub."""
+"""Tables for the terminal and for cards; the model card of an add-on, and its way to the hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from elit.config import DistillConfig
-from elit.evaluate.report.tables import markdown_table
 from elit.files import Json, replacing, write_text
 
-FILES = (
-    "README.md",
-    "elastic.json",
-    "elastic.safetensors",
-    "samples.png",
-    "transformer/*",
-)  # of a run's folder, for the hub
+# Of a run's folder, for the hub.
+FILES = ["README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*"]
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Prints to stdout, numbers aligned right; as wide as necessary where stdout is not a terminal."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column, heading in enumerate(headings):
+        numeric = all(row[column][:1].isdigit() or row[column] in ("", "-") for row in rows)
+        table.add_column(escape(heading), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---:"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_card(config: DistillConfig, table: list[Json] | None) -> None:
@@ -84,7 +102,7 @@ def push(folder: str, repository: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        commit = api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=list(FILES))
+        commit = api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=FILES)
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"push_to_hub={repository!r}: the hub refused ({reason}); {folder} is saved") from None

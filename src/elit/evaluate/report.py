@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from elit.evaluate import plots
-from elit.evaluate.plane import Point, best, degradations, front_of
 from elit.evaluate.plots import LOOK, at_best_scale
-from elit.evaluate.report.tables import markdown_table
+from elit.evaluate.sweep import Point, best, degradations, front_of
+from elit.evaluate.tables import markdown_table
 from elit.files import write_text
 from elit.models.transformer import Transformer
 
@@ -23,21 +23,19 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.
 p { max-width: 44rem; } img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid #e4e7ec; text-align: right; white-space: nowrap; }
-th { color: #475467; font-weight: 600; } code { background: #f2f4f7; padding: .1em .3em; border-radius: 4px; }
-pre { background: #f2f4f7; padding: .7rem; border-radius: 6px; overflow-x: auto; } pre code { padding: 0; }
+th { color: #475467; font-weight: 600; }
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph and, where given, a picture, a table or a command."""
+    """A heading, a paragraph and, where given, a picture or a table."""
 
     title: str
     text: str
     image: Path | None = None
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
-    code: str = ""
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
@@ -53,8 +51,6 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
             head = "".join(f"<th>{escape(cell)}</th>" for cell in section.headings)
             rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>\n" for row in section.rows)
             parts.append(f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}</table></div>')
-        if section.code:
-            parts.append(f"<pre><code>{escape(section.code)}</code></pre>")
     body = "\n".join(parts)
     write_text(
         path,
@@ -65,62 +61,37 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
     )
 
 
-def write_sweep_report(
-    out: Path, points: Sequence[Point], metric: str, *, model: Path, grey: bool, table: Path
-) -> Path:
+def write_sweep_report(out: Path, points: Sequence[Point], metric: str, *, model: Path, grey: bool) -> Path:
     """OUT/report.html and its pictures, of the points of one detector that have `metric`. Returns the page's path."""
     plain = [point for point in points if not point.cache]
     metrics = [metric, *other_metrics(points[0], metric)]
+    top, front = best(points, metric), front_of(points, metric, "gflops")
     plots.compute_quality(points, metric, out / "compute_quality.png")
-    top, fronts = best(points, metric), [front_of(points, metric, cost) for cost in ("gflops", "ms")]
-    either = sorted({id(p): p for front in fronts for p in front}.values(), key=lambda point: point.gflops)
-    sections = [
-        Section(
-            title="Quality against compute",
-            text="Every point is one setting; GFLOPs and milliseconds are those of a whole sample, all steps and "
-            "guidance included, without the autoencoder. The line is the Pareto front: no other setting is as good for "
-            "less.",
-            image=out / "compute_quality.png",
-        ),
-        Section(
-            title="The front",
-            text="Settings that no other one beats in GFLOPs or in milliseconds. The command samples the best of them.",
-            headings=(*headings([metric]), "in GFLOPs", "in ms", "recipe"),
-            rows=[
-                (*cells(point, [metric]), *("yes" if point in front else "" for front in fronts), point.file)
-                for point in either
-            ],
-            code=command(top, model),
-        ),
-    ]
-    if {point.guidance for point in plain} - {"none"}:
+    text = "GFLOPs and milliseconds are those of a whole sample, guidance included, without the autoencoder."
+    sections = [Section("Quality against compute", text, out / "compute_quality.png")]
+    text = f"Settings that no other one beats in GFLOPs. The best of all: {command(top, model)}"
+    rows = [(*cells(point, [metric]), point.file) for point in front]
+    sections.append(Section("The front", text, headings=(*headings([metric]), "recipe"), rows=rows))
+    if any(point.guidance != "none" for point in plain):
         plots.over_scales(plain, plots.quality_label(metric), out / "guidance.png", metric)
-        text = (
-            "Quality against guidance scale; 1 is off, and all kinds start there. CFG drops the class in its second "
-            "branch, AG lowers its budget, CCFG does both."
-        )
-        sections.append(Section(title="Guidance", text=text, image=out / "guidance.png"))
+        sections.append(Section("Guidance", "Quality against guidance scale; 1 is off.", out / "guidance.png"))
     if len({point.budget for point, _ in degradations(plain, metric)}) > 1:
         plots.degradation_curves(plain, metric, out / "degradation.png")
         text = (
-            "ρ is the score at a budget over the score with all latents for a distance, and its inverse for a metric "
-            "that rises with quality: 1 is no loss, 2 twice as bad."
+            "ρ is the score over that with all latents, inverted where higher is better: 1 is no loss, 2 twice as bad."
         )
-        sections.append(Section(title="The loss of smaller budgets", text=text, image=out / "degradation.png"))
+        sections.append(Section("The loss of smaller budgets", text, out / "degradation.png"))
     measure = "contrast" if grey else "saturation"
     plots.over_scales(plain, f"mean {measure}", out / "saturation.png")
-    formula = "|pixel − the picture's mean| over half of the range" if grey else "(max − min) / max over the channels"
-    text = f"Mean of {formula}. Too much guidance shows here as a rise."
-    sections.append(Section(title=measure.capitalize(), text=text, image=out / "saturation.png"))
-    text = f"As in {table.name}, with the file of each score, which holds everything that decides it."
+    sections.append(Section(measure.capitalize(), "Too much guidance shows here as a rise.", out / "saturation.png"))
     rows = [(*cells(point, metrics), point.file) for point in points]
-    sections.append(Section(title="All points", text=text, headings=(*headings(metrics), "recipe"), rows=rows))
+    text = "With the file of each score, which holds everything that decides it."
+    sections.append(Section("All points", text, headings=(*headings(metrics), "recipe"), rows=rows))
     lead = (
         f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
         f"{top.scores[metric]:.4g} with {top.sampling.describe()} ({top.gflops:.3g} GFLOPs, {top.ms:.3g} ms a sample)."
     )
-    title = f"Compute against {metric.upper() if len(metric) < 4 else metric}"
-    write_page(out / "report.html", title, lead, sections)
+    write_page(out / "report.html", f"Compute against {plots.quality_label(metric)}", lead, sections)
     return out / "report.html"
 
 
@@ -205,12 +176,7 @@ def write_card(
             for each in (metrics if point is top else [metric])
         ],
     )
-    dial = (
-        f"It runs at {len(budgets)} budgets with the same weights: {budgets[0]} to {budgets[-1]} latents per group, "
-        "chosen at inference, by the Elastic Latent Interface Transformer."
-        if budgets
-        else "It is a plain network without a latent interface."
-    )
+    dial = f"one of {len(budgets)} budgets, chosen at inference" if budgets else "no latent interface"
     size = f"{'×'.join(map(str, model.sample_size))} with {channels} channel{'s' if channels > 1 else ''}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     text = f"""---
@@ -220,8 +186,7 @@ def write_card(
 {MARK}
 # {name}
 
-A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size}.
-{dial}
+A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size}, {dial}.
 
 ```bash
 {command(top, Path("."))}   # in this folder: the best row below
@@ -231,10 +196,8 @@ A diffusion transformer trained with rectified flow: {parameters:,} parameters, 
 
 {markdown_table(headings(metrics), [cells(point, metrics) for point in rows])}
 
-GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, all steps and guidance included,
-without the autoencoder; milliseconds were measured on one machine. {top.count} samples a row, scored by
-`{top.detector}` against `{reference}`; each kind of guidance at its best scale. Every number has its
-full recipe in the sweep's folder.
+GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, guidance included, without the autoencoder.
+{top.count} samples a row, scored by `{top.detector}` against `{reference}`; each guidance at its best scale.
 """
     write_text(card, text)
     return card
