@@ -90,7 +90,7 @@ def test_the_plan_is_the_best_of_all_that_keep_to_the_target(model, profile, tab
     ("kind", "guidance"),
     [
         *(("elit-dit", each) for each in ("any", None, elit.CFG(2.0), elit.AG(1.5, 4), elit.CCFG(1.5, 2))),
-        *(("elit-hdit", each) for each in ("any", None, elit.AG(1.5, 4), elit.CCFG(1.5, 4))),
+        *(("elit-hdit", each) for each in ("any", elit.AG(1.5, 4))),
         *(("dit", each) for each in ("any", None, elit.CFG(2.0))),
     ],
 )
@@ -103,20 +103,17 @@ def test_the_rule_gets_cheaper_step_by_step_and_is_valid(kind, guidance):
     assert plans[-1].steps == 1
 
 
-def test_mistakes_are_said(model, profile, table, tmp_path):
+def test_mistakes_are_said(model, profile, table):
     for wrong, says in (
         ({}, "no target given; give one of target_ms, target_gflops, target_images_per_s"),
-        ({"target_ms": 1.0, "target_gflops": 1.0}, "target_ms, target_gflops given"),
         ({"target_ms": -1.0}, "target_ms must be a number above 0, got -1"),
         ({"target_ms": 100.0}, "no profile of this machine in MODEL; run elit profile MODEL first"),
-        ({"target_ms": 100.0, "profile": profile, "table": tmp_path / "no.jsonl"}, "no such file"),
         ({"target_ms": 100.0, "profile": profile, "quality": "fd"}, "no table of elit sweep"),
         ({"target_ms": 100.0, "profile": profile, "table": table, "quality": "fid"}, "quality='fid'.*has fd, accuracy"),
         (
             {"target_ms": 0.5, "batch": 2, "profile": profile, "table": table},
             "target_ms=0.5: the least possible here is .* ms for 2 images, with 1 step, budget 1",
         ),
-        ({"target_gflops": 1e-6}, "target_gflops=1e-06: the least possible here is .* GFLOPs an image"),
     ):
         with pytest.raises(ValueError, match=says):
             plan(model, **wrong)

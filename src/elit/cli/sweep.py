@@ -99,7 +99,7 @@ def run(args: Args) -> Json | None:
     shown = [point for point in points if point.detector == detector]
     grey = sampler.vae is None and sampler.model.config.in_channels == 1
     report = write_sweep_report(args.out, shown, quality, model=args.model, grey=grey)
-    files = {"table": str(table), "report": str(report), "card": None}
+    files: Json = {"table": str(table), "report": str(report), "card": None}
     if args.card:
         write_table(points, folder / "sweep.jsonl")
         reference = args.reference.name if args.reference else "none"

@@ -114,9 +114,8 @@ def file_pictures(path: Path, image_size: int | None) -> Pictures:
         whole = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
         sizes.add(tuple(whole.shape))
         if len(sizes) > 1:
-            other = (sizes - {tuple(whole.shape)}).pop()
-            shapes = f"{source.pictures[index].name!r} of {tuple(whole.shape)}, others are {other}"
-            raise ValueError(f"cannot use picture {shapes}: make them one size, or give image_size")
+            fault = f"{source.pictures[index].name!r}, since there are {sizes}"
+            raise ValueError(f"cannot use picture {fault}: make them one size, or give image_size")
         return whole
 
     return Pictures(

@@ -135,12 +135,10 @@ def load_reference(path: Path, detector: Detector) -> Reference:
     if recipe is None:
         raise ValueError(f"cannot use reference={str(path)!r}: no recipe in it; give one that elit evaluate saved")
     reference = Reference(tensors, json.loads(recipe))
-    theirs, ours = reference.origin["detector"], detector.describe()
-    if theirs != ours:
-        raise ValueError(
-            f"cannot use reference={str(path)!r}: made with detector {_brief(theirs)}, not {_brief(ours)}; make it "
-            "again with this one, or use that detector"
-        )
+    made = reference.origin["detector"]
+    if made != detector.describe():
+        with_other = f"made with detector {made['name']} ({made['weights'][:8]}, {made['input']}), not {detector.name}"
+        raise ValueError(f"cannot use reference={str(path)!r}: {with_other}; make it again")
     return reference
 
 
@@ -149,13 +147,7 @@ def _adm_reference(path: Path, detector: Detector) -> Reference:
     tensors = {name: torch.from_numpy(array_in(path, key)).double() for name, key in ADM.items() if key in keys}
     width = tensors["mean"].numel()
     if detector.name != "inception" or width != detector.width:
-        raise ValueError(
-            f"cannot use reference={str(path)!r}: ADM's statistics of {width} features, made with detector inception, "
-            f"not {_brief(detector.describe())}; give pictures, or use that detector"
-        )
+        fault = f"ADM's statistics of {width} features, made with detector inception, not {detector.name}"
+        raise ValueError(f"cannot use reference={str(path)!r}: {fault}")
     by = "ADM's evaluator, with TensorFlow's Inception"
     return Reference(tensors, {"name": path.name, "by": by, "count": None, "detector": detector.describe()})
-
-
-def _brief(detector: Recipe) -> str:
-    return f"{detector['name']} ({detector['weights'][:8]}, {detector['input']})"

@@ -19,6 +19,7 @@ from elit.evaluate.reference import Reference, detect, open_reference
 from elit.evaluate.samples import Sampler, SampleSet
 from elit.files import read_lines, write_text
 from elit.sampling.engine import NetworkEngine, conditions_of
+from elit.sampling.pictures import Subject
 from elit.sampling.settings import Precision
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def stored_score(recipe: Recipe, out: Path) -> Result | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
+class Scoring(Subject):
     """Detectors, their reference, and the conditions and precision of the network that is scored."""
 
     reference: Path | None = None
@@ -156,14 +157,8 @@ class Scoring:
     out: Path = Path("runs/scores")  # Folder for sample sets, references and scores.
     image_size: int | None = None
     """Cut the reference's pictures (and scored files) to this size as ADM does; default: they have one size."""
-    labels: tuple[str, ...] = ()
-    """Classes of a model's samples, by number or name, in turn; default: all of the model's."""
-    prompts: tuple[str, ...] = ()
-    """Texts, in turn, for a text-conditional model; accuracy takes the first for class 0, the second for class 1 and
-    so on."""
+    prompts: tuple[str, ...] = ()  # Texts, in turn; accuracy takes the first for class 0, the second for class 1.
     prompts_file: Path | None = None  # A file with one text a line instead.
-    text_encoder: str | None = None
-    """Hugging Face name or folder of the encoder that a text-conditional model was trained with; default: as saved."""
     vae: Path | None = None
     """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
     chunk: int = CHUNK
@@ -174,7 +169,8 @@ class Scoring:
     compile: bool = False  # torch.compile on the network: worth it from some hundred samples on. Part of the recipe.
 
     def __post_init__(self) -> None:
-        require_counts(self, "chunk", "batch_size", "image_size")
+        super().__post_init__()
+        require_counts(self, "chunk", "image_size")
         require(bool(self.detector), "detector", "none", "at least one")
 
     def work(self, folder: Path, state: "PartialState") -> Work:

@@ -12,6 +12,7 @@ from elit.budgets import Schedule, resolve_budget
 from elit.config import require
 from elit.costs.flops import count_flops, shared_flops
 from elit.elastic.load import load_model
+from elit.evaluate.sweep import loss
 from elit.flow.guidance import CCFG, CFG, Guidance
 from elit.models.transformer import Transformer
 from elit.planner.cost import anatomy, evaluations_of
@@ -123,8 +124,7 @@ def plan(
         return getattr(each, target.name) * (1 + margin) <= target.limit
 
     def rank(each: Plan) -> tuple[float, float]:
-        assert scored is not None
-        return scored.loss(each.quality or 0.0), getattr(each, target.name)
+        return loss(each.metric or "", each.quality or 0.0), getattr(each, target.name)
 
     best = min(filter(fits, measured), key=rank, default=None) or next(filter(fits, guessed), None)
     if best is None:

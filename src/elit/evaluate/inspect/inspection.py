@@ -155,7 +155,6 @@ def inspect_model(
         | {"model": run["model"] | network, "examples": probe.origin, "sampling": sampling.to_dict()}
         | {"pictures": vae is not None or model.config.in_channels in (1, 3)},
         "attention_and_loss": correlations,
-        "maps": {"attention": attention.mean(1).tolist(), "loss": loss.mean(1).tolist()},
         "budgets": [
             {"latents": budget, "gflops": count_flops(model, sample_size=size, budget=budget) / 1e9} | increase(each)
             for budget, each in measured.items()
