@@ -26,10 +26,8 @@ def test_a_sample_is_replaced_when_asked_to(run, tmp_path, models, out):
     ("out", "message"),
     [
         ("", "cannot write out='.': it is the current folder, or above it; give a name"),
-        ("..", "cannot write out='..': it is the current folder, or above it"),
         ("dir.png", "cannot write out='dir.png': it is a folder; give the name of a file"),
         ("file", "cannot write out='file': it is a file; give the name of a folder"),
-        ("file/x.png", "cannot write out='file/x.png': "),
         ("mine", "cannot write out='mine': it holds 'notes.txt', which this command has not written; give another"),
     ],
 )

@@ -55,7 +55,7 @@ def test_the_numbers_of_every_network_are_those_of_the_parts(elit_model, tmp_pat
     assert row["spearman"]["mean"] == pytest.approx(read_maps(elit_model, probe).correlation()[1].mean().item())
 
 
-def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
+def test_examples_of_pictures_and_of_latents_go_through_the_autoencoder(tmp_path):
     model, vae = opened("elit-dit"), small_vae()
     for i in range(4):
         (tmp_path / f"class {i % 2}").mkdir(exist_ok=True)
@@ -70,15 +70,9 @@ def test_examples_of_pictures_go_through_the_autoencoder(tmp_path):
         load_probe(model, str(tmp_path), 4)
     with pytest.raises(ValueError, match="cannot encode data of 1 channels"):
         load_probe(model, "digits", 4, vae=vae)
-
-
-def test_examples_of_latents_are_drawn_from_their_posteriors(tmp_path):
-    model, vae, out = opened("elit-dit"), small_vae(), tmp_path / "latents"
-    for i in range(4):
-        (tmp_path / "pictures" / str(i % 2)).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32), (50 * i, 0, 99)).save(tmp_path / "pictures" / str(i % 2) / f"{i}.png")
-    source, encoding = open_source(tmp_path / "pictures", captions=False), Encoding(vae="small", image_size=32)
-    encode(source, out, vae, encoding)
+    # Of latents that elit encode has written, samples are drawn from their posteriors.
+    out = tmp_path / "latents"
+    encode(open_source(tmp_path, captions=False), out, vae, Encoding(vae="small", image_size=32))
     found = load_probe(model, str(out), 3, vae=vae, seed=1)
     assert found.origin == {"data": str(out), "rows": [0, 1, 2], "posterior_seed": 1}
     moments, labels = LatentSet(out).__getitems__([0, 1, 2])

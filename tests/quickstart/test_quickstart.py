@@ -32,7 +32,7 @@ def workplace(tmp_path_factory, digit_classifiers):
     return folder
 
 
-def test_results(workplace):
+def test_results_files_and_a_report_that_needs_no_other(workplace):
     rows = json.loads((workplace / "runs/quickstart/results.json").read_text())["rows"]
     accuracies = {(row["tokens_per_group"], row["guidance"]): row["accuracy"] for row in rows}
     assert len(accuracies) == 10
@@ -44,8 +44,6 @@ def test_results(workplace):
     keys = ["budget", "tokens_per_group", "guidance", "gflops_per_image", "ms_per_image", "fd", "accuracy"]
     assert all(list(row) == keys for row in rows)
 
-
-def test_files_and_a_report_that_needs_no_other(workplace):
     out = workplace / "runs/quickstart"
     assert {path.name for path in out.iterdir()} == set(PRODUCTS) - {"samples", "samples.gif"}
     for name in ("samples.png", "compute_quality.png", "read_attention.png"):

@@ -61,7 +61,14 @@ def run(args: Args) -> Json | None:
         work = args.work(args.folder, state)
         pictures, groups = _open(args, args.device or str(state.device), work)
         if args.save_reference is not None:
-            return _save_reference(args, args.save_reference, pictures, groups[0], work)
+            with show_progress(groups[0].detector.name, pictures.count) as progress:
+                real = measure_reference(pictures, groups[0].detector, work, progress)
+            if real is None:
+                return None
+            save_reference(real, args.save_reference)
+            if not args.json:
+                print(f"{args.save_reference}: {groups[0].detector.name}'s statistics of {pictures.count} pictures")
+            return {"reference": str(args.save_reference), "count": pictures.count, "made": real.origin}
         results: dict[str, Result] = {}
         for group in groups:
             with show_progress(group.detector.name, pictures.count) as progress:
@@ -98,14 +105,3 @@ def _open(args: Args, device: str, work: Work) -> tuple[Pictures, list[MetricGro
     groups = args.open_metrics(device, work)
     with show_progress("sampling", count) as progress:
         return sampler.make(args.sampling(), count, progress), groups
-
-
-def _save_reference(args: Args, path: Path, pictures: Pictures, group: MetricGroup, work: Work) -> Json | None:
-    with show_progress(group.detector.name, pictures.count) as progress:
-        reference = measure_reference(pictures, group.detector, work, progress)
-    if reference is None:
-        return None
-    save_reference(reference, path)
-    if not args.json:
-        print(f"{path}: {group.detector.name}'s statistics of {pictures.count} pictures")
-    return {"reference": str(path), "count": pictures.count, "made": reference.origin}
