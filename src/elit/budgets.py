@@ -93,10 +93,7 @@ def draw_budget(seed: int, step: int, budgets: Sequence[int]) -> int | None:
 
 
 def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) -> tuple[int, ...]:
-    """The budgets of a multi-budget run, drawn with equal chance: J_min to J_max, by default 1 to J.
-
-    Where budgets are multiples (HDiT), each number stands for the nearest budget, the lower of two; their mean stays.
-    """
+    """The budgets of a multi-budget run, drawn with equal chance: J_min to J_max, by default 1 to J."""
     if not budgets:
         if low is not None or high is not None:
             raise ValueError("budget_min and budget_max must be unset, since this model has no latent interface")
@@ -112,10 +109,7 @@ def training_budgets(budgets: Sequence[int], low: int | None, high: int | None) 
 
 
 def schedule_budgets(schedule: Schedule, times: Sequence[float], budgets: Sequence[int]) -> list[int | None]:
-    """The budget of every sampling step; `times` are the t at which steps start, 0 = noise, 1 = data.
-
-    A schedule is one budget for all steps, text (see the top of this file), one budget a step, or a function of t.
-    """
+    """The budget of every sampling step; `times` are the t at which steps start, 0 = noise, 1 = data."""
     if isinstance(schedule, str) and "@" in schedule:
         pieces = _parse_pieces(schedule)
         # The piece is found with a tolerance: a step at t = 0.3 must not miss "…@0.3-1" by a rounding error.

@@ -210,10 +210,7 @@ LORA_WEIGHT, WRAPPED_LAYER = "lora_", ".base_layer."  # In names of LoRA's weigh
 
 
 def inception_network(weights: str | None) -> tuple[nn.Module, nn.Module]:
-    """TensorFlow's Inception of 2015, giving (features, logits without bias), and the layer behind sFID's features.
-
-    torch-fidelity 0.3. weights: a file, by default downloaded. Raises ImportError, or torchvision's RuntimeError.
-    """
+    """TensorFlow's Inception of 2015, giving (features, logits without bias), and the layer behind sFID's features."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     outputs = ["2048", "logits_unbiased"]

@@ -232,10 +232,7 @@ class UniqueLoader(yaml.SafeLoader):
 
 
 def load_config(path: str | Path, kind: type[T] = TrainConfig) -> T:
-    """Reads YAML with any of `kind`'s fields; "recipe:NAME" is a file in the package.
-
-    Raises ValueError naming an unknown field or an invalid value.
-    """
+    """Reads YAML with any of `kind`'s fields; "recipe:NAME" is a file in the package."""
     file = Path(path)
     if str(path).startswith("recipe:"):
         known, name = recipes(), str(path).removeprefix("recipe:")

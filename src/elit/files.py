@@ -49,10 +49,7 @@ def _temporary(path: Path) -> Path:
 def check_new_output(
     path: Path, *, overwrite: bool, folder: bool = False, mine: Callable[[str], bool] | None = None, name: str = "out"
 ) -> None:
-    """Raises ValueError unless a command may write the file or folder `path`, given by the option `name`.
-
-    mine: tells the names that such a command writes in its folder; one with any other is not replaced.
-    """
+    """Raises ValueError unless a command may write the file or folder `path`, given by the option `name`."""
     is_folder = path.is_dir()
     names = sorted(entry.name for entry in path.iterdir()) if is_folder else []
     other = [each for each in names if mine and not mine(each)]
@@ -75,10 +72,7 @@ def check_new_output(
 
 
 def check_writable(path: Path, name: str = "out") -> None:
-    """Raises ValueError unless the first name that `path` takes, or one in this folder, can be made for a moment.
-
-    A mode is not enough: root may write where it forbids it, and nobody on a read-only mount.
-    """
+    """Raises ValueError unless the first name that `path` takes, or one in this folder, can be made for a moment."""
     missing = path.absolute() / "file" if path.is_dir() else path.absolute()
     while not missing.parent.exists() and not missing.parent.is_symlink():
         missing = missing.parent
@@ -128,10 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary folder, then puts it in the place of `folder`, in two renames.
-
-    A kill between them leaves the old folder as `.NAME.old`: `whole_folder` finds it, and the next call puts it back.
-    """
+    """Lets `write` fill a temporary folder, then puts it in the place of `folder`, in two renames."""
     temporary, old = _temporary(folder), folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)

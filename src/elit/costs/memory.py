@@ -35,10 +35,7 @@ class Estimate:
 def estimate(
     config: TrainConfig, *, devices: int = 1, device_tflops: float = 989.0, utilisation: float = 0.4
 ) -> Estimate:
-    """Cost of `config` on `devices` devices, copied or sharded, of `device_tflops` at a share of `utilisation`.
-
-    config.model must say everything that the data would (recipes do). Raises ValueError where sizes do not fit.
-    """
+    """Cost of `config` on `devices` devices, copied or sharded, of `device_tflops` at a share of `utilisation`."""
     micro = devices * config.gradient_accumulation
     if devices < 1 or config.batch_size % micro:
         parts = f"{config.gradient_accumulation} accumulated micro-batches on each of them"

@@ -72,10 +72,7 @@ def encode(
     wait: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Json:
-    """Writes the shards that are not there yet, of `world` processes each every `world`-th; returns index.json.
-
-    wait: until all processes are there. progress: takes (shards done, this process's shards). Raises ValueError.
-    """
+    """Writes the shards that are not there yet, of `world` processes each every `world`-th; returns index.json."""
     if rank == 0:
         _write_settings(source, out, vae, encoding)
     wait()

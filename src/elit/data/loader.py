@@ -21,10 +21,7 @@ ATTEMPTS = 3  # loaders in a row that may die without giving one batch
 
 
 class StepSampler(Sampler[list[int]]):
-    """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to the last step.
-
-    An epoch is one permutation, of (seed, epoch) alone; a step takes the next `batch_size` samples of that endless row.
-    """
+    """The micro-batches of one process, in order, from step `start` (and its micro-batch `part`) to the last step."""
 
     def __init__(self, length: int, config: RunConfig, *, rank: int = 0, world: int = 1, start: int = 0):
         parts = config.gradient_accumulation
@@ -82,10 +79,7 @@ class BucketSampler(StepSampler):
 
 
 def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """The entries at `positions` (B,) of a permutation of range(length), a function of (seed, epoch).
-
-    A Feistel network over the next power of 4, walked on while it leads outside: no list is made.
-    """
+    """The entries at `positions` (B,) of a permutation of range(length), a function of (seed, epoch)."""
 
     def mixed(x: np.ndarray) -> np.ndarray:
         """splitmix64's finisher: every bit of the result depends on every bit of x (B,) uint64."""

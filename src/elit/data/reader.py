@@ -68,10 +68,7 @@ def read_info(content: bytes) -> ImageInfo:
 
 
 def centre_crop(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
-    """ADM's crop of an RGB picture, on which ImageNet figures are made: (3, height, width) float32 in [-1, 1].
-
-    Halved by boxes while it is twice too large, then bicubic until it just covers the size, then the middle.
-    """
+    """ADM's crop of an RGB picture, on which ImageNet figures are made: (3, height, width) float32 in [-1, 1]."""
 
     def middle(image: Image.Image, width: int, height: int) -> Image.Image:
         left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -117,10 +117,7 @@ class Source:
 
 
 def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> Source:
-    """The pictures at `path`: a folder of them, of .parquet or of .tar files, one such file, or a saved data set.
-
-    captions: labels number texts instead of classes. loose: pictures need no labels. Raises ValueError.
-    """
+    """The pictures at `path`: a folder of them, of .parquet or of .tar files, one such file, or a saved data set."""
     if not path.exists() or (path.is_file() and path.suffix not in TABLES):
         raise ValueError(f"cannot read {str(path)!r}: must be a folder, a .parquet or a .tar")
     saved = path.is_dir() and any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
@@ -214,10 +211,7 @@ def _captions(path: Path) -> list[tuple[Path, object]]:
 def _number_labels(
     values: Sequence[Any], names: Sequence[str], captions: bool
 ) -> tuple[list[int | None], str, tuple[str, ...]]:
-    """Numbers, None for a value that is no label, what a label must be, and what the numbers stand for.
-
-    Whole numbers stay; texts are numbered, classes in alphabetical order, captions by first appearance.
-    """
+    """Numbers, None for a value that is no label, what a label must be, and what the numbers stand for."""
     if captions or (not names and any(isinstance(value, str) for value in values)):
         kinds = (str, int, float) if captions else (str,)
         whole = [str(value).encode("utf-8", "backslashreplace").decode() for value in values]  # no half characters

@@ -34,11 +34,7 @@ from elit.elastic.pipelines import (
 
 class CaptionedImages:
     """Latents with the calls of their captions: an entry a picture, and for a share `prompt_dropout` of all, one
-    without a caption. `prepare` makes it complete.
-
-    prompts: the caption or class name of each label. Raises ValueError where there are none, or nothing of this
-    pipeline's class can be trained on them.
-    """
+    without a caption. `prepare` makes it complete."""
 
     def __init__(self, config: DistillConfig, pipe: Pipeline):
         self.config, self.pipe, self.family = config, pipe, family_of(pipe.transformer)

@@ -52,11 +52,7 @@ class BudgetBlock:
     last: "weakref.ref[Tensor] | None" = None  # The sample of a first branch that may have a second one.
 
     def step_of(self, count: int, noise: Tensor, frame: FrameType | None) -> int:
-        """The step of a forward, where there are `count` budgets: by its place among the scheduler's timesteps.
-
-        Where those are more than the steps (KDPM2, PNDM), the list is spread over them. A loop of one's own takes a
-        step wherever the noise falls, and starts anew where it rises.
-        """
+        """The step of a forward, where there are `count` budgets: by its place among the scheduler's timesteps."""
         names: Arguments = {} if frame is None else frame.f_locals
         t, scheduler = names.get("t"), getattr(names.get("self"), "scheduler", None)
         if scheduler is not None and (isinstance(t, int | float) or (isinstance(t, Tensor) and t.numel() == 1)):

@@ -35,11 +35,7 @@ def count_block_flops(
     budget: int | None = None,
     interface: bool = True,
 ) -> int:
-    """FLOPs of all blocks, Read and Write in one forward of one sample; embedders and output layers are left out.
-
-    tokens: the token grids, such as ((83, 83),). budget: J̃ of a full window, default all. interface=False: the original
-    model's blocks.
-    """
+    """FLOPs of all blocks, Read and Write in one forward of one sample; embedders and output layers are left out."""
     family, record = family_of(transformer), transformer.elastic_record
     windows: list[tuple[int, int, int]] = []  # of each shape: how many, n, J̃
     for grid in tokens:

@@ -226,10 +226,7 @@ class DistillPipeline(DistillTask):
 
 
 class DistillPictures(DistillPipeline):
-    """The loss of the class's own training on pictures + `distillation` · ‖v − v_teacher‖², the teacher at all tokens.
-
-    Where guidance was distilled into a network (Flux), pictures do not say what it predicts: the distance alone.
-    """
+    """The class's own training loss on pictures + `distillation` · ‖v − v_teacher‖², the teacher at all tokens."""
 
     images: CaptionedImages
     cached = ("data", "prompt_dropout")
@@ -289,13 +286,7 @@ class DistillPictures(DistillPipeline):
 
 
 class Prediction:
-    """The target of a class of transformers for a noisy sample, made of latents and noise.
-
-    A flow's class predicts dx/dt in its own time: noise − data where its time grows towards noise, data − noise else
-    (Z-Image, Lumina 2). Others predict the scheduler's `prediction_type`, at DDPM's steps.
-
-    alphas: ᾱ of DDPM's steps; None for a flow. Raises ValueError where the pipeline's scheduler does not say.
-    """
+    """The target of a class of transformers for a noisy sample, made of latents and noise."""
 
     def __init__(self, scheduler: Any, family: Family):
         name, self.family = type(scheduler).__name__, family

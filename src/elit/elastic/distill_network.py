@@ -31,10 +31,7 @@ ROWS = 64  # samples of a validation
 
 
 class DistillTask(Task):
-    """A transformer that learns beside its original: the same weights inside `original()`, or a copy, `teacher`.
-
-    It is its own objective, with `draw` and `losses`.
-    """
+    """A transformer that learns beside its original: the same weights inside `original()`, or a copy, `teacher`."""
 
     config: DistillConfig
     network: Model

@@ -28,12 +28,7 @@ from elit.sampling.settings import Sampling
 
 
 class PipelineRun(Run):
-    """Samples of a pipeline in progress: `pipe(**arguments)`, begun by the first step; others may run between steps.
-
-    The call runs in a thread of its own, which goes on only while somebody waits for it, so that never two run at a
-    time. It stops behind each `scheduler.step`, which every pipeline calls once a timestep. What a call changes in its
-    pipeline, scheduler and settings of the run, is its own; the networks are shared.
-    """
+    """Samples of a pipeline in progress: `pipe(**arguments)`, begun by the first step; others may run between steps."""
 
     def __init__(self, engine: "PipelineEngine", arguments: Arguments, seeds: Sequence[int], sampling: Sampling):
         self.engine, self.count, self.total = engine, len(seeds), sampling.steps
@@ -105,12 +100,7 @@ class PipelineRun(Run):
 
 
 class PipelineEngine:
-    """A diffusers pipeline with an elastified transformer, which makes pictures from texts or classes.
-
-    name: as pictures record it. size: (width, height) where a run names none; None = the pipeline's own. Every run is a
-    call of its own, so its pixels are those of the pipeline called alone.
-    Raises ValueError for a pipeline that makes no pictures, or not from a text or a class alone.
-    """
+    """A diffusers pipeline with an elastified transformer, which makes pictures from texts or classes."""
 
     exact, makes_pictures, clips = True, True, False
 
@@ -248,11 +238,7 @@ def load_engine(
     exact: bool = False,
     size: tuple[int, int] | None = None,
 ) -> Engine:
-    """The engine of a saved network, a saved pipeline, or an add-on, ready to make samples.
-
-    vae: folder of a network's autoencoder, default the one beside it. exact: see `Engine`; pipelines are. Raises
-    ValueError for a model that cannot be loaded.
-    """
+    """The engine of a saved network, a saved pipeline, or an add-on, ready to make samples."""
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     name = str(model) if name is None else name
     if (pipeline := open_pipeline(model)) is not None:

@@ -30,11 +30,7 @@ from elit.models.windows import Shape, Windows, joined, remembered
 
 @cache
 def coarse_to_fine(window: Shape) -> tuple[int, ...]:
-    """The n places of a window (raster indices), ordered so that any prefix covers the window evenly.
-
-    Each next place is the one farthest from those before it, on a torus, because windows lie side by side; of equally
-    far ones the one with most room around it. Where sides are powers of two this is the bit-reversed order.
-    """
+    """The n places of a window (raster indices), ordered so that any prefix covers the window evenly."""
     places = Windows(window, window).raster.double()  # (n, axes)
     sides = torch.tensor(window, dtype=torch.float64)
     apart = (places[:, None] - places).abs()
@@ -59,11 +55,7 @@ def spread_to_window(window: Shape, num_latents: int) -> Tensor:
 
 
 class KeptGrid:
-    """One token grid at its budget; entry i of a table is for windows of shape i.
-
-    kept: (K,) places of the kept tokens in the grid, window by window. slots: (J̃,) their places in a window. spreads:
-    (n, J̃), see `spread_to_window`; at J̃ = n, (n,) the slot of each place.
-    """
+    """One token grid at its budget; entry i of a table is for windows of shape i."""
 
     def __init__(self, grid: Shape, window: Shape, budget: int, device: torch.device):
         self.windows = windows = Windows(grid, window)
@@ -86,14 +78,7 @@ class KeptGrid:
 
 
 class KeptTokens:
-    """The kept tokens of grids that follow each other in a sequence, each at its budget.
-
-    budgets: latents of a full window. A smaller window keeps the same share, at least one.
-    full: all are kept; the sequence is then the model's own, and nothing needs to move.
-    order, inverse: (N,) places in the sequence, grid by grid and window by window. kept: (K,) places of the kept
-    tokens, ascending: in the core they keep the model's own order. to_core, from_core: (K,) for each of them its number
-    among the latents window by window. tokens, latents: N and K of each grid.
-    """
+    """The kept tokens of grids that follow each other in a sequence, each at its budget."""
 
     def __init__(self, grids: tuple[Shape, ...], window: Shape, budgets: tuple[int, ...], device: torch.device):
         self.grids = [KeptGrid(grid, window, budget, device) for grid, budget in zip(grids, budgets, strict=True)]
@@ -172,10 +157,7 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(transformer: Model, rank: int, *, seed: int = 0) -> None:
-    """Puts changes of rank `rank` on the linear layers of all blocks but their modulations.
-
-    Blocks of head and tail have them too: behind Write they learn what is missing at a low budget.
-    """
+    """Puts changes of rank `rank` on the linear layers of all blocks but their modulations."""
     if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
         raise ValueError("cannot add low-rank changes to fused projections: unfuse_qkv_projections() first")
     changes = nn.ModuleDict()

@@ -123,10 +123,7 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
 
 @functools.cache
 def with_dial(kind: Pipeline) -> Pipeline:
-    """The class of a pipeline whose call takes `budget` and `guidance_budget`, as `elit.budget` does.
-
-    Transformers that diffusers has loaded without it get the interface that lies beside their weights.
-    """
+    """The class of a pipeline whose call takes `budget` and `guidance_budget`, as `elit.budget` does."""
     if hasattr(kind, "dial"):
         return kind
 
@@ -221,10 +218,7 @@ class ElasticPipeline(NamedTuple):
 
 
 def open_pipeline(model: str | Path) -> ElasticPipeline | None:
-    """The pipeline in a folder, or that of an add-on, opened before anything is loaded; None for any other folder.
-
-    Raises ValueError for an add-on that does not name its pipeline, and damaged files.
-    """
+    """The pipeline in a folder, or that of an add-on, opened before anything is loaded; None for any other folder."""
     folder = Path(model)
     whole = (folder / "model_index.json").is_file()
     places = sorted(folder.glob(f"*/{RECORD}" if whole else RECORD)) or sorted(folder.glob(f"transformer/{RECORD}"))
@@ -243,12 +237,7 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
 def load_network(
     name: str | Path, *, vae: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Model, Model]:
-    """The model that `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in.
-
-    vae: its folder; by default the pipeline's that `name` is, and None where there is none.
-    Raises ValueError as `elit.load_model` and `load_autoencoder` do, and for an autoencoder whose latents have another
-    number of channels than the network.
-    """
+    """The model that `elit.load_model` gives for `name`, ready to be sampled, and the autoencoder it was trained in."""
     model = load_model(name, torch_dtype=dtype).to(device).eval()
     autoencoder = load_autoencoder(vae or Path(name) / "vae", required=vae is not None, torch_dtype=dtype)
     if autoencoder is None:

@@ -99,11 +99,7 @@ def default_size(pipe: Pipeline) -> Size:
 
 
 class Requests:
-    """The calls of a pipeline, batch after batch: a function of the settings alone.
-
-    nothing: the substitute for a prompt in the unconditional branch. guided: calls have such a branch. Raises
-    ValueError for arguments that this pipeline's call does not have.
-    """
+    """The calls of a pipeline, batch after batch: a function of the settings alone."""
 
     def __init__(self, pipe: Pipeline, config: DistillConfig, prompts: list[str]):
         self.config, self.by_class = config, takes_classes(pipe)
@@ -179,10 +175,7 @@ def first_call(pipe: Pipeline, request: Arguments) -> Arguments:
 
 
 def record(pipe: Pipeline, request: Arguments, *, run: bool = True) -> list[tuple[str, Arguments, Tensor]]:
-    """Runs `pipe` as the original; (branch of guidance, arguments, output) of each forward of its transformer.
-
-    A time that is one for all samples becomes one each. run: or else it stops before the first forward.
-    """
+    """Runs `pipe` as the original; (branch of guidance, arguments, output) of each forward of its transformer."""
     calls: list[tuple[str, Arguments, Tensor]] = []
 
     def keep(module: Model, args: Tree, kwargs: Tree, output: Tree = ()) -> None:

@@ -238,11 +238,7 @@ class Elastic:
 
     @functools.wraps(diffusers.ModelMixin.save_pretrained, assigned=())  # pipelines pass on what its signature has
     def save_pretrained(self: Model, save_directory: str | Path, *args: Tree, **kwargs: Tree) -> None:
-        """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both.
-
-        Where the original weights have changed since `elastify`, they are saved as the variant "elastic": alone they
-        are no model, and a plain from_pretrained finds no weights then instead of the wrong ones.
-        """
+        """diffusers' own, without the interface; that lies beside it, and `elit.load_elastic` reads both."""
         if any(compat.WRAPPED_LAYER in name for name, _ in self.named_parameters()):
             # diffusers would write them under names that from_pretrained does not find.
             raise ValueError("cannot save a transformer with LoRA adapters: delete or fuse them, or save_lora_adapter")
@@ -344,10 +340,7 @@ def _inside(method: Callable[..., Tree], block: Callable[..., AbstractContextMan
 
 
 class SameClass(type):
-    """The kind of elastified classes: they equal their own, for what compares classes (`DiffusionPipeline.from_pipe`).
-
-    Their hash is not the same: tables of classes, as torch's sharding has, tell both apart.
-    """
+    """The kind of elastified classes: they equal their own, for what compares classes, but hash differently."""
 
     def __eq__(cls, other: object) -> bool:
         return cls is other or vars(cls).get("original_class") is other

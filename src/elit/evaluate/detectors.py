@@ -74,10 +74,7 @@ def open_detector(specification: str, *, device: torch.device | str = "cpu") -> 
 
 
 class InceptionDetector(Detector):
-    """TensorFlow's Inception of 2015 as torch-fidelity has ported it, with its resize to 299 pixels.
-
-    logits (B, 1008) are without the bias, spatial (B, 2023) the first 7 channels of "mixed_6/conv", as ADM reads them.
-    """
+    """TensorFlow's Inception of 2015 as torch-fidelity has ported it, with its resize to 299 pixels."""
 
     name, width = "inception", 2048
     offers = ("fid", "sfid", "is", "kid", "precision", "recall")

@@ -49,10 +49,7 @@ def compute_quality(
     costs: Sequence[tuple[str, str]] = COSTS,
     present: tuple[float, float | None] | None = None,
 ) -> None:
-    """Quality against each of `costs`, all points and their Pareto front (paper Figures 1, 8, 14).
-
-    present: cost and quality of a setting to mark; a vertical line where its quality is not known.
-    """
+    """Quality against each of `costs`, all points and their Pareto front (paper Figures 1, 8, 14)."""
     steps = sorted({point.steps for point in points})
     shapes = {count: SHAPES[i % len(SHAPES)] for i, count in enumerate(steps)}
     with new_figure(path, 0.75 + 4.9 * len(costs), 5.6) as figure:

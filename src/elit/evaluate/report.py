@@ -142,10 +142,7 @@ def write_card(
     datasets: Sequence[str] = (),
     instead: Path,
 ) -> Path:
-    """Writes FOLDER/README.md, or `instead` where FOLDER has a README.md that no sweep wrote; returns the path.
-
-    The Hub's results are `metric` of the rows with the most steps, and all metrics of the best row.
-    """
+    """Writes FOLDER/README.md, or `instead` where FOLDER has a README.md that no sweep wrote; returns the path."""
     card = folder / "README.md"
     if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
         card = instead

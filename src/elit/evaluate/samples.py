@@ -48,10 +48,7 @@ class SampleSet(Pictures):
 
 
 class Sampler:
-    """A network, ready to be sampled at many settings; its weights are hashed once.
-
-    conditions: y of every class in turn, default all of the network's classes. vae: the autoencoder it was trained in.
-    """
+    """A network, ready to be sampled at many settings; its weights are hashed once."""
 
     def __init__(
         self,

@@ -115,10 +115,7 @@ def front_of(points: Sequence[Point], metric: str, cost: str) -> list[Point]:
 
 
 def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, float]]:
-    """(point, ρ) for every point whose full budget is among `points` with all else equal (paper Table 5).
-
-    ρ is Q(J̃) / Q(J) for a distance, Q(J) / Q(J̃) for a metric that rises with quality, and exists for scores above 0.
-    """
+    """(point, ρ) for every point whose full budget is among `points` with all else equal (paper Table 5)."""
 
     def all_but_budget(point: Point) -> tuple[Any, ...]:
         guidance = point.guidance, point.scale, point.guidance_budget
@@ -142,10 +139,7 @@ def make_settings(
     caches: Sequence[float] = (0.0,),
     like: Sampling = Sampling(),  # noqa: B008
 ) -> list[Sampling]:
-    """All combinations, budgets outermost, but for AG where it does not fit its budget.
-
-    like: the settings that all have alike. Raises ValueError for other settings that do not fit the network.
-    """
+    """All combinations, budgets outermost, but for AG where it does not fit its budget."""
     by_recipe: dict[str, Sampling] = {}
     for budget, count, each, cache in product(budgets, steps, guidance, caches):
         sampling = replace(like, steps=count, budget=budget, guidance=each, cache=cache)
@@ -165,11 +159,7 @@ def sweep(
     count: int,
     progress: Progress | None = None,
 ) -> tuple[list[Point], int]:
-    """Scores `count` samples of every setting under every group; (points, scores found). Empty but in the main process.
-
-    All settings are sampled a part at a time in turn, each part as long as all before it, so that the machine's other
-    work slows all alike and their milliseconds, of the fastest chunk, compare.
-    """
+    """Scores `count` samples of every setting under every group; (points, scores found), in the main process."""
     work = sampler.work
     sets = [sampler.planned(sampling, count) for sampling in settings]
     # The main process decides what is missing: it alone has the references.

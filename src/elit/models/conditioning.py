@@ -150,10 +150,7 @@ def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes
 
 
 class TextConditioning(nn.Module):
-    """t (B,) and a text -> conditioning (B, d), text tokens (B, M, d) and their mask (B, M).
-
-    The conditioning is the time and, with `pooled_features`, the text's pooled vector.
-    """
+    """t (B,) and a text -> conditioning (B, d), text tokens (B, M, d) and their mask (B, M)."""
 
     def __init__(self, width: int, encoder: str, features: int, length: int, pooled_features: int):
         super().__init__()

@@ -108,10 +108,7 @@ class SelfAttention(nn.Module):
 
 
 def sliceable(weight: Tensor, like: Tensor | None = None) -> Tensor:
-    """A parameter to slice, in the dtype of the tokens it joins, so that under autocast their stream keeps its own.
-
-    Without gradients, torch's FlopCounterMode stumbles over slices of a parameter itself.
-    """
+    """A parameter to slice, in the dtype of the tokens it joins, so that under autocast their stream keeps its own."""
     weight = weight if torch.is_grad_enabled() else weight.detach()
     return weight if like is None else weight.to(like.dtype)
 

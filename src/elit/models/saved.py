@@ -128,10 +128,7 @@ def saved_dtype(folder: Path, name: str) -> torch.dtype:
 
 
 def load_shared_weights(model: Transformer, folder: str | Path) -> tuple[list[str], list[str]]:
-    """Copies what a saved model has of `model`'s weights, by name and shape; see `TrainConfig.init`.
-
-    Returns the names that start anew in `model`, and those left out of the saved one. Raises ValueError.
-    """
+    """Copies what a saved model has of `model`'s weights, by name and shape; see `TrainConfig.init`."""
     saved = load_own(folder, name="init").state_dict()
     own = model.state_dict()
     shared = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}

@@ -232,10 +232,7 @@ class SiTInterface(nn.Module):
             nn.init.zeros_(table)
 
     def forward(self, tokens: Tensor, core: Core, *, grid: Windows, condition: Tensor) -> Tensor:
-        """Tokens (B, N, d) through Read, `core` and Write -> (B', N, d).
-
-        core: called with all latents (B, G, J, d), returns (B', G, J, d), B' a multiple of B.
-        """
+        """Tokens (B, N, d) through Read, `core` and Write -> (B', N, d)."""
         (groups,) = grid.groups(tokens)  # (B·G, n, d)
         tokens = (groups + self.position.to(tokens.dtype)).view_as(tokens)
         latents = self.reader(self.latents.to(tokens.dtype), tokens, condition)  # (B, G·J, d)
@@ -254,11 +251,7 @@ def sincos_positions(positions: Tensor, width: int) -> Tensor:
 
 
 def ddpm_time(t: Tensor) -> tuple[Tensor, Tensor]:
-    """The step of DDPM that has the noise of t, and t as it can be told: (B,) -> (B,), (B,), float32.
-
-    DDPM's x_s = α_s·data + σ_s·noise (linear betas, 1000 steps) is X_t / √(t² + (1 − t)²) where α/σ = t / (1 − t).
-    Before the noisiest step, t = 0.006, there is nothing to be told. An Euler step of (X_t − noise) / t is DDIM's.
-    """
+    """The step of DDPM that has the noise of t, and t as it can be told: (B,) -> (B,), (B,), float32."""
     betas = torch.linspace(1e-4, 0.02, 1000, device=t.device, dtype=torch.float32)
     log_signal = (1 - betas).log().cumsum(0)  # log α²
     alpha, sigma = (log_signal / 2).exp(), (-log_signal.expm1()).sqrt()

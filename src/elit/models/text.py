@@ -84,10 +84,7 @@ def embed_prompts(prompts: Sequence[str], tokenizer: Any, model: Any, *, length:
 def encode_prompts(
     prompts: Sequence[str], encoder: str, *, length: int, cache: Path | None = None, device: torch.device | str = "cpu"
 ) -> Condition:
-    """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder. Raises ValueError.
-
-    Embeddings are computed once and kept in the folder `cache`, until the encoder, its files or the prompts change.
-    """
+    """One row of `y` for each prompt: characters, or the embeddings of a Hugging Face encoder. Raises ValueError."""
     if encoder == CHARACTERS:
         return encode_characters(prompts, length)
     if cache is None:

@@ -177,12 +177,7 @@ def measured_plans(quality: Quality, pricing: Pricing, guidance: Wanted, cache: 
 
 
 def ladder(model: Transformer, pricing: Pricing, guidance: Wanted, cache: float = 0.0) -> list[Plan]:
-    """Settings from the dearest to the cheapest where nobody has measured quality: the paper's findings in order.
-
-    1. 64 to 40 steps with all latents, CCFG at the least budget (section 4, claim 6); CFG without an interface.
-    2. Fewer tokens before fewer steps (claim 6): half of the latents for t < 0.5, then fewer in both halves.
-    3. Fewer steps, 39 to 10; then fewer tokens, down to the least; then no guidance; then fewer steps, down to 1.
-    """
+    """Settings from the dearest to the cheapest where nobody has measured quality: the paper's findings in order."""
     budgets = model.budgets
     default = CCFG(PAPER_SCALE, budgets[0]) if budgets else CFG(PAPER_SCALE)
     first, last = (default, None) if isinstance(guidance, str) else (guidance, guidance)

@@ -68,12 +68,7 @@ class Run(ABC):
 
 
 class Engine(Protocol):
-    """A model, ready to make samples.
-
-    conditions: classes or prompts as `begin` takes them; of no names all classes. Raises ValueError for an unknown one.
-    begin: a run of one sample a condition and seed. Raises ValueError for what does not fit the model.
-    step: one step of all runs; a run whose own call fails has an `error`.
-    """
+    """A model, ready to make samples."""
 
     name: str  # its folder, or that of a model in the box
     network: Any  # the module whose weights make the samples
@@ -328,10 +323,7 @@ def _structure(model: Transformer) -> str:
 
 
 def as_compiled(model: Transformer) -> Transformer:
-    """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph.
-
-    Made anew once the network has another class, as with a dial, or other attributes.
-    """
+    """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph."""
     built = type(model), *vars(model).items()
     if model not in _compiled or _compiled[model][0] != built:
         twin = copy.copy(model)  # the modules themselves, so that the network stays as it was

@@ -216,10 +216,7 @@ def write_samples(
     single: bool = False,
     describe: Callable[[int | None], str] = lambda row: "",
 ) -> None:
-    """Images (B, C, H, W) or clips (B, C, T, H, W) as a sheet, an array or separate files; single: one, not enlarged.
-
-    describe: the text inside a picture of all samples (None) or of one row of them.
-    """
+    """Images (B, C, H, W) or clips (B, C, T, H, W) as a sheet, an array or separate files; single: not enlarged."""
 
     def write(folder: Path) -> None:
         for row, sample in enumerate(samples):

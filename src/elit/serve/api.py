@@ -44,10 +44,7 @@ router = APIRouter()
 
 
 def make_app(service: ServiceSettings, backend: Any, *, key: str | None = None) -> FastAPI:
-    """The app. Its `state` has `metrics`, and `draining`, which refuses new requests.
-
-    backend: has `describe`, `generate` and `stream` of a `Replica`, all asynchronous. They may raise ApiError.
-    """
+    """The app. Its `state` has `metrics`, and `draining`, which refuses new requests."""
     app = FastAPI(title="elit serve", docs_url=None, redoc_url=None)
     state = app.state
     state.service, state.backend, state.key, state.metrics, state.draining = service, backend, key, Metrics(), False

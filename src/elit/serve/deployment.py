@@ -31,11 +31,7 @@ GRACE = 5.0  # Seconds after a deadline in which an answer may still come.
 
 
 def listen_on_loopback() -> None:
-    """Binds this process's gRPC servers to loopback where Ray is on this machine alone.
-
-    A replica of Serve opens one for calls of other replicas, on all addresses whatever Ray's own are, and unpickles
-    what arrives: no other machine may reach it.
-    """
+    """Binds this process's gRPC servers to loopback where Ray is on this machine alone."""
     import grpc.aio
 
     if os.environ.get(CLUSTER_VARIABLE) != "0":

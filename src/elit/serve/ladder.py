@@ -64,11 +64,7 @@ def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:
 
 
 def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> tuple[tuple[Rung, ...], str]:
-    """The rungs from the table of `elit sweep` in the folder of `model` or beside it, and a line about them.
-
-    No rungs without a table of this network. Raises ValueError where the table in the folder is damaged or of another
-    network.
-    """
+    """The rungs from the table of `elit sweep` in the folder of `model` or beside it, and a line about them."""
     quality = open_quality(model, network_folder(folder))
     rungs = table_ladder(model, quality, service) if quality else ()
     if not quality or not rungs:
@@ -77,11 +73,7 @@ def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> t
 
 
 def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings) -> tuple[Rung, ...]:
-    """The front of a table: settings that no other one beats in FLOPs and score; () where less than two remain.
-
-    They have the service's guidance, a budget that is the same in all steps, and steps between the fewest and the most
-    that were scored with it, all within the service's limits.
-    """
+    """The front of a table: settings that no other one beats in FLOPs and score; () where less than two remain."""
     least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
     scored: list[tuple[float, float, Rung]] = []
     for plan in measured_plans(quality, Pricing(model), service.guidance(model.budgets, 1.0)):

@@ -53,10 +53,7 @@ def run_loadtest(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
-    """Sends a request at each of `times` and waits for all answers; outcomes are in the same order.
-
-    url: of the service, without /v1. prompts: in turn. Raises ValueError where no service answers at `url`.
-    """
+    """Sends a request at each of `times` and waits for all answers; outcomes are in the same order."""
     import aiohttp
 
     done = 0

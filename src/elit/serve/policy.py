@@ -121,10 +121,7 @@ class Policy:
     def finishes(
         self, now: float, waiting: Sequence[tuple[Request, Sampling]], lost: dict[str, Refusal] | None = None
     ) -> Iterable[tuple[Request, float]]:
-        """When running requests, and waiting ones in this order and at these settings, would be done; as they end.
-
-        lost: takes the waiting ones that would be late; the timeline goes back to the start of each, without it.
-        """
+        """When running requests, and waiting ones in this order and at these settings, would be done; as they end."""
         scale = self.settings.safety * self.slowdown / 1e3
         running = [replace(each) for each in self.running]
         place, at = 0, now
@@ -168,11 +165,7 @@ class Policy:
         return not met([(request, setting)]) and met([])
 
     def _highest(self, now: float) -> int:
-        """The highest level at which all end with their reserve left; the lowest where there is none.
-
-        Where the queue fills before deadlines press, the level falls from the highest at a quarter to the lowest at
-        three quarters. Urgent requests need no reserve.
-        """
+        """The highest level at which all end with their reserve left; the lowest where there is none."""
         limits, urgent = self.settings, {each.id for each in self.waiting if self._urgent(each)}
 
         def missed(level: int) -> bool:

@@ -239,10 +239,7 @@ def encode(pixels: Tensor, kind: str) -> bytes:
 
 
 def load_replica(service: ServiceSettings, name: str = "0") -> Replica:
-    """A replica of the service's model, with costs from a profile or measured now.
-
-    Raises ValueError for a model that cannot be loaded, or makes no pictures.
-    """
+    """A replica of the service's model, with costs from a profile or measured now."""
     if service.threads:
         torch.set_num_threads(service.threads)
     device, folder = service.device or "cpu", model_folder(service.model)

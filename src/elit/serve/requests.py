@@ -109,10 +109,7 @@ class Request:
 
 
 def read_request(body: bytes, service: ServiceSettings, model: Json, now: float) -> Request:
-    """The request in a body that arrives at `now`. model: its description (`Replica.describe`).
-
-    Raises ApiError naming the first parameter that is invalid, beyond the service's limits, or not for this model.
-    """
+    """The request in a body that arrives at `now`. model: its description (`Replica.describe`)."""
     try:
         return _make_request(Parameters.model_validate_json(body), service, model, now)
     except ValidationError as error:
@@ -161,10 +158,7 @@ def _make_request(wanted: Parameters, service: ServiceSettings, model: Json, now
 
 
 def _accepted(wanted: Parameters, service: ServiceSettings, model: Json) -> tuple[tuple[Sampling, ...], int]:
-    """The part of the service's ladder that a request accepts, and where that begins.
-
-    auto, standard: all of it. high, hd: the full setting alone. medium: from the middle up. low: up to the middle.
-    """
+    """The part of the service's ladder that a request accepts, and where that begins."""
     budgets, default, steps = model["budgets"], model["guidance_scale"], wanted.num_inference_steps
     scale, weak = wanted.guidance_scale, wanted.guidance_budget
     try:

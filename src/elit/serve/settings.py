@@ -90,11 +90,7 @@ class ServiceSettings:
         return {name: str(value) if isinstance(value, Path) else value for name, value in changed.items()}
 
     def ladder(self, budgets: Sequence[int], default_scale: float = 1.0) -> tuple[Sampling, ...]:
-        """The service's settings, from the floor to full, with its own guidance. default_scale: the model's.
-
-        Without `rungs`: at most 8 budgets from the least to all at full steps, and below them fewer steps at the least
-        budget. Raises ValueError for a floor that is too high.
-        """
+        """The service's settings, from the floor to full, with its own guidance. default_scale: the model's."""
         rungs = self.rungs
         if not rungs:
             full = self.steps or STEPS

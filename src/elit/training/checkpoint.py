@@ -64,10 +64,7 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
 
 
 class AveragedWeights:
-    """Exponential moving average of a network's trained parameters, as diffusers' EMAModel has it, shard by shard.
-
-    Its decay at step n is min(decay, n / (9 + n)), 0 at the first.
-    """
+    """Exponential moving average of a network's trained parameters, as diffusers' EMAModel has it, shard by shard."""
 
     def __init__(self, network: nn.Module, decay: float, *, on_cpu: bool = False):
         self.decay, self.steps = decay, 0

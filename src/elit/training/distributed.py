@@ -59,10 +59,7 @@ def trained_weights(network: nn.Module) -> list[nn.Parameter]:
 
 
 def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module], config: RunConfig) -> nn.Module:
-    """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP).
-
-    In bf16, sharded blocks travel as bf16 and their gradients in float32; the rest stays float32, under autocast.
-    """
+    """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP)."""
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.compile:

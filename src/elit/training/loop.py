@@ -34,11 +34,7 @@ from elit.training.task import Task
 
 
 def train_task(config: RunConfig, make_task: Callable[[Accelerator], Task]) -> Any:
-    """Trains what `make_task` makes, in the folder `config.out`; returns what its `finish` does.
-
-    SIGTERM or Ctrl-C: saves a checkpoint and raises SystemExit(0). Raises ValueError for what does not fit,
-    FloatingPointError for too many steps without a finite gradient.
-    """
+    """Trains what `make_task` makes, in the folder `config.out`; returns what its `finish` does."""
     accelerator, precision = make_accelerator(config), torch.get_float32_matmul_precision()
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: products of 10 bits, sums of 23, several times as fast

@@ -43,10 +43,7 @@ def dit_condition(block: Model, arguments: Arguments) -> Tensor:
 
 @torch.compiler.disable
 def flux_grids(transformer: nn.Module, arguments: Arguments) -> tuple[Grid, ...]:
-    """From the coordinates (N, 3 or 4) of the tokens; read once, as pipelines give the same tensor each step.
-
-    Raises ValueError where coordinates (image, row, column, …) do not run over whole grids, row by row.
-    """
+    """From the coordinates (N, 3 or 4) of the tokens; read once, as pipelines give the same tensor each step."""
     ids = arguments["img_ids"]
     known = transformer.__dict__.get("_elastic_grid")
     if known is not None and known[0] is ids:
