@@ -105,7 +105,7 @@ class Sampler:
         given, classes = self.conditions, torch.arange(len(self.conditions))
         if isinstance(given, Tensor) and given.ndim == 1:
             numbers = recognised(getattr(self.model.conditioning, "class_names", ()))
-            classes = torch.tensor([*numbers, *range(len(numbers), self.model.config.num_classes + 1)])[given.cpu()]
+            classes = torch.tensor([*numbers, *range(len(numbers), int(given.max()) + 1)])[given.cpu()]
         return SampleSet(
             count=count,
             read=lambda first, stop: chunks.read("pictures", first, stop).movedim(-1, 1),
