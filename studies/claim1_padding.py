@@ -64,8 +64,9 @@ class AbsoluteDiT(DiT):
         return super().token_grid((self.canvas, self.canvas))  # whatever the size of what is to be padded
 
     def forward(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        more = self.canvas - DIGIT
-        return super().forward(F.pad(x, (0, more, 0, more)), *rest, **options)[..., :DIGIT, :DIGIT]
+        side = x.shape[-1]
+        padding = (0, self.canvas - side, 0, self.canvas - side)
+        return super().forward(F.pad(x, padding), *rest, **options)[..., :side, :side]
 
 
 class PaddedDiT(AbsoluteDiT):

@@ -127,8 +127,7 @@ def test_what_was_trained_with_random_drop_is_run_on_first_and_on_redrawn_latent
     config = TrainConfig(out=str(tmp_path / "run"), model=sizes, data="digits", steps=1, batch_size=4, preview_every=0)
     runs.train("random drop", config)
     (checkpoint,) = checkpoints(tmp_path / "run" / "checkpoints")
-    with pytest.raises(ValueError, match="not of a 'RandomDropDiT'"):
-        elit.load_model(checkpoint)
+    assert isinstance(elit.load_model(checkpoint), RandomDropDiT)  # imported above
     first, redrawn = (runs.load("random drop", checkpoint, redrawn=choice) for choice in (False, True))
     assert type(first) is DiT
     assert isinstance(redrawn, RandomDropDiT)

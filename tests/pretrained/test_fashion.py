@@ -67,7 +67,7 @@ def test_an_unknown_class_names_the_nearest(capsys):
 def test_a_class_that_is_not_there_is_refused(capsys):
     for command in ("sample", "evaluate", "sweep"):
         assert main([command, "fashion", "--labels", "3", "99"]) == 2
-        assert "labels 0 to 9, or 10 for no class" in capsys.readouterr().err
+        assert "labels must be classes of this model, got '99'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
