@@ -38,7 +38,7 @@ def tiny_qwen_image(*_, **__):
     return made
 
 
-TINY = "--steps 1 --batch-size 2 --teacher-steps 1 --preview-every 0 --lora-rank 1"
+TINY = "--steps 1 --batch-size 4 --teacher-steps 1 --preview-every 0 --lora-rank 1"
 
 
 def commands():
