@@ -70,13 +70,15 @@ def test_the_guides_commands_and_python_run_as_written(tmp_path, monkeypatch, ca
     assert len(list(Path("runs/qwen-own/cache").rglob("latents-*"))) == 2  # of two aspect ratios
     monkeypatch.setattr(diffusers.QwenImagePipeline, "from_pretrained", tiny_qwen_image)
     told: dict = {}
-    used, saved = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+    used, saved, by_diffusers = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
     exec(used.replace('"num_inference_steps": 50', '"num_inference_steps": 1'), told)
     assert told["image"].size == (64, 64)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     exec(saved, told)
     assert told["again"].transformer.budgets == tuple(range(1, 65))
+    exec(by_diffusers, told)
+    assert told["pipe"].transformer.budgets == tuple(range(1, 65))
 
 
 def test_the_command_for_own_networks(tmp_path, monkeypatch, capsys):

@@ -69,3 +69,23 @@ def test_rows_come_apart_and_together_again(kind):
         outputs = [output_tensor(build(kind)(**given, return_dict=False)) for given in (three, again)]
     assert torch.equal(*outputs)
     assert repr(tree_map_only(Tensor, Tensor.tolist, again)) == repr(tree_map_only(Tensor, Tensor.tolist, three))
+
+
+def test_a_mask_that_only_some_texts_have_goes_with_its_rows(tmp_path):
+    """One text needs no padding and has no mask, by which the layout was told; texts of two lengths have one."""
+    transformer, call = build("QwenImageTransformer2DModel"), inputs("QwenImageTransformer2DModel", batch=2)
+    length = call["encoder_hidden_states"].shape[1]
+    mask = torch.arange(length) < torch.tensor([[length], [length - 2]])
+    one, two = ({**inputs("QwenImageTransformer2DModel", batch=n), "encoder_hidden_states_mask": None} for n in (1, 2))
+    given = two | {"encoder_hidden_states_mask": mask}
+    with torch.no_grad():
+        wanted, unpadded = (output_tensor(transformer(**each, return_dict=False)) for each in (given, two))
+    calls = [("all", given, wanted), ("all", two, unpadded)]
+    save_calls(tmp_path / "000000.pt", calls, layout_of(one, two, (1, 2)))
+    examples = RecordedCalls(tmp_path)
+    assert [len(bucket) for bucket in examples.buckets] == [2, 2]
+    for rows in ([0], [1], [1, 0, 1], [2, 3]):
+        outputs, batch = examples.__getitems__(rows)
+        with torch.no_grad():
+            again = output_tensor(transformer(**batch.arguments, return_dict=False))
+        assert torch.allclose(again, outputs, atol=1e-5)

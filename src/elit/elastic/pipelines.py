@@ -241,6 +241,8 @@ def layout_of(one: Tree, two: Tree, rows: tuple[int, int]) -> Tree:
     if isinstance(one, Mapping):
         return {name: layout_of(each, two[name], rows) for name, each in one.items()}
     sized = one.ndim > 0 if isinstance(one, Tensor) else isinstance(one, list | tuple)
+    if one is None:  # such as the mask of texts without padding; others have one, a row a sample
+        return True
     if sized and (len(one), len(two)) == rows:
         return True
     if isinstance(one, list | tuple):
@@ -249,14 +251,14 @@ def layout_of(one: Tree, two: Tree, rows: tuple[int, int]) -> Tree:
 
 
 def take_rows(layout: Tree, tree: Tree, rows: slice) -> Tree:
-    return tree_map(lambda by_row, value: value[rows] if by_row else value, layout, tree)
+    return tree_map(lambda by_row, value: value if value is None or not by_row else value[rows], layout, tree)
 
 
 def join_rows(layout: Tree, trees: list[Tree]) -> Tree:
     """One tree of all rows; what has none is the first one's."""
 
     def join(by_row: bool, *values: Any) -> Any:
-        if not by_row:
+        if not by_row or values[0] is None:
             return values[0]
         return torch.cat(values) if isinstance(values[0], Tensor) else [row for value in values for row in value]
 
@@ -313,7 +315,8 @@ def _kinds_of(layout: Tree, arguments: Arguments, rows: int) -> list[str]:
     kinds = []
     shared = tree_map(lambda mine, each: None if mine else tree_map_only(Tensor, content, each), layout, arguments)
     for row in range(rows):
-        own = tree_map(lambda mine, each, row=row: tree_map(shape, each[row]) if mine else None, layout, arguments)
+        one = take_rows(layout, arguments, slice(row, row + 1))
+        own = tree_map(lambda mine, each: tree_map(shape, each) if mine else None, layout, one)
         kinds.append(hashlib.sha256(repr((shared, own)).encode()).hexdigest()[:16])
     return kinds
 
