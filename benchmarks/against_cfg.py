@@ -1,4 +1,4 @@
-"""What cheap guidance saves of CFG's wall-clock, beside what the closed form says.
+"""Savings of cheap guidance in CFG's wall-clock, beside the closed form's.
 
 `elit.sample` itself runs; every step is one evaluation of the network with both branches.
 """

@@ -18,7 +18,7 @@ from elit.models.dit import DiT
 from elit.sampling.sample import seeded_noise
 
 SHARE = 0.25
-"""Of the tokens, in sampling."""
+"""Share of the tokens, in sampling."""
 TOLERANCE = 1e-5
 Models = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Whether plans keep what they promise: predicted times, targets met, and the choice against measured quality.
+"""Tests that plans keep their promise: predicted times, targets met, and the choice against measured quality.
 
     elit quickstart                                    # the model; two to four minutes
     python benchmarks/planner.py                       # half an hour on two cores, nothing else running
@@ -131,7 +131,7 @@ class Study:
         self.noise = statistics.median(statistics.stdev(self.score(each, seed) for seed in (1, 2, 3)) for each in some)
 
     def score(self, plan: Plan, other: int = 1) -> float:
-        """Of samples with other seeds than the sweep's."""
+        """Scores of samples with other seeds than the sweep's."""
         seed = other * 1_000_000
         sampling = elit.Sampling(steps=plan.steps, budget=plan.budget, guidance=plan.guidance, seed=seed)
         samples = self.sampler.make(sampling, self.args.count)
@@ -199,7 +199,7 @@ def most_steps(study: Study, target: float, guidance: Guidance | None) -> Plan |
 
 
 def summary(unseen: list[dict[str, Any]], targets: list[dict[str, Any]], study: Study) -> dict[str, float]:
-    """What the acceptance asks for."""
+    """Figures of the results that the acceptance is about."""
     overshoot = [row["overshoot"] for row in targets]
     both = [row for row in targets if row["full_fd"] is not None]
     ratios = [row["fd"] / row["full_fd"] for row in both]

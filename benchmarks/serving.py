@@ -75,7 +75,7 @@ async def measure(
     *,
     patient: bool,
 ) -> list[Outcome]:
-    """What becomes of requests that arrive at `times` at a replica in this process."""
+    """Outcomes of requests that arrive at `times` at a replica in this process."""
     rungs: Any = [(each.steps, each.budget) for each in ladder]
     replica = Replica(engine, costs, replace(service, steps=ladder[-1].steps, rungs=rungs))
     start = time.time()

@@ -1,4 +1,4 @@
-"""What is measured: networks with nothing left at zero, their inputs, and a step of their training."""
+"""Subjects of the benchmarks: networks with nothing left at zero, their inputs, and a step of their training."""
 
 import argparse
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ class TrainingStep:
 
     @property
     def resident_bytes(self) -> int:
-        """What lies there between steps: the weights and Adam's two moments."""
+        """Bytes held between steps: the weights and Adam's two moments."""
         return 3 * sum(parameter.nbytes for parameter in self.model.parameters())
 
 

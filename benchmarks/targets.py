@@ -1,4 +1,4 @@
-"""Whether `elit sample` keeps to a target in its first run, each as a user starts it: a process of its own.
+"""Tests that `elit sample` keeps to a target in its first run, each as a user starts it: a process of its own.
 
     python benchmarks/targets.py                      # the quickstart's network; two minutes, nothing else running
     python benchmarks/targets.py --model fashion --targets "--target-ms 900"

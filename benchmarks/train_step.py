@@ -94,7 +94,7 @@ def run_config(name: str, args: argparse.Namespace, data: Path, out: Path) -> Tr
 
 
 def mean_flops(name: str, args: argparse.Namespace, steps: list[dict]) -> float:
-    """Of a forward, over the budgets of the measured steps."""
+    """FLOPs of a forward, over the budgets of the measured steps."""
     model = elit.create_model(name, sample_size=args.sample_size, in_channels=args.in_channels)
     return statistics.mean(elit.count_flops(model, budget=step["budget"]) for step in steps)
 

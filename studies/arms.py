@@ -1,4 +1,4 @@
-"""What a study compares: networks trained from the same seeds on the same digits, for the same FLOPs.
+"""Arms of a study: networks trained from the same seeds on the same digits, for the same FLOPs.
 
 Arms of one seed and one batch size see the same images, noise and times. Every arm gets the training FLOPs of the
 reference arm: same steps, a batch as much larger as its forward is cheaper (which is how the paper gives its

@@ -22,7 +22,7 @@ Values = Mapping[tuple[str, str], Mapping[int, float]]
 
 
 class Record:
-    """What a study measured, written after every seed, so that an early stop leaves a valid file."""
+    """Measurements of a study, written after every seed, so that an early stop leaves a valid file."""
 
     def __init__(self, args: argparse.Namespace, claim: int, notes: str):
         self.args, self.claim, self.notes = args, claim, notes

@@ -1,4 +1,4 @@
-"""What an arm is judged by: its loss on digits it has not seen, and the digits it draws."""
+"""Scores of an arm: its loss on held-out digits, and the quality of its samples."""
 
 import argparse
 from functools import cache
@@ -62,5 +62,5 @@ def score(images: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def sampling_gflops(model: DiT, **settings: Any) -> float:
-    """Of one whole sample."""
+    """GFLOPs of one whole sample."""
     return sampling_flops(model, **settings) / 1e9

@@ -53,7 +53,7 @@ class TunedSchedule:
     constant_loss: float
     """Its loss."""
     interpolated_loss: float
-    """Of constant budgets at exactly the schedule's cost: linear between the two next to it."""
+    """The loss of constant budgets at exactly the schedule's cost: linear between the two next to it."""
     full_loss: float
     """With all latents all the way."""
     table: list[dict[str, float]]

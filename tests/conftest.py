@@ -194,7 +194,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 @pytest.fixture(scope="session")
 def digit_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., TrainedClassifier]]:
-    """What the detector "digits" trains for seconds, trained by the first worker that needs it; gives the trainer."""
+    """The trainer of the detector "digits"; the first worker that needs its classifier trains it for all."""
     import filelock
     import torch
 

@@ -102,7 +102,7 @@ def cross(state: dict, name: str, queries: torch.Tensor, context: torch.Tensor, 
 
 
 def network(state: dict, sizes: dict, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, budget=None) -> torch.Tensor:
-    """What the authors' network says of x (B, C, H, W) at its own times t, one sample after the other."""
+    """The output of the authors' network for x (B, C, H, W) at its own times t, one sample after the other."""
     return torch.stack([_one(state, sizes, *each, budget) for each in zip(x, t, y, strict=True)])
 
 

@@ -25,7 +25,7 @@ def benchmarks(monkeypatch):
 
 
 def quick(part: str, folder: Path, *line: str) -> dict:
-    """What a part writes down of a tiny network."""
+    """The file that a part writes for a tiny network."""
     out = folder / f"{part}.json"
     assert import_module("run").main([part, "--quick", "--out", str(out), *line]) == 0
     result = json.loads(out.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What counts as a budget, the training draw, and schedules."""
+"""Valid budgets, the training draw, and schedules."""
 
 from collections import Counter
 

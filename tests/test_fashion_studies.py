@@ -102,7 +102,7 @@ def test_the_same_number_in_every_window_is_the_networks_own_budget(model):
 
 @torch.no_grad()
 def test_a_windows_dropped_latents_change_nothing(model):
-    """Of windows with at most 7 latents, the network may not look at the eighth, and does at the seventh."""
+    """In windows with at most 7 latents the network may not look at the eighth, and does at the seventh."""
     x, t, y = torch.randn(1, 1, 16, 16), torch.rand(1), torch.tensor([1])
     counts, other = torch.tensor([[3, 7, 4, 6]]), copy.deepcopy(model)
     before = windows.forward(model, x, t, y, counts)

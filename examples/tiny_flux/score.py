@@ -1,4 +1,4 @@
-"""What a tiny Flux is worth at each budget: accuracy of its samples, distance to the original's, and time.
+"""Scores of a tiny Flux at each budget: accuracy of its samples, distance to the original's, and time.
 
     python examples/tiny_flux/score.py runs/tiny-flux                          # the original
     python examples/tiny_flux/score.py runs/tiny-flux --elastic runs/dial      # with the add-on

@@ -24,7 +24,7 @@ Schedule = Budget | str | Sequence[Budget] | Callable[[float], Budget]
 TYPED = "latents per window (8), a share of them (50%), all (100%), or a schedule over t (50%@0-0.5,100%@0.5-1)"
 ANY_COUNT = range(1, 1 << 31)  # Budgets to check a text against where no network is at hand.
 
-budget_block: ContextVar[Schedule] = ContextVar("elit_budget", default=None)  # Of a `with elit.budget(...)` block.
+budget_block: ContextVar[Schedule] = ContextVar("elit_budget", default=None)  # Set by `with elit.budget(...)`.
 
 
 def resolve_budget(budget: Budget | str, budgets: Sequence[int]) -> int | None:

@@ -40,9 +40,9 @@ def lerp_all(targets: list[Tensor], sources: list[Tensor], share: float) -> None
     torch._foreach_lerp_(targets, sources, share)
 
 
-def copy_all(targets: list[Tensor], sources: list[Tensor], *, non_blocking: bool = False) -> None:
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copies every source into its target, in a few kernels instead of one each. torch 2.0."""
-    torch._foreach_copy_(targets, sources, non_blocking=non_blocking)
+    torch._foreach_copy_(targets, sources)
 
 
 def whole_graphs_under_ddp() -> AbstractContextManager[Any]:
@@ -171,7 +171,7 @@ def guided_branch(frame: Any) -> str | None:
 
 
 def quantization_of(config: Any, part: str) -> Any:
-    """What a PipelineQuantizationConfig says of one model of the pipeline; None for nothing. diffusers 0.34."""
+    """The part of a PipelineQuantizationConfig for one model of the pipeline, or None. diffusers 0.34."""
     return config._resolve_quant_config(is_diffusers=True, module_name=part)
 
 

@@ -67,7 +67,7 @@ class ModelConfig:
 class RunConfig:
     """Settings that all training runs share."""
 
-    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed", "optimizer")  # What identifies a run.
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed", "optimizer")  # Identify a run.
 
     out: str = "runs/train"  # Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/.
     workers: int = 0  # Processes that load data.
@@ -81,7 +81,7 @@ class RunConfig:
     decay_share: float = 0.2  # Share of the steps, the last ones, over which a linear schedule falls.
     optimizer: Literal["adam", "adamw", "muon"] = "adam"  # muon: on the matrices of blocks, and adamw on all else.
     betas: tuple[float, float] = (0.9, 0.999)  # Decays of Adam's two moments.
-    weight_decay: float = 0.01  # Of adamw and muon; norms, biases, embeddings and latents do not decay.
+    weight_decay: float = 0.01  # For adamw and muon; norms, biases, embeddings and latents do not decay.
     max_grad_norm: float = 1.0  # Gradients are clipped to this norm.
     ema_decay: float = 0.9999  # Decay of the averaged, saved weights; it warms up as (1 + step) / (10 + step).
     budget_min: int | None = None  # J_min, fewest latents per window in training; default 1; budget_max for one budget.
@@ -181,7 +181,7 @@ class DistillConfig(RunConfig):
     mode: Literal["carry", "learned"] = "carry"  # Latents start as the window's tokens (carry) or the paper's own.
     weights: Literal["lora", "interface", "all"] = "lora"  # The interface, low-rank changes too (lora), or all.
     lora_rank: int = 16  # Rank of the low-rank changes.
-    base_precision: Literal["fp32", "bf16"] | None = None  # Of the pipeline's weights; default: --precision; all: fp32.
+    base_precision: Literal["fp32", "bf16"] | None = None  # The pipeline's weights; default: --precision; all: fp32.
     distillation: float = 20.0  # With data: weight of the distance to the original beside the class's own loss.
     prompt_dropout: float = 0.1  # With data: share of prompts or labels dropped, for the unconditional branch.
     time_shift: float = 1.0  # With data: shift of the training times towards noise; 1 is logit-normal(0, 1).

@@ -1,4 +1,4 @@
-"""What windows that do not divide cost in quality: the loss of the boxed model with its windows, and with smaller ones.
+"""Quality lost by windows that do not divide: the loss of the boxed model with its windows, and with smaller ones.
 
     python studies/fashion/borders.py [--count 256] [--out studies/results/borders.json]
 
@@ -49,7 +49,7 @@ def losses(model: elit.DiT, images: Tensor, labels: Tensor, side: int, budget: f
 
 @contextmanager
 def recut() -> Iterator[None]:
-    """Inside the block an axis is cut into one window more than needed."""
+    """Cuts an axis into one window more than needed inside the block."""
     plain = windows.count_parts
     with (
         patch.object(windows, "count_parts", lambda length, side: plain(length, side) + 1),

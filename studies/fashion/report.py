@@ -25,7 +25,7 @@ PAPER = {
     "windows": "not in the paper",
 }
 METRICS = {"FD": 2, "accuracy": 3, "loss": 4, "GFLOPs": 3, "value": 3}
-"""Of a row, with their decimals."""
+"""Columns of a row, with their decimals."""
 VERDICTS = {"holds": "holds", "does not hold": "does not hold at this size", "undecided": "undecided"}
 Result = dict[str, Any]
 
@@ -83,7 +83,7 @@ def finals(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def training_pflops(result: Result, row: dict[str, Any]) -> float:
-    """Of all pictures that the arm of a row has seen."""
+    """PFLOPs of all samples that the arm of a row was trained on."""
     costs = result["training_gflops_a_picture"]
     arm = max((name for name in costs if row["name"].startswith(name)), key=len)
     return row["pictures"] * costs[arm] / 1e6

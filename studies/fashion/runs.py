@@ -1,4 +1,4 @@
-"""What is compared on Fashion-MNIST: networks trained for the same FLOPs, with checkpoints along the way.
+"""Arms of the Fashion-MNIST studies: networks trained for the same FLOPs, with checkpoints along the way.
 
 32×32 pixels in patches of 4: 8×8 tokens, 4 windows of 4×4, 16 latents a window. A step of every arm costs what a step
 of the reference arm (ELIT, all latents, batch 64) costs: a cheaper network gets a larger batch, as the paper gives its
@@ -109,7 +109,7 @@ def train(arm: str, config: TrainConfig) -> None:
 
 @contextmanager
 def random_drop() -> Iterator[None]:
-    """Inside the block, what training makes is `RandomDropDiT`."""
+    """Makes training build `RandomDropDiT` inside the block."""
     make = patch.object(training, "create_model", lambda name, **kw: RandomDropDiT(**model_config(name, **kw)[1]))
     with make:
         yield

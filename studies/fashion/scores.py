@@ -1,4 +1,4 @@
-"""What a network of the Fashion-MNIST studies is judged by: its loss on test pictures, and the pictures it draws.
+"""Scores of a network of the Fashion-MNIST studies: its loss on test pictures, and the quality of its samples.
 
 Every score is written to SCORES as it is made, so that a killed study goes on where it stopped.
 """

@@ -1,4 +1,4 @@
-"""What is set on a transformer or a pipeline beside the dial: LoRA, offloads, casting, caches, schedulers, compile."""
+"""Mechanisms on a transformer or pipeline beside the dial: LoRA, offloads, casting, caches, schedulers, compile."""
 
 import importlib.util
 from collections.abc import Callable
@@ -115,7 +115,7 @@ CACHES: dict[str, Callable[[Any], Any]] = {
 }
 
 ONLY = {"SeaCache": (WAN,), "FasterCache": (FLUX, QWEN, WAN, "CogVideoXPipeline")}
-"""Where a cache is for other pipelines than those three."""
+"""Pipelines of a cache that is not for the three common ones."""
 
 MECHANISMS: dict[str, Mechanism] = {
     "LoRA, then the dial": Mechanism(FLUX, lora, before=True),

@@ -30,7 +30,7 @@ def seeded() -> torch.Generator:
 
 
 def texts(width: int = 20) -> tuple[Tensor, Tensor]:
-    """Of the prompt and the negative prompt, (1, L, width) each."""
+    """Embeddings of the prompt and the negative prompt, (1, L, width) each."""
     both = torch.randn(2, 1, TEXT, width, generator=torch.Generator().manual_seed(6))
     return both[0], both[1]
 

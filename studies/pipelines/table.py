@@ -27,7 +27,7 @@ from elit.files import write_text
 
 
 class Row(NamedTuple):
-    """What one try came to."""
+    """The outcome of one try."""
 
     name: str
     result: str

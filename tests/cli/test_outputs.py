@@ -1,4 +1,4 @@
-"""What commands write: nothing is replaced unasked, nothing stale is left, an option that would do nothing is told."""
+"""Outputs of commands: nothing is replaced unasked, nothing stale is left, an option that would do nothing is told."""
 
 import shutil
 

@@ -42,7 +42,7 @@ def test_the_wheel_has_all_it_needs(tmp_path):
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     with zipfile.ZipFile(wheel) as content:
         content.extractall(site)
-    # Of a path in a .pth file Python reads no further .pth, so that nothing leads back to this checkout.
+    # Python reads no further .pth in a path that a .pth file names, so that nothing leads back to this checkout.
     (site / "packages.pth").write_text(sysconfig.get_path("purelib"))
     shutil.rmtree(source)
     here = {path.relative_to(ROOT / "src") for path in (ROOT / "src/elit").rglob("*.*") if path.suffix != ".pyc"}

@@ -1,4 +1,4 @@
-"""What a run is said to take against what it takes, and the recipes against the paper."""
+"""The estimate of a run against its measured cost, and the recipes against the paper."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def output(model, kind="FluxTransformer2DModel", budget=4, **more):
 
 
 def add_on(folder, kind="FluxTransformer2DModel", rank=0, **changes):
-    """Of a dial alone, as `elit distill` writes it."""
+    """An add-on: a dial alone, as `elit distill` writes it."""
     model = elastic(kind, **changes)
     if rank:
         add_low_rank(model, rank)

@@ -149,7 +149,7 @@ def test_the_check_says_what_is_wrong(test, monkeypatch):
 
 @pytest.fixture
 def registry():
-    """What is registered is forgotten."""
+    """Forgets registered families at the end."""
     with patch.dict(FAMILIES), patch.dict(CLASSES):
         yield
 

@@ -1,4 +1,4 @@
-"""What a budget is bound to: the scheduler's timesteps, the branch that runs, a transformer with a dial."""
+"""Things that a budget is bound to: the scheduler's timesteps, the branch that runs, a transformer with a dial."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -135,7 +135,7 @@ def test_saved_and_loaded_bit_for_bit(name, tmp_path):
     half = elit.load_elastic(tmp_path / "transformer", torch_dtype=torch.bfloat16)
     assert half.elastic.latents.dtype == half.dtype == torch.bfloat16
     with elit.budget(0.5, guidance=2):
-        # What the autoencoder makes of it depends, in the last bit, on where diffusers maps its weights.
+        # The autoencoder's output depends, in the last bit, on where diffusers maps its weights.
         assert torch.equal(draw(again, output_type="latent"), draw(pipe, output_type="latent"))
     assert half.budgets == pipe.transformer.budgets
     plain = diffusers.DiffusionPipeline.from_pretrained(tmp_path, **parts)

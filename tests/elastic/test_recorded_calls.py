@@ -61,7 +61,7 @@ def test_a_damaged_file_and_an_empty_folder_are_one_line(tmp_path):
 @pytest.mark.parametrize("kind", ["PixArtTransformer2DModel", "ZImageTransformer2DModel", "QwenImageTransformer2DModel",
                                   "CogVideoXTransformer3DModel", "LTX2VideoTransformer3DModel"])  # fmt: skip
 def test_rows_come_apart_and_together_again(kind):
-    """Of nested dictionaries, tuples, lists with an entry a sample, and what all samples share."""
+    """Rows of nested dictionaries, tuples, lists with an entry a sample, and what all samples share."""
     one, three = inputs(kind, batch=1), inputs(kind, batch=3)
     layout = layout_of(one, three, (1, 3))
     again = join_rows(layout, [take_rows(layout, three, slice(row, row + 1)) for row in range(3)])

@@ -1,4 +1,4 @@
-"""What elastify refuses, and what it leaves alone."""
+"""Refusals of elastify, and parts that it leaves alone."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

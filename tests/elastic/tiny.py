@@ -58,7 +58,7 @@ VIDEOS = [*KINDS[5:], *MORE[5:]]
 
 
 def build(kind: str, **changes: Any) -> nn.Module:
-    """Of 4 blocks, width 24, 8×8 tokens (Wan: 2×4×8); nothing starts at zero."""
+    """A network of 4 blocks, width 24, 8×8 tokens (Wan: 2×4×8); nothing starts at zero."""
     torch.manual_seed(0)
     heads = {} if kind.startswith(("ZImage", "Lumina2")) else HEADS
     model = getattr(diffusers, kind)(**heads | SETTINGS[kind] | changes)

@@ -70,7 +70,7 @@ def test_examples_of_pictures_and_of_latents_go_through_the_autoencoder(tmp_path
         load_probe(model, str(tmp_path), 4)
     with pytest.raises(ValueError, match="cannot encode data of 1 channels"):
         load_probe(model, "digits", 4, vae=vae)
-    # Of latents that elit encode has written, samples are drawn from their posteriors.
+    # Latents that elit encode has written are moments: samples are drawn from their posteriors.
     out = tmp_path / "latents"
     encode(open_source(tmp_path, captions=False), out, vae, Encoding(vae="small", image_size=32))
     found = load_probe(model, str(out), 3, vae=vae, seed=1)

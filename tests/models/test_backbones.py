@@ -1,4 +1,4 @@
-"""What must hold for every backbone, with and without the interface: one suite, all networks of conftest."""
+"""Properties of every backbone, with and without the interface: one suite, all networks of conftest."""
 
 import pytest
 import torch

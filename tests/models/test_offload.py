@@ -1,4 +1,4 @@
-"""What diffusers and accelerate do to a network's weights while it runs: offloaded, spread, cast."""
+"""Weights that diffusers and accelerate move while a network runs: offloaded, spread, cast."""
 
 import accelerate
 import pytest

@@ -14,7 +14,7 @@ WIDTH, HEADS = 32, 4
 
 
 class PlainBlock(nn.Module):
-    """Of a ViT as tutorials have it."""
+    """A block of a ViT as tutorials have it."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What U-ViT and HDiT add to DiT: which blocks are joined, and which tokens become one."""
+"""Parts that U-ViT and HDiT add to DiT: which blocks are joined, and which tokens become one."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_the_wide_blocks_of_hdit():
 
 
 def test_hdit_merges_two_by_two_neighbours_like_pixel_unshuffle():
-    """What the wide blocks see is the linear map of each 2×2 cell, as torch's own pixel_unshuffle cuts it."""
+    """The wide blocks' input is the linear map of each 2×2 cell, as torch's own pixel_unshuffle cuts it."""
     model, seen = opened("hdit"), {}
     first, wide = model.blocks[0], next(block for block in model.blocks if isinstance(block, WideBlock))
     first.register_forward_hook(lambda _, inputs, output: seen.update(fine=output))

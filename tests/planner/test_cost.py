@@ -8,7 +8,7 @@ import torch
 from conftest import SETTINGS, opened
 
 import elit
-from elit.planner.cost import TERMS, Costs, anatomy, evaluations_of, fit, gflop_costs, mean_error
+from elit.planner.cost import TERMS, Costs, anatomy, evaluations_of, fit, mean_error
 from elit.planner.profile import Profile, case_row, grid, held_out, measure_profile, profile_recipe, read_profile
 from elit.sampling.evaluations import sampling_flops
 
@@ -18,7 +18,8 @@ PRICES = {"run": 0.4, "image": 0.1, "call": 3.0, "core": 1.0, "around": 20.0, "l
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_counted_gflops_are_the_closed_form(kind):
     model = opened(kind)
-    costs = gflop_costs(anatomy(model))
+    parts = anatomy(model)
+    costs = Costs(**{name: parts[name] for name in ("around", "linear", "square", "shared")})
     settings = [{"steps": 3}, {"steps": 4, "guidance": elit.CFG(2.0, interval=(0.3, 1.0))}]
     if model.budgets:
         least, most = model.budgets[0], model.budgets[-1]

@@ -81,7 +81,7 @@ def test_its_samples_at_a_quarter_of_the_latents_are_recognised():
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_the_detector_is_right_on_92_percent_of_the_test_pictures():
-    """Of all 10,000 by their features, as kept in the statistics; of some the features are computed anew."""
+    """Takes all 10,000 by their features, as kept in the statistics; some features are computed anew."""
     detector, data = FashionDetector(), fashion_mnist("test")
     reference = load_reference(FASHION_REFERENCE, detector)
     features = reference.tensors["features"]

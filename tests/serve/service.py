@@ -23,7 +23,7 @@ PRICES = {"run": 1, "image": 3, "call": 2, "core": 0.5, "around": 4, "linear": 5
 ANATOMY = {"around": 1.5, "linear": 0.1, "square": 0.0, "budgets": [1, 2, 3, 4]}
 COST = {"prices": PRICES, "overlapping": False}
 PROFILE = {"recipe": {}, "rows": [], "rounds": 0, "cost": COST, "anatomy": ANATOMY}
-"""What elit profile might have measured of `saved_model`, in a file."""
+"""A profile as elit profile might measure it of `saved_model`, in a file."""
 
 
 def saved_model(folder: Path) -> Path:

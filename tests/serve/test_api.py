@@ -52,7 +52,7 @@ def get(url, path, key=KEY):
 
 
 def sampled(folder, out, label, seed, served):
-    """What elit sample writes at the setting that an answer names."""
+    """The picture that elit sample writes at the setting that an answer names."""
     more = []
     if guidance := served["guidance"]:
         more = ["--guidance", "ccfg" if guidance["budget"] else "cfg", "--scale", str(guidance["scale"])]

@@ -1,4 +1,4 @@
-"""What clients send that are not ours: bodies of vLLM-Omni's and SGLang's, OpenAI's older names, browsers, probes."""
+"""Requests of other clients: bodies of vLLM-Omni's and SGLang's, OpenAI's older names, browsers, probes."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What must hold whatever comes: never below the floor, nobody admitted is predicted late, order, work, bounds."""
+"""Invariants of the policy: never below the floor, nobody admitted is predicted late, order, work, bounds."""
 
 import sys
 import time
@@ -178,7 +178,7 @@ def test_steps_that_take_longer_lower_the_level():
 
 @pytest.mark.parametrize(("deadline_ms", "max_queue", "slots"), [(20_000, 64, 1), (60_000, 64, 1), (20_000, 64, 4)])
 def test_the_level_falls_as_the_queue_fills(deadline_ms, max_queue, slots):
-    """Where deadlines are so long that the queue would be full first."""
+    """Deadlines so long that the queue would be full first."""
     limits = PolicySettings(slots=slots, max_queue=max_queue)
     trace = arrivals([1.6 * COSTS.rate(RUNGS[-1], slots)] * 30, 1)
     summary = summarize(simulate(trace, RUNGS, COSTS, limits, deadline_ms=deadline_ms))

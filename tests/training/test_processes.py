@@ -163,7 +163,7 @@ def test_sharded_with_everything_else(tmp_path, changes, monkeypatch):
 
 
 def test_a_refusal_reaches_all_processes(tmp_path):
-    """What the main process finds ends both with exit code 2, and nobody waits. Started as users do, by torchrun."""
+    """A fault that the main process finds ends both with exit code 2, started by torchrun as users do."""
     config = tiny(tmp_path / "run")
     train(config)
     launcher = ("torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")

@@ -58,7 +58,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Command):
-    """Of commands that write what may be there already."""
+    """Options of commands that write what may be there already."""
 
     overwrite: bool = False  # Replace what is there, when the new files are complete.
 

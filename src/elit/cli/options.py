@@ -11,14 +11,14 @@ from elit.sampling.settings import GuidanceKind, Precision, Sampling, Solver
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(Command):
-    """Of commands that compute."""
+    """Options of commands that compute."""
 
     device: str | None = None  # Such as cuda or cpu; default: cuda where there is one.
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfNetwork(OnDevice):
-    """Of commands that run a network."""
+    """Options of commands that run a network."""
 
     dtype: Precision = "float32"  # Precision of the network; the solver's state and losses stay float32.
 

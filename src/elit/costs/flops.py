@@ -25,7 +25,7 @@ from elit.models.transformer import Transformer
 from elit.models.windows import Windows, as_size, windows_of
 
 CPU = torch.device("cpu")
-# What a layer sees of one sample, by the first pattern in its name; any other one sees the length of its stage.
+# Rows of one sample in a layer, by the first pattern in its name; any other layer has the length of its stage.
 ROWS = {
     r"reader\.modulation": "shapes",
     r"modulation|conditioning\.(time|pooled)": "one",

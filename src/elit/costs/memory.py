@@ -21,10 +21,10 @@ class Estimate:
     parameters: int
     groups: dict[str, int]  # Weights by what moves them.
     weights: int  # Bytes of the weights, or of this device's shard of them; gradients are as many.
-    optimizer: int  # Of Adam's two moments and Muon's one, or of a shard.
-    average: int  # Of the averaged weights, or of a shard; 0 where they are kept on the CPU.
+    optimizer: int  # Bytes of Adam's two moments and Muon's one, or of a shard.
+    average: int  # Bytes of the averaged weights, or of a shard; 0 where they are kept on the CPU.
     gathered: int  # Sharded: of what is whole at one time: two blocks, what is outside of blocks, summed gradients.
-    noise: int  # Of a step's noise: that of the whole batch on every device, so that any number of them draws the same.
+    noise: int  # Bytes of the whole batch's noise, on every device, so that any number of them draws the same.
     activations: int  # Kept for the backward pass of a micro-batch at the largest budget.
     activations_checkpointed: int  # The same with gradient checkpointing.
     peak: int  # At most: activations go as gradients come, so only the larger of the two counts.

@@ -46,7 +46,7 @@ class BudgetBlock:
     reference: Schedule
     doubled: bool | None
     used: bool = False  # A transformer has run inside it.
-    step: int = 0  # Of a loop without pipeline; `level` is its noise level, `count` the length of its list.
+    step: int = 0  # A loop's without pipeline; `level` is its noise level, `count` the length of its list.
     level: float = -1.0
     count: int = 1
     last: "weakref.ref[Tensor] | None" = None  # The sample of a first branch that may have a second one.

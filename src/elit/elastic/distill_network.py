@@ -1,4 +1,4 @@
-"""What all distillations share; and that of this library's own DiT, on the data it was trained on."""
+"""The task that all distillations share, and that of this library's own DiT, on the data it was trained on."""
 
 import copy
 from collections.abc import Sequence

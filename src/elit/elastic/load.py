@@ -7,7 +7,7 @@ weights were trained it is the whole transformer, in FOLDER/transformer/.
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from elit.elastic.interface import add_low_rank
 from elit.elastic.pipelines import check_transformer, one_line
 from elit.elastic.record import RECORD, WEIGHTS, InterfaceRecord, read_record, settings_of, write_interface
 from elit.elastic.surgery import VARIANT, Elastic, elastify, unload_elastic
-from elit.models.saved import known_networks, load_own, load_whole, saved_dtype
+from elit.models.saved import known_networks, load_own, load_whole, saved_dtype, subclasses
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
 from elit.sampling.autoencoders import load_autoencoder
@@ -164,10 +164,9 @@ def load_transformer(folder: Path, **kwargs: Any) -> Model:
     """The elastified transformer in `folder`; see `load_elastic`."""
     record = read_record(folder)
     kind = known_networks().get(record.kind) or CLASSES.get(record.kind) or getattr(diffusers, record.kind, None)
-    if kind is None:  # a subclass of somebody's own
-        known = (each for each in subclasses(diffusers.ModelMixin) if not issubclass(each, Elastic))
-        if (kind := next((each for each in known if each.__name__ == record.kind), None)) is None:
-            raise ValueError(f"cannot load {str(folder)!r}: its class {record.kind} is not known; import it first")
+    kind = kind or subclasses(diffusers.ModelMixin).get(record.kind)  # of somebody's own
+    if kind is None:
+        raise ValueError(f"cannot load {str(folder)!r}: its class {record.kind} is not known; import it first")
     variant = "-".join(filter(None, (VARIANT if record.changed else "", kwargs.pop("variant", None)))) or None
     places, placing = kwargs.get("device_map"), {}
     if places in ("auto", "balanced", "balanced_low_0", "sequential") or (isinstance(places, dict) and len(places) > 1):
@@ -179,12 +178,6 @@ def load_transformer(folder: Path, **kwargs: Any) -> Model:
     _restore(transformer, record, folder)
     transformer.eval()  # spread over devices with its dial, which comes before hooks
     return compat.dispatched(transformer, "ElasticInterface", **placing) if placing else transformer
-
-
-def subclasses(kind: type) -> Iterator[type]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from subclasses(each)
 
 
 def _restore(transformer: Model, record: InterfaceRecord, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an interface is saved as, beside diffusers' own files, and what it belongs to.
+"""Files of an interface beside diffusers' own, and the record of the model that it belongs to.
 
 FOLDER/elastic.json           where the interface sits; size and CRC of its weights
 FOLDER/elastic.safetensors    its weights, and those of the low-rank changes
@@ -45,21 +45,21 @@ class InterfaceRecord:
 
 
 def settings_of(model: Model) -> dict[str, Any]:
-    """What two transformers of a class have to have in common for one's add-on to fit the other."""
+    """Settings in which two transformers of a class must agree for one's add-on to fit the other."""
     config = dict(getattr(model, "config", {}))
     free = ("sample_size", "quantization_config")
     plain = {name: value for name, value in config.items() if not name.startswith("_") and name not in free}
     return json.loads(json.dumps(plain, default=str))
 
 
-def sample_weights(transformer: Model, count: int = 16) -> dict[str, Tensor]:
-    """A few values of each of the original weights, by name, to tell later whether they were trained."""
+def sample_weights(transformer: Model) -> dict[str, Tensor]:
+    """Some 16 values of each of the original weights, by name, to tell later whether they were trained."""
     samples = {}
     for name, weight in transformer.named_parameters():
         known = not name.startswith("elastic.") and compat.LORA_WEIGHT not in name
         if known and not compat.is_quantised(weight):  # what is quantised is never trained
             values = weight.detach().flatten()
-            some = values[:: max(1, len(values) // count)][:count]
+            some = values[:: max(1, len(values) // 16)][:16]
             samples[name.replace(compat.WRAPPED_LAYER, ".")] = some.cpu().clone()
     return samples
 

@@ -125,7 +125,7 @@ def unload_elastic(model: Model) -> Tree:
             compat.remove_hooks(module, LowRank)
             if isinstance(module, Elastic | CoreBlock):
                 module.__class__ = vars(type(module))["original_class"]
-                for name in ("elastic_record", "elastic_samples", "writes", "joined", "hint"):
+                for name in ("elastic_record", "elastic_samples", "elastic_lengths", "writes", "joined", "hint"):
                     vars(module).pop(name, None)
         del part.elastic
     return model
@@ -269,7 +269,7 @@ class Elastic:
 
     @contextmanager
     def merging(self: Model) -> Iterator[None]:
-        """What a LoRA adds to the weights inside the block is no training: alone they are still a model."""
+        """A LoRA added to the weights inside the block is no training: alone they are still a model."""
         self.elastic_record = dataclasses.replace(self.elastic_record, changed=self.weights_changed())
         yield
         self.elastic_samples = sample_weights(self)

@@ -84,7 +84,7 @@ def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBO
         raise ValueError(f"cannot find {neighbours} neighbours among {len(others)} samples: give more")
     centre = others.double().mean(0)  # close to the origin, squares lose fewer digits
     samples, others = samples.double() - centre, others.double() - centre
-    # Of each sample to its k-th nearest other one; the nearest of all is itself, at 0.
+    # Squared distances to the k-th nearest other sample; the nearest of all is the sample itself, at 0.
     radii = [_squared(part, others).kthvalue(neighbours + 1, dim=1).values for part in others.split(BLOCK)]
     radius = torch.cat(radii)
     inside = torch.cat([(_squared(part, others) <= radius).any(1) for part in samples.split(BLOCK)])
@@ -112,7 +112,7 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Metric:
     compute: Callable[["Chunks", Mapping[str, Tensor], Tensor], float | tuple[float, float]]
-    """Of detected features, the tensors of the reference and the pictures' labels; or with a spread."""
+    """Takes detected features, the reference's tensors and the labels; gives a value, or one with its spread."""
     needs: str = ""  # A tensor of the reference, or "labels"
     lower: bool = False  # lower is better
     options: Json = field(default_factory=dict)  # its settings, as recipes have them; most: features kept

@@ -63,9 +63,7 @@ class Reference:
         return {"made": self.origin, "sha256": total.hexdigest()}
 
 
-def open_reference(
-    path: Path, detector: Detector, work: Work, *, image_size: int | None = None, progress: Progress | None = None
-) -> Reference | None:
+def open_reference(path: Path, detector: Detector, work: Work, *, image_size: int | None = None) -> Reference | None:
     """Saved statistics (.safetensors), ADM's (.npz with mu and sigma), or those of the pictures at `path`, kept under
     OUT/references. None in processes but the main one. Raises ValueError where they were made with another detector.
     """
@@ -83,7 +81,7 @@ def open_reference(
     stored = work.out / "references" / f"{recipe_digest(recipe | {'chunk': work.chunk})[:16]}.safetensors"
     if stored.is_file():
         return load_reference(stored, detector) if work.main else None
-    reference = measure_reference(pictures, detector, work, progress)
+    reference = measure_reference(pictures, detector, work)
     if reference is None:
         return None
     # ADM's evaluator takes the Fréchet distances from its statistics and the neighbours from its pictures.

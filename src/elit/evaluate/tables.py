@@ -10,8 +10,7 @@ from rich.table import Table
 from elit.config import DistillConfig
 from elit.files import Json, replacing, write_text
 
-# Of a run's folder, for the hub.
-FILES = ["README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*"]
+FILES = ["README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*"]  # uploaded to the hub
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:

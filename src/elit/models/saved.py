@@ -68,14 +68,15 @@ def load_own(folder: str | Path, *, name: str = "model", **kwargs: Any) -> Trans
 
 def known_networks() -> dict[str, type[Transformer]]:
     """Classes by the `_class_name` of a config.json: those of this library, and others derived from them elsewhere."""
-    kinds: list[type[Transformer]] = [Transformer]
-    for kind in kinds:  # which grows
-        kinds += kind.__subclasses__()
-    found: dict[str, type[Transformer]] = {}
-    for kind in kinds:
-        if kind.__name__ not in [base.__name__ for base in kind.__mro__[1:]]:  # as an elastified class is
-            found[kind.__name__] = kind
-    return found | NETWORKS
+    return subclasses(Transformer) | NETWORKS
+
+
+def subclasses(kind: type) -> dict[str, Any]:
+    """Imported subclasses of `kind` by name, without elastified ones, which have the name of their own class."""
+    kinds: list[type] = [kind]
+    for each in kinds:  # which grows
+        kinds += each.__subclasses__()
+    return {each.__name__: each for each in kinds if each.__name__ not in [base.__name__ for base in each.__mro__[1:]]}
 
 
 def load_whole(kind: Any, folder: Path, dtype: torch.dtype | None, **kwargs: Any) -> Any:

@@ -61,7 +61,7 @@ class Costs:
         )
 
     def work(self, latents: Iterable[int], *, shared: bool = False) -> float:
-        """Of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""
+        """Work of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""
         total = sum(self.around + self.linear * count + self.square * count**2 for count in latents)
         return total - self.shared if shared else total
 
@@ -127,11 +127,6 @@ def anatomy(model: Transformer) -> Json:
     around, linear, square = [*solved, 0.0, 0.0][:3]
     parts = {"around": around, "linear": linear, "square": square, "shared": shared_flops(model) / 1e9}
     return parts | {"budgets": list(budgets)}
-
-
-def gflop_costs(anatomy: Json) -> Costs:
-    """`run_ms(evaluations, 1)` is then the GFLOPs of one image."""
-    return Costs(**{name: anatomy[name] for name in ("around", "linear", "square", "shared")})
 
 
 Run = tuple[Evaluations, int]  # a run's evaluations and its number of images

@@ -1,4 +1,4 @@
-"""What the tabs share: the runs of visitors, errors as lines of the page, texts, and the controls."""
+"""Shared parts of the tabs: the runs of visitors, errors as lines of the page, texts, and the controls."""
 
 import functools
 import re

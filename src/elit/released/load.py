@@ -45,7 +45,7 @@ INTERFACE = {  # tensors with a name of their own
     **{f"{READ}.fit_layer.read_ff.0.{part}.weight": f"reader.mlp.{part}.weight" for part in ("fc1", "fc2")},
     **{f"{WRITE}.write_ff.0.{part}.weight": f"writer.mlp.{part}.weight" for part in ("fc1", "fc2")},
 }
-# Of the tensors that determine the sizes.
+# Numbers of axes of the tensors that determine the sizes.
 AXES = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.embedding_table.weight": 2}
 AXES |= {"blocks.0.mlp.fc1.weight": 2, "final_layer.linear.bias": 1}
 

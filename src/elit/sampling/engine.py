@@ -313,7 +313,7 @@ def _tensors(model: Transformer) -> list[Tensor]:
 
 
 def _structure(model: Transformer) -> str:
-    """Of every module its class and its settings beside the weights, such as peft's adapters: active, merged or off."""
+    """Class and settings of every module beside its weights, such as peft's adapters: active, merged or off."""
     others = ("_modules", "_parameters", "_buffers", "training")
     settings = [
         (type(module).__name__, {name: value for name, value in vars(module).items() if name not in others})
@@ -324,7 +324,7 @@ def _structure(model: Transformer) -> str:
 
 def as_compiled(model: Transformer) -> Transformer:
     """A twin with the same weights and a compiled forward; sizes are dynamic, so all budgets but 1 share a graph."""
-    built = type(model), *vars(model).items()
+    built = type(model), *(item for item in vars(model).items() if item[0] != "training")
     if model not in _compiled or _compiled[model][0] != built:
         twin = copy.copy(model)  # the modules themselves, so that the network stays as it was
         twin.compile(dynamic=True, mode="reduce-overhead" if model.device.type == "cuda" else None)

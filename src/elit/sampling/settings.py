@@ -23,7 +23,7 @@ class Sampling:
 
     steps: int = 40
     budget: Schedule = None  # One for all steps, a schedule (text, a function of t), or a tuple with one a step.
-    sample_budgets: tuple[Budget, ...] = ()  # Of the samples, one each, in the place of `budget`.
+    sample_budgets: tuple[Budget, ...] = ()  # One a sample, in the place of `budget`.
     guidance: Guidance | None = None
     solver: str = "euler"
     shift: float = 1.0  # More of the steps near noise; 1 is even.

@@ -105,7 +105,7 @@ async def health(call: Request) -> dict[str, str]:
     try:
         async with asyncio.timeout(PROBE):
             await call.app.state.backend.alive()
-    except Exception:
+    except (TimeoutError, RuntimeError):
         raise ApiError(503, "no replica answers", code="unavailable", retry=1) from None
     return {"status": "ok"}
 

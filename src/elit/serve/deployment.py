@@ -97,8 +97,11 @@ class Gateway:
         return self.model
 
     async def alive(self) -> None:
-        """Asks a replica; raises what it does, or waits where there is none."""
-        await self.engines.check_health.remote()
+        """Asks a replica; raises RuntimeError where it fails, and waits where there is none."""
+        try:
+            await self.engines.check_health.remote()
+        except (RayError, RayServeException) as error:
+            raise RuntimeError("a replica fails") from error
 
     async def generate(self, request: Request) -> Json:
         for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""What a replica's steps cost on this machine, and the ladder of settings that a sweep's table gives."""
+"""Costs of a replica's steps on this machine, and the ladder of settings that a sweep's table gives."""
 
 import statistics
 import time

@@ -29,7 +29,7 @@ from elit.serve.settings import ServiceSettings, parse_size
 
 log = logging.getLogger("elit.serve")
 MAX_SLOTS = 8
-STAGES = ("queue", "begin", "steps", "pictures")  # Of a request, one after the other.
+STAGES = ("queue", "begin", "steps", "pictures")  # A request's, one after the other.
 MAX_FAILURES = 3  # Failed steps in a row after which the replica is unhealthy.
 
 

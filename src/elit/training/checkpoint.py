@@ -129,7 +129,7 @@ class RunState(NamedTuple):
 def save_state(
     accelerator: Accelerator, state: RunState, config: RunConfig, identity: dict[str, object], step: int
 ) -> None:
-    """What it takes to resume after `step` steps, each process its part; drops old checkpoints. Raises OSError."""
+    """Writes the state to resume after `step` steps, each process its part; drops old checkpoints. Raises OSError."""
     folder = Path(config.out) / "checkpoints"
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
