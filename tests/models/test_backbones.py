@@ -272,5 +272,5 @@ def test_classes_go_by_name_where_the_network_knows_them(tmp_path):
     model.conditioning.class_names = names
     model.save_pretrained(tmp_path)
     assert load_model(tmp_path).conditioning.prepare(["sneaker"]).tolist() == [2]
-    with pytest.raises(ValueError, match="labels must be numbers from 0 to 2, since this model has no class names"):
+    with pytest.raises(ValueError, match="labels must be a class, 0 to 2, by number alone"):
         create_model("ELIT-DiT-S/2", **settings).conditioning.prepare(["sneaker"])

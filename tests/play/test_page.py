@@ -216,7 +216,7 @@ def test_a_text_model_has_a_prompt(browser):
 def test_the_boxed_model_opens_at_measured_settings_and_plans(browser):
     from elit.play.page import open_page
 
-    with address_of(open_page(None, None, None, vae=None, device="cpu", dtype="float32")) as address:
+    with address_of(open_page(None, vae=None, device="cpu", dtype="float32")) as address:
         guest = Visitor(browser, address, "")
         assert "expected fd" in guest.text("#cost")
         guest.open("Plane")

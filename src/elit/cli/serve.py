@@ -47,14 +47,14 @@ def run(args: Args) -> Json:
         return {"config": str(args.build)}
     if not service.address:
         service = replace(service, port=free_port(service.host, service.port))
-    stop_signal = StopSignal()
+    stop_signal, url = StopSignal(), None
     try:
         url = start(service, stop_signal, key)
         print(f"elit serve: {service.name} at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
         stop_signal.wait()
         print("elit serve: stopping; finishing unanswered requests", file=sys.stderr, flush=True)
     finally:
-        left = stop(service.drain_seconds)
+        left = stop(service.drain_seconds if url else None)
     return {"url": url, "unfinished": left}
 
 

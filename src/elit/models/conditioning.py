@@ -140,8 +140,8 @@ def class_numbers(labels: Sequence[int | str], names: Sequence[str], num_classes
         elif plain(label).isdecimal() and int(label) < num_classes and not numbered:
             found.append(int(label))
         else:
-            valid = f"numbers from 0 to {num_classes - 1}, since this model has no class names"
-            require(bool(names), "labels", label, valid)
+            named = list(names) != [str(number) for number in range(len(names))]
+            require(named and bool(names), "labels", label, f"a class, 0 to {num_classes - 1}, by number alone")
             close = difflib.get_close_matches(plain(label), numbers, n=3, cutoff=0.5)
             near = f"did you mean {', '.join(repr(names[numbers[name]]) for name in close)}? " if close else ""
             known = f"{', '.join(names[:20])}{', …' * (len(names) > 20)}"

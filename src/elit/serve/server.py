@@ -66,13 +66,17 @@ def start(service: ServiceSettings, stop_signal: StopSignal, key: str | None = N
     os.environ.update(environment)  # what Ray starts here inherits it
 
     from ray import serve
+    from ray.exceptions import RayError
 
     from elit.serve.deployment import application
 
     start_ray(service, environment)
     stop_signal.listen()
     where = "EveryNode" if service.address else "HeadOnly"
-    serve.start(proxy_location=where, http_options=http_options(service), logging_config={"log_level": "WARNING"})
+    try:
+        serve.start(proxy_location=where, http_options=http_options(service), logging_config={"log_level": "WARNING"})
+    except RayError as error:  # such as a proxy that did not start in time
+        raise OSError(f"Ray Serve did not start: {str(error).splitlines()[0]}") from error
     stop_signal.listen()
     serve.run(application(service.options()), name=APP, route_prefix="/", blocking=False)
     return f"http://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
@@ -101,14 +105,19 @@ def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
             ray.shutdown()
 
 
-def stop(drain_seconds: float) -> int:
-    """Refuses new requests, answers those here within the limit, and ends; returns how many were left."""
+def stop(drain_seconds: float | None) -> int:
+    """Refuses new requests, answers those here within the limit, and ends; returns how many were left.
+
+    drain_seconds: None for a service that did not start, whose own error is to be seen.
+    """
     import ray
     from ray import serve
 
     if not ray.is_initialized():  # else Serve would start a Ray to stop it
         return 0
     try:
+        if drain_seconds is None:
+            return 0
         gateway: Any = serve.get_deployment_handle("Gateway", APP)
         return gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
     finally:
