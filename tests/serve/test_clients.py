@@ -209,3 +209,18 @@ def test_a_service_on_this_machine_joins_no_other_cluster(monkeypatch):
     for address in (None, "auto"):
         start_ray(ServiceSettings(model="digits", address=address), {})
     assert [options["address"] for options in given] == ["local", "auto"]
+
+
+def test_a_service_that_does_not_start_shows_its_own_cause(monkeypatch, capsys):
+    from ray import serve
+    from ray.exceptions import RayError
+
+    from elit.cli.main import main
+
+    def fails(**options):
+        raise RayError("the proxy died\nwith a long trace")
+
+    monkeypatch.setattr("elit.serve.server.start_ray", lambda *given: None)
+    monkeypatch.setattr(serve, "start", fails)
+    assert main(["serve", "fashion", "--address", "auto", "--steps", "4"]) == 1
+    assert capsys.readouterr().err == "elit serve: Ray Serve did not start: the proxy died\n"
