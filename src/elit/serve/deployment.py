@@ -199,6 +199,6 @@ def application(options: Json) -> Any:
         name="Gateway",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=service.drain_seconds,
+        graceful_shutdown_timeout_s=GRACE,
     )
     return gateway.bind(engines.bind(service), service)

@@ -119,7 +119,9 @@ def stop(drain_seconds: float | None) -> int:
         if drain_seconds is None:
             return 0
         gateway: Any = serve.get_deployment_handle("Gateway", APP)
-        return gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
+        left = gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
+        serve.delete(APP)  # the proxies live on and pass the last answers to their clients, which a shutdown would not
+        return left
     finally:
         serve.shutdown()
         ray.shutdown()
