@@ -16,10 +16,10 @@ from elit.sampling.sample import sample, seeded_noise
 SLICED = [kind for kind in ELIT if kind != "elit-sit"]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [0, 2])
 @pytest.mark.parametrize("kind", SLICED)
 def test_budget_equals_a_truncated_model(kind, which):
-    """A model whose interface only ever had `kept` latents gives the same output."""
+    """A model whose interface only ever had `kept` latents: its outputs and gradients, and those past it are 0."""
     model = opened(kind)
     kept = model.budgets[which]
     name, settings = SETTINGS[kind]
@@ -29,31 +29,16 @@ def test_budget_equals_a_truncated_model(kind, which):
     truncated.load_state_dict(weights)
     x, t, y = inputs(model)
     assert truncated.budgets[-1] == kept
-    assert torch.equal(model(x, t, y, kept), truncated(x, t, y))
     assert not torch.allclose(model(x, t, y, kept), model(x, t, y), atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", SLICED)
-def test_latents_past_the_budget_are_never_touched(kind):
-    """NaN in the dropped tail changes nothing, forward and gradients; its own gradient is exactly zero."""
-    elit_model = opened(kind)
-    x, t, y = inputs(elit_model)
-    kept = elit_model.budgets[1]
-
-    def run() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        elit_model.zero_grad()
-        out = elit_model(x, t, y, kept)
-        out.square().mean().backward()
-        return out.detach(), {name: p.grad.clone() for name, p in elit_model.named_parameters()}
-
-    before, gradients = run()
     with torch.no_grad():
-        elit_model.latent_interface.latents[kept:] = torch.nan
-    after, gradients_after = run()
-    assert torch.equal(before, after)
-    for name, gradient in gradients.items():
-        assert torch.equal(gradient, gradients_after[name]), name
-    assert not gradients["latent_interface.latents"][kept:].any()
+        model.latent_interface.latents[kept:] = torch.nan  # never touched
+    out, right = model(x, t, y, kept), truncated(x, t, y)
+    assert torch.equal(out, right)
+    out.square().mean().backward()
+    right.square().mean().backward()
+    assert not model.latent_interface.latents.grad[kept:].any()
+    for (name, weight), theirs in zip(model.named_parameters(), truncated.parameters(), strict=True):
+        assert torch.equal(weight.grad[: len(theirs)], theirs.grad), name
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ELIT if kind != "elit-mmdit-embeddings"])
@@ -117,17 +102,14 @@ def test_save_and_load_is_bit_exact(any_model, tmp_path):
     assert torch.equal(load_model(tmp_path)(x, t, y), any_model(x, t, y))
 
 
-@pytest.mark.parametrize("autocast", [True, False])
-def test_bfloat16_is_close_to_float32(any_model, autocast):
+def test_bfloat16_is_close_to_float32(any_model):
     x, t, y = inputs(any_model)
     with torch.no_grad():
         expected = any_model(x, t, y)
-        if autocast:
-            with torch.autocast("cpu", torch.bfloat16):
-                out = any_model(x, t, y)
-        else:
-            out = any_model.to(torch.bfloat16)(x.bfloat16(), t, y)
-    assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = any_model(x, t, y)
+        for out in (mixed, any_model.to(torch.bfloat16)(x.bfloat16(), t, y)):
+            assert (out.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_a_forward_reads_nothing_back(any_model):
@@ -152,23 +134,22 @@ def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
     assert torch.allclose(out.cpu(), expected, atol=1e-3)
 
 
-# Tracing takes half a second a block. Blocks of head and tail are those of the core, but not in HDiT; an MM-DiT hands
-# its text from stage to stage; U-ViT's core has a pair of skips.
-SPLITS = {"elit-hdit": (1, 1, 1), "elit-mmdit": (1, 1, 1), "elit-uvit": (1, 3, 1)}
+# Tracing takes half a second a block. HDiT's core has blocks of its own, a pair of U-ViT's has a skip, an MM-DiT hands
+# its text from stage to stage, SiT writes dropped latents; test_precision.py compiles the DiT.
+SPLITS = {"elit-hdit": (1, 1, 1), "elit-mmdit": (1, 1, 0), "elit-uvit": (0, 3, 0), "elit-sit": (0, 1, 0)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*SPLITS, "elit-dit", "elit-mmdit-embeddings", "elit-sit"])
-def test_compiles_without_breaks_and_twice_at_most(kind):
+@pytest.mark.parametrize(("kind", "split"), SPLITS.items())
+def test_compiles_without_breaks_and_twice_at_most(kind, split):
     """One static and one dynamic graph serve all budgets but the smallest, which torch specialises on."""
-    split = SPLITS.get(kind, (0, 1, 0))
     model = opened(kind, depth=sum(split), split=split)
     x, t, y = inputs(model)
     counter = CompileCounter()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     with torch.no_grad():
-        for budget in model.budgets[:0:-1]:
+        for budget in model.budgets[:0:-3]:
             assert torch.allclose(compiled(x, t, y, budget), model(x, t, y, budget), atol=1e-5)
     torch._dynamo.reset()
     assert counter.frame_count <= 2
@@ -177,8 +158,7 @@ def test_compiles_without_breaks_and_twice_at_most(kind):
 STEPS = 3  # Heun corrects all but the last
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
-@pytest.mark.parametrize("guide", ["none", "cfg", "ag", "ccfg"])
+@pytest.mark.parametrize(("guide", "solver"), [("none", "heun"), ("cfg", "euler"), ("ag", "euler"), ("ccfg", "heun")])
 def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
     """Branches one at a time, one sample at a time, the equations written out."""
     model, y = any_model, conditions(any_model, 2)
@@ -208,11 +188,10 @@ def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
         assert torch.allclose(out[i : i + 1], x, atol=1e-4)
 
 
-@pytest.mark.parametrize("guide", [False, True])
-def test_a_sample_does_not_depend_on_its_batch(any_model, guide):
+def test_a_sample_does_not_depend_on_its_batch(any_model):
     guidance = elit.CCFG(2.0, any_model.budgets[0]) if any_model.budgets else elit.CFG(2.0)
     y = conditions(any_model, 8)
-    settings = {"steps": 2, "guidance": guidance if guide else None, "seed": 7}
+    settings = {"steps": 2, "guidance": guidance, "seed": 7}
     whole = sample(any_model, y, **settings)
     for batch_size in (2, 1):
         assert torch.allclose(sample(any_model, y, batch_size=batch_size, **settings), whole, atol=1e-5)

@@ -1,11 +1,8 @@
 """The interface against dense attention, and the tail drop against truncation and NaN."""
 
-import math
-
 import pytest
 import torch
 
-import elit
 from elit.models.interface import LatentInterface
 from elit.models.windows import Windows
 
@@ -71,60 +68,3 @@ def test_latents_carry_slot_and_group():
     assert positions.shape == (12, 3)
     assert positions[:4].tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
     assert positions[-1].tolist() == [1, 1, 2]
-
-
-class PlainCore(torch.nn.Module):
-    """Somebody else's blocks: torch's own encoder, with the coordinates as an embedding."""
-
-    def __init__(self, width: int, axes: int):
-        super().__init__()
-        self.place = torch.nn.Linear(1 + axes, width)
-        layer = torch.nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.blocks = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-    def forward(self, latents, coordinates):
-        self.seen = coordinates
-        return self.blocks(latents + self.place(coordinates))
-
-
-@pytest.mark.parametrize("condition_width", [None, 24])
-@pytest.mark.parametrize("grid", [(8, 8), (9, 7), (3, 4, 6)])
-def test_the_interface_is_a_part_for_any_transformer(grid, condition_width):
-    torch.manual_seed(0)
-    window, (batch, width) = (2, 4, 4)[-len(grid) :], (2, 32)
-    interface = elit.LatentInterface(width, 4, window, 16, condition_width)
-    core, tokens = PlainCore(width, len(grid)), math.prod(grid)
-    s = torch.randn(batch, tokens, width, requires_grad=True)
-    options = {"grid": grid, "condition": None if condition_width is None else torch.randn(batch, condition_width)}
-    assert torch.equal(interface(s, core, **options), s)  # closed at first
-    for parameter in interface.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    outputs = {budget: interface(s, core, budget=budget, **options) for budget in (None, 4, 0.25, 16)}
-    assert all(output.shape == s.shape for output in outputs.values())
-    assert torch.equal(outputs[4], outputs[0.25])
-    assert torch.equal(outputs[16], outputs[None])
-    assert not torch.allclose(outputs[4], outputs[None])
-    interface(s, core, budget=4, **options).square().sum().backward()
-    windows = Windows(grid, window)
-    assert torch.equal(core.seen, windows.coordinates(4))
-    kept = [count * latents for (_, count), latents in zip(windows.shapes, windows.latents(4), strict=True)]
-    assert core.seen.shape == (sum(kept), 1 + len(grid))
-    assert interface.latents.grad[0].abs().min() > 0
-    assert not interface.latents.grad[4:].any()
-    with torch.no_grad():
-        interface.latents[4:] = torch.nan
-    assert torch.equal(interface(s, core, budget=4, **options), outputs[4])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"grid": (8, 7)}, "grid must be the axes of 64 tokens, got \\(8, 7\\)"),
-        ({"grid": (8, 8), "budget": 17}, "budget must be"),
-        ({"grid": (8, 8), "budget": 0}, "budget must be"),
-        ({"grid": (8, 8), "condition": torch.zeros(1, 8)}, "condition must be given exactly where"),
-    ],
-)
-def test_what_does_not_fit_the_interface_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        elit.LatentInterface(32, 4)(torch.randn(1, 64, 32), lambda x, _: x, **options)

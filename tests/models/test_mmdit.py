@@ -93,6 +93,10 @@ def test_padding_is_never_looked_at(kind):
     assert torch.allclose(model(x, t, junk), model(x, t, y), atol=1e-5)
     more = Text(torch.nn.functional.pad(y.embeddings, (0, 0, 0, 3)), torch.nn.functional.pad(y.mask, (0, 3)), y.pooled)
     assert torch.allclose(model(x, t, more), model(x, t, y), atol=1e-5)
+    if kind.startswith("elit"):  # no pooled features: bare embeddings are a text without padding
+        whole = Text(y.embeddings, torch.ones_like(y.mask))
+        for given in (lambda y: y, model.conditioning.without):
+            assert torch.equal(model(x, t, given(y.embeddings)), model(x, t, given(whole)))
 
 
 def test_characters_do_not_see_their_padding():
@@ -101,15 +105,6 @@ def test_characters_do_not_see_their_padding():
     short, long = model.conditioning.prepare(["a one", "a one"]), model.conditioning.prepare(["a one", "a long one"])
     assert torch.allclose(model(x, t, short)[0], model(x, t, long)[0], atol=1e-5)
     assert not torch.allclose(model(x, t, short)[1], model(x, t, long)[1], atol=1e-3)
-
-
-def test_bare_embeddings_are_a_text_without_padding():
-    model = opened("elit-mmdit-embeddings")
-    x, t, _ = inputs(model, batch=2)
-    embeddings = torch.randn(2, 7, 20)
-    whole = Text(embeddings, torch.ones(2, 7, dtype=torch.bool))
-    for y in (lambda given: given, model.conditioning.without):
-        assert torch.equal(model(x, t, y(embeddings)), model(x, t, y(whole)))
 
 
 def test_pooled_text_defaults_to_the_mean_of_its_tokens():

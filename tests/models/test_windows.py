@@ -45,9 +45,8 @@ def test_a_smaller_window_keeps_the_same_share_and_at_least_one():
     assert [Windows((2, 3), (4, 4), 4).latents(kept)[0] for kept in (16, 8, 4)] == [8, 4, 4]
 
 
-@pytest.mark.parametrize("size", [(22, 14), (16, 16)])
-def test_unpatchify_undoes_patchify_on_any_grid(size):
-    x, windows = torch.randn(2, 3, *size), Windows((size[0] // 2, size[1] // 2), (4, 4))
+def test_unpatchify_undoes_patchify_on_any_grid():
+    x, windows = torch.randn(2, 3, 22, 14), Windows((11, 7), (4, 4))
     assert torch.equal(unpatchify(patchify(x, (2, 2), windows), (2, 2), windows), x)
 
 
