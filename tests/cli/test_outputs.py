@@ -59,30 +59,31 @@ def test_a_quickstart_that_is_refused_or_fails_leaves_the_one_before(run, tmp_pa
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["quickstart", "results.json", "thesis.tex"]
 
 
-FILES = {"evaluate": "samples.npz", "serve": "build.yaml", "encode": "inspect.png"}
+LINES = {
+    "import": "x.pt out",
+    "inspect": "MODEL --data digits --out out",
+    "evaluate": "MODEL --detector digits --out samples.npz",
+    "serve": "MODEL --build build.yaml",
+    "encode": "--inspect .",
+}
 
 
-@pytest.mark.parametrize("command", ["import", "inspect", *FILES])
-def test_every_command_asks(run, tmp_path, models, command):
-    out = tmp_path / FILES.get(command, "out")
-    if command in FILES:
-        out.write_text("{}")
+@pytest.mark.parametrize(("command", "line"), LINES.items(), ids=LINES)
+def test_every_command_asks(run, tmp_path, models, command, line):
+    option, name = {"serve": ("build", "build.yaml"), "encode": ("inspect", "inspect.png")}.get(
+        command, ("out", line.split()[-1])
+    )
+    if "." in name:
+        write_text(tmp_path / name, "{}")
     else:
-        write_folder(out, lambda f: (f / "config.json").write_text("{}"))
-    lines = {
-        "import": ("import", "x.pt", out),
-        "inspect": ("inspect", models / "model", "--data", "digits", "--out", out),
-        "evaluate": ("evaluate", models / "model", "--detector", "digits", "--out", out),
-        "serve": ("serve", models / "model", "--build", out),
-        "encode": ("encode", "--inspect", tmp_path),
-    }
-    option = {"serve": "build", "encode": "inspect"}.get(command, "out")
-    code, _, error = run(*lines[command])
+        write_folder(tmp_path / name, lambda f: (f / "config.json").write_text("{}"))
+    code, _, error = run(command, *line.replace("MODEL", str(models / "model")).split())
     assert code == 2
-    assert list(tmp_path.iterdir()) == [out]
-    assert error.startswith(f"elit {command}: cannot write {option}='{out}': it exists; give another name, or --over")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert error.startswith(f"elit {command}: cannot write {option}='{name}': it exists; give another name, or --over")
 
 
+@pytest.mark.usefixtures("digit_classifiers")
 def test_a_model_keeps_the_table_of_another_sweep(run, tmp_path, models):
     model = shutil.copytree(models / "model", tmp_path / "model")
     (model / "sweep.jsonl").write_text("{}\n")

@@ -11,7 +11,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import elit
-from elit.cli.main import main
 from elit.models.saved import save_model
 from elit.sampling.pictures import read_text
 from elit.sampling.pipeline import ElitPipeline
@@ -52,10 +51,8 @@ def test_latents_where_there_is_no_autoencoder(run, tmp_path):
     save_model(opened("elit-dit"), tmp_path / "m")
     assert run("sample", "m", "--steps", "1", "--out", "x.npz")[0] == 0
     assert np.load("x.npz")["arr_0"].shape == (5, 4, 16, 16)
-    code, _, err = run("sample", "m", "--steps", "1")
-    assert code == 2
-    assert "no pictures" in err
-    assert not os.path.exists("samples.png")
+    code, _, error = run("sample", "m", "--steps", "1")
+    assert (code, "no pictures" in error, os.path.exists("samples.png")) == (2, True, False)
 
 
 def test_a_pipelines_autoencoder(run, tmp_path):
@@ -83,58 +80,60 @@ def folder(tmp_path_factory):
     return saved
 
 
-def sampled(capsys, *arguments):
-    assert main(["sample", *map(str, arguments)]) == 0, capsys.readouterr().err
-    return capsys.readouterr()
+@pytest.fixture
+def sampled(run):
+    """Runs `elit sample`, which must succeed; gives what it notes."""
+
+    def command(*words):
+        code, _, noted = run("sample", *words)
+        assert code == 0, noted
+        return noted
+
+    return command
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif"])
-def test_a_grid_is_made_again_byte_for_byte(suffix, folder, tmp_path, capsys):
-    first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
+def test_a_grid_is_made_again_byte_for_byte(sampled, folder, tmp_path, suffix):
+    first, second = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
     options = ["--labels", 3, 1, "--steps", 2, "--budget", 4, "--guidance", "ccfg", "--scale", 2, "--seed", 9]
-    sampled(capsys, folder, *options, "--out", first)
-    assert "note" not in sampled(capsys, "--like", first, "--out", second).err
+    sampled(folder, *options, "--out", first)
+    assert "note" not in sampled("--like", first, "--out", second)
     assert first.read_bytes() == second.read_bytes()
     assert str(tmp_path) not in (read_text(first) or "").replace(str(folder), "")
 
 
-def test_one_file_of_a_folder_is_made_again(folder, tmp_path, capsys):
+def test_one_file_of_a_folder_is_made_again(run, sampled, folder, tmp_path):
     """In the batch that it was made in, since rounding depends on it."""
-    sampled(capsys, folder, "--count", 5, "--batch-size", 2, "--steps", 2, "--out", tmp_path / "all")
-    third = tmp_path / "all" / "000003.png"
-    sampled(capsys, "--like", third, "--out", tmp_path / "b.png")
-    assert third.read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert main(["sample", "--like", str(third), "--count", "3"]) == 2
-    assert capsys.readouterr().err == "elit sample: count must be above 3, the number of the picture, got 3\n"
+    sampled(folder, "--count", 5, "--batch-size", 2, "--steps", 2, "--out", "all")
+    sampled("--like", "all/000003.png", "--out", "b.png")
+    assert (tmp_path / "all/000003.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    error = "elit sample: count must be above 3, the number of the picture, got 3\n"
+    assert run("sample", "--like", "all/000003.png", "--count", 3) == (2, "", error)
 
 
-def test_options_beside_it_change_the_settings(folder, tmp_path, capsys):
-    a, b, c = (tmp_path / f"{name}.png" for name in "abc")
-    sampled(capsys, folder, "--labels", 2, "--steps", 3, "--seed", 4, "--budget", 2, "--out", a)
-    sampled(capsys, "--like", a, "--budget", "full", "--seed", 0, "--out", b)
-    sampled(capsys, folder, "--labels", 2, "--steps", 3, "--out", c)
-    assert np.array_equal(np.asarray(Image.open(b)), np.asarray(Image.open(c)))
+def test_options_beside_it_change_the_settings(sampled, folder):
+    sampled(folder, "--labels", 2, "--steps", 3, "--seed", 4, "--budget", 2, "--out", "a.png")
+    sampled("--like", "a.png", "--budget", "full", "--seed", 0, "--out", "b.png")
+    sampled(folder, "--labels", 2, "--steps", 3, "--out", "c.png")
+    assert np.array_equal(np.asarray(Image.open("b.png")), np.asarray(Image.open("c.png")))
 
 
-def test_other_weights_under_the_same_name_are_refused(folder, tmp_path, capsys):
-    picture, other = tmp_path / "a.png", tmp_path / "model"
+def test_other_weights_under_the_same_name_are_refused(run, sampled, folder):
     model = opened("elit-dit", in_channels=3)
-    model.save_pretrained(other)
-    sampled(capsys, other, "--steps", 1, "--out", picture)
+    model.save_pretrained("model")
+    sampled("model", "--steps", 1, "--out", "a.png")
     with torch.no_grad():
         model.patch_embed.weight.add_(1)
-    model.save_pretrained(other)
-    assert main(["sample", "--like", str(picture)]) == 2
-    assert "made by other weights" in capsys.readouterr().err
-    assert main(["sample", str(folder), "--like", str(picture), "--out", str(tmp_path / "b.png")]) == 0  # by will
+    model.save_pretrained("model")
+    code, _, error = run("sample", "--like", "a.png")
+    assert (code, "made by other weights" in error) == (2, True)
+    sampled(folder, "--like", "a.png", "--out", "b.png")  # by will
 
 
-def test_what_cannot_be_repeated_is_one_line(folder, tmp_path, capsys):
-    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+def test_what_cannot_be_repeated_is_one_line(run, tmp_path):
+    Image.new("RGB", (4, 4)).save("plain.png")
     (tmp_path / "text.png").write_text("hello")
     messages = {"plain.png": "has no settings in it", "text.png": "not a picture", "missing.png": "no such file"}
     for name, message in messages.items():
-        assert main(["sample", "--like", str(tmp_path / name)]) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert said.count("\n") == 1
+        code, _, error = run("sample", "--like", name)
+        assert (code, message in error, error.count("\n")) == (2, True, 1)
