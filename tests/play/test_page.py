@@ -140,8 +140,8 @@ def test_a_download_is_made_again_byte_for_byte(visitor, tmp_path):
 def test_compare(visitor):
     visitor.open("Compare")
     visitor.wait("budget 16", "#compared")
-    visitor.page.wait_for_selector("#slider img")
-    visitor.page.wait_for_selector("#apart img")
+    for shown in ("#slider img", "#apart img"):
+        visitor.page.wait_for_selector(shown)
     assert "budget 4" in visitor.text("#compared")
     visitor.click("#strip")
     visitor.page.wait_for_function("document.querySelectorAll('#every img').length == 16")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import elit
-from elit.cli.main import main
 from elit.config import load_config
 from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, fashion_mnist
 from elit.evaluate.detectors import FashionDetector
@@ -14,11 +13,11 @@ from elit.evaluate.reference import FASHION_REFERENCE, load_reference
 from elit.pretrained import HERE, measurements_folder, model_folder
 
 BOX = HERE / "fashion"
+COMMANDS = "sample", "evaluate", "sweep"
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def _in_an_empty_folder(tmp_path, empty_folder, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -26,8 +25,7 @@ def test_it_is_small_and_has_the_papers_topology():
     model = elit.load_model("fashion")
     assert sum(file.stat().st_size for file in BOX.glob("*.safetensors")) <= 12 * 2**20
     assert sum(file.stat().st_size for file in BOX.rglob("*") if file.is_file()) <= 15 * 2**20
-    assert model.token_grid(model.sample_size) == (16, 16)
-    assert model.window(model.sample_size) == (4, 4)
+    assert (model.token_grid(model.sample_size), model.window(model.sample_size)) == ((16, 16), (4, 4))
     assert model.budgets == tuple(range(1, 17))
     assert tuple(model.config.class_names) == FASHION_CLASSES
     assert "_name_or_path" not in json.loads((BOX / "config.json").read_text())
@@ -46,28 +44,24 @@ def test_what_is_measured_of_it_does_not_go_into_the_package(tmp_path):
     assert measurements_folder(tmp_path / "run") == tmp_path / "run"
 
 
-def test_classes_go_by_name_at_any_budget(tmp_path, capsys):
+def test_classes_go_by_name_at_any_budget(run, tmp_path):
     line = "sample fashion --labels Sneaker ankle-boot 8 --budget 25% --steps 2 --out out.npz --json"
-    assert main(line.split()) == 0
-    by_name = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert by_name["count"] == 3
-    again = "sample fashion --labels 7 9 bag --budget 4 --steps 2 --out again.npz"
-    assert main(again.split()) == 0
+    assert json.loads(run(*line.split())[1].splitlines()[-1])["count"] == 3
+    line = "sample fashion --labels 7 9 bag --budget 4 --steps 2 --out again.npz"
+    assert run(*line.split())[0] == 0
     assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
 
 
-def test_an_unknown_class_names_the_nearest(capsys):
-    line = "sample fashion --labels sneeker --out out.png"
-    assert main(line.split()) == 2
-    message = capsys.readouterr().err
-    assert "got 'sneeker'; did you mean 'sneaker'?" in message
-    assert message.count("\n") == 1
-
-
-def test_a_class_that_is_not_there_is_refused(capsys):
-    for command in ("sample", "evaluate", "sweep"):
-        assert main([command, "fashion", "--labels", "3", "99"]) == 2
-        assert "labels must be classes of this model, got '99'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sample fashion --labels sneeker", "got 'sneeker'; did you mean 'sneaker'?"),
+        *((f"{each} fashion --labels 3 99", "labels must be classes of this model, got '99'") for each in COMMANDS),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(run, line, message):
+    code, _, error = run(*line.split())
+    assert (code, message in error, error.count("\n")) == (2, True, 1)
 
 
 @pytest.mark.slow
@@ -92,11 +86,10 @@ def test_the_detector_is_right_on_92_percent_of_the_test_pictures():
 
 
 @pytest.mark.slow
-def test_a_sweep_of_it_needs_no_data_and_writes_nothing_into_the_package(tmp_path, capsys):
+def test_a_sweep_of_it_needs_no_data_and_writes_nothing_into_the_package(run, tmp_path):
     before = sorted((path, path.stat().st_mtime_ns) for path in BOX.rglob("*"))
     line = "sweep fashion --reference fashion-mnist --detector fashion-mnist --budgets 25% --steps 1 --guidance none"
-    assert main(f"{line} --count 4 --chunk 4 --out out --json".split()) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(run(*f"{line} --count 4 --chunk 4 --out out --json".split())[1].splitlines()[-1])
     assert result["quality"] == "fd"
     assert sorted((path, path.stat().st_mtime_ns) for path in BOX.rglob("*")) == before
     assert (tmp_path / "cache" / "elit" / "fashion" / "README.md").is_file()

@@ -5,12 +5,14 @@ import signal
 
 import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 from service import saved_model, served
 
-from elit.cli.main import main
 from elit.serve.replica import load_replica
 from elit.serve.server import StopSignal
 from elit.serve.settings import ServiceSettings
+
+KEY = "a-key-of-tests"
 
 
 @pytest.fixture(scope="module")
@@ -33,49 +35,42 @@ def folder(tmp_path_factory):
         ("loadtest http://127.0.0.1:9 --seconds 1", "no service there"),
     ],
 )
-def test_bad_input_is_one_line(line, why, folder, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("empty_folder")
+def test_bad_input_is_one_line(run, line, why, folder, monkeypatch):
     monkeypatch.delenv("ELIT_API_KEY", raising=False)
-    assert main([str(folder) if word == "MODEL" else word for word in line.split()]) == 2
-    said = capsys.readouterr().err.strip()
-    assert why in said
-    assert "\n" not in said
+    code, _, said = run(*line.replace("MODEL", str(folder)).split())
+    assert (code, why in said, said.strip().count("\n")) == (2, True, 0)
 
 
-def test_build_writes_what_serve_deploy_takes(folder, tmp_path, capsys):
-    from ray.serve.schema import ServeDeploySchema
-
+def test_build_writes_what_serve_deploy_takes(run, folder, tmp_path):
     path = tmp_path / "app.yaml"
-    key = "a-key-of-tests"
-    line = ["serve", str(folder), "--replicas", "8", "--gpus", "1", "--steps", "12", "--api-key", key]
-    assert main([*line, "--host", "0.0.0.0", "--build", str(path)]) == 0
+    line = f"serve {folder} --replicas 8 --gpus 1 --steps 12 --api-key {KEY} --host 0.0.0.0 --build {path}"
+    assert run(*line.split())[0] == 0
     text = path.read_text()
-    assert key not in text
+    assert KEY not in text
     app = ServeDeploySchema(**yaml.safe_load(text)).applications[0]
     assert app.import_path == "elit.serve.deployment:application"
     options = dict(app.args)
     assert (options["replicas"], options["gpus"], options["needs_key"]) == (8, 1.0, True)
     assert ServiceSettings(**options).steps == 12
-    by_name = ["serve", "fashion", "--build", str(path)]  # by name: its folder is another one elsewhere
-    assert main(by_name) == 2
-    assert "it exists; give another name, or --overwrite" in capsys.readouterr().err
-    assert path.read_text() == text
-    assert main([*by_name, "--overwrite"]) == 0
+    by_name = ["serve", "fashion", "--build", path]  # by name: its folder is another one elsewhere
+    code, _, error = run(*by_name)
+    assert (code, "it exists; give another name, or --overwrite" in error, path.read_text()) == (2, True, text)
+    assert run(*by_name, "--overwrite")[0] == 0
     assert yaml.safe_load(path.read_text())["applications"][0]["args"]["model"] == "fashion"
 
 
 @pytest.mark.slow
-def test_a_load_test_says_what_became_of_every_request(folder, capsys):
+def test_a_load_test_says_what_became_of_every_request(run, folder):
     service = ServiceSettings(model=str(folder), name="digits", steps=2, threads=1)
-    with served(service, "a-key-of-tests", load_replica(service)) as (url, replica, _):  # without a profile: measured
-        line = ["loadtest", url, "--rate", "4", "--burst", "5", "--seconds", "3", "--json"]
-        assert main([*line, "--api-key", "a-key-of-tests", "--deadline-ms", "60000"]) == 0
-        result = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert result["statuses"] == {"200": result["summary"]["requests"]}
+    with served(service, KEY, load_replica(service)) as (url, replica, _):  # without a profile: measured
+        line = ["loadtest", url, "--rate", "4", "--burst", "5", "--seconds", "2", "--json"]
+        code, said, _ = run(*line, "--api-key", KEY, "--deadline-ms", "60000")
+        result = json.loads(said.splitlines()[-1])
+        assert (code, result["statuses"]) == (0, {"200": result["summary"]["requests"]})
         assert result["summary"]["violations"] == 0
-        assert main([*line, "--api-key", "another-key"]) == 2
-        assert "401" in capsys.readouterr().err
-        assert not replica.here
+        code, _, error = run(*line, "--api-key", "another-key")
+        assert (code, "401" in error, len(replica.here)) == (2, True, 0)
 
 
 def test_a_signal_while_ray_starts_is_not_lost():

@@ -50,9 +50,6 @@ def test_the_ladder_rises_from_the_floor_to_all():
     assert [steps for steps, budget in rungs if budget == 4] == [5, 6, 7, 8]
     (only,) = replace(SERVICE, steps=8, least_steps=8).ladder(())
     assert (only.steps, only.budget) == (8, None)
-    for changes, message in (({"least_budget": "17"}, "got 17"), ({"least_steps": 9}, "must be 1 to 8, got 9")):
-        with pytest.raises(ValueError, match=message):
-            replace(SERVICE, steps=8, **changes).ladder(range(1, 17))
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +62,18 @@ def model(folder):
     return elit.load_model(folder)
 
 
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+
+
 @pytest.fixture
 def table(folder):
     """Four latents need no more than six steps, one is bad at any number of them; CCFG at one scale."""
-    rows = [
-        row(count, steps, fd) for count, steps, fd in ((4, 2, 30), (4, 6, 10), (4, 12, 11), (2, 6, 12), (2, 12, 9.5))
-    ]
-    rows += [row(1, 6, 50), row(1, 12, 45), row("2@0-0.5,4@0.5-1", 6, 1.0), row(4, 8, 20, "cfg", 1.5)]
+    plain = (4, 2, 30), (4, 6, 10), (4, 12, 11), (2, 6, 12), (2, 12, 9.5), (1, 6, 50), (1, 12, 45)
+    rows = [*(row(*each) for each in plain), row("2@0-0.5,4@0.5-1", 6, 1.0), row(4, 8, 20, "cfg", 1.5)]
     rows += [row(count, 8, 6.0 + count, "ccfg", 2.0, weak=1) for count in (1, 2, 4)]
     path = folder / "sweep.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    write_rows(path, rows)
     yield path
     path.unlink()
 
@@ -112,13 +111,13 @@ def test_the_services_guidance_and_floor(model, folder, table, changes, rungs):
 
 def test_only_a_table_of_this_network(model, folder, table):
     rows = [row(4, steps, 30.0 - steps, digest="another") for steps in (2, 6)]
-    table.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    write_rows(table, rows)
     with pytest.raises(ValueError, match="made for another network; make it again with elit sweep"):
         find_ladder(model, folder, SERVICE)
     beside = table.rename(folder.parent / "sweep.jsonl")
     assert find_ladder(model, folder, SERVICE) == ((), "")
     digest = {"model_sha256": recipe_digest(describe_network(model))}
-    beside.write_text("".join(json.dumps(each | digest) + "\n" for each in rows))
+    write_rows(beside, [each | digest for each in rows])
     assert f" in {beside}" in find_ladder(model, folder, SERVICE)[1]
     beside.rename(table)
 
@@ -141,9 +140,7 @@ def test_requests_and_files_have_the_ladder(model):
 
 
 def test_the_command_says_which_ladder(folder, table, tmp_path, capsys):
-    out = tmp_path / "app.yaml"
-    assert main(["serve", str(folder), "--build", str(out)]) == 0
+    assert main(["serve", str(folder), "--build", str(tmp_path / "app.yaml")]) == 0
     assert f"elit serve: 8 settings, the best by fd for their FLOPs in {table}" in capsys.readouterr().err
-    options = yaml.safe_load(out.read_text())["applications"][0]["args"]
-    assert options["steps"] == 12
-    assert options["rungs"][0] == [2, 4]
+    options = yaml.safe_load((tmp_path / "app.yaml").read_text())["applications"][0]["args"]
+    assert (options["steps"], options["rungs"][0]) == (12, [2, 4])

@@ -135,20 +135,16 @@ def test_where_steps_take_what_was_thought_nobody_is_served_late(slots, requests
 
 def test_the_level_is_the_highest_that_all_deadlines_allow():
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0, reserve=0.0, hold=0.0))
-    deadline = 3 * FULL_MS / 1e3
     for number in range(5):
-        assert policy.arrive(request(number, 0.0, deadline), 0.0) is None
-    level = policy.decide(0.0)[0][0].setting
-    place = RUNGS.index(level)
-    assert 5 * COSTS.alone_ms(level) <= 3 * FULL_MS < 5 * COSTS.alone_ms(RUNGS[place + 1])
+        assert policy.arrive(request(number, 0.0, 3 * FULL_MS / 1e3), 0.0) is None
+    place = RUNGS.index(policy.decide(0.0)[0][0].setting)
+    assert 5 * COSTS.alone_ms(RUNGS[place]) <= 3 * FULL_MS < 5 * COSTS.alone_ms(RUNGS[place + 1])
 
 
 def test_what_cannot_be_met_is_refused_at_once_and_told_when_to_come_back():
-    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0))
-    for number in range(4):
-        assert policy.arrive(request(number, 0.0, 4.01 * FLOOR_MS / 1e3), 0.0) is None
-    refusal = policy.arrive(request("late", 0.0, 4.01 * FLOOR_MS / 1e3), 0.0)
-    assert refusal.reason == "deadline"
+    policy, due = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, safety=1.0)), 4.01 * FLOOR_MS / 1e3
+    *there, refusal = [policy.arrive(request(number, 0.0, due), 0.0) for number in range(5)]
+    assert (there, refusal.reason) == ([None] * 4, "deadline")
     assert refusal.retry_after == pytest.approx(0.99 * FLOOR_MS / 1e3)
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1, max_queue=3))
     answers = [policy.arrive(request(number, 0.0, 1e6), 0.0) for number in range(5)]
@@ -176,11 +172,11 @@ def test_steps_that_take_longer_lower_the_level():
     assert policy.decide(1.0)[0][0].setting.budget < before.budget
 
 
-@pytest.mark.parametrize(("deadline_ms", "max_queue", "slots"), [(20_000, 64, 1), (60_000, 64, 1), (20_000, 64, 4)])
-def test_the_level_falls_as_the_queue_fills(deadline_ms, max_queue, slots):
+@pytest.mark.parametrize(("deadline_ms", "slots"), [(20_000, 1), (60_000, 1), (20_000, 4)])
+def test_the_level_falls_as_the_queue_fills(deadline_ms, slots):
     """Deadlines so long that the queue would be full first."""
-    limits = PolicySettings(slots=slots, max_queue=max_queue)
     trace = arrivals([1.6 * COSTS.rate(RUNGS[-1], slots)] * 30, 1)
+    limits = PolicySettings(slots=slots, max_queue=64)
     summary = summarize(simulate(trace, RUNGS, COSTS, limits, deadline_ms=deadline_ms))
     assert summary["violations"] == 0
     assert 2 < summary["mean_budget"] < 16
@@ -232,11 +228,10 @@ def test_a_thousand_waiting_are_judged_at_once(slots):
 
 def test_a_slowdown_decays_while_nothing_runs():
     """Or a service that refuses everything after a slow step would do so for ever."""
-    policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=1))
+    policy, patience = Policy(COSTS, len(RUNGS), PolicySettings(slots=1)), 1.5 * FULL_MS / 1e3
     policy.arrive(request("a", 0.0, 10.0), 0.0)
     policy.decide(0.0)
     policy.slowdown = 40.0
     policy.leave("a")
-    patience = 1.5 * FULL_MS / 1e3
     assert policy.arrive(request("b", 1.0, 1.0 + patience), 1.0).reason == "deadline"
     assert policy.arrive(request("c", 90.0, 90.0 + patience), 90.0) is None

@@ -54,10 +54,11 @@ def test_a_client_that_leaves_while_another_request_begins(replica, monkeypatch)
 
 def test_an_error_of_a_beginning_or_a_run_is_its_own_requests(replica, monkeypatch):
     conditions, step = replica.engine.conditions, replica.engine.step
+    faults = {"large": MemoryError("secret"), "wrong": ValueError("no such\nclass")}
 
     def picky(prompts):
-        if prompts[0] in ("large", "wrong"):
-            raise MemoryError("secret") if prompts[0] == "large" else ValueError("no such\nclass")
+        if prompts[0] in faults:
+            raise faults[prompts[0]]
         return conditions(prompts)
 
     def picky_step(runs):
@@ -71,10 +72,12 @@ def test_an_error_of_a_beginning_or_a_run_is_its_own_requests(replica, monkeypat
     monkeypatch.setattr(replica.engine, "conditions", picky)
     monkeypatch.setattr(replica.engine, "step", picky_step)
     failed, late, good, invalid = asyncio.run(run(["large", "3", "3", "wrong"]))
-    assert str(failed) == "the engine failed"
-    assert late == {"invalid": "no such word"}
+    assert (str(failed), late, invalid) == (
+        "the engine failed",
+        {"invalid": "no such word"},
+        {"invalid": "no such class"},
+    )
     assert good["images"]
-    assert invalid == {"invalid": "no such class"}
 
 
 def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):

@@ -40,8 +40,7 @@ def test_first_come_first_served_is_the_single_server_queue():
 
 def test_elastic_meets_more_deadlines_than_full_and_gives_more_than_the_floor():
     slots = COSTS.efficient_batch(RUNGS[0], 8)
-    capacity = COSTS.rate(RUNGS[-1], slots)
-    trace = arrivals(bursty_rates(60, 1.6 * capacity, seed=3), seed=3)
+    trace = arrivals(bursty_rates(60, 1.6 * COSTS.rate(RUNGS[-1], slots), seed=3), seed=3)
 
     def run(ladder, **options):
         outcomes = simulate(trace, ladder, COSTS, PolicySettings(slots=slots), deadline_ms=2000, **options)
@@ -69,37 +68,27 @@ def test_arrivals_are_a_function_of_their_seed_and_keep_their_mean():
 
 
 def test_summaries_count_refusals_as_violations():
-    outcomes = [
-        Outcome(arrival=0.0, deadline=1.0, finish=0.5, budget=4, steps=8),
-        Outcome(arrival=0.0, deadline=1.0, finish=1.5, budget=8, steps=8),
-        Outcome(arrival=1.0, deadline=2.0, status=429),
-        Outcome(arrival=1.0, deadline=2.0, finish=2.0, budget=12, steps=8),
-    ]
-    summary = summarize(outcomes)
-    assert summary["violations"] == 0.5
-    assert (summary["refused"], summary["late"]) == (0.25, 0.25)
-    assert (summary["p50_ms"], summary["p99_ms"]) == (1000, 1500)
-    assert (summary["mean_budget"], summary["goodput"]) == (8, 1.0)
+    ended = [(0.0, 1.0, 0.5, 4), (0.0, 1.0, 1.5, 8), (1.0, 2.0, 2.0, 12)]
+    outcomes = [Outcome(arrival=a, deadline=d, finish=f, budget=b, steps=8) for a, d, f, b in ended]
+    summary = summarize([*outcomes, Outcome(arrival=1.0, deadline=2.0, status=429)])
+    names = ("violations", "refused", "late", "p50_ms", "p99_ms", "mean_budget", "goodput")
+    assert [summary[name] for name in names] == [0.5, 0.25, 0.25, 1000, 1500, 8, 1.0]
     assert summarize([])["violations"] == 0.0
 
 
 @pytest.mark.slow
 def test_the_benchmark_measures_all_systems_and_says_quality_over_time(tmp_path, capsys):
-    table = tmp_path / "sweep.jsonl"
+    table, out = tmp_path / "sweep.jsonl", tmp_path / "out.json"
     settings = [("all", 2, 6.0), ("all", 6, 4.0), ("2", 2, 9.0), ("2", 6, 8.0), ("1", 6, 20.0)]
     table.write_text("\n".join(json.dumps(row(*each)) for each in settings))
-    model = saved_model(tmp_path / "digits")
-    line = ["--model", str(model), "--steps", "4", "--seconds", "1", "--sweep", str(table), "--out"]
-    systems = ["--systems", "elastic", "shedding", "--threads", "1", "--patience", "4"]
-    assert serving.main([*line, str(tmp_path / "out.json"), *systems]) == 0
-    printed = capsys.readouterr().out
-    assert "fd of what was served, measured, in 10 even pieces of the trace" in printed
-    result = json.loads((tmp_path / "out.json").read_text())
-    runs = {(each["run"], each["system"]): each["mean_quality"] for each in result["rows"]}
+    line = f"--model {saved_model(tmp_path / 'digits')} --steps 4 --seconds 1 --sweep {table} --out {out}"
+    assert serving.main(f"{line} --systems elastic shedding --threads 1 --patience 4".split()) == 0
+    assert "fd of what was served, measured, in 10 even pieces of the trace" in capsys.readouterr().out
+    runs = {(each["run"], each["system"]): each["mean_quality"] for each in json.loads(out.read_text())["rows"]}
     assert {system for run, system in runs if run == "measured"} == {"elastic", "shedding"}
-    assert runs[("simulated", "full")] == pytest.approx(4 + 2 * math.log(6 / 4) / math.log(3))
-    assert runs[("simulated", "low")] == 20
-    _, quality = serving.quality_of(table, (1, 2, 3, 4))
+    assert runs["simulated", "full"] == pytest.approx(4 + 2 * math.log(6 / 4) / math.log(3))
+    assert runs["simulated", "low"] == 20
+    quality = serving.quality_of(table, (1, 2, 3, 4))[1]
     three = Outcome(arrival=0, deadline=1, finish=1, budget=3, steps=6)
     assert quality(three) == pytest.approx(8 - 4 * math.log(3 / 2) / math.log(2))
     assert (tmp_path / "out-measured.png").is_file()
