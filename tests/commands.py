@@ -3,16 +3,13 @@
 For tests of kills, signals and several processes. All others call `elit.cli.main.main` in the test's own process.
 """
 
-import contextlib
 import gc
-import json
 import multiprocessing
 import os
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -102,39 +99,3 @@ def run_two(argv: Sequence[object], folder: Path, **environment: str) -> list[Co
     for command in commands:
         assert command.wait() == 0, command.err
     return commands
-
-
-# A module `elit` for a launcher's `python -m elit`: what it is asked for is done by a `Command`, and this is its face.
-STAND_IN = """
-import json, os, signal, socket, sys
-with socket.create_connection(("127.0.0.1", {port})) as connection, connection.makefile("rw") as stream:
-    print(json.dumps([sys.argv[1:], dict(os.environ)]), file=stream, flush=True)
-    pid = int(stream.readline())
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
-    code, out, err = json.loads(stream.readline())
-sys.stdout.write(out)
-sys.stderr.write(err)
-sys.exit(code)
-"""
-
-
-@contextlib.contextmanager
-def quick_to_import(folder: Path) -> Iterator[dict[str, str]]:
-    """An environment in which `python -m elit` starts at once: same arguments, signals, output and exit code."""
-
-    def answer(connection: socket.socket) -> None:
-        with connection, connection.makefile("rw") as stream:
-            argv, environment = json.loads(stream.readline())
-            command = Command(argv, folder, rank=int(environment["RANK"]), **environment)
-            print(command.pid, file=stream, flush=True)
-            print(json.dumps([command.wait(), command.out, command.err]), file=stream, flush=True)
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):  # closed below
-            while True:
-                threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        (folder / "elit.py").write_text(STAND_IN.format(port=server.getsockname()[1]))
-        threading.Thread(target=serve, daemon=True).start()
-        yield os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
