@@ -63,17 +63,27 @@ def changed(draw, document):
 @contextlib.contextmanager
 def one_line(*kinds):
     """Lets ValueErrors of one line pass; says nothing."""
-    message = ""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             yield
         except (ValueError, *kinds) as error:
             message = str(error).strip()
-    assert "\n" not in message
+            assert "\n" not in message
 
 
-def command_module(name):
-    return import_module(f"elit.cli.{name}{'_' * (name == 'import')}")
+@settings(max_examples=MORE or 10, **HOW)
+@given(data=st.data())
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.usefixtures("empty_folder")
+def test_command_lines_are_parsed_or_refused(name, data):
+    module, code = import_module(f"elit.cli.{name}{'_' * (name == 'import')}"), 0
+    words = data.draw(lines(module.Args))
+    with one_line(OSError):
+        try:
+            module.parse(words) if hasattr(module, "parse") else parse(module.Args, name, words)
+        except SystemExit as stop:  # --help
+            code = stop.code
+    assert code == 0
 
 
 def options_of(kind):
@@ -87,27 +97,13 @@ def options_of(kind):
 
 
 @st.composite
-def lines(draw, name):
-    """The words of a line of one command."""
-    words, options = draw(st.lists(WORDS, max_size=2)), sorted(options_of(command_module(name).Args))
+def lines(draw, kind):
+    """The words of a line of a command with options of this kind."""
+    words, options = draw(st.lists(WORDS, max_size=2)), sorted(options_of(kind))
     for option in draw(st.lists(st.sampled_from(options), max_size=4)):
         flag = f"--{draw(st.sampled_from(['', '', '', 'no-']))}{option.replace('_', '-')}"
         words += [flag, *draw(st.lists(WORDS, max_size=2))]
     return words
-
-
-@settings(max_examples=MORE or 15, **HOW)
-@given(data=st.data())
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.usefixtures("empty_folder")
-def test_command_lines_are_parsed_or_refused(name, data):
-    words, module, code = data.draw(lines(name)), command_module(name), 0
-    with one_line(OSError):
-        try:
-            module.parse(words) if hasattr(module, "parse") else parse(module.Args, name, words)
-        except SystemExit as stop:  # --help
-            code = stop.code
-    assert code == 0
 
 
 BODY = {
@@ -125,20 +121,19 @@ def served(tmp_path_factory):
     return service, asyncio.run(load_replica(service).describe())
 
 
-@settings(max_examples=MORE or 200, **HOW)
+@settings(max_examples=MORE or 120, **HOW)
 @given(body=st.one_of(changed(BODY).map(lambda body: json.dumps(body).encode()), st.binary(max_size=20)))
 def test_bodies_of_requests_are_read_or_refused(body, served):
-    answer = None
+    status, message = 400, ""
     try:
         read_request(body, *served, now=0.0)
     except ApiError as error:
-        answer = error
-    if answer is not None:
-        assert 400 <= answer.status < 500
-        assert "\n" not in json.loads(json.dumps(answer.body()))["error"]["message"]
+        status, message = error.status, json.loads(json.dumps(error.body()))["error"]["message"]
+    assert 400 <= status < 500
+    assert "\n" not in message
 
 
-@settings(max_examples=MORE or 200, **HOW)
+@settings(max_examples=MORE or 120, **HOW)
 @given(
     content=st.one_of(
         changed(json.loads(json.dumps(dataclasses.asdict(TrainConfig())))).map(yaml.safe_dump),
@@ -165,7 +160,7 @@ READERS = {
 }
 
 
-@settings(max_examples=MORE or 100, **HOW)
+@settings(max_examples=MORE or 60, **HOW)
 @given(data=st.data())
 @pytest.mark.parametrize("name", READERS)
 def test_files_of_json_are_read_or_refused(name, data, tmp_path):
@@ -176,7 +171,7 @@ def test_files_of_json_are_read_or_refused(name, data, tmp_path):
         read(path)
 
 
-@settings(max_examples=MORE or 40, **HOW)
+@settings(max_examples=MORE or 25, **HOW)
 @given(data=st.data())
 def test_damaged_models_are_refused(data, models, tmp_path):
     folder = tmp_path / "damaged"

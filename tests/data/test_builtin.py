@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import idx
 
-from elit.cli.main import main
 from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, digits, fashion_mnist, idx_images, moving_digits, read_idx
 
 
@@ -14,8 +13,7 @@ def test_the_digits_are_the_real_ones_with_captions():
     data = digits()
     assert data.images.shape == (1797, 1, 8, 8)
     assert (data.images.min(), data.images.max()) == (-1, 1)
-    assert data.captions[7] == "a handwritten seven"
-    assert data.classes[7] == "7"
+    assert (data.captions[7], data.classes[7]) == ("a handwritten seven", "7")
 
 
 def test_every_frame_shows_the_whole_digit_and_nothing_else():
@@ -51,13 +49,10 @@ def folder(tmp_path):
 def test_pictures_are_padded_in_the_middle_and_batches_are_in_minus_one_to_one(folder):
     raw = read_idx(folder / "train-images-idx3-ubyte", axes=3)
     data = idx_images(folder)
-    assert data.images.dtype == torch.uint8
-    assert data.shape == (1, 8, 8)
-    assert len(data) == 10
+    assert (data.images.dtype, data.shape, len(data)) == (torch.uint8, (1, 8, 8), 10)
     assert torch.equal(data.images[:, 0, 1:6, 1:7], raw)
     assert data.images.sum() == raw.sum()
     images, labels = data.__getitems__([3, 0])
-    assert images.dtype == torch.float32
     torch.testing.assert_close(images, data.images[[3, 0]].float() / 255 * 2 - 1)
     assert labels.tolist() == [0, 0]
     assert data.classes == ("0", "1", "2")
@@ -85,24 +80,19 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("name", "change", "line"), FAULTS.values(), ids=FAULTS)
-def test_bad_files_are_one_line_and_exit_2(folder, tmp_path, capsys, name, change, line):
+def test_bad_files_are_one_line_and_exit_2(run, folder, tmp_path, name, change, line):
     whole = (folder / IMAGES).read_bytes()
     (folder / IMAGES).unlink()
     (folder / name).write_bytes(change(whole))
-    out = tmp_path / "run"
-    assert main(["train", "--data", f"idx:{folder}", "--out", str(out)]) == 2
-    message = capsys.readouterr().err
-    assert line in message
-    assert message.count("\n") == 1
-    assert not out.exists()
+    code, _, message = run("train", "--data", f"idx:{folder}", "--out", tmp_path / "run")
+    assert (code, line in message, message.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "run").exists()
 
 
-def test_where_it_is_not_at_hand_a_line_says_how_to_get_it(monkeypatch, tmp_path, capsys):
+def test_where_it_is_not_at_hand_a_line_says_how_to_get_it(run, monkeypatch, tmp_path):
     monkeypatch.setattr("elit.data.builtin.FASHION_MNIST", tmp_path / "nowhere")
-    assert main(["train", "--data", "fashion-mnist", "--out", str(tmp_path / "run")]) == 2
-    message = capsys.readouterr().err.splitlines()
-    assert "apt-get install dataset-fashion-mnist" in message[-1]
-    assert len(message) == 1
+    code, _, message = run("train", "--data", "fashion-mnist", "--out", tmp_path / "run")
+    assert (code, "apt-get install dataset-fashion-mnist" in message, message.count("\n")) == (2, True, 1)
 
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs Debian's dataset-fashion-mnist")

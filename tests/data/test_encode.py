@@ -13,7 +13,6 @@ from commands import Command, run_two
 from conftest import small_vae, small_video_vae
 from PIL import Image
 
-import elit
 from elit.cli.main import main
 from elit.data.encode import Encoding, encode, load_encoder
 from elit.data.images import LatentSet, posterior_sample
@@ -47,6 +46,13 @@ def command(place: Path, out: Path) -> list[str]:
 
 def content(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        picture(i).save(folder / f"{i}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +95,6 @@ def test_moments_are_the_autoencoders_own(place, encoded):
     assert torch.allclose(posterior_sample(moments, noise), moments[:, 0] + moments[:, 1] * noise)
 
 
-def test_training_and_sampling_go_on_from_there(encoded, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sizes = "--model.hidden-size 16 --model.num-heads 1 --model.depth 3 --model.split 1 1 1 --model.window 4 4"
-    train = f"train --data {encoded} --model.name ELIT-DiT-S/1 {sizes} --steps 3 --batch-size 4 --preview-every 0"
-    assert main([*train.split(), "--out", "one"]) == 0
-    model = elit.load_model("one/model")
-    assert (model.config.in_channels, model.sample_size, model.config.num_classes) == (4, (8, 8), 3)
-    assert main(["sample", "one/model", "--vae", str(encoded.parent / "vae"), "--steps", "1", "--out", "x.png"]) == 0
-    assert main(["encode", "--inspect", str(encoded)]) == 0
-    assert "inspect.png: 16 of 30 samples" in capsys.readouterr().out
-    (encoded / "inspect.png").unlink()
-
-
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 def test_tables_give_what_the_folder_gives(kind, place, tmp_path):
     folder, table = open_source(place / "photos"), tmp_path / "table"
@@ -136,10 +129,7 @@ def test_captions_and_clips(tmp_path):
 
 
 def test_unreadable_pictures_stop_it_or_are_left_out(tmp_path):
-    folder, out = tmp_path / "photos" / "a", tmp_path / "out"
-    folder.mkdir(parents=True)
-    for i in range(4):
-        picture(i).save(folder / f"{i}.png")
+    folder, out = write_pictures(tmp_path / "photos" / "a", 4), tmp_path / "out"
     (folder / "1.png").write_bytes(b"cut")
     source, vae = open_source(folder.parent), small_vae()
     with pytest.raises(ValueError, match=r"cannot read '.*1\.png'.*set skip_unreadable"):
@@ -149,12 +139,9 @@ def test_unreadable_pictures_stop_it_or_are_left_out(tmp_path):
     assert len(LatentSet(tmp_path / "b")) == 3
 
 
-def test_damage_and_mixtures_are_named(place, encoded, tmp_path, capsys):
-    out = tmp_path / "latents"
+def test_damage_and_mixtures_are_named(run, place, encoded, tmp_path):
+    out, photos, vae = tmp_path / "latents", place / "photos", place / "vae"
     shutil.copytree(encoded, out)
-    options = ["--vae", str(place / "vae"), "--image-size", "16", "--batch-size", "2"]
-    assert main(["encode", str(place / "photos"), str(out), *options, "--shard-size", "4"]) == 2
-    assert "holds another encoding (shard_size differ)" in capsys.readouterr().err
     shard = out / "shard-00003.arrow"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
@@ -168,11 +155,16 @@ def test_damage_and_mixtures_are_named(place, encoded, tmp_path, capsys):
     (out / "index.json").unlink()
     with pytest.raises(ValueError, match=r"index\.json'.*; run elit encode to its end"):
         LatentSet(out)
-    assert main(["encode", "nothing", str(tmp_path / "x"), "--vae", str(place / "vae")]) == 2
-    assert main(["encode", str(place / "photos"), str(tmp_path / "x"), "--vae", "nothing/here"]) == 2
-    assert main(["encode", str(place / "photos"), str(place), *options]) == 2
-    assert main(["encode"]) == 2
-    assert capsys.readouterr().err.count("\n") == 4
+    more = ("--vae", vae, "--image-size", 16, "--batch-size", 2)
+    for line, message in (
+        ((photos, out, *more, "--shard-size", 4), "holds another encoding (shard_size differ)"),
+        (("nothing", tmp_path / "x", "--vae", vae), "'nothing'"),
+        ((photos, tmp_path / "x", "--vae", "nothing/here"), "nothing/here"),
+        ((photos, place, *more), "holds something else"),
+        ((), "give"),
+    ):
+        code, _, error = run("encode", *line)
+        assert (code, message in error, error.count("\n")) == (2, True, 1), error
     assert not (tmp_path / "x").exists()
 
 
@@ -187,15 +179,13 @@ def test_latents_that_are_not_finite_and_folders_without_a_readable_picture_are_
 
 
 def test_a_picture_that_was_replaced_is_another_encoding(tmp_path):
-    (tmp_path / "photos" / "a").mkdir(parents=True)
-    for number in range(2):
-        picture(number).save(tmp_path / "photos" / "a" / f"{number}.png")
-    vae, encoding, out = small_vae(), Encoding(image_size=16), tmp_path / "out"
-    encode(open_source(tmp_path / "photos"), out, vae, encoding)
-    picture(5).save(tmp_path / "photos" / "a" / "1.png")
+    folder, out = write_pictures(tmp_path / "photos" / "a", 2), tmp_path / "out"
+    vae, encoding = small_vae(), Encoding(image_size=16)
+    encode(open_source(folder.parent), out, vae, encoding)
+    picture(5).save(folder / "1.png")
     with pytest.raises(ValueError, match=r"holds another encoding \(stamp differ\)"):
-        encode(open_source(tmp_path / "photos"), out, vae, encoding)
+        encode(open_source(folder.parent), out, vae, encoding)
     settings = json.loads((out / "encode.json").read_text())
     del settings["stamp"]  # as versions before wrote it
     (out / "encode.json").write_text(json.dumps(settings | {"source": "another digest"}))
-    assert encode(open_source(tmp_path / "photos"), out, vae, encoding)["count"] == 2
+    assert encode(open_source(folder.parent), out, vae, encoding)["count"] == 2

@@ -25,6 +25,12 @@ def write(path: Path, data: bytes | str | None = None) -> None:
     path.write_bytes(png() if data is None else data.encode() if isinstance(data, str) else data)
 
 
+def written(root: Path, *names: str) -> Path:
+    for name in names:
+        write(root / name)
+    return root
+
+
 def faults(source: Source) -> list[str]:
     found = []
     for index in range(len(source)):
@@ -36,19 +42,14 @@ def faults(source: Source) -> list[str]:
 
 
 def test_files_that_are_not_taken_are_counted_by_reason(tmp_path):
-    for name in ("cat/0.png", "cat/1.JPG", "cat/deep/2.png", "dog/0.avif", "dog/1.jfif", "stray.png"):
-        write(tmp_path / name)
-    write(tmp_path / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
-    write(tmp_path / "cat" / "._0.png")
-    write(tmp_path / "dog" / "notes.txt", "a")
-    write(tmp_path / "old.tar", "a")
-    write(tmp_path / ".text" / "prompts.safetensors", "a")
-    (tmp_path / "again").symlink_to(tmp_path)
-    (tmp_path / "cat" / "circle").symlink_to(tmp_path)
+    taken = ["cat/0.png", "cat/1.JPG", "cat/deep/2.png", "dog/0.avif", "dog/1.jfif"]
+    written(tmp_path, *taken, "stray.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "cat/._0.png")
+    for name in ("dog/notes.txt", "old.tar", ".text/prompts.safetensors"):
+        write(tmp_path / name, "a")
+    for link in ("again", "cat/circle"):
+        (tmp_path / link).symlink_to(tmp_path)
     source = open_source(tmp_path)
-    assert [Path(each.name).relative_to(tmp_path).as_posix() for each in source.pictures] == [
-        *("cat/0.png", "cat/1.JPG", "cat/deep/2.png", "dog/0.avif", "dog/1.jfif")
-    ]
+    assert [Path(each.name).relative_to(tmp_path).as_posix() for each in source.pictures] == taken
     assert (source.classes, source.labels) == (("cat", "dog"), [0, 0, 0, 1, 1])
     assert {reason: len(names) for reason, names in source.left_out.items()} == {
         "links to folders": 2,
@@ -63,17 +64,13 @@ def test_files_that_are_not_taken_are_counted_by_reason(tmp_path):
 
 @pytest.mark.parametrize(("names", "labels"), [(("10", "3", "7"), [10, 3, 7]), (("3", "cat"), [0, 1])])
 def test_folders_named_by_numbers_are_those_classes(tmp_path, names, labels):
-    for name in names:
-        write(tmp_path / name / "0.png")
-    source = open_source(tmp_path)
+    source = open_source(written(tmp_path, *(f"{name}/0.png" for name in names)))
     assert (source.labels, source.true_labels) == (list(range(len(names))), labels)
 
 
 def test_a_summary_of_a_folder(tmp_path):
-    for number in range(3):
-        write(tmp_path / "cat" / f"{number}.png")
+    written(tmp_path, "cat/0.png", "cat/1.png", "cat/2.png", "stray.png")
     write(tmp_path / "dog" / "0.png", png((8, 8), "RGBA"))
-    write(tmp_path / "stray.png")
     assert ImageFiles(open_source(tmp_path), 16).summary() == [
         "data: 4 images of 8×8 to 20×16, 2 classes of 1 to 3",
         "data: 1 images are smaller than image_size=16 and are enlarged",
@@ -90,10 +87,8 @@ def test_a_summary_of_a_folder(tmp_path):
     ],
 )
 def test_a_folder_without_pictures_is_refused(tmp_path, files, message):
-    for name in files:
-        write(tmp_path / name)
     with pytest.raises(ValueError, match=message):
-        open_source(tmp_path)
+        open_source(written(tmp_path, *files))
     with pytest.raises(ValueError, match=r"must be a folder, a \.parquet or a \.tar"):
         open_source(tmp_path / "missing")
 
@@ -117,17 +112,17 @@ def test_what_was_found_is_kept_until_a_file_changes(tmp_path, monkeypatch):
 
 def test_what_was_found_in_a_folder_that_cannot_be_written_is_kept_elsewhere(tmp_path, monkeypatch):
     def write_elsewhere(path, text):
-        if path.parent == tmp_path / "photos":
+        if path.parent == photos:
             raise PermissionError
         path.write_text(text)
 
-    write(tmp_path / "photos" / "a" / "0.png")
+    photos = written(tmp_path / "photos", "a/0.png")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(images, "gettempdir", lambda: str(tmp_path / "temporary"))
     monkeypatch.setattr(images, "write_text", write_elsewhere)
-    assert len(ImageFiles(open_source(tmp_path / "photos"), 16)) == 1
+    assert len(ImageFiles(open_source(photos), 16)) == 1
     monkeypatch.setattr("elit.data.source.read_frames", None)
-    assert len(ImageFiles(open_source(tmp_path / "photos"), 16)) == 1
+    assert len(ImageFiles(open_source(photos), 16)) == 1
 
 
 LINES = [{"file_name": "a/0.png", "text": "a boat\u2028at sea"}, {"file_name": "a/1.png", "text": "two\x85lines"}]
@@ -147,9 +142,7 @@ CSV = 'file_name,caption\na/0.png,"a boat\u2028at sea"\na/1.png,two\x85lines\n'
     ],
 )
 def test_captions_of_any_metadata_file(tmp_path, name, data):
-    for number in range(3):
-        write(tmp_path / "a" / f"{number}.png")
-    write(tmp_path / name, data)
+    write(written(tmp_path, "a/0.png", "a/1.png", "a/2.png") / name, data)
     source = open_source(tmp_path, captions=True)
     assert source.captions == ("a boat\u2028at sea", "two\x85lines")
     assert not faults(source)
@@ -168,31 +161,22 @@ def test_captions_of_any_metadata_file(tmp_path, name, data):
     ],
 )
 def test_metadata_that_cannot_be_read_is_named(tmp_path, data, message):
-    write(tmp_path / "a" / "0.png")
-    write(tmp_path / "metadata.jsonl", data)
+    write(written(tmp_path, "a/0.png") / "metadata.jsonl", data)
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path, captions=True)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(None, "got None"), (["a", "b"], r"got \['a', 'b'\]"), (True, "got True"), ({}, "got {}")]
-)
-def test_a_caption_that_is_no_text_costs_one_picture(tmp_path, text, message):
-    lines = [{"file_name": "a/0.png", "text": text}, {"file_name": "gone.png", "text": "a"}]
+def test_a_caption_that_is_no_text_costs_one_picture(tmp_path):
+    lines = [{"file_name": "a/0.png", "text": ["a", "b"]}, {"file_name": "gone.png", "text": "a"}]
     lines += [{"file_name": "a/1.png", "text": "a_boat"}]
-    write(tmp_path / "a" / "0.png")
-    write(tmp_path / "a" / "1.png")
-    write(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    write(written(tmp_path, "a/0.png", "a/1.png") / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
     source = open_source(tmp_path, captions=True)
     first, second = faults(source)
-    assert first.startswith(f"cannot read '{tmp_path / 'a' / '0.png'}': caption must be a text, got")
+    assert first == f"cannot read '{tmp_path / 'a' / '0.png'}': caption must be a text, got ['a', 'b']"
     assert "gone.png" in second
     assert source.captions == ("a", "a boat")
     data = ImageFiles(source, 8, skip_unreadable=True)
     assert (len(data), data.__getitems__([0])[1].tolist()) == (1, [1])
-
-
-NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -201,15 +185,14 @@ NAN = float("nan")
         ([{"text": "a"}, {"text": "a"}], ("a",), 1, 0),
         ([{"text": "a"}, {"text": "b"}, {"text": "a"}], ("a", "b"), 2, 0),
         ([{"text": None, "caption": "a"}], ("a",), 1, 0),
-        ([{"text": NAN}], (), 1, 1),
+        *(([{"text": value}], (), 1, 1) for value in (float("nan"), None, True, {})),
         ([{"text": 3}], ("3",), 1, 0),
         ([{"text": "a \ud800"}], ("a \\ud800",), 1, 0),
     ],
 )
 def test_a_caption_counts_once_and_may_stand_in_any_of_its_fields(tmp_path, lines, captions, count, wrong):
-    write(tmp_path / "a" / "0.png")
     rows = [{"file_name": "0.png"} | line for line in lines]
-    write(tmp_path / "a" / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    write(written(tmp_path, "a/0.png") / "a" / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
     source = open_source(tmp_path, captions=True)
     assert (source.captions, len(source), len(faults(source))) == (captions, count, wrong)
 
@@ -253,15 +236,11 @@ def test_a_row_without_a_picture_and_a_broken_table_are_named(tmp_path):
 
 
 def test_tables_leave_out_other_archives_and_a_saved_set_nothing(tmp_path):
-    source = table(tmp_path, "label", [0, 1])
-    assert source.left_out == {}
+    assert table(tmp_path, "label", [0, 1]).left_out == {}
     write(tmp_path / "more" / "1.parquet", (tmp_path / "0.parquet").read_bytes())
     tar(tmp_path / "2.tar", {"0.png": png(), "0.cls": b"1"})
-    source = open_source(tmp_path)
-    assert (len(source), source.left_out) == (
-        2,
-        {"archives of another kind or in sub-folders": ["2.tar", "more/1.parquet"]},
-    )
+    source, reason = open_source(tmp_path), "archives of another kind or in sub-folders"
+    assert (len(source), source.left_out) == (2, {reason: ["2.tar", "more/1.parquet"]})
     rows = datasets.Dataset.from_dict({"image": [{"bytes": png(), "path": None}], "label": [0]})
     rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
     assert open_source(tmp_path / "saved").left_out == {}
