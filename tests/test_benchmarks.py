@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -112,11 +113,13 @@ def test_train_step(monkeypatch, capsys):
 
 
 def test_planner(models, tmp_path, monkeypatch):
-    line = f"planner.py --quick --model {models / 'model'} --work {tmp_path / 'work'} --out {tmp_path / 'result.json'}"
+    planner, out = import_module("planner"), tmp_path / "result.json"
+    line = f"planner.py --quick --model {models / 'model'} --work {tmp_path / 'work'} --out {out} --count 8"
     monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
+    monkeypatch.setattr(planner, "measure_profile", partial(planner.measure_profile, batch_sizes=(1, 4)))
     monkeypatch.setattr(sys, "argv", line.split())
-    import_module("planner").main()
-    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    planner.main()
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert (len(result["unseen"]), len(result["targets"])) == (4, 3)
     assert all(row["predicted_ms"] <= row["target_ms"] and row["fd"] > 0 for row in result["targets"])
 

@@ -58,7 +58,7 @@ def test_the_commands_of_the_training_guide_run_as_written(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert commands("training.md")[0] == "python examples/small_data.py"
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    runpy.run_path(str(ROOT / "examples/small_data.py"))["main"](40)  # fewer pictures than by default
+    runpy.run_path(str(ROOT / "examples/small_data.py"))["main"](16)  # fewer pictures than by default
     run("training.md", {"--data latents": "--batch-size 4", "elit sample": "--steps 2"})
     assert len(Path("runs/photos/metrics.jsonl").read_text().splitlines()) == 60
     assert Image.open("photos.png").size == (2 * 66 - 2, 2 * 66 - 2)
@@ -68,12 +68,13 @@ def test_the_commands_of_the_training_guide_run_as_written(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sweep = "--count 16 --chunk 16 --scales 1.5 --steps 2 --budgets 100% 1"
-    run("evaluate.md", {"elit train": "--steps 2 --batch-size 4", "elit sweep": sweep, "elit inspect": "--steps 2"})
-    exec(compile(blocks("evaluate.md", "python"), "evaluate.md", "exec"), {})
+    sweep = "--count 8 --chunk 8 --scales 1.5 --steps 2 --budgets 100% 1"
+    less = {"elit train": "--steps 2 --batch-size 4", "elit evaluate runs/small": "--count 8 --steps 1"}
+    run("evaluate.md", less | {"elit sweep": sweep, "elit inspect": "--steps 1 --count 4"})
+    python = blocks("evaluate.md", "python").replace("count=100", "count=8")
+    exec(compile(python, "evaluate.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
-    assert said[-4].startswith("16 ")
-    assert said[-1].startswith("correlation ")
+    assert [said[-4][:3], said[-1][:12]] == ["16 ", "correlation "]
     assert (tmp_path / "runs/inside/inspect.json").is_file()
     assert len(list((tmp_path / "runs/scores/scores").glob("*.json"))) == 5
     assert len((tmp_path / "runs/sweep/sweep.jsonl").read_text().splitlines()) == 3 * 3
@@ -146,7 +147,7 @@ def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["own_transformer", "train_loop", "pipeline_dial"])
 def test_an_example_and_its_notebook_run(tmp_path, monkeypatch, capsys, name):
-    """The notebook is made of the example; its cells run here with two steps of training."""
+    """The notebook is made of the example; its cells run here with two steps and few held-out digits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     made = runpy.run_path(str(ROOT / "examples/notebooks.py"))
@@ -155,7 +156,8 @@ def test_an_example_and_its_notebook_run(tmp_path, monkeypatch, capsys, name):
     assert [cell["source"] for cell in code] == made["code_cells"](name)
     assert all("image/png" in cell["outputs"][-1]["data"] for cell in code[2:])
     names: dict = {}
-    drawn = [made["run"](re.sub(r"^steps = \d+", "steps = 2", cell["source"]), names) for cell in code]
+    less = [re.sub(r"\bsteps( ?= ?)\d+", r"steps\g<1>2", cell["source"]).replace("1500:", "1780:") for cell in code]
+    drawn = [made["run"](cell, names) for cell in less]
     said = [line.split(":")[0].strip() for line in drawn[1][0]["text"].splitlines()]
     budgets = [f"{number} latents" for number in (16, 8, 4, 1)]
     shares = ["100%", "50%", "25%"]
