@@ -40,7 +40,7 @@ from elit.planner.quality import Curve, read_quality
 from elit.pretrained import model_folder
 from elit.sampling.engine import Engine
 from elit.sampling.settings import Sampling
-from elit.serve.ladder import measure_costs, table_ladder
+from elit.serve.ladder import find_ladder, measure_costs
 from elit.serve.loadtest import Outcome, arrivals, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.replica import Replica
@@ -205,8 +205,9 @@ def main(line: Sequence[str] | None = None) -> int:
     costs = measure_costs(engine, seconds=min(6.0, args.seconds / 5))
     limits = {"least_budget": args.least_budget, "max_batch": args.max_batch, "max_queue": 64}
     service = ServiceSettings(model=Path(args.model), steps=args.steps or STEPS, **limits)
-    rungs = table_ladder(engine.network, read_quality(args.sweep), service) if args.sweep and not args.steps else ()
-    if rungs:
+    plans = find_ladder(engine.network, None, service, args.sweep)[0] if args.sweep and not args.steps else []
+    if plans:
+        rungs: Any = tuple((each.steps, each.budget) for each in plans)
         service = replace(service, steps=rungs[-1][0], rungs=rungs)
     ladder = service.ladder(engine.budgets)
     slots = Replica(engine, costs, service).policy.settings.slots

@@ -169,6 +169,19 @@ def test_plan_by_target(visitor):
     visitor.wait("least possible", "#planned")
 
 
+def test_accessible_to_everybody(visitor):
+    """By axe-core: no serious or critical violation on any tab, with pictures there."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    for tab in ("Dial", "Compare", "Plane", "Inside"):
+        visitor.open(tab)
+        visitor.page.wait_for_timeout(500)  # what is drawn again is pale until it is there
+        visitor.page.wait_for_function("!document.querySelector('.pending, .generating, .progress-text')")
+        visitor.page.wait_for_timeout(300)
+        violations = axe.run(visitor.page).response["violations"]
+        wrong = [each for each in violations if each["impact"] in ("serious", "critical")]
+        assert not [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in wrong], tab
+
+
 def test_invalid_values_are_a_message(visitor, address):
     visitor.open("Dial")
     box = visitor.page.get_by_label("Class").first

@@ -136,6 +136,7 @@ def test_the_openapi_document_has_paths_bodies_and_every_status(url):
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "budget", "extra_params", "true_cfg_scale"} <= set(schema["properties"])
     assert {"200", "400", "401", "404", "413", "429", "503"} <= set(post["responses"])
+    assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
     names = [each["operationId"] for path in document["paths"].values() for each in path.values()]
     assert len(names) == len(set(names))
 

@@ -2,14 +2,16 @@
 
 import json
 import signal
+import subprocess
 
+import psutil
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 from service import saved_model, served
 
+from elit.serve import server
 from elit.serve.replica import load_replica
-from elit.serve.server import StopSignal
 from elit.serve.settings import ServiceSettings
 
 KEY = "a-key-of-tests"
@@ -76,10 +78,37 @@ def test_a_load_test_says_what_became_of_every_request(run, folder):
 def test_a_signal_while_ray_starts_is_not_lost():
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
-        stop_signal = StopSignal()
-        signal.raise_signal(signal.SIGTERM)
+        server.listen()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does
-        stop_signal.listen()
-        stop_signal.wait()
+        server.listen()
+        signal.raise_signal(signal.SIGTERM)
+        assert server.told.is_set()
     finally:
+        server.told.clear()
         list(map(signal.signal, before, before.values()))
+
+
+def test_a_start_that_takes_long_says_so_and_then_ends_with_all_that_it_started(monkeypatch, capsys):
+    left = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(server, "SAY", 0.1)
+    exits = []
+    monkeypatch.setattr(server.os, "_exit", exits.append)
+    with server.within(0.4, "Ray did not start"):
+        left.wait(20)
+    said = capsys.readouterr().err.splitlines()
+    assert [line[: line.index(";")] for line in said] == [
+        "elit serve: Ray did not start in 0 s",
+        "elit serve: Ray did not start in 0 s",
+    ]
+    assert (exits, left.returncode) == ([1], -signal.SIGKILL)
+
+
+def test_a_service_ends_with_the_processes_that_it_needs(monkeypatch, capsys):
+    raylet = subprocess.Popen(["sleep", "60"])
+    exits = []
+    monkeypatch.setattr(server.os, "_exit", lambda code: exits.append(code) or server.stopping.set())
+    raylet.send_signal(signal.SIGKILL)  # nobody has waited for it: it is a zombie
+    server.watch([psutil.Process(raylet.pid)])
+    assert exits == [1]
+    assert f"has ended ({raylet.pid})" in capsys.readouterr().err
+    server.stopping.clear()

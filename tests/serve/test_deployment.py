@@ -33,6 +33,7 @@ def service(tmp_path_factory):
     profile.write_text(json.dumps(PROFILE))
     port = free_port("127.0.0.1", 0)
     options = f"--port {port} --steps 4 --json --deadline-ms 60000 --drain-seconds {DRAIN} --threads 1 --profile"
+    options = f"--start-seconds {START} {options}"
     line = [sys.executable, "-m", "elit", "serve", str(folder), *options.split(), str(profile)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)

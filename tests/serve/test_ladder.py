@@ -1,12 +1,13 @@
 """The time of a service's steps; its ladder of settings by rule and from a table, against comparing all with all."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
-from service import row, saved_model
+from service import PRICES, PROFILE, row, saved_model
 
 import elit
 from elit.cli.main import main
@@ -78,7 +79,11 @@ def table(folder):
     path.unlink()
 
 
-def test_the_ladder_is_the_front(model, folder, table):
+def rungs(plans):
+    return tuple((plan.steps, plan.budget) for plan in plans)
+
+
+def test_the_ladder_is_the_front_where_saving_is_worth_it(model, folder, table):
     curves = {4: ((2, 6, 12), (30, 10, 11)), 2: ((6, 12), (12, 9.5)), 1: ((6, 12), (50, 45))}
     scored = []
     for count, (steps, values) in curves.items():
@@ -90,23 +95,46 @@ def test_the_ladder_is_the_front(model, folder, table):
         for cost, fd, rung in scored
         if not any(other <= cost and better <= fd and (other, better) != (cost, fd) for other, better, _ in scored)
     ]
-    rungs, line = find_ladder(model, folder, SERVICE)
-    assert rungs == tuple(rung for _, rung in sorted(front))
-    assert (rungs[0], rungs[-1]) == ((2, 4), (12, 2))
-    assert line == f"{len(front)} settings, the best by fd for their FLOPs in {table}"
+    fds = {rung: fd for _, fd, rung in scored}
+    kept = [max(front)]
+    for cost, rung in sorted(front, reverse=True):
+        above, better = kept[-1]
+        if cost <= 0.9 * above and fds[rung] / fds[better] <= (above / cost) ** 2:
+            kept.append((cost, rung))
+    assert 2 < len(kept) < len(front)
+    plans, line = find_ladder(model, folder, SERVICE)
+    assert rungs(plans) == tuple(rung for _, rung in reversed(kept))
+    assert [plan.quality for plan in plans] == pytest.approx([fds[rung] for _, rung in reversed(kept)])
+    assert line == f"{len(kept)} settings, the best by fd for their FLOPs in {table}"
+
+
+@pytest.fixture
+def profiled(tmp_path):
+    """A machine on which the time of a step depends on no latents."""
+    path = tmp_path / "profile.json"
+    path.write_text(
+        json.dumps(PROFILE | {"cost": {"prices": dict.fromkeys(PRICES, 0) | {"call": 1}, "overlapping": False}})
+    )
+    return replace(SERVICE, profile=path)
+
+
+def test_a_profile_gives_the_ladder_its_times(model, folder, table, profiled):
+    plans, line = find_ladder(model, folder, profiled)
+    assert {plan.budget for plan in plans if plan.steps <= 6} == {4}
+    assert "the best by fd for their time" in line
 
 
 @pytest.mark.parametrize(
-    ("changes", "rungs"),
+    ("changes", "wanted"),
     [
-        ({"least_steps": 11, "least_budget": "50%"}, ((11, 2), (12, 2))),
+        ({"least_steps": 10, "least_budget": "50%"}, ((10, 2), (12, 2))),
         ({"least_budget": "100%", "least_steps": 5}, ((5, 4), (6, 4))),
         ({"most_steps": 20, "guidance_scale": 2.0, "guidance_budget": "1"}, ()),  # one latent is best there
         *(({"guidance_scale": scale}, ()) for scale in (1.5, 3.0)),  # a single setting, and none
     ],
 )
-def test_the_services_guidance_and_floor(model, folder, table, changes, rungs):
-    assert find_ladder(model, folder, replace(SERVICE, **changes))[0] == rungs
+def test_the_services_guidance_and_floor(model, folder, table, changes, wanted):
+    assert rungs(find_ladder(model, folder, replace(SERVICE, **changes))[0]) == wanted
 
 
 def test_only_a_table_of_this_network(model, folder, table):
@@ -115,7 +143,7 @@ def test_only_a_table_of_this_network(model, folder, table):
     with pytest.raises(ValueError, match="made for another network; make it again with elit sweep"):
         find_ladder(model, folder, SERVICE)
     beside = table.rename(folder.parent / "sweep.jsonl")
-    assert find_ladder(model, folder, SERVICE) == ((), "")
+    assert find_ladder(model, folder, SERVICE) == ([], "")
     digest = {"model_sha256": recipe_digest(describe_network(model))}
     write_rows(beside, [each | digest for each in rows])
     assert f" in {beside}" in find_ladder(model, folder, SERVICE)[1]
@@ -140,7 +168,9 @@ def test_requests_and_files_have_the_ladder(model):
 
 
 def test_the_command_says_which_ladder(folder, table, tmp_path, capsys):
-    assert main(["serve", str(folder), "--build", str(tmp_path / "app.yaml")]) == 0
-    assert f"elit serve: 8 settings, the best by fd for their FLOPs in {table}" in capsys.readouterr().err
+    assert main(["serve", str(folder), "--ladder", "--build", str(tmp_path / "app.yaml")]) == 0
+    said = capsys.readouterr().err
+    assert re.match(f"elit serve: \\d+ settings, the best by fd for their FLOPs in {table}", said)
+    assert re.search(r"^  12 steps.* 2.*: [\d.e-]+ GFLOPs, fd 9\.5$", said, re.MULTILINE)
     options = yaml.safe_load((tmp_path / "app.yaml").read_text())["applications"][0]["args"]
     assert (options["steps"], options["rungs"][0]) == (12, [2, 4])

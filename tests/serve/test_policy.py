@@ -217,7 +217,7 @@ def test_a_thousand_waiting_are_judged_at_once(slots):
     each = FLOOR_MS / 1e3 / slots
     policy.waiting = [request(f"{place:04}", 0.0, 2 * each * (place + 8)) for place in range(1000)]
     policy.slowdown, start = 4.0, time.perf_counter()
-    refused = policy._hopeless(0.0)
+    _, refused = policy.decide(0.0)
     assert time.perf_counter() - start < 1.0
     assert 300 < len(refused) < 900
     assert not policy._late(0.0, policy.waiting)

@@ -97,6 +97,20 @@ def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):
     asyncio.run(run())
 
 
+def test_measuring_goes_on_until_two_rounds_agree(model, monkeypatch):
+    """Rounds of one run a case: other work on the machine slows the first two."""
+    rounds, cases = [50.0, 8.0, 4.0, 4.1, 77.0], []
+
+    def time_case(engine, case):
+        cases.append(case)
+        return [rounds[(len(cases) - 1) // 6]] * 2, 3.0
+
+    monkeypatch.setattr("elit.serve.ladder.time_run", time_case)
+    costs = measure_costs(NetworkEngine(model, exact=True), seconds=0)
+    assert len(cases) == 4 * 6
+    assert costs.step_ms([(SETTING, 1)]) == pytest.approx(4.1, rel=0.01)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_measured_costs_rise_with_latents_and_guidance(model, exact):
     costs = measure_costs(NetworkEngine(model, exact=exact), seconds=0.2)

@@ -6,7 +6,9 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from elit.cli.main import Output, check_device, free_port
 from elit.files import Json, check_new_output
@@ -21,6 +23,8 @@ class Args(ServiceSettings, Output):
     api_key: str | None = None
     """Key that clients must send as Authorization: Bearer KEY; default: ELIT_API_KEY of the environment, where ps does
     not show it."""
+    show_ladder: Annotated[bool, tyro.conf.arg(name="ladder")] = False
+    """List the ladder that the table of elit sweep gives, from the cheapest."""
     build: Path | None = None  # Write the Serve config that serve deploy takes, and serve nothing.
 
 
@@ -38,7 +42,7 @@ def run(args: Args) -> Json:
         raise ValueError("api_key must be at least 8 printable characters without a space")
     service = settings(args, check_device(args.device), needs_key=key is not None)
 
-    from elit.serve.server import StopSignal, start, stop, write_config
+    from elit.serve.server import listen, say, start, stop, told, write_config
 
     if args.build:
         write_config(args.build, service)
@@ -47,18 +51,19 @@ def run(args: Args) -> Json:
         return {"config": str(args.build)}
     if not service.address:
         service = replace(service, port=free_port(service.host, service.port))
-    stop_signal, url = StopSignal(), None
+    listen()
+    url = None
     try:
-        url = start(service, stop_signal, key)
-        print(f"elit serve: {service.name} at {url}/v1 (Ctrl-C stops)", file=sys.stderr, flush=True)
-        stop_signal.wait()
-        print("elit serve: stopping; finishing unanswered requests", file=sys.stderr, flush=True)
+        url = start(service, key)
+        say(f"{service.name} at {url}/v1 (Ctrl-C stops)")
+        told.wait()
+        say("stopping; finishing unanswered requests")
     finally:
         left = stop(service.drain_seconds if url else None)
     return {"url": url, "unfinished": left}
 
 
-def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceSettings:
+def settings(args: Args, device: str, *, needs_key: bool) -> ServiceSettings:
     """The settings with all that depends on this machine and the model. Raises ValueError for an invalid budget."""
     import torch
 
@@ -89,8 +94,11 @@ def settings(args: ServiceSettings, device: str, *, needs_key: bool) -> ServiceS
     if args.steps is None and network is not None:
         from elit.serve.ladder import find_ladder
 
-        rungs, line = find_ladder(network, args.model, service)
-        if rungs:
+        plans, line = find_ladder(network, args.model, service)
+        if plans:
             print(f"elit serve: {line}", file=sys.stderr, flush=True)
+            rungs: Any = tuple((plan.steps, plan.budget) for plan in plans)
             service = replace(service, steps=rungs[-1][0], rungs=rungs)
+        for each in plans if args.show_ladder else ():
+            print(f"  {each.describe()}: {each.gflops:.4g} GFLOPs, {each.metric} {each.quality:.4g}", file=sys.stderr)
     return service

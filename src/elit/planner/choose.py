@@ -1,6 +1,5 @@
 """`elit.plan`: the settings for a target, chosen among those a sweep has measured or, without one, by a rule."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache as cache_of, partial
 from pathlib import Path
@@ -120,13 +119,10 @@ def plan(
     measured = measured_plans(scored, pricing, guidance, cache) if scored else []
     guessed = ladder(network, pricing, guidance, cache or 0.0)
 
-    def fits(each: Plan) -> bool:
-        return getattr(each, target.name) * (1 + margin) <= target.limit
-
-    def rank(each: Plan) -> tuple[float, float]:
-        return loss(each.metric or "", each.quality or 0.0), getattr(each, target.name)
-
-    best = min(filter(fits, measured), key=rank, default=None) or next(filter(fits, guessed), None)
+    limit = target.limit / (1 + margin)
+    good, rest = ([each for each in some if getattr(each, target.name) <= limit] for some in (measured, guessed))
+    good.sort(key=lambda each: (loss(each.metric or "", each.quality or 0.0), getattr(each, target.name)))
+    best = next(iter([*good, *rest]), None)
     if best is None:
         least = min([*measured, *guessed], key=lambda each: getattr(each, target.name))
         unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
@@ -137,10 +133,8 @@ def plan(
     if scored is not None and best.quality is not None:
         words += f" {best.metric} {best.quality:.4g} by {scored.path}."
     else:
-        words += (
-            " Its quality is not known: it follows the paper's order, which small models here do not confirm; "
-            "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it."
-        )
+        words += " Its quality is not known: it follows the paper's order, which small models here do not confirm; "
+        words += "elit sweep MODEL --steps 4 8 16 40 --guidance none ccfg measures it."
     return replace(best, words=words)
 
 
@@ -184,7 +178,9 @@ def ladder(model: Transformer, pricing: Pricing, guidance: Wanted, cache: float 
     constant = first is not None and first.kind == "ag"  # whose main branch keeps more than the weak one does
     least = resolve_budget(first.budget, budgets) if first is not None and constant else None
     mains = [num_latents for num_latents in reversed(budgets) if num_latents > (least or 0)]
-    tokens = [num_latents if constant else halved(num_latents, budgets) for num_latents in mains] or [None]
+    halves = {each: max((count for count in budgets if 2 * count <= each), default=each) for each in mains}
+    rising = (each if constant or half == each else f"{half}@0-0.5,{each}@0.5-1" for each, half in halves.items())
+    tokens = list[Schedule](rising) or [None]
     quarter = max(1, sum(4 * num_latents >= budgets[-1] for num_latents in mains))
     settings: list[tuple[int, Schedule, Guidance | None]] = [
         *((steps, budgets[-1] if budgets else None, first) for steps in range(MAX_STEPS, PAPER_STEPS - 1, -1)),
@@ -198,12 +194,6 @@ def ladder(model: Transformer, pricing: Pricing, guidance: Wanted, cache: float 
         pricing.plan(Sampling(steps=steps, budget=budget, guidance=guide, cache=cache))
         for steps, budget, guide in settings
     ]
-
-
-def halved(num_latents: int, budgets: Sequence[int]) -> Schedule:
-    """Half of `num_latents` latents for t < 0.5, all of them after; the least budget is constant."""
-    half = max((count for count in budgets if count <= num_latents / 2), default=num_latents)
-    return num_latents if half == num_latents else f"{half}@0-0.5,{num_latents}@0.5-1"
 
 
 def network_folder(model: Transformer | str | Path) -> Path | None:

@@ -48,17 +48,10 @@ class Costs:
 
     @classmethod
     def from_prices(cls, prices: Mapping[str, float], anatomy: Json, *, overlapping: bool = False) -> "Costs":
-        return cls(
-            run=prices["run"],
-            image=prices["image"],
-            call=prices["call"],
-            core=prices["core"],
-            around=prices["around"] * anatomy["around"],
-            linear=prices["linear"] * anatomy["linear"],
-            square=prices["attention"] * anatomy["square"],
-            shared=prices["around"] * anatomy.get("shared", 0.0),
-            overlapping=overlapping,
-        )
+        parts = {"around": "around", "linear": "linear", "square": "attention", "shared": "around"}
+        own: Json = {name: prices[name] for name in ("run", "image", *CALL_TERMS)}
+        own |= {name: prices[price] * ({"shared": 0.0} | anatomy)[name] for name, price in parts.items()}
+        return cls(**own, overlapping=overlapping)
 
     def work(self, latents: Iterable[int], *, shared: bool = False) -> float:
         """Work of one image in one evaluation. latents: of its branches. shared: they differ only after Read."""

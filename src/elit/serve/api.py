@@ -1,8 +1,4 @@
-"""HTTP: OpenAI's images API, and beside it health, readiness and metrics. No Ray, no torch.
-
-POST /v1/images/generations    GET /v1/models, /v1/models/NAME, /v1/model_info    GET /health, /ready
-GET /metrics    GET /openapi.json
-"""
+"""HTTP: OpenAI's images API, and beside it health, readiness and metrics. No Ray, no torch."""
 
 import asyncio
 import hmac
@@ -18,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -116,7 +112,7 @@ async def ready(call: Request) -> dict[str, str]:
     return await health(call)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(call: Request) -> Response:
     return Response(call.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -1,18 +1,13 @@
-"""Ray Serve: a deployment of replicas, each with a model, and a gateway that speaks HTTP and sends requests to them.
-
-    client -> Serve's proxy -> Gateway (api.py) -> Engines, one of two with the shorter queue -> policy, engine
-
-A request whose replica dies is sent to another while its deadline allows; with its own seed it makes the same images.
-"""
+"""Ray Serve: client -> proxy -> `Gateway` (HTTP by api.py) -> the shorter queue of two `Engines` -> policy, engine."""
 
 import asyncio
-import functools
 import logging
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partialmethod
 from typing import Any
 
 from ray import serve
@@ -37,18 +32,13 @@ def listen_on_loopback() -> None:
     if os.environ.get(CLUSTER_VARIABLE) != "0":
         return
 
-    def on_loopback(add: Callable[..., int]) -> Callable[..., int]:
-        @functools.wraps(add)
-        def add_port(server: Any, address: str, *rest: Any) -> int:
-            return add(server, re.sub(r"^(\[::\]|0\.0\.0\.0):", "127.0.0.1:", address), *rest)
-
-        return add_port
-
     for kind in grpc.aio.Server.__subclasses__():
         for name in ("add_insecure_port", "add_secure_port"):
-            add = getattr(kind, name)
-            if not hasattr(add, "__wrapped__"):
-                setattr(kind, name, on_loopback(add))
+            setattr(kind, name, partialmethod(add_on_loopback, getattr(kind, name)))
+
+
+def add_on_loopback(server: Any, add: Any, address: str, *rest: Any) -> int:
+    return add(server, re.sub(r"^(\[::\]|0\.0\.0\.0):", "127.0.0.1:", address), *rest)
 
 
 class Engines:

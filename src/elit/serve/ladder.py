@@ -13,21 +13,24 @@ from elit.evaluate.sweep import pareto_front
 from elit.files import Json
 from elit.flow.guidance import CFG
 from elit.models.transformer import Transformer
-from elit.planner.choose import Pricing, measured_plans, network_folder
+from elit.planner.choose import Plan, Pricing, measured_plans, network_folder
 from elit.planner.cost import Costs, non_negative_prices
-from elit.planner.quality import Quality, open_quality
+from elit.planner.profile import read_profile
+from elit.planner.quality import open_quality
 from elit.sampling.engine import Engine
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
-from elit.serve.settings import Rung, ServiceSettings
+from elit.serve.settings import ServiceSettings
 
 MAX_RUNGS = 12
+MOST_TIME = 0.9  # Of the next rung's: one that saves less is not worth its quality.
 STEPS = 3  # Steps of a measured run; the first warms up.
 PRICES = ("call", "core", "around", "linear", "square")
+AGREE, ROUNDS = 0.15, 8  # Two rounds of measurement agree within this share; the most there are.
 
 
-def measure_costs(engine: Engine, *, seconds: float = 4.0) -> Costs:
-    """The time of steps at three budgets: of one image, guided, and of two where they are stepped together."""
+def measure_costs(engine: Engine, *, seconds: float = 2.0) -> Costs:
+    """Times of steps, alone, guided, and of two together, in rounds until two agree: other work slows some."""
     budgets = engine.budgets
     measured = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [None]
     plain = [Sampling(steps=STEPS, budget=count) for count in measured]
@@ -36,20 +39,23 @@ def measure_costs(engine: Engine, *, seconds: float = 4.0) -> Costs:
         cases += [[replace(each, guidance=CFG(1.5))] for each in plain]
     if not engine.exact:
         cases += [*([each, each] for each in plain), [plain[0], plain[-1]]]
-    taken: list[list[float]] = [[] for _ in cases]
-    ends: list[float] = []
-    start = time.perf_counter()
-    while not ends or time.perf_counter() - start < seconds:
-        for case, times in zip(cases, taken, strict=True):
-            steps, end = time_run(engine, case)
-            times += steps
-            ends.append(end / len(case))
-    ms = [statistics.median(times) for times in taken]
+    ms = np.full(len(cases), np.inf)
+    for _ in range(ROUNDS):
+        taken: list[list[float]] = [[] for _ in cases]
+        ends, start, before = list[float](), time.perf_counter(), ms
+        while not ends or time.perf_counter() - start < seconds:
+            for case, times in zip(cases, taken, strict=True):
+                steps, end = time_run(engine, case)
+                times += steps
+                ends.append(end / len(case))
+        ms = np.array([statistics.median(times) for times in taken])
+        if np.abs(ms / before - 1).max() < AGREE:
+            break
     free = Costs(separate=engine.exact)
     units = [replace(free, **Json({name: 1.0})) for name in PRICES]
     counts = np.array([[unit.step_ms((each, 1) for each in case) for unit in units] for case in cases])
-    prices: Json = dict(zip(PRICES, non_negative_prices(counts / np.array(ms)[:, None]), strict=True))
-    return replace(free, **prices, image=statistics.median(ends))
+    prices = zip(PRICES, non_negative_prices(counts / ms[:, None]), strict=True)
+    return replace(free, **Json(prices), image=statistics.median(ends))
 
 
 def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:
@@ -63,25 +69,33 @@ def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:
     return steps[1:], max(0.0, total - STEPS * statistics.median(steps[1:]))
 
 
-def find_ladder(model: Transformer, folder: Path, service: ServiceSettings) -> tuple[tuple[Rung, ...], str]:
-    """The rungs from the table of `elit sweep` in the folder of `model` or beside it, and a line about them."""
-    quality = open_quality(model, network_folder(folder))
-    rungs = table_ladder(model, quality, service) if quality else ()
-    if not quality or not rungs:
-        return (), ""
-    return rungs, f"{len(rungs)} settings, the best by {quality.metric} for their FLOPs in {quality.path}"
+def find_ladder(
+    model: Transformer, folder: Path | None, service: ServiceSettings, table: Path | None = None
+) -> tuple[list[Plan], str]:
+    """The ladder from a table of `elit sweep`, default in the folder of `model` or beside it, and a line about it.
 
-
-def table_ladder(model: Transformer, quality: Quality, service: ServiceSettings) -> tuple[Rung, ...]:
-    """The front of a table: settings that no other one beats in FLOPs and score; () where less than two remain."""
+    It has the settings that no other one beats in time (FLOPs without a profile) and score, and that are worth it: each
+    takes at most 90% of the time of the one above, and its score is worse by at most that ratio of times squared.
+    """
+    quality = open_quality(model, folder and network_folder(folder), table=table)
     least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
-    scored: list[tuple[float, float, Rung]] = []
-    for plan in measured_plans(quality, Pricing(model), service.guidance(model.budgets, 1.0)):
-        if not isinstance(plan.budget, int | None):
-            continue
-        num_latents = resolve_budget(plan.budget, model.budgets)
-        if (num_latents or 0) >= (least or 0) and (service.least_steps or 0) <= plan.steps <= service.most_steps:
-            scored.append((plan.gflops or 0.0, quality.loss(plan.quality or 0.0), (plan.steps, num_latents)))
-    front = pareto_front([cost for cost, _, _ in scored], [loss for _, loss, _ in scored])
-    rungs = tuple(scored[place][2] for place in evenly_spaced(front, MAX_RUNGS))
-    return rungs if len(rungs) > 1 else ()
+    pricing = Pricing(model, profile=read_profile(service.profile) if service.profile else None)
+    plans, kept = list[Plan](), list[int]()
+    for plan in measured_plans(quality, pricing, service.guidance(model.budgets, 1.0)) if quality else ():
+        if isinstance(plan.budget, int | None):
+            num_latents = resolve_budget(plan.budget, model.budgets)
+            if (num_latents or 0) >= (least or 0) and (service.least_steps or 0) <= plan.steps <= service.most_steps:
+                plans.append(replace(plan, budget=num_latents))
+    times = [plan.ms or plan.gflops or 0.0 for plan in plans]
+    for place in reversed(pareto_front(times, [quality.loss(plan.quality or 0.0) for plan in plans if quality])):
+        if kept:
+            faster = times[place] / times[kept[-1]]
+            scores = sorted(plans[each].quality or 0.0 for each in (place, kept[-1]))
+            if faster > MOST_TIME or 0 < scores[0] < faster**2 * scores[1]:
+                continue
+        kept.append(place)
+    if not quality or len(kept) < 2:
+        return [], ""
+    rungs = [plans[place] for place in evenly_spaced(kept[::-1], MAX_RUNGS)]
+    line = f"{len(rungs)} settings, the best by {quality.metric} for their {'time' if rungs[0].ms else 'FLOPs'}"
+    return rungs, f"{line} in {quality.path}"

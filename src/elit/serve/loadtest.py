@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from statistics import fmean
 
 import numpy as np
@@ -56,10 +57,9 @@ def run_loadtest(
     """Sends a request at each of `times` and waits for all answers; outcomes are in the same order."""
     import aiohttp
 
-    done = 0
+    done = count(1)
 
     async def send(session: aiohttp.ClientSession, start: float, place: int) -> Outcome:
-        nonlocal done
         body = {"prompt": prompts[place % len(prompts)], "quality": quality}
         body |= {"deadline_ms": deadline_ms, "seed": seed + place}
         await asyncio.sleep(max(0.0, start + times[place] - time.perf_counter()))
@@ -73,9 +73,8 @@ def run_loadtest(
         except (aiohttp.ClientError, TimeoutError, ValueError):
             pass  # status 0: no answer
         finish = time.perf_counter() - start if status == 200 else None
-        done += 1
         if progress:
-            progress(done, len(times))
+            progress(next(done), len(times))
         how = {name: report.get(name) for name in ("budget", "steps")}
         return Outcome(arrival=sent, deadline=sent + deadline_ms / 1e3, finish=finish, status=status, **how)
 

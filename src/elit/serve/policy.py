@@ -1,16 +1,7 @@
 """The policy of a replica: the requests that start, their budgets, and refusals. Pure: no Ray, no network, no clock.
 
-It decides between two steps. Requests wait in the order of their deadlines, and a timeline predicts when each would be
-done: `slots` images in progress at a time, the next in order where one is done. Everything else follows from it.
-
-    admission   a request is taken if, with all requests at the least they accept, none becomes late; else it is
-                refused at once, with the seconds after which it would be taken
-    level       the highest rung of the ladder of settings at which no waiting request becomes late, clipped for each
-                request to what it accepts, and to the free part of the queue; it falls at once, and rises after `hold`
-                seconds in which it could; an urgent request has a setting of its own, and lowers nobody's
-    order       the earliest deadline first; as many start as there are free slots
-
-Since every request that was taken can be met, none is overtaken for ever.
+It decides between two steps, by a timeline of when each of the waiting, in the order of their deadlines, would be done
+with `slots` images in progress. docs/serving.md describes admission, level and order.
 """
 
 import math
@@ -98,14 +89,16 @@ class Policy:
         if not self.waiting or not self._free(self.running, self.waiting[0]):
             return [], []
         already = len(self.running)
-        refused = self._hopeless(now)
+        lost: dict[str, Refusal] = {}  # late at their least: it is better not to begin them
+        list(self.finishes(now, [(each, each.least) for each in self.waiting], lost))
+        self.waiting = [each for each in self.waiting if each.id not in lost]
         level = self._steady(self._highest(now), now) if self.waiting else self.level
         while self.waiting and self._free(self.running, self.waiting[0]):
             setting = self._setting(now, self.waiting[0], level)
             if self.running and self._harms(now, self.waiting[0], setting):
                 break
             self.running.append(Running(self.waiting.pop(0), setting, setting.steps))
-        return self.running[already:], refused
+        return self.running[already:], list(lost.values())
 
     def stepped(self, ms: float) -> list[Running]:
         """Counts a step of `ms`; returns the requests that are done."""
@@ -208,13 +201,6 @@ class Policy:
         if now - self._limited >= self.settings.hold:
             self.level, self._possible, self._limited = self._possible, self.levels - 1, now
         return self.level
-
-    def _hopeless(self, now: float) -> list[Refusal]:
-        """Takes out the requests that would be late at their least: it is better not to begin them."""
-        lost: dict[str, Refusal] = {}
-        list(self.finishes(now, [(each, each.least) for each in self.waiting], lost))
-        self.waiting = [each for each in self.waiting if each.id not in lost]
-        return list(lost.values())
 
     def _free(self, running: Sequence[Running], request: Request) -> bool:
         busy = sum(each.request.images for each in running)

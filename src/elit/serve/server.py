@@ -5,23 +5,24 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from elit.files import Json, write_text
 from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 
 APP = "elit"
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_agent_register_timeout_ms": "120000",
-}  # Ray's own patience is for idle machines; on a busy one its processes take longer than 15 s to start.
+told, stopping = threading.Event(), threading.Event()  # To stop; and Ray's processes end because of it.
+RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
 WAITS = ("raylet_start_wait_time_s", "gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds")
-RAY_ENVIRONMENT |= {f"RAY_{name}": "120" for name in (*WAITS, "worker_register_timeout_seconds")}
-RAY_TRIES = 3
+PATIENCE = [f"RAY_{name}" for name in (*WAITS, "worker_register_timeout_seconds")]  # Ray's own, in seconds.
+SAY, STOP = 15.0, 15.0  # Seconds until a start says that it goes on, and for a stop.
+VITAL = ("raylet", "gcs_server")  # Processes of Ray without which a service on this machine has ended.
 OBJECT_STORE = 150 * 2**20  # Bytes; answers are small.
 
 
@@ -37,25 +38,15 @@ def write_config(path: Path, service: ServiceSettings) -> None:
     write_text(path, "# serve deploy FILE, or serve run FILE\n" + yaml.safe_dump(config, sort_keys=False))
 
 
-class StopSignal:
-    """Waits for SIGTERM or SIGINT. `listen` takes them back from code that handles them itself, as Ray does."""
-
-    def __init__(self) -> None:
-        self._came = threading.Event()
-        self.listen()
-
-    def listen(self) -> None:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: self._came.set())
-
-    def wait(self) -> None:
-        while not self._came.wait(1.0):
-            pass
+def listen() -> None:
+    """Takes SIGTERM and SIGINT, also back from code that handles them itself, as Ray does."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: told.set())
 
 
-def start(service: ServiceSettings, stop_signal: StopSignal, key: str | None = None) -> str:
+def start(service: ServiceSettings, key: str | None = None) -> str:
     """Starts Ray and the service; returns its URL when it takes requests. Raises ValueError."""
-    for name, value in RAY_ENVIRONMENT.items():
+    for name, value in {**RAY_ENVIRONMENT, **dict.fromkeys(PATIENCE, f"{service.start_seconds:.0f}")}.items():
         os.environ.setdefault(name, value)
     if not service.address:
         if "ray" in sys.modules:  # it has read its environment, and its processes would listen on all addresses
@@ -66,24 +57,21 @@ def start(service: ServiceSettings, stop_signal: StopSignal, key: str | None = N
     os.environ.update(environment)  # what Ray starts here inherits it
 
     from ray import serve
-    from ray.exceptions import RayError
 
     from elit.serve.deployment import application
 
     start_ray(service, environment)
-    stop_signal.listen()
+    listen()
     where = "EveryNode" if service.address else "HeadOnly"
-    try:
+    with within(service.start_seconds, "Ray Serve did not start"):
         serve.start(proxy_location=where, http_options=http_options(service), logging_config={"log_level": "WARNING"})
-    except RayError as error:  # such as a proxy that did not start in time
-        raise OSError(f"Ray Serve did not start: {str(error).splitlines()[0]}") from error
-    stop_signal.listen()
+    listen()
     serve.run(application(service.options()), name=APP, route_prefix="/", blocking=False)
     return f"http://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
 
 
 def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
-    """Joins a cluster, or starts Ray on this machine; on a busy one its processes may take more than one try."""
+    """Joins a cluster, or starts Ray on this machine."""
     import ray
 
     copies = max(service.replicas, service.max_replicas)
@@ -95,21 +83,52 @@ def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
         options |= {"address": "local"}  # else the cluster of RAY_ADDRESS, or one that runs here
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         options |= {"num_gpus": math.ceil(copies * service.gpus)} if service.gpus else {}
-    for attempt in range(RAY_TRIES):
-        try:
-            ray.init(**options)
-            return
-        except Exception as error:  # Ray raises a bare Exception where its processes are slow
-            if attempt + 1 == RAY_TRIES or "timed out" not in str(error):
-                raise OSError(f"Ray did not start: {error}") from None
-            ray.shutdown()
+    with within(service.start_seconds, "Ray did not start"):
+        ray.init(**options)
+    vital = [each for each in psutil.Process().children() if each.name() in VITAL]
+    threading.Thread(target=watch, args=[vital], daemon=True).start()
+
+
+@contextmanager
+def within(seconds: float, failure: str) -> Iterator[None]:
+    """Says after `SAY` seconds that the block goes on, ends all after `seconds`; raises OSError where it fails."""
+    load = f"the load was {psutil.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    acts = {SAY: say, seconds: abandon}
+    timers = [threading.Timer(after, act, [f"{failure} in {after:.0f} s; {load}"]) for after, act in acts.items()]
+    for each in timers:
+        each.start()
+    try:
+        yield
+    except Exception as error:  # Ray raises a bare Exception where its processes are slow
+        raise OSError(f"{failure}: {str(error).splitlines()[0]}") from error
+    finally:
+        for each in timers:
+            each.cancel()
+
+
+def say(line: str) -> None:
+    print(f"elit serve: {line}", file=sys.stderr, flush=True)
+
+
+def watch(vital: list[psutil.Process]) -> None:
+    """Ends all where one of these has ended, since nothing that waits for Ray ends by itself then."""
+    while not stopping.wait(0.2):
+        for each in vital:
+            if not each.is_running() or each.status() == psutil.STATUS_ZOMBIE:
+                abandon(f"a process of Ray without which there is no service has ended ({each.pid})")
+
+
+def abandon(why: str) -> None:
+    """Ends all that was started here, and this process, whose own clean-up would wait for Ray."""
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    say(why)
+    os._exit(1)
 
 
 def stop(drain_seconds: float | None) -> int:
-    """Refuses new requests, answers those here within the limit, and ends; returns how many were left.
-
-    drain_seconds: None for a service that did not start, whose own error is to be seen.
-    """
+    """Refuses new requests, answers those here within the limit (None: it did not start), ends; how many were left."""
     import ray
     from ray import serve
 
@@ -119,9 +138,13 @@ def stop(drain_seconds: float | None) -> int:
         if drain_seconds is None:
             return 0
         gateway: Any = serve.get_deployment_handle("Gateway", APP)
-        left = gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
-        serve.delete(APP)  # the proxies live on and pass the last answers to their clients, which a shutdown would not
-        return left
+        return gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
+    except Exception as error:  # it may have died, or answers too late
+        raise OSError(f"the gateway did not answer: {str(error).splitlines()[0]}") from error
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        with within(STOP, "Ray did not stop"):
+            if drain_seconds is not None:
+                serve.delete(APP)  # the proxies live on and pass the last answers to clients, as a shutdown would not
+            serve.shutdown()
+            stopping.set()
+            ray.shutdown()

@@ -63,6 +63,7 @@ class ServiceSettings:
     profile: Path | None = None  # File of elit profile; default: the one beside the model, or measured at the start.
     strict: bool = False  # Refuse parameters that have no meaning here, which are ignored else, with a note.
     drain_seconds: float = 30.0  # After SIGTERM, for unanswered requests.
+    start_seconds: float = 60.0  # For Ray to start, and for Ray Serve; else the service has failed.
     address: str | None = None  # A Ray cluster, such as auto or ray://head:10001; default: this machine alone.
     needs_key: Annotated[bool, tyro.conf.Suppress] = False  # Replicas must find a key in ELIT_API_KEY.
 
