@@ -1,4 +1,4 @@
-"""elit profile and elit sample with a target as a user types them; and their mistakes."""
+"""elit profile, elit sample with a target, and elit inspect, as a user types them; and their mistakes."""
 
 import json
 import shutil
@@ -37,3 +37,13 @@ def test_without_a_profile_a_target_measures_first(run, models, monkeypatch):
     assert (code, "cfg 1.25" in said) == (0, True)
     assert noted == "elit sample: note: no profile of this machine yet; measuring for half a minute\n"
     assert run(*line)[2] == ""
+
+
+@pytest.mark.parametrize(("name", "data"), [("text", "digits"), ("clips", "moving-digits"), ("model", "samples")])
+def test_inspect_writes_what_it_says(run, models, tmp_path, name, data):
+    options = "--count 4 --draws 1 --times 0.5 --steps 1 --out inside --guidance ccfg --json"
+    said = json.loads(run("inspect", models / name, "--data", data, *options.split())[1].splitlines()[-1])
+    assert said == json.loads((tmp_path / "inside/inspect.json").read_text())
+    assert (said["made"]["model"]["folder"], said["made"]["examples"]["data"]) == (str(models / name), data)
+    assert said["made"]["pictures"]
+    assert not list(tmp_path.rglob(".*"))
