@@ -5,7 +5,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from tiny import KINDS, MORE, build, draw, inputs, pipeline
+from tiny import KINDS, MORE, Spy, build, draw, inputs, pipeline
 
 import elit
 from elit.elastic.families import FAMILIES
@@ -41,6 +41,9 @@ def test_a_pipeline_is_elastified_in_place_and_is_what_it_was():
         elit.elastify(pipe)
 
 
+WAN = "WanTransformer3DModel"
+
+
 def wan(**parts):
     parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler()
     return diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, **parts)
@@ -49,7 +52,7 @@ def wan(**parts):
 @pytest.mark.parametrize("names", [("transformer",), ("transformer_2",), ("transformer", "transformer_2")])
 def test_a_video_pipeline_keeps_its_dials_when_it_is_loaded(tmp_path, names):
     """diffusers' base class drops parts whose default is None, as both transformers of Wan are."""
-    pipe = elit.elastify(wan(**{name: build("WanTransformer3DModel") for name in names}), window=(2, 2, 4))
+    pipe = elit.elastify(wan(**{name: build(WAN) for name in names}), window=(2, 2, 4))
     pipe.save_pretrained(tmp_path)
     again = elit.load_elastic(tmp_path, tokenizer=None, text_encoder=None, vae=None)
     for name in names:
@@ -57,9 +60,9 @@ def test_a_video_pipeline_keeps_its_dials_when_it_is_loaded(tmp_path, names):
 
 
 def test_an_add_on_for_one_of_two_transformers_is_refused(tmp_path):
-    transformer = elit.elastify(build("WanTransformer3DModel"), window=(2, 2, 4))
+    transformer = elit.elastify(build(WAN), window=(2, 2, 4))
     save_add_on(transformer, {f"elastic.{name}": w for name, w in transformer.elastic.state_dict().items()}, tmp_path)
-    parts = {name: build("WanTransformer3DModel") for name in ("transformer", "transformer_2")}
+    parts = {name: build(WAN) for name in ("transformer", "transformer_2")}
     with pytest.raises(ValueError, match="pipeline must have one transformer, got a WanPipeline with two"):
         elit.load_elastic(wan(**parts), tmp_path)
     assert elit.load_elastic(wan(transformer=parts["transformer"]), tmp_path).transformer.budgets == tuple(range(1, 17))
@@ -73,13 +76,7 @@ def test_references_have_a_budget_of_their_own(kind, monkeypatch):
         x["img_shapes"] = [[(1, 8, 8), (1, 8, 8)]] * 2
     else:
         x["img_ids"] = torch.cat((x["img_ids"], x["img_ids"] + torch.tensor([1.0, 0, 0])))
-    kept, finish = [], model.elastic.finish
-
-    def noted(tokens, start, latents, plan):
-        kept.append([grid.budget for grid in plan.grids])
-        return finish(tokens, start, latents, plan)
-
-    monkeypatch.setattr(model.elastic, "finish", noted)
+    spy = Spy(model, monkeypatch)
     with torch.no_grad():
         with elit.budget(0.5, reference=0.25):
             assert model(**x).sample.isfinite().all()
@@ -88,7 +85,7 @@ def test_references_have_a_budget_of_their_own(kind, monkeypatch):
         with elit.budget(1.0, reference=1):
             low = model(**x).sample
         assert not torch.equal(low, model(**x).sample)
-    assert kept[:3] == [[8, 4], [8, 8], [16, 1]]
+    assert spy.plans[:3] == [[8, 4], [8, 8], [16, 1]]
     with pytest.raises(ValueError, match="got 0"), elit.budget(0.5, reference=0):
         pass
 

@@ -36,14 +36,11 @@ CALLS = {
     "FluxPipeline": ("max_sequence_length=5",),
     "StableDiffusion3Pipeline": GUIDED,
     "DiTPipeline": ("guidance_scale=3.0",),
-    "Flux2KleinPipeline": ("guidance_scale=3.0",),
     "ChromaPipeline": GUIDED,
-    "QwenImage21Pipeline": ("true_cfg_scale=3.0", "negative_prompt=none"),
     "ZImagePipeline": GUIDED,
     "Lumina2Pipeline": GUIDED,
     "PixArtAlphaPipeline": (*GUIDED, "use_resolution_binning=False"),
     "WanPipeline": VIDEO,
-    "WanVACEPipeline": VIDEO,
     "CogVideoXPipeline": VIDEO,
     "LTX2Pipeline": VIDEO,
     "HunyuanVideo15Pipeline": ("num_frames=5", "negative_prompt=none"),
@@ -63,8 +60,6 @@ def settings(out, name, prompts=None, **changes):
         given["window"] = (2, 2)
     if any(each.startswith("num_frames") for each in CALLS[name]):
         given["teacher_steps"] = 1  # clips take a while
-    if name == "WanVACEPipeline":
-        given["teacher_batch"] = 1
     return DistillConfig(out=str(out), **given | {"warmup_steps": 1} | changes)
 
 
@@ -123,7 +118,7 @@ def test_two_steps_a_picture_and_three_budgets_in_a_fresh_pipeline(tmp_path, pro
 
     right = sampled()
     assert elit.load_elastic(pipe, tmp_path / "out") is pipe
-    for budget in (None, 0.5, 0.25):
+    for budget in (None, 0.25):
         with elit.budget(budget):
             images = sampled()
         assert images.isfinite().all()
@@ -171,17 +166,15 @@ def test_a_base_in_bfloat16_trains_in_full_precision(tmp_path, prompts, name, mo
     assert result["validation"][-1]["distance"] > 0
 
 
-def test_a_run_that_cannot_train_records_nothing(tmp_path, prompts, monkeypatch):
+def test_a_run_that_cannot_train_records_nothing_and_validation_has_calls_of_its_own(tmp_path, prompts, monkeypatch):
     def finish(self, *inputs):
         raise RuntimeError("expected m1 and m2 to have the same dtype")
 
-    monkeypatch.setattr("elit.elastic.interface.ElasticInterface.finish", finish)
-    with pytest.raises(RuntimeError, match="the same dtype"):
-        distill(settings(tmp_path / "out", "FluxPipeline", prompts))
+    with monkeypatch.context() as patch:
+        patch.setattr("elit.elastic.interface.ElasticInterface.finish", finish)
+        with pytest.raises(RuntimeError, match="the same dtype"):
+            distill(settings(tmp_path / "out", "FluxPipeline", prompts))
     assert not list((tmp_path / "out").rglob("calls"))
-
-
-def test_validation_measures_calls_that_are_not_trained_on(tmp_path, prompts):
     distill(settings(tmp_path / "out", "FluxPipeline", prompts, preview_every=0))
     (held_out,) = (tmp_path / "out").rglob("held-out/*.pt")
     trained = RecordedCalls(next((tmp_path / "out").rglob("calls")))

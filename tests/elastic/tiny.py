@@ -1,4 +1,4 @@
-"""Small diffusers transformers of random weights, and inputs for them: smooth ones, as pictures are."""
+"""Small diffusers transformers and pipelines of random weights, and inputs for them: smooth ones, as pictures are."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import elit
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 12}
 TEXT = 5
@@ -146,12 +148,12 @@ def window(kind: str) -> tuple[int, ...]:
     return (2, 2, 4) if kind in VIDEOS else (4, 4)
 
 
-def autoencoder(channels: int = 4) -> Any:
+def autoencoder() -> Any:
     """f4 AutoencoderKL with random weights."""
     torch.manual_seed(1)
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, shift_factor=0.1,
-        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=channels, norm_num_groups=4, layers_per_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=4, layers_per_block=1,
     ).eval()  # fmt: skip
 
 
@@ -179,21 +181,22 @@ def pipeline(name: str) -> Any:
 PIPELINES = ["QwenImagePipeline", "FluxPipeline", "StableDiffusion3Pipeline", "DiTPipeline"]
 
 
-def draw(pipe: Any, steps: int = 2, batch: int = 1, output_type: str = "pt") -> Tensor:
+def draw(pipe: Any, steps: int = 2, batch: int = 1, output_type: str = "pt", **changes: Any) -> Tensor:
     """Guided samples of a pipeline, the same each time; output_type="latent" for what DiT's does not know."""
+    dtype = pipe.transformer.dtype
     generator = torch.Generator().manual_seed(5)
-    if isinstance(pipe, diffusers.DiTPipeline):
+    if isinstance(pipe, diffusers.DiTPipeline):  # of no size
         labels = list(range(7, 7 + batch))
         return pipe(labels, 4.0, generator, num_inference_steps=steps, output_type="pt").images
-    text = torch.randn(2, batch, TEXT, 20, generator=generator)
-    pooled = torch.randn(2, batch, 10, generator=generator)
+    text = torch.randn(2, batch, TEXT, 20, generator=generator).to(dtype)
+    pooled = torch.randn(2, batch, 10, generator=generator).to(dtype)
     given = {"prompt_embeds": text[0], "negative_prompt_embeds": text[1], "generator": generator}
     size = {"height": 64, "width": 64, "num_inference_steps": steps, "output_type": output_type}
     if not isinstance(pipe, diffusers.QwenImagePipeline):
         given |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
     if not isinstance(pipe, diffusers.StableDiffusion3Pipeline):
         given |= {"true_cfg_scale": 3.0}
-    return pipe(**given, **size).images
+    return pipe(**given | size | changes).images
 
 
 def with_text(name: str) -> Any:
@@ -226,3 +229,44 @@ def open_branches(model: nn.Module) -> nn.Module:
         for parameter in model.elastic.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
+
+
+def elastic(kind: str, **changes: Any) -> nn.Module:
+    """With a dial whose every branch does something."""
+    return open_branches(elit.elastify(build(kind, **changes), **SPLIT | {"window": window(kind)}))
+
+
+def output(model: nn.Module, kind: str, budget: Any = 4, **changes: Any) -> Tensor:
+    with torch.no_grad(), elit.budget(budget):
+        return torch.stack(list(model(**inputs(kind) | changes, return_dict=False)[0]))
+
+
+def elastic_pipeline(name: str, opened: bool = False) -> Any:
+    pipe = elit.elastify(pipeline(name), **SPLIT)
+    if opened:
+        open_branches(pipe.transformer)
+    return pipe
+
+
+class Spy:
+    """Notes J̃ of every run through the core, and on how many samples."""
+
+    def __init__(self, transformer, monkeypatch):
+        self.seen, self.plans = [], []
+        finish = transformer.elastic.finish
+
+        def noted(tokens, start, latents, plan):
+            self.seen.append((plan.grids[0].budget, len(tokens)))
+            self.plans.append([grid.budget for grid in plan.grids])
+            return finish(tokens, start, latents, plan)
+
+        monkeypatch.setattr(transformer.elastic, "finish", noted)
+
+    def kept(self):
+        """J̃ of the runs since the last call."""
+        found = [budget for budget, _ in self.seen]
+        self.seen.clear()
+        return found
