@@ -1,7 +1,4 @@
-"""Names that other packages call private, or never promised, each with our reason and the version that introduced it.
-
-`tests/test_compat.py` asks for those in the installed packages whose loss no other test would name.
-"""
+"""Names that other packages call private, or never promised, each with our reason and the version it came with."""
 
 import dataclasses
 import functools
@@ -128,9 +125,7 @@ def is_quantised(weight: Tensor) -> bool:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that a model computes in, whatever its weights are stored in: as quantised layers and hooks name it,
-    else that of most of its plain weights. bitsandbytes 0.39, diffusers 0.32 (layerwise casting, GGUF).
-    """
+    """The dtype a model computes in, as quantised layers and hooks have it. bitsandbytes 0.39, diffusers 0.32."""
     hooks: Any = (getattr(module, "_diffusers_hook", None) for module in model.modules())
     holders = [*(hook for each in hooks if each is not None for hook in each.hooks.values()), *model.modules()]
     named = [dtype for each in holders if isinstance(dtype := getattr(each, "compute_dtype", None), torch.dtype)]

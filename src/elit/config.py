@@ -67,7 +67,7 @@ class ModelConfig:
 class RunConfig:
     """Settings that all training runs share."""
 
-    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed", "optimizer")  # Identify a run.
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = ("batch_size", "seed", "optimizer", "ema_more")  # Identify a run.
 
     out: str = "runs/train"  # Folder of the run: model/, config.yaml, metrics.jsonl, checkpoints/, samples/, logs/.
     workers: int = 0  # Processes that load data.
@@ -84,6 +84,7 @@ class RunConfig:
     weight_decay: float = 0.01  # For adamw and muon; norms, biases, embeddings and latents do not decay.
     max_grad_norm: float = 1.0  # Gradients are clipped to this norm.
     ema_decay: float = 0.9999  # Decay of the averaged, saved weights; it warms up as (1 + step) / (10 + step).
+    ema_more: tuple[float, ...] = ()  # Further decays, of one more average each, saved in model-ema-DECAY.
     budget_min: int | None = None  # J_min, fewest latents per window in training; default 1; budget_max for one budget.
     budget_max: int | None = None  # J_max, most latents per window drawn in training; default J.
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 runs the network under autocast.
@@ -97,6 +98,7 @@ class RunConfig:
     log_every: int = 50  # Steps between lines on the console, and between writes of metrics.jsonl and the trackers.
     trackers: tuple[str, ...] = ("tensorboard",)  # Beside metrics.jsonl: tensorboard, wandb, trackio.
     checkpoint_every: int = 1_000  # Steps between checkpoints.
+    async_checkpoints: bool = False  # Write checkpoints in the background, from a copy in the CPU's memory.
     keep_last: int = 2  # Number of newest checkpoints kept.
     keep_every: int | None = None  # Checkpoints at multiples of this step are never deleted.
     preview_every: int = 1_000  # Steps between preview pictures from the averaged weights; 0 for none.
@@ -117,8 +119,9 @@ class RunConfig:
         require_counts(self, "warmup_steps", "preview_every", "workers", "max_skipped", "seed", least=0, most=most)
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name, value in (("ema_decay", self.ema_decay), *(("betas", beta) for beta in self.betas)):
-            require(0 <= value < 1, name, value, "in [0, 1)")
+        for name, values in (("ema_decay", (self.ema_decay,)), ("ema_more", self.ema_more), ("betas", self.betas)):
+            for value in values:
+                require(0 <= value < 1, name, value, "in [0, 1)")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         require(0 < self.decay_share <= 1, "decay_share", self.decay_share, "above 0 and at most 1")
         for tracker in self.trackers:
@@ -143,10 +146,16 @@ class TrainConfig(RunConfig):
     class_dropout: float = 0.1  # Share of labels or prompts dropped, for classifier-free guidance.
     time_shift: float = 1.0  # Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1).
     init: str | None = None  # Start from the weights of this saved model; missing ones start anew.
+    score_every: int = 0  # Steps between scores of the averaged weights, at the full budget and a quarter; 0 for none.
+    score_samples: int = 1_000  # Samples behind a score, always from the same seeds.
+    score_detector: str | None = None  # As elit evaluate --detector; default: that of the data by name, or inception.
+    score_reference: str | None = None  # As elit evaluate --reference; default: the data.
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, "image_size")
+        require_counts(self, "score_every", least=0)
+        require_counts(self, "score_samples", least=2)
         require(self.time_shift > 0, "time_shift", self.time_shift, "above 0")
         require(0 <= self.class_dropout < 1, "class_dropout", self.class_dropout, "in [0, 1)")
 

@@ -10,10 +10,11 @@ it goes on. The arms:
     full only     ELIT at all latents: what there is to gain
     favoured      half of the draws are the full budget, the others even
     weighted      the loss of a step is multiplied by its budget, over the mean budget
-    beside full   every step runs the full budget, which learns the velocity, and a drawn one, which learns what the full
-                  budget says (stop-gradient); both share the head, each loss counts half
-    aligned       the latents of the core's second block, at the drawn budget, predict by a small MLP those that its last
-                  block has at the full budget and a time 0.2 nearer to data (stop-gradient); 0.2·(1 − cosine) is added
+    beside full   every step runs the full budget, which learns the velocity, and a drawn one, which learns what the
+                  full budget says (stop-gradient); both share the head, each loss counts half
+    aligned       the latents of the core's second block, at the drawn budget, predict by a small MLP those that its
+                  last block has at the full budget and a time 0.2 nearer to data (stop-gradient); 0.2·(1 − cosine)
+                  is added
 
 The rule, fixed before the first run. An objective is a candidate if with seeds 0, 1 and 2 its FD at the full budget is
 below uniform's with every seed, by more than 2 standard errors of the mean over seeds, and its mean FD at a quarter of

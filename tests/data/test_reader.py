@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from elit.data.reader import SUFFIXES, ImageInfo, centre_crop, read_frames, read_info
+from elit.data.reader import SUFFIXES, centre_crop, read_frames
 
 CASES = Path(__file__).parent / "cases"
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -28,10 +28,10 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("path", sorted(CASES.iterdir()), ids=lambda path: path.name)
 def test_every_case_is_one_upright_picture(path):
     """A picture of 64×48 with a ramp in it; turned where EXIF says so."""
-    (frame,), info = read_frames(path.read_bytes()), read_info(path.read_bytes())
+    (frame,) = read_frames(path.read_bytes())
     size = (48, 64) if path.stem == "exif6" else (64, 48)
     assert path.suffix in SUFFIXES
-    assert (frame.mode, frame.size, info[:2]) == ("RGB", size, size)
+    assert (frame.mode, frame.size) == ("RGB", size)
     assert 1 < np.asarray(frame).std() < 100
 
 
@@ -61,7 +61,6 @@ def test_exifs_orientation_is_applied(kind, orientation):
     turned = PIXELS if orientation < 5 else PIXELS.swapaxes(0, 1)
     flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
     assert np.array_equal(pixels(data), np.flip(turned, flips))
-    assert read_info(data)[:2] == ((8, 6) if orientation < 5 else (6, 8))
 
 
 DEEP = np.array([[0, 257, 32896, 65535]])
@@ -94,7 +93,6 @@ def test_alpha_lies_on_white():
     assert np.array_equal(pixels(content(Image.fromarray(rgba), "PNG")), PIXELS)
     rgba[..., 3] = 0
     assert (pixels(content(Image.fromarray(rgba), "PNG")) == 255).all()
-    assert read_info(content(Image.fromarray(rgba), "PNG")) == ImageInfo(8, 6, "RGBA")
     palette = Image.fromarray(PIXELS).quantize(4)
     seen = pixels(content(palette, "PNG", transparency=0))
     assert ((seen == 255).all(-1) == (np.asarray(palette) == 0)).all()

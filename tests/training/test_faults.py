@@ -24,7 +24,7 @@ from elit.data.encode import FEATURES
 from elit.data.images import ImageSet
 from elit.data.loader import Feed, StepSampler
 from elit.flow.path import flow_matching_loss
-from elit.training.loop import save_state
+from elit.training.checkpoint import CheckpointWriter
 from elit.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -183,14 +183,16 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(small_disk, capfd
     out, line = small_disk / "run", ["train", "--config", str(small_disk / "config.yaml")]
     save_config(tiny(out, steps=4, checkpoint_every=2, log_every=1), small_disk / "config.yaml")
 
-    def fill_then_save(*given):
-        if given[-1] == 4:
+    save = CheckpointWriter.save
+
+    def fill_then_save(self, step):
+        if step == 4:
             free = shutil.disk_usage(small_disk).free
             (small_disk / "other").write_bytes(b"x" * (free - 50_000))
-        save_state(*given)
+        save(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("elit.training.loop.save_state", fill_then_save)
+        patch.setattr(CheckpointWriter, "save", fill_then_save)
         assert main(line) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("elit train: checkpoint of step 4: cannot be written")

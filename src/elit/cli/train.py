@@ -42,7 +42,7 @@ def run(args: Args) -> Json | None:
         return _dry_run(args)
     from accelerate import PartialState
 
-    from elit.training.train import train
+    from elit.evaluate.during import train
 
     train(args.settings)
     if not PartialState().is_main_process:

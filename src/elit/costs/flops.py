@@ -1,7 +1,4 @@
-"""Closed-form cost of a network at a budget: matrix products only, a multiply-add is 2, attention 4·d a pair.
-
-Equal to torch's FlopCounterMode on the real network (math attention) and to the paper's figures, which are here too.
-"""
+"""Closed-form cost at a budget, equal to FlopCounterMode's: a multiply-add is 2, attention 4·d a pair; no more."""
 
 import re
 from collections import Counter

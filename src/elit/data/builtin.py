@@ -1,8 +1,4 @@
-"""Data sets that have a name: the digits that come with scikit-learn, Fashion-MNIST, and folders of IDX files.
-
-IDX, MNIST's format (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code (8 = unsigned byte), the number of
-axes, the length of each as a big-endian 32-bit integer, then the values.
-"""
+"""Data sets with a name: scikit-learn's digits, Fashion-MNIST, folders of IDX files (yann.lecun.com/exdb/mnist)."""
 
 import gzip
 import math

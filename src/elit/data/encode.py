@@ -1,12 +1,4 @@
-"""Latent encoding: pictures or clips through an autoencoder, once, into shards that training maps into memory.
-
-A shard is a fixed slice of the source, encoded in fixed batches and renamed into place when it is whole; so any number
-of processes may share the work, and be killed.
-
-    OUT/encode.json        what was encoded and how, with the autoencoder's scale and shift
-    OUT/shard-00000.arrow  one row a sample: the posterior's mean and std, and the label
-    OUT/index.json         rows and SHA-256 of every shard, written last
-"""
+"""Latent encoding, once, into shards: fixed slices of the source, in fixed batches, renamed into place when whole."""
 
 import hashlib
 import json
@@ -102,7 +94,6 @@ def encode(
 
 
 def _write_settings(source: Source, out: Path, vae: ModelMixin, encoding: Encoding) -> None:
-    """Writes encode.json, or checks that the one there is equal. Raises ValueError naming the difference."""
     size = encoding.image_size if isinstance(encoding.image_size, tuple) else (encoding.image_size,) * 2
     pixels = torch.zeros(1, 3, *size) if encoding.frames == 1 else torch.zeros(1, 3, encoding.frames, *size)
     normalization = latent_normalization(vae).to_json()
@@ -129,7 +120,6 @@ def _write_settings(source: Source, out: Path, vae: ModelMixin, encoding: Encodi
 
 
 def _write_shard(path: Path, source: Source, rows: range, vae: ModelMixin, encoding: Encoding) -> None:
-    """Encodes `rows` of the source into one Arrow file."""
     with replacing(path) as temporary, ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
         for first in range(0, len(rows), encoding.batch_size):
             pixels: dict[int, Tensor] = {}

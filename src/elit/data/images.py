@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from elit.data.reader import ImageInfo, centre_crop
+from elit.data.reader import centre_crop
 from elit.data.source import KEPT, Source
 from elit.files import Json, write_text
 from elit.models.conditioning import Condition
@@ -56,8 +56,8 @@ class ImageFiles:
         if self.skipped and (not skip_unreadable or len(self.skipped) == len(source)):
             count = f"{len(self.skipped)} of {len(source)} pictures are unreadable"
             raise ValueError(f"{self.skipped[0]}; {count}; mend or remove them, or set skip_unreadable for a few")
-        infos = {row: info for row, info in found.items() if isinstance(info, ImageInfo)}
-        self.source, self.infos, self.image_size = source.subset(list(infos)), list(infos.values()), image_size
+        sizes = {row: size for row, size in found.items() if not isinstance(size, str)}
+        self.source, self.sizes, self.image_size = source.subset(list(sizes)), list(sizes.values()), image_size
         self.classes, self.captions = source.classes, source.captions
         self.shape = (3, image_size, image_size)
         self.folder, self.stamp = source.folder, str(source.identity["stamp"])
@@ -72,29 +72,28 @@ class ImageFiles:
     def summary(self) -> list[str]:
         """Lines to print before a run: pictures a class, then what is out of the ordinary."""
         counts = Counter(self.source.labels).values()
-        sizes = sorted((info.width * info.height, f"{info.width}×{info.height}") for info in self.infos)
+        sizes = sorted((width * height, f"{width}×{height}") for width, height in self.sizes)
         classes = f"{len(counts)} classes of {min(counts)} to {max(counts)}"
         lines = [f"data: {len(self):,} images of {sizes[0][1]} to {sizes[-1][1]}, {classes}"]
         if self.skipped:
             lines.append(f"data: left out: {len(self.skipped)} unreadable images; {self.skipped[0]}")
-        if small := sum(min(info.width, info.height) < self.image_size for info in self.infos):
+        if small := sum(min(size) < self.image_size for size in self.sizes):
             lines.append(f"data: {small} images are smaller than image_size={self.image_size} and are enlarged")
         return lines + self.source.not_taken()
 
 
-def inspect_pictures(source: Source) -> list[ImageInfo | str]:
-    """Each picture's header, or why it cannot be read; kept beside them until a file changes."""
+def inspect_pictures(source: Source) -> list[tuple[int, int] | str]:
+    """Each picture's size, or why it cannot be read; kept beside them until a file changes."""
     paths = source.folder / f".{source.root.name}{KEPT}", Path(gettempdir()) / f"elit-{source.identity['stamp']}{KEPT}"
     for path in paths:
         with suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["identity"] == source.identity:
-                return [each if isinstance(each, str) else ImageInfo(*each) for each in kept["pictures"]]
+                return [each if isinstance(each, str) else (each[0], each[1]) for each in kept["pictures"]]
 
-    def inspect(index: int) -> ImageInfo | str:
+    def inspect(index: int) -> tuple[int, int] | str:
         try:
-            source.read(index)
-            return source.info(index)
+            return source.read(index)[0].size
         except ValueError as error:
             return str(error)
 
@@ -155,7 +154,6 @@ class LatentSet:
         return len(self.rows)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """moments (B, 2, C, ...) float32, labels (B,) int64."""
         rows = self.rows[list(indices)]
         flat = (np.frombuffer(b"".join(rows[name]), np.float16).astype(np.float32) for name in ("mean", "std"))
         mean, std = (torch.from_numpy(values).view(len(indices), *self.shape) for values in flat)

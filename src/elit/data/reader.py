@@ -6,7 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,16 +23,7 @@ SUFFIXES = frozenset(
 STILLS = ("MPO", "TIFF")  # Formats whose further pictures are no frames of a clip: previews, thumbnails, the other eye.
 ORIENTATION = 0x0112  # of EXIF
 TURNS = (None, None, 0, 3, 1, 5, 4, 6, 2)  # by orientation, Image.Transpose's numbers
-SIDEWAYS = (5, 6, 7, 8)
 MAX_RATIO = 16  # a picture is cut to this many times the wanted side before it is resized
-
-
-class ImageInfo(NamedTuple):
-    """A picture's header: its size upright, and Pillow's mode."""
-
-    width: int
-    height: int
-    mode: str
 
 
 def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
@@ -55,16 +46,6 @@ def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
         return found
 
     return _despite_metadata(content, frames)
-
-
-def read_info(content: bytes) -> ImageInfo:
-    """A picture's header, without decoding it."""
-
-    def info(image: Image.Image) -> ImageInfo:
-        turned = image.format != "TIFF" and _orientation(image) in SIDEWAYS  # Pillow turns a TIFF by itself
-        return ImageInfo(*(image.size[::-1] if turned else image.size), image.mode)
-
-    return _despite_metadata(content, info)
 
 
 def centre_crop(image: Image.Image, size: int | tuple[int, int]) -> Tensor:

@@ -1,7 +1,4 @@
-"""Sources of pictures: folders, parquet files, webdataset tars and data sets that Hugging Face `datasets` saved.
-
-A folder has one sub-folder a class, or captions in metadata.jsonl or metadata.csv, wherever below it these lie.
-"""
+"""Sources of pictures: folders, parquet files, webdataset tars and what Hugging Face `datasets` saved."""
 
 import csv
 import hashlib
@@ -16,16 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from elit.data.reader import SUFFIXES, ImageInfo, read_frames, read_info
+from elit.data.reader import SUFFIXES, read_frames
 from elit.files import read_lines, read_text
 from elit.models.conditioning import recognised
 from elit.models.text import CACHE
 
-T = TypeVar("T")
 METADATA, TABLES = ("metadata.jsonl", "metadata.csv"), (".parquet", ".tar")
 LABELS, TEXTS = ("label", "cls", "class"), ("text", "caption", "txt")
 KEPT = ".pictures.json"  # end of the name of the file in which training keeps what it found in the pictures
@@ -86,7 +82,14 @@ class Source:
 
     def read(self, index: int, count: int | None = 1) -> list[Image.Image]:
         """The first `count` frames of a picture, all for None. Raises ValueError if unreadable or unlabelled."""
-        return self._named(index, lambda content: read_frames(content, count))
+        picture = self.pictures[index]
+        try:
+            if picture.fault:
+                raise ValueError(picture.fault)
+            return read_frames(picture.content(), count)
+        except Exception as error:  # whatever a decoder raises costs one picture, not the run
+            reason = " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
+            raise ValueError(f"cannot read {picture.name!r}: {reason}") from None
 
     def moves(self, index: int) -> bool:
         """True for a picture whose first two frames can be read."""
@@ -94,26 +97,12 @@ class Source:
             return bool(self.read(index, 2))
         return False
 
-    def info(self, index: int) -> ImageInfo:
-        """A picture's header. Raises as `read`."""
-        return self._named(index, read_info)
-
     def subset(self, rows: Sequence[int]) -> "Source":
         return replace(self, pictures=[self.pictures[row] for row in rows])
 
     def not_taken(self) -> list[str]:
         """A line for each reason why files are left out."""
         return [f"data: not taken: {len(each)} {why}, {each[0]!r} for one" for why, each in self.left_out.items()]
-
-    def _named(self, index: int, read: Callable[[bytes], T]) -> T:
-        picture = self.pictures[index]
-        try:
-            if picture.fault:
-                raise ValueError(picture.fault)
-            return read(picture.content())
-        except Exception as error:  # whatever a decoder raises costs one picture, not the run
-            reason = " ".join(str(error).split()).partition(" <_io")[0] or type(error).__name__
-            raise ValueError(f"cannot read {picture.name!r}: {reason}") from None
 
 
 def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> Source:
@@ -192,7 +181,6 @@ def _list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[str]
 
 
 def _captions(path: Path) -> list[tuple[Path, object]]:
-    """Files and captions of metadata.jsonl or metadata.csv, in UTF-8 or UTF-16. Raises ValueError."""
     number, found = 0, []
     csv_file = io.StringIO(read_text(path), newline="") if path.suffix == ".csv" else None
     lines: Iterable[Any] = csv.DictReader(csv_file) if csv_file else read_lines(path)
@@ -228,7 +216,6 @@ def _number_labels(
 
 
 def _rows(path: Path, files: Sequence[Path], wanted: Sequence[str], loose: bool) -> tuple[list[Entry], Sequence[str]]:
-    """Rows of parquet files or a saved data set, and the names of its classes."""
     import datasets
 
     try:

@@ -1,8 +1,4 @@
-"""Pictures with captions or classes, as distillation trains on them: encoded once by the pipeline's own parts.
-
-CACHE/latents-1024x1024/     the pictures that go to a size, as `elit encode` writes them
-CACHE/captions-1024x1024/    the transformer's calls that their captions make, but for the noisy sample
-"""
+"""Pictures with captions or classes, as distillation trains on them: encoded once by the pipeline's own parts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,8 +29,7 @@ from elit.elastic.pipelines import (
 
 
 class CaptionedImages:
-    """Latents with the calls of their captions: an entry a picture, and for a share `prompt_dropout` of all, one
-    without a caption. `prepare` makes it complete."""
+    """Latents with the calls of their captions, for a share without; `prepare` makes it complete."""
 
     def __init__(self, config: DistillConfig, pipe: Pipeline):
         self.config, self.pipe, self.family = config, pipe, family_of(pipe.transformer)
@@ -55,8 +50,8 @@ class CaptionedImages:
         requests.sizes[:] = sizes
         rows: dict[Size, list[int]] = {}
         for index in range(len(source)):  # each picture goes to the size of the nearest aspect ratio
-            info = source.info(index) if len(sizes) > 1 else None
-            ratio = 0.0 if info is None else math.log(info.height / info.width)
+            width, height = source.read(index)[0].size if len(sizes) > 1 else (1, 1)
+            ratio = math.log(height / width)
             nearest = min(sizes, key=lambda size, ratio=ratio: abs(math.log(size[0] / size[1]) - ratio))
             rows.setdefault(nearest, []).append(index)
         frames = int(dict(each.split("=", 1) for each in config.call).get("num_frames", 1))

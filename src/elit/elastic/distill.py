@@ -1,12 +1,9 @@
-"""Distillation: an elastified transformer learns to be, at every budget, what its original is at all tokens.
-
-The original is the same weights without interface and low-rank changes, inside `original()`, recorded while the
-pipeline itself ran: it needs no copy. With pictures it runs beside them: a copy where all weights are trained.
-"""
+"""Distillation: an elastified transformer learns to be, at every budget, what its original is at all tokens."""
 
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +61,7 @@ def distill(config: DistillConfig) -> Json:
 
 
 class DistillPipeline(DistillTask):
-    """The transformer of a diffusers pipeline: ‖v − v_teacher‖², whatever v is to its class, on trajectories of the
-    pipeline itself."""
+    """The transformer of a diffusers pipeline: ‖v − v_teacher‖², whatever v is, on the pipeline's trajectories."""
 
     sampler: BucketSampler
     examples: RecordedCalls | CaptionedImages
@@ -218,10 +214,11 @@ class DistillPipeline(DistillTask):
         samples = samples[:, 0] if samples.ndim == 5 else samples
         return samples[:, :3]  # Qwen-Image 2.1 has a fourth channel, of transparency
 
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Json:
-        weights = average.whole()
-        if accelerator.is_main_process:
-            save_add_on(accelerator.unwrap_model(self.network), weights, Path(self.config.out))
+    def finish(self, accelerator: Accelerator, averages: Sequence[AveragedWeights]) -> Json:
+        for average in reversed(averages):
+            weights, folder = average.whole(), Path(self.config.out) / average.name.removeprefix("model")
+            if accelerator.is_main_process:
+                save_add_on(accelerator.unwrap_model(self.network), weights, folder)
         return {"out": self.config.out, "validation": self.last_table}
 
 

@@ -136,13 +136,14 @@ class DistillNetwork(DistillTask):
             counts = self.validated_budgets()
             return {count: (network(x, t, y, count) - wanted).square().mean().sqrt().item() for count in counts}
 
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> dict[str, Any]:
+    def finish(self, accelerator: Accelerator, averages: Sequence[AveragedWeights]) -> dict[str, Any]:
         network = accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
-        network.load_state_dict(average.whole(), strict=False)
         network.requires_grad_().eval()
+        for average in reversed(averages):
+            network.load_state_dict(average.whole(), strict=False)
+            if accelerator.is_main_process:
+                save_model(network, Path(self.config.out) / average.name)
         after, folder = self.distances(network), Path(self.config.out) / "model"
-        if accelerator.is_main_process:
-            save_model(network, folder)
         full = network.budgets[-1]
         table = [
             {"tokens": count, "share": count / full, "distance_before": self.before[count], "distance": distance}

@@ -1,8 +1,4 @@
-"""Loading: networks of this library, elastified transformers, pipelines that have one, and add-ons for those.
-
-An add-on, what distillation has learned, is the interface's two files alone, which a stock pipeline takes in. Where all
-weights were trained it is the whole transformer, in FOLDER/transformer/.
-"""
+"""Loading of networks, elastified transformers and pipelines; add-ons are two files, or FOLDER/transformer/."""
 
 import functools
 import inspect

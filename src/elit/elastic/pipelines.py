@@ -1,10 +1,4 @@
-"""A diffusers pipeline as distillation uses it: loaded, called for prompts, its transformer's calls recorded.
-
-So nobody here repeats a pipeline: its text encoders, schedulers, guidance embeddings and both branches of guidance are
-as they are in use. Prompts are encoded first, all of them, and kept on disk; then the encoders can go.
-
-Rows are the samples of a batch. A *layout* is a tree that is True where a call's entry has one row for each sample.
-"""
+"""A diffusers pipeline as distillation uses it: loaded, called for prompts, its transformer's calls recorded."""
 
 import ast
 import hashlib
@@ -237,7 +231,7 @@ def free_text_encoders(pipe: Pipeline) -> None:
 
 
 def layout_of(one: Tree, two: Tree, rows: tuple[int, int]) -> Tree:
-    """The layout of a call, told from one with rows[0] samples and one with rows[1]."""
+    """A tree that is True where a call has one row a sample, told from calls with rows[0] and rows[1] samples."""
     if isinstance(one, Mapping):
         return {name: layout_of(each, two[name], rows) for name, each in one.items()}
     sized = one.ndim > 0 if isinstance(one, Tensor) else isinstance(one, list | tuple)

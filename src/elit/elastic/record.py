@@ -1,8 +1,4 @@
-"""Files of an interface beside diffusers' own, and the record of the model that it belongs to.
-
-FOLDER/elastic.json           where the interface sits; size and CRC of its weights
-FOLDER/elastic.safetensors    its weights, and those of the low-rank changes
-"""
+"""Files of an interface beside diffusers' own: elastic.json says where it sits, elastic.safetensors has its weights."""
 
 import dataclasses
 import json

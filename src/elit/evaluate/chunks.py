@@ -1,9 +1,4 @@
-"""Recipes, with everything that decides a number, and rows of tensors made in chunks of a fixed size, kept in files
-that appear whole: shared, killed and continued freely.
-
-A network rounds differently in a batch of another size, so what is computed at once is fixed: chunk k holds rows k·size
-to (k+1)·size − 1. Batches group chunks into files and nothing else, and processes take turns at batches.
-"""
+"""Recipes of numbers, and tensors made in chunks of a fixed size (a batch's size changes roundings), kept in files."""
 
 import hashlib
 import json
@@ -184,7 +179,6 @@ class Chunks:
         return hashlib.sha256(self.read("sha256").numpy().tobytes()).hexdigest()
 
     def _files(self) -> dict[int, tuple[Path, int]]:
-        """The file of each chunk, by the chunk's first row, and the file's first row."""
         files = {}
         for path in sorted(self.folder.glob("[0-9]*-[0-9]*.safetensors")):
             start, stop = map(int, path.stem.split("-"))

@@ -1,7 +1,4 @@
-"""Detectors: networks that turn pictures into the features that scores are computed from; table in docs/evaluate.md.
-
-All take pictures (B, 1 or 3, H, W), or clips (B, 1 or 3, T, H, W), in [-1, 1], and work in float32.
-"""
+"""Networks that turn pictures, or clips, in [-1, 1] into features, in float32; table in docs/evaluate.md."""
 
 import hashlib
 import json
@@ -128,9 +125,7 @@ class TransformersDetector(Detector):
 
 
 class DinoDetector(TransformersDetector):
-    """DINOv2: features (B, F) are the class token after the last norm; pictures as Stein et al. 2023, "Exposing flaws
-    of generative model evaluation metrics", prepare them.
-    """
+    """DINOv2's class token after the last norm, as Stein et al. 2023 take it (flaws of generative model metrics)."""
 
     name, kind = "dinov2", "Dinov2Model"
     offers = ("fdd", "kid", "precision", "recall")
@@ -147,9 +142,7 @@ class DinoDetector(TransformersDetector):
 
 
 class ClassifierDetector(TransformersDetector):
-    """An image classifier, whose class k is taken for the network's. Its features are its logits; size, mean and std
-    come from its preprocessor_config.json where there is one.
-    """
+    """An image classifier, whose class k is taken for the network's; its features are its logits."""
 
     name, kind = "classifier", "AutoModelForImageClassification"
     offers = ("accuracy", "is")
@@ -173,9 +166,7 @@ class ClassifierDetector(TransformersDetector):
 
 
 class I3DDetector(Detector):
-    """I3D as a TorchScript file, called as StyleGAN-V's metrics call it: features (B, 400) before the softmax. Such a
-    file is a program: give one you trust.
-    """
+    """I3D as a TorchScript file (a program: give one you trust); features (B, 400) before the softmax."""
 
     name, width = "i3d", 400
     offers = ("fvd", "kid", "precision", "recall")
@@ -317,7 +308,6 @@ def train_digit_classifier(data: ImageSet, *, epochs: int = 25, seed: int = 0) -
 
 @cache
 def _digit_classifier(*, cut_out: bool) -> Classifier:
-    """Trained on the digits as they are, or as `ClipDetector` cuts them out of a frame."""
     data = digits()
     return train_digit_classifier(ImageSet(centred(data.images), data.labels, data.classes) if cut_out else data).model
 

@@ -28,9 +28,7 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), the distance behind FID, sFID, FDD and FVD, through the eigenvalues of
-    Σ1^½·Σ2·Σ1^½, which is symmetric, so singular covariances need no special care.
-    """
+    """|μ1 − μ2|² + tr(Σ1 + Σ2 − 2·(Σ1·Σ2)^½), by eigenvalues of the symmetric Σ1^½·Σ2·Σ1^½: Σ may be singular."""
     mean1, cov1, mean2, cov2 = (value.double() for value in (mean1, cov1, mean2, cov2))
     values, vectors = torch.linalg.eigh(cov1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -41,10 +39,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 def kernel_distance(
     real: Tensor, generated: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """KID: the unbiased squared MMD under the kernel (a·b/F + 1)³, as (mean, standard deviation) over random subsets.
-
-    real (N, F), generated (M, F). Bińkowski et al. 2018, "Demystifying MMD GANs".
-    """
+    """KID (Bińkowski et al. 2018), unbiased, kernel (a·b/F + 1)³: mean and deviation over random subsets."""
     size = min(subset_size, len(real), len(generated))
     generator = torch.Generator().manual_seed(seed)
     distances = []
@@ -60,10 +55,7 @@ def kernel_distance(
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """exp E KL(p(k|x) ‖ p(k)) as (mean, standard deviation) over `splits` equal parts of the samples.
-
-    logits (M, K); the samples are shuffled first. Salimans et al. 2016, "Improved Techniques for Training GANs".
-    """
+    """exp E KL(p(k|x) ‖ p(k)) (Salimans et al. 2016): mean and deviation over equal parts of shuffled (M, K)."""
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     scores = []
     for part in logits[order].double().chunk(splits):
@@ -77,9 +69,7 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
 
 
 def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
-    """Share of `samples` (N, F) on the manifold of `others` (M, F), the union of balls around them that reach to their
-    k-th nearest neighbour. Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric".
-    """
+    """Share of `samples` within a k-th neighbour's distance of one of `others` (Kynkäänniemi et al. 2019)."""
     if len(others) <= neighbours:
         raise ValueError(f"cannot find {neighbours} neighbours among {len(others)} samples: give more")
     centre = others.double().mean(0)  # close to the origin, squares lose fewer digits
@@ -92,9 +82,7 @@ def manifold_share(samples: Tensor, others: Tensor, *, neighbours: int = NEIGHBO
 
 
 def saturation(pictures: Tensor) -> Tensor:
-    """Vividness (paper Figure 15): (B,) in [0, 1] from (B, C, ...) uint8; of colour HSV's saturation, (max − min) / max
-    over the channels, of grey the contrast, |pixel − the picture's mean| over half of the range.
-    """
+    """Vividness (paper Figure 15), (B,) in [0, 1] from uint8: HSV's saturation, or the contrast of grey pictures."""
     x = pictures.double().flatten(2)  # (B, C, pixels)
     if x.shape[1] == 1:
         return (x - x.mean(2, keepdim=True)).abs().mean((1, 2)) / 127.5

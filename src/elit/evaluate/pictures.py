@@ -38,9 +38,7 @@ class Pictures:
 
 
 def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
-    """The pictures at `path`: a data set's name, of which the test split; an npz, a folder of images, a .parquet or a
-    .tar. image_size: ADM's centre crop of images to it; without, all must have one size.
-    """
+    """The pictures of a data set's test split, an npz, a folder, .parquet or .tar; image_size: ADM's crop to it."""
     named = None if path.exists() else named_images(str(path), split="test")
     if named is not None:
         pictures = data_pictures(named, str(path))

@@ -213,8 +213,7 @@ def draw_sheet(
     heading_size: int | None = None,
     window: Sequence[int] | None = None,
 ) -> None:
-    """Labelled rows of images (1 or 3, H, W) in [-1, 1] and maps (H, W) from 0, or with the borders of their windows;
-    each `cell` inches wide, labels `margin`."""
+    """Labelled rows of images in [-1, 1], and maps (H, W) or their windows' borders; cell, margin: in inches."""
     height, width = rows[0][1][0].shape[-2:]
     with new_figure(path, margin + cell * len(headings), 0.4 + cell * height / width * len(rows)) as figure:
         axes = figure.subplots(len(rows), len(headings), squeeze=False)

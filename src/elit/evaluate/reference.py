@@ -64,9 +64,7 @@ class Reference:
 
 
 def open_reference(path: Path, detector: Detector, work: Work, *, image_size: int | None = None) -> Reference | None:
-    """Saved statistics (.safetensors), ADM's (.npz with mu and sigma), or those of the pictures at `path`, kept under
-    OUT/references. None in processes but the main one. Raises ValueError where they were made with another detector.
-    """
+    """Saved statistics, ADM's, or those of pictures, kept in OUT/references; None but in the main process."""
     if (str(path), detector.name) == ("fashion-mnist", "fashion-mnist") and FASHION_REFERENCE.is_file():
         path = FASHION_REFERENCE
     if path.suffix == ".safetensors":

@@ -1,6 +1,4 @@
-"""Many settings of one network, each scored once and found again: the points of the compute–quality plane, the front
-among them, and the loss of smaller budgets.
-"""
+"""Many settings of one network, each scored once: points, the front among them, the loss of smaller budgets."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -97,9 +95,7 @@ def best(points: Iterable[Point], metric: str) -> Point:
 
 
 def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Indices of the points that no other one beats, by rising cost (paper Figures 1, 8 and 14). A point is beaten by
-    one that is no worse in both, and better in one; of equal points all stay, in their order.
-    """
+    """Indices of points that no other beats, by rising cost (paper Figures 1, 8 and 14); of equal ones all stay."""
     front: list[int] = []
     for i in sorted(range(len(costs)), key=lambda i: (costs[i], losses[i])):
         last = front[-1] if front else None

@@ -212,9 +212,7 @@ class FinalLayer(nn.Module):
 
 
 def weight_groups(network: nn.Module, blocks: Iterable[nn.Module], optimizer: str) -> dict[str, list[nn.Parameter]]:
-    """Trained weights by what moves them: "adam" all; or "muon" matrices of blocks, "adamw" other weights of layers,
-    "adamw without decay" norms, biases, embeddings and latents.
-    """
+    """Trained weights by what moves them: all for adam; else matrices for muon, and those without decay."""
     inside = {weight for block in blocks for weight in block.parameters()} if optimizer == "muon" else ()
     modules = [module for module in network.modules() if not isinstance(module, nn.Embedding)]
     decaying = {weight for each in modules if isinstance(weight := getattr(each, "weight", None), nn.Parameter)}

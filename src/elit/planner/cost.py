@@ -1,9 +1,4 @@
-"""The cost of sampling on one machine: a few prices, fitted by `elit profile`, for plans and for a service's steps.
-
-    evaluation = call + core · (different budgets) + Σ over images and branches of (around + linear·J̃ + square·J̃²)
-
-Where calls and work overlap, as on a GPU, the larger of the two counts in place of their sum.
-"""
+"""A few prices, fitted by `elit profile`: call + core · budgets + Σ (around + linear·J̃ + square·J̃²) of branches."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,6 +1,4 @@
-"""The speed of this machine for a network: sampling runs timed in rounds, and the cost model fitted to them, kept in
-MODEL/profile-DEVICE-DTYPE-torchVERSION.json, where `elit.plan` finds it.
-"""
+"""The speed of this machine for a network, timed and fitted, in MODEL/profile-DEVICE-DTYPE-torchVERSION.json."""
 
 import json
 import platform
@@ -137,9 +135,7 @@ def time_runs(
     seconds: float,
     progress: Progress | None = None,
 ) -> tuple[list[float], int]:
-    """Median milliseconds of each case, and the number of rounds, each in another order, so that other work on the
-    machine affects all cases alike; the first one warms up and does not count.
-    """
+    """Median milliseconds of each case over rounds in changing order, after one that warms up; and their number."""
     conditions = model.conditioning.example(max(batch for _, batch in cases))
 
     def run(case: Case) -> float:

@@ -56,9 +56,7 @@ def find_table(folder: Path) -> Path | None:
 
 
 def read_quality(path: Path, metric: str | None = None) -> Quality:
-    """The curves of a sweep's table under its first detector that has `metric`, default that detector's first one, of
-    the most samples; without other solvers than Euler's, shifted times, and budgets by step, which fit no other steps.
-    """
+    """The curves of a table under its first detector that has `metric`, of the most samples, of Euler's even steps."""
     points = read_table(path)
     metrics = [name for name in METRICS if any(name in point.scores for point in points)]
     if metric is not None and metric not in metrics:
@@ -85,9 +83,7 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
 def open_quality(
     model: Transformer, folder: Path | None, *, table: str | Path | None = None, metric: str | None = None
 ) -> Quality | None:
-    """The table of a sweep of this network. One that merely lies beside the folder may be a neighbour's and is passed
-    over; another of another network is a ValueError, where the dtype is the table's.
-    """
+    """The sweep's table of this network; a neighbour's is passed over, one given by name a ValueError."""
     path = Path(table) if table is not None else folder and find_table(folder)
     if path is None:
         return None

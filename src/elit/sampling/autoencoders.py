@@ -1,9 +1,4 @@
-"""diffusers' autoencoders: how their latents are normalized, and the way from pixels to latents and back.
-
-Networks work on normalized latents, about standard normal: x = (z − mean) / std · scale, as diffusers' pipelines have
-it, with `scaling_factor` and `shift_factor` or for each channel `latents_mean` and `latents_std`. (B, z, ...) are
-latents, (B, C, ...) pixels.
-"""
+"""diffusers' autoencoders, and normalized latents: (z − mean) / std · scale, about standard normal, (B, z, ...)."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Engines make samples step by step: `elit.sample` loops over a run, a service interleaves runs, a page follows one.
-
-`NetworkEngine` runs a network of this library, `elit.elastic.engine.PipelineEngine` a pipeline of diffusers.
-"""
+"""Engines make samples step by step: `elit.sample` loops over a run, a service interleaves runs, a page follows one."""
 
 import copy
 import json

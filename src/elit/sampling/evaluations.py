@@ -54,9 +54,7 @@ def time_changes(model: Transformer, times: Sequence[float]) -> list[float]:
 
 
 def reused_steps(changes: Sequence[float], counts: Sequence[int], threshold: float) -> list[bool]:
-    """TeaCache's rule (PAPER section 4): while changes since the last evaluation sum up to less than the threshold, a
-    step reuses its output. Where the number of branches changes, and at both ends, there is always an evaluation.
-    """
+    """TeaCache's rule: steps reuse the output while changes sum up below the threshold, but at ends and turns."""
     reused, total = [False], 0.0
     for step, change in enumerate(changes, start=1):
         total += change

@@ -1,9 +1,4 @@
-"""Pictures and clips as the bytes of a file, with a text inside: the record of how they were made.
-
-.png                a tEXt chunk named "elit"
-.jpg, .gif          the comment
-.webp               EXIF's ImageDescription
-"""
+"""Pictures and clips as the bytes of a file, with a text inside: the record of how they were made."""
 
 import hashlib
 import io

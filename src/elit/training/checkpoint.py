@@ -1,21 +1,17 @@
-"""A run's state on disk: written by all processes at once, whole or not at all, and read by any number of them.
-
-A checkpoint is a folder in torch's distributed format (weights, their average, Adam's moments), the network's
-config.json, and checkpoint.json, which comes last and vouches for the rest.
-"""
+"""A run's state on disk, in torch's distributed format; checkpoint.json comes last and vouches for the rest."""
 
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -24,12 +20,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from elit._version import __version__
-from elit.compat import copy_all, lerp_all, lone_process
-from elit.config import RunConfig
+from elit.compat import copy_all, lerp_all, lone_process, tree_map
+from elit.config import WAIT, RunConfig
 from elit.files import fingerprint, leaving_nothing, write_text
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints
 from elit.training.distributed import broadcast_from_main, trained_weights, unsharded
 
+T = TypeVar("T")
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # reading has checked that all are there
 BYTES_A_WEIGHT = 16  # float32: the weight, its average, Adam's two moments
 
@@ -50,7 +47,10 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
             raise ValueError(f"cannot write out={config.out!r}: {error.strerror}; give another place") from None
         kept = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0)
         more = max(kept - len(checkpoints(out / "checkpoints")), 1)
-        need, free = parameters * (BYTES_A_WEIGHT * more + 4) / 2**30, shutil.disk_usage(out).free / 2**30
+        need, free = (
+            parameters * ((BYTES_A_WEIGHT + 4 * len(config.ema_more)) * more + 4) / 2**30,
+            shutil.disk_usage(out).free / 2**30,
+        )
         if free < need:
             room = f"{free:.2f} GiB free, {need:.2f} wanted for {more} more checkpoints and the model"
             raise ValueError(f"out={config.out!r}: {room}; make room, give another folder, or keep fewer")
@@ -66,11 +66,11 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
 class AveragedWeights:
     """Exponential moving average of a network's trained parameters, as diffusers' EMAModel has it, shard by shard."""
 
-    def __init__(self, network: nn.Module, decay: float, *, on_cpu: bool = False):
-        self.decay, self.steps = decay, 0
+    def __init__(self, network: nn.Module, decay: float, *, name: str = "model", on_cpu: bool = False):
+        self.decay, self.name, self.steps = decay, name, 0  # name: of the folder in which it is saved
         trained = {name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad}
         place = "cpu" if on_cpu else next(network.parameters()).device
-        # The average by name, DTensors where the network is sharded.
+        # By name, DTensors where the network is sharded.
         self.weights = {name: weight.to(place, copy=True) for name, weight in trained.items()}
 
     @torch.no_grad()
@@ -109,7 +109,6 @@ class AveragedWeights:
 
 
 def _shards(weights: Iterable[Tensor]) -> list[Tensor]:
-    """This process's parts, without gradients."""
     return [(each.to_local() if isinstance(each, DTensor) else each).detach() for each in weights]
 
 
@@ -118,55 +117,100 @@ class RunState(NamedTuple):
 
     network: Any
     optimizers: list[torch.optim.Optimizer]
-    average: AveragedWeights
+    averages: list[AveragedWeights]  # the first is what the run is for
 
     def tensors(self) -> dict[str, Any]:
         weights, moments = get_state_dict(self.network, self.optimizers, options=TRAINED)
-        averages = {"average": self.average.weights, "averaged_steps": self.average.steps}
+        first, *more = self.averages
+        averages = {"average": first.weights, "averaged_steps": first.steps}
+        averages |= {each.name: each.weights for each in more}
         return {"model": weights, "optimizer": moments, **averages}
 
 
-def save_state(
-    accelerator: Accelerator, state: RunState, config: RunConfig, identity: dict[str, object], step: int
-) -> None:
-    """Writes the state to resume after `step` steps, each process its part; drops old checkpoints. Raises OSError."""
-    folder = Path(config.out) / "checkpoints"
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        with lone_process():
-            dcp.save(state.tensors(), checkpoint_id=temporary, no_dist=not dist.is_initialized())
-    except (CheckpointException, OSError) as error:
-        if accelerator.is_main_process:
+class CheckpointWriter(AbstractContextManager[None]):
+    """Writes checkpoints, each process its part; with `async_checkpoints` in a thread, one at a time."""
+
+    def __init__(self, accelerator: Accelerator, state: RunState, config: RunConfig, identity: dict[str, object]):
+        self.accelerator, self.state, self.config, self.identity = accelerator, state, config, identity
+        self.folder = Path(config.out) / "checkpoints"
+        self.thread, self.pending, self.copy = ThreadPoolExecutor(1), Future[None](), None
+        self.pending.set_result(None)
+        # A group of its own: in a thread, its messages must not queue behind gradients.
+        self.group = dist.new_group(backend="gloo", timeout=WAIT) if dist.is_initialized() else None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(self, step: int) -> None:
+        """Saves the state after `step` steps; waits for the checkpoint before. Raises OSError of either."""
+        self.wait()
+        tensors = self.state.tensors()
+        if not self.config.async_checkpoints:
+            return self._write(tensors, step)
+        self.copy = tree_map(_on_cpu, tensors if self.copy is None else self.copy, tensors)
+        self.pending = self.thread.submit(self._write, self.copy, step)
+
+    def wait(self) -> None:
+        """Waits for the checkpoint in the background. Raises OSError where it could not be written."""
+        self.pending.result()
+
+    def _gather(self, value: T) -> list[T]:
+        values = [value] * self.accelerator.num_processes
+        if self.group:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def _write(self, tensors: dict[str, Any], step: int) -> None:
+        folder, main = self.folder, self.accelerator.is_main_process
+        target = folder / f"step-{step:08d}"
+        temporary = folder / f".{target.name}.tmp"
+        if main:
             shutil.rmtree(temporary, ignore_errors=True)
-        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        reason, last = " ".join(str(cause).split()), next(reversed(checkpoints(folder)), "none")
-        fault = f"checkpoint of step {step}: cannot be written ({reason})"
-        raise OSError(f"{fault}; last good checkpoint: {last}; make room and resume") from None
-    written = {path.name: fingerprint(path) for path in temporary.glob(f"__{accelerator.process_index}_*")}
-    files = {name: value for part in gather_object([written]) for name, value in part.items()}
-    if accelerator.is_main_process:
-        with torch.device("meta"):
-            unsharded(state.network).save_config(temporary)
-        files |= {name: fingerprint(temporary / name) for name in (".metadata", "config.json")}
-        versions = {"elit": __version__, "torch": torch.__version__}
-        manifest = {"step": step, "processes": accelerator.num_processes, **versions, "data": identity}
-        write_text(temporary / MANIFEST, json.dumps(manifest | {"files": dict(sorted(files.items()))}, indent=1) + "\n")
-        if target.exists():  # a damaged one, passed over when the run went on
-            shutil.rmtree(target)
-        temporary.replace(target)
-        for old in checkpoints(folder)[: -config.keep_last]:
-            if not config.keep_every or checkpoint_step(old) % config.keep_every:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+            temporary.mkdir(parents=True)
+        self._gather(None)
+        try:
+            with lone_process():
+                dcp.save(tensors, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
+        except (CheckpointException, OSError) as error:
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            reason, last = " ".join(str(cause).split()), next(reversed(checkpoints(folder)), "none")
+            fault = f"checkpoint of step {step}: cannot be written ({reason})"
+            raise OSError(f"{fault}; last good checkpoint: {last}; make room and resume") from None
+        written = {path.name: fingerprint(path) for path in temporary.glob(f"__{self.accelerator.process_index}_*")}
+        files = {name: value for part in self._gather(written) for name, value in part.items()}
+        if main:
+            with torch.device("meta"):
+                unsharded(self.state.network).save_config(temporary)
+            files |= {name: fingerprint(temporary / name) for name in (".metadata", "config.json")}
+            versions = {"elit": __version__, "torch": torch.__version__}
+            manifest = {"step": step, "processes": self.accelerator.num_processes, **versions, "data": self.identity}
+            manifest["files"] = dict(sorted(files.items()))
+            write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            if target.exists():  # a damaged one, passed over when the run went on
+                shutil.rmtree(target)
+            temporary.replace(target)
+            for old in checkpoints(folder)[: -self.config.keep_last]:
+                if not self.config.keep_every or checkpoint_step(old) % self.config.keep_every:
+                    shutil.rmtree(old)
+        self._gather(None)
+
+
+def _on_cpu(copy: Any, value: Any) -> Any:
+    """The value, of a tensor a copy, in the memory of the last one where there is one."""
+    if not isinstance(value, Tensor):
+        return value
+    if copy is value:
+        return value.detach().to("cpu", copy=True)
+    copy_all(_shards([copy]), _shards([value]))
+    return copy
 
 
 def load_state(path: Path, state: RunState) -> None:
-    """Puts back what `save_state` saved, however many processes did, sharded or not."""
+    """Puts back what `CheckpointWriter` saved, however many processes did, sharded or not."""
     now = [{**group, "params": []} for optimizer in state.optimizers for group in optimizer.param_groups]
     tensors = state.tensors()
     with lone_process():
@@ -176,4 +220,5 @@ def load_state(path: Path, state: RunState) -> None:
     groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
     for group, settings in zip(groups, now, strict=True):  # what the config says now, not what it said
         group.update(settings | {"params": group["params"]})
-    state.average.steps = tensors["averaged_steps"]
+    for average in state.averages:
+        average.steps = tensors["averaged_steps"]

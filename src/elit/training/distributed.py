@@ -54,7 +54,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 
 def trained_weights(network: nn.Module) -> list[nn.Parameter]:
-    """Those that require a gradient."""
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 

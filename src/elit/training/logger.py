@@ -25,7 +25,7 @@ from elit.models.saved import checkpoints
 from elit.sampling.pictures import save_frames
 
 BUCKETS = 10  # of t, equally wide
-METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+METRICS, SKIPPED, SCORES = "metrics.jsonl", "skipped.jsonl", "scores.jsonl"
 
 
 class RunLog:
@@ -50,7 +50,7 @@ class RunLog:
                 write_text(logs / "run-id", uuid.uuid4().hex)
             run = (logs / "run-id").read_text(encoding="utf-8")  # one in a tracker however often it is resumed
             options["wandb"] = {"name": name, "id": run, "resume": "allow", "dir": str(logs)}
-            for file in (METRICS, SKIPPED):
+            for file in (METRICS, SKIPPED, SCORES):
                 _forget_later_steps(self.out / file, self.start)
         options["tensorboard"] = {"purge_step": self.start or None}
         options["trackio"] = {"name": name, "resume": "allow" if self.start else "never"}
@@ -123,6 +123,14 @@ class RunLog:
                 f"lower learning_rate; last good checkpoint: {last}"
             )
 
+    def scores(self, rows: Sequence[Json], step: int) -> None:
+        """Writes scores of the averaged weights at several budgets, in the main process."""
+        _append(self.out / SCORES, [{"step": step} | row for row in rows])
+        for row in rows:
+            named = {f"{name} at {row['budget']}": value for name, value in row.items() if name != "budget"}
+            self.accelerator.log(named, step=step)
+            self.say(f"step {step:,} · " + " · ".join(f"{name} {value:.4g}" for name, value in named.items()))
+
     def say(self, line: str) -> None:
         """Prints a line on stderr, from the main process only."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -160,7 +168,6 @@ def _forget_later_steps(path: Path, start: int) -> None:
 
 
 def _append(path: Path, rows: Sequence[Json]) -> None:
-    """Adds rows as JSON, which has no NaN."""
     finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
     if finite:
         with path.open("a", encoding="utf-8") as file:
@@ -168,7 +175,6 @@ def _append(path: Path, rows: Sequence[Json]) -> None:
 
 
 def _scalars(row: Json) -> Json:
-    """A row as trackers take it: one number a name."""
     scalars = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
     for i, loss in enumerate(row.get("loss_by_t", [])):
         if loss is not None:

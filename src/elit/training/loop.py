@@ -20,7 +20,7 @@ from elit.config import RunConfig, load_config, save_config
 from elit.data.loader import Feed
 from elit.models.layers import weight_groups
 from elit.models.saved import MANIFEST, checkpoint_step, checkpoints, damage
-from elit.training.checkpoint import AveragedWeights, RunState, claimed_folder, load_state, save_state
+from elit.training.checkpoint import AveragedWeights, CheckpointWriter, RunState, claimed_folder, load_state
 from elit.training.distributed import (
     Termination,
     broadcast_from_main,
@@ -62,8 +62,9 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     sampler, parts = task.sampler, config.gradient_accumulation
     model = prepare(accelerator, network, task.blocks, config)
     optimizers = make_optimizers(config, network, task.blocks)
-    average = AveragedWeights(network, config.ema_decay, on_cpu=config.ema_on_cpu)
-    state = RunState(network, optimizers, average)
+    names = {"model": config.ema_decay, **{f"model-ema-{decay}": decay for decay in config.ema_more}}
+    averages = [AveragedWeights(network, names[name], name=name, on_cpu=config.ema_on_cpu) for name in names]
+    state = RunState(network, optimizers, averages)
     if resumed:
         load_state(resumed, state)
         sampler.start = checkpoint_step(resumed)
@@ -76,7 +77,8 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     feed = Feed(task.examples, sampler, config.workers, device, log.say)
     objective = task.objective(accelerator)
     model.train()
-    with log.bar, Termination(accelerator) as termination, whole_graphs_under_ddp():
+    writer = CheckpointWriter(accelerator, state, config, task.identity)
+    with log.bar, Termination(accelerator) as termination, writer, whole_graphs_under_ddp():
         for step in range(sampler.start, config.steps):
             budget, lr = draw_budget(config.seed, step, task.budgets), config.learning_rate_at(step)
             draws = objective.draw(step)
@@ -94,7 +96,8 @@ def run(accelerator: Accelerator, task: Task) -> Any:
                 log.add_losses(t, losses)
             gradient_norm = clip_gradients(network, config.max_grad_norm)
             optimizer_step(optimizers, lr, gradient_norm)
-            average.step(network)
+            for average in averages:
+                average.step(network)
 
             done, end, stop = step + 1, step + 1 == config.steps, termination.should_stop()
             save = done % config.checkpoint_every == 0 or end or stop
@@ -104,15 +107,17 @@ def run(accelerator: Accelerator, task: Task) -> Any:
             with log.pause():
                 due = config.preview_every and (done % config.preview_every == 0 or end)
                 if due and (accelerator.is_main_process or config.fsdp):  # a sharded network needs all processes
-                    task.preview(accelerator, average, log, done)
+                    task.preview(accelerator, averages[0], log, done)
+                task.score(averages[0], log, done)
                 if save:
-                    save_state(accelerator, state, config, task.identity, done)
+                    writer.save(done)
             if stop and not end:
+                writer.wait()
                 by = termination.signal or "SIGTERM"
                 log.say(f"stopped by {by} after step {done:,}, checkpoint saved; set resume to go on")
                 raise SystemExit(0)
 
-    return task.finish(accelerator, average)
+    return task.finish(accelerator, averages)
 
 
 def make_optimizers(config: RunConfig, network: nn.Module, blocks: Iterable[nn.Module]) -> list[torch.optim.Optimizer]:
@@ -186,7 +191,6 @@ def inspect_run_dir(config: RunConfig) -> tuple[list[Path], list[str]]:
 
 
 def _flat(config: RunConfig) -> dict[str, object]:
-    """The settings that make a run, those of the model one by one, the data by its full path."""
     plain = {name: value for name, value in asdict(config).items() if name not in ("resume", "out", "init")}
     model = {f"model.{name}": value for name, value in plain.pop("model", {}).items()}
     if (data := plain.get("data")) and Path(data).exists():

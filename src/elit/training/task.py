@@ -1,7 +1,4 @@
-"""A task of training, the seam between the loop and those who have something to train; and the objective of a flow.
-
-B samples of a step's whole batch, b of a process's micro-batch.
-"""
+"""The seam between the loop and those who have something to train, and a flow's objective; B samples a step."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -42,15 +39,18 @@ class Task(Protocol):
         ...
 
     def objective(self, accelerator: Accelerator) -> Any:
-        """`draw(step)` gives what chance decides, tensors (B, ...) for the whole batch, the same on every process;
-        `losses(model, batch, draws, budget)` t (b,) and losses (b,) of a micro-batch and its rows of the draws."""
+        """`draw(step)`: tensors (B, ...) by chance; `losses(model, batch, draws, budget)`: t (b,) and losses (b,)."""
         ...
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """Writes a picture of what the averaged weights do."""
         ...
 
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Any:
+    def score(self, average: AveragedWeights, log: RunLog, step: int) -> None:
+        """Scores the averaged weights where it is time to; all processes call it after every step."""
+        return
+
+    def finish(self, accelerator: Accelerator, averages: Sequence[AveragedWeights]) -> Any:
         """Saves what the run leaves, and returns what it gives back."""
         ...
 

@@ -1,5 +1,6 @@
 """Training of this library's networks from pictures, latents or captions: what `elit train` hands to the loop."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from elit.budgets import resolve_budget, training_budgets
-from elit.config import TrainConfig
+from elit.config import TrainConfig, require
 from elit.costs.flops import count_flops
 from elit.data.builtin import NAMES, named_images
 from elit.data.images import ImageFiles, ImageSet, LatentSet, PromptedImages
@@ -31,9 +32,13 @@ from elit.training.task import FlowMatching, Task
 ImageData = ImageSet | ImageFiles | LatentSet
 
 
-def train(config: TrainConfig) -> Transformer:
-    """Trains and saves `config.out`/model; returns that network of averaged weights, on the CPU. As `train_task`."""
-    return train_task(config, lambda accelerator: TrainNetwork(config, accelerator))
+Scorer = Callable[[Transformer, RunLog, int], None]  # scores a network at a step, in all processes together
+
+
+def train(config: TrainConfig, make_scorer: Callable[["TrainNetwork"], Scorer] | None = None) -> Transformer:
+    """Trains and saves `config.out`/model; gives that network, averaged, on the CPU. make_scorer: for `score_every`."""
+    require(not config.score_every or make_scorer is not None, "score_every", config.score_every, "0 without a scorer")
+    return train_task(config, lambda accelerator: TrainNetwork(config, accelerator, make_scorer))
 
 
 class TrainNetwork(Task):
@@ -42,7 +47,10 @@ class TrainNetwork(Task):
     config: TrainConfig
     network: Transformer
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator):
+    scorer: Scorer | None = None
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, make_scorer: Any = None):
+        self.make_scorer = make_scorer
         broadcast_from_main(accelerator, lambda: self.load(config, accelerator.device))
         if not accelerator.is_main_process:  # what the main process has read and encoded is kept
             self.load(config, accelerator.device)
@@ -66,6 +74,8 @@ class TrainNetwork(Task):
         self.prompts = load_prompts(config, self.data, device)
 
     def initialize(self, *, resumed: bool) -> list[str]:
+        if self.config.score_every:
+            self.scorer = self.make_scorer(self)
         if resumed:
             return []
         notes = self.data.summary() if isinstance(self.data, ImageFiles) else []
@@ -98,16 +108,26 @@ class TrainNetwork(Task):
             rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in budgets]
         log.image(image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2])), step)
 
-    def finish(self, accelerator: Accelerator, average: AveragedWeights) -> Transformer:
-        averaged = unsharded(self.network).eval()
-        averaged.load_state_dict(average.whole())
-        if accelerator.is_main_process:
-            save_model(averaged, Path(self.config.out) / "model")
-        return averaged
+    def score(self, average: AveragedWeights, log: RunLog, step: int) -> None:
+        if self.scorer and (step % self.config.score_every == 0 or step == self.config.steps):
+            self.scorer(self.averaged(average), log, step)
+
+    def finish(self, accelerator: Accelerator, averages: Sequence[AveragedWeights]) -> Transformer:
+        networks = [self.averaged(average) for average in averages]
+        for average, network in zip(averages, networks, strict=True):
+            if accelerator.is_main_process:
+                save_model(network, Path(self.config.out) / average.name)
+        return networks[0]
+
+    def averaged(self, average: AveragedWeights) -> Transformer:
+        """A network of averaged weights, whole, on the CPU; every process must call it."""
+        with torch.random.fork_rng(devices=[]):
+            network = unsharded(self.network).eval()
+        network.load_state_dict(average.whole())
+        return network
 
 
 def load_data(config: TrainConfig) -> ImageData:
-    """The data set a run trains on."""
     if (images := named_images(config.data)) is not None:
         return images
     root = Path(config.data)

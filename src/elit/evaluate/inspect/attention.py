@@ -1,8 +1,4 @@
-"""Read's attention and the flow-matching loss of every token (paper Figures 2 and 12).
-
-B samples, D draws of noise for each, T times, G groups, n tokens of a group, N = G·n tokens in group-major order,
-J̃ latents kept of a group.
-"""
+"""Read's attention and the loss of every token (paper Figures 2 and 12): B samples, D draws, T times, G groups."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +21,7 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def read_attention(model: Transformer, x: Tensor, t: Tensor, y: Condition, budget: Budget = None) -> Tensor:
-    """Attention of latent j to each token of its own window, mean over heads: (B, J̃, *token grid) (paper Figures 2
-    and 12). Arguments as in the model's forward.
-    """
+    """Attention of latent j to each token of its own window, mean over heads: (B, J̃, *token grid)."""
     with recorded_attention(model) as maps, torch.no_grad():
         model(x, t, y, budget)
     if len(maps) > 1:
@@ -81,9 +75,7 @@ class Probe:
 
     @torch.no_grad()
     def run(self, model: Transformer, budget: Budget) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Forward after forward: number of the time, samples (b,), their squared errors in group-major tokens (b, N),
-        whose mean over tokens is the training loss. Raises FloatingPointError where it is not finite.
-        """
+        """Forwards: number of the time, samples (b,), their errors (b, N). Raises FloatingPointError if not finite."""
         x1 = self.x.repeat(self.draws, *[1] * (self.x.ndim - 1))
         x0 = seeded_noise(range(self.seed, self.seed + len(x1)), self.x.shape[1:])
         y, samples = concatenate([self.y] * self.draws), torch.arange(len(x1)) % len(self.x)

@@ -42,9 +42,7 @@ def load_probe(
     seed: int = 0,
     **settings: Any,
 ) -> Probe:
-    """A probe of a data set by name, a folder of images, or one that `elit encode` wrote; or of "samples", the model's
-    own. Samples are evenly spaced over the data; vae: to encode pictures; settings: of `Probe`.
-    """
+    """A probe of evenly spaced samples of `data`, as `elit inspect` takes it; settings: of `Probe`."""
     if data == "samples":
         if model.takes_text:
             raise ValueError("data='samples' is not supported for a model that takes text: give data with captions")
@@ -83,9 +81,7 @@ def load_probe(
 
 
 def as_pictures(samples: Tensor, vae: ModelMixin | None) -> Tensor:
-    """Samples as pictures (B, 1 or 3, H, W) in [-1, 1] on the CPU, of clips the first frame; latents without their
-    autoencoder as means over their channels, each scaled to its own range.
-    """
+    """(B, 1 or 3, H, W) in [-1, 1] on the CPU, a clip's first frame; latents without vae as means over channels."""
     if vae is None and samples.shape[1] not in (1, 3):
         means = samples.float().cpu().mean(1, keepdim=True)
         means = means[:, :, 0] if means.ndim == 5 else means
@@ -106,9 +102,7 @@ def inspect_model(
     vae: ModelMixin | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Json:
-    """Measures the network on a probe, and samples with the same seeds at every budget; writes `PICTURES` and
-    inspect.json into `out`, and returns the numbers.
-    """
+    """Measures the network; writes `PICTURES` and inspect.json into `out`, and returns the numbers."""
     settings = {each: replace(sampling, budget=each) for each in evenly_spaced(model.budgets, MAX_BUDGETS)[::-1]}
     # Before the work: some guidance fits no small budget.
     costs = {budget: sampling_flops(model, setting) for budget, setting in settings.items()}
@@ -193,7 +187,6 @@ def inspect_model(
 
 
 def _spread(values: Tensor) -> Json:
-    """Mean and standard deviation of the defined values, and their number."""
     values = values[~values.isnan()]
     return {
         "mean": values.mean().item() if len(values) else None,

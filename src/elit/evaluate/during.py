@@ -1,0 +1,76 @@
+"""Scores of a run's averaged weights while it trains: in its scores.jsonl, its trackers, and a curve, scores.png."""
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import PartialState
+
+from elit.budgets import resolve_budget
+from elit.config import TrainConfig
+from elit.data.encode import load_encoder
+from elit.data.images import LatentSet
+from elit.evaluate.chunks import Work
+from elit.evaluate.detectors import KINDS, open_detector
+from elit.evaluate.metrics import METRICS
+from elit.evaluate.plots import new_figure, quality_label
+from elit.evaluate.reference import open_reference
+from elit.evaluate.samples import Sampler
+from elit.evaluate.score import MetricGroup, score
+from elit.models.transformer import Transformer
+from elit.sampling.settings import Sampling
+from elit.training import train as training
+from elit.training.logger import SCORES, RunLog
+
+WANTED = ("fid", "fdd", "fvd", "fd", "accuracy")
+
+
+def train(config: TrainConfig) -> Transformer:
+    """Trains as `elit.training.train` does, with scores where `score_every` asks for them."""
+    return training.train(config, RunScores)
+
+
+class RunScores:
+    """The scores of a run; all processes sample and detect together. The reference is measured once and kept."""
+
+    def __init__(self, task: training.TrainNetwork):
+        config, data = task.config, task.data
+        self.config, self.conditions, self.vae = config, task.prompts, None
+        self.device = device = PartialState().device
+        name = config.score_detector or (config.data if config.data in KINDS else "inception")
+        reference, size = config.score_reference or config.data, data.shape[-1]
+        if isinstance(data, LatentSet):
+            if config.score_reference is None:
+                raise ValueError("score_reference must be given: the data are latents, not pictures")
+            size = data.settings["image_size"]
+            self.vae = load_encoder(data.settings["vae"], data.settings["vae_subfolder"], device=device)
+        self.work = Work(out=Path(config.out) / "scores", state=PartialState())
+        detector = open_detector(name, device=device)
+        real = open_reference(Path(reference), detector, self.work, image_size=size)
+        self.group = MetricGroup(name, detector, real, tuple(each for each in detector.offers if each in WANTED))
+
+    def __call__(self, network: Transformer, log: RunLog, step: int) -> None:
+        shares = (None, 0.25) if network.budgets else (None,)
+        budgets = dict.fromkeys(resolve_budget(share, network.budgets) for share in shares)
+        sampler = Sampler(network.to(self.device), self.work, vae=self.vae, conditions=self.conditions)
+        samples = [sampler.make(Sampling(budget=budget), self.config.score_samples) for budget in budgets]
+        results = [score(each, self.group, self.work) for each in samples]
+        rows = [{"budget": budget} | result.scores for budget, result in zip(budgets, results, strict=True) if result]
+        log.scores(rows, step)
+        if self.work.main:
+            plot_scores(log.out)
+            for name in ("sets", "features", "scores"):  # a network of the past is not scored again
+                shutil.rmtree(self.work.out / name)
+
+
+def plot_scores(out: Path) -> None:
+    """A panel a metric, a line a budget, over the steps of the run."""
+    rows = [json.loads(line) for line in (out / SCORES).read_text(encoding="utf-8").splitlines()]
+    metrics, budgets = [name for name in rows[0] if name in METRICS], dict.fromkeys(row["budget"] for row in rows)
+    with new_figure(out / "scores.png", 5.0 * len(metrics), 3.6) as figure:
+        for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+            for budget in budgets:
+                line = [(row["step"], row[metric]) for row in rows if row["budget"] == budget]
+                ax.plot(*zip(*line, strict=True), marker="o", label=f"{budget or 'all'} latents")
+            ax.set(xlabel="step", ylabel=quality_label(metric))
+            ax.legend(frameon=False)
