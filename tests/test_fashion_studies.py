@@ -1,5 +1,6 @@
 """The studies on Fashion-MNIST: their rule, their arms, budgets of windows, and each in a few tiny steps."""
 
+import contextlib
 import copy
 import importlib
 import json
@@ -21,6 +22,7 @@ from elit.sampling.sample import sample
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "fashion"))
 
 import borders
+import objectives
 import report
 import runs
 import scores
@@ -204,3 +206,51 @@ def test_borders_are_cut_as_they_say(tiny, tmp_path, monkeypatch, capsys):
     assert {row["case"] for row in rows} == {"32", "32, recut", "28"}
     for row in rows:
         assert (row["change"] == 0) == (row["case"] == "32")
+
+
+@torch.no_grad()
+def test_objectives_are_what_they_say():
+    """Each against forwards of its own; what a teacher says moves no weight."""
+    data = {"sample_size": 32, "in_channels": 1, "num_classes": 10}
+    torch.manual_seed(0)
+    plain = elit.create_model(**objectives.MODEL.arguments(), **data)
+    model = objectives.AlignedDiT.from_config(plain.config)
+    for weight in model.parameters():
+        weight.normal_(std=0.05)
+    config = TrainConfig(model=objectives.MODEL, batch_size=4, class_dropout=0)
+    settings = {"moments": False, "drop_condition": lambda y, dropped: y, "autocast": None}
+    settings |= {"config": config, "shape": (1, 32, 32), "device": torch.device("cpu")}
+    batch = torch.randn(4, 1, 32, 32), torch.arange(4)
+    losses, autocast = {}, contextlib.nullcontext
+    for name, kind in {"uniform": objectives.FlowMatching, **objectives.OBJECTIVES}.items():
+        task = kind(**settings | {"autocast": autocast})
+        draws = task.draw(0)
+        losses[name] = task.losses(model, batch, draws, 4)[1]
+    noise, t, _ = draws
+    x, target = (1 - t.view(-1, 1, 1, 1)) * noise + t.view(-1, 1, 1, 1) * batch[0], batch[0] - noise
+    full, some = (model(x, t, batch[1], budget) for budget in (16, 4))
+    beside = ((full - target) ** 2 + (some - full) ** 2).mean((1, 2, 3)) / 2
+    assert torch.allclose(losses["beside full"], beside, atol=1e-5)
+    assert torch.allclose(losses["weighted"], losses["uniform"] * 4 / 8.5)
+    model(x + 0.2 * target, t + 0.2, batch[1], 16)
+    teacher = model.late.unflatten(1, (4, 16))[:, :, :4].flatten(1, 2)
+    model(x, t, batch[1], 4)
+    alike = torch.nn.functional.cosine_similarity(model.predictor(model.early), teacher, dim=-1).mean(1)
+    near = t < 0.8
+    assert torch.allclose((losses["aligned"] - losses["uniform"])[near], 0.2 * (1 - alike)[near], atol=1e-5)
+
+
+def test_an_objective_passes_by_its_rule():
+    rows = [
+        {"arm": arm, "seed": seed, "budget": budget, "FD": 100 + 5 * seed - gain * (budget == 16)}
+        for arm, gain in (("uniform", 0), ("favoured", 4), ("aligned", -4))
+        for seed in range(3)
+        for budget in (16, 4)
+    ]
+    rows[0]["FD"] += 0.1  # so that advantages differ
+    assert objectives.judge(rows, "favoured", range(3))["passes"]
+    assert objectives.judge(rows, "aligned", range(3))["full"] == "does not hold"
+    for row in rows:
+        row["FD"] *= 1.06 if (row["arm"], row["budget"]) == ("favoured", 4) else 1
+    assert not objectives.judge(rows, "favoured", range(3))["passes"]
+    assert objectives.favoured((1, 2)) == (1, 2, 2, 2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import run_two
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loop import command, equal, losses, tiny, weights
 from torch.distributed import checkpoint as dcp
 
@@ -141,6 +142,8 @@ def test_scores_are_those_of_the_averaged_weights_and_change_nothing(tmp_path):
     assert rows[-1]["fd"] == pytest.approx(expected, rel=1e-4)
     assert rows[-1]["accuracy"] == (torch.cat([each.label for each in found]) == labels).float().mean().item()
     assert Image.open(out / "scores.png").width > 500
+    events = EventAccumulator(str(next((out / "logs").rglob("events*")).parent)).Reload()
+    assert [each.value for each in events.Scalars("fd/4")] == pytest.approx([row["fd"] for row in rows[1::2]])
     assert [path.name for path in (out / "scores").iterdir()] == ["references"]
 
 

@@ -216,9 +216,9 @@ class DistillPipeline(DistillTask):
 
     def finish(self, accelerator: Accelerator, averages: Sequence[AveragedWeights]) -> Json:
         for average in reversed(averages):
-            weights, folder = average.whole(), Path(self.config.out) / average.name.removeprefix("model")
+            weights, name = average.whole(), "" if average is averages[0] else average.name
             if accelerator.is_main_process:
-                save_add_on(accelerator.unwrap_model(self.network), weights, folder)
+                save_add_on(accelerator.unwrap_model(self.network), weights, Path(self.config.out) / name)
         return {"out": self.config.out, "validation": self.last_table}
 
 

@@ -127,7 +127,7 @@ class RunLog:
         """Writes scores of the averaged weights at several budgets, in the main process."""
         _append(self.out / SCORES, [{"step": step} | row for row in rows])
         for row in rows:
-            named = {f"{name} at {row['budget']}": value for name, value in row.items() if name != "budget"}
+            named = {f"{name}/{row['budget'] or 'all'}": value for name, value in row.items() if name != "budget"}
             self.accelerator.log(named, step=step)
             self.say(f"step {step:,} · " + " · ".join(f"{name} {value:.4g}" for name, value in named.items()))
 
