@@ -19,11 +19,11 @@ from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 APP = "elit"
 told, stopping = threading.Event(), threading.Event()  # To stop; and Ray's processes end because of it.
 RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
+RAY_ENVIRONMENT["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "1"  # Ray's ten times a second is work without any request.
 WAITS = ("raylet_start_wait_time_s", "gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds")
 PATIENCE = [f"RAY_{name}" for name in (*WAITS, "worker_register_timeout_seconds")]  # Ray's own, in seconds.
 SAY, STOP = 15.0, 15.0  # Seconds until a start says that it goes on, and for a stop.
 VITAL = ("raylet", "gcs_server")  # Processes of Ray without which a service on this machine has ended.
-OBJECT_STORE = 150 * 2**20  # Bytes; answers are small.
 
 
 def http_options(service: ServiceSettings) -> Json:
@@ -81,7 +81,7 @@ def start_ray(service: ServiceSettings, environment: dict[str, str]) -> None:
     else:
         options |= {"num_cpus": max(1, math.ceil(copies * service.cpus)), "_node_ip_address": "127.0.0.1"}
         options |= {"address": "local"}  # else the cluster of RAY_ADDRESS, or one that runs here
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {"include_dashboard": False, "object_store_memory": 150 * 2**20}  # bytes; answers are small
         options |= {"num_gpus": math.ceil(copies * service.gpus)} if service.gpus else {}
     with within(service.start_seconds, "Ray did not start"):
         ray.init(**options)
