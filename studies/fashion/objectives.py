@@ -28,7 +28,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -207,7 +206,7 @@ def main(line: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "studies" / "results" / "fashion" / "objectives.json")
     args = parser.parse_args(line)
     torch.set_num_threads(1)
-    start, first, second = time.perf_counter(), range(args.seeds), range(args.seeds, 2 * args.seeds)
+    first, second = range(args.seeds), range(args.seeds, 2 * args.seeds)
     rows = [row for seed in first for arm in ARMS for row in scores_of(arm, seed, args)]
     parts = [judge(rows, arm, first) for arm in ARMS[2:]]
     if candidates := [part["arm"] for part in parts if part["passes"]]:
@@ -218,7 +217,6 @@ def main(line: Sequence[str] | None = None) -> None:
         print(part)
     content = {
         "command": " ".join(["python", "studies/fashion/objectives.py", *(sys.argv[1:] if line is None else line)]),
-        "seconds": round(time.perf_counter() - start),
         "training_gflops_a_picture": {arm: round(picture_flops(arm) / 1e9, 4) for arm in ARMS},
         "versions": {"elit": elit.__version__, "torch": torch.__version__, "python": platform.python_version()},
         **{name: getattr(args, name) for name in ("steps", "batch_size", "samples", "solver_steps")},
