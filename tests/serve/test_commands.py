@@ -101,6 +101,9 @@ def test_a_start_that_takes_long_says_so_and_then_ends_with_all_that_it_started(
         "elit serve: Ray did not start in 0 s",
     ]
     assert (exits, left.returncode) == ([1], -signal.SIGKILL)
+    for error, why in ((TimeoutError(), r"TimeoutError\(\)"), (Exception("slow\n  trace"), "slow")):
+        with pytest.raises(OSError, match=f"^Ray did not start: {why}$"), server.within(60, "Ray did not start"):
+            raise error
 
 
 def test_a_service_ends_with_the_processes_that_it_needs(monkeypatch, capsys):

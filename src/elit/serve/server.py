@@ -100,7 +100,7 @@ def within(seconds: float, failure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray raises a bare Exception where its processes are slow
-        raise OSError(f"{failure}: {str(error).splitlines()[0]}") from error
+        raise OSError(f"{failure}: {(str(error) or repr(error)).splitlines()[0]}") from error
     finally:
         for each in timers:
             each.cancel()
@@ -140,7 +140,7 @@ def stop(drain_seconds: float | None) -> int:
         gateway: Any = serve.get_deployment_handle("Gateway", APP)
         return gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
     except Exception as error:  # it may have died, or answers too late
-        raise OSError(f"the gateway did not answer: {str(error).splitlines()[0]}") from error
+        raise OSError(f"the gateway did not answer: {(str(error) or repr(error)).splitlines()[0]}") from error
     finally:
         with within(STOP, "Ray did not stop"):
             if drain_seconds is not None:
