@@ -5,9 +5,9 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import tiny
 import torch
-from test_pipelines import Spy, elastic_pipeline
-from tiny import TEXT, inputs
+from tiny import SPLIT, TEXT, Spy, elastic_pipeline
 
 import elit
 
@@ -23,13 +23,8 @@ def sd3(monkeypatch):
 
 def draw(pipe, batch: int = 2, **settings):
     """Prompts that start from the same noise."""
-    generator = torch.Generator().manual_seed(5)
-    text, pooled = (torch.randn(2, batch, *shape, generator=generator) for shape in ((TEXT, 20), (10,)))
-    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
-    given = dict(zip(names, (text[0], text[1], pooled[0], pooled[1]), strict=True))
-    latents = torch.randn(1, 4, 16, 16, generator=generator).expand(batch, -1, -1, -1)
-    size = {"height": 64, "width": 64, "latents": latents, "num_inference_steps": 2, "output_type": "latent"}
-    return pipe(**given | size | settings).images
+    latents = torch.ones(batch, 4, 16, 16)
+    return tiny.draw(pipe, batch=batch, latents=latents, output_type="latent", **settings)
 
 
 def test_two_prompts_with_the_same_noise_are_no_two_branches(sd3):
@@ -53,7 +48,7 @@ def test_dit_says_it_by_its_guidance_scale(monkeypatch):
 def test_pixart_says_it_in_a_name_of_its_own(monkeypatch):
     pipe = diffusers.PixArtSigmaPipeline(**STOCK["PixArtAlphaPipeline"].make().components)
     pipe.set_progress_bar_config(disable=True)
-    elit.elastify(pipe, read_after=1, write_after=3, window=(4, 4))
+    elit.elastify(pipe, **SPLIT)
     spy = Spy(pipe.transformer, monkeypatch)
     text, mask = torch.randn(2, TEXT, 20), torch.ones(2, TEXT)
     negative = {"negative_prompt_embeds": text, "negative_prompt_attention_mask": mask, "negative_prompt": None}
@@ -80,7 +75,7 @@ def test_a_second_order_scheduler_counts_timesteps(sd3):
     pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
     with elit.budget([4, 8, 16]):
         draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
-    assert [kept for kept, _ in spy.seen] == [4, 8, 8, 16, 16]
+    assert spy.kept() == [4, 8, 8, 16, 16]
     with elit.budget([4, 8]), pytest.raises(ValueError, match="a list of 2 budgets for 3 steps"):
         draw(pipe, batch=1, num_inference_steps=3, guidance_scale=1.0)
 
@@ -88,23 +83,9 @@ def test_a_second_order_scheduler_counts_timesteps(sd3):
 def test_steps_that_share_a_timestep_in_bfloat16_are_two(monkeypatch):
     pipe = elastic_pipeline("FluxPipeline").to(torch.bfloat16)
     spy = Spy(pipe.transformer, monkeypatch)
-    text = {"prompt_embeds": torch.randn(1, TEXT, 20), "pooled_prompt_embeds": torch.randn(1, 10)}
-    text = {name: value.bfloat16() for name, value in text.items()}
-    size = {"height": 64, "width": 64, "num_inference_steps": 3, "sigmas": [1.0, 0.999, 0.5], "output_type": "latent"}
     with elit.budget([4, 8, 16]):
-        pipe(**text, **size)
-    assert [kept for kept, _ in spy.seen] == [4, 8, 16]
-
-
-def test_without_a_pipeline_it_must_be_said(sd3):
-    pipe, spy = sd3
-    given, said = inputs("SD3Transformer2DModel", batch=2), "doubled must be given where no diffusers pipe"
-    with pytest.raises(ValueError, match=said), elit.budget(8, guidance=1):
-        pipe.transformer(**given)
-    for doubled in (True, False):
-        with elit.budget(8, guidance=1, doubled=doubled), torch.no_grad():
-            pipe.transformer(**given)
-    assert spy.seen == [(1, 1), (8, 1), (8, 2)]
+        tiny.draw(pipe, steps=3, sigmas=[1.0, 0.999, 0.5], true_cfg_scale=1.0, output_type="latent")
+    assert spy.kept() == [4, 8, 16]
 
 
 def test_three_branches_are_refused(sd3, monkeypatch):
@@ -119,9 +100,9 @@ def test_three_branches_are_refused(sd3, monkeypatch):
 )
 def test_branches_that_a_pipeline_does_not_label_have_their_budgets(name, monkeypatch):
     """Two calls a step with the same sample, without a cache context: the second is the unconditional one."""
-    pipe = elit.elastify(STOCK[name].make(), read_after=1, write_after=3, window=(4, 4))
+    pipe = elit.elastify(STOCK[name].make(), **SPLIT)
     spy = Spy(pipe.transformer, monkeypatch)
     with elit.budget(8, guidance=1):
         STOCK[name].run(pipe)
-    assert [kept for kept, _ in spy.seen] == [8, 1] * (len(spy.seen) // 2)
-    assert len(spy.seen) >= 4
+    kept = spy.kept()
+    assert kept == [8, 1] * max(2, len(kept) // 2)

@@ -10,7 +10,7 @@ import elit
 
 pytestmark = pytest.mark.slow
 
-SPLIT = {"read_after": 1, "write_after": 2, "window": (4, 4)}
+SPLIT = {"read_after": 0, "write_after": 1, "window": (4, 4)}
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +21,12 @@ def _nothing_compiled():
 
 
 def elastic(kind):
-    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 3}
+    sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 24, "num_heads": 2, "depth": 2}
     if kind == "DiT":
         model, x = elit.create_model("DiT-S/1", **sizes), {"x": torch.randn(2, 1, 8, 8)}
         x |= {"t": torch.tensor([0.2, 0.7]), "y": torch.tensor([1, 2])}
     else:
-        model, x = build(kind, num_layers=3), inputs(kind) | {"return_dict": False}
+        model, x = build(kind, num_layers=2), inputs(kind) | {"return_dict": False}
     elit.elastify(model.eval(), **SPLIT)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -39,21 +39,23 @@ def output(result):
     return result[0] if isinstance(result, tuple) else result
 
 
-def test_compiled_gives_the_same_at_every_budget():
+def test_compiled_gives_the_same_outputs_and_gradients_at_every_budget():
     model, x = elastic("DiTTransformer2DModel")
-    compiled = torch.compile(model, backend="eager")  # graphs are what this is about, not what becomes of them
+    compiled = torch.compile(model, backend="aot_eager")  # graphs are what this is about, not what becomes of them
     counters.clear()
-    with torch.no_grad():
-        for kept in (16, 8, 4, 7, 3, 2):
+    for kept in (16, 8, 4, 7, 2, 1):
+        found = []
+        for run in (model, compiled):
+            model.zero_grad()
             with elit.budget(kept):
-                assert torch.allclose(output(compiled(**x)), output(model(**x)), atol=1e-5)
-            if kept == 4:
-                seen = counters["stats"][
-                    "unique_graphs"
-                ]  # the first lower budgets find that the number of tokens is dynamic
-        assert counters["stats"]["unique_graphs"] == seen
-        with elit.budget(1):  # a dimension of one has graphs of its own
-            assert torch.allclose(output(compiled(**x)), output(model(**x)), atol=1e-5)
+                out = output(run(**x))
+            out.square().sum().backward()
+            found.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
+        for theirs, ours in zip(*found, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        if kept == 4:  # the first lower budgets find that the number of tokens is dynamic
+            seen = counters["stats"]["unique_graphs"]
+        assert kept in (16, 8, 1) or counters["stats"]["unique_graphs"] == seen  # one token has graphs of its own
 
 
 def test_compiled_blocks_give_the_same():
@@ -69,20 +71,9 @@ def test_compiled_blocks_give_the_same():
                 assert torch.allclose(found, right.setdefault(kept, found), atol=1e-5)
 
 
-def test_compiled_gradients_are_the_same():
-    model, x = elastic("DiT")
-    compiled, grads = torch.compile(model, backend="aot_eager"), []
-    for run in (model, compiled):
-        model.zero_grad()
-        run(**x, budget=4).square().sum().backward()
-        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    assert all(torch.allclose(grads[1][name], value, rtol=1e-4, atol=1e-4) for name, value in grads[0].items())
-
-
 def test_a_network_that_gets_a_dial_between_two_compiled_samples_has_it(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, *_, **__: graph)
-    model = opened("dit", depth=3)
+    model = opened("dit", depth=1)
     settings = {"steps": 1, "noise": torch.randn(1, 4, 16, 16)}
     plain = elit.sample(model, [0], compile=True, **settings)
     elit.elastify(model, **SPLIT)

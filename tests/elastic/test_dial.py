@@ -7,11 +7,10 @@ import sys
 import diffusers
 import pytest
 import torch
-from tiny import open_branches, pipeline
+from tiny import elastic_pipeline
 
 import elit
 
-SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 CALL = {"class_labels": [1], "num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"}
 
 
@@ -23,8 +22,7 @@ def picture(pipe, **budgets):
 def saved(request, tmp_path_factory):
     """Folder, and pictures at full budget, at 4 latents, and at 4 with 1 in the other branch."""
     folder = tmp_path_factory.mktemp("dial")
-    pipe = pipeline("DiTPipeline")
-    open_branches(elit.elastify(pipe.transformer, **SPLIT))
+    pipe = elastic_pipeline("DiTPipeline", opened=True)
     if request.param:  # weights that are no model alone
         with torch.no_grad():
             pipe.transformer.transformer_blocks[1].attn1.to_q.weight.mul_(1.01)
@@ -56,21 +54,16 @@ def test_loaded_by_diffusers_with_the_file_in_the_folder(saved, tmp_path):
         check(pipe, pictures)
     pipe.save_pretrained(tmp_path)  # and again
     assert (tmp_path / "pipeline.py").read_text() == (folder / "pipeline.py").read_text()
-    check(elit.load_elastic(tmp_path), pictures)
-
-
-def test_loaded_by_elit(saved):
-    folder, _, pictures = saved
-    pipe = elit.load_elastic(folder)
-    assert isinstance(pipe, diffusers.DiTPipeline)
-    check(pipe, pictures)
+    for each in (folder, tmp_path):
+        pipe = elit.load_elastic(each)
+        assert isinstance(pipe, diffusers.DiTPipeline)
+        check(pipe, pictures)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("saved", [False], indirect=True)
 def test_in_a_process_that_never_imports_elit(saved):
     folder, more, pictures = saved
-    if more:
-        return
     code = f"""
 import torch
 from diffusers import DiffusionPipeline

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tiny import KINDS, MORE, VIDEOS, build, inputs, open_branches, window
+from tiny import KINDS, MORE, SPLIT, VIDEOS, build, inputs, open_branches, window
 from torch import nn
 
 import elit
@@ -17,8 +17,6 @@ from elit.compat import tree_map_only
 from elit.elastic.families import CLASSES, FAMILIES
 
 pytestmark = pytest.mark.slow
-
-SPLIT = {"read_after": 1, "write_after": 3}
 
 
 def grid_of(kind):
@@ -30,23 +28,22 @@ def grid_of(kind):
 def pair(kind, **settings):
     """The original and the elastified."""
     original = build(kind)
-    return original, elit.elastify(copy.deepcopy(original), **SPLIT, window=window(kind), **settings)
+    return original, elit.elastify(copy.deepcopy(original), **SPLIT | {"window": window(kind)}, **settings)
 
 
 def run(model, x):
     return torch.stack(list(model(**x, return_dict=False)[0]))
 
 
-@pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("kind", KINDS + MORE)
-def test_a_family_passes_its_checks(kind, even):
-    call = inputs(kind, batch=8, grid=None if even else grid_of(kind))
-    report = elit.check_family(build(kind), call, **SPLIT, window=window(kind))
-    assert report.passed, str(report)
+def test_a_family_passes_its_checks(kind):
+    for grid in (None, grid_of(kind)) if kind in KINDS else (None,):
+        call = inputs(kind, batch=8, grid=grid)
+        report = elit.check_family(build(kind), call, **SPLIT | {"window": window(kind)})
+        assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("mode", ["carry", "learned"])
-@pytest.mark.parametrize("kind", KINDS + MORE)
+@pytest.mark.parametrize(("kind", "mode"), [*((kind, "carry") for kind in KINDS + MORE), (KINDS[1], "learned")])
 def test_uneven_grids_and_checkpointing(kind, mode):
     x = inputs(kind, grid=grid_of(kind))
     if kind.startswith("Chroma"):  # diffusers' own single blocks go without the mask under checkpointing
@@ -88,19 +85,15 @@ def test_equals_the_original_at_full_budget_forward_and_gradient(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["carry", "learned"])
-def test_every_budget_is_finite_and_the_dropped_do_not_matter(kind, mode):
+def test_the_dropped_do_not_matter(kind, mode):
     _, elastic = pair(kind, mode=mode)
     open_branches(elastic)
     x = inputs(kind, batch=1)
     assert elastic.budgets == tuple(range(1, 17))
-    with torch.no_grad():
-        for kept in elastic.budgets:
-            with elit.budget(kept):
-                assert run(elastic, x).isfinite().all()
-        with elit.budget(5):
-            right = run(elastic, x)
-            elastic.elastic.latents[5:] = torch.nan
-            assert torch.equal(run(elastic, x), right)
+    with torch.no_grad(), elit.budget(5):
+        right = run(elastic, x)
+        elastic.elastic.latents[5:] = torch.nan
+        assert torch.equal(run(elastic, x), right)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,17 +110,11 @@ def test_stays_the_diffusers_model_that_it_was(kind):
         for parameter in elastic.parameters():
             parameter.zero_()
         assert all(torch.equal(run(model, x), right) for model in copies)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_runs_in_bfloat16(kind):
-    original, elastic = (model.to(torch.bfloat16) for model in pair(kind))
-    floats = lambda x: x.bfloat16() if x.is_floating_point() else x  # noqa: E731
-    x = tree_map_only(torch.Tensor, floats, inputs(kind))
-    with torch.inference_mode():
-        assert torch.equal(run(original, x), run(elastic, x))
-        with elit.budget(3):
-            assert run(elastic, x).isfinite().all()
+        half = copies[0].to(torch.bfloat16)  # and runs in it
+        x = tree_map_only(torch.Tensor, lambda x: x.bfloat16() if x.is_floating_point() else x, x)
+        assert run(half, x).isfinite().all()
+        with elit.budget(None):
+            assert torch.equal(run(original.to(torch.bfloat16), x), run(half, x))
 
 
 WRONG = {
@@ -142,7 +129,7 @@ def test_the_check_says_what_is_wrong(test, monkeypatch):
     kind = "QwenImageTransformer2DModel"
     changes, words = WRONG[test]
     monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(FAMILIES[kind], **changes))
-    report = elit.check_family(build(kind), inputs(kind, batch=8), **SPLIT, window=(4, 4))
+    report = elit.check_family(build(kind), inputs(kind, batch=8), **SPLIT)
     assert not report.passed
     assert re.search(words, report.findings[test] or ""), str(report)
 
@@ -165,7 +152,7 @@ def test_a_family_is_registered_once():
 
 def test_captions_of_several_lengths_keep_their_own_places():
     kind = "Lumina2Transformer2DModel"
-    x, model = inputs(kind, batch=2), elit.elastify(build(kind), **SPLIT, window=(4, 4))
+    x, model = inputs(kind, batch=2), elit.elastify(build(kind), **SPLIT)
     open_branches(model)
     assert len(set(x["encoder_attention_mask"].sum(1).tolist())) == 2
     with torch.no_grad(), elit.budget(3):
@@ -179,9 +166,8 @@ def test_captions_of_several_lengths_keep_their_own_places():
 def test_the_guides_own_class(capsys):
     """docs/pipelines.md, as it is written there."""
     guide = (Path(__file__).parents[2] / "docs/pipelines.md").read_text(encoding="utf-8")
-    (block,) = [
-        each for each in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "register_family" in each
-    ]
+    blocks = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    (block,) = [each for each in blocks if "register_family" in each]
     exec(block, {})
     assert "FLOPs: passed" in capsys.readouterr().out
     named = set(re.findall(r"^\| .*?\|", guide, flags=re.MULTILINE))

@@ -5,24 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import diffusers
 import pytest
 import torch
-from test_pipelines import Spy, elastic_pipeline
-from tiny import TEXT, build, draw, inputs, pipeline, window
+from tiny import SPLIT, Spy, build, draw, elastic_pipeline, inputs, pipeline, window
 
 import elit
 
-SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
-
-
-def kept(spy):
-    found = [count for count, _ in spy.seen]
-    spy.seen.clear()
-    return found
-
 
 def image_to_image(pipe, steps, strength):
-    text = {"prompt_embeds": torch.randn(1, TEXT, 20), "pooled_prompt_embeds": torch.randn(1, 10)}
-    size = {"height": 64, "width": 64, "num_inference_steps": steps, "strength": strength, "output_type": "latent"}
-    pipe(image=torch.rand(1, 3, 64, 64), **text, **size)
+    draw(pipe, steps, image=torch.rand(1, 3, 64, 64), strength=strength, true_cfg_scale=1.0)
 
 
 def test_image_to_image_takes_the_budgets_of_the_steps_that_it_runs(monkeypatch):
@@ -32,10 +21,10 @@ def test_image_to_image_takes_the_budgets_of_the_steps_that_it_runs(monkeypatch)
     with elit.budget(list(range(1, 9))):
         image_to_image(pipe, 8, 0.5)
         image_to_image(pipe, 8, 0.25)  # a second run starts anew
-    assert kept(spy) == [5, 6, 7, 8, 7, 8]
+    assert spy.kept() == [5, 6, 7, 8, 7, 8]
     with elit.budget([3, 4]):
         image_to_image(pipe, 4, 0.5)  # one for each step that runs
-    assert kept(spy) == [3, 4]
+    assert spy.kept() == [3, 4]
     with elit.budget([1, 2, 3]), pytest.raises(ValueError, match="one a step, got a list of 3 budgets for 4 steps"):
         image_to_image(pipe, 4, 0.5)
 
@@ -56,9 +45,7 @@ def test_a_scheduler_with_more_calls_than_steps_spreads_the_list(kind, right, mo
     with elit.budget([1, 2, 3, 4]):
         for _ in range(2):
             pipe([7], 1.0, torch.Generator().manual_seed(0), num_inference_steps=4, output_type="pt")
-    found = kept(spy)
-    assert found[: len(found) // 2] == found[len(found) // 2 :]
-    assert found[: len(found) // 2] == right
+    assert spy.kept() == right * 2
     for wrong in ([1, 2, 3], [1, 2, 3, 4, 5]):
         with elit.budget(wrong), pytest.raises(ValueError, match="budget must be one a step, got a list of"):
             pipe([7], 1.0, num_inference_steps=4, output_type="pt")
@@ -76,57 +63,47 @@ def test_a_loop_of_ones_own_starts_anew_and_uses_its_list_up(monkeypatch):
     with elit.budget([4, 8]):
         loop(0.9, 0.5)
         loop(0.9, 0.9, 0.5)
-    assert kept(spy) == [4, 8, 4, 4, 8]
+    assert spy.kept() == [4, 8, 4, 4, 8]
     with pytest.raises(ValueError, match="got a list of 2 budgets in step 3"), elit.budget([4, 8]):
         loop(0.9, 0.5, 0.2)
     with pytest.raises(ValueError, match="got a list of 2 budgets for 1 steps"), elit.budget([4, 8]):
         loop(0.9)
 
 
-@pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "WanTransformer3DModel", "FluxTransformer2DModel"])
-def test_branches_that_nobody_names_are_refused(kind, monkeypatch):
+LABELS = ("cond", "uncond")
+FROM = {  # where the pipelines of a class have both branches in one batch, only a guider has them apart
+    **{f"{kind}Transformer2DModel": LABELS for kind in ("QwenImage", "Flux", "Lumina2")},
+    "WanTransformer3DModel": LABELS,
+    **{f"{kind}Transformer2DModel": () for kind in ("SD3", "ZImage")},
+    "CogVideoXTransformer3DModel": (), "LTX2VideoTransformer3DModel": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "labels"), FROM.items())
+def test_branches_are_those_that_somebody_names(kind, labels, monkeypatch):
+    """By a cache context, the guider of diffusers' modular blocks, or `doubled`; refused where nobody does."""
     model = elit.elastify(build(kind), **SPLIT | {"window": window(kind)})
-    spy, x = Spy(model, monkeypatch), inputs(kind, batch=1)
-    with torch.no_grad():
-        for doubled in (None, True):
-            with (
-                pytest.raises(ValueError, match="doubled must be given where"),
-                elit.budget(8, guidance=1, doubled=doubled),
-            ):
-                model(**x)
-        with elit.budget(8, guidance=1):
-            for branch in ("cond", "uncond", "pred_cond", "pred_uncond"):
-                with model.cache_context(branch):
-                    model(**x)
-        with elit.budget(8, guidance=1, doubled=False):
-            model(**x)
-    assert kept(spy) == [8, 1, 8, 1, 8]
-
-
-@pytest.mark.parametrize(
-    "kind", ["CogVideoXTransformer3DModel", "LTX2VideoTransformer3DModel", "Lumina2Transformer2DModel"]
-)
-def test_a_guiders_names_hold_where_pipelines_have_both_in_a_batch(kind, monkeypatch):
-    model = elit.elastify(build(kind), **SPLIT | {"window": window(kind)})
-    spy, x = Spy(model, monkeypatch), inputs(kind, batch=1)
-    with torch.no_grad(), elit.budget(8, guidance=1):
-        for branch in ("pred_cond", "pred_uncond"):
-            with model.cache_context(branch):
-                model(**x)
-    assert kept(spy) == [8, 1]
-
-
-@pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "ZImageTransformer2DModel", "WanTransformer3DModel"])
-def test_a_modular_pipelines_guider_says_the_branch(kind, monkeypatch):
-    """The loop of diffusers' modular blocks, which set no cache context."""
-    model = elit.elastify(build(kind), **SPLIT | {"window": window(kind)})
-    spy, x = Spy(model, monkeypatch), inputs(kind, batch=1)
+    spy, x = Spy(model, monkeypatch), inputs(kind, batch=1 if labels else 2)
     guider = diffusers.ClassifierFreeGuidance(3.0)
     guider.set_state(step=0, num_inference_steps=2, timestep=torch.tensor(1000))
-    with torch.no_grad(), elit.budget(8, guidance=1):
-        for guider_state_batch in guider.prepare_inputs({"text": (torch.ones(1), torch.zeros(1))}):
-            guider_state_batch.noise_pred = model(**x)
-    assert kept(spy) == [8, 1]
+    with torch.no_grad():
+        with elit.budget(8, guidance=1):
+            for branch in (*labels, "pred_cond", "pred_uncond"):
+                with model.cache_context(branch):
+                    model(**x)
+        assert spy.kept() == [8, 1] * (2 if labels else 1)
+        for doubled in (None, True) if labels else (None,):
+            said = pytest.raises(ValueError, match="doubled must be given where")
+            with said, elit.budget(8, guidance=1, doubled=doubled):
+                model(**x)
+        for doubled in (False,) if labels else (True, False):
+            with elit.budget(8, guidance=1, doubled=doubled):
+                model(**x)
+        assert spy.kept() == ([8] if labels else [8, 1, 8] if kind.startswith("Z") else [1, 8, 8])
+        with elit.budget(8, guidance=1):
+            for guider_state_batch in guider.prepare_inputs({"text": (torch.ones(1), torch.zeros(1))}):
+                guider_state_batch.noise_pred = model(**x)
+        assert spy.kept() == [8, 1]
 
 
 def test_a_block_without_effect_is_said():

@@ -5,37 +5,11 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
-from tiny import PIPELINES, draw, open_branches, pipeline
+from tiny import PIPELINES, SPLIT, Spy, draw, elastic_pipeline, open_branches, pipeline
 
 import elit
 
 pytestmark = pytest.mark.slow
-
-SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
-
-
-def elastic_pipeline(name):
-    return elit.elastify(pipeline(name), **SPLIT)
-
-
-def opened(name):
-    pipe = elastic_pipeline(name)
-    open_branches(pipe.transformer)
-    return pipe
-
-
-class Spy:
-    """Notes J̃ of every run through the core, and on how many samples."""
-
-    def __init__(self, transformer, monkeypatch):
-        self.seen = []
-        finish = transformer.elastic.finish
-
-        def noted(tokens, start, latents, kept):
-            self.seen.append((kept.grids[0].budget, len(tokens)))
-            return finish(tokens, start, latents, kept)
-
-        monkeypatch.setattr(transformer.elastic, "finish", noted)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -73,7 +47,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
     spy.seen.clear()
     with elit.budget("25%@0-0.3,100%@0.3-1"):
         draw(pipe, steps=4)
-    kept = [count for count, _ in spy.seen]
+    kept = spy.kept()
     assert kept == sorted(kept)
     assert set(kept) == {4, 16}
     with elit.budget([4]), pytest.raises(ValueError, match="a list of 1 budgets for 2 steps"):
@@ -82,7 +56,7 @@ def test_branches_and_steps_run_at_the_budgets_asked_for(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["QwenImagePipeline", "FluxPipeline"])
 def test_first_block_cache_works_on_top(name, monkeypatch):
-    pipe = opened(name)
+    pipe = elastic_pipeline(name, opened=True)
     spy = Spy(pipe.transformer, monkeypatch)
     with elit.budget(4, guidance=1):
         right = draw(pipe, steps=3)
@@ -125,7 +99,7 @@ def test_a_lora_works_on_top(name, before):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_saved_and_loaded_bit_for_bit(name, tmp_path):
     right = draw(pipeline(name))
-    pipe = opened(name)
+    pipe = elastic_pipeline(name, opened=True)
     pipe.save_pretrained(tmp_path)
     assert not list(tmp_path.rglob(".*"))
     assert "elastic" not in (tmp_path / "transformer" / "config.json").read_text()
@@ -144,7 +118,7 @@ def test_saved_and_loaded_bit_for_bit(name, tmp_path):
 
 
 def test_a_core_that_was_trained_along_does_not_load_alone(tmp_path):
-    pipe = opened("DiTPipeline")
+    pipe = elastic_pipeline("DiTPipeline", opened=True)
     pipe.save_pretrained(tmp_path)
     with torch.no_grad():
         pipe.transformer.transformer_blocks[1].attn1.to_q.weight.mul_(1.01)
@@ -154,7 +128,6 @@ def test_a_core_that_was_trained_along_does_not_load_alone(tmp_path):
     with pytest.raises(OSError, match="no file named"):
         diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "transformer")
     again = elit.load_elastic(tmp_path)
-    again.set_progress_bar_config(disable=True)
     assert torch.equal(draw(again), draw(pipe))
     again.save_pretrained(tmp_path / "again")  # what was trained stays so
     with pytest.raises(OSError, match="no file named"):

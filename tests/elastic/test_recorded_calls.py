@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from tiny import build, inputs, with_text
+from tiny import KINDS, MORE, build, inputs, with_text
 from torch import Tensor
 
 from elit.compat import tree_map_only
@@ -58,8 +58,7 @@ def test_a_damaged_file_and_an_empty_folder_are_one_line(tmp_path):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("kind", ["PixArtTransformer2DModel", "ZImageTransformer2DModel", "QwenImageTransformer2DModel",
-                                  "CogVideoXTransformer3DModel", "LTX2VideoTransformer3DModel"])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS + MORE)
 def test_rows_come_apart_and_together_again(kind):
     """Rows of nested dictionaries, tuples, lists with an entry a sample, and what all samples share."""
     one, three = inputs(kind, batch=1), inputs(kind, batch=3)

@@ -6,15 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import open_branches, pipeline, with_text
+from tiny import SPLIT, open_branches, pipeline, with_text
 
 import elit
 from elit import CCFG, CFG, Sampling
 from elit.elastic.engine import PipelineEngine, load_engine
 from elit.elastic.load import open_pipeline, save_add_on
 from elit.sampling.pictures import from_pictures
-
-SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 
 def engine_of(name):

@@ -9,15 +9,13 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
-from tiny import build, draw, inputs, pipeline, window
+from tiny import SPLIT, build, draw, elastic_pipeline, inputs, pipeline, window
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import elit
 from elit.elastic.cost import count_block_flops
-
-SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 
 @pytest.mark.parametrize(
@@ -151,10 +149,9 @@ def test_offloading_brings_the_interface_along(kind):
 
 
 def test_a_saved_lora_is_loaded_by_the_pipelines_own_means(tmp_path):
-    trained, plain, elastic = (pipeline("FluxPipeline") for _ in range(3))
+    trained, plain, elastic = pipeline("FluxPipeline"), pipeline("FluxPipeline"), elastic_pipeline("FluxPipeline")
     trained.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     trained.transformer.save_lora_adapter(tmp_path)
-    elastic.transformer = elit.elastify(elastic.transformer, **SPLIT)
     bare = draw(elastic)
     for pipe in (plain, elastic):
         pipe.transformer.load_lora_adapter(tmp_path / "pytorch_lora_weights.safetensors", prefix=None)
