@@ -57,19 +57,29 @@ def test_a_reused_step_has_the_velocity_of_the_last_evaluation():
     torch.testing.assert_close(sample(model, [1], steps=STEPS, cache=2.5, noise=noise), x, rtol=0, atol=1e-5)
 
 
+COUNTED = [
+    {},
+    {"guidance": CFG(2.0, interval=(0.0, 0.3)), "solver": "heun"},
+    {"guidance": CCFG(2.0, 0.25), "cache": 2.5},
+    {"guidance": AG(2.0, 0.25)},
+    {"guidance": AG(2.0, 0.25), "cache": 2.5},
+    {"step_budgets": [0.25, 0.5, 1.0]},
+    {"sample_budgets": [1.0, 0.25], "guidance": CCFG(2.0, 0.25)},
+]
+
+
 @pytest.mark.parametrize("kind", ELIT)
-@pytest.mark.parametrize("cache", [0.0, 2.5])
-def test_flops_are_those_of_the_evaluations(kind, cache):
-    """Autoguidance with one head for both branches, and steps that ask nothing, counted by torch."""
+def test_flops_are_those_of_the_evaluations(kind):
+    """Autoguidance with one head for both branches, and steps that ask nothing, counted by torch; for a sample."""
     model = opened(kind).requires_grad_(False)  # the counter follows modules by the graph of gradients
-    for guidance in (None, CFG(2.0), CCFG(2.0, 0.25), AG(2.0, 0.25)):
-        settings = {"steps": 5, "guidance": guidance, "cache": cache}
-        y = conditions(model, 1)
+    for each in COUNTED:
+        settings, count, cache = {"steps": 3} | each, len(each.get("sample_budgets", [0])), "cache" in each
+        y = conditions(model, count)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             sample(model, y, **settings)
         with FlopCounterMode(display=False) as times:  # the rule looks at the time embeddings once
-            time_changes(model, time_grid(5)[:-1]) if cache else None
-        expected = sampling_flops(model, **settings)
+            time_changes(model, time_grid(3)[:-1]) if cache else None
+        expected = count * sampling_flops(model, **settings)
         tolerance = 0.005 if kind == "elit-sit" else 0  # its queries are the same for both branches, and computed once
         assert counter.get_total_flops() - times.get_total_flops() == pytest.approx(expected, rel=tolerance)
 
