@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 from PIL import Image
-from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetForImageClassification
+from scored import save_dino
+from transformers import Dinov2Model, ResNetConfig, ResNetForImageClassification
 
 from elit.cli.main import main
 from elit.evaluate.detectors import open_detector, resized
@@ -37,17 +38,10 @@ def evaluate(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def dino(tmp_path_factory):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
-    folder = tmp_path_factory.mktemp("dino") / "dinov2"
-    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
-    return folder
-
-
-def test_fdd_from_two_folders_of_pictures(dino, capsys, tmp_path):
+def test_fdd_from_two_folders_of_pictures(capsys, tmp_path):
     """At 224 pixels nothing is resized: the class token of the network as it is, and scipy's root."""
+    dino = tmp_path / "dinov2"
+    save_dino(dino)
     real, made = noise(20, 224, 224), noise(20, 224, 224, seed=1) // 2
     for name, pictures in (("real", real), ("made", made)):
         save_pictures(pictures, tmp_path / name)
@@ -122,8 +116,8 @@ def test_fvd_from_clips_with_a_torchscript_file(capsys, tmp_path):
         open_detector(f"i3d:{tmp_path / 'i3d.pt'}")(as_samples(noise(2, 8, 8)))
 
 
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
+@pytest.fixture
+def inception(tmp_path):
     """A file of random weights for torch-fidelity's Inception; skipped where that cannot be imported."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
@@ -134,9 +128,8 @@ def inception(tmp_path_factory):
         patch.setattr(Network, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
         network = Network("random", ["2048"])
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
 
 
 def test_fid_sfid_is_kid_precision_and_recall_with_inception(inception, capsys, tmp_path):

@@ -13,7 +13,7 @@ from elit.models.layers import patchify
 from elit.sampling.engine import seeded_noise
 
 
-@pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])
+@pytest.fixture(params=[kind for kind in ELIT if kind != "elit-sit"])  # the published SiT uses all its latents
 def elit_model(request):
     return opened(request.param)
 
@@ -74,11 +74,8 @@ def test_maps_are_attention_and_token_losses(elit_model):
 
 def test_maps_are_means_over_draws_and_times(elit_model):
     whole = read_maps(elit_model, probe_of(elit_model))
-    parts = [
-        read_maps(elit_model, probe_of(elit_model, times=(time,), draws=1, seed=3 * draw))
-        for time in (0.3, 0.8)
-        for draw in range(2)
-    ]
+    given = [{"times": (time,), "draws": 1, "seed": 3 * draw} for time in (0.3, 0.8) for draw in range(2)]
+    parts = [read_maps(elit_model, probe_of(elit_model, **each)) for each in given]
     for name in ("attention", "loss"):
         found = torch.cat([getattr(part, name) for part in parts]).unflatten(0, (2, 2)).mean(1)
         assert torch.allclose(getattr(whole, name), found, atol=1e-6)

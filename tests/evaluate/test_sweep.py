@@ -36,22 +36,10 @@ SCALES = (1.0, 2.0, 3.0)
 
 
 def point(budget: str = "8", **values) -> Point:
-    base = {
-        "share": int(budget) / 16,
-        "steps": 4,
-        "guidance": "none",
-        "scale": 1.0,
-        "guidance_budget": None,
-        "count": 10,
-        "gflops": 1.0,
-        "ms": 1.0,
-        "saturation": 0.5,
-        "detector": "digits",
-        "recipe_sha256": "0" * 64,
-        "file": "scores/0.json",
-        "scores": {"fd": 10.0, "accuracy": 0.5},
-    }
-    return Point(budget=budget, **(base | values))
+    base = {"share": int(budget) / 16, "steps": 4, "guidance": "none", "scale": 1.0, "guidance_budget": None}
+    base |= {"count": 10, "gflops": 1.0, "ms": 1.0, "saturation": 0.5, "detector": "digits"}
+    base |= {"recipe_sha256": "0" * 64, "file": "scores/0.json", "scores": {"fd": 10.0, "accuracy": 0.5}}
+    return Point(budget=budget, **base | values)
 
 
 def test_the_front_is_what_the_definition_says():

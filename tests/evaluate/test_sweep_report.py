@@ -1,6 +1,7 @@
 """The page and the model card of a sweep, from points made by hand."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,31 +22,14 @@ PICTURES = ("compute_quality", "guidance", "degradation", "saturation")
 def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Point]:
     """Quality rises with cost, best with CFG at scale 2; every score has a file of its own."""
     made = []
-    for budget in budgets:
+    scaled = [(kind, scale) for kind in kinds for scale in ((1.0,) if kind == "none" else (1.5, 2.0, 3.0))]
+    for budget, count, (kind, scale) in product(budgets, steps, scaled):
         share = {"all": 1.0, "2@0-0.5,16@0.5-1": 0.56}.get(budget) or int(budget) / 16
-        for count in steps:
-            for kind in kinds:
-                for scale in (1.0,) if kind == "none" else (1.5, 2.0, 3.0):
-                    cost = share * count * COST[kind]
-                    name = f"{len(made):064x}"
-                    made.append(
-                        Point(
-                            budget=budget,
-                            share=share,
-                            steps=count,
-                            guidance=kind,
-                            scale=scale,
-                            guidance_budget=1 if kind in ("ag", "ccfg") else None,
-                            count=100,
-                            gflops=cost,
-                            ms=2 * cost,
-                            saturation=0.3 + 0.1 * scale,
-                            detector="digits",
-                            recipe_sha256=name,
-                            file=f"scores/{name[-32:]}.json",
-                            scores={"fd": 5 + 20 / cost + abs(scale - 2), "kid": 1.0, "kid_std": 0.1},
-                        )
-                    )
+        cost, name, weak = share * count * COST[kind], f"{len(made):064x}", 1 if kind in ("ag", "ccfg") else None
+        values = {"budget": budget, "share": share, "steps": count, "guidance": kind, "scale": scale}
+        values |= {"guidance_budget": weak, "count": 100, "gflops": cost, "ms": 2 * cost, "detector": "digits"}
+        values |= {"saturation": 0.3 + 0.1 * scale, "recipe_sha256": name, "file": f"scores/{name[-32:]}.json"}
+        made.append(Point(**values, scores={"fd": 5 + 20 / cost + abs(scale - 2), "kid": 1.0, "kid_std": 0.1}))
     return made
 
 

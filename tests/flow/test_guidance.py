@@ -29,12 +29,9 @@ def test_the_operator(guidance, weak):
     assert torch.allclose(guided(guidance), 3 * main - 2 * field(weak))
 
 
-@pytest.mark.parametrize("guidance", [CFG(1.0), AG(1.0, 2), CCFG(1.0, 2)])
-def test_scale_one_is_off(guidance):
-    assert branches(guidance, 0.5, 16, BUDGETS) == branches(None, 0.5, 16, BUDGETS)
-
-
-def test_interval():
+def test_interval_and_scale_one():
+    for off in (CFG(1.0), AG(1.0, 2), CCFG(1.0, 2)):
+        assert branches(off, 0.5, 16, BUDGETS) == branches(None, 0.5, 16, BUDGETS)
     guidance = CFG(2.0, interval=(0.2, 0.7))
     assert [len(branches(guidance, t, 16, BUDGETS)) for t in (0.1, 0.2, 0.5, 0.7, 0.8)] == [1, 2, 2, 2, 1]
     assert len(branches(CFG(2.0, interval=(1 - 0.7, 1.0)), 0.3, 16, BUDGETS)) == 2

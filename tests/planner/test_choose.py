@@ -110,10 +110,7 @@ def test_mistakes_are_said(model, profile, table):
         ({"target_ms": 100.0}, "no profile of this machine in MODEL; run elit profile MODEL first"),
         ({"target_ms": 100.0, "profile": profile, "quality": "fd"}, "no table of elit sweep"),
         ({"target_ms": 100.0, "profile": profile, "table": table, "quality": "fid"}, "quality='fid'.*has fd, accuracy"),
-        (
-            {"target_ms": 0.5, "batch": 2, "profile": profile, "table": table},
-            "target_ms=0.5: the least possible here is .* ms for 2 images, with 1 step, budget 1",
-        ),
+        ({"target_ms": 0.5, "batch": 2, "profile": profile}, "least .* ms for 2 images, with 1 step, budget 1"),
     ):
         with pytest.raises(ValueError, match=says):
             plan(model, **wrong)
@@ -173,10 +170,8 @@ def test_a_table_keeps_what_can_be_run_at_other_steps(tmp_path):
         BASE | {"detector": "other", "budget": "16", "steps": 16, "fd": None, "fid": 1.0},
     ]
     curves = read_quality(write(tmp_path / "sweep.jsonl", rows)).curves
-    assert [(curve.setting.budget, curve.steps, curve.values) for curve in curves] == [
-        (16, (4,), (9.0,)),
-        (None, (8,), (3.0,)),
-    ]
+    found = [(curve.setting.budget, curve.steps, curve.values) for curve in curves]
+    assert found == [(16, (4,), (9.0,)), (None, (8,), (3.0,))]
     assert read_quality(tmp_path / "sweep.jsonl", "fid").curves[0].values == (1.0,)
 
 
@@ -195,9 +190,8 @@ def test_a_plan_samples_what_its_settings_do_bit_for_bit(model, profile, table):
 
 
 def test_a_cached_curve_is_planned_with_its_threshold_where_it_was_measured(model, profile, tmp_path):
-    table = write(
-        tmp_path / "sweep.jsonl", [row("16", 40, 20.0), row("16", 20, 30.0), row("16", 40, 21.0, cache=100.0)]
-    )
+    rows = [row("16", 40, 20.0), row("16", 20, 30.0), row("16", 40, 21.0, cache=100.0)]
+    table = write(tmp_path / "sweep.jsonl", rows)
     full = plan(model, target_ms=1e6, profile=profile, table=table)
     assert (full.steps, full.cache, full.quality) == (40, 0.0, 20.0)
     cached = plan(model, target_ms=full.ms / 4, profile=profile, table=table)
