@@ -1,4 +1,4 @@
-"""scikit-learn's digits with captions: 16x16 RGB pictures and the words for them."""
+"""scikit-learn's digits with captions: RGB pictures and the words for them."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +14,12 @@ def captions() -> list[str]:
     return [template.format(name) for template in TEMPLATES for name in DIGITS]
 
 
-def captioned_images() -> tuple[Tensor, Tensor]:
-    """images (1797, 3, SIZE, SIZE) float32 in [-1, 1], labels (1797,) int64."""
+def captioned_images(size: int = SIZE) -> tuple[Tensor, Tensor]:
+    """images (1797, 3, size, size) float32 in [-1, 1], labels (1797,) int64."""
     data = digits()
-    return enlarged(data.images).expand(-1, 3, -1, -1), data.labels
+    return enlarged(data.images, size).expand(-1, 3, -1, -1), data.labels
 
 
-def enlarged(images: Tensor) -> Tensor:
-    """(B, 1, 8, 8) -> (B, 1, SIZE, SIZE); `F.avg_pool2d` by 2 of that is close to what it was."""
-    return F.interpolate(images, (SIZE, SIZE), mode="bicubic").clamp(-1, 1)
+def enlarged(images: Tensor, size: int) -> Tensor:
+    """(B, 1, 8, 8) -> (B, 1, size, size); `F.avg_pool2d` of that by size / 8 is close to what it was."""
+    return F.interpolate(images, (size, size), mode="bicubic").clamp(-1, 1)

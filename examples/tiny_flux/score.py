@@ -15,7 +15,7 @@ from pathlib import Path
 import diffusers
 import torch
 import torch.nn.functional as F
-from captions import NAMES, SIZE
+from captions import DIGITS, SIZE
 from torch import Tensor
 
 import elit
@@ -64,11 +64,11 @@ def main() -> None:
 
 def draw(pipe: diffusers.FluxPipeline, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """images (count, 3, SIZE, SIZE) in [-1, 1] of all classes in turn, always of the same seeds."""
-    labels, images = torch.arange(arguments.count) % len(NAMES), []
+    labels, images = torch.arange(arguments.count) % len(DIGITS), []
     for number, part in enumerate(labels.split(100)):
         given = {"negative_prompt": [""] * len(part), "true_cfg_scale": arguments.guidance}
         drawn = pipe(
-            [f"a photo of a {NAMES[label]}" for label in part],
+            [f"a photo of a {DIGITS[label]}" for label in part],
             height=SIZE, width=SIZE, max_sequence_length=8, num_inference_steps=arguments.steps, output_type="pt",
             generator=torch.Generator().manual_seed(number), **(given if arguments.guidance != 1 else {}),
         ).images  # fmt: skip
