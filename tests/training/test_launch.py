@@ -1,6 +1,8 @@
 """The launch files: accelerate reads them, and the SLURM script stops and requeues."""
 
+import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+
+from elit.serve.metrics import Metrics
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -24,6 +28,21 @@ def test_accelerate_reads_them(name, machines, processes, kind):
     assert (found.num_machines, found.num_processes, found.distributed_type) == (machines, processes, kind)
     assert "mixed_precision" not in yaml.safe_load(path.read_text())  # the run's config has it
     assert f"--config_file launch/{name}.yaml" in path.read_text()
+
+
+def test_dashboard_and_alerts_read_metrics_that_there_are():
+    metrics = Metrics()
+    metrics.requests.labels("200").inc()
+    known = {family.name: family.type for family in metrics.registry.collect()}
+    rules = yaml.safe_load((LAUNCH / "alerts.yaml").read_text())["groups"][0]["rules"]
+    panels = json.loads((LAUNCH / "grafana.json").read_text())["panels"]
+    queries = [rule["expr"] for rule in rules] + [each["expr"] for panel in panels for each in panel["targets"]]
+    used = set(re.findall(r"elit_\w+", " ".join(queries)))
+    endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+    assert used <= {name + ending for name, kind in known.items() for ending in endings[kind]}
+    assert all(any(name.startswith(family) for name in used) for family in known)
+    guide = (LAUNCH.parent / "docs" / "serving.md").read_text()
+    assert all(f"`{family}`" in guide for family in known)
 
 
 SCRIPTS = {
