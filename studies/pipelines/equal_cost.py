@@ -6,7 +6,7 @@ samples, from the same seeds. Accuracy: the share that shows the prompt's digit,
 --detector digits`. Distance: root mean square to the samples of all steps and tokens, pixels in [-1, 1]. GFLOPs: of a
 sample, as torch counts them in the transformer. Seconds are processor time, of all samples, on one thread.
 
-    python studies/pipelines/equal_cost.py                     # a quarter of an hour of one core
+    python studies/pipelines/equal_cost.py                     # half an hour of one core, most of it training
     python studies/pipelines/equal_cost.py --print             # the table of the stored results
 """
 
@@ -61,7 +61,7 @@ def settings(ratios: list[float]) -> Iterator[tuple[str, Setting]]:
         for threshold in (0.06, 0.24)
     }
     yield "all", {}
-    for steps in (12, 8, 6, 4):
+    for steps in (12, 8, 6, 4, 3, 2):
         yield f"{steps} steps", {"steps": steps}
     for name, cache in caches.items():
         yield name, {"cache": cache}
@@ -200,7 +200,7 @@ def calibrated(base: Path) -> list[float]:
 def table(results: dict[str, Any]) -> str:
     rows, whole = [], results["rows"][0]
     for row in sorted(results["rows"], key=lambda row: -row["gflops"]):
-        times = f"{whole['seconds'] / row['seconds']:.2f}×"
+        times = f"{row.get('seconds_of_all', whole['seconds']) / row['seconds']:.2f}×"
         cells = (
             f"{row['gflops']:.2f}",
             f"{row['seconds']:.1f}",
