@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import fresh
-from test_loop import equal, losses, tiny
+from test_loop import equal, losses, tiny, weights
 
 from elit.config import DistillConfig, TrainConfig
 from elit.models.layers import weight_groups
@@ -86,8 +86,21 @@ def test_schedules_in_closed_form():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adam", "constant"), ("adamw", "linear")])
+def test_resumes_to_the_bit(tmp_path, optimizer, schedule):
+    """Muon with the cosine schedule is test_loop's."""
+    out, settings = tmp_path / "run", {"optimizer": optimizer, "schedule": schedule, "checkpoint_every": 3}
+    train(tiny(out, **settings))
+    whole, trained = losses(out), weights(out)
+    shutil.rmtree(out / "checkpoints" / "step-00000006")
+    shutil.rmtree(out / "model")
+    train(tiny(out, resume=True, **settings))
+    assert losses(out) == whole
+    assert equal(weights(out), trained)
+
+
+@pytest.mark.slow
 def test_a_resumed_run_goes_by_the_config_of_now(tmp_path):
-    """That it goes on to the bit where nothing changes is test_loop's."""
     out, settings = tmp_path / "run", {"steps": 6, "optimizer": "muon", "schedule": "cosine", "checkpoint_every": 3}
     train(tiny(out, **settings))
     whole, line = losses(out), (out / "metrics.jsonl").read_text().splitlines()[-1]
