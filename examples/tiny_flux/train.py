@@ -35,7 +35,7 @@ TEXT_LENGTH, TEXT_WIDTH = 8, 64
 
 
 class Settings(NamedTuple):
-    """What the size of the pictures decides."""
+    """The settings that depend on the size of the pictures."""
 
     channels: tuple[int, ...]  # of the autoencoder; each but the first halves the sides
     width: int

@@ -1,4 +1,4 @@
-"""Which of diffusers' pipelines, and what is set on them, work with the dial: the table of docs/pipelines.md.
+"""Tells which of diffusers' pipelines, and what is set on them, work with the dial: the table of docs/pipelines.md.
 
 Each runs on a stock pipeline of tiny random parts: the plain one, the elastified one at full budget, which has to give
 the same, at a quarter of the tokens, and with CCFG, which have to be finite and another picture. Where the plain one

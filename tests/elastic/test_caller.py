@@ -1,4 +1,4 @@
-"""Which branches a batch holds, and which step a forward belongs to: by what the pipeline says, never by guessing."""
+"""Branches of a batch and steps of forwards, as the pipeline says them, never guessed."""
 
 import sys
 from pathlib import Path

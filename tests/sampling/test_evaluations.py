@@ -1,4 +1,4 @@
-"""Which steps of a run ask the network: TeaCache's rule, what it saves, and what guidance and budgets do to it."""
+"""Steps of a run that evaluate the network: TeaCache's rule, what it saves, and guidance and budgets beside it."""
 
 from dataclasses import replace
 from itertools import pairwise

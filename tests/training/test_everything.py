@@ -174,7 +174,7 @@ def test_scores_that_cannot_be_are_refused_before_anything_is_written(tmp_path, 
 
 
 def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_save_waits(tmp_path, monkeypatch):
-    """What is written is the state at the save, whatever the steps after it did."""
+    """The state at the save is written, whatever the steps after it did."""
     release, clips, write, clip = threading.Event(), [], checkpoint.CheckpointWriter._write, loop.clip_gradients
 
     def slow(self, tensors, step):

@@ -59,7 +59,7 @@ def run(args: Args) -> Json:
         told.wait()
         say("stopping; finishing unanswered requests")
     finally:
-        left = stop(service.drain_seconds if url else None)
+        left = stop(service, started=url is not None)
     return {"url": url, "unfinished": left}
 
 

@@ -59,10 +59,8 @@ def estimate(
         blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
         gathered = 2 * max(blocks) * (2 if config.precision == "bf16" else 4) + 4 * (parameters - sum(blocks))
         gathered += 4 * parameters * (config.gradient_accumulation > 1)  # gradients, until the last micro-batch
-    average, optimizer = (
-        0 if config.ema_on_cpu else 4 * shard * (1 + len(config.ema_more)),
-        8 * shard - 4 * shard * groups.get("muon", 0) // parameters,
-    )
+    average = 0 if config.ema_on_cpu else 4 * shard * (1 + len(config.ema_more))
+    optimizer = 8 * shard - 4 * shard * groups.get("muon", 0) // parameters
     noise = 4 * config.batch_size * model.config.in_channels * math.prod(model.sample_size)
     kept = max(4 * shard, checkpointed if config.gradient_checkpointing else whole)
     return Estimate(

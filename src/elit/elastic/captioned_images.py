@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elit.config import DistillConfig
 from elit.data.encode import Encoding, encode
-from elit.data.images import LatentSet
+from elit.data.images import LatentSet, inspect_pictures
 from elit.data.source import open_source
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Pipeline, Tree
@@ -49,9 +49,11 @@ class CaptionedImages:
         sizes = [size or default_size(self.pipe) for size in requests.sizes]
         requests.sizes[:] = sizes
         rows: dict[Size, list[int]] = {}
-        for index in range(len(source)):  # each picture goes to the size of the nearest aspect ratio
-            width, height = source.read(index)[0].size if len(sizes) > 1 else (1, 1)
-            ratio = math.log(height / width)
+        pictures = inspect_pictures(source) if len(sizes) > 1 else [(1, 1)] * len(source)
+        for index, found in enumerate(pictures):  # each goes to the size of the nearest aspect ratio
+            if isinstance(found, str):
+                raise ValueError(found)
+            ratio = math.log(found[1] / found[0])
             nearest = min(sizes, key=lambda size, ratio=ratio: abs(math.log(size[0] / size[1]) - ratio))
             rows.setdefault(nearest, []).append(index)
         frames = int(dict(each.split("=", 1) for each in config.call).get("num_frames", 1))

@@ -138,7 +138,7 @@ class DistillPipeline(DistillTask):
         return RecordedCalls(self.cache / "calls")
 
     def layout(self) -> Tree:
-        """Which of the transformer's arguments have an entry a sample."""
+        """A tree that is True for the transformer's arguments with an entry a sample."""
         one = two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1]))
         if self.config.teacher_batch > 1:  # else the pipeline may be one that takes a prompt at a time, Wan VACE's
             two = first_call(self.pipe, self.requests.request(self.requests.prompts[:1] * 2))

@@ -23,7 +23,7 @@ from elit.sampling.settings import Sampling
 from elit.serve.settings import ServiceSettings
 
 MAX_RUNGS = 12
-MOST_TIME = 0.9  # Of the next rung's: one that saves less is not worth its quality.
+MAX_TIME = 0.9  # A share of the next rung's time: a rung that takes more is not worth its quality.
 STEPS = 3  # Steps of a measured run; the first warms up.
 PRICES = ("call", "core", "around", "linear", "square")
 AGREE, ROUNDS = 0.15, 8  # Two rounds of measurement agree within this share; the most there are.
@@ -78,23 +78,25 @@ def find_ladder(
     takes at most 90% of the time of the one above, and its score is worse by at most that ratio of times squared.
     """
     quality = open_quality(model, folder and network_folder(folder), table=table)
+    if quality is None:
+        return [], ""
     least = resolve_budget(service.least_budget, model.budgets) if service.least_budget else None
     pricing = Pricing(model, profile=read_profile(service.profile) if service.profile else None)
     plans, kept = list[Plan](), list[int]()
-    for plan in measured_plans(quality, pricing, service.guidance(model.budgets, 1.0)) if quality else ():
+    for plan in measured_plans(quality, pricing, service.guidance(model.budgets, 1.0)):
         if isinstance(plan.budget, int | None):
             num_latents = resolve_budget(plan.budget, model.budgets)
             if (num_latents or 0) >= (least or 0) and (service.least_steps or 0) <= plan.steps <= service.most_steps:
                 plans.append(replace(plan, budget=num_latents))
     times = [plan.ms or plan.gflops or 0.0 for plan in plans]
-    for place in reversed(pareto_front(times, [quality.loss(plan.quality or 0.0) for plan in plans if quality])):
+    for place in reversed(pareto_front(times, [quality.loss(plan.quality or 0.0) for plan in plans])):
         if kept:
             faster = times[place] / times[kept[-1]]
             scores = sorted(plans[each].quality or 0.0 for each in (place, kept[-1]))
-            if faster > MOST_TIME or 0 < scores[0] < faster**2 * scores[1]:
+            if faster > MAX_TIME or 0 < scores[0] < faster**2 * scores[1]:
                 continue
         kept.append(place)
-    if not quality or len(kept) < 2:
+    if len(kept) < 2:
         return [], ""
     rungs = [plans[place] for place in evenly_spaced(kept[::-1], MAX_RUNGS)]
     line = f"{len(rungs)} settings, the best by {quality.metric} for their {'time' if rungs[0].ms else 'FLOPs'}"

@@ -22,7 +22,7 @@ RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0
 RAY_ENVIRONMENT["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "1"  # Ray's ten times a second is work without any request.
 WAITS = ("raylet_start_wait_time_s", "gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds")
 PATIENCE = [f"RAY_{name}" for name in (*WAITS, "worker_register_timeout_seconds")]  # Ray's own, in seconds.
-SAY, STOP = 15.0, 15.0  # Seconds until a start says that it goes on, and for a stop.
+SAY = 15.0  # Seconds until a start or a stop says that it goes on.
 VITAL = ("raylet", "gcs_server")  # Processes of Ray without which a service on this machine has ended.
 
 
@@ -127,23 +127,23 @@ def abandon(why: str) -> None:
     os._exit(1)
 
 
-def stop(drain_seconds: float | None) -> int:
-    """Refuses new requests, answers those here within the limit (None: it did not start), ends; how many were left."""
+def stop(service: ServiceSettings, *, started: bool) -> int:
+    """Refuses new requests, answers those here within the limit, and ends; returns how many were left."""
     import ray
     from ray import serve
 
     if not ray.is_initialized():  # else Serve would start a Ray to stop it
         return 0
     try:
-        if drain_seconds is None:
+        if not started:  # its own error is to be seen
             return 0
         gateway: Any = serve.get_deployment_handle("Gateway", APP)
-        return gateway.drain.remote(drain_seconds).result(timeout_s=drain_seconds + 5)
+        return gateway.drain.remote(service.drain_seconds).result(timeout_s=service.drain_seconds + 5)
     except Exception as error:  # it may have died, or answers too late
         raise OSError(f"the gateway did not answer: {(str(error) or repr(error)).splitlines()[0]}") from error
     finally:
-        with within(STOP, "Ray did not stop"):
-            if drain_seconds is not None:
+        with within(service.start_seconds / 2, "Ray did not stop"):
+            if started:
                 serve.delete(APP)  # the proxies live on and pass the last answers to clients, as a shutdown would not
             serve.shutdown()
             stopping.set()

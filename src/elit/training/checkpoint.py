@@ -47,10 +47,8 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator, parameters: int)
             raise ValueError(f"cannot write out={config.out!r}: {error.strerror}; give another place") from None
         kept = config.keep_last + 1 + (config.steps // config.keep_every if config.keep_every else 0)
         more = max(kept - len(checkpoints(out / "checkpoints")), 1)
-        need, free = (
-            parameters * ((BYTES_A_WEIGHT + 4 * len(config.ema_more)) * more + 4) / 2**30,
-            shutil.disk_usage(out).free / 2**30,
-        )
+        need = parameters * ((BYTES_A_WEIGHT + 4 * len(config.ema_more)) * more + 4) / 2**30
+        free = shutil.disk_usage(out).free / 2**30
         if free < need:
             room = f"{free:.2f} GiB free, {need:.2f} wanted for {more} more checkpoints and the model"
             raise ValueError(f"out={config.out!r}: {room}; make room, give another folder, or keep fewer")

@@ -133,7 +133,7 @@ class Family:
     called_outside: Callable[[Model], Sequence[nn.Module]] = lambda block: ()
     """Modules of a block that are called before or after it too: sharding gathers them apart."""
     unconditional_half: int | None = None
-    """Which half of a batch is the unconditional branch, where pipelines run both in one; None: they run it apart."""
+    """The half of a batch that is the unconditional branch, where pipelines run both in one; None: they run two."""
     unlabelled_branches: bool = False
     """Pipelines run the branches apart; where they name neither, the second forward of a sample is unconditional."""
     text: Callable[[Model, Arguments], int] = lambda model, arguments: text_length(arguments)
