@@ -191,7 +191,8 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_save_waits(tmp_p
     monkeypatch.setattr(loop, "clip_gradients", counted)
     config = tiny(tmp_path / "run", steps=8, checkpoint_every=2, keep_last=9, async_checkpoints=True)
     train(config)
-    assert clips[:5] == [0, 0, 0, 0, 1]  # the save after step 4 waited for that after step 2
+    assert clips[:4] == [0, 0, 0, 0]
+    assert clips[4] >= 1  # the save after step 4 waited for that after step 2, and may be done itself
     monkeypatch.undo()
     train(replace(config, out=str(tmp_path / "plain"), async_checkpoints=False))
     for step in (2, 4, 6, 8):
