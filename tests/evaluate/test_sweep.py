@@ -1,19 +1,28 @@
-"""A sweep: the front and ρ on tables made by hand, what is left out, what is found again, and the table."""
+"""A sweep: front and ρ of tables made by hand, the command as a user types it, the page and the card."""
 
 import json
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run_two
+from conftest import fresh, links_of
+from huggingface_hub import ModelCard
+from PIL import Image
 from scored import save_dino, save_noise, small_network
 
 import elit
 from elit import Sampling
+from elit.cli.main import main
 from elit.evaluate.chunks import Work, recipe_digest
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.metrics import saturation
+from elit.evaluate.plots import at_best_scale, budgets_of
 from elit.evaluate.reference import open_reference
+from elit.evaluate.report import MARK, card_points, command, pipeline_tag, write_card, write_sweep_report
 from elit.evaluate.samples import Sampler
 from elit.evaluate.score import MetricGroup, score
 from elit.evaluate.sweep import (
@@ -28,9 +37,9 @@ from elit.evaluate.sweep import (
     sweep,
     write_table,
 )
+from elit.models.saved import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
-
 
 SCALES = (1.0, 2.0, 3.0)
 
@@ -156,3 +165,172 @@ def test_tables_of_json_lines_and_older_ones_of_parquet(tmp_path):
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert read_table(tmp_path / "a.jsonl") == read_table(tmp_path / "a.parquet") == points
     assert points[1].sampling == Sampling(steps=4, budget=16, guidance=elit.AG(2.0, 1))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a model of 8×8 grey images, its baseline, a small detector and real pictures."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for name, saved in (("ELIT-DiT-S/1", "model"), ("DiT-S/1", "plain")):
+        save_model(small_network(name), folder / saved)
+    save_dino(folder / "dino")
+    save_noise(folder / "real.npz", 40, 8, 8)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+
+
+SCORED = ("--reference", "real.npz", "--detector", "dinov2:dino", "--count", "12", "--chunk", "4")
+GRID = ("--budgets", "1.0", "0.25", "--schedules", "4@0-0.5,16@0.5-1", "--steps", "1", "2")
+KINDS = ("--guidance", "none", "ag", "ccfg", "--scales", "1.5", "2")
+
+
+def run(capsys, *arguments):
+    code = main(["sweep", *map(str, arguments)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_sweep_and_the_same_again(capsys, workplace):
+    evaluated = ("--steps", "2", "--budget", "4", "--guidance", "ccfg", "--scale", "2", "--out", "out")
+    assert main(["evaluate", "model", *SCORED, *evaluated]) == 0
+    capsys.readouterr()
+    line = ("model", *SCORED, *GRID, *KINDS, "--out", "out", "--json")
+    code, said, _ = run(capsys, *line)
+    assert code == 0
+    result = json.loads(said.splitlines()[-1])
+    # One step has one budget: the schedule is then its first piece, and so 4 latents, which are there already.
+    assert (result["points"], result["known"]) == (2 * 5 * 2 + 5, 1)
+    rows = [json.loads(row) for row in (workplace / "out/sweep.jsonl").read_text().splitlines()]
+    assert len({row["recipe_sha256"] for row in rows}) == len(rows) == 25
+    assert {row["budget"] for row in rows} == {"16", "4", "4@0-0.5,16@0.5-1"}
+    assert result["card"] == "model/README.md"
+    assert (workplace / "out/report.html").is_file()
+    assert result["front"]["gflops"][-1]["fdd"] == min(row["fdd"] for row in rows)
+
+    times = {path: path.stat().st_mtime_ns for path in (workplace / "out").glob("*/**/*.*") if path.is_file()}
+    code, said, _ = run(capsys, *line[:-1], "--no-card")
+    assert "Pareto front of 25 points, fdd against GFLOPs" in said
+    assert "25 scores were there already." in said
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
+    line = ["model", *SCORED, "--budgets", "1.0", "4", "--steps", "2", "--guidance", "none", "--no-card"]
+    run_two(["sweep", *line, "--out", "two"], tmp_path)
+    assert run(capsys, *line, "--out", "one")[0] == 0
+    one, two = (
+        [json.loads(row) | {"ms": None} for row in (workplace / out / "sweep.jsonl").read_text().splitlines()]
+        for out in ("one", "two")
+    )
+    assert [row.pop("fdd") for row in one] == pytest.approx([row.pop("fdd") for row in two], rel=1e-9)
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--schedules", "0.5@0-0.4"), "budget must cover t from 0 to 1"),
+        (("--scales", "-1"), "scale"),
+        (("--quality", "fid"), "quality must be any of fdd, got 'fid'"),
+    ],
+)
+def test_mistakes_are_one_line(options, said, capsys):
+    code, out, err = run(capsys, "model", *SCORED, "--out", "wrong", "--overwrite", *options)
+    lines = [line for line in err.splitlines() if line and "Loading weights" not in line]  # transformers' own bar
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert lines[0].startswith("elit sweep: ")
+    assert said in lines[0]
+
+
+def test_a_baseline_has_no_budgets(capsys, workplace):
+    line = ("plain", *SCORED, "--steps", "1", "2", "--out", "baseline", "--json")
+    assert "guidance must be cfg for a model without a latent interface" in run(capsys, *line)[2]
+    code, out, _ = run(capsys, *line, "--guidance", "none", "cfg")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["points"] == 4
+    assert "no latent interface" in (workplace / "plain/README.md").read_text()
+
+
+COST = {"none": 1.0, "cfg": 2.0, "ag": 1.6, "ccfg": 1.5}
+PICTURES = ("compute_quality", "guidance", "degradation", "saturation")
+
+
+def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Point]:
+    """Quality rises with cost, best with CFG at scale 2; every score has a file of its own."""
+    made = []
+    scaled = [(kind, scale) for kind in kinds for scale in ((1.0,) if kind == "none" else (1.5, 2.0, 3.0))]
+    for budget, count, (kind, scale) in product(budgets, steps, scaled):
+        share = {"all": 1.0, "2@0-0.5,16@0.5-1": 0.56}.get(budget) or int(budget) / 16
+        cost, name, weak = share * count * COST[kind], f"{len(made):064x}", 1 if kind in ("ag", "ccfg") else None
+        values = {"budget": budget, "share": share, "steps": count, "guidance": kind, "scale": scale}
+        values |= {"guidance_budget": weak, "count": 100, "gflops": cost, "ms": 2 * cost, "detector": "digits"}
+        values |= {"saturation": 0.3 + 0.1 * scale, "recipe_sha256": name, "file": f"scores/{name[-32:]}.json"}
+        made.append(Point(**values, scores={"fd": 5 + 20 / cost + abs(scale - 2), "kid": 1.0, "kid_std": 0.1}))
+    return made
+
+
+def test_the_page(tmp_path):
+    made = points(("16", "8", "2@0-0.5,16@0.5-1", "2"))
+    page = write_sweep_report(tmp_path, made, "fd", model=Path("m"), grey=True)
+    text = page.read_text(encoding="utf-8")
+    for name in PICTURES:
+        width, height = Image.open(tmp_path / f"{name}.png").size
+        assert min(width, height) > 400
+    assert all(link.startswith("data:image/png;base64,") for link in links_of(text))
+    assert len(links_of(text)) == len(PICTURES)
+    assert all(point.file in text for point in made)  # every point can be traced
+    assert budgets_of(made) == ["16", "2@0-0.5,16@0.5-1", "8", "2"]
+    assert {point.scale for point in at_best_scale(made, "fd", "cfg")} == {2.0}
+    ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
+    assert command(ccfg, Path("m")).endswith("--steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1")
+    assert command(replace(ccfg, cache=0.5), Path("m")).endswith(" --cache 0.5")
+    top = best(made, "fd")
+    assert f"Best fd: {top.scores['fd']:.4g} with 8 steps, budget 16, cfg 2" in text
+    assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</p>" in text
+
+
+@pytest.mark.parametrize(
+    ("made", "left_out"),
+    [
+        (points(("all",), ("none", "cfg")), {"degradation"}),  # a baseline
+        (points(("8", "2")), {"degradation"}),  # full budget not swept
+        (points(("16",), ("none",), (4,)), {"guidance", "degradation"}),
+    ],
+)
+def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
+    write_sweep_report(tmp_path, made, "kid", model=Path("m"), grey=False)
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES) - left_out
+
+
+def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):
+    model, made = fresh("elit-dit"), points()
+    options = {"reference": "digits", "license": "mit", "datasets": ["a/b"], "instead": tmp_path / "out/README.md"}
+    path = write_card(tmp_path, model, made, "fd", **options)
+    assert path == tmp_path / "README.md"
+    card = ModelCard.load(path)
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "elit", "unconditional-image-generation")
+    assert (data.model_name, data.datasets, data.metrics) == ("ELIT-DiT", ["a/b"], ["fd", "kid"])
+    rows = card_points(made, "fd")
+    assert len(rows) == 2 * 3 * 4
+    rated = rows[:12]  # with the most steps
+    read = {(result.metric_type, result.metric_name): result for result in data.eval_results}
+    assert len(read) == len(data.eval_results) == len(rated) + 1  # the other metric, of the best row alone
+    for row in rated:
+        result = read["fd", f"fd ({row.sampling.describe()}, {row.gflops:.4g} GFLOPs)"]
+        assert result.metric_value == round(row.scores["fd"], 6)
+        assert (result.dataset_name, result.task_type) == ("digits", "unconditional-image-generation")
+    lines = [line for line in card.text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(rows)
+
+    text = path.read_text(encoding="utf-8")
+    assert write_card(tmp_path, model, made, "fd", **options) == path  # its own card is written anew
+    path.write_text(text.replace(MARK, "My own words."), encoding="utf-8")
+    assert write_card(tmp_path, model, made, "fd", **options) == tmp_path / "out/README.md"
+    assert "My own words." in path.read_text(encoding="utf-8")
+    tags = {kind: pipeline_tag(fresh(kind)) for kind in ("dit", "elit-mmdit", "dit-video")}
+    assert tags == {"dit": "unconditional-image-generation", "elit-mmdit": "text-to-image", "dit-video": None}

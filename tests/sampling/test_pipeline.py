@@ -105,7 +105,7 @@ def test_every_backbone_matches_sample_through_a_saved_folder(kind, tmp_path):
 
 def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
     """Tokenizer and encoder are transformers' own parts of the pipeline."""
-    from models.test_text import PROMPTS, save_encoder
+    from models.test_mmdit import PROMPTS, save_encoder
 
     folder = save_encoder("bert", tmp_path / "bert")
     encoder = elit.TextEncoder(folder, length=8)
