@@ -1,5 +1,6 @@
 """Mechanisms on a transformer or pipeline beside the dial: LoRA, offloads, casting, caches, schedulers, compile."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import elit
 
 TORCHAO = importlib.util.find_spec("torchao") is not None
 CPU = torch.device("cpu")
+STEPS = 6  # of runs with a cache
 FLUX, QWEN, WAN = "FluxPipeline", "QwenImagePipeline", "WanPipeline"
 
 
@@ -24,9 +26,12 @@ class Mechanism(NamedTuple):
     set: Callable[[Any], Any]
     before: bool = False
     """Set before `elit.elastify`."""
-    steps: int = 4
+    steps: int | None = None
+    """Of its runs; None: those of the pipeline."""
     exact: bool = True
     """At full budget equal to the bit, not to 1e-4."""
+    switched: bool = False
+    """A step cache: it changes what the plain pipeline makes, and is tried with another budget from each step on."""
 
 
 def lora(pipe: Any) -> None:
@@ -97,9 +102,12 @@ def context_parallel(pipe: Any) -> None:
 
 CACHES: dict[str, Callable[[Any], Any]] = {
     "FirstBlockCache": lambda pipe: diffusers.FirstBlockCacheConfig(threshold=0.5),
-    "MagCache": lambda pipe: diffusers.MagCacheConfig(num_inference_steps=4, mag_ratios=[1.0] * 4),
+    "MagCache": lambda pipe: diffusers.MagCacheConfig(num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS),
     "TaylorSeerCache": lambda pipe: diffusers.TaylorSeerCacheConfig(
-        cache_interval=2, disable_cache_before_step=1, max_order=1
+        cache_interval=2,
+        disable_cache_before_step=1,
+        max_order=1,
+        cache_identifiers=[r".*block.*attn\d?"],  # the default ones find none in Wan
     ),
     "PyramidAttentionBroadcast": lambda pipe: diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, **at_timestep(pipe)
@@ -127,7 +135,7 @@ MECHANISMS: dict[str, Mechanism] = {
     "group offload, leaf level": Mechanism(FLUX, group_offload("leaf_level")),
     "layerwise casting": Mechanism(FLUX, casting),
     **{
-        f"{name} on {pipeline}": Mechanism(pipeline, cache(make))
+        f"{name} on {pipeline}": Mechanism(pipeline, cache(make), steps=STEPS, switched=name != "TextKVCache")
         for name, make in CACHES.items()
         for pipeline in ONLY.get(name, (FLUX, QWEN, WAN))
     },
@@ -145,7 +153,8 @@ MECHANISMS: dict[str, Mechanism] = {
 
 
 def run_of(mechanism: Mechanism) -> Run:
-    return PIPELINES[mechanism.pipeline].run
+    run, steps = PIPELINES[mechanism.pipeline].run, mechanism.steps
+    return run if steps is None else functools.partial(run, num_inference_steps=steps)
 
 
 def elastic_with(mechanism: Mechanism) -> Any:

@@ -15,14 +15,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "elastic"))
 from tiny import TEXT, autoencoder, build, draw, pipeline
 
 SIZE = {"height": 64, "width": 64}
-Run = Callable[[Any], Tensor]
+Run = Callable[..., Tensor]
 
 
 class Stock(NamedTuple):
-    """A pipeline as diffusers makes it, and how to run it."""
+    """A pipeline as diffusers makes it, and how to run it: run(pipe, **changes of its call)."""
 
     make: Callable[[], Any]
     run: Run
+    forwards: int = 2
+    """Of a sample and step: one of each branch; LTX-2 perturbs the guided one in two more."""
 
 
 def seeded() -> torch.Generator:
@@ -59,13 +61,13 @@ def quiet(pipe: Any) -> Any:
 def calling(steps: int = 2, masked: bool = False, **settings: Any) -> Run:
     """A run by embeddings; masked: with masks of them."""
 
-    def run(pipe: Any) -> Tensor:
+    def run(pipe: Any, **changes: Any) -> Tensor:
         text, negative = texts()
         given = {"prompt_embeds": text, "negative_prompt_embeds": negative, "generator": seeded()}
         if masked:
             ones = torch.ones(1, TEXT, dtype=torch.bool)
             given |= {"prompt_attention_mask": ones, "negative_prompt_attention_mask": ones}
-        asked = {"num_inference_steps": steps, "output_type": "latent", **SIZE} | given | settings
+        asked = {"num_inference_steps": steps, "output_type": "latent", **SIZE} | given | settings | changes
         output = pipe(**{name: value() if callable(value) else value for name, value in asked.items()})
         return output.images if hasattr(output, "images") else output.frames
 
@@ -126,12 +128,12 @@ def qwen(kind: str, **extra: Any) -> Callable[[], Any]:
     return make
 
 
-def edited(pipe: Any) -> Tensor:
+def edited(pipe: Any, **changes: Any) -> Tensor:
     """An edit of 64×64 pixels: the pipeline itself makes a megapixel of any picture."""
     module: Any = sys.modules[type(pipe).__module__]
     sizes, module.calculate_dimensions = module.calculate_dimensions, lambda area, ratio: (64, 64, None)
     try:
-        return calling(true_cfg_scale=3.0, image=picture)(pipe)
+        return calling(true_cfg_scale=3.0, image=picture)(pipe, **changes)
     finally:
         module.calculate_dimensions = sizes
 
@@ -216,7 +218,7 @@ def hunyuan() -> Any:
     ))  # fmt: skip
 
 
-def hunyuan_run(pipe: Any) -> Tensor:
+def hunyuan_run(pipe: Any, num_inference_steps: int = 2) -> Tensor:
     text, negative = texts()
     second = torch.ones(1, 3, 10)
     given = {"prompt_embeds": text, "negative_prompt_embeds": negative, "prompt_embeds_2": second}
@@ -224,7 +226,9 @@ def hunyuan_run(pipe: Any) -> Tensor:
     for name in ("prompt_embeds_mask", "negative_prompt_embeds_mask"):
         given |= {name: torch.ones(1, TEXT), f"{name.removesuffix('_mask')}_mask_2": torch.ones(1, 3)}
     size = {"height": 128, "width": 64, "num_frames": 5}
-    return pipe(**given, **size, num_inference_steps=2, generator=seeded(), output_type="latent").frames
+    return pipe(
+        **given, **size, num_inference_steps=num_inference_steps, generator=seeded(), output_type="latent"
+    ).frames
 
 
 def cog_vae() -> Any:
@@ -290,8 +294,8 @@ def qwen21() -> Any:
     ))  # fmt: skip
 
 
-def drawn(pipe: Any) -> Tensor:
-    return draw(pipe)
+def drawn(pipe: Any, num_inference_steps: int = 2) -> Tensor:
+    return draw(pipe, num_inference_steps)
 
 
 PIPELINES: dict[str, Stock] = {
@@ -372,6 +376,6 @@ PIPELINES: dict[str, Stock] = {
         calling(**FRAMES),
     ),
     "HunyuanVideo15Pipeline": Stock(hunyuan, hunyuan_run),
-    "LTX2Pipeline": Stock(ltx2, calling(**FRAMES, masked=True)),
+    "LTX2Pipeline": Stock(ltx2, calling(**FRAMES, masked=True), forwards=4),
     "QwenImage21Pipeline": Stock(qwen21, calling(true_cfg_scale=3.0)),
 }  # fmt: skip

@@ -11,8 +11,10 @@ import torch
 from tiny import SPLIT, TEXT, Spy, build, draw, elastic_pipeline, inputs, pipeline, window
 
 import elit
+from elit.elastic.context import current_block
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
+import table
 from parts import PIPELINES as STOCK
 
 
@@ -214,3 +216,24 @@ def test_branches_that_a_pipeline_does_not_label_have_their_budgets(name, monkey
         STOCK[name].run(pipe)
     kept = spy.kept()
     assert kept == [8, 1] * max(2, len(kept) // 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (16, "a lower budget changes nothing"),
+        (2, "ran at [2, 2], not at 4"),
+        (4, "ran at [4, 4], not once a step at 1 and else at 8"),
+    ],
+)
+def test_the_table_of_pipelines_counts_what_ran(wrong, reason, monkeypatch):
+    """A row fails where the budget is ignored, another, or the same in both branches; else it says what ran."""
+
+    def row():
+        return table.tried("dit", stock.make, lambda: elit.elastify(stock.make(), **SPLIT), stock.run, True, 2, 0)
+
+    stock = STOCK["DiTPipeline"]
+    assert row()[1:4] == ("works", "2 × 4", "8, 1, 8, 1")
+    ignoring = lambda *_: ([16 if current_block.get() is None else wrong], None)  # noqa: E731
+    monkeypatch.setattr("elit.elastic.surgery.budgets_of_call", ignoring)
+    assert row()[1::4] == ("FAILS", f"Wrong: {reason}")
