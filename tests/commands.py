@@ -85,7 +85,6 @@ def _run(argv: list[str], files: list[str], threads: int, environment: dict[str,
 
 
 def start_two(argv: Sequence[object], folder: Path, **environment: str) -> list[Command]:
-    """Two processes of one gloo group, as torchrun would start them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -94,7 +93,6 @@ def start_two(argv: Sequence[object], folder: Path, **environment: str) -> list[
 
 
 def run_two(argv: Sequence[object], folder: Path, **environment: str) -> list[Command]:
-    """Two processes to their end; both must succeed."""
     commands = start_two(argv, folder, **environment)
     for command in commands:
         assert command.wait() == 0, command.err

@@ -65,7 +65,6 @@ ELIT = [kind for kind in SETTINGS if kind.startswith("elit-")]
 
 
 def fresh(kind: str, **changes) -> Transformer:
-    """A small network as a training run starts it."""
     import torch
 
     from elit.models.presets import create_model
@@ -87,7 +86,6 @@ def opened(kind: str, **changes) -> Transformer:
 
 
 def small_vae(**settings) -> AutoencoderKL:
-    """An autoencoder of random weights, 4 channels, f2."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -143,7 +141,6 @@ def inputs(model: Transformer, batch: int = 3, size: tuple[int, ...] | None = No
 
 
 def links_of(page: str) -> list[str]:
-    """Everything that a page links to or shows."""
     return re.findall(r"""\b(?:src|href)=["']([^"']*)["']""", page)
 
 
@@ -159,7 +156,6 @@ def elit_model(request: pytest.FixtureRequest) -> Transformer:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a saved model of each of `SAVED`."""
     import torch
 
     from elit.models.presets import create_model
@@ -174,13 +170,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test's own folder as the current one."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command; gives its exit code, stdout and stderr."""
     from elit.cli.main import main
 
     def command(*words: object) -> tuple[int, str, str]:

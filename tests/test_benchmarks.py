@@ -2,16 +2,12 @@
 
 import json
 import math
-import sys
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import inputs, opened
-
-from elit.models import presets
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("digit_classifiers")]
 
@@ -21,12 +17,10 @@ BENCHMARKS = ROOT / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
-    """They import each other as scripts do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def quick(part: str, folder: Path, *line: str) -> dict:
-    """The file that a part writes for a tiny network."""
     out = folder / f"{part}.json"
     assert import_module("run").main([part, "--quick", "--out", str(out), *line]) == 0
     result = json.loads(out.read_text(encoding="utf-8"))
@@ -80,48 +74,6 @@ def test_naive_is_the_same_network():
         expected.square().mean().backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_bad_input_and_unequal_outputs_are_one_line(tmp_path, monkeypatch, capsys):
-    """Times of two different networks compare nothing."""
-    monkeypatch.setattr(import_module("naive"), "normalise", lambda x: x)
-    for line, code, says in (
-        ("forward --rounds 0", 2, "--rounds: give at least 1"),
-        ("guidance --shapes B", 2, "give SIZE:HEAD-CORE-TAIL"),
-        ("mixed --device abacus", 2, "there is none here"),
-        (f"naive --quick --out {tmp_path}/naive.json", 1, "differ by"),
-    ):
-        assert import_module("run").main(line.split()) == code
-        error = capsys.readouterr().err
-        assert (says in error, error.count("\n")) == (True, 1), error
-    assert not list(tmp_path.iterdir())
-
-
-def test_train_step(monkeypatch, capsys):
-    """With a small size S: what the real one costs most in a few steps is its checkpoints."""
-    monkeypatch.setitem(presets.SIZES, "S", {"depth": 4, "hidden_size": 48, "num_heads": 4, "split": (1, 2, 1)})
-    line = ["--sample-size", "16", "--batch-size", "2", "--steps", "8", "--rounds", "1", "--json"]
-    monkeypatch.setattr(sys, "argv", ["train_step.py", *line])
-    presets.presets.cache_clear()
-    try:
-        import_module("train_step").main()
-    finally:
-        presets.presets.cache_clear()
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["model"] for row in result["rows"]] == ["DiT-S/2", "ELIT-DiT-S/2"]
-    assert 0.3 < result["elit_over_baseline"]["flops"] < 1.2
-
-
-def test_planner(models, tmp_path, monkeypatch):
-    planner, out = import_module("planner"), tmp_path / "result.json"
-    line = f"planner.py --quick --model {models / 'model'} --work {tmp_path / 'work'} --out {out} --count 8"
-    monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
-    monkeypatch.setattr(planner, "measure_profile", partial(planner.measure_profile, batch_sizes=(1, 4)))
-    monkeypatch.setattr(sys, "argv", line.split())
-    planner.main()
-    result = json.loads(out.read_text(encoding="utf-8"))
-    assert (len(result["unseen"]), len(result["targets"])) == (4, 3)
-    assert all(row["predicted_ms"] <= row["target_ms"] and row["fd"] > 0 for row in result["targets"])
 
 
 def test_the_gpu_script_rehearses_on_a_cpu(capsys):

@@ -31,7 +31,6 @@ ELASTIC = ["FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransfor
 
 
 def parts(model, budgets: list[int], *, share_head: bool = False) -> Tensor:
-    """A budget for each of equal parts of a batch of four or, with one head for all, for the whole batch."""
     x, t, y = inputs(model, batch=4)
     return model(x, t, y, budgets, share_head=share_head)
 

@@ -14,10 +14,8 @@ from elit.budgets import (
     equal_parts,
     evenly_spaced,
     format_budget,
-    format_schedule,
     parse_budget,
     resolve_budget,
-    saved_schedule,
     schedule_budgets,
     training_budgets,
 )
@@ -46,24 +44,18 @@ def test_yaml_as_written_by_hand(tmp_path):
     [
         ("stepz: 7", "unknown field 'stepz'"),
         ("model: {nam: x}", "model: unknown field 'nam'"),
-        ("model: 3", "must be `field: value` lines"),
         ("steps: true", "steps must be int, got True"),
         ("learning_rate: fast", "learning_rate must be float, got 'fast'"),
-        ("resume: 1", "resume must be bool, got 1"),
         ("steps: 0", "steps must be at least 1, got 0"),
         ("seed: 9223372036854775808", "seed must be at most 9223372036854775807, got 9223372036854775808"),
         *((f"{name}: -0.1", f"{name} must be") for name in ("learning_rate", "class_dropout", "time_shift")),
         *((f"{name}: -1", f"{name} must be") for name in ("batch_size", "warmup_steps", "image_size")),
-        ("ema_decay: 1.0", "ema_decay must be"),
         ("{batch_size: 10, gradient_accumulation: 4}", "batch_size must be a multiple of gradient_accumulation=4, got"),
-        ("steps: [", "not YAML"),
         ("\x89PNG\0", "not YAML"),
         ("steps: 1\nseed: 0\nsteps: 2", "'steps' is there twice"),
         ("precision: fp8", "precision must be .*'fp32', 'bf16'., got 'fp8'"),
         ("model: {window: 4}", "model: window must be tuple.int, .* None, got 4"),
-        ("budget_min: half", "budget_min must be int . None, got 'half'"),
         ("trackers: [wandbb]", "trackers must be any of tensorboard, wandb, trackio, got 'wandbb'"),
-        ("trackers: wandb", "trackers must be tuple.str, .*, got 'wandb'"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -114,14 +106,6 @@ def test_what_is_formatted_parses_to_the_same(budget):
     parsed = parse_budget(format_budget(budget))
     assert type(parsed) is type(budget) or budget is None
     assert resolve_budget(parsed, SIXTEEN) == resolve_budget(budget, SIXTEEN)
-
-
-def test_schedules_of_earlier_files_keep_their_meaning():
-    """There a bare 1 beside decimal shares was all latents."""
-    assert saved_schedule("0.5@0-0.5,1@0.5-1") == "50%@0-0.5,100%@0.5-1"
-    for text in ("50%@0-0.5,1@0.5-1", "1@0-0.25,16@0.25-1", "4@0-0.5,100%@0.5-1"):
-        assert saved_schedule(text) == format_schedule(text) == text
-    assert format_schedule("0.5@0-0.5,1.0@0.5-1") == "50%@0-0.5,100%@0.5-1"
 
 
 def test_draws_are_uniform_and_depend_on_seed_and_step():
@@ -198,8 +182,6 @@ def test_a_file_appears_whole_beside_other_writers_or_not_at_all(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path):
-    """Whatever library meets it; safetensors has an error of its own."""
-
     def with_safetensors(path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -273,7 +255,6 @@ def test_a_kill_at_any_point_loses_no_folder(tmp_path, monkeypatch, renames):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_lines_end_where_a_line_ends(tmp_path, encoding):
-    """At no other mark that Unicode calls a separator."""
     (tmp_path / "a.txt").write_bytes("a\u2028b\r\n\nc\x85d\x0ce\n\n".encode(encoding))
     assert read_lines(tmp_path / "a.txt") == ["a\u2028b", "c\x85d\x0ce"]
     (tmp_path / "a.txt").write_bytes(b"\xff\x00")

@@ -1,6 +1,5 @@
 """The studies on Fashion-MNIST: their rule, their arms, budgets of windows, and each in a few tiny steps."""
 
-import contextlib
 import copy
 import importlib
 import json
@@ -13,23 +12,16 @@ import pytest
 import torch
 from conftest import idx, opened
 
-import elit
-from elit.config import ModelConfig, TrainConfig
-from elit.models.dit import DiT
-from elit.models.saved import checkpoints
 from elit.sampling.sample import sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "fashion"))
 
-import borders
-import objectives
 import report
 import runs
 import scores
 import study
 import train
 import windows
-from random_drop import RandomDropDiT
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +40,6 @@ def test_a_verdict_needs_two_standard_errors_in_every_seed_or_four_in_one(advant
 
 
 def scored(out, *words, advantage=0.0):
-    """A study of two names that needs no network, written to `out`."""
     result = study.Study("headline", "", [*words, "--out", str(out)])
     for seed in result.args.seeds:
         result.row("A", seed, {"FD": 20.0 - advantage, "FD_error": 1.0})
@@ -122,35 +113,12 @@ def test_a_windows_dropped_latents_change_nothing(model):
     assert (windows.forward(other, x, t, y, counts) - before).abs().max() > 1e-3
 
 
-def test_latents_are_dealt_out_by_need_and_all_of_them():
-    need = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 10.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
-    counts = windows.shares_to_counts(need, 4, 16)
-    even, second, third = counts.tolist()
-    assert counts.sum(1).tolist() == [16, 16, 16]
-    assert (even, third, second[2]) == ([4, 4, 4, 4], sorted(third), max(second))
-    assert counts.min() >= windows.LEAST
-
-
-def test_what_was_trained_with_random_drop_is_run_on_first_and_on_redrawn_latents(uncounted, tmp_path):
-    sizes = ModelConfig(name="ELIT-DiT-S/1", hidden_size=16, num_heads=1, depth=3, split=(1, 1, 1), window=(4, 4))
-    config = TrainConfig(out=str(tmp_path / "run"), model=sizes, data="digits", steps=1, batch_size=4, preview_every=0)
-    runs.train("random drop", config)
-    (checkpoint,) = checkpoints(tmp_path / "run" / "checkpoints")
-    assert isinstance(elit.load_model(checkpoint), RandomDropDiT)  # imported above
-    first, redrawn = (runs.load("random drop", checkpoint, redrawn=choice) for choice in (False, True))
-    assert type(first) is DiT
-    assert isinstance(redrawn, RandomDropDiT)
-    for one, other in zip(first.parameters(), redrawn.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
 STUDIES = ("headline", "claim2", "claim4", "claim5", "claim6", "claim7", "dial", "windows")
 SIZES = ["--steps", "10", "--batch-size", "4"]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of IDX files as Fashion-MNIST's: ten classes, 28×28."""
     folder = tmp_path_factory.mktemp("pictures")
     for split, count in (("train", 40), ("t10k", 20)):
         images = torch.randint(256, (count, 28, 28), dtype=torch.uint8)
@@ -195,62 +163,3 @@ def test_a_study_runs_on_what_was_trained(name, trained, tmp_path):
         values = [value for value in row.values() if isinstance(value, float)]
         assert values
         assert all(map(math.isfinite, values))
-
-
-def test_borders_are_cut_as_they_say(tiny, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "borders.json"
-    monkeypatch.setattr(borders, "BUDGETS", (0.25,))
-    monkeypatch.setattr(sys, "argv", ["borders.py", "--count", "2", "--out", str(out)])
-    borders.main()
-    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    assert {row["case"] for row in rows} == {"32", "32, recut", "28"}
-    for row in rows:
-        assert (row["change"] == 0) == (row["case"] == "32")
-
-
-@torch.no_grad()
-def test_objectives_are_what_they_say():
-    """Each against forwards of its own; what a teacher says moves no weight."""
-    data = {"sample_size": 32, "in_channels": 1, "num_classes": 10}
-    torch.manual_seed(0)
-    plain = elit.create_model(**objectives.MODEL.arguments(), **data)
-    model = objectives.AlignedDiT.from_config(plain.config)
-    for weight in model.parameters():
-        weight.normal_(std=0.05)
-    config = TrainConfig(model=objectives.MODEL, batch_size=4, class_dropout=0)
-    settings = {"moments": False, "drop_condition": lambda y, dropped: y, "autocast": None}
-    settings |= {"config": config, "shape": (1, 32, 32), "device": torch.device("cpu")}
-    batch = torch.randn(4, 1, 32, 32), torch.arange(4)
-    losses, autocast = {}, contextlib.nullcontext
-    for name, kind in {"uniform": objectives.FlowMatching, **objectives.OBJECTIVES}.items():
-        task = kind(**settings | {"autocast": autocast})
-        draws = task.draw(0)
-        losses[name] = task.losses(model, batch, draws, 4)[1]
-    noise, t, _ = draws
-    x, target = (1 - t.view(-1, 1, 1, 1)) * noise + t.view(-1, 1, 1, 1) * batch[0], batch[0] - noise
-    full, some = (model(x, t, batch[1], budget) for budget in (16, 4))
-    beside = ((full - target) ** 2 + (some - full) ** 2).mean((1, 2, 3)) / 2
-    assert torch.allclose(losses["beside full"], beside, atol=1e-5)
-    assert torch.allclose(losses["weighted"], losses["uniform"] * 4 / 8.5)
-    model(x + 0.2 * target, t + 0.2, batch[1], 16)
-    teacher = model.late.unflatten(1, (4, 16))[:, :, :4].flatten(1, 2)
-    model(x, t, batch[1], 4)
-    alike = torch.nn.functional.cosine_similarity(model.predictor(model.early), teacher, dim=-1).mean(1)
-    near = t < 0.8
-    assert torch.allclose((losses["aligned"] - losses["uniform"])[near], 0.2 * (1 - alike)[near], atol=1e-5)
-
-
-def test_an_objective_passes_by_its_rule():
-    rows = [
-        {"arm": arm, "seed": seed, "budget": budget, "FD": 100 + 5 * seed - gain * (budget == 16)}
-        for arm, gain in (("uniform", 0), ("favoured", 4), ("aligned", -4))
-        for seed in range(3)
-        for budget in (16, 4)
-    ]
-    rows[0]["FD"] += 0.1  # so that advantages differ
-    assert objectives.judge(rows, "favoured", range(3))["passes"]
-    assert objectives.judge(rows, "aligned", range(3))["full"] == "does not hold"
-    for row in rows:
-        row["FD"] *= 1.06 if (row["arm"], row["budget"]) == ("favoured", 4) else 1
-    assert not objectives.judge(rows, "favoured", range(3))["passes"]
-    assert objectives.favoured((1, 2)) == (1, 2, 2, 2)

@@ -48,7 +48,6 @@ VALUES = st.one_of(LEAVES, st.lists(LEAVES, max_size=3), st.dictionaries(WORDS, 
 
 @st.composite
 def changed(draw, document):
-    """A dict with one to three places, in it or in a dict inside, replaced, removed or added."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from([document, *(each for each in document.values() if isinstance(each, dict))]))
@@ -98,7 +97,6 @@ def options_of(kind):
 
 @st.composite
 def lines(draw, kind):
-    """The words of a line of a command with options of this kind."""
     words, options = draw(st.lists(WORDS, max_size=2)), sorted(options_of(kind))
     for option in draw(st.lists(st.sampled_from(options), max_size=4)):
         flag = f"--{draw(st.sampled_from(['', '', '', 'no-']))}{option.replace('_', '-')}"
@@ -115,7 +113,6 @@ BODY = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A service's settings and its model's description."""
     folder = saved_model(tmp_path_factory.mktemp("served") / "model")
     service = ServiceSettings(model=str(folder), name="m", device="cpu")
     return service, asyncio.run(load_replica(service).describe())

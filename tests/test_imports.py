@@ -42,7 +42,6 @@ NAMES = {module_of(path) for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of this library that a module imports, inside functions too."""
     nodes = list(ast.walk(TREES[path]))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for node in nodes:
@@ -61,7 +60,6 @@ def test_no_import_points_up(path):
 
 
 def test_no_modules_import_each_other():
-    """Raises CycleError, which names them."""
     graph = {module_of(path): imported(path) for path in FILES if path != SOURCE / "__init__.py"}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
 

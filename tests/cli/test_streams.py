@@ -33,12 +33,6 @@ def test_output_that_nobody_reads_is_no_fault_and_a_full_disk_is_told(line):
         assert "No space left on device" in error
 
 
-@pytest.mark.parametrize("line", ["--help", "recipes --json", "recipes --help"])
-def test_characters_that_a_terminal_lacks_stop_nothing(line):
-    code, out, error = run(line, PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
-    assert (code, error, bool(out), out.isascii()) == (0, "", True, True)
-
-
 def test_ctrl_c_while_a_command_is_imported(capsys, monkeypatch):
     def interrupted(name):
         raise KeyboardInterrupt

@@ -35,15 +35,6 @@ def test_the_papers_figures():
     assert paper_tflops("ELIT-DiT-XL/2", 512, 0.25) == pytest.approx(386, rel=0.03)  # as it runs
 
 
-def test_a_name_takes_the_window_of_its_size_and_a_model_keeps_its_own():
-    with torch.device("meta"):
-        small = elit.create_model("ELIT-DiT-S/2")
-    assert small.spec.window == (4, 4)
-    assert count_flops(small, sample_size=64) != count_flops("ELIT-DiT-S/2", sample_size=64)
-    with pytest.raises(ValueError, match="nearest valid"):
-        count_flops(small, sample_size=35)
-
-
 @pytest.mark.parametrize("condition", [None, 24])
 @pytest.mark.parametrize(("grid", "window"), [((8, 8), (4, 4)), ((9, 7), (4, 4)), ((3, 4, 6), (2, 4, 4))])
 def test_an_interface_alone_equals_the_flop_counter(grid, window, condition):

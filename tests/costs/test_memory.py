@@ -78,13 +78,6 @@ def test_parts_add_up_and_devices_share_the_batch():
         estimate(config, utilisation=1.5)
 
 
-def test_activations_are_a_gpus_however_a_cpu_computes_the_gradients_of_attention(monkeypatch):
-    config = TrainConfig(model=DIT, batch_size=32, precision="bf16")
-    here = estimate(config).activations
-    monkeypatch.setattr("elit.models.layers.SHORT_CPU_SEQUENCE", 0)  # torch's fused kernel for every length
-    assert estimate(config).activations == here
-
-
 def test_sharding_divides_all_but_what_is_gathered():
     settings = {"model": DIT, "batch_size": 32}
     copied = estimate(TrainConfig(**settings), devices=4)

@@ -29,7 +29,6 @@ def picture(i: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """photos/ with 30 images of three classes, and vae/."""
     root = tmp_path_factory.mktemp("encode")
     for i in range(30):
         path = root / "photos" / "abc"[i % 3] / f"{i:02d}.png"
@@ -111,7 +110,6 @@ def test_tables_give_what_the_folder_gives(kind, place, tmp_path):
 
 
 def test_captions_and_clips(tmp_path):
-    """A folder of animated images with captions."""
     root, lines = tmp_path / "clips", []
     root.mkdir()
     for i in range(3):

@@ -12,7 +12,7 @@ import torch
 from conftest import idx
 from PIL import Image, PngImagePlugin
 
-from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, digits, fashion_mnist, idx_images, moving_digits, read_idx
+from elit.data.builtin import FASHION_CLASSES, FASHION_MNIST, digits, fashion_mnist, idx_images, read_idx
 from elit.data.reader import SUFFIXES, centre_crop, read_frames
 
 CASES = Path(__file__).parent / "cases"
@@ -31,7 +31,6 @@ def pixels(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("path", sorted(CASES.iterdir()), ids=lambda path: path.name)
 def test_every_case_is_one_upright_picture(path):
-    """A picture of 64×48 with a ramp in it; turned where EXIF says so."""
     (frame,) = read_frames(path.read_bytes())
     size = (48, 64) if path.stem == "exif6" else (64, 48)
     assert path.suffix in SUFFIXES
@@ -104,7 +103,6 @@ def test_alpha_lies_on_white():
 
 
 def with_chunk(data: bytes, kind: bytes, body: bytes, crc: int | None = None) -> bytes:
-    """A PNG with one chunk more before its pixels."""
     crc = zlib.crc32(kind + body) if crc is None else crc
     return data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc) + data[33:]
 
@@ -145,15 +143,6 @@ def test_long_pictures_are_cut_before_they_grow():
         read_frames(content(Image.new("1", (20_000, 20_000)), "PNG"))
 
 
-def test_the_middle_is_taken_exactly_where_nothing_is_resized():
-    """And halved by boxes: ADM's crop."""
-    wide = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    exact = centre_crop(Image.fromarray(wide), 8)
-    assert np.array_equal(exact.permute(1, 2, 0), wide[:, 2:10].astype(np.float32) / 127.5 - 1)
-    boxes = wide.reshape(4, 2, 6, 2, 3).mean((1, 3))[:, 1:5]
-    assert np.allclose(centre_crop(Image.fromarray(wide), 4).permute(1, 2, 0), boxes / 127.5 - 1, atol=0.009)
-
-
 def test_the_digits_are_the_real_ones_with_captions():
     data = digits()
     assert data.images.shape == (1797, 1, 8, 8)
@@ -161,27 +150,8 @@ def test_the_digits_are_the_real_ones_with_captions():
     assert (data.captions[7], data.classes[7]) == ("a handwritten seven", "7")
 
 
-def test_every_frame_shows_the_whole_digit_and_nothing_else():
-    """Cut out where it lies, each frame is the still digit; on the way it moves in a straight line."""
-    still, data = digits(), moving_digits(frames=4, canvas=(10, 14), pixels=1, clips_per_digit=2)
-    assert data.images.shape == (2 * 1797, 1, 4, 10, 14)
-    assert torch.equal(data.labels, still.labels.repeat(2))
-    places = [(top, left) for top in range(3) for left in range(7)]
-    for i in range(0, len(data), 97):
-        digit, path = still.images[i % 1797, 0], []
-        for frame in data.images[i, 0]:
-            cut = [(frame[top : top + 8, left : left + 8], (top, left)) for top, left in places]
-            path.append(next(place for part, place in cut if torch.equal(part, digit)))
-            assert (frame == -1).sum() == 140 - 64 + (digit == -1).sum()
-        for k, place in enumerate(path):
-            exact = [a + (b - a) * k / 3 for a, b in zip(path[0], path[-1], strict=True)]
-            assert all(abs(p - e) <= 1 for p, e in zip(place, exact, strict=True))
-        assert path[0] != path[-1]
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """Ten training pictures of 5×6 and four test pictures, one pair gzipped."""
     generator = torch.Generator().manual_seed(0)
     for prefix, count, suffix, write in (("train", 10, "", bytes), ("t10k", 4, ".gz", gzip.compress)):
         images = torch.randint(0, 256, (count, 5, 6), dtype=torch.uint8, generator=generator)

@@ -288,7 +288,6 @@ def test_shards_may_mix_formats_and_miss_members(tmp_path):
 
 @pytest.mark.parametrize("cut", [100, 512 + 40, 1024, 1024 + 300, 2048, -512 * 20])
 def test_a_tar_that_is_cut_anywhere_is_named(tmp_path, cut):
-    """In a header, in a member, between two, or before the blocks that end it."""
     whole = tar(tmp_path / "0.tar", {"0.png": png(), "0.cls": b"1", "1.png": png(), "1.cls": b"0"})
     assert len(open_source(tmp_path)) == 2
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
@@ -338,14 +337,3 @@ def test_the_shuffle_is_a_permutation(length):
     order = shuffled(np.arange(length), length, seed=0, epoch=0)
     assert sorted(order.tolist()) == list(range(length))
     assert shuffled(np.array([length - 1]), length, 0, 0)[0] == order[-1]
-
-
-def test_the_shuffle_is_even():
-    """Over many epochs every sample comes first equally often (chi-square), and neighbours do not stay together."""
-    length, epochs = 50, 10_000
-    first = np.array([shuffled(np.array([0, 1]), length, 0, epoch) for epoch in range(epochs)])
-    for column in (first[:, 0], (first[:, 1] - first[:, 0]) % length):
-        counts = np.bincount(column, minlength=length)
-        counts = counts[1:] if counts[0] == 0 else counts
-        expected = epochs / len(counts)
-        assert ((counts - expected) ** 2 / expected).sum() < 100  # 48 degrees of freedom: beyond 1 in 10,000

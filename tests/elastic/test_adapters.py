@@ -19,7 +19,6 @@ LORA = {"r": 2, "init_lora_weights": False}
 
 
 def add_on(folder, kind=FLUX, rank=0):
-    """An add-on: a dial alone, as `elit distill` writes it."""
     model = elastic(kind)
     if rank:
         add_low_rank(model, rank)

@@ -85,7 +85,6 @@ def prompts(tmp_path, tiny_pipelines):
 
 @pytest.fixture
 def folder(tmp_path, tiny_pipelines):
-    """Wide and square pictures with captions."""
     (tmp_path / "pictures").mkdir()
     lines = []
     for number in range(6):
@@ -188,7 +187,6 @@ def test_a_run_that_cannot_train_records_nothing_and_validation_has_calls_of_its
     [(settings, "prompts", "fp32"), (on_pictures, "folder", "fp32"), (on_pictures, "folder", "bf16")],
 )
 def test_all_weights_are_a_transformer_of_their_own(tmp_path, request, made_of, source, precision):
-    """Pictures train them beside a copy that stays."""
     given = {"weights": "all", "precision": precision, "preview_every": 0}
     distill(made_of(tmp_path / "out", "QwenImagePipeline", request.getfixturevalue(source), **given))
     pipe = with_text("QwenImagePipeline")
@@ -207,7 +205,6 @@ def assert_refused(words, message, capsys):
 
 
 def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
-    """Those that the pipeline's folder, the prompts and the settings tell apart."""
     pipe, prompts, out = tmp_path / "flux", tmp_path / "prompts.txt", str(tmp_path / "out")
     pipeline("FluxPipeline").save_pretrained(pipe)
 
@@ -230,14 +227,12 @@ def test_wrong_calls_are_one_line(tmp_path, capsys, monkeypatch):
     for words, message in (
         ([], "pipeline must be given"),
         ([str(pipe), out], "prompts must be a text file"),
-        ([str(pipe), out, "--prompts", "nowhere.txt"], "cannot read prompts 'nowhere.txt': No such file"),
         ([str(pipe), out, "--prompts", str(tmp_path / "empty.txt")], "prompts must have a prompt a line"),
         ([str(pipe), out, "--prompts", str(tmp_path / "binary.txt")], "must be UTF-8"),
         ([str(tmp_path / "unet"), out, *good], "cannot load pipeline"),
         ([str(tmp_path / "other"), out, *good], "pipeline must have a transformer, got a DDPMPipeline"),
         ([str(pipe), out, *good, "--call", "prompt=x"], "call must name arguments of FluxPipeline"),
         ([str(pipe), out, *good, "--read-after", "9", "--write-after", "2"], "read_after and write_after must"),
-        ([str(pipe), out, *good, "--window", "4"], "window must have 2 sides"),
         ([str(pipe), out, *good, "--window", "2", "2", "--budget-max", "4"], "<= budget_max <= 3, got 1 and 4"),
         ([str(pipe), out, *good, "--push-to-hub", "name"], "push_to_hub must be USER/NAME, got 'name'"),
     ):

@@ -26,7 +26,6 @@ def grid_of(kind):
 
 
 def pair(kind, **settings):
-    """The original and the elastified."""
     original = build(kind)
     return original, elit.elastify(copy.deepcopy(original), **SPLIT | {"window": window(kind)}, **settings)
 
@@ -136,7 +135,6 @@ def test_the_check_says_what_is_wrong(test, monkeypatch):
 
 @pytest.fixture
 def registry():
-    """Forgets registered families at the end."""
     with patch.dict(FAMILIES), patch.dict(CLASSES):
         yield
 
@@ -164,7 +162,6 @@ def test_captions_of_several_lengths_keep_their_own_places():
 
 @pytest.mark.usefixtures("registry")
 def test_the_guides_own_class(capsys):
-    """docs/pipelines.md, as it is written there."""
     guide = (Path(__file__).parents[2] / "docs/pipelines.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     (block,) = [each for each in blocks if "register_family" in each]

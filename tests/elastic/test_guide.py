@@ -21,7 +21,6 @@ GUIDE = (Path(__file__).parents[2] / "docs/elastify.md").read_text(encoding="utf
 
 
 def tiny_qwen_image(*_, **__):
-    """With a text encoder and a tokenizer of four words."""
     words = Tokenizer(models.WordLevel({"[pad]": 0, "[unk]": 1, "red": 2, "boat": 3}, unk_token="[unk]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[pad]", unk_token="[unk]")
@@ -50,7 +49,6 @@ def commands():
 
 
 def test_the_guides_commands_and_python_run_as_written(tmp_path, monkeypatch, capsys):
-    """With tiny pipelines in the place of Flux and Qwen-Image, at 32 pixels, for one step."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flux, qwen, own, _ = commands()

@@ -132,7 +132,6 @@ def sd3(monkeypatch):
 
 
 def draw_alike(pipe, batch: int = 2, **settings):
-    """Prompts that start from the same noise."""
     latents = torch.ones(batch, 4, 16, 16)
     return tiny.draw(pipe, batch=batch, latents=latents, output_type="latent", **settings)
 
@@ -143,16 +142,6 @@ def test_two_prompts_with_the_same_noise_are_no_two_branches(sd3):
         draw_alike(pipe, guidance_scale=1.0)
         draw_alike(pipe, batch=1, guidance_scale=3.0)  # the same number of samples, of two branches
     assert spy.seen == [(8, 2)] * 2 + [(1, 1), (8, 1)] * 2
-
-
-def test_dit_says_it_by_its_guidance_scale(monkeypatch):
-    pipe = elastic_pipeline("DiTPipeline")
-    spy = Spy(pipe.transformer, monkeypatch)
-    monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: torch.ones(shape))
-    with elit.budget(8, guidance=1):
-        pipe([1, 2], 1.0, num_inference_steps=1, output_type="pt")
-        pipe([1], 4.0, num_inference_steps=1, output_type="pt")
-    assert spy.seen == [(8, 2), (8, 1), (1, 1)]
 
 
 def test_pixart_says_it_in_a_name_of_its_own(monkeypatch):
@@ -171,7 +160,6 @@ def test_pixart_says_it_in_a_name_of_its_own(monkeypatch):
 
 
 def test_skip_layer_guidance_runs_the_conditional_branch_once_more(sd3):
-    """A third forward a step, of one branch: at its budget, and without counting as a step."""
     pipe, spy = sd3
     skip = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
     with elit.budget([4, 16], guidance=1):
@@ -209,7 +197,6 @@ def test_three_branches_are_refused(sd3, monkeypatch):
     "name", ["FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline (edit)", "ChromaPipeline"]
 )
 def test_branches_that_a_pipeline_does_not_label_have_their_budgets(name, monkeypatch):
-    """Two calls a step with the same sample, without a cache context: the second is the unconditional one."""
     pipe = elit.elastify(STOCK[name].make(), **SPLIT)
     spy = Spy(pipe.transformer, monkeypatch)
     with elit.budget(8, guidance=1):

@@ -31,7 +31,6 @@ from elit.sampling.pictures import from_pictures
 
 
 def recorded(folder, sizes):
-    """Two batches of a tiny Flux pipeline at each size."""
     pipe = with_text("FluxPipeline")
     config = DistillConfig(sizes=sizes, call=("max_sequence_length=5",), teacher_batch=2, teacher_steps=4)
     requests = Requests(pipe, config, ["a boat", "a tree"] * 2 * len(sizes))
@@ -68,7 +67,6 @@ def test_a_damaged_file_and_an_empty_folder_are_one_line(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS + MORE)
 def test_rows_come_apart_and_together_again(kind):
-    """Rows of nested dictionaries, tuples, lists with an entry a sample, and what all samples share."""
     one, three = inputs(kind, batch=1), inputs(kind, batch=3)
     layout = layout_of(one, three, (1, 3))
     again = join_rows(layout, [take_rows(layout, three, slice(row, row + 1)) for row in range(3)])
@@ -105,7 +103,6 @@ def engine_of(name):
 
 
 def alone(engine, condition, seed, budget, guidance=None, **call):
-    """The pipeline's own call."""
     generator = torch.Generator().manual_seed(seed)
     name = "prompt" if engine.takes_text else "class_labels"
     with elit.budget(budget) if guidance is None else elit.budget(budget, guidance=guidance):

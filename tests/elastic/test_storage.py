@@ -5,7 +5,7 @@ import torch
 from conftest import inputs, opened
 
 import elit
-from elit.models.saved import load_shared_weights, save_model
+from elit.models.saved import save_model
 
 
 def elastified(dtype: torch.dtype = torch.float32):
@@ -27,12 +27,6 @@ def test_load_model_keeps_the_dial_and_the_dtype(tmp_path, dtype):
             assert torch.equal(loaded(x.to(dtype), t, y, budget), model(x.to(dtype), t, y, budget))
     assert elit.load_model(tmp_path / "elastic", torch_dtype=torch.float16).dtype == torch.float16
     assert elit.load_model(tmp_path / "own", torch_dtype=None).dtype == dtype
-
-
-def test_where_weights_alone_are_wanted_an_elastified_folder_is_refused(tmp_path):
-    elastified().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"must be a folder of one of"):
-        load_shared_weights(opened("dit"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["elit-dit", "elit-sit", "elit-mmdit", "dit"])

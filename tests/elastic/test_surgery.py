@@ -98,7 +98,6 @@ def test_flux_reads_its_grid_from_coordinates():
 
 @pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "WanTransformer3DModel"])
 def test_times_of_tokens_are_the_kept_ones(kind):
-    """An edited image's condition is at time zero; Wan may have a time for each token."""
     x, settings = inputs(kind), {"zero_cond_t": True} if kind.startswith("Qwen") else {}
     if settings:
         x["img_shapes"] = [[(1, 4, 8), (1, 8, 4)]] * 2
@@ -179,13 +178,6 @@ def test_every_prefix_covers_the_window_evenly(window):
         hole = reach.min(0).values.max()  # the place farthest from what is carried
         among = reach[:, list(order[:kept])] + torch.diag(torch.full((kept,), torch.inf))
         assert among.min() >= hole - 1e-5  # carried ones keep at least that distance: none is wasted
-
-
-def test_the_order_is_bit_reversal_where_sides_are_powers_of_two():
-    coordinates = [divmod(place, 8) for place in coarse_to_fine((8, 8))]
-    for level, kept in ((2, 4), (4, 16)):  # 2×2, then 4×4 places, equally far apart
-        step = 8 // level
-        assert {(row % step, column % step) for row, column in coordinates[:kept]} == {(0, 0)}
 
 
 def test_dropped_places_take_the_mean_of_their_nearest():

@@ -149,7 +149,6 @@ def window(kind: str) -> tuple[int, ...]:
 
 
 def autoencoder() -> Any:
-    """f4 AutoencoderKL with random weights."""
     torch.manual_seed(1)
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, shift_factor=0.1,
@@ -235,7 +234,6 @@ SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 
 def elastic(kind: str, **changes: Any) -> nn.Module:
-    """With a dial whose every branch does something."""
     return open_branches(elit.elastify(build(kind, **changes), **SPLIT | {"window": window(kind)}))
 
 

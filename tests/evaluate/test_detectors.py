@@ -91,8 +91,6 @@ def test_accuracy_with_a_classifier_from_a_folder(capsys, tmp_path):
 
 
 class Clips(torch.nn.Module):
-    """Called as the I3D of the field is."""
-
     def __init__(self) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(3, 400)
@@ -227,16 +225,6 @@ def test_maps_are_attention_and_token_losses(elit_model):
     ]
     assert not elit_model.latent_interface.reader._forward_pre_hooks
     assert found.correlation_in_windows()[0, 1].item() == pytest.approx(sum(each) / len(each), abs=1e-9)
-
-
-def test_maps_are_means_over_draws_and_times(elit_model):
-    whole = read_maps(elit_model, probe_of(elit_model))
-    given = [{"times": (time,), "draws": 1, "seed": 3 * draw} for time in (0.3, 0.8) for draw in range(2)]
-    parts = [read_maps(elit_model, probe_of(elit_model, **each)) for each in given]
-    for name in ("attention", "loss"):
-        found = torch.cat([getattr(part, name) for part in parts]).unflatten(0, (2, 2)).mean(1)
-        assert torch.allclose(getattr(whole, name), found, atol=1e-6)
-    assert torch.allclose(whole.latents, sum(part.latents for part in parts) / 4, atol=1e-6)
 
 
 def test_a_velocity_that_is_not_finite_and_a_baseline_are_errors():

@@ -22,7 +22,6 @@ def test_moments_equal_numpys_however_they_arrive():
 
 
 def features(count: int, seed: int, width: int = 12) -> torch.Tensor:
-    """Correlated, not centred, and of another scale for each seed."""
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(count, width, generator=generator) @ torch.randn(width, width, generator=generator)
     return (mixed * (1 + seed) + seed).double()
@@ -86,7 +85,6 @@ def test_inception_score_against_torchmetrics(count, splits, monkeypatch):
 
 
 def share_inside(points: np.ndarray, others: np.ndarray, neighbours: int) -> float:
-    """Brute force: a loop over every pair."""
     radii = [sorted(np.linalg.norm(x - y) for y in others)[neighbours] for x in others]
     inside = [any(np.linalg.norm(p - x) <= radius for x, radius in zip(others, radii, strict=True)) for p in points]
     return float(np.mean(inside))

@@ -151,7 +151,6 @@ class Inception:
 
 
 def test_adms_reference_files(tmp_path):
-    """Statistics alone, or with the pictures whose neighbours precision and recall look at."""
     statistics = {"mu": np.zeros(2), "sigma": np.eye(2), "mu_s": np.zeros(1), "sigma_s": np.eye(1)}
     np.savez(tmp_path / "both.npz", PIXELS, **statistics)
     np.savez(tmp_path / "statistics.npz", **statistics)

@@ -34,7 +34,6 @@ COUNT = 90
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A saved model, with a detector and pictures beside it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     save_model(small_network(), folder)
     save_dino(folder.parent / "dino")
@@ -67,7 +66,6 @@ def result(text: str) -> dict:
 
 @pytest.fixture(scope="module")
 def batches_of_64(model, tmp_path_factory):
-    """The JSON of an evaluation in this process."""
     out, said = tmp_path_factory.mktemp("evaluate") / "out", io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(command(model, out, "--batch-size", 64)) == 0
@@ -100,7 +98,6 @@ def test_killed_and_run_again(model, batches_of_64, capsys, tmp_path):
 
 
 def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model, tmp_path):
-    """A plain loop over elit.sample, and the detector on all at once."""
     network = elit.load_model(model)
     setting = Sampling(steps=3, budget=4, guidance=elit.CFG(1.5), seed=5)
     work, detector = Work(out=tmp_path, chunk=8), open_detector("digits")

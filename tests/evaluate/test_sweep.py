@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run_two
 from conftest import fresh, links_of
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -29,7 +28,6 @@ from elit.evaluate.sweep import (
     Point,
     best,
     degradations,
-    front_of,
     make_settings,
     pareto_front,
     part_ends,
@@ -52,7 +50,6 @@ def point(budget: str = "8", **values) -> Point:
 
 
 def test_the_front_is_what_the_definition_says():
-    """Against all pairs, on a coarse grid, so with many ties; equal points all stay, in their order."""
     numbers = np.random.default_rng(0).integers(0, 6, (200, 60, 2)).astype(float)
     for table in numbers:
         beaten = [any((p <= q).all() and (p < q).any() for p in table) for q in table]
@@ -60,16 +57,6 @@ def test_the_front_is_what_the_definition_says():
         assert sorted(front) == [i for i, is_beaten in enumerate(beaten) if not is_beaten]
         assert [table[i][0] for i in front] == sorted(table[i][0] for i in front)
     assert pareto_front([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == [0, 1, 2]
-
-
-def test_the_front_goes_the_right_way_for_each_metric():
-    cheap = point(gflops=1.0, ms=9.0, scores={"fd": 20.0, "accuracy": 0.9})
-    dear = point(gflops=2.0, ms=3.0, scores={"fd": 10.0, "accuracy": 0.8})
-    assert front_of([dear, cheap], "fd", "gflops") == [cheap, dear]
-    assert front_of([dear, cheap], "accuracy", "gflops") == [cheap]
-    assert front_of([dear, cheap], "fd", "ms") == [dear]
-    assert best([dear, cheap], "fd") is dear
-    assert best([dear, cheap], "accuracy") is cheap
 
 
 def test_degradation():
@@ -169,7 +156,6 @@ def test_tables_of_json_lines_and_older_ones_of_parquet(tmp_path):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with a model of 8×8 grey images, its baseline, a small detector and real pictures."""
     folder = tmp_path_factory.mktemp("sweep")
     for name, saved in (("ELIT-DiT-S/1", "model"), ("DiT-S/1", "plain")):
         save_model(small_network(name), folder / saved)
@@ -216,18 +202,6 @@ def test_a_sweep_and_the_same_again(capsys, workplace):
     assert "Pareto front of 25 points, fdd against GFLOPs" in said
     assert "25 scores were there already." in said
     assert {path: path.stat().st_mtime_ns for path in times} == times
-
-
-def test_two_processes_and_one_make_the_same_table(capsys, workplace, tmp_path):
-    line = ["model", *SCORED, "--budgets", "1.0", "4", "--steps", "2", "--guidance", "none", "--no-card"]
-    run_two(["sweep", *line, "--out", "two"], tmp_path)
-    assert run(capsys, *line, "--out", "one")[0] == 0
-    one, two = (
-        [json.loads(row) | {"ms": None} for row in (workplace / out / "sweep.jsonl").read_text().splitlines()]
-        for out in ("one", "two")
-    )
-    assert [row.pop("fdd") for row in one] == pytest.approx([row.pop("fdd") for row in two], rel=1e-9)
-    assert one == two
 
 
 @pytest.mark.parametrize(
@@ -291,19 +265,6 @@ def test_the_page(tmp_path):
     top = best(made, "fd")
     assert f"Best fd: {top.scores['fd']:.4g} with 8 steps, budget 16, cfg 2" in text
     assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</p>" in text
-
-
-@pytest.mark.parametrize(
-    ("made", "left_out"),
-    [
-        (points(("all",), ("none", "cfg")), {"degradation"}),  # a baseline
-        (points(("8", "2")), {"degradation"}),  # full budget not swept
-        (points(("16",), ("none",), (4,)), {"guidance", "degradation"}),
-    ],
-)
-def test_what_was_not_swept_is_not_shown(made, left_out, tmp_path):
-    write_sweep_report(tmp_path, made, "kid", model=Path("m"), grey=False)
-    assert {path.stem for path in tmp_path.glob("*.png")} == set(PICTURES) - left_out
 
 
 def test_the_card_is_read_by_the_hubs_own_parser(tmp_path):

@@ -13,7 +13,6 @@ BUDGETS = tuple(range(1, 17))
 
 
 def field(branch: Branch) -> torch.Tensor:
-    """A velocity that tells class and budget apart."""
     return torch.tensor([10.0 * (not branch.drop_class) + branch.budget])
 
 

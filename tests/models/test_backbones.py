@@ -9,8 +9,8 @@ import elit
 from elit.elastic.load import load_model
 from elit.flow.guidance import make_guidance
 from elit.models.conditioning import concatenate
-from elit.models.hdit import HDiT, WideBlock, merged_blocks
-from elit.models.presets import create_model, model_config
+from elit.models.hdit import WideBlock, merged_blocks
+from elit.models.presets import create_model
 from elit.models.uvit import skip_pairs
 from elit.sampling.sample import sample, seeded_noise
 
@@ -67,7 +67,6 @@ def test_runs_at_a_larger_resolution(any_model):
 
 @pytest.mark.parametrize("kind", list(SETTINGS))
 def test_every_parameter_gets_a_gradient_within_a_few_steps(kind):
-    """From the zero-initialised start of a real run."""
     model = fresh(kind)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     x, t, y = inputs(model, batch=4)
@@ -162,7 +161,6 @@ STEPS = 3  # Heun corrects all but the last
 
 @pytest.mark.parametrize(("guide", "solver"), [("none", "heun"), ("cfg", "euler"), ("ag", "euler"), ("ccfg", "heun")])
 def test_sampling_against_a_loop_of_single_calls(any_model, guide, solver):
-    """Branches one at a time, one sample at a time, the equations written out."""
     model, y = any_model, conditions(any_model, 2)
     if not model.budgets and guide in ("ag", "ccfg"):
         return
@@ -274,7 +272,6 @@ def test_pairs_nest_and_stay_in_their_kind_of_token(depth, split):
 
 @pytest.mark.parametrize("kind", ["uvit", "elit-uvit"])
 def test_skips_carry_the_mirrors_output(kind):
-    """With forward hooks on every block: what comes in by the skip is what the mirror put out."""
     model, out, taken = opened(kind), {}, {}
 
     def remember(block, inputs, output):
@@ -332,16 +329,3 @@ def test_elit_hdit_merges_latents_of_one_group():
     group = seen["latents"][:, 24:32].reshape(3, 2, 192)  # the last group's
     assert torch.allclose(model.merge(group), seen["merged"][:, 6:], atol=1e-6)
     assert len(seen["turns"].cos) == 8
-
-
-def test_hdit_names_its_budgets_and_sizes():
-    model = opened("elit-hdit")
-    with pytest.raises(ValueError, match=r"\(4 to 16 in steps of 4\).* got 6"):
-        model(*inputs(model), 6)
-    with pytest.raises(ValueError, match=r"multiple of 4×4 \(nearest valid: 32 or 36.* got \(34, 34\)"):
-        elit.create_model("HDiT-S/2", sample_size=34)
-    assert model_config("ELIT-HDiT-S/2", depth=6)[1]["interface"]["split"] == [1, 4, 1]
-    for depth in range(1, 40):
-        head, core, tail = HDiT.default_split(depth)
-        assert head + core + tail == depth
-        assert head <= merged_blocks(depth).start

@@ -14,9 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import elit
-from elit.evaluate.inspect.attention import read_attention
 from elit.models.interface import LatentInterface
-from elit.models.layers import SHORT_CPU_SEQUENCE, Rope, attend, patchify, rope_tables, rotate, unpatchify
+from elit.models.layers import SHORT_CPU_SEQUENCE, Rope, attend, patchify, rope_tables, unpatchify
 from elit.models.presets import create_model
 from elit.models.sit import ddpm_time
 from elit.models.windows import Windows
@@ -106,16 +105,6 @@ def test_patchify_against_einops(size, patch, window):
     tokens = patchify(x, patch, windows)
     assert torch.equal(tokens, einops.rearrange(x, pattern, **lengths))
     assert torch.equal(unpatchify(tokens, patch, windows), x)
-
-
-@pytest.mark.parametrize("positions", [(3, 5), (3, 5, 1), (2, 3, 5, 1)])
-def test_rope_against_complex_rotation(positions):
-    pairs = 2 * len(positions)
-    x = torch.randn(1, 1, 1, 2 * pairs)
-    angles = torch.tensor([place * rate for place in positions for rate in (1, 100**-0.5)])
-    turned = torch.complex(x[..., :pairs], x[..., pairs:]) * torch.polar(torch.ones(pairs), angles)
-    expected = torch.cat((turned.real, turned.imag), -1)
-    assert torch.allclose(rotate(x, rope_tables(torch.tensor([positions]).float(), 2 * pairs)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [16, SHORT_CPU_SEQUENCE, SHORT_CPU_SEQUENCE + 1])
@@ -208,7 +197,6 @@ SIZES = {"elit-dit": (22, 14), "elit-uvit": (10, 24), "elit-hdit": (22, 14), "el
 
 
 def cut(length: int, side: int) -> list[range]:
-    """An axis in the fewest parts of at most `side`, as equal as possible."""
     parts = -(-length // side)
     return [range(part * length // parts, (part + 1) * length // parts) for part in range(parts)]
 
@@ -218,7 +206,6 @@ CUTS = [*product([(83, 83), (21, 58), (8, 5), (1, 52), (3, 7)], [(8, 8), (2, 4),
 
 @pytest.mark.parametrize(("grid", "window"), CUTS)
 def test_axes_are_cut_as_equally_as_possible(grid, window):
-    """Against a plain loop over the windows."""
     boxes = list(product(*(cut(length, side) for length, side in zip(grid, window, strict=True))))
     boxes.sort(key=lambda box: (-prod(map(len, box)), *map(len, box)))
     windows = Windows(grid, window)
@@ -232,11 +219,6 @@ def test_axes_are_cut_as_equally_as_possible(grid, window):
 def test_a_smaller_window_keeps_the_same_share_and_at_least_one():
     assert [Windows((7, 7), (8, 8)).latents(kept)[0] for kept in (64, 32, 16, 1)] == [49, 25, 12, 1]
     assert [Windows((2, 3), (4, 4), 4).latents(kept)[0] for kept in (16, 8, 4)] == [8, 4, 4]
-
-
-def test_unpatchify_undoes_patchify_on_any_grid():
-    x, windows = torch.randn(2, 3, 22, 14), Windows((11, 7), (4, 4))
-    assert torch.equal(unpatchify(patchify(x, (2, 2), windows), (2, 2), windows), x)
 
 
 @pytest.mark.parametrize("kept", [6, 3, 1])
@@ -285,15 +267,6 @@ def test_a_trained_network_runs_at_sizes_that_do_not_divide(kind):
         assert model(x, t, y, low).isfinite().all()
 
 
-def test_samples_at_a_size_that_does_not_divide():
-    model = opened("elit-dit")
-    settings = {"steps": 2, "sample_size": (18, 22), "guidance": elit.CCFG(2.0, 1)}
-    both = elit.sample(model, [1, 2], budget=0.5, **settings)
-    assert both.shape == (2, 4, 18, 22)
-    assert torch.allclose(elit.sample(model, [1], budget=0.5, **settings), both[:1], atol=1e-5)
-    assert elit.create_model("ELIT-DiT-S/2", sample_size=36, depth=3).spec.window == (5, 5)
-
-
 ELIT = {"sample_size": 16, "hidden_size": 16, "num_heads": 2, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
 
 
@@ -309,13 +282,6 @@ def test_write_looks_at_dropped_latents_and_the_core_does_not():
     with torch.no_grad():
         model.latent_interface.latents[5:] += 1
     assert not torch.allclose(model(x, t, y, 5), before, atol=1e-3)
-
-
-def test_its_attention_can_be_looked_at():
-    model = opened("elit-sit")
-    weights = read_attention(model, *inputs(model), 5)
-    assert weights.shape == (3, 16, 8, 8)
-    assert torch.allclose(weights.unflatten(2, (2, 4)).unflatten(4, (2, 4)).sum((3, 5)), torch.ones(3, 16, 2, 2))
 
 
 def test_the_clock_of_ddpm():

@@ -157,7 +157,6 @@ PROMPTS = ["a red boat", "a blue boat on the sea", "a boat"]
 
 
 def save_encoder(kind: str, folder) -> str:
-    """A tiny encoder of one kind with a tokenizer of ten words."""
     torch.manual_seed(0)
     common = {"vocab_size": len(WORDS), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     if kind == "bert":
@@ -185,7 +184,6 @@ def save_encoder(kind: str, folder) -> str:
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "clip", "llama"])
 def test_any_kind_of_encoder(kind, tmp_path):
-    """One vector a token, padding marked, and a prompt's numbers do not depend on its company."""
     encoder = TextEncoder(save_encoder(kind, tmp_path / kind), length=8)
     text = encoder(PROMPTS)
     assert text.embeddings.shape == (3, 6, 16)
@@ -209,7 +207,6 @@ def test_any_kind_of_encoder(kind, tmp_path):
 
 
 def test_a_pipelines_tokenizer_that_pads_on_the_left_gives_the_same(tmp_path):
-    """The columns of the tokens, not of the padding; the tokenizer itself stays as it is."""
     encoder = TextEncoder(save_encoder("llama", tmp_path / "llama"), length=8)
     encoder.tokenizer.padding_side = "left"
     text = embed_prompts(PROMPTS, encoder.tokenizer, encoder.model, length=8)
@@ -257,7 +254,6 @@ def test_a_loader_pins_all_of_a_text(monkeypatch):
 
 @pytest.fixture
 def captioned(tmp_path):
-    """A folder of images with captions beside them."""
     root = tmp_path / "images"
     lines = []
     for i in range(6):

@@ -19,8 +19,6 @@ WIDTH, HEADS = 32, 4
 
 
 class PlainBlock(nn.Module):
-    """A block of a ViT as tutorials have it."""
-
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -34,8 +32,6 @@ class PlainBlock(nn.Module):
 
 
 class TimmBlock(nn.Module):
-    """With timm's fused qkv, layer scale and names."""
-
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
@@ -69,8 +65,6 @@ def blocks(kind):
 
 
 class Host(nn.Module):
-    """Somebody's transformer, one block before and one behind the dial."""
-
     def __init__(self, kind, window, condition_width=None):
         super().__init__()
         self.kind, self.place = kind, nn.Linear(1 + len(window), WIDTH)

@@ -14,7 +14,7 @@ from elit.evaluate.chunks import describe_network, recipe_digest
 from elit.models.saved import save_model
 from elit.planner.choose import Pricing, ladder, plan
 from elit.planner.cost import TERMS, Costs, anatomy, evaluations_of, fit, mean_error
-from elit.planner.profile import Profile, case_row, grid, held_out, measure_profile, profile_recipe, read_profile
+from elit.planner.profile import Profile, grid, held_out, measure_profile, profile_recipe, read_profile
 from elit.planner.quality import Curve, find_table, read_quality
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.pipeline import ElitPipeline
@@ -134,7 +134,6 @@ def test_table_and_profile_are_found_beside_a_saved_model(model, tmp_path):
 
 
 def test_a_table_of_another_network_is_refused_and_a_neighbours_passed_over(tmp_path, monkeypatch):
-    """A network is hashed once, not once a plan."""
     folder = tmp_path / "model"
     save_model(opened("elit-dit"), folder)
     saved = elit.load_model(folder)
@@ -246,14 +245,6 @@ def test_prices_are_found_again_and_predict_what_was_not_fitted(overlapping):
     costs = Costs.from_prices(prices, parts, overlapping=found)
     assert mean_error(costs, unknown, [truth.run_ms(*run) for run in unknown]) < 0.03
     assert min(prices.values()) >= 0
-
-
-def test_held_out_runs_are_others_than_those_fitted():
-    known = grid(range(1, 17), (1, 2, 4))
-    assert {sampling.budget for sampling, _ in known} == {1, 5, 9, 12, 16}
-    assert not set(known) & set(held_out(range(1, 17), (1, 2, 4), known))
-    assert {case_row(case)["kind"] for case in grid((), (1,))} == {"none", "cfg"}
-    assert all((elit.Sampling.from_dict(case_row(case)), case[1]) == case for case in known)
 
 
 @pytest.mark.slow

@@ -75,8 +75,6 @@ def browser():
 
 
 class Visitor:
-    """A browser of its own, with the hosts it contacted."""
-
     def __init__(self, browser, address, query="?steps=2"):
         self.page = browser.new_context(accept_downloads=True).new_page()
         self.page.set_default_timeout(60_000)
@@ -172,7 +170,6 @@ def test_plan_by_target(visitor):
 
 
 def test_accessible_to_everybody(visitor):
-    """By axe-core: no serious or critical violation on any tab, with pictures there."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
     for tab in ("Dial", "Compare", "Plane", "Inside"):
         visitor.open(tab)

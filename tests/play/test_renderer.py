@@ -17,7 +17,7 @@ from elit.cli.main import main
 from elit.elastic.engine import load_engine
 from elit.evaluate.inspect.attention import read_attention
 from elit.planner.quality import read_quality
-from elit.play.renderer import Cancelled, Renderer, Request, attention_maps, difference, examples, overlay, trajectory
+from elit.play.renderer import Cancelled, Renderer, Request, attention_maps, difference, overlay, trajectory
 from elit.sampling.engine import NetworkEngine
 
 
@@ -38,7 +38,6 @@ def picture(renderer):
 
 
 def assert_repeated(file, folder):
-    """`elit sample --like` makes the same file again."""
     (folder / "a.png").write_bytes(file)
     assert main(["sample", "--like", str(folder / "a.png"), "--out", str(folder / "b.png")]) == 0
     assert (folder / "a.png").read_bytes() == (folder / "b.png").read_bytes()
@@ -192,10 +191,3 @@ def test_links_and_controls_keep_a_request(wanted):
 def test_an_invalid_link_is_one_line(link, message):
     with pytest.raises(ValueError, match=message):
         request().updated(link).controls(range(1, 17))
-
-
-def test_examples_are_valid():
-    for _, sampling in examples(request().sampling, (4, 8, 12, 16), ("cfg", "ag", "ccfg")):
-        Request("3", sampling).controls((4, 8, 12, 16))
-    assert len(examples(request().sampling, range(1, 17), ("cfg", "ccfg"))) == 5
-    assert not examples(request().sampling, (), ("cfg",))

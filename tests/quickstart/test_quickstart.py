@@ -86,7 +86,6 @@ def few(data: ImageSet) -> ImageSet:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """Few samples and digits to score, and a classifier of one epoch: here nobody looks at what it says."""
     changes = {"train_digit_classifier": partial(train_digit_classifier, epochs=1), "SAMPLES": 8, "SAMPLING_STEPS": 1}
     changes |= {"digits": lambda: few(digits()), "moving_digits": lambda: few(moving_digits(clips_per_digit=1))}
     for name, value in changes.items():

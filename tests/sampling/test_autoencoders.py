@@ -66,7 +66,6 @@ def vae(kind):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Six pictures of 16×16 pixels in two classes."""
     root = tmp_path_factory.mktemp("autoencoders") / "photos"
     for i in range(6):
         path = root / "ab"[i % 2] / f"{i}.png"
@@ -77,7 +76,6 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(kind):
-    """A network on the latents of those pictures."""
     torch.manual_seed(0)
     sizes = {"sample_size": 16 // CELL.get(kind, 4), "in_channels": 4, "hidden_size": 24, "num_heads": 2, "depth": 3}
     network = elit.create_model("ELIT-DiT-S/1", num_classes=2, split=(1, 1, 1), window=(2, 2), **sizes)

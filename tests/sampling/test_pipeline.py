@@ -1,13 +1,11 @@
 """ElitPipeline as a diffusers pipeline."""
 
-import numpy as np
 import pytest
 import torch
 from conftest import opened, small_vae, small_video_vae
 from diffusers import (
     AutoencoderKLCogVideoX,
     DEISMultistepScheduler,
-    DiffusionPipeline,
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -55,17 +53,6 @@ def test_a_shifted_scheduler_is_a_shifted_grid_and_generators_are_seeds():
     assert torch.allclose(out, sample(pipe.transformer, [0, 1], steps=5, shift=2.0, seed=3), atol=1e-5)
 
 
-def test_saves_loads_and_runs(tmp_path):
-    pipe = pipeline(small_vae(scaling_factor=0.5, shift_factor=0.1))
-    pipe.save_pretrained(tmp_path)
-    loaded = ElitPipeline.from_pretrained(tmp_path)
-    call = {"num_inference_steps": 2, "output_type": "np", "budget": 4}
-    first, second = (p(1, generator=torch.Generator().manual_seed(0), **call).images for p in (pipe, loaded))
-    assert np.array_equal(first, second)
-    assert isinstance(loaded, DiffusionPipeline)
-    assert elit.load_model(tmp_path).budgets == pipe.transformer.budgets
-
-
 def test_output_types():
     pipe = pipeline(small_vae())
     out = {kind: pipe([0, 1], num_inference_steps=1, output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
@@ -104,7 +91,6 @@ def test_every_backbone_matches_sample_through_a_saved_folder(kind, tmp_path):
 
 
 def test_text_to_image_with_an_encoder_saves_and_loads(tmp_path):
-    """Tokenizer and encoder are transformers' own parts of the pipeline."""
     from models.test_mmdit import PROMPTS, save_encoder
 
     folder = save_encoder("bert", tmp_path / "bert")

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from itertools import pairwise
 
 import peft
 import pytest
@@ -65,7 +64,6 @@ def test_cuda_graphs_of_several_budgets_do_not_write_over_each_other():
 
 
 def with_adapters(model):
-    """Two LoRAs of random weights on its MLPs, of which the first is active."""
     settings = {"r": 2, "target_modules": ["fc1"], "init_lora_weights": False}
     for name in ("one", "two"):
         torch.manual_seed(len(name) + (name == "two"))
@@ -147,14 +145,6 @@ def test_the_rule_by_hand():
     assert reused_steps(changes, [1] * 7, 1.0) == [False, True, True, False, True, True, False]
     assert reused_steps(changes, [1] * 7, 0.0) == [False] * 7
     assert reused_steps(changes, [2, 2, 1, 1, 1, 1, 1], 9.0) == [False, True, False, True, True, True, False]
-
-
-def test_changes_are_those_of_the_time_embedding():
-    model = opened("elit-dit")
-    with torch.no_grad():
-        at = [model.conditioning.time(torch.tensor([t])) for t in TIMES]
-    expected = [((b - a).abs().sum() / a.abs().sum()).item() for a, b in pairwise(at)]
-    assert time_changes(model, TIMES) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_reused_step_has_the_velocity_of_the_last_evaluation():

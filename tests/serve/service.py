@@ -27,7 +27,6 @@ PROFILE = {"recipe": {}, "rows": [], "rounds": 0, "cost": COST, "anatomy": ANATO
 
 
 def saved_model(folder: Path) -> Path:
-    """A tiny network of random weights, 8×8 pixels, 4 latents a group, 10 classes with names."""
     torch.manual_seed(0)
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "ankle boot"]
     sizes = {"sample_size": 8, "in_channels": 1, "num_classes": 10, "hidden_size": 48, "num_heads": 4, "depth": 4}
@@ -40,7 +39,6 @@ def saved_model(folder: Path) -> Path:
 
 
 def row(budget, steps, fd, guidance="none", scale=1.0, weak=None, digest=""):
-    """One line of a sweep's table."""
     setting = {"budget": str(budget), "steps": steps, "guidance": guidance, "scale": scale, "guidance_budget": weak}
     setting |= {"share": 1.0, "gflops": 1.0, "ms": 1.0, "saturation": 0.0, "recipe_sha256": "", "file": ""}
     return setting | {"count": 100, "detector": "digits", "model_sha256": digest, "fd": fd}

@@ -41,7 +41,6 @@ def client(service):
 
 
 def ask(url, body, key=KEY):
-    """The answer to one raw request; body: bytes, or what becomes JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return httpx.post(f"{url}/v1/images/generations", content=content, headers=headers, timeout=60)
@@ -131,7 +130,6 @@ BAD = [
 
 
 def test_malformed_requests_are_4xx_with_one_json_error_each(service):
-    """Over HTTP; tests/test_fuzz.py asks the parser far more."""
     url, replica, _ = service
     for body in BAD:
         answer = ask(url, body)

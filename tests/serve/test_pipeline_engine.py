@@ -41,7 +41,6 @@ def service(pipe):
 
 
 def alone(pipe, prompt, seed, report, **call):
-    """The pipeline's own call at what an answer says was served."""
     guidance = report["guidance"]
     weak = {} if guidance is None or guidance["budget"] is None else {"guidance": guidance["budget"]}
     call["guidance_scale"] = 1.0 if guidance is None else guidance["scale"]

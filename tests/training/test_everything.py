@@ -40,7 +40,6 @@ def _few_solver_steps(monkeypatch):
 
 
 def killed(config, patch) -> None:
-    """Trains in a process of its own, which `patch` has to kill."""
     pid = os.fork()
     if not pid:
         patch()
@@ -148,7 +147,6 @@ def test_scores_are_those_of_the_averaged_weights_and_change_nothing(tmp_path):
 
 
 def test_two_processes_score_together(tmp_path):
-    """Sharded, and with checkpoints in the background; the scores are one process's on the same weights."""
     config = tiny(tmp_path / "run", fsdp=True, async_checkpoints=True, checkpoint_every=2, **SCORED)
     run_two(command(config, tmp_path / "config.yaml"), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
@@ -174,7 +172,6 @@ def test_scores_that_cannot_be_are_refused_before_anything_is_written(tmp_path, 
 
 
 def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_save_waits(tmp_path, monkeypatch):
-    """The state at the save is written, whatever the steps after it did."""
     release, clips, write, clip = threading.Event(), [], checkpoint.CheckpointWriter._write, loop.clip_gradients
 
     def slow(self, tensors, step):

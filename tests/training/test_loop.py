@@ -13,17 +13,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import fresh, inputs
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import elit
 from elit.config import ModelConfig, TrainConfig, load_config, save_config
-from elit.data.loader import StepSampler
 from elit.training.checkpoint import AveragedWeights
-from elit.training.distributed import clip_gradients, compile_blocks, make_accelerator
-from elit.training.logger import RunLog
+from elit.training.distributed import clip_gradients, make_accelerator
 from elit.training.loop import train_task
 from elit.training.task import FlowMatching
 from elit.training.train import train
@@ -66,7 +62,6 @@ LONG |= {"optimizer": "muon", "schedule": "cosine"}  # which has weights by Adam
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing happened to."""
     out = tmp_path_factory.mktemp("whole")
     train(tiny(out, **LONG))
     return out
@@ -78,14 +73,12 @@ SHORT |= {"keep_last": 2, "keep_every": 3}
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """A run of six steps, and the network that it gave."""
     out = tmp_path_factory.mktemp("short") / "run"
     return out, train(tiny(out, **SHORT))
 
 
 @pytest.fixture
 def used(short, tmp_path):
-    """A copy of it."""
     return Path(shutil.copytree(short[0], tmp_path / "run"))
 
 
@@ -143,7 +136,6 @@ def test_what_a_run_leaves(short):
 
 
 def test_the_averaged_weights_are_saved_and_may_be_on_the_cpu(tmp_path):
-    """With decay 0 the average is the last weights; with a slow one it stays near the start."""
     ends = {decay: train(tiny(tmp_path / str(decay), ema_decay=decay)).state_dict() for decay in (0.0, 0.9)}
     last = {name: torch.empty_like(weight) for name, weight in ends[0.0].items()}
     dcp.load({"model": last}, checkpoint_id=tmp_path / "0.0" / "checkpoints" / "step-00000006", no_dist=True)
@@ -223,7 +215,6 @@ PLAIN_CODE = {"dynamic": True, "options": {"cpp.simdlen": 1, "cpp.vec_isa_ok": T
 
 
 def test_compiled_blocks_share_two_graphs_over_all_budgets(tmp_path, monkeypatch):
-    """All 16 budgets, J̃ = 1 among them: two compilations, no graph break."""
     options = PLAIN_CODE if shutil.which("g++") else {"backend": "eager"}  # torch.compile needs g++ on a CPU
     monkeypatch.setattr(torch, "compile", partial(torch.compile, **options))
     torch._dynamo.reset()
@@ -240,7 +231,6 @@ def test_compiled_blocks_share_two_graphs_over_all_budgets(tmp_path, monkeypatch
 
 # Code for any length alone, without vectors and without asking the compiler first which of them it knows.
 def test_figures_of_a_run(tmp_path):
-    """Every line has its step's; the last one of a window also what was gathered over it."""
     train(tiny(tmp_path / "run", steps=10, log_every=5))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row[name] > 0 for row in rows for name in ("images_per_s", "tflops_per_s", "memory_gib"))
@@ -257,38 +247,7 @@ def test_figures_of_a_run(tmp_path):
     assert any(tag.startswith("loss_by_t/") for tag in events.Tags()["scalars"])
 
 
-def test_losses_by_time_are_means_over_their_buckets(used):
-    config = tiny(used, batch_size=64)
-    accelerator = make_accelerator(config)
-    log = RunLog(config, accelerator, {4: 1}, StepSampler(100, config))
-    log.add_losses(torch.tensor([0.05, 0.05, 0.15, 0.999, 1.0]), torch.tensor([1.0, 3.0, 5.0, 7.0, torch.nan]))
-    log.add(1, loss=torch.tensor(1.0), gradient_norm=torch.tensor(1.0), budget=4, lr=0.1)
-    log.flush(0.0)
-    accelerator.end_training()
-    last = json.loads((used / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["loss_by_t"] == [2.0, 5.0, *[None] * 7, 7.0]
-
-
-def test_the_average_is_that_of_diffusers():
-    network = torch.nn.Linear(3, 2)
-    ours, theirs = AveragedWeights(network, 0.8), EMAModel(network.parameters(), decay=0.8)
-    for _ in range(30):
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight.add_(torch.randn_like(weight))
-        ours.step(network)
-        theirs.step(network.parameters())
-    for a, b in zip(ours.weights.values(), theirs.shadow_params, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
-    before = network.weight.detach().clone()
-    with ours.in_place_of(network):
-        assert torch.equal(network.weight, ours.weights["weight"])
-    assert torch.equal(network.weight, before)
-
-
 class Recorded(torch.nn.Module):
-    """Stands in for a sharded network."""
-
     def __init__(self, network):
         super().__init__()
         self.network, self.syncs = network, []
@@ -351,30 +310,3 @@ def test_float32_on_a_gpu_is_tf32_while_a_run_lasts(tmp_path, monkeypatch):
 # Kinds of block, each twice where its length changes with the budget; U-ViT's with a skip are another kind.
 GRAPHS = {"dit": 1, "elit-dit": 2, "uvit": 2, "elit-uvit": 4, "elit-hdit": 4, "elit-mmdit": 4}
 GRAPHS |= {"elit-dit-video": 2, "elit-sit": 2}
-
-
-@pytest.mark.parametrize("kind", GRAPHS)
-def test_compiled_blocks_of_every_backbone(kind, monkeypatch):
-    """Same velocity and gradients, no graph break (fullgraph raises), and no graph more for more budgets."""
-    backend = "aot_eager" if kind in ("elit-dit", "elit-mmdit") else "eager"  # the same graphs, and theirs traced again
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    plain, compiled = fresh(kind), fresh(kind)
-    compile_blocks(compiled.blocks)
-    assert plain.state_dict().keys() == compiled.state_dict().keys()
-    x, t, y = inputs(plain)
-    budgets = plain.budgets[::-1] if len(plain.budgets) < 8 else plain.budgets[::-3]  # down to the least
-    for budget in budgets or (None,):
-        expected, found = plain(x, t, y, budget), compiled(x, t, y, budget)
-        assert torch.allclose(found, expected, atol=1e-5)
-        for each in (plain, compiled):
-            each.zero_grad()
-        expected.square().sum().backward()
-        found.square().sum().backward()
-        for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
-            assert (a.grad is None) == (b.grad is None)
-            assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-3)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= GRAPHS[kind]
-    compiled.enable_gradient_checkpointing()
-    compiled(x, t, y).sum().backward()

@@ -62,15 +62,6 @@ def test_steps_are_torchs_own_on_each_weight(optimizer):
         assert torch.allclose(a, b, atol=1e-6), name
 
 
-def test_the_first_step_of_adamw_in_closed_form():
-    layer = torch.nn.Linear(2, 2)
-    before = layer.weight.detach().clone()
-    (optimizer,) = make_optimizers(TrainConfig(optimizer="adamw", learning_rate=RATE, weight_decay=DECAY), layer, [])
-    layer.weight.grad, layer.bias.grad = torch.tensor([[1.0, -2.0], [3.0, -4.0]]), torch.zeros(2)
-    optimizer_step([optimizer], RATE, torch.tensor(1.0))
-    assert torch.allclose(layer.weight, before * (1 - RATE * DECAY) - RATE * torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
-
-
 def test_schedules_in_closed_form():
     settings = {"steps": 100, "learning_rate": 2.0, "warmup_steps": 10}
     constant = TrainConfig(**settings)
@@ -88,7 +79,6 @@ def test_schedules_in_closed_form():
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "schedule"), [("adam", "constant"), ("adamw", "linear")])
 def test_resumes_to_the_bit(tmp_path, optimizer, schedule):
-    """Muon with the cosine schedule is test_loop's."""
     out, settings = tmp_path / "run", {"optimizer": optimizer, "schedule": schedule, "checkpoint_every": 3}
     train(tiny(out, **settings))
     whole, trained = losses(out), weights(out)

@@ -27,12 +27,10 @@ SETTINGS = {"steps": 24, "checkpoint_every": 5, "log_every": 1, "ema_decay": 0.9
 
 
 def together(config: TrainConfig, folder: Path, **environment: str) -> str:
-    """Two processes to the end; returns what they said."""
     return "".join(run.err for run in run_two(command(config, folder / "config.yaml"), folder, **environment))
 
 
 def close(a: Path, b: Path, *, abs: float = 1e-4) -> bool:
-    """Equal losses within rounding, over the steps that both runs have."""
     one, two = losses(a), losses(b)
     count = min(len(one), len(two))
     return [row[1] for row in one[:count]] == pytest.approx([row[1] for row in two[:count]], abs=abs)
@@ -40,7 +38,6 @@ def close(a: Path, b: Path, *, abs: float = 1e-4) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes that nothing happened to."""
     out = tmp_path_factory.mktemp("whole")
     together(tiny(out / "run", **SETTINGS), out)
     return out / "run"
@@ -48,14 +45,12 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The same by one process."""
     out = tmp_path_factory.mktemp("alone") / "run"
     train(tiny(out, **SETTINGS))
     return out
 
 
 def test_two_processes_match_one(whole, alone):
-    """Same global batch: same budgets, same losses, same weights."""
     assert [row[2] for row in losses(alone)] == [row[2] for row in losses(whole)]
     assert close(alone, whole, abs=1e-5)
     a, b = weights(alone), weights(whole)
@@ -63,7 +58,6 @@ def test_two_processes_match_one(whole, alone):
 
 
 def test_killed_twice_and_resumed_is_bit_equal(tmp_path, whole):
-    """SIGKILL to one process or to both, at random moments; each time the run goes on from its last checkpoint."""
     out, moments = tmp_path / "killed", random.Random(time.time_ns())
     line = command(tiny(out, resume=True, **SETTINGS), tmp_path / "config.yaml")
     for first, last, killed in ((1, 10, 1), (11, 20, 2)):
@@ -162,7 +156,6 @@ def test_sharded_with_everything_else(tmp_path, monkeypatch):
 
 
 def test_a_refusal_reaches_all_processes(tmp_path):
-    """A fault that the main process finds ends both with exit code 2."""
     config = tiny(tmp_path / "run", steps=1)
     train(config)
     runs = start_two(command(config, tmp_path / "config.yaml"), tmp_path)
