@@ -101,7 +101,7 @@ def test_the_house_stays_small_and_typed():
 
 @pytest.mark.slow
 def test_a_bare_import_is_light_and_every_public_name_is_there():
-    code = "import sys; from elit.cli.main import main; main([]); "
+    code = "import sys; from elit.cli.main import main; main([]); assert main(['train', '--data', 'WRONG']) == 2; "
     code += "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert all(hasattr(elit, name) for name in elit.__all__)

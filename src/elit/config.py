@@ -19,6 +19,7 @@ from elit.files import write_text
 T = TypeVar("T")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 WAIT = timedelta(hours=12)  # For a process that works alone, on captions or previews; torch would give up in minutes.
+DATA = ("digits", "moving-digits", "fashion-mnist", "idx:FOLDER")  # Data sets with a name; any other is a folder.
 MAX_COUNT = 10_000_000  # Most steps, samples and the like of a command: more would fill the memory first.
 
 
@@ -36,6 +37,12 @@ def require_counts(settings: object, *names: str, least: int = 1, most: int = MA
             if number is not None:
                 require(number >= least, name, number, f"at least {least}")
                 require(number <= most, name, number, f"at most {most}")
+
+
+def check_data(name: str, option: str = "data") -> None:
+    """Raises ValueError unless a data set has this name, or something lies there."""
+    if name not in DATA and not name.startswith("idx:") and not Path(name).exists():
+        raise ValueError(f"{option} must be a folder, a file or one of {', '.join(DATA)}, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,7 @@ def test_a_name_that_is_no_command_has_a_hint(run):
         ("distill a b --lr 1", "--learning-rate"),
         ("sample fashion --guidance-scale 2", "--scale"),
         ("sample fashion --label 2", "--labels"),
+        ("distill a b --teacher-step 9", "--teacher-steps"),
     ],
 )
 def test_an_option_that_is_none_has_a_hint(run, line, meant):
@@ -66,6 +67,8 @@ def test_a_shell_completes_all_commands(capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("train --data WRONG", "data must be a folder, a file or one of digits, "),
+        ("distill nothing out --data WRONG", "data must be a folder"),
         ("sample MODEL --budget 17", "budget must be a number of latents per window (1 to 16)"),
         ("sample MODEL --step-budgets 8 4 --budget 8", "step_budgets"),
         ("sample MODEL --guidance ccfg --guidance-budget 99", "got 99"),

@@ -18,6 +18,7 @@ from elit.sampling.pictures import (
     Subject,
     encode_picture,
     image_grid,
+    label_sheet,
     read_text,
     to_uint8,
     write_samples,
@@ -263,6 +264,9 @@ def test_pictures():
     assert grid.getpixel((0, 0)) == (0, 0, 0)
     assert grid.getpixel((4, 0)) == (255, 255, 255)
     assert grid.getpixel((0, 9)) == (0, 0, 0)
+    labelled = np.array(label_sheet(grid, ["a", "bb"], ["c" * 99, "d"]))
+    assert np.array_equal(labelled[20:, -10:], np.array(grid))
+    assert (labelled[20:, :-10].min((1, 2)) < 128).any()
 
 
 def test_written_samples(tmp_path):

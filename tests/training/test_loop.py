@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import signal
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -129,7 +131,11 @@ def test_what_a_run_leaves(short):
     ]
     kept = sorted(path.name for path in (out / "checkpoints").iterdir())
     assert kept == [f"step-0000000{step}" for step in (3, 5, 6)]  # every third, and the last two
-    assert Image.open(out / "samples" / "step-00000004.png").size == (8 * 66 - 2, 4 * 66 - 2)  # 4 budgets × 8
+    preview = np.array(Image.open(out / "samples" / "step-00000004.png"))  # 4 budgets × 8, below and beside their names
+    assert preview.shape[0] == 20 + 4 * 66 - 2
+    left = preview.shape[1] - (8 * 66 - 2)
+    assert all((preview[20:][rows * 66 :][:64, :left] < 99).any() for rows in range(4))
+    assert all((preview[:20, left + column * 66 :][:, :64] < 99).any() for column in range(8))
     assert list((out / "logs").rglob("events*"))
     assert equal(weights(out), model.state_dict())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -190,7 +196,10 @@ def test_a_used_folder_is_refused_and_so_is_another_network(short, changes, mess
 
 def test_what_may_change_is_said_and_changes(used, capfd):
     train(tiny(used, **SHORT, resume=True, steps=8, learning_rate=1e-4))
-    assert "changed: steps 6 → 8, learning_rate 0.001 → 0.0001" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert printed.startswith("resumed from step 6\nchanged: steps 6 → 8, learning_rate 0.001 → 0.0001\n")
+    assert re.search(r"^step 7/8 · loss \S+ · \S+ images/s · .* · 0:00:\d\d passed, 0:00:\d\d to go$", printed, re.M)
+    assert re.search(r"^step 8/8 .* passed, 0:00:00 to go$", printed, re.M)
     assert json.loads((used / "metrics.jsonl").read_text().splitlines()[-1])["lr"] == 1e-4
     assert load_config(used / "config.yaml").learning_rate == 1e-4
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from elit.cli.main import Command, option_value, parse as parse_arguments
-from elit.config import DistillConfig, load_config
+from elit.config import DistillConfig, check_data, load_config
 from elit.files import Json
 
 
@@ -42,6 +42,8 @@ def parse(arguments: Sequence[str]) -> Args:
 
 
 def run(args: Args) -> Json | None:
+    if args.settings.data is not None:
+        check_data(args.settings.data)
     from accelerate import PartialState
 
     from elit.elastic.distill import distill

@@ -9,8 +9,7 @@ from accelerate import PartialState
 
 from elit.cli.main import Output, check_device, show_progress
 from elit.cli.options import SamplingArgs
-from elit.config import WAIT, require, require_counts
-from elit.data.builtin import is_named
+from elit.config import WAIT, check_data, require, require_counts
 from elit.evaluate.chunks import Work
 from elit.evaluate.pictures import Pictures, open_pictures, write_npz
 from elit.evaluate.reference import measure_reference, save_reference
@@ -49,8 +48,7 @@ class Args(SamplingArgs, Scoring, Output):
 
 
 def run(args: Args) -> Json | None:
-    if not is_named(str(args.pictures)) and not args.pictures.exists():
-        raise ValueError(f"cannot read pictures={str(args.pictures)!r}: no such file or folder")
+    check_data(str(args.pictures), "pictures")
     check_writable(args.folder)
     if args.save_reference is not None:
         check_new_output(args.save_reference, overwrite=args.overwrite, name="save_reference")

@@ -15,7 +15,7 @@ from elit.evaluate.inspect.attention import TIMES, interface_of
 from elit.evaluate.inspect.inspection import PICTURES, inspect_model, load_probe, tables
 from elit.evaluate.tables import print_table
 from elit.files import Json, check_new_output, write_folder
-from elit.sampling.settings import Sampling
+from elit.sampling.settings import STEPS, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Args(GuidanceArgs, OfNetwork, Output):
     image_size: int | None = None  # A folder's images are cut to this; default: the model's size.
     times: tuple[float, ...] = TIMES  # Times of the measurements; 0 = noise, 1 = data.
     draws: int = 4  # Draws of noise a sample.
-    steps: int = 16  # Solver steps of the samples at every budget.
+    steps: int = STEPS  # Solver steps of the samples at every budget.
     seed: int = 0  # Seed of all noise.
     batch_size: int = 64  # Noisy samples in one forward.
 

@@ -154,7 +154,7 @@ def _meant(given: str, kind: Any, **options: Any) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], **options)
-    known = sorted(set(re.findall(r"--[a-z][\w.-]*\w", output.getvalue())))
+    known = sorted({*re.findall(r"--[a-z][\w.-]*\w", output.getvalue())} - {"--help"})
     close = [each for each in known if each == SAME.get(given) or each.endswith(f".{given[2:]}")]
     close += difflib.get_close_matches(given, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -6,7 +6,7 @@ from elit.budgets import ANY_COUNT, schedule_budgets
 from elit.cli.main import Command
 from elit.config import require, require_counts
 from elit.flow.guidance import Guidance, make_guidance
-from elit.sampling.settings import GuidanceKind, Precision, Sampling, Solver
+from elit.sampling.settings import STEPS, GuidanceKind, Precision, Sampling, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class SamplingArgs(GuidanceArgs):
     budget: str = "full"
     """Latents per window (8; 1 is one latent), a share of them (50%), all (100%), or a schedule over t
     (50%@0-0.5,100%@0.5-1)."""
-    steps: int = 40  # Solver steps.
+    steps: int = STEPS  # Solver steps.
     solver: Solver = "euler"  # heun is second order and evaluates twice a step.
     shift: float = 1.0  # More of the steps near noise; 1 is even.
     cache: float = 0.0  # Reuse the last output while the time embedding moves by less, relatively; 0 is off.

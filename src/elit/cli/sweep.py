@@ -17,7 +17,7 @@ from elit.evaluate.tables import print_table
 from elit.files import Json, check_writable, leaving_nothing
 from elit.flow.guidance import make_guidance
 from elit.pretrained import measurements_folder
-from elit.sampling.settings import GuidanceKind, Sampling, Solver
+from elit.sampling.settings import STEPS, GuidanceKind, Sampling, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Args(Scoring, Output):
     report hold this command's settings and replace the last ones."""
     budgets: tuple[str, ...] = ("100%", "50%", "25%", "12.5%", "6.25%")  # Latents per window (8) or shares (50%).
     schedules: tuple[str, ...] = ()  # Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1).
-    steps: tuple[int, ...] = (40,)  # Solver steps.
+    steps: tuple[int, ...] = (STEPS,)  # Solver steps.
     guidance: tuple[GuidanceKind, ...] = ("none", "ccfg")
     """cfg drops the second branch's class, ag lowers its latents where the first has more, ccfg does both."""
     scales: tuple[float, ...] = (1.5,)  # Guidance scales of every kind but none; 1 is off.

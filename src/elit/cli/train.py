@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from elit.cli.main import Command, option_value, parse as parse_arguments
-from elit.config import TrainConfig, load_config
+from elit.config import TrainConfig, check_data, load_config
 from elit.files import Json
 
 PARTS = ("weights", "gradients", "optimizer", "average", "gathered", "noise", "activations", "activations_checkpointed")
@@ -40,6 +40,7 @@ def parse(arguments: Sequence[str]) -> Args:
 def run(args: Args) -> Json | None:
     if args.dry_run:
         return _dry_run(args)
+    check_data(args.settings.data)  # before imports of seconds
     from accelerate import PartialState
 
     from elit.evaluate.during import train

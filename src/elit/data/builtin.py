@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elit.config import DATA
 from elit.data.images import ImageSet
 from elit.files import read_lines
 
 Split = Literal["train", "test"]
-NAMES = ("digits", "moving-digits", "fashion-mnist", "idx:FOLDER")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = tuple(f"a handwritten {name}" for name in DIGITS)
@@ -27,18 +27,13 @@ FASHION_MNIST_HUB = "zalando-datasets/fashion_mnist"
 FASHION_CLASSES = "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
 
 
-def is_named(name: str) -> bool:
-    """True for the name of a data set; any other is a folder."""
-    return name in NAMES or name.startswith("idx:")
-
-
 def named_images(name: str, *, split: Split = "train") -> ImageSet | None:
     """The data set of a name, None for any other. Raises ValueError where the set is not on this machine."""
     if name.startswith("idx:"):
         return idx_images(name.removeprefix("idx:"), split)
     if name == "fashion-mnist":
         return fashion_mnist(split)
-    return {"digits": digits, "moving-digits": moving_digits}[name]() if name in NAMES else None
+    return {"digits": digits, "moving-digits": moving_digits}[name]() if name in DATA else None
 
 
 def digits() -> ImageSet:

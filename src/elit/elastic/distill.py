@@ -40,7 +40,7 @@ from elit.elastic.pipelines import (
 from elit.files import Json, write_text
 from elit.flow.path import interpolate, logit_normal
 from elit.models.saved import MANIFEST
-from elit.sampling.pictures import image_grid
+from elit.sampling.pictures import image_grid, label_sheet
 from elit.training.checkpoint import AveragedWeights
 from elit.training.logger import RunLog
 from elit.training.loop import train_task
@@ -187,7 +187,7 @@ class DistillPipeline(DistillTask):
 
     def measure(self) -> tuple[Image.Image | None, list[Json]]:
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
-        pictures, table = [self.reference], []
+        pictures, labels, table = [self.reference], ["original"], []
         for count in self.validated_budgets():
             t, squared = self.distance(self.network, *self.fixed, count)
             part = (t * PARTS).long().clamp(max=PARTS - 1)
@@ -198,6 +198,7 @@ class DistillPipeline(DistillTask):
             for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:
                 with budget(count, guidance=weak):
                     pictures.append(self.samples())
+                labels.append(f"{count} tokens{', CCFG' if name else ''}")
                 difference = pictures[-1].float() - self.reference.float()
                 row[f"picture_distance{name}"] = difference.square().mean().sqrt().item()
             table.append(row)
@@ -205,7 +206,8 @@ class DistillPipeline(DistillTask):
         if sheet.ndim != 4 or sheet.shape[1] not in (1, 3):
             return None, table
         scale = max(1, 64 // sheet.shape[-2])
-        return image_grid(sheet.float().cpu() * 2 - 1, len(self.reference), scale=scale), table
+        grid = image_grid(sheet.float().cpu() * 2 - 1, len(self.reference), scale=scale)
+        return label_sheet(grid, labels), table
 
     def samples(self) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] by the pipeline, always of the same seeds; of a clip one frame."""

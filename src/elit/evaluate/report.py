@@ -11,20 +11,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from elit.evaluate import plots
 from elit.evaluate.plots import LOOK, at_best_scale
 from elit.evaluate.sweep import Point, best, degradations, front_of
-from elit.evaluate.tables import markdown_table
+from elit.evaluate.tables import markdown_table, template
 from elit.files import write_text
 from elit.models.transformer import Transformer
 
+PAGE, CARD = (template(name) for name in ("page.html", "card.md"))
 MARK = "<!-- written by elit sweep; remove this line to keep the card as it is -->"
-STYLE = """
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; color: #1d2939; background: #fff;
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p { max-width: 44rem; } img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #e4e7ec; text-align: right; white-space: nowrap; }
-th { color: #475467; font-weight: 600; }
-"""
 
 
 @dataclass(frozen=True)
@@ -51,14 +43,8 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
             head = "".join(f"<th>{escape(cell)}</th>" for cell in section.headings)
             rows = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>\n" for row in section.rows)
             parts.append(f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}</table></div>')
-    body = "\n".join(parts)
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{body}\n</body>\n</html>\n",
-    )
+    filled = PAGE.substitute(title=escape(title), lead=escape(lead), body="\n".join(parts))
+    write_text(path, filled)
 
 
 def write_sweep_report(out: Path, points: Sequence[Point], metric: str, *, model: Path, grey: bool) -> Path:
@@ -176,27 +162,10 @@ def write_card(
     dial = f"one of {len(budgets)} budgets, chosen at inference" if budgets else "no latent interface"
     size = f"{'×'.join(map(str, model.sample_size))} with {channels} channel{'s' if channels > 1 else ''}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    text = f"""---
-{data.to_yaml()}
----
-
-{MARK}
-# {name}
-
-A diffusion transformer trained with rectified flow: {parameters:,} parameters, samples of {size}, {dial}.
-
-```bash
-{command(top, Path("."))}   # in this folder: the best row below
-```
-
-## Budget, quality, cost
-
-{markdown_table(headings(metrics), [cells(point, metrics) for point in rows])}
-
-GFLOPs (a multiply-add is 2) and milliseconds are those of a whole sample, guidance included, without the autoencoder.
-{top.count} samples a row, scored by `{top.detector}` against `{reference}`; each guidance at its best scale.
-"""
-    write_text(card, text)
+    values = {"mark": MARK, "data": data.to_yaml(), "name": name, "size": size, "dial": dial, "reference": reference}
+    values |= {"parameters": f"{parameters:,}", "command": command(top, Path(".")), "count": top.count}
+    values["table"] = markdown_table(headings(metrics), [cells(point, metrics) for point in rows])
+    write_text(card, CARD.substitute(values, detector=top.detector))
     return card
 
 

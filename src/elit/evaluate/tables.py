@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +12,11 @@ from elit.config import DistillConfig
 from elit.files import Json, replacing, write_text
 
 FILES = ["README.md", "elastic.json", "elastic.safetensors", "samples.png", "transformer/*"]  # uploaded to the hub
+
+
+def template(name: str) -> Template:
+    """A text with $names, a file beside this one."""
+    return Template(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
@@ -47,34 +53,11 @@ def write_card(config: DistillConfig, table: list[Json] | None) -> None:
     }[config.weights]
     source = "pictures and beside the original" if config.data else "trajectories that the original drew itself"
     picture = "![The original's samples, then a row for each budget](samples.png)\n\n" if pictures else ""
-    text = f"""---
-library_name: elit
-base_model: {config.pipeline}
-tags: [elit, diffusers]
----
-
-# A compute dial for {Path(config.pipeline).name}
-
-With this add-on the pipeline works on fewer tokens between two of its blocks when asked to, and takes less time.
-
-```python
-from diffusers import DiffusionPipeline
-
-import elit
-
-pipe = DiffusionPipeline.from_pretrained("{config.pipeline}")
-elit.load_elastic(pipe, "{config.out}")
-with elit.budget(0.5):  # half of the tokens
-    pipe(...)
-```
-
-Trained: {trained}, for {config.steps:,} steps of {config.batch_size}, on {source}. The
-file has {size:.1f} MB.
-{"Outside of `elit.budget`, and at full budget, the original runs, to the bit." if config.weights != "all" else ""}
-
-{picture}{_table(table)}
-"""
-    write_text(out / "README.md", text)
+    original = "Outside of `elit.budget`, and at full budget, the original runs, to the bit."
+    values = {"pipeline": config.pipeline, "name": Path(config.pipeline).name, "out": config.out, "size": f"{size:.1f}"}
+    values |= {"trained": trained, "steps": f"{config.steps:,}", "batch": config.batch_size, "source": source}
+    values |= {"original": original if config.weights != "all" else "", "picture": picture, "table": _table(table)}
+    write_text(out / "README.md", template("add_on.md").substitute(values))
 
 
 def _table(table: list[Json] | None) -> str:

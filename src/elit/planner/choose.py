@@ -20,10 +20,10 @@ from elit.planner.quality import Quality, open_quality
 from elit.pretrained import model_folder
 from elit.sampling.engine import as_dtype
 from elit.sampling.evaluations import shares_head
-from elit.sampling.settings import Sampling
+from elit.sampling.settings import STEPS, Sampling
 
 MAX_STEPS = 64
-PAPER_STEPS, PAPER_SCALE = 40, 1.25
+PAPER_SCALE = 1.25
 Wanted = Guidance | Literal["any"] | None
 
 
@@ -183,9 +183,9 @@ def ladder(model: Transformer, pricing: Pricing, guidance: Wanted, cache: float 
     tokens = list[Schedule](rising) or [None]
     quarter = max(1, sum(4 * num_latents >= budgets[-1] for num_latents in mains))
     settings: list[tuple[int, Schedule, Guidance | None]] = [
-        *((steps, budgets[-1] if budgets else None, first) for steps in range(MAX_STEPS, PAPER_STEPS - 1, -1)),
-        *((PAPER_STEPS, budget, first) for budget in tokens[:quarter]),
-        *((steps, tokens[quarter - 1], first) for steps in range(PAPER_STEPS - 1, 9, -1)),
+        *((steps, budgets[-1] if budgets else None, first) for steps in range(MAX_STEPS, STEPS - 1, -1)),
+        *((STEPS, budget, first) for budget in tokens[:quarter]),
+        *((steps, tokens[quarter - 1], first) for steps in range(STEPS - 1, 9, -1)),
         *((10, budget, first) for budget in tokens[quarter:]),
         *([(10, tokens[-1], last)] if last is not first else []),
         *((steps, tokens[-1], last) for steps in range(9, 0, -1)),

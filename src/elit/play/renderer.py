@@ -26,11 +26,10 @@ from elit.planner.quality import open_quality
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import Engine, NetworkEngine, NetworkRun
 from elit.sampling.pictures import Subject, encode_picture, image_grid, make_record, sheet_frames
-from elit.sampling.settings import Sampling
+from elit.sampling.settings import STEPS, Sampling
 
 State = tuple[float, Tensor]  # t, and the network's state (1, C, ...).
 Tick = Callable[[int, int], None]  # Called before every step with (done, all steps); may raise `Cancelled`.
-DEFAULT_STEPS = 16
 MAX_THUMBNAILS, THUMBNAIL_STEPS, THUMBNAIL_BUDGET = 32, 8, 0.25
 PROFILE_SECONDS = 12.0  # Time to measure this machine for a plan, in at least three rounds.
 FRAMES = 9
@@ -139,7 +138,7 @@ class Renderer:
         self._measured: dict[Sampling, float] = {}
         self._thumbnails: list[tuple[Image.Image, str]] | None = None
         full, scale = engine.budgets[-1] if engine.budgets else None, engine.default_scale
-        start = Sampling(steps=DEFAULT_STEPS, budget=full, guidance=CFG(scale) if scale > 1 else None, dtype=dtype)
+        start = Sampling(steps=STEPS, budget=full, guidance=CFG(scale) if scale > 1 else None, dtype=dtype)
         table = self.table
         for curve in sorted(table.curves, key=lambda each: table.loss(each.values[-1])) if table else ():
             best = curve.sampling(curve.steps[-1])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from elit._version import __version__
@@ -159,6 +159,21 @@ def image_grid(images: Tensor, columns: int, *, scale: int = 1, gap: int = 2) ->
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = pixels[i]
     return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+
+
+def label_sheet(sheet: Image.Image, rows: Sequence[str], columns: Sequence[str] = ()) -> Image.Image:
+    """A sheet of pictures with a text at the left of every row and above every column, cut to its width."""
+    font, top = ImageFont.load_default(12), 20 if columns else 0
+    left, width = 10 + round(max(map(font.getlength, rows))), sheet.width / max(1, len(columns))
+    labelled = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
+    labelled.paste(sheet, (left, top))
+    draw = ImageDraw.Draw(labelled)
+    for i, text in enumerate(rows):
+        draw.text((left - 5, top + (i + 0.5) * sheet.height / len(rows)), text, "black", font, anchor="rm")
+    for i, text in enumerate(columns):
+        fits = next(text[:end] for end in range(len(text), -1, -1) if font.getlength(text[:end]) < width)
+        draw.text((left + (i + 0.5) * width, top / 2), fits, "black", font, anchor="mm")
+    return labelled
 
 
 def sheet_frames(samples: Tensor, suffix: str, *, scale: int | None = None) -> list[Image.Image]:

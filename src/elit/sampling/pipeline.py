@@ -29,7 +29,7 @@ from elit.models.text import embed_prompts
 from elit.models.transformer import Transformer
 from elit.sampling.autoencoders import decode
 from elit.sampling.engine import NetworkEngine
-from elit.sampling.settings import Sampling, make_sampling
+from elit.sampling.settings import STEPS, Sampling, make_sampling
 
 
 class ElitPipeline(DiffusionPipeline):
@@ -69,7 +69,7 @@ class ElitPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | Sequence[int] | Tensor | None = None,
-        num_inference_steps: int = 40,
+        num_inference_steps: int = STEPS,
         guidance_scale: float = 1.0,
         budget: Schedule = None,
         guidance_budget: Budget = None,

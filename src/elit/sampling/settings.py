@@ -14,6 +14,7 @@ from elit.flow.guidance import Guidance, make_guidance
 GuidanceKind = Literal["none", "cfg", "ag", "ccfg"]
 Solver = Literal["euler", "heun"]
 Precision = Literal["float32", "bfloat16", "float16"]
+STEPS = 40  # Of every run that names none, as in the paper; docs/inference.md has what more and fewer give.
 NUMBERS = {"steps": int, "shift": float, "cache": float, "seed": int}  # settings that are numbers
 
 
@@ -21,7 +22,7 @@ NUMBERS = {"steps": int, "shift": float, "cache": float, "seed": int}  # setting
 class Sampling:
     """How samples are made; what they are of (classes, prompts, their number) stands beside it."""
 
-    steps: int = 40
+    steps: int = STEPS
     budget: Schedule = None  # One for all steps, a schedule (text, a function of t), or a tuple with one a step.
     sample_budgets: tuple[Budget, ...] = ()  # One a sample, in the place of `budget`.
     guidance: Guidance | None = None

@@ -13,12 +13,11 @@ from elit.budgets import evenly_spaced, resolve_budget
 from elit.config import require, require_counts
 from elit.files import Json
 from elit.flow.guidance import CCFG, CFG, Guidance
-from elit.sampling.settings import Sampling
+from elit.sampling.settings import STEPS, Sampling
 
 KEY_VARIABLE = "ELIT_API_KEY"
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
-STEPS = 20  # Steps at full quality, where neither the owner nor a sweep's table names them.
 Rung = tuple[int, int | None]  # Steps, and latents per group; None for a network without a latent interface.
 
 
@@ -38,7 +37,7 @@ class ServiceSettings:
     name: str = ""  # Name of the model for clients; default: the folder's.
     steps: int | None = None
     """Solver steps at full quality; default: the ladder of settings is from the table of elit sweep beside the model
-    (sweep.jsonl), and has 20 steps where there is none."""
+    (sweep.jsonl), and has 40 steps where there is none."""
     least_steps: int | None = None  # The fewest steps, where even the least budget is too slow; default: half.
     least_budget: str = ""  # The floor: 8 latents per group, or a share such as 25%; default: the model's least.
     rungs: Annotated[tuple[Rung, ...], tyro.conf.Suppress] = ()  # The ladder from least to full; () = from `steps`.

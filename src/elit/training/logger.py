@@ -7,6 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ class RunLog:
         self.pending: list[Json] = []
         self.by_time = torch.zeros(2, BUCKETS, device=accelerator.device)  # sums of losses, and how many
         self.skipped = 0
-        self.since, self.waited = time.perf_counter(), 0.0
+        self.began = self.since = time.perf_counter()
+        self.waited = 0.0
         self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         figures = TextColumn("{task.fields[figures]}")
@@ -149,12 +151,15 @@ class RunLog:
         last = rows[-1]
         finite = [row["loss"] for row in rows if math.isfinite(row["loss"])]
         mean = f"{sum(finite) / len(finite):.4f}" if finite else "not finite"
-        budget = "" if last["budget"] is None else f" · {last['budget']} latents"
+        budget = "" if last["budget"] is None else f" · {last['budget']} latent{'s' * (last['budget'] > 1)}"
         skipped = f" · {self.skipped} skipped" if self.skipped else ""
         text = f"loss {mean} · {last['images_per_s']:,.0f} images/s{budget}{skipped}"
         self.bar.update(self.task, figures=text)
         if self.bar.disable:
-            self.say(f"step {last['step']:,}/{self.config.steps:,} · {text}")
+            taken = time.perf_counter() - self.began
+            left = taken / (last["step"] - self.start) * (self.config.steps - last["step"])
+            passed, to_go = (timedelta(seconds=round(seconds)) for seconds in (taken, left))
+            self.say(f"step {last['step']:,}/{self.config.steps:,} · {text} · {passed} passed, {to_go} to go")
 
 
 def _forget_later_steps(path: Path, start: int) -> None:

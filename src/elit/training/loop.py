@@ -68,6 +68,7 @@ def run(accelerator: Accelerator, task: Task) -> Any:
     if resumed:
         load_state(resumed, state)
         sampler.start = checkpoint_step(resumed)
+        notes.insert(0, f"resumed from step {sampler.start:,}")
     if accelerator.is_main_process:
         save_config(replace(config, resume=False), Path(config.out) / "config.yaml")
     log = RunLog(config, accelerator, task.flops, sampler)

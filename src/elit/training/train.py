@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from elit.budgets import resolve_budget, training_budgets
-from elit.config import TrainConfig, require
+from elit.config import TrainConfig, check_data, require
 from elit.costs.flops import count_flops
-from elit.data.builtin import NAMES, named_images
+from elit.data.builtin import named_images
 from elit.data.images import ImageFiles, ImageSet, LatentSet, PromptedImages
 from elit.data.loader import StepSampler
 from elit.data.source import open_source
@@ -21,7 +21,7 @@ from elit.models.presets import create_model, model_config
 from elit.models.saved import load_shared_weights, save_model
 from elit.models.text import CACHE, encode_prompts
 from elit.models.transformer import Transformer
-from elit.sampling.pictures import as_pictures, image_grid
+from elit.sampling.pictures import as_pictures, image_grid, label_sheet
 from elit.sampling.sample import sample
 from elit.training.checkpoint import AveragedWeights
 from elit.training.distributed import broadcast_from_main, unsharded
@@ -106,7 +106,10 @@ class TrainNetwork(Task):
         budgets = list(dict.fromkeys(resolve_budget(budget, network.budgets) for budget in wanted)) or [None]
         with average.in_place_of(network), torch.compiler.set_stance("force_eager"), accelerator.autocast():
             rows = [as_pictures(sample(network, y, budget=budget)[:, :3]) for budget in budgets]
-        log.image(image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2])), step)
+        sheet = image_grid(torch.cat(rows), len(y), scale=max(1, 64 // rows[0].shape[-2]))
+        names = self.data.classes if self.prompts is None else self.data.captions
+        labels = ["" if budget is None else f"{budget} latent{'s' * (budget > 1)}" for budget in budgets]
+        log.image(label_sheet(sheet, labels, [names[number] for number in numbers.tolist()]), step)
 
     def score(self, average: AveragedWeights, log: RunLog, step: int) -> None:
         if self.scorer and (step % self.config.score_every == 0 or step == self.config.steps):
@@ -128,11 +131,10 @@ class TrainNetwork(Task):
 
 
 def load_data(config: TrainConfig) -> ImageData:
+    check_data(config.data)
     if (images := named_images(config.data)) is not None:
         return images
     root = Path(config.data)
-    if not root.exists():
-        raise ValueError(f"data must be a folder, a file or one of {', '.join(NAMES)}, got {config.data!r}")
     if (root / "encode.json").is_file():
         return LatentSet(root)
     source = open_source(root, captions=model_config(config.model.name)[0].takes_text)

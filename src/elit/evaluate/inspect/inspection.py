@@ -24,10 +24,9 @@ from elit.sampling.autoencoders import decode, downsampling, encode_mean
 from elit.sampling.engine import seeded_noise
 from elit.sampling.evaluations import sampling_flops
 from elit.sampling.sample import sample
-from elit.sampling.settings import Sampling
+from elit.sampling.settings import STEPS, Sampling
 from elit.training.train import load_data, load_prompts
 
-OWN_STEPS = 20
 MAX_BUDGETS, MAX_SAMPLES, MAX_EXAMPLES = 16, 8, 6
 PICTURES = ("attention_and_loss.png", "examples.png", "latents_read.png", "budgets.png")
 
@@ -47,9 +46,9 @@ def load_probe(
         if model.takes_text:
             raise ValueError("data='samples' is not supported for a model that takes text: give data with captions")
         y = torch.arange(count) % model.config.num_classes
-        x = sample(model, y, steps=OWN_STEPS, seed=seed).float().cpu()
+        x = sample(model, y, seed=seed).float().cpu()
         classes = model.config.get("class_names") or range(model.config.num_classes)
-        origin = {"data": "samples", "steps": OWN_STEPS, "seed": seed}
+        origin = {"data": "samples", "steps": STEPS, "seed": seed}
         return Probe(x=x, y=y, seed=seed, names=tuple(str(classes[i]) for i in y.tolist()), origin=origin, **settings)
     # Training opens `data` by its config, which has to name a network with the same kind of condition.
     text = {name: model.config[name] for name in ("text_encoder", "text_length")} if model.takes_text else {}
