@@ -1,11 +1,10 @@
 """Outputs to the bit as they were before the library was made smaller: `bit-equal.safetensors` has them.
 
-`python tests/test_bit_equal.py` (with tests and tests/elastic on the path) writes the file anew. The processor and the
-version of torch are noted in it: elsewhere sums are taken in another order, and outputs are equal within rounding.
+`python tests/test_bit_equal.py` (with tests and studies/pipelines on the path) writes the file anew. It notes the
+processor and the version of torch: elsewhere sums are taken in another order, and outputs are equal within rounding.
 """
 
 import platform
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,8 @@ import torch
 from conftest import inputs, opened
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent / "elastic"))  # as pytest does for the tests there
 from tiny import build, inputs as elastic_inputs, open_branches, window
+from torch import Tensor
 
 import elit
 from elit.flow.path import flow_matching_loss

@@ -2,17 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from PIL import Image
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "elastic"))
 from tiny import TEXT, autoencoder, build, draw, pipeline
+from torch import Tensor
 
 SIZE = {"height": 64, "width": 64}
 Run = Callable[..., Tensor]

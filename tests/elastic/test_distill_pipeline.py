@@ -3,7 +3,6 @@
 import inspect
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import diffusers
@@ -11,7 +10,9 @@ import pytest
 import torch
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import filter_repo_objects
+from parts import PIPELINES as STOCK
 from PIL import Image
+from prompts import with_prompts
 from tiny import PIPELINES, pipeline, with_text
 
 import elit
@@ -22,10 +23,6 @@ from elit.elastic.distill import DistillPipeline, Prediction, distill
 from elit.elastic.families import FAMILIES
 from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests
 from elit.sampling.autoencoders import encode_mean
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
-from parts import PIPELINES as STOCK
-from prompts import with_prompts
 
 pytestmark = pytest.mark.slow
 

@@ -1,21 +1,17 @@
 """Budgets bound to the scheduler's timesteps, to the branch that runs, and to a transformer with a dial."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import diffusers
 import pytest
+import table
 import tiny
 import torch
+from parts import PIPELINES as STOCK
 from tiny import SPLIT, TEXT, Spy, build, draw, elastic_pipeline, inputs, pipeline, window
 
 import elit
 from elit.elastic.context import current_block
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies" / "pipelines"))
-import table
-from parts import PIPELINES as STOCK
 
 
 def image_to_image(pipe, steps, strength):

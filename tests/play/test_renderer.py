@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import fresh, opened
-from elastic.tiny import open_branches, pipeline
 from PIL import Image
 from serve.service import row
+from tiny import open_branches, pipeline
 
 import elit
 from elit.cli.main import main

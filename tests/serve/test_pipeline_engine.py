@@ -9,9 +9,9 @@ import openai
 import pytest
 import torch
 import yaml
-from elastic.tiny import open_branches, pipeline, with_text
 from PIL import Image
 from service import served
+from tiny import open_branches, pipeline, with_text
 
 import elit
 from elit.cli.main import main

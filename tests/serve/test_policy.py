@@ -1,21 +1,17 @@
 """Invariants of the policy: never below the floor, nobody admitted is predicted late, order, work, bounds."""
 
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from simulator import simulate
 
 from elit.planner.cost import Costs
 from elit.serve.loadtest import arrivals, summarize
 from elit.serve.policy import Policy, PolicySettings, by_deadline
 from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from simulator import simulate
 
 RUNGS = ServiceSettings(model="digits", steps=8, least_steps=8).ladder(range(1, 17))  # eight rungs
 COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)

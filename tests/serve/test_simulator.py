@@ -2,20 +2,16 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
+import serving
 from service import row, saved_model
+from simulator import bursty_rates, simulate
 
 from elit.planner.cost import Costs
 from elit.serve.loadtest import Outcome, arrivals, summarize
 from elit.serve.policy import PolicySettings
 from elit.serve.settings import ServiceSettings
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import serving
-from simulator import bursty_rates, simulate
 
 COSTS = Costs(call=2.0, core=0.5, around=6.0, linear=0.5, image=3.0)
 RUNGS = ServiceSettings(model="digits", steps=8, least_steps=8).ladder(range(1, 17))

@@ -221,7 +221,7 @@ def with_text(name: str) -> Any:
     return pipe
 
 
-def open_branches(model: nn.Module) -> nn.Module:
+def open_branches(model: Any) -> Any:
     """As after training: every branch of the interface does something."""
     torch.manual_seed(3)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def open_branches(model: nn.Module) -> nn.Module:
     return model
 
 
-SPLIT = {"read_after": 1, "write_after": 3, "window": (4, 4)}
+SPLIT: dict[str, Any] = {"read_after": 1, "write_after": 3, "window": (4, 4)}
 
 
 def elastic(kind: str, **changes: Any) -> nn.Module:
@@ -252,18 +252,19 @@ def elastic_pipeline(name: str, opened: bool = False) -> Any:
 class Spy:
     """Notes J̃ of every run through the core, and on how many samples."""
 
-    def __init__(self, transformer, monkeypatch):
-        self.seen, self.plans = [], []
+    def __init__(self, transformer: Any, monkeypatch: Any):
+        self.seen: list[tuple[int, int]] = []
+        self.plans: list[list[int]] = []
         finish = transformer.elastic.finish
 
-        def noted(tokens, start, latents, plan):
+        def noted(tokens: Tensor, start: Any, latents: Any, plan: Any) -> Any:
             self.seen.append((plan.grids[0].budget, len(tokens)))
             self.plans.append([grid.budget for grid in plan.grids])
             return finish(tokens, start, latents, plan)
 
         monkeypatch.setattr(transformer.elastic, "finish", noted)
 
-    def kept(self):
+    def kept(self) -> list[int]:
         """J̃ of the runs since the last call."""
         found = [budget for budget, _ in self.seen]
         self.seen.clear()
