@@ -8,6 +8,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from accelerate import Accelerator
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import filter_repo_objects
 from parts import PIPELINES as STOCK
@@ -19,9 +20,11 @@ import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
 from elit.data.reader import centre_crop, read_frames
+from elit.elastic import captioned_images
+from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.distill import DistillPipeline, Prediction, distill
 from elit.elastic.families import FAMILIES
-from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests
+from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests, first_call, layout_of
 from elit.sampling.autoencoders import encode_mean
 
 pytestmark = pytest.mark.slow
@@ -362,7 +365,7 @@ def test_wrong_calls_with_pictures_are_one_line(tmp_path, folder, prompts, capsy
     flux = ["tiny/FluxPipeline", out, "--sizes", "32x32"]
     for words, message in (
         ([*flux, *good, "--prompts", str(prompts)], "cannot learn from prompts and data at once"),
-        ([*flux, "--data", "nowhere"], "cannot read 'nowhere': must be a folder"),
+        ([*flux, "--data", "nowhere"], "data must be a folder, a file or one of"),
         ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
         (["tiny/LTX2Pipeline", out, *good], "data is not supported for a LTX2Pipeline"),
         ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
@@ -370,3 +373,43 @@ def test_wrong_calls_with_pictures_are_one_line(tmp_path, folder, prompts, capsy
         ([*flux, *good, "--prompt-dropout", "1"], "prompt_dropout must be"),
     ):
         assert_refused(words, message, capsys)
+
+
+@pytest.mark.parametrize(("name", "files"), [("ZImagePipeline", 1), ("FluxPipeline", 2), ("DiTPipeline", 0)])
+def test_captions_and_pictures_stay_together_after_a_kill_and_some_are_held_out(
+    tmp_path, folder, name, files, monkeypatch
+):
+    """However many files were written before the kill; validation has pictures that no step trains on."""
+    if name == "DiTPipeline":
+        for number in range(6):
+            (folder / str(7 + number % 3)).mkdir(exist_ok=True)
+            (folder / f"{number}.png").rename(folder / str(7 + number % 3) / f"{number}.png")
+    save, written = captioned_images.save_calls, []
+
+    def killed(path, *content):
+        if len(written) == files:
+            raise KeyboardInterrupt
+        written.append(save(path, *content))
+
+    def prepared(out):
+        pipe = made(name)
+        images = CaptionedImages(config, pipe)
+        requests = Requests(pipe, config, images.prompts)
+        one, two = (first_call(pipe, requests.request(requests.prompts[:1] * count)) for count in (1, 2))
+        rows = len(one[images.family.sample]), len(two[images.family.sample])
+        images.prepare(out, requests, lambda: layout_of(one, two, rows), Accelerator())
+        return images
+
+    config = on_pictures(tmp_path / "out", name, folder, teacher_batch=1)
+    whole = prepared(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(captioned_images, "save_calls", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(tmp_path / "cut")
+    again = prepared(tmp_path / "cut")
+    for entry in range(len(whole)):
+        trees = [images.__getitems__([entry]) for images in (whole, again)]
+        assert repr(trees[0]) == repr(trees[1])
+    trained = {whole.entries[entry][:2] for bucket in whole.buckets for entry in bucket}
+    assert trained
+    assert trained.isdisjoint(whole.entries[entry][:2] for entry in whole.held_out)

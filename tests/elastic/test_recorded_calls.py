@@ -56,6 +56,23 @@ def test_sizes_with_as_many_tokens_are_never_in_one_batch(tmp_path, sizes):
         assert torch.allclose(again, outputs, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "sizes"), [(2, ("32x32",)), (4, ("32x32",)), (4, ("64x32", "32x64")), (6, ("8x8", "8x16"))]
+)
+def test_each_prompt_is_drawn_at_every_size_and_number_of_steps(prompts, sizes):
+    names = [str(number) for number in range(prompts)]
+    config = DistillConfig(sizes=sizes, teacher_batch=2, teacher_steps=4, trajectories=prompts * 2 * len(sizes))
+    requests = Requests(with_text("FluxPipeline"), config, names)
+    drawn = list(requests.batches())
+    ways = [
+        (name, each["num_inference_steps"], each["height"], each["width"]) for each in drawn for name in each["prompt"]
+    ]
+    assert len(set(ways)) == len(ways)
+    seeds = {each["generator"].initial_seed() for each in drawn}
+    assert len(seeds) == len(drawn)
+    assert requests.validation()["generator"].initial_seed() not in seeds
+
+
 def test_a_damaged_file_and_an_empty_folder_are_one_line(tmp_path):
     with pytest.raises(ValueError, match="no recorded calls"):
         RecordedCalls(tmp_path)

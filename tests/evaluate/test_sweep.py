@@ -71,6 +71,10 @@ def test_degradation():
     alone = replace(half, guidance="cfg", scale=2.0)  # its full budget was not swept
     found = degradations([full, half, *other, alone], "fd")
     assert found == [(full, 1.0), (half, 1.25), (other[0], 1.0), (other[1], 1.5625)]
+    changes = {"guidance_low": 0.3, "guidance_high": 0.7, "solver": "heun", "shift": 2.0, "model_sha256": "1"}
+    for name, value in changes.items():  # of a mixed table
+        foreign = replace(full, **{name: value}, scores={"fd": 2.0})
+        assert degradations([full, half, foreign], "fd") == [(full, 1.0), (half, 1.25), (foreign, 1.0)]
 
 
 def test_saturation():
@@ -261,7 +265,9 @@ def test_the_page(tmp_path):
     assert {point.scale for point in at_best_scale(made, "fd", "cfg")} == {2.0}
     ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
     assert command(ccfg, Path("m")).endswith("--steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1")
-    assert command(replace(ccfg, cache=0.5), Path("m")).endswith(" --cache 0.5")
+    changed = replace(ccfg, cache=0.5, solver="heun", shift=2.0, guidance_low=0.25)
+    more = "--guidance-interval 0.25 1 --solver heun --shift 2 --cache 0.5"
+    assert command(changed, Path("m")).endswith(f"--guidance-budget 1 {more}")
     top = best(made, "fd")
     assert f"Best fd: {top.scores['fd']:.4g} with 8 steps, budget 16, cfg 2" in text
     assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</p>" in text

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -26,6 +27,8 @@ from elit.elastic.pipelines import (
     take_rows,
     takes_classes,
 )
+
+ROWS = 32  # calls of a validation
 
 
 class CaptionedImages:
@@ -74,7 +77,14 @@ class CaptionedImages:
             self.entries += [(size, row, used[label]) for row, label in enumerate(labels)]
             without = max(1, round(len(labels) * dropout / (1 - dropout))) if dropout else 0
             self.entries += [(size, i * len(labels) // without, len(used)) for i in range(without)]
-        self.buckets = buckets_of([(size, self.calls[size].kinds[call]) for size, _, call in self.entries])
+        buckets = buckets_of([(size, self.calls[size].kinds[call]) for size, _, call in self.entries])
+        largest = max(buckets, key=len)
+        self.held_out = largest[:: max(10, len(largest) // ROWS)][:ROWS]
+        pictures = {self.entries[entry][:2] for entry in self.held_out}  # with a prompt or without
+        trained = [[entry for entry in bucket if self.entries[entry][:2] not in pictures] for bucket in buckets]
+        self.buckets = [np.array(entries) for entries in trained if entries]
+        if not self.buckets:
+            raise ValueError("data must have at least 2 pictures, of which one is for validation")
 
     def _record(self, folder: Path, prompts: Sequence[str | int], requests: Requests, layout: Tree, size: Size) -> None:
         """Writes the transformer's calls for captions. Raises ValueError where it samples another shape than theirs."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from elit.config import DistillConfig
 from elit.data.images import posterior_sample
 from elit.data.loader import BucketSampler
-from elit.elastic.captioned_images import CaptionedImages
+from elit.elastic.captioned_images import ROWS, CaptionedImages
 from elit.elastic.context import UNSET, budget, original
 from elit.elastic.distill_network import DistillNetwork, DistillTask, mean_square
 from elit.elastic.families import family_of
@@ -46,7 +47,7 @@ from elit.training.logger import RunLog
 from elit.training.loop import train_task
 from elit.training.task import Draws
 
-ROWS, PARTS = 32, 5  # calls of a validation, and parts of the time that their distances are listed by
+PARTS = 5  # of the time, by which the distances of a validation are listed
 
 
 def distill(config: DistillConfig) -> Json:
@@ -81,14 +82,16 @@ class DistillPipeline(DistillTask):
         self.last_table: list[Json] | None = None
 
     def prompts(self) -> list[str]:
-        return read_prompts(self.config.prompts)
+        prompts = read_prompts(self.config.prompts)
+        self.identity = {"count": len(prompts), "source": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
+        return prompts
 
     @property
     def cache(self) -> Path:
         """Named by what is recorded in it, so that other settings are another folder."""
         names = ("pipeline", "sizes", "call", "teacher_batch", "preview_prompts", "seed", "teacher_steps", *self.cached)
         settings = [getattr(self.config, name) for name in names]
-        settings += [self.requests.prompts, str(self.network.dtype)]
+        settings += [self.requests.prompts, str(self.network.dtype), *([self.identity] if self.config.data else [])]
         return Path(self.config.out) / "cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
     def initialize(self, *, resumed: bool) -> list[str]:
@@ -107,8 +110,8 @@ class DistillPipeline(DistillTask):
         tokens, text = self.family.grids(self.network, call), self.family.text(self.network, call)
         self.flops = self.step_flops(tokens, text, teacher=bool(self.config.data))
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
-        buckets = len(self.examples.buckets)
-        return [f"{len(self.examples):,} examples in {buckets} buckets; {trained:,} weights to train"]
+        count, buckets = self.sampler.length, len(self.examples.buckets)
+        return [f"{count:,} examples in {buckets} buckets; {trained:,} weights to train"]
 
     def try_step(self) -> None:
         """A forward and backward pass at the lowest budget: a run that cannot train fails before it records."""
@@ -119,10 +122,8 @@ class DistillPipeline(DistillTask):
 
     def record(self, rank: int, world: int) -> RecordedCalls | CaptionedImages:
         """Every `world`-th batch from `rank`: first its prompts, all of them, then the transformer's calls."""
-        prompts, steps = self.requests.prompts[: self.config.teacher_batch], self.config.teacher_steps
-        # The last is for validation, from noise that no other starts from.
-        held_out = self.requests.request(prompts, number=-1, steps=steps, size=self.requests.sizes[0])
-        requests = [*self.requests.batches(), held_out]
+        batch = min(self.config.teacher_batch, len(self.requests.prompts))
+        requests = [*self.requests.batches(), self.requests.validation(batch)]  # the last is held out
         paths = [self.cache / "calls" / f"{number:06d}.pt" for number in range(len(requests) - 1)]
         paths.append(self.cache / "held-out" / "calls.pt")
         mine = list(zip(requests, paths, strict=True))[rank::world]
@@ -161,12 +162,12 @@ class DistillPipeline(DistillTask):
 
     def fixed_calls(self) -> tuple[Tensor, CallBatch]:
         """Calls to validate with, and the original's predictions for them."""
-        return self.some_of(RecordedCalls(self.cache / "held-out"))
+        held_out = RecordedCalls(self.cache / "held-out")
+        largest = max(held_out.buckets, key=len)
+        return self.some_of(held_out, largest[:: -(-len(largest) // ROWS)])
 
-    def some_of(self, examples: RecordedCalls | CaptionedImages) -> tuple[Tensor, CallBatch]:
-        bucket = max(examples.buckets, key=len)
-        rows = [int(bucket[i * len(bucket) // ROWS]) for i in range(min(ROWS, len(bucket)))]
-        first, call = examples.__getitems__(rows)
+    def some_of(self, examples: RecordedCalls | CaptionedImages, entries: np.ndarray) -> tuple[Tensor, CallBatch]:
+        first, call = examples.__getitems__(entries.tolist())
         return first.to(self.accelerator.device), call.to(self.accelerator.device)
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
@@ -232,6 +233,7 @@ class DistillPictures(DistillPipeline):
 
     def prompts(self) -> list[str]:
         self.images = CaptionedImages(self.config, self.pipe)
+        self.identity = self.images.source.identity
         self.prediction = Prediction(self.pipe.scheduler, self.family)
         return self.images.prompts
 
@@ -276,7 +278,7 @@ class DistillPictures(DistillPipeline):
         return self.prediction.call(pack(posterior_sample(moments, posterior)), pack(noise), t, call)
 
     def fixed_calls(self) -> tuple[Tensor, CallBatch]:
-        moments, call = self.some_of(self.images)
+        moments, call = self.some_of(self.images, self.images.held_out)
         generator = torch.Generator().manual_seed(self.config.seed)
         noise = torch.randn(moments[:, 0].shape, generator=generator).to(moments.device)
         t = (torch.arange(len(moments), device=moments.device) + 0.5) / len(moments)

@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import inspect
-import math
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -128,30 +127,34 @@ class Requests:
 
     def batches(self) -> Iterator[Arguments]:
         """The trajectories to record, `teacher_batch` of one size at a time."""
-        config, size = self.config, self.config.teacher_batch
-        total = len(self.prompts) if config.trajectories is None else config.trajectories
-        for number in range(math.ceil(total / size)):
-            rows = range(number * size, min(number * size + size, total))
-            even = number // len(self.sizes) % 2 == 0  # so that each size has both
-            steps = config.teacher_steps if even else max(1, config.teacher_steps * 3 // 4)
-            yield self.request([self.prompts[row % len(self.prompts)] for row in rows], number=number, steps=steps)
+        config, size, count = self.config, self.config.teacher_batch, len(self.prompts)
+        numbers = (config.teacher_steps, max(1, config.teacher_steps * 3 // 4))
+        ways = [(steps, pixels) for steps in numbers for pixels in self.sizes]
+        total = count if config.trajectories is None else config.trajectories
+        for number, first in enumerate(range(0, total, size)):
+            rows = range(first, min(first + size, total))
+            repeat, place = divmod(first, count)  # another way for a prompt each time that it comes
+            steps, pixels = ways[(place // size + repeat) % len(ways)]
+            prompts = [self.prompts[row % count] for row in rows]
+            yield self.request(prompts, number=number, steps=steps, size=pixels)
 
-    def validation(self, **changes: str) -> Arguments:
-        """The first prompts, at the first size, always of the same seeds."""
-        prompts = [self.prompts[row % len(self.prompts)] for row in range(self.config.preview_prompts)]
-        return self.request(prompts, steps=self.config.teacher_steps) | changes
+    def validation(self, count: int | None = None, **changes: str) -> Arguments:
+        """The first prompts, at the first size, always from the same noise, which no trajectory starts from."""
+        rows = range(count or self.config.preview_prompts)
+        prompts = [self.prompts[row % len(self.prompts)] for row in rows]
+        return self.request(prompts, number=-1, steps=self.config.teacher_steps) | changes
 
     def request(
         self, prompts: list[str | int], *, number: int = 0, steps: int = 1, size: Size | None = None
     ) -> Arguments:
-        """One call of the pipeline; number: decides seed and, where it is not given, size."""
+        """One call of the pipeline; number: decides the seed. size: by default the first of the settings."""
         request: Arguments = {"class_labels" if self.by_class else "prompt": prompts, **self.call}
         request["num_inference_steps"] = steps
         if len(prompts) == 1 and not self.by_class:  # Wan VACE takes no lists
             request["prompt"] = prompts[0]
         elif isinstance(negative := request.get("negative_prompt"), str):
             request["negative_prompt"] = [negative] * len(prompts)
-        size = size or self.sizes[number % len(self.sizes)]
+        size = size or self.sizes[0]
         if size is not None and self.sized:
             request |= {"height": size[0], "width": size[1]}
         request["output_type"] = "pt" if self.by_class else "latent"

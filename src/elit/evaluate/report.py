@@ -112,8 +112,10 @@ def command(point: Point, model: Path) -> str:
         parts.append(f"--guidance {point.guidance} --scale {point.scale:g}")
     if point.guidance_budget is not None:
         parts.append(f"--guidance-budget {point.guidance_budget}")
-    if point.cache:
-        parts.append(f"--cache {point.cache:g}")
+    if (point.guidance_low, point.guidance_high) != (0, 1):
+        parts.append(f"--guidance-interval {point.guidance_low:g} {point.guidance_high:g}")
+    given = {"solver": (point.solver, "euler"), "shift": (f"{point.shift:g}", "1"), "cache": (f"{point.cache:g}", "0")}
+    parts += [f"--{name} {value}" for name, (value, default) in given.items() if value != default]
     return " ".join(parts)
 
 

@@ -113,9 +113,10 @@ def front_of(points: Sequence[Point], metric: str, cost: str) -> list[Point]:
 def degradations(points: Sequence[Point], metric: str) -> list[tuple[Point, float]]:
     """(point, ρ) for every point whose full budget is among `points` with all else equal (paper Table 5)."""
 
+    own = {"budget", "share", "gflops", "ms", "saturation", "calls", "recipe_sha256", "file", "scores"}
+
     def all_but_budget(point: Point) -> tuple[Any, ...]:
-        guidance = point.guidance, point.scale, point.guidance_budget
-        return point.steps, point.cache, point.count, point.detector, guidance
+        return tuple(value for name, value in vars(point).items() if name not in own)
 
     full = {all_but_budget(point): point.scores[metric] for point in points if point.share == 1}
     ratios = []
