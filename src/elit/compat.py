@@ -27,11 +27,6 @@ def storage_number(value: Tensor) -> int:
     return value.untyped_storage()._cdata
 
 
-def write_count(value: Tensor) -> int:
-    """Number of writes to a tensor in place, except through `.data`. torch 1.0; there is no public way."""
-    return value._version
-
-
 def lerp_all(targets: list[Tensor], sources: list[Tensor], share: float) -> None:
     """target += share · (source − target) for all, in a few kernels. torch 2.0, as in swa_utils."""
     torch._foreach_lerp_(targets, sources, share)

@@ -133,23 +133,17 @@ def test_table_and_profile_are_found_beside_a_saved_model(model, tmp_path):
     assert elit.plan(folder, target_ms=1000).quality == 8.0
 
 
-def test_a_table_of_another_network_is_refused_and_a_neighbours_passed_over(tmp_path, monkeypatch):
+def test_a_table_of_another_network_is_refused_and_a_neighbours_passed_over(tmp_path):
     folder = tmp_path / "model"
     save_model(opened("elit-dit"), folder)
     saved = elit.load_model(folder)
     foreign = [row("16", 8, 8.0, model_sha256="0" * 64)]
     write(tmp_path / "sweep.jsonl", foreign)
-    hashed = []
-    count = lambda model: hashed.append(1) or describe_network(model)  # noqa: E731
-    monkeypatch.setattr("elit.planner.quality.describe_network", count)
-    for _ in range(3):
-        beside = elit.plan(saved, target_gflops=1e6)
-    assert beside.quality is None
+    assert elit.plan(saved, target_gflops=1e6).quality is None
     for place in (tmp_path / "sweep.jsonl", write(folder / "sweep.jsonl", foreign)):
         named = {"table": place} if place.parent != folder else {}
         with pytest.raises(ValueError, match=r"table='.*sweep\.jsonl': made for another network"):
             elit.plan(saved, target_gflops=1e6, **named)
-    assert len(hashed) == 3  # the network in three dtypes, once each
     rounded = recipe_digest(describe_network(saved.to(torch.bfloat16)))
     saved = elit.load_model(folder)
     write(folder / "sweep.jsonl", [row("16", 8, 8.0, model_sha256=rounded)])

@@ -183,6 +183,15 @@ def test_a_request_that_no_level_helps_lowers_nobody(low, patience):
         assert setting == RUNGS[-1] or 1.1 * COSTS.alone_ms(RUNGS[RUNGS.index(setting) + 1]) > patience
 
 
+def test_an_urgent_request_in_progress_lowers_nobody():
+    policy = Policy(replace(COSTS, separate=True), len(RUNGS), PolicySettings(slots=4))
+    assert policy.arrive(request("urgent", 0.0, 1.5 * FLOOR_MS / 1e3), 0.0) is None
+    policy.decide(0.0)
+    now = 0.2 * FLOOR_MS / 1e3
+    policy.arrive(request("other", now, now + 60), now)
+    assert policy.decide(now)[0][0].setting == RUNGS[-1]
+
+
 @pytest.mark.parametrize("images", [1, 3])
 def test_a_deadline_that_nothing_meets_is_not_one_to_try_again(images):
     policy = Policy(COSTS, len(RUNGS), PolicySettings(slots=4))

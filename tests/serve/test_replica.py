@@ -111,6 +111,19 @@ def test_measuring_goes_on_until_two_rounds_agree(model, monkeypatch):
     assert costs.step_ms([(SETTING, 1)]) == pytest.approx(4.1, rel=0.01)
 
 
+def test_costs_that_are_wrong_at_the_start_are_mended(replica, monkeypatch):
+    monkeypatch.setattr("elit.serve.replica.REFIT", 8)
+    replica.policy.costs = Costs(call=500.0, image=900.0, separate=True)
+
+    async def run():
+        return [await replica.generate(request(str(number))) for number in range(5)]
+
+    slowest = max(answer["stages"]["steps_ms"] / 2 for answer in asyncio.run(run()))
+    policy = replica.policy
+    assert policy.costs.step_ms([(SETTING, 1)]) * policy.slowdown <= 2 * slowest
+    assert policy.costs.image * policy.slowdown < 900
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_measured_costs_rise_with_latents_and_guidance(model, exact):
     costs = measure_costs(NetworkEngine(model, exact=exact), seconds=0.2)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cache as cache_of, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -47,22 +47,15 @@ class Plan(Sampling):
         return self.words or repr(self)
 
 
-class Target(NamedTuple):
-    name: Literal["ms", "gflops"]
-    limit: float
-    text: str  # as the user gave it
-
-
-def make_target(batch: int, **targets: float | None) -> Target:
-    """The target that is given; a rate is the time of a batch at that rate. Raises ValueError unless there is one."""
-    names = ("target_ms", "target_gflops", "target_images_per_s")
+def make_target(batch: int, **targets: float | None) -> tuple[Literal["ms", "gflops"], float, str]:
+    """What is limited, its limit, a rate as the time of a batch at it, and both as given. Raises ValueError."""
     given = {name: value for name, value in targets.items() if value is not None}
     if len(given) != 1:
-        raise ValueError(f"{', '.join(given) or 'no target'} given; give one of {', '.join(names)}")
+        raise ValueError(f"{', '.join(given) or 'no target'} given; give one of {', '.join(targets)}")
     ((name, value),) = given.items()
     require(0 < value < float("inf"), name, value, "a number above 0")
     limit = 1e3 * batch / value if name == "target_images_per_s" else value
-    return Target("gflops" if name == "target_gflops" else "ms", limit, f"{name}={value:g}")
+    return "gflops" if name == "target_gflops" else "ms", limit, f"{name}={value:g}"
 
 
 def plan(
@@ -101,35 +94,36 @@ def plan(
     network = model if isinstance(model, Transformer) else load_model(model).to(device)
     folder = network_folder(model)
     targets = {"target_ms": target_ms, "target_gflops": target_gflops, "target_images_per_s": target_images_per_s}
-    target = make_target(batch, **targets)
+    unit, limit, wanted = make_target(batch, **targets)
     if profile is None:
         profile = find_profile(network, folder, dtype, compile=compile)
     elif not isinstance(profile, Profile):
         profile = read_profile(Path(profile), profile_recipe(network, dtype, compile=compile))
-    if profile is None and target.name == "ms":
+    if profile is None and unit == "ms":
         name = folder or "MODEL"
-        raise ValueError(f"{target.text}: no profile of this machine in {name}; run elit profile {name} first")
+        raise ValueError(f"{wanted}: no profile of this machine in {name}; run elit profile {name} first")
     scored = open_quality(network, folder, table=table, metric=quality)
     if scored is None and quality is not None:
         raise ValueError(f"quality={quality!r}: no table of elit sweep beside the model; name it with table=")
 
     # Predicted times are off by the profile's error over held-out runs; FLOPs are counted, not predicted.
-    margin = profile.error(held_out=True) if profile is not None and target.name == "ms" else 0.0
+    margin = profile.error(held_out=True) if profile is not None and unit == "ms" else 0.0
     pricing = Pricing(network, batch, profile)
     measured = measured_plans(scored, pricing, guidance, cache) if scored else []
     guessed = ladder(network, pricing, guidance, cache or 0.0)
 
-    limit = target.limit / (1 + margin)
-    good, rest = ([each for each in some if getattr(each, target.name) <= limit] for some in (measured, guessed))
-    good.sort(key=lambda each: (loss(each.metric or "", each.quality or 0.0), getattr(each, target.name)))
+    good, rest = (
+        [each for each in some if getattr(each, unit) * (1 + margin) <= limit] for some in (measured, guessed)
+    )
+    good.sort(key=lambda each: (loss(each.metric or "", each.quality or 0.0), getattr(each, unit)))
     best = next(iter([*good, *rest]), None)
     if best is None:
-        least = min([*measured, *guessed], key=lambda each: getattr(each, target.name))
-        unit = "GFLOPs an image" if target.name == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
-        cost = f"{getattr(least, target.name):.4g} {unit}"
-        raise ValueError(f"{target.text}: the least possible here is {cost}, with {least.describe()}")
+        least = min([*measured, *guessed], key=lambda each: getattr(each, unit))
+        per = "GFLOPs an image" if unit == "gflops" else f"ms for {batch} image{'s' if batch > 1 else ''}"
+        cost = f"{getattr(least, unit):.4g} {per}"
+        raise ValueError(f"{wanted}: the least possible here is {cost}, with {least.describe()}")
     time = f"{best.ms:.4g} ms for {batch} image{'s' if batch > 1 else ''}, " if best.ms is not None else ""
-    words = f"{best.describe()}: {time}{best.gflops:.4g} GFLOPs each (asked: {target.text})."
+    words = f"{best.describe()}: {time}{best.gflops:.4g} GFLOPs each (asked: {wanted})."
     if scored is not None and best.quality is not None:
         words += f" {best.metric} {best.quality:.4g} by {scored.path}."
     else:

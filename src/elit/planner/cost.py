@@ -126,12 +126,18 @@ def fit(runs: Sequence[Run], ms: Sequence[float], anatomy: Json) -> tuple[dict[s
     units = [Costs.from_prices(nothing | {name: 1.0}, anatomy) for name in TERMS]
     counts = np.array([[unit.run_ms(*run) for unit in units] for run in runs]) / np.array(ms)[:, None]
     is_call, is_work = np.isin(TERMS, CALL_TERMS), np.isin(TERMS, WORK_TERMS)
-    one_by_one = side_by_side = non_negative_prices(counts)
-    for _ in range(8):  # the runs that wait for calls depend on the prices, and the prices on those runs
-        waiting = (counts * is_call) @ side_by_side > (counts * is_work) @ side_by_side
-        side_by_side = non_negative_prices(np.where(np.where(waiting[:, None], is_work, is_call), 0.0, counts))
-    forms = [(dict(zip(TERMS, one_by_one, strict=True)), False), (dict(zip(TERMS, side_by_side, strict=True)), True)]
+    one_by_one, together = non_negative_prices(counts), side_by_side(counts, is_call, is_work)
+    forms = [(dict(zip(TERMS, one_by_one, strict=True)), False), (dict(zip(TERMS, together, strict=True)), True)]
     return min(forms, key=lambda form: mean_error(Costs.from_prices(form[0], anatomy, overlapping=form[1]), runs, ms))
+
+
+def side_by_side(counts: np.ndarray, is_call: np.ndarray, is_work: np.ndarray) -> list[float]:
+    """The prices where the longer of calls and work is what a run takes."""
+    prices = non_negative_prices(counts)
+    for _ in range(8):  # the runs that wait for calls depend on the prices, and the prices on those runs
+        waiting = (counts * is_call) @ prices > (counts * is_work) @ prices
+        prices = non_negative_prices(np.where(np.where(waiting[:, None], is_work, is_call), 0.0, counts))
+    return prices
 
 
 def mean_error(costs: Costs, runs: Sequence[Run], ms: Sequence[float]) -> float:
@@ -144,4 +150,4 @@ def non_negative_prices(relative: np.ndarray) -> list[float]:
 
     scale = np.abs(relative).max(0)
     scale[scale == 0] = 1.0  # prices differ by many powers of ten
-    return (nnls(relative / scale, np.ones(len(relative)))[0] / scale).tolist()
+    return (nnls(relative / scale, np.ones(len(relative)), maxiter=1000)[0] / scale).tolist()

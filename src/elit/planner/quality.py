@@ -3,13 +3,10 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from elit.compat import write_count
 from elit.evaluate.chunks import describe_network, recipe_digest
 from elit.evaluate.metrics import METRICS
 from elit.evaluate.sweep import loss, read_table
@@ -97,13 +94,6 @@ def open_quality(
 
 
 def _is_of(model: Transformer, digest: str) -> bool:
-    """True where `elit sweep` gives the network that name, or its weights rounded; remembered until they change."""
-    state = digest, model.dtype, [(id(weight), write_count(weight)) for weight in model.parameters()]
-    if model not in _known or _known[model][0] != state:
-        rounded = (in_dtype(model, dtype) for dtype in (torch.bfloat16, torch.float16) if dtype != model.dtype)
-        same = any(recipe_digest(describe_network(each)) == digest for each in (model, *rounded))
-        _known[model] = state, same
-    return _known[model][1]
-
-
-_known: WeakKeyDictionary[Transformer, tuple[Any, bool]] = WeakKeyDictionary()
+    """True where `elit sweep` gives the network that name, or its weights rounded."""
+    rounded = (in_dtype(model, dtype) for dtype in (torch.bfloat16, torch.float16) if dtype != model.dtype)
+    return any(recipe_digest(describe_network(each)) == digest for each in (model, *rounded))

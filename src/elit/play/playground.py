@@ -4,7 +4,7 @@ import functools
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from elit.play.renderer import MAX_SCALE, MAX_STEPS, Cancelled, Picture, Renderer, Request, Tick, examples
+from elit.play.renderer import MAX_SCALE, MAX_STEPS, Cancelled, Picture, Renderer, Tick, examples
 from elit.sampling.settings import Sampling
 
 T = TypeVar("T")
@@ -30,11 +30,8 @@ class Playground:
     def __init__(self, renderer: Renderer):
         self.renderer, self.engine = renderer, renderer.engine
         self.folder = tempfile.mkdtemp(prefix="elit-play-")
+        self.request = renderer.start.updated_by_controls
         self.stops: dict[str | None, threading.Event] = {}
-
-    def request(self, controls: Sequence[object]) -> Request:
-        """The request that the controls stand for. Raises ValueError."""
-        return self.renderer.start.updated_by_controls(controls)
 
     def run(self, visitor: gr.Request, work: Callable[[Tick], T], progress: gr.Progress, unit: str = "step") -> T:
         """The result of `work`, whose tick shows progress and raises `Cancelled` when the visitor cancels."""

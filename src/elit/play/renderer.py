@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlencode
 
 import numpy as np
 import torch
@@ -75,9 +74,6 @@ class Request:
         values = {"scale": DEFAULT_SCALE, "guidance_budget": 1} | self.sampling.to_dict()
         names = ("seed", "budget", "steps", "guidance", "scale", "guidance_budget")
         return {"of": self.condition} | {name: values[name] for name in names}
-
-    def query(self) -> str:
-        return urlencode(self.values())
 
     def updated_by_controls(self, controls: Sequence[object]) -> "Request":
         """This request with the values of the controls, in the order of `CONTROLS`. Raises ValueError."""

@@ -8,6 +8,7 @@ from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 import pandas as pd
@@ -43,7 +44,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, present: g
         picture = play.run(visitor, lambda tick: play.renderer.draw(request, tick), progress)
         path = play.save(picture)
         file = gr.DownloadButton(value=path, interactive=True)
-        return path, describe_picture(picture), file, picture, request.query()
+        return path, describe_picture(picture), file, picture, urlencode(request.values())
 
     @report_errors(controls.cost)
     def update_cost(*given: object) -> object:

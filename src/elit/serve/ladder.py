@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from elit.files import Json
 from elit.flow.guidance import CFG
 from elit.models.transformer import Transformer
 from elit.planner.choose import Plan, Pricing, measured_plans, network_folder
-from elit.planner.cost import Costs, non_negative_prices
+from elit.planner.cost import CALL_TERMS, Costs, non_negative_prices, side_by_side
 from elit.planner.profile import read_profile
 from elit.planner.quality import open_quality
 from elit.sampling.engine import Engine
@@ -26,6 +27,7 @@ MAX_RUNGS = 12
 MAX_TIME = 0.9  # A share of the next rung's time: a rung that takes more is not worth its quality.
 STEPS = 3  # Steps of a measured run; the first warms up.
 PRICES = ("call", "core", "around", "linear", "square")
+Step = tuple[list[tuple[Sampling, int]], float]  # (setting, images) of all in progress, and milliseconds.
 AGREE, ROUNDS = 0.15, 8  # Two rounds of measurement agree within this share; the most there are.
 
 
@@ -39,6 +41,7 @@ def measure_costs(engine: Engine, *, seconds: float = 2.0) -> Costs:
         cases += [[replace(each, guidance=CFG(1.5))] for each in plain]
     if not engine.exact:
         cases += [*([each, each] for each in plain), [plain[0], plain[-1]]]
+    running = [[(each, 1) for each in case] for case in cases]
     ms = np.full(len(cases), np.inf)
     for _ in range(ROUNDS):
         taken: list[list[float]] = [[] for _ in cases]
@@ -51,11 +54,17 @@ def measure_costs(engine: Engine, *, seconds: float = 2.0) -> Costs:
         ms = np.array([statistics.median(times) for times in taken])
         if np.abs(ms / before - 1).max() < AGREE:
             break
-    free = Costs(separate=engine.exact)
-    units = [replace(free, **Json({name: 1.0})) for name in PRICES]
-    counts = np.array([[unit.step_ms((each, 1) for each in case) for unit in units] for case in cases])
-    prices = zip(PRICES, non_negative_prices(counts / ms[:, None]), strict=True)
-    return replace(free, **Json(prices), image=statistics.median(ends))
+    return fit_steps(Costs(separate=engine.exact, image=statistics.median(ends)), zip(running, ms, strict=True))
+
+
+def fit_steps(costs: Costs, steps: Iterable[Step], slowdown: float = 1.0) -> Costs:
+    """Costs with the prices that explain `steps` best; those of `costs`, `slowdown` times as high, where none tells."""
+    units = [replace(costs, **Json(dict.fromkeys(PRICES, 0.0)) | {name: 1.0}) for name in PRICES]
+    rows = [[unit.step_ms(running) / ms for unit in units] for running, ms in steps]
+    known = np.diag([1 / (slowdown * price) if (price := getattr(costs, name)) else 0.0 for name in PRICES])
+    counts, is_call = np.array([*rows, *known[known.any(1)]]), np.isin(PRICES, CALL_TERMS)
+    prices = side_by_side(counts, is_call, ~is_call) if costs.overlapping else non_negative_prices(counts)
+    return replace(costs, **Json(zip(PRICES, prices, strict=True)))
 
 
 def time_run(engine: Engine, case: list[Sampling]) -> tuple[list[float], float]:

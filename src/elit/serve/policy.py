@@ -102,7 +102,7 @@ class Policy:
 
     def stepped(self, ms: float) -> list[Running]:
         """Counts a step of `ms`; returns the requests that are done."""
-        if (predicted := self._step_ms(self.running)) > 0:
+        if (predicted := self.costs.step_ms((each.setting, each.request.images) for each in self.running)) > 0:
             # A single step may be disturbed by anything: it counts a tenth, and at most 4 times the old value.
             self.slowdown = 0.9 * self.slowdown + 0.1 * min(ms / predicted, 4 * self.slowdown)
         for each in self.running:
@@ -127,7 +127,7 @@ class Policy:
                     before[request.id] = at, [replace(each) for each in running], place, len(lost)
                 running.append(Running(request, setting, setting.steps))
             steps = min(each.steps_left for each in running)
-            at += steps * scale * self._step_ms(running)
+            at += steps * scale * self.costs.step_ms((each.setting, each.request.images) for each in running)
             late: Refusal | None = None
             for each in running:
                 each.steps_left -= steps
@@ -158,15 +158,14 @@ class Policy:
         return not met([(request, setting)]) and met([])
 
     def _highest(self, now: float) -> int:
-        """The highest level at which all end with their reserve left; the lowest where there is none."""
+        """The highest level at which all that wait end with their reserve left, or in time; else the lowest."""
         limits, urgent = self.settings, {each.id for each in self.waiting if self._urgent(each)}
+        shares = {each.id: 1 - limits.reserve * (each.id not in urgent) for each in self.waiting}
+        due = {each.id: each.arrival + shares[each.id] * (each.deadline - each.arrival) for each in self.waiting}
 
         def missed(level: int) -> bool:
             settings = [(each, each.least if each.id in urgent else each.at(level)) for each in self.waiting]
-            shares = (
-                (each, at, 0.0 if each.id in urgent else limits.reserve) for each, at in self.finishes(now, settings)
-            )
-            return any(at > each.deadline - share * (each.deadline - each.arrival) for each, at, share in shares)
+            return any(at > due.get(each.id, math.inf) for each, at in self.finishes(now, settings))
 
         filled = (sum(each.images for each in self.waiting) - limits.slots) / limits.max_queue
         most = round((self.levels - 1) * min(1.0, max(0.0, 1.5 - 2 * filled)))
@@ -205,9 +204,6 @@ class Policy:
     def _free(self, running: Sequence[Running], request: Request) -> bool:
         busy = sum(each.request.images for each in running)
         return not running or busy + request.images <= self.settings.slots
-
-    def _step_ms(self, running: Iterable[Running]) -> float:
-        return self.costs.step_ms((each.setting, each.request.images) for each in running)
 
 
 def by_deadline(request: Request) -> tuple[float, float, str]:

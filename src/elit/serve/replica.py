@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,7 @@ from elit.pretrained import measurements_folder, model_folder
 from elit.sampling.engine import Engine, NetworkEngine, Run
 from elit.sampling.pictures import encode_picture, sheet_frames
 from elit.sampling.settings import Sampling
-from elit.serve.ladder import measure_costs
+from elit.serve.ladder import Step, fit_steps, measure_costs
 from elit.serve.policy import Policy, PolicySettings, Running
 from elit.serve.requests import Request
 from elit.serve.settings import ServiceSettings, parse_size
@@ -30,6 +32,7 @@ from elit.serve.settings import ServiceSettings, parse_size
 log = logging.getLogger("elit.serve")
 MAX_SLOTS = 8
 STAGES = ("queue", "begin", "steps", "pictures")  # A request's, one after the other.
+REFIT = 64  # Steps after which the costs are fitted to them.
 MAX_FAILURES = 3  # Failed steps in a row after which the replica is unhealthy.
 
 
@@ -60,6 +63,8 @@ class Replica:
         self.policy = Policy(replace(costs, separate=engine.exact), len(ladder), limits)
         self.here: dict[str, Progress] = {}
         self.failures = 0  # failed steps in a row
+        self.steps = list[Step]()  # since the costs were fitted
+        self.beside = deque([self.policy.costs.image], maxlen=REFIT)  # ms of images beside their steps
         self._left: list[Run] = []  # runs without a client, closed in the engine's thread between two steps
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -170,7 +175,11 @@ class Replica:
                 self._fail(progress, error, ours=True)
             return
         self.failures = 0
-        done = self.policy.stepped(1e3 * (time.perf_counter() - start))
+        ms = 1e3 * (time.perf_counter() - start)
+        done = self.policy.stepped(ms)
+        self.steps.append(([(each.setting, each.request.images) for each, _ in running], ms))
+        if len(self.steps) >= REFIT:
+            self._refit()
         for each, progress in running:
             progress.batches.append(len(runs))
             if not progress.runs:  # its client has left
@@ -184,6 +193,13 @@ class Replica:
                 if pixels is not None:
                     preview = encode(pixels, progress.request.output_format)
                     self._answer(progress.request, {"preview": preview, "size": self.engine.size})
+
+    def _refit(self) -> None:
+        """Fits the costs to the last steps, whatever they were at the start."""
+        policy, steps, self.steps = self.policy, self.steps, []
+        costs = fit_steps(policy.costs, steps, policy.slowdown)
+        policy.slowdown = statistics.median(ms / costs.step_ms(running) for running, ms in steps[-REFIT // 4 :])
+        policy.costs = replace(costs, image=statistics.median(self.beside) / policy.slowdown)
 
     def _fail(self, progress: Progress, error: Exception, *, ours: bool = False) -> None:
         """Ends one request; the others go on. A ValueError is the request's fault, unless it is `ours`."""
@@ -210,6 +226,7 @@ class Replica:
         guidance = setting.guidance
         parts = zip(STAGES, pairwise([*times, time.time()]), strict=True)
         stages = {f"{name}_ms": 1e3 * (end - start) for name, (start, end) in parts}
+        self.beside.append((stages["begin_ms"] + stages["pictures_ms"]) / len(runs))
         answer = {
             "images": pictures,
             "size": request.size or self.engine.size,
