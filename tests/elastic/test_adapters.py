@@ -201,7 +201,7 @@ def test_masks_among_attentions_arguments_are_of_the_kept_tokens(shape):
 def test_the_block_that_writes_is_not_skipped(kind, fqn, index):
     model = elastic(kind)
     apply_layer_skip(model, LayerSkipConfig(indices=[index], fqn=fqn))
-    with pytest.raises(ValueError, match="layer skip must leave out block 2, which Write comes behind"):
+    with pytest.raises(ValueError, match="skip_layers must leave out 2, the block that Write comes behind"):
         output(model, kind)
 
 
@@ -211,5 +211,40 @@ def test_what_replaces_a_forward_is_refused_without_a_circle():
         part(model).forward = lambda *args: args
         with pytest.raises(ValueError, match=r"whose forward was replaced: .*enable_cache does"):
             elit.elastify(model, **SPLIT)
+    for kind in ("QwenImageTransformer2DModel", "SD3Transformer2DModel"):  # cache-dit swaps the list in each forward
+        model = elastic(kind)
+        for count in (1, 4):
+            model.transformer_blocks = nn.ModuleList(nn.Identity() for _ in range(count))
+            with pytest.raises(ValueError, match=r"another list of blocks: .*enable_cache does"):
+                output(model, kind)
     with pytest.raises(ValueError, match="elastify it first, then compile"):
         elit.elastify(torch.compile(build(FLUX)), **SPLIT)
+
+
+@pytest.mark.parametrize("storage", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "Q8_0"])
+@pytest.mark.parametrize("kind", ["QwenImageTransformer2DModel", "SD3Transformer2DModel"])
+def test_weights_as_torchao_and_gguf_store_them(kind, storage):
+    """Equal to the quantised original at full budget, also with low-rank changes, adapters, and the dial taken off."""
+    model = build(kind, attention_head_dim=16, caption_projection_dim=32) if kind[0] == "S" else build(kind)
+    if storage == "Q8_0":
+        gguf, utils = pytest.importorskip("gguf"), pytest.importorskip("diffusers.quantizers.gguf.utils")
+        for layer in (layer for layer in model.modules() if isinstance(layer, nn.Linear)):
+            if layer.in_features % 32 == 0:
+                code = gguf.GGMLQuantizationType[storage]
+                packed = torch.from_numpy(gguf.quants.quantize(layer.weight.detach().numpy(), code))
+                layer.__class__, layer.compute_dtype = utils.GGUFLinear, torch.float32
+                layer.weight = utils.GGUFParameter(packed, quant_type=code)
+    else:
+        quantization = pytest.importorskip("torchao.quantization")
+        quantization.quantize_(model, getattr(quantization, storage)())
+    right = model(**inputs(kind), return_dict=False)[0]
+    elit.elastify(model, **SPLIT)
+    add_low_rank(model, 2)
+    assert torch.equal(model(**inputs(kind), return_dict=False)[0], right)
+    open_branches(model)
+    assert output(model, kind).isfinite().all()
+    assert not model.weights_changed()
+    elit.unload_elastic(model)
+    model.add_adapter(LoraConfig(target_modules=["to_q"], **LORA))
+    elit.elastify(model, **SPLIT)
+    assert output(model, kind).isfinite().all()

@@ -266,8 +266,8 @@ def test_the_page(tmp_path):
     ccfg = next(point for point in made if point.guidance == "ccfg" and point.budget == "2")
     assert command(ccfg, Path("m")).endswith("--steps 4 --budget 2 --guidance ccfg --scale 1.5 --guidance-budget 1")
     changed = replace(ccfg, cache=0.5, solver="heun", shift=2.0, guidance_low=0.25)
-    more = "--guidance-interval 0.25 1 --solver heun --shift 2 --cache 0.5"
-    assert command(changed, Path("m")).endswith(f"--guidance-budget 1 {more}")
+    more = "--guidance-interval 0.25 1 --guidance-budget 1 --solver heun --shift 2.0 --cache 0.5"
+    assert command(changed, Path("m")).endswith(f"--scale 1.5 {more}")
     top = best(made, "fd")
     assert f"Best fd: {top.scores['fd']:.4g} with 8 steps, budget 16, cfg 2" in text
     assert "elit sample m --steps 8 --budget 16 --guidance cfg --scale 2</p>" in text

@@ -20,6 +20,7 @@ from elit.elastic.families.family import Arguments, Family
 
 T = TypeVar("T")
 UNSET: Any = object()
+REPLACED = "what replaces it (cache-dit, TeaCache) goes with no dial; transformer.enable_cache does"
 
 current_branch: ContextVar[str | None] = ContextVar("elit_branch", default=None)
 """The branch of guidance that runs now; None where pipelines run both in one batch."""

@@ -66,7 +66,6 @@ class DistillPipeline(DistillTask):
 
     sampler: BucketSampler
     examples: RecordedCalls | CaptionedImages
-    cached: tuple[str, ...] = ("trajectories",)  # Settings that decide what is in the cache, beside those of every run.
 
     def __init__(self, config: DistillConfig, accelerator: Accelerator):
         self.config = config
@@ -89,9 +88,11 @@ class DistillPipeline(DistillTask):
     @property
     def cache(self) -> Path:
         """Named by what is recorded in it, so that other settings are another folder."""
-        names = ("pipeline", "sizes", "call", "teacher_batch", "preview_prompts", "seed", "teacher_steps", *self.cached)
+        pictures = bool(self.config.data)
+        names = ["pipeline", "sizes", "call", "teacher_batch", "preview_prompts", "seed", "teacher_steps"]
+        names += ["data", "prompt_dropout"] if pictures else ["trajectories"]
         settings = [getattr(self.config, name) for name in names]
-        settings += [self.requests.prompts, str(self.network.dtype), *([self.identity] if self.config.data else [])]
+        settings += [self.requests.prompts, str(self.network.dtype), *[self.identity] * pictures]
         return Path(self.config.out) / "cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
     def initialize(self, *, resumed: bool) -> list[str]:
@@ -229,7 +230,6 @@ class DistillPictures(DistillPipeline):
     """The class's own training loss on pictures + `distillation` · ‖v − v_teacher‖², the teacher at all tokens."""
 
     images: CaptionedImages
-    cached = ("data", "prompt_dropout")
 
     def prompts(self) -> list[str]:
         self.images = CaptionedImages(self.config, self.pipe)

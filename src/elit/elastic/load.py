@@ -143,7 +143,12 @@ def with_dial(kind: Pipeline) -> Pipeline:
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ours]
     parameters = sorted([*known.parameters.values(), *more], key=lambda each: each.kind)
     vars(call)["__signature__"] = known.replace(parameters=parameters)
-    return type(kind.__name__, (kind,), {"__init__": init, "__call__": call, "dial": True})
+    reduce = lambda self: (_rebuild, (kind,), self.__dict__)  # noqa: E731
+    return type(kind.__name__, (kind,), {"__init__": init, "__call__": call, "__reduce__": reduce, "dial": True})
+
+
+def _rebuild(kind: Pipeline) -> Pipeline:
+    return with_dial(kind).__new__(with_dial(kind))
 
 
 def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path) -> None:

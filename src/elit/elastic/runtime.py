@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from elit import compat
 from elit.compat import tree_map_only
-from elit.elastic.context import within
+from elit.elastic.context import REPLACED, within
 from elit.elastic.families import all_blocks
 from elit.elastic.families.family import Arguments, Family, Model, Places, Tree
 from elit.elastic.interface import ElasticInterface, KeptTokens
@@ -38,8 +38,7 @@ class CoreBlock:
     def elastic_forward(self: Model, **arguments: Tree) -> Tree:
         call = current_call.get()
         if call is None:
-            reason = "what replaces that (cache-dit, TeaCache) does not go with a dial; transformer.enable_cache does"
-            raise RuntimeError(f"a core block runs inside the transformer's forward only: {reason}")
+            raise RuntimeError(f"a core block runs inside the transformer's forward only: {REPLACED}")
         if call is PLAIN:
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]
         return call.leave(self, super().forward(**call.enter(self, arguments)))  # pyrefly: ignore[missing-attribute]
@@ -143,8 +142,7 @@ def check_forwards(model: Model, what: str, advice: str) -> None:
     """Raises ValueError where something has taken the place of its forward, or of its blocks'."""
     changed = [module for module in (model, *all_blocks(model)) if "forward" in vars(module)]
     if not all(map(compat.is_hook, changed)):
-        reason = "what replaces it (cache-dit, TeaCache) goes with no dial; transformer.enable_cache does"
-        raise ValueError(f"cannot {what} whose forward was replaced: {reason}")
+        raise ValueError(f"cannot {what} whose forward was replaced: {REPLACED}")
     if changed:
         raise ValueError(f"cannot {what} with hooks on its forward: {advice}")
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from elit import compat
 from elit.budgets import Budget, equal_parts, is_list, resolve_budget
 from elit.elastic.context import (
+    REPLACED,
     UNSET,
     budgets_of_call,
     bypassed,
@@ -210,11 +211,12 @@ class Elastic:
             for name, reason in reasons.items():
                 if arguments.get(name) is not None:
                     raise ValueError(f"{name} is not supported below full budget: {reason}")
-        if record.write_after - 1 in (arguments.get("skip_layers") or ()):
-            raise ValueError(f"skip_layers must leave out {record.write_after - 1}, the block that Write comes behind")
         self._keep_caches(budgets)
-        if compat.skips_layer(all_blocks(self)[record.write_after - 1]):
-            raise ValueError(f"layer skip must leave out block {record.write_after - 1}, which Write comes behind")
+        block: Model = dict(enumerate(all_blocks(self))).get(record.write_after - 1)
+        if not getattr(block, "writes", False):
+            raise ValueError(f"cannot run a transformer with another list of blocks: {REPLACED}")
+        if compat.skips_layer(block) or record.write_after - 1 in (arguments.get("skip_layers") or ()):
+            raise ValueError(f"skip_layers must leave out {record.write_after - 1}, the block that Write comes behind")
         kept = kept_tokens(grids, record.window, budgets, arguments[family.sample][0].device)
         with within(current_call, Call(self.elastic, family, kept, arguments)):
             return super().forward(**arguments)  # pyrefly: ignore[missing-attribute]

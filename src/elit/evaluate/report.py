@@ -110,12 +110,11 @@ def command(point: Point, model: Path) -> str:
         parts.append(f"--budget {point.budget}")
     if point.guidance != "none":
         parts.append(f"--guidance {point.guidance} --scale {point.scale:g}")
-    if point.guidance_budget is not None:
-        parts.append(f"--guidance-budget {point.guidance_budget}")
     if (point.guidance_low, point.guidance_high) != (0, 1):
         parts.append(f"--guidance-interval {point.guidance_low:g} {point.guidance_high:g}")
-    given = {"solver": (point.solver, "euler"), "shift": (f"{point.shift:g}", "1"), "cache": (f"{point.cache:g}", "0")}
-    parts += [f"--{name} {value}" for name, (value, default) in given.items() if value != default]
+    defaults = {"guidance_budget": None, "solver": "euler", "shift": 1.0, "cache": 0.0}
+    given = {name: getattr(point, name) for name, default in defaults.items() if getattr(point, name) != default}
+    parts += [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
     return " ".join(parts)
 
 
