@@ -407,7 +407,7 @@ def test_captions_and_pictures_stay_together_after_a_kill_and_some_are_held_out(
         with pytest.raises(KeyboardInterrupt):
             prepared(tmp_path / "cut")
     again = prepared(tmp_path / "cut")
-    for entry in range(len(whole)):
+    for entry in range(len(whole.entries)):
         trees = [images.__getitems__([entry]) for images in (whole, again)]
         assert repr(trees[0]) == repr(trees[1])
     trained = {whole.entries[entry][:2] for bucket in whole.buckets for entry in bucket}

@@ -27,9 +27,8 @@ class Args(Command):
     settings: Annotated[DistillConfig, tyro.conf.arg(name="")] = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
-        require(
-            self.push_to_hub is None or self.push_to_hub.count("/") == 1, "push_to_hub", self.push_to_hub, "USER/NAME"
-        )
+        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
+            raise ValueError(f"push_to_hub must be USER/NAME, got {self.push_to_hub!r}")
 
 
 def parse(arguments: Sequence[str]) -> Args:

@@ -105,9 +105,6 @@ class CaptionedImages:
                     call = take_rows(layout, call, slice(len(part) * (1 - half), len(part) * (2 - half)))
                 save_calls(path, [("cond", call, torch.zeros(len(part), 1))], layout)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
     def shape(self, index: int) -> tuple[int, ...]:
         """(C, ...) of the latents of one entry, and of all in its bucket."""
         return tuple(self.latents[self.entries[index][0]].shape)

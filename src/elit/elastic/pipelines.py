@@ -343,9 +343,6 @@ class RecordedCalls:
         self.entries = np.array(entries)
         self.buckets = buckets_of(self.kinds)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, CallBatch]:
         """Outputs (B, ...) and the calls' arguments; indices: of one bucket."""
         outputs, trees = [], []
