@@ -42,7 +42,7 @@ def require_counts(settings: object, *names: str, least: int = 1, most: int = MA
 def check_data(name: str, option: str = "data") -> None:
     """Raises ValueError unless a data set has this name, or something lies there."""
     if name not in DATA and not name.startswith("idx:") and not Path(name).exists():
-        raise ValueError(f"{option} must be a folder, a file or one of {', '.join(DATA)}, got {name!r}")
+        raise ValueError(f"{option} must be a folder, a file or one of {', '.join(DATA)}, got {name!r}: no such file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,28 +141,33 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """One training run; the defaults are the paper's recipe (section 3) with the batch and length of a small run."""
 
-    FIXED_ON_RESUME = ("model", "data", "image_size", "skip_unreadable", *RunConfig.FIXED_ON_RESUME)
+    FIXED_ON_RESUME = ("model", "data", "image_size", "skip_unreadable", "validation_share", *RunConfig.FIXED_ON_RESUME)
 
     model: ModelConfig = field(default_factory=ModelConfig)  # The network.
     data: str = "digits"
     """"digits" (scikit-learn's, built in), "moving-digits" (clips of them), "fashion-mnist" (Debian's package or the
-    Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a folder of images with one sub-folder a
-    class; for MM-DiT with a metadata.jsonl of captions, or else the sub-folders' names are the prompts."""
+    Hub), "idx:FOLDER" (other IDX files), a folder that `elit encode` wrote, or a folder of images, one sub-folder a
+    class or all in one; for MM-DiT with a metadata.jsonl of captions, or else the folders' names are prompts."""
     image_size: int = 64  # Images of a folder are resized and centre-cropped to this.
     skip_unreadable: bool = False  # Skip unreadable images of a folder instead of stopping at the first.
+    horizontal_flip: bool = False  # Mirror every second sample, drawn anew each time; not of encoded latents.
     class_dropout: float = 0.1  # Share of labels or prompts dropped, for classifier-free guidance.
     time_shift: float = 1.0  # Shift of the training times towards noise; 1 is the paper's logit-normal(0, 1).
     init: str | None = None  # Start from the weights of this saved model; missing ones start anew.
     score_every: int = 0  # Steps between scores of the averaged weights, at the full budget and a quarter; 0 for none.
-    score_samples: int = 1_000  # Samples behind a score, always from the same seeds.
+    score_samples: int = 1_000  # Samples behind a score, always from the same seeds; 0 for the validation loss alone.
+    validation_share: float = 0.0  # Share of the data held out, evenly spaced; each score has its loss.
     score_detector: str | None = None  # As elit evaluate --detector; default: that of the data by name, or inception.
     score_reference: str | None = None  # As elit evaluate --reference; default: the data.
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, "image_size")
-        require_counts(self, "score_every", least=0)
-        require_counts(self, "score_samples", least=2)
+        require_counts(self, "score_every", "score_samples", least=0)
+        share, samples = self.validation_share, self.score_samples
+        require(0 <= share <= 0.5, "validation_share", share, "from 0 to 0.5")
+        require(not share or self.score_every > 0, "score_every", self.score_every, "above 0 with validation_share")
+        require(samples > 1 or (samples == 0 and share > 0), "score_samples", samples, "at least 2")
         require(self.time_shift > 0, "time_shift", self.time_shift, "above 0")
         require(0 <= self.class_dropout < 1, "class_dropout", self.class_dropout, "in [0, 1)")
 

@@ -366,7 +366,7 @@ def test_wrong_calls_with_pictures_are_one_line(tmp_path, folder, prompts, capsy
     for words, message in (
         ([*flux, *good, "--prompts", str(prompts)], "cannot learn from prompts and data at once"),
         ([*flux, "--data", "nowhere"], "data must be a folder, a file or one of"),
-        ([*flux, "--data", str(tmp_path / "empty")], "no pictures in its sub-folders"),
+        ([*flux, "--data", str(tmp_path / "empty")], "no pictures in it"),
         (["tiny/LTX2Pipeline", out, *good], "data is not supported for a LTX2Pipeline"),
         ([*flux[:2], "--sizes", "0x8", *good], "sizes must be HEIGHTxWIDTH in pixels"),
         ([*flux, *good, "--time-shift", "0"], "time_shift must be above 0, got 0.0"),

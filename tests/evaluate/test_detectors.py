@@ -20,6 +20,7 @@ from elit.evaluate.pictures import as_samples
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.layers import patchify
 from elit.sampling.engine import seeded_noise
+from elit.sampling.pictures import to_uint8
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -160,9 +161,29 @@ def test_fid_sfid_is_kid_precision_and_recall_with_inception(inception, capsys, 
     assert open_detector(f"inception:{inception}")(as_samples(made)).spatial.shape == (6, 7 * 17 * 17)
 
 
+def test_the_pyramid_knows_colours_and_bands_and_scores_where_nothing_else_is_at_hand(capsys, tmp_path):
+    """Closed forms; and of one's own pictures, without a detector's name, the worse ones score worse."""
+    red, board = torch.full((1, 3, 64, 64), -1.0), torch.ones(64, 64)
+    red[:, 0], board[::2, ::2], board[1::2, 1::2] = 1, -1, -1
+    colours = open_detector("pyramid")(torch.cat((red, board.expand(1, 3, 64, 64)))).features.view(2, 4, 3, 16)
+    expected = torch.zeros(2, 4, 3, 16)  # band, channel, field
+    expected[0, 3, 0], expected[0, 3, 1:], expected[1, 0] = 1, -1, 8
+    assert torch.allclose(colours, expected, atol=1e-5)
+    smooth = resized(as_samples(noise(400, 8, 8)), 32)
+    save_pictures(to_uint8(smooth[:200]), tmp_path / "real")
+    scores = []
+    for name, amount in (("same", 0), ("noisy", 0.3), ("worse", 0.6)):
+        save_pictures(to_uint8(smooth[200:] + amount * as_samples(noise(200, 32, 32, seed=1))), tmp_path / name)
+        found = evaluate(capsys, tmp_path / name, "--reference", tmp_path / "real", "--out", tmp_path / "out")["scores"]
+        scores.append(found["pyramid"]["fd"])
+    assert scores == sorted(scores)
+    assert scores[1] > 1.2 * scores[0]
+
+
 def test_without_torch_fidelity_one_line_says_what_to_install(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    assert main(["evaluate", "digits", "--reference", "digits", "--out", str(tmp_path / "out")]) == 2
+    options = ("--reference", "digits", "--detector", "inception", "--out", str(tmp_path / "out"))
+    assert main(["evaluate", "digits", *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("elit evaluate: cannot load detector inception: it needs torch-fidelity of elit")
     assert said.count("\n") == 1

@@ -12,8 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import elit
+from elit.config import ModelConfig, TrainConfig
+from elit.models import presets
 from elit.models.layers import Block
 from elit.models.windows import Windows
+from elit.training.train import train
 
 WIDTH, HEADS = 32, 4
 
@@ -234,6 +237,24 @@ def test_a_derived_network_is_saved_loaded_and_counted(tmp_path, kind, settings)
     assert elit.count_flops(model, sample_size=32) > elit.count_flops(model)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert elit.sample(again, [1], steps=2, seed=0).shape == (1, 4, 16, 16)
+
+
+def test_a_registered_class_is_made_and_trained_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "FAMILIES", dict(presets.FAMILIES))
+    elit.register_model("Gated-DiT", GatedDiT)
+    try:
+        assert {"Gated-DiT-S/2", "ELIT-Gated-DiT-XL/4"} <= set(elit.list_models())
+        sizes = {"hidden_size": 16, "num_heads": 1, "depth": 3, "split": (1, 1, 1), "window": (4, 4)}
+        settings = {"steps": 2, "batch_size": 4, "preview_every": 0, "trackers": ()}
+        model = ModelConfig(name="ELIT-Gated-DiT-S/1", **sizes)
+        trained = train(TrainConfig(model=model, out=str(tmp_path / "run"), **settings))
+        assert type(trained) is type(elit.load_model(tmp_path / "run" / "model")) is GatedDiT
+        assert trained.budgets == tuple(range(1, 17))
+        for name in ("Gated-DiT", "DiT", "ELIT-Mine", "a/b"):
+            with pytest.raises(ValueError, match="family must be a new name of letters, digits"):
+                elit.register_model(name, GatedDiT)
+    finally:
+        presets.presets.cache_clear()
 
 
 def test_a_network_whose_class_is_not_imported_is_refused(tmp_path):

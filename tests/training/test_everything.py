@@ -20,10 +20,13 @@ import elit
 from elit.cli.main import main
 from elit.config import DistillConfig, save_config
 from elit.data.builtin import digits
+from elit.data.loader import BucketSampler
 from elit.evaluate.detectors import open_detector
 from elit.evaluate.during import train
 from elit.evaluate.metrics import frechet_distance, moments
 from elit.evaluate.pictures import as_samples
+from elit.flow import flow_matching_loss, interpolate
+from elit.sampling.engine import seeded_noise
 from elit.sampling.pictures import to_uint8
 from elit.training import checkpoint, loop
 
@@ -37,6 +40,31 @@ ALL |= {"async_checkpoints": True, "checkpoint_every": 2, "keep_last": 9, "log_e
 @pytest.fixture(autouse=True)
 def _few_solver_steps(monkeypatch):
     monkeypatch.setattr("elit.evaluate.during.Sampling", lambda budget: elit.Sampling(steps=2, budget=budget))
+
+
+def test_the_validation_loss_is_of_samples_that_no_step_takes(tmp_path, monkeypatch):
+    """Against the loss taken by hand, on the digits' first and every fifth."""
+    taken = set()
+    samples = BucketSampler.samples
+    monkeypatch.setattr(BucketSampler, "samples", lambda self, step: taken.update(each := samples(self, step)) or each)
+    config = tiny(
+        tmp_path, steps=60, batch_size=32, score_every=30, score_samples=0, validation_share=0.2, log_every=60
+    )
+    model = train(config).eval()
+    held_out = [i * 1797 // 359 for i in range(359)]
+    assert len(taken) > 1000
+    assert not taken & set(held_out)
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["budget"]) for row in rows] == [(30, 16), (30, 4), (60, 16), (60, 4)]
+    used, expected = held_out[::6], []
+    images, y = digits().__getitems__(used)
+    noise = seeded_noise(range(len(used)), (1, 8, 8))
+    for time in (0.1, 0.3, 0.5, 0.7, 0.9):
+        t = torch.full((len(used),), time)
+        with torch.no_grad():
+            expected.append(flow_matching_loss(model(interpolate(noise, images, t), t, y), noise, images).mean())
+    assert rows[2]["validation_loss"] == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    assert (tmp_path / "scores.png").is_file()
 
 
 def killed(config, patch) -> None:

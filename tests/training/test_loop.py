@@ -162,6 +162,18 @@ def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
     assert not torch.equal(noise, posterior)
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
 
+    # Mirrored samples change no other draw.
+    settings |= {"moments": False, "config": replace(config, horizontal_flip=True)}
+    flipped = FlowMatching(shape=(1, 2, 2), device=torch.device("cpu"), **settings)
+    *others, mirrored = flipped.draw(3)
+    assert all(map(torch.equal, others, (noise, t, dropped)))
+    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    pictures = torch.arange(8.0).view(1, 1, 2, 4).repeat(4096, 1, 1, 1)
+    made, *_ = flipped.noised((pictures, t), (*(each[..., :1] for each in (noise,)), t, dropped, mirrored))
+    assert all(
+        torch.equal(made[mirrored == on], (pictures.flip(3) if on else pictures)[mirrored == on]) for on in (0, 1)
+    )
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -171,6 +183,8 @@ def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
         ({"model": replace(TINY, sample_size=16)}, "model.sample_size=16: the data has 8"),
         ({"model": replace(TINY, window=(3,))}, r"window must be 2 numbers, as many as patch_size has, got \(3,\)"),
         ({"budget_max": 17}, "budget_max <= 16, got 1 and 17"),
+        ({"validation_share": 0.1}, "score_every must be above 0 with validation_share, got 0"),
+        ({"score_every": 1, "score_samples": 0}, "score_samples must be at least 2, got 0"),
         ({"model": ModelConfig(name="DiT-S/1"), "budget_min": 1}, "no latent interface"),
     ],
 )

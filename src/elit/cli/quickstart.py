@@ -13,7 +13,7 @@ import torch
 
 from elit.budgets import resolve_budget
 from elit.cli.main import Output
-from elit.config import ModelConfig, TrainConfig, require_counts, save_config
+from elit.config import TrainConfig, load_config, require_counts, save_config
 from elit.data.builtin import CAPTIONS, CLASSES, digits, moving_digits
 from elit.data.images import ImageSet
 from elit.evaluate import plots
@@ -55,19 +55,6 @@ PICTURES = {
     ),
     "read_attention.png": ("Attention of the latents", "Read attention at t = 0.7 for six digits."),
 }
-TRAINING = {"steps": 700, "batch_size": 32, "learning_rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99}
-# Clips need more blocks that see all frames, and more of the times at which places and class are decided.
-OF_CLIPS = {"data": "moving-digits", "steps": 1500, "batch_size": 16, "ema_decay": 0.995, "time_shift": 1.5}
-OF_CLIPS |= {"class_dropout": 0.05}
-SIZES: Json = {"hidden_size": 48, "num_heads": 2, "depth": 6, "split": (1, 4, 1), "window": (4, 4)}
-CLIP_SIZES = SIZES | {"hidden_size": 64, "split": (2, 2, 2), "window": (2, 2, 3)}
-NETWORKS = {
-    "dit": ModelConfig(name="ELIT-DiT-S/1", **SIZES),
-    "uvit": ModelConfig(name="ELIT-U-ViT-S/1", **SIZES),
-    "hdit": ModelConfig(name="ELIT-HDiT-S/1", **SIZES),
-    "mmdit": ModelConfig(name="ELIT-MM-DiT-S/1", text_features=48, pooled_features=48, text_length=24, **SIZES),
-    "video": ModelConfig(name="ELIT-DiT-S/2-Video", **CLIP_SIZES),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +79,9 @@ class Args(Output):
         return self.backbone == "video"
 
     def training(self, out: Path) -> TrainConfig:
-        settings: Json = TRAINING | (OF_CLIPS if self.clips else {}) | ({"steps": self.steps} if self.steps else {})
-        settings |= {"preview_every": 0, "checkpoint_every": settings["steps"], "seed": self.seed}
-        return TrainConfig(out=str(out), model=NETWORKS[self.backbone], **settings)
+        recipe = load_config(f"recipe:quickstart/{self.backbone}")
+        steps = self.steps or recipe.steps
+        return replace(recipe, out=str(out), steps=steps, checkpoint_every=steps, seed=self.seed)
 
 
 def run(args: Args) -> Json:

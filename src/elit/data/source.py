@@ -133,8 +133,8 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
             texts = list({repr(entry): entry for entry in lines}.values())  # a line that is there again is no sample
             unnamed = {*found["pictures"]} - {file for file, _ in texts}
             left_out["pictures without a line of metadata"] += map(str, unnamed)
-        elif loose and strays:
-            texts = [(file, 0) for file in found["pictures"]]
+        elif strays and (loose or len(strays) == len(found["pictures"])):
+            texts = [(file, path.resolve().name) for file in found["pictures"]]
         else:
             texts = [(file, file.relative_to(path).parts[0]) for file in found["pictures"] if file.parent != path]
             left_out["pictures beside the classes' folders"] += map(str, strays)
@@ -144,8 +144,7 @@ def open_source(path: Path, *, captions: bool = False, loose: bool = False) -> S
     left_out = {why: sorted(name.removeprefix(f"{path}/") for name in each) for why, each in left_out.items() if each}
     if not entries:
         reasons = "".join(f"; {len(each)} {reason}" for reason, each in left_out.items())
-        where = "in it" if loose else "in its sub-folders, such as CLASS/PICTURE.png"
-        raise ValueError(f"cannot read {str(path)!r}: no pictures {where}{reasons}")
+        raise ValueError(f"cannot read {str(path)!r}: no pictures in it{reasons}")
     unknown = loose and (bool(strays) or all(value is None for *_, value in entries))
     values = [0 if unknown else value for *_, value in entries]
     numbers, must, classes = _number_labels(values, names, captions)

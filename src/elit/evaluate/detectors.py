@@ -3,7 +3,9 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from elit.compat import inception_network
+from elit.config import require
 from elit.data.builtin import digits
 from elit.data.images import ImageSet
 from elit.models.saved import weights_digest
@@ -22,7 +25,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2 = "facebook/dinov2-large"
 SPATIAL_CHANNELS = 7  # of the 17×17 map that ADM's sFID reads
 FASHION = HERE / "fashion" / "detector" / "classifier.safetensors"
-KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "digits", "moving-digits", "fashion-mnist")
+OWN = ("digits", "moving-digits", "fashion-mnist")  # of the data set of that name
+KINDS = ("inception", "dinov2", "classifier:FOLDER", "i3d:FILE.pt", "pyramid", *OWN)
 
 
 class Detection(NamedTuple):
@@ -53,21 +57,32 @@ class Detector(ABC):
 def open_detector(specification: str, *, device: torch.device | str = "cpu") -> Detector:
     """The detector of a specification, such as `dinov2:FOLDER`. Raises ValueError."""
     kind, _, place = specification.partition(":")
-    if kind == "inception":
-        return InceptionDetector(place or None, device)
-    if kind == "dinov2":
-        return DinoDetector(place or DINOV2, device)
-    if kind == "classifier" and place:
-        return ClassifierDetector(place, device)
-    if kind == "i3d" and place:
-        return I3DDetector(Path(place), device)
-    if specification == "fashion-mnist":
-        return FashionDetector(device=device)
-    if specification == "moving-digits":
-        return ClipDetector(_digit_classifier(cut_out=True))
-    if specification == "digits":
-        return ImageDetector(_digit_classifier(cut_out=False))
-    raise ValueError(f"detector must be one of {', '.join(KINDS)}, got {specification!r}")
+    own = kind in (*OWN, "pyramid")
+    valid = kind in DETECTORS and not (own and place) and (bool(place) or kind not in ("classifier", "i3d"))
+    require(valid, "detector", specification, f"one of {', '.join(KINDS)}")
+    return DETECTORS[kind](place, device)
+
+
+def default_detector(reference: str) -> str:
+    """A named data set's own, Inception where the extra eval is installed, else the pyramid."""
+    return reference if reference in OWN else "inception" if find_spec("torch_fidelity") else "pyramid"
+
+
+class PyramidDetector(Detector):
+    """No network: mean colour, and mean |band| of a Laplacian pyramid (Burt, Adelson 1983), in 4×4 fields."""
+
+    name, width, weights = "pyramid", 192, "none"
+    offers = ("fd", "kid", "precision", "recall")
+    default = ("fd", "precision", "recall")
+    input = "64 bicubic, antialiased"
+
+    def __call__(self, samples: Tensor) -> Detection:
+        x, levels = resized(rgb(samples, self.name), 64), []
+        for weight in (8, 4, 2):  # pictures have the less of a band the finer it is
+            low = F.avg_pool2d(x, 2)
+            levels.append(weight * (x - F.interpolate(low, scale_factor=2)).abs())
+            x = low
+        return Detection(torch.cat([F.adaptive_avg_pool2d(level, 4).flatten(1) for level in (*levels, x)], 1))
 
 
 class InceptionDetector(Detector):
@@ -324,3 +339,16 @@ def centred(images: Tensor, size: int = 8) -> Tensor:
     rows, columns = (first[:, None] + torch.arange(size, device=images.device) for first in corner)
     padded = F.pad(images[:, 0], (size,) * 4, value=-1.0)
     return padded[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]][:, None]
+
+
+DETECTORS: dict[str, Callable[[str, torch.device | str], Detector]] = {
+    "inception": lambda weights, device: InceptionDetector(weights or None, device),
+    "dinov2": lambda name, device: DinoDetector(name or DINOV2, device),
+    "classifier": ClassifierDetector,
+    "i3d": lambda path, device: I3DDetector(Path(path), device),
+    "pyramid": lambda _, device: PyramidDetector(),
+    "digits": lambda _, device: ImageDetector(_digit_classifier(cut_out=False)),
+    "moving-digits": lambda _, device: ClipDetector(_digit_classifier(cut_out=True)),
+    "fashion-mnist": lambda _, device: FashionDetector(device=device),
+}
+"""By kind: what is behind the colon of a specification, and the device -> a detector. Others may add their own."""

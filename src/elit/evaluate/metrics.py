@@ -1,7 +1,7 @@
 """Metrics from features, in float64: N real samples, M generated ones, F features, K classes."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -113,8 +113,11 @@ def _frechet(name: str, prefix: str = "") -> Metric:
     return Metric(compute, needs=f"{prefix}mean", lower=True)
 
 
-def _features(found: "Chunks") -> Tensor:
-    return found.some("features", FEATURES_KEPT)
+def _nearest(compute: Callable[[Tensor, Tensor], float | tuple[float, float]], **options: object) -> Metric:
+    """A metric of the features themselves, real ones and found ones."""
+    options = {"most": FEATURES_KEPT, **options}
+    found_some = lambda found, real, _: compute(real["features"], found.some("features", FEATURES_KEPT))  # noqa: E731
+    return Metric(found_some, needs="features", options=options)
 
 
 # By name, in the order in which scores are given.
@@ -122,25 +125,9 @@ METRICS: dict[str, Metric] = {
     **dict.fromkeys(("fid", "fdd", "fvd", "fd"), _frechet("features")),
     "sfid": _frechet("spatial", "spatial_"),
     "is": Metric(lambda found, real, labels: inception_score(found.read("logits")), options={"splits": 10, "seed": 0}),
-    "kid": Metric(
-        lambda found, real, labels: kernel_distance(real["features"], _features(found)),
-        needs="features",
-        lower=True,
-        options={"subsets": 100, "subset_size": 1000, "seed": 0, "most": FEATURES_KEPT},
-    ),
-    "precision": Metric(
-        lambda found, real, labels: manifold_share(_features(found), real["features"]),
-        needs="features",
-        options={"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
-    ),
-    "recall": Metric(
-        lambda found, real, labels: manifold_share(real["features"], _features(found)),
-        needs="features",
-        options={"most": FEATURES_KEPT, "neighbours": NEIGHBOURS},
-    ),
-    "accuracy": Metric(
-        lambda found, real, labels: torch.eq(found.read("label"), labels).double().mean().item(),
-        needs="labels",
-    ),
+    "kid": replace(_nearest(kernel_distance, subsets=100, subset_size=1000, seed=0), lower=True),
+    "precision": _nearest(lambda real, found: manifold_share(found, real), neighbours=NEIGHBOURS),
+    "recall": _nearest(manifold_share, neighbours=NEIGHBOURS),
+    "accuracy": Metric(lambda found, real, labels: (found.read("label") == labels).double().mean().item(), "labels"),
     "steady": Metric(lambda found, real, labels: found.read("steady").double().mean().item()),
 }

@@ -12,7 +12,7 @@ from elit.config import require, require_counts
 from elit.elastic.load import load_network
 from elit.evaluate import EvaluationWarning
 from elit.evaluate.chunks import CHUNK, Progress, Recipe, Work, recipe_digest, versions
-from elit.evaluate.detectors import Detector, open_detector
+from elit.evaluate.detectors import Detector, default_detector, open_detector
 from elit.evaluate.metrics import METRICS
 from elit.evaluate.pictures import Pictures
 from elit.evaluate.reference import Reference, detect, open_reference
@@ -149,12 +149,12 @@ class Scoring(Subject):
     reference: Path | None = None
     """Real pictures (a folder of images, .npz, .parquet or .tar; or digits, moving-digits, fashion-mnist), statistics
     saved with elit evaluate --save-reference, or ADM's .npz."""
-    detector: tuple[str, ...] = ("inception",)
+    detector: tuple[str, ...] = ()
     """One or more of: inception[:WEIGHTS.pth] (FID), dinov2[:NAME or FOLDER] (FDD), classifier:NAME-or-FOLDER
-    (accuracy), i3d:FILE.pt (FVD), digits, moving-digits, fashion-mnist."""
+    (accuracy), i3d:FILE.pt (FVD), pyramid (colours and textures, no network), digits, moving-digits, fashion-mnist.
+    Default: that of the reference by name; else inception where the extra eval is installed, or pyramid."""
     metrics: tuple[str, ...] = ()
     """Any of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
-    out: Path = Path("runs/scores")  # Folder for sample sets, references and scores.
     image_size: int | None = None
     """Cut the reference's pictures (and scored files) to this size as ADM does; default: they have one size."""
     prompts: tuple[str, ...] = ()  # Texts, in turn; accuracy takes the first for class 0, the second for class 1.
@@ -171,7 +171,7 @@ class Scoring(Subject):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_counts(self, "chunk", "image_size")
-        require(bool(self.detector), "detector", "none", "at least one")
+        object.__setattr__(self, "detector", self.detector or (default_detector(str(self.reference)),))
 
     def work(self, folder: Path, state: "PartialState") -> Work:
         return Work(out=folder, chunk=self.chunk, batch_size=self.batch_size, state=state)

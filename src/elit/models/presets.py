@@ -13,10 +13,12 @@ import difflib
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from elit.config import require
 from elit.models.dit import DiT
 from elit.models.hdit import HDiT
 from elit.models.mmdit import MMDiT
@@ -37,6 +39,17 @@ SIZES: dict[str, dict[str, Any]] = {
 QWEN_IMAGE: dict[str, Any] = {"depth": 60, "hidden_size": 3072, "num_heads": 24, "split": (8, 44, 8), "windows": 8}
 QWEN_IMAGE |= {"sample_size": 128, "text_encoder": "Qwen/Qwen2.5-VL-7B-Instruct", "text_features": 3584}
 QWEN_IMAGE |= {"text_length": 300, "pooled_features": 0}
+
+
+def register_model(family: str, network: type[Transformer]) -> None:
+    """Lets `create_model`, and training by it, take FAMILY-SIZE/PATCH for a class of your own, as for those here.
+
+    `class MyDiT(elit.DiT): …` and `elit.register_model("MyDiT", MyDiT)` give "MyDiT-S/2", "ELIT-MyDiT-XL/4" and so on.
+    """
+    new = family not in FAMILIES and bool(re.fullmatch(r"(?!ELIT-)[\w-]+", family))
+    require(new, "family", family, "a new name of letters, digits and dashes, without ELIT-")
+    FAMILIES[family] = network
+    presets.cache_clear()
 
 
 @cache

@@ -36,15 +36,12 @@ class Task(Protocol):
 
     def initialize(self, *, resumed: bool) -> list[str]:
         """Once the folder is claimed: may set `flops`, `examples`, `sampler` and first weights; lines to print."""
-        ...
 
     def objective(self, accelerator: Accelerator) -> Any:
         """`draw(step)`: tensors (B, ...) by chance; `losses(model, batch, draws, budget)`: t (b,) and losses (b,)."""
-        ...
 
     def preview(self, accelerator: Accelerator, average: AveragedWeights, log: RunLog, step: int) -> None:
         """Writes a picture of what the averaged weights do."""
-        ...
 
     def score(self, average: AveragedWeights, log: RunLog, step: int) -> None:
         """Scores the averaged weights where it is time to; all processes call it after every step."""
@@ -52,7 +49,6 @@ class Task(Protocol):
 
     def finish(self, accelerator: Accelerator, averages: Sequence[AveragedWeights]) -> Any:
         """Saves what the run leaves, and returns what it gives back."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +63,15 @@ class FlowMatching:
     autocast: Callable[[], AbstractContextManager[None]]  # around the network's forward
 
     def draw(self, step: int) -> Draws:
-        """Noise (B, *shape), times (B,), dropped labels (B,) bool; for moments also the noise of their samples."""
+        """Noise (B, *shape), times (B,), dropped labels (B,) bool; noise of moments' samples, or the mirrored (B,)."""
         config, size = self.config, (self.config.batch_size,)
         generator = self._generator("step", step)
         noise = torch.randn(*size, *self.shape, generator=generator, device=self.device)
         normal = torch.randn(size, generator=generator, device=self.device)
         dropped = torch.rand(size, generator=generator, device=self.device) < config.class_dropout
         draws = (noise, logit_normal(normal, config.time_shift), dropped)
+        if config.horizontal_flip:
+            return *draws, torch.rand(size, generator=self._generator("flip", step), device=self.device) < 0.5
         if not self.moments:
             return draws
         posterior = self._generator("posterior", step)
@@ -88,9 +86,11 @@ class FlowMatching:
     def noised(self, batch: Batch, draws: Draws) -> tuple[Tensor, Condition, Tensor, Tensor, Tensor]:
         """X1, y with some conditions gone, X0, t and X_t of a micro-batch."""
         images, y = batch
-        noise, t, dropped, *posterior = draws
-        if posterior:
-            images = posterior_sample(images, posterior[0])
+        noise, t, dropped, *more = draws
+        if self.config.horizontal_flip:
+            images = images.where(~more[0].view(-1, *[1] * (images.ndim - 1)), images.flip(-1))
+        elif more:
+            images = posterior_sample(images, more[0])
         return images, self.drop_condition(y, dropped), noise, t, interpolate(noise, images, t)
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -14,7 +15,7 @@ from elit.config import TrainConfig, check_data, require
 from elit.costs.flops import count_flops
 from elit.data.builtin import named_images
 from elit.data.images import ImageFiles, ImageSet, LatentSet, PromptedImages
-from elit.data.loader import StepSampler
+from elit.data.loader import BucketSampler, StepSampler
 from elit.data.source import open_source
 from elit.models.conditioning import Condition, Text
 from elit.models.presets import create_model, model_config
@@ -30,8 +31,6 @@ from elit.training.loop import train_task
 from elit.training.task import FlowMatching, Task
 
 ImageData = ImageSet | ImageFiles | LatentSet
-
-
 Scorer = Callable[[Transformer, RunLog, int], None]  # scores a network at a step, in all processes together
 
 
@@ -46,7 +45,6 @@ class TrainNetwork(Task):
 
     config: TrainConfig
     network: Transformer
-
     scorer: Scorer | None = None
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, make_scorer: Any = None):
@@ -55,9 +53,18 @@ class TrainNetwork(Task):
         if not accelerator.is_main_process:  # what the main process has read and encoded is kept
             self.load(config, accelerator.device)
         self.config = config = resolve(config, self.data, self.prompts)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        self.sampler = StepSampler(len(self.data), config, rank=rank, world=world)
-        self.identity = {"count": len(self.data), "stamp": self.data.stamp}
+        rank, world, count = accelerator.process_index, accelerator.num_processes, len(self.data)
+        flips = not (config.horizontal_flip and isinstance(self.data, LatentSet))
+        require(
+            flips, "horizontal_flip", True, "left out for encoded latents: a mirrored latent is no mirrored picture"
+        )
+        held_out = max(2, round(count * config.validation_share)) if config.validation_share else 0
+        self.held_out = np.arange(held_out) * count // max(1, held_out)
+        self.sampler = StepSampler(count, config, rank=rank, world=world)
+        if held_out:
+            rest = np.setdiff1d(np.arange(count), self.held_out)
+            self.sampler = BucketSampler([rest], config, rank=rank, world=world)
+        self.identity = {"count": count, "stamp": self.data.stamp}
         names: dict[str, Any] = {}
         if self.prompts is None:
             names = {"class_names": tuple(self.data.classes)}
