@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from elit.cli.main import main
-from elit.data.images import centre_crop
+from elit.data.images import ImageFiles, centre_crop, inspect_pictures
+from elit.data.reader import read_frames
+from elit.data.source import open_source
 from elit.evaluate import EvaluationWarning, detectors
 from elit.evaluate.chunks import Work
 from elit.evaluate.detectors import Detection, open_detector
@@ -71,6 +73,35 @@ def test_animations_are_clips(tmp_path):
         assert open_pictures(tmp_path / "clips").read(1, 2).shape == (1, 3, 8, 8)
 
 
+@pytest.mark.parametrize("frame", [1, 2])
+def test_an_animation_cut_in_a_later_frame_is_read_as_far_as_is_asked(frame, tmp_path):
+    """Alike in training, encoding and evaluation: a still takes the first frame, a clip is named or left out."""
+    for i in range(4):
+        frames = [Image.fromarray(PIXELS[2 * i + k % 2]) for k in range(3)]
+        save_frames(frames, tmp_path / "a" / f"{i}.gif")
+    whole = (tmp_path / "a" / "1.gif").read_bytes()
+    end = next(size for size in range(1, len(whole)) if readable(whole[:size], frame + 1))
+    (tmp_path / "a" / "1.gif").write_bytes(whole[: end - 20])
+    source = open_source(tmp_path / "a", loose=True)
+    assert len(ImageFiles(source, 8)) == 4
+    assert [isinstance(size, str) for size in inspect_pictures(source, None)] == [False, True, False, False]
+    pictures = open_pictures(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"1\.gif': image file is truncated"):
+        pictures.read(0, 4)
+    with pytest.warns(EvaluationWarning, match=r"left out: 1 unreadable; cannot read '.*1\.gif'"):
+        clips = open_pictures(tmp_path / "a", skip_unreadable=True)
+    assert clips.read(0, 3).shape == (3, 3, 3, 8, 8)
+    Image.fromarray(PIXELS[8]).save(tmp_path / "a" / "still.png")
+    assert open_pictures(tmp_path / "a", skip_unreadable=True).read(0, 5).shape == (5, 3, 8, 8)
+
+
+def readable(content: bytes, count: int) -> bool:
+    try:
+        return bool(read_frames(content, count))
+    except Exception:  # whatever Pillow raises for a part of a file
+        return False
+
+
 def evaluate(*arguments) -> int:
     return main(["evaluate", *map(str, arguments)])
 
@@ -93,7 +124,7 @@ def test_pictures_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
         "key.npz": "must have arr_0, got images",
         "float.npz": "must be uint8 pictures (N, H, W, 3), got float64 (9, 8, 8, 3)",
         "cut.npz": "not an npz",
-        "nothing.npz": "o such file",
+        "nothing.npz": "nothing.npz'",
     }.items():
         place = tmp_path / name
         for arguments in ((place, "--reference", "digits"), ("digits", "--reference", place)):
@@ -101,6 +132,15 @@ def test_pictures_that_cannot_be_used_are_named_in_one_line(capsys, tmp_path):
             said = capsys.readouterr()
             assert (code, said.out, said.err.count("\n")) == (2, "", 1)
             assert message in said.err
+    for number in (2, 3):  # in the scored pictures and in the reference
+        good.save(tmp_path / "unreadable" / f"{number}.png")
+    line = ("--detector", "digits", "--metrics", "fd", "--out", tmp_path / "out", "--skip-unreadable", "--json")
+    for arguments in (
+        (tmp_path / "unreadable", "--reference", "digits"),
+        ("digits", "--reference", tmp_path / "unreadable"),
+    ):
+        with pytest.warns(EvaluationWarning, match=r"left out: 1 unreadable; cannot read '.*b\.png'"):
+            assert evaluate(*arguments, *line) == 0
 
 
 def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector(

@@ -94,7 +94,7 @@ def run(args: Args) -> Json | None:
 def _open(args: Args, device: str, work: Work) -> tuple[Pictures, list[MetricGroup]]:
     """Cheap refusals first, then detectors and references, then sampling, which takes longest."""
     if not any((args.pictures / name).is_file() for name in ("config.json", "model_index.json")):
-        pictures = open_pictures(args.pictures, args.image_size)
+        pictures = open_pictures(args.pictures, args.image_size, skip_unreadable=args.skip_unreadable)
         groups, count = args.open_metrics(device, work), args.count or pictures.count
         require(count <= pictures.count, "count", count, f"at most {pictures.count}, the number of pictures")
         return replace(pictures, count=count), groups

@@ -82,18 +82,19 @@ class ImageFiles:
         return lines + self.source.not_taken()
 
 
-def inspect_pictures(source: Source) -> list[tuple[int, int] | str]:
-    """Each picture's size, or why it cannot be read; kept beside them until a file changes."""
+def inspect_pictures(source: Source, count: int | None = 1) -> list[tuple[int, int] | str]:
+    """Each picture's size, or why its frames cannot be read; kept beside them until a file changes."""
+    identity = source.identity | ({"frames": "all"} if count is None else {})
     paths = source.folder / f".{source.root.name}{KEPT}", Path(gettempdir()) / f"elit-{source.identity['stamp']}{KEPT}"
     for path in paths:
         with suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["identity"] == source.identity:
+            if kept["identity"] == identity:
                 return [each if isinstance(each, str) else (each[0], each[1]) for each in kept["pictures"]]
 
     def inspect(index: int) -> tuple[int, int] | str:
         try:
-            return source.read(index)[0].size
+            return source.read(index, count)[0].size
         except ValueError as error:
             return str(error)
 
@@ -104,7 +105,7 @@ def inspect_pictures(source: Source) -> list[tuple[int, int] | str]:
         pictures = list(shown)
     for path in paths:  # the second for a folder that is not the user's
         with suppress(OSError):
-            write_text(path, json.dumps({"identity": source.identity, "pictures": pictures}))
+            write_text(path, json.dumps({"identity": identity, "pictures": pictures}))
             break
     return pictures
 

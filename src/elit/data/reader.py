@@ -48,6 +48,12 @@ def read_frames(content: bytes, count: int | None = 1) -> list[Image.Image]:
     return _despite_metadata(content, frames)
 
 
+def is_animation(content: bytes) -> bool:
+    """True for one that its header says has frames, of which later ones may be damaged."""
+    animated = lambda image: image.format not in STILLS and getattr(image, "is_animated", False)  # noqa: E731
+    return _despite_metadata(content, animated)
+
+
 def centre_crop(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
     """ADM's crop of an RGB picture, on which ImageNet figures are made: (3, height, width) float32 in [-1, 1]."""
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from elit.data.reader import SUFFIXES, read_frames
+from elit.data.reader import SUFFIXES, is_animation, read_frames
 from elit.files import read_lines, read_text
 from elit.models.conditioning import recognised
 from elit.models.text import CACHE
@@ -92,9 +92,9 @@ class Source:
             raise ValueError(f"cannot read {picture.name!r}: {reason}") from None
 
     def moves(self, index: int) -> bool:
-        """True for a picture whose first two frames can be read."""
-        with suppress(ValueError):
-            return bool(self.read(index, 2))
+        """True for an animation, of which some frames may be damaged."""
+        with suppress(Exception):  # whatever a decoder raises
+            return is_animation(self.pictures[index].content())
         return False
 
     def subset(self, rows: Sequence[int]) -> "Source":

@@ -6,9 +6,6 @@ and (B, K, d) are in the model's own raster order; `KeptTokens` has their groupi
 Two modes. *learned* is the paper's (section 3): latents are learned vectors, Write adds what cross-attention finds.
 *carry* keeps a pretrained core alive: latent j of a window starts as the token at its j-th place, coarse to
 fine, plus the learned vector, which starts at zero; Write gives each token the change of its latent.
-
-Low-rank changes (LoRA, Hu et al. 2021) of the blocks' linear layers: y = W·x + B·A·x, added by a hook on the layer. So
-the original weights stay as they are, they may be quantised, and other LoRAs go on working.
 """
 
 import math
@@ -139,7 +136,7 @@ class ElasticInterface(LatentInterface):
 
 
 class LowRank(nn.Module):
-    """B·A·x for x (..., in): A (r, in) random, B (out, r) zero, so that nothing changes at first."""
+    """LoRA (Hu et al. 2021), B·A·x for x (..., in): A (r, in) random, B (out, r) zero, so nothing changes at first."""
 
     def __init__(self, in_features: int, out_features: int, rank: int):
         super().__init__()

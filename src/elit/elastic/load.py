@@ -21,7 +21,7 @@ from elit.elastic.families.family import Model, Pipeline
 from elit.elastic.interface import add_low_rank
 from elit.elastic.pipelines import check_transformer, one_line
 from elit.elastic.record import RECORD, WEIGHTS, InterfaceRecord, read_record, settings_of, write_interface
-from elit.elastic.surgery import VARIANT, Elastic, elastify, unload_elastic
+from elit.elastic.surgery import VARIANT, Elastic, elastify, rebuild, unload_elastic
 from elit.models.saved import known_networks, load_own, load_whole, saved_dtype, subclasses
 from elit.models.transformer import Transformer
 from elit.pretrained import model_folder
@@ -143,12 +143,8 @@ def with_dial(kind: Pipeline) -> Pipeline:
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ours]
     parameters = sorted([*known.parameters.values(), *more], key=lambda each: each.kind)
     vars(call)["__signature__"] = known.replace(parameters=parameters)
-    reduce = lambda self: (_rebuild, (kind,), self.__dict__)  # noqa: E731
+    reduce = lambda self: (rebuild, (with_dial, kind), self.__dict__)  # noqa: E731
     return type(kind.__name__, (kind,), {"__init__": init, "__call__": call, "__reduce__": reduce, "dial": True})
-
-
-def _rebuild(kind: Pipeline) -> Pipeline:
-    return with_dial(kind).__new__(with_dial(kind))
 
 
 def save_add_on(transformer: Model, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -4,7 +4,6 @@
 
 diffusers' forward stays as it is. The transformer and its core blocks change their class, to subclasses of the same
 name, as torch's parametrizations do: so hooks, caches, LoRA, offloading, copies and pickles meet ordinary modules.
-`runtime.py` has what happens in a forward, `record.py` what lies on disk beside diffusers' own files, untouched.
 """
 
 import dataclasses
@@ -360,7 +359,7 @@ def _elastic_class(kind: Model, mixin: Model) -> Tree:
         return self.elastic_forward(**signature_of(kind).bind(*args, **kwargs).arguments)
 
     def reduce(self: Model) -> Tree:
-        return _rebuild, (kind, mixin), self.__dict__
+        return rebuild, (_elastic_class, kind, mixin), self.__dict__
 
     body: dict[str, Any] = {"forward": forward, "__reduce__": reduce, "original_class": kind}
     body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
@@ -373,9 +372,8 @@ def _elastic_class(kind: Model, mixin: Model) -> Tree:
     return subclass
 
 
-def _rebuild(kind: Model, mixin: Model) -> Tree:
-    subclass = _elastic_class(kind, mixin)
-    return subclass.__new__(subclass)
+def rebuild(make: Callable[..., Model], *args: Model) -> Tree:
+    return make(*args).__new__(make(*args))
 
 
 def _rows_of(value: Tree, rows: slice, batch: int, listed: bool) -> Tree:

@@ -56,7 +56,8 @@ class RunScores:
             size = data.settings["image_size"]
             self.vae = load_encoder(data.settings["vae"], data.settings["vae_subfolder"], device=device)
         detector = open_detector(name, device=device)
-        real = open_reference(Path(reference), detector, self.work, image_size=size)
+        options = {"image_size": size, "skip_unreadable": config.skip_unreadable}
+        real = open_reference(Path(reference), detector, self.work, **options)
         self.group = MetricGroup(name, detector, real, tuple(each for each in detector.offers if each in WANTED))
 
     def __call__(self, network: Transformer, log: RunLog, step: int) -> None:

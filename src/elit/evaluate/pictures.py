@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elit._version import __version__
 from elit.data.builtin import named_images
-from elit.data.images import ImageSet
+from elit.data.images import ImageSet, inspect_pictures
 from elit.data.reader import centre_crop
 from elit.data.source import open_source
 from elit.evaluate import EvaluationWarning
@@ -37,7 +37,7 @@ class Pictures:
     stamp: str = ""  # changes when their files do; features of the old ones are then not used
 
 
-def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
+def open_pictures(path: Path, image_size: int | None = None, *, skip_unreadable: bool = False) -> Pictures:
     """The pictures of a data set's test split, an npz, a folder, .parquet or .tar; image_size: ADM's crop to it."""
     named = None if path.exists() else named_images(str(path), split="test")
     if named is not None:
@@ -45,7 +45,7 @@ def open_pictures(path: Path, image_size: int | None = None) -> Pictures:
     elif path.suffix == ".npz":
         pictures = array_pictures(path)
     else:
-        pictures = file_pictures(path, image_size)
+        pictures = file_pictures(path, image_size, skip_unreadable)
     if pictures.count < 2:
         raise ValueError(f"pictures={str(path)!r} must hold at least 2, got {pictures.count}")
     return pictures
@@ -94,12 +94,17 @@ def array_pictures(path: Path) -> Pictures:
     )
 
 
-def file_pictures(path: Path, image_size: int | None) -> Pictures:
+def file_pictures(path: Path, image_size: int | None, skip_unreadable: bool) -> Pictures:
     """Images of a folder, a .parquet or a .tar; clips where all of them are animated, else the first frame of each."""
     source = open_source(path, loose=True)
     for line in source.not_taken():
         warnings.warn(line, EvaluationWarning, stacklevel=2)
     clips = all(map(source.moves, range(0, len(source), len(source) // 64 + 1)))  # a look at some of many
+    frames = None if clips else 1
+    found = inspect_pictures(source, frames) if skip_unreadable else [(0, 0)] * len(source)
+    if faults := [fault for fault in found if isinstance(fault, str)]:
+        warnings.warn(f"data: left out: {len(faults)} unreadable; {faults[0]}", EvaluationWarning, stacklevel=2)
+        source = source.subset([row for row, each in enumerate(found) if not isinstance(each, str)])
     sizes = set[tuple[int, ...]]()
 
     def frame(image: Image.Image) -> Tensor:
@@ -108,8 +113,8 @@ def file_pictures(path: Path, image_size: int | None) -> Pictures:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def picture(index: int) -> Tensor:
-        frames = [frame(image) for image in source.read(index, None if clips else 1)]
-        whole = frames[0] if len(frames) == 1 else torch.stack(frames, 1)
+        shown = [frame(image) for image in source.read(index, frames)]
+        whole = shown[0] if len(shown) == 1 else torch.stack(shown, 1)
         sizes.add(tuple(whole.shape))
         if len(sizes) > 1:
             fault = f"{source.pictures[index].name!r}, since there are {sizes}"
@@ -121,7 +126,7 @@ def file_pictures(path: Path, image_size: int | None) -> Pictures:
         read=lambda first, stop: torch.stack([picture(index) for index in range(first, stop)]),
         labels=torch.tensor(source.true_labels) if source.classes else None,
         recipe={"kind": "files", "name": path.name, "image_size": image_size},
-        stamp=str(source.identity["stamp"]),
+        stamp=f"{source.identity['stamp']}{' '.join(faults)}",
     )
 
 

@@ -63,7 +63,9 @@ class Reference:
         return {"made": self.origin, "sha256": total.hexdigest()}
 
 
-def open_reference(path: Path, detector: Detector, work: Work, *, image_size: int | None = None) -> Reference | None:
+def open_reference(
+    path: Path, detector: Detector, work: Work, *, image_size: int | None = None, skip_unreadable: bool = False
+) -> Reference | None:
     """Saved statistics, ADM's, or those of pictures, kept in OUT/references; None but in the main process."""
     if (str(path), detector.name) == ("fashion-mnist", "fashion-mnist") and FASHION_REFERENCE.is_file():
         path = FASHION_REFERENCE
@@ -74,7 +76,7 @@ def open_reference(path: Path, detector: Detector, work: Work, *, image_size: in
         adm = _adm_reference(path, detector)
         if "arr_0" not in keys:
             return adm
-    pictures = open_pictures(path, image_size)
+    pictures = open_pictures(path, image_size, skip_unreadable=skip_unreadable)
     recipe = {"pictures": pictures.recipe, "stamp": pictures.stamp, "detector": detector.describe()}
     stored = work.out / "references" / f"{recipe_digest(recipe | {'chunk': work.chunk})[:16]}.safetensors"
     if stored.is_file():

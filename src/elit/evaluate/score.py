@@ -157,6 +157,7 @@ class Scoring(Subject):
     """Any of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
     image_size: int | None = None
     """Cut the reference's pictures (and scored files) to this size as ADM does; default: they have one size."""
+    skip_unreadable: bool = False  # Leave unreadable pictures out instead of stopping at the first.
     prompts: tuple[str, ...] = ()  # Texts, in turn; accuracy takes the first for class 0, the second for class 1.
     prompts_file: Path | None = None  # A file with one text a line instead.
     vae: Path | None = None
@@ -184,7 +185,8 @@ class Scoring(Subject):
         groups = []
         for specification, detector in zip(self.detector, detectors, strict=True):
             real = self.reference
-            reference = None if real is None else open_reference(real, detector, work, image_size=self.image_size)
+            options = {"image_size": self.image_size, "skip_unreadable": self.skip_unreadable}
+            reference = None if real is None else open_reference(real, detector, work, **options)
             names = tuple(name for name in self.metrics if name in detector.offers)
             # With none of them, the detector's own refusal lists its metrics.
             groups.append(MetricGroup(specification, detector, reference, names or self.metrics))
