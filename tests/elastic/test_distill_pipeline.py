@@ -25,6 +25,7 @@ from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.distill import DistillPipeline, Prediction, distill
 from elit.elastic.families import FAMILIES
 from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests, first_call, layout_of
+from elit.evaluate.tables import write_card
 from elit.sampling.autoencoders import encode_mean
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,11 @@ def test_two_steps_a_picture_and_three_budgets_in_a_fresh_pipeline(tmp_path, pro
     assert result["validation"][0]["share"] == 1
     distances = [row["distance"] for row in result["validation"]]
     assert distances[0] < 1e-4 < distances[-1]  # at full budget the original runs
+    gflops, faster = ([row[name] for row in result["validation"]] for name in ("gflops", "faster"))
+    assert gflops[1:] == sorted(gflops[1:], reverse=True)
+    assert (faster[0], all(row["ms"] > 0 for row in result["validation"])) == (1, True)
+    write_card(config, result["validation"])
+    assert "share | GFLOPs a forward | ms a forward | faster | dist" in (tmp_path / "out" / "README.md").read_text()
     assert ("picture_distance_ccfg" in result["validation"][0]) == any("negative" in each for each in config.call)
     Image.open(tmp_path / "out" / "samples" / "step-00000002.png").verify()
 

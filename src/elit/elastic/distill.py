@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from elit.config import DistillConfig
+from elit.costs.timing import timed
 from elit.data.images import posterior_sample
 from elit.data.loader import BucketSampler
 from elit.elastic.captioned_images import ROWS, CaptionedImages
 from elit.elastic.context import UNSET, budget, original
+from elit.elastic.cost import count_block_flops
 from elit.elastic.distill_network import DistillNetwork, DistillTask, mean_square
 from elit.elastic.families import family_of
 from elit.elastic.families.family import Arguments, Family, Tree
@@ -108,8 +111,11 @@ class DistillPipeline(DistillTask):
                 with torch.no_grad(), original():
                     self.reference = self.samples()
         call = self.fixed[1].arguments
-        tokens, text = self.family.grids(self.network, call), self.family.text(self.network, call)
-        self.flops = self.step_flops(tokens, text, teacher=bool(self.config.data))
+        self.sizes = {
+            "tokens": self.family.grids(self.network, call),
+            "text_tokens": self.family.text(self.network, call),
+        }
+        self.flops = self.step_flops(**self.sizes, teacher=bool(self.config.data))
         trained = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
         count, buckets = self.sampler.length, len(self.examples.buckets)
         return [f"{count:,} examples in {buckets} buckets; {trained:,} weights to train"]
@@ -191,10 +197,16 @@ class DistillPipeline(DistillTask):
         """A picture, a row a budget below the original's, and a table; no picture where samples are none."""
         pictures, labels, table = [self.reference], ["original"], []
         for count in self.validated_budgets():
-            t, squared = self.distance(self.network, *self.fixed, count)
+            forward = partial(self.distance, self.network, *self.fixed, count)
+            timed(forward, self.accelerator.device)  # warms up
+            (t, squared), seconds = timed(forward, self.accelerator.device)
             part = (t * PARTS).long().clamp(max=PARTS - 1)
             by_time = [squared[part == i] for i in range(PARTS)]
-            row: Json = {"tokens": count, "share": count / self.network.budgets[-1]}
+            interface = self.config.weights == "all" or count < self.network.budgets[-1]  # else the original runs
+            flops = count_block_flops(self.network, **self.sizes, budget=count, interface=interface)
+            row: Json = {"tokens": count, "share": count / self.network.budgets[-1], "gflops": flops / 1e9}
+            row["ms"] = 1e3 * seconds / len(squared)
+            row["faster"] = (table or [row])[0]["ms"] / row["ms"]
             row["distance"] = squared.mean().sqrt().item()
             row["distance_by_t"] = [each.mean().sqrt().item() if len(each) else None for each in by_time]
             for name, weak in (("", UNSET), ("_ccfg", 1))[: 1 + self.requests.guided]:

@@ -64,10 +64,9 @@ class DistillTask(Task):
         budgets = network.budgets if config.weights == "all" else network.budgets[:-1]  # there the original runs
         self.budgets = training_budgets(budgets, config.budget_min, config.budget_max)
 
-    def step_flops(self, tokens: Sequence[Sequence[int]], text: int, *, teacher: bool) -> dict[int | None, int]:
+    def step_flops(self, *, teacher: bool, **sizes: Any) -> dict[int | None, int]:
         """FLOPs of a sample's step at each budget. teacher: the original runs in it too."""
         passes = 3 if self.config.weights == "all" else 2  # no gradients of weights that stay
-        sizes: dict[str, Any] = {"tokens": tokens, "text_tokens": text}
         beside = count_block_flops(self.network, **sizes, interface=False) if teacher else 0
         counts = self.network.budgets
         return {count: beside + passes * count_block_flops(self.network, **sizes, budget=count) for count in counts}
@@ -93,7 +92,7 @@ class DistillNetwork(DistillTask):
         if tuple(self.examples.shape) != shape:
             raise ValueError(f"data must have samples of shape {shape}, got {tuple(self.examples.shape)}")
         super().__init__(config, accelerator, network, keep_original=config.weights == "all")
-        self.flops = self.step_flops((network.token_grid(network.sample_size),), 0, teacher=True)
+        self.flops = self.step_flops(tokens=(network.token_grid(network.sample_size),), teacher=True)
         rank, world = accelerator.process_index, accelerator.num_processes
         self.sampler = StepSampler(len(self.examples), config, rank=rank, world=world)
         self.flow = FlowMatching(

@@ -66,13 +66,17 @@ def _table(table: list[Json] | None) -> str:
     columns = {
         "tokens": ("tokens of a window", ""),
         "share": ("share", ".1%"),
+        "gflops": ("GFLOPs a forward", ".4g"),
+        "ms": ("ms a forward", ".4g"),
+        "faster": ("faster", ".2f"),
         "distance": ("distance of the prediction", ".4f"),
         "picture_distance": ("distance of the picture", ".4f"),
         "picture_distance_ccfg": ("the same with CCFG", ".4f"),
     }
     columns = {name: column for name, column in columns.items() if name in table[0]}
     rows = [[format(row[name], form) for name, (_, form) in columns.items()] for row in table]
-    note = "Root mean squared distances to the original: of the prediction, and of pixels in [0, 1]."
+    note = "Distances to the original are root mean squares: of the prediction, and of pixels in [0, 1]. "
+    note += "GFLOPs are of the blocks, for one sample, and ms too, in batches, on the machine that trained."
     return f"{markdown_table([heading for heading, _ in columns.values()], rows)}\n\n{note}"
 
 
