@@ -40,6 +40,12 @@ from elit.training.train import train
 SAMPLES = 200  # Scored at each setting; of clips, which take longer, half as many.
 SAMPLING_STEPS = 16
 SHARES = ("100%", "50%", "25%", "12.5%", "6.25%")
+NEXT = {
+    "draw more, with half of the latents": "sample {model}{of} --count 16 --budget 50% --out half.png",
+    "turn the budget in a browser": "play {model}",
+    "see which settings pay": "sweep {model}{of} --reference {data} --count 96 --steps 4 8 16",
+    "train on your own pictures": "train --data FOLDER --image-size 32 --horizontal-flip --out runs/own",
+}
 STRIPS = (2, 5, 7)  # the digits whose clips are shown frame by frame
 # Files and folders of a quickstart; a folder that holds anything else is not replaced.
 PRODUCTS = (
@@ -122,15 +128,18 @@ def run_into(out: Path, args: Args) -> None:
     sections = [Section(*PICTURES[name], out / name) for name in PICTURES]
     text = f"{count} samples a row, {SAMPLING_STEPS} Euler steps; cost is of a whole sample, guidance included."
     sections.append(Section("The numbers", text, headings=columns, rows=rows))
+    text = "In a terminal; every command has --help."
+    of = ' --prompts "a handwritten seven"' if model.takes_text else ""
+    known: Json = {"model": args.out / "model", "of": of, "data": config.data}
+    commands = [(purpose, f"elit {line.format(**known)}") for purpose, line in NEXT.items()]
+    sections.append(Section("What to try next", text, headings=("to", "command"), rows=commands))
     write_page(out / "report.html", "One model, many budgets: handwritten digits", lead, sections)
     save_config(args.training(args.out), out / "config.yaml")
     results: Json = {"backbone": args.backbone, "seconds": round(time.perf_counter() - start, 1)}
     results |= {"classifier_accuracy": classifier.accuracy, "samples": count, "sampling_steps": SAMPLING_STEPS}
-    results["rows"] = []
-    for point in points:
-        row = {"budget": point.share, "tokens_per_group": int(point.budget), "guidance": point.guidance}
-        row |= {"gflops_per_image": point.gflops, "ms_per_image": point.ms}
-        results["rows"].append(row | point.scores)
+    of = [{"budget": each.share, "tokens_per_group": int(each.budget), "guidance": each.guidance} for each in points]
+    costs = [{"gflops_per_image": each.gflops, "ms_per_image": each.ms} | each.scores for each in points]
+    results["rows"] = [left | right for left, right in zip(of, costs, strict=True)]
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     if not args.json:
         print_table(columns, rows)

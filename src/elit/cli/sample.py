@@ -112,7 +112,12 @@ def run(args: Args) -> Json:
     require(text, "text_encoder", args.text_encoder, "left out for this model, which takes classes")
     record, row = make_record(engine, args.sampling(), args), None
     if args.like is not None:
-        row = compare(read_record(args.like), record, args.like)
+        before = read_record(args.like)
+        same = before.model == record.model and before.sampling.dtype == record.sampling.dtype
+        if same and before.weights != record.weights:
+            fault = f"it was made by other weights than {before.model} has now; name the model that made it"
+            raise ValueError(f"cannot make {str(args.like)!r} again: {fault}")
+        row = before.row
     kind = output_kind(args.out, pictures=engine.makes_pictures)  # before the work, not after it
     check_new_output(args.out, overwrite=args.overwrite, folder=kind == "folder", mine=is_sample)
 
@@ -161,15 +166,6 @@ def run(args: Args) -> Json:
         print(f"{args.out}: {len(x)} {'clips' if engine.clips else 'images'}, {gflops:.3f} GFLOPs and {ms:.1f} ms each")
     expected = best and {name: getattr(best, name) for name in ("words", "ms", "metric", "quality")}
     return {"out": str(args.out), "count": len(x), "gflops_per_image": gflops, "ms_per_image": ms, "plan": expected}
-
-
-def compare(before: PictureRecord, now: PictureRecord, like: Path) -> int | None:
-    """The row to make. Raises ValueError for other weights under the same name."""
-    same = before.model == now.model and before.sampling.dtype == now.sampling.dtype
-    if same and before.weights != now.weights:
-        fault = f"it was made by other weights than {before.model} has now; name the model that made it"
-        raise ValueError(f"cannot make {str(like)!r} again: {fault}")
-    return before.row
 
 
 def planned(args: Args, engine: Engine, batch: int) -> Plan:

@@ -91,4 +91,4 @@ def plot_scores(out: Path) -> None:
                 line = [(row["step"], row[metric]) for row in rows if row["budget"] == budget]
                 ax.plot(*zip(*line, strict=True), marker="o", label=f"{budget or 'all'} latents")
             ax.set(xlabel="step", ylabel="validation loss" if metric == LOSS else quality_label(metric))
-            ax.legend(frameon=False)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

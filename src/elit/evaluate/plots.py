@@ -110,7 +110,9 @@ def degradation_curves(points: Sequence[Point], metric: str, path: Path) -> None
             ax.xaxis.set_minor_locator(NullLocator())
             ax.tick_params(axis="x", rotation=60 if len(shares) > 5 else 0)
             ax.set(xlabel="share of the latents", title=f"{count} step{'s' if count > 1 else ''}")
-        axes[0].legend(frameon=False, fontsize=9)
+        named = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        legend = {"loc": "outside lower center", "ncols": len(named), "frameon": False, "fontsize": 9}
+        axes[0].figure.legend([*named.values()], [*named], **legend)
 
 
 def over_scales(points: Sequence[Point], label: str, path: Path, metric: str | None = None) -> None:

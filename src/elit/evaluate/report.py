@@ -63,9 +63,7 @@ def write_sweep_report(out: Path, points: Sequence[Point], metric: str, *, model
         sections.append(Section("Guidance", "Quality against guidance scale; 1 is off.", out / "guidance.png"))
     if len({point.budget for point, _ in degradations(plain, metric)}) > 1:
         plots.degradation_curves(plain, metric, out / "degradation.png")
-        text = (
-            "ρ is the score over that with all latents, inverted where higher is better: 1 is no loss, 2 twice as bad."
-        )
+        text = "ρ is the score over that of all latents, inverted where higher is better: 1 is no loss, 2 twice as bad."
         sections.append(Section("The loss of smaller budgets", text, out / "degradation.png"))
     measure = "contrast" if grey else "saturation"
     plots.over_scales(plain, f"mean {measure}", out / "saturation.png")

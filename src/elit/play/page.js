@@ -1,5 +1,9 @@
-() => {  // Gives pictures their label as the text of screen readers, which Gradio leaves empty.
+() => {  // What screen readers need and Gradio leaves out: pictures' texts, and a role for the label of an empty frame.
     const name = img => { img.alt ||= img.closest('.block').querySelector('label').textContent.trim() || 'Picture'; };
-    new MutationObserver(() => document.querySelectorAll('.picture img, #plane img').forEach(name))
-        .observe(document.body, {childList: true, subtree: true});
+    const mend = () => {
+        document.querySelectorAll('.picture img, #plane img').forEach(name);
+        document.querySelectorAll('.empty[aria-label]:not([role])').forEach(each => each.setAttribute('role', 'img'));
+    };
+    mend();
+    new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
 }
