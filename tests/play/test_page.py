@@ -173,7 +173,9 @@ def test_accessible_to_everybody(visitor):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
     for tab in ("Dial", "Compare", "Plane", "Inside"):
         visitor.open(tab)
-        assert not visitor.page.locator(".empty[aria-label]:not([role])").count()  # frames in which nothing is drawn yet
+        assert not visitor.page.locator(
+            ".empty[aria-label]:not([role])"
+        ).count()  # frames in which nothing is drawn yet
         visitor.page.wait_for_timeout(500)  # what is drawn again is pale until it is there
         visitor.page.wait_for_function("!document.querySelector('.pending, .generating, .progress-text')")
         visitor.page.wait_for_timeout(300)

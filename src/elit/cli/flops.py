@@ -72,7 +72,6 @@ def _cost_rows(args: Args, name: str) -> list[Json]:
         flops = count_flops(model, sample_size=size, budget=budget)
         share = None if budget is None else budget / model.budgets[-1]
         row: Json = {"model": name, "budget": share, "tokens_per_group": budget, "gflops": flops / 1e9}
-        rows.append(
-            row | {"of_full": flops / full, "training_tflops": 3 * 256 * flops / 1e12, "parameters": parameters}
-        )
+        row |= {"of_full": flops / full, "training_tflops": 3 * 256 * flops / 1e12, "parameters": parameters}
+        rows.append(row)
     return rows

@@ -55,10 +55,7 @@ PRODUCTS = (
 # Title and text of the report's pictures.
 PICTURES = {
     "samples.png": ("The same noise at every budget", "Only the number of latents changes, with CCFG."),
-    "compute_quality.png": (
-        "Compute against quality",
-        "Fréchet distance on the classifier's features; lower is better.",
-    ),
+    "compute_quality.png": ("Compute against quality", "Fréchet distance of classifier features; lower is better."),
     "read_attention.png": ("Attention of the latents", "Read attention at t = 0.7 for six digits."),
 }
 
@@ -128,11 +125,10 @@ def run_into(out: Path, args: Args) -> None:
     sections = [Section(*PICTURES[name], out / name) for name in PICTURES]
     text = f"{count} samples a row, {SAMPLING_STEPS} Euler steps; cost is of a whole sample, guidance included."
     sections.append(Section("The numbers", text, headings=columns, rows=rows))
-    text = "In a terminal; every command has --help."
     of = ' --prompts "a handwritten seven"' if model.takes_text else ""
     known: Json = {"model": args.out / "model", "of": of, "data": config.data}
     commands = [(purpose, f"elit {line.format(**known)}") for purpose, line in NEXT.items()]
-    sections.append(Section("What to try next", text, headings=("to", "command"), rows=commands))
+    sections.append(Section("What to try next", "Every command has --help.", headings=("to", "command"), rows=commands))
     write_page(out / "report.html", "One model, many budgets: handwritten digits", lead, sections)
     save_config(args.training(args.out), out / "config.yaml")
     results: Json = {"backbone": args.backbone, "seconds": round(time.perf_counter() - start, 1)}

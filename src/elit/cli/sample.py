@@ -26,11 +26,10 @@ from elit.sampling.settings import Sampling
 
 MAX_COUNT = 64  # Images of a run that does not say how many.
 TARGETS = ("target_ms", "target_images_per_s", "target_gflops")
-PLANNED = (
+PLANNED = (  # settings that a plan decides
     *("budget", "step_budgets", "sample_budgets", "guidance", "scale", "guidance_budget", "guidance_interval"),
     *("steps", "solver", "shift"),
 )
-"""Settings that a plan decides."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,9 +67,7 @@ def _dry_run(args: Args) -> Json:
         rows = [[name.replace("_", ", "), f"{value:.2f}"] for name, value in gib.items() if value]
         print_table(["memory of one device", "GiB"], rows)
         print(f"{cost.tflops:.1f} TFLOPs an iteration (3 × forward × batch {settings.batch_size})")
-        print(
-            f"{cost.device_days:.1f} GPU-days for {settings.steps:,} steps at {args.utilisation:.0%} of "
-            f"{args.device_tflops:g} TFLOP/s: {cost.device_days / args.devices:.1f} days on {args.devices}"
-        )
+        print(f"{cost.device_days:.1f} GPU-days for {settings.steps:,} steps at {args.utilisation:.0%} of ", end="")
+        print(f"{args.device_tflops:g} TFLOP/s: {cost.device_days / args.devices:.1f} days on {args.devices}")
     sums = {"parameters": cost.parameters, "groups": cost.groups, "tflops": cost.tflops, "gpu_days": cost.device_days}
     return {**sums, "gib": gib, "devices": args.devices}

@@ -44,9 +44,7 @@ def kernel_distance(
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(subsets):
-        x, y = (
-            values[torch.randperm(len(values), generator=generator)[:size]].double() for values in (real, generated)
-        )
+        x, y = (each[torch.randperm(len(each), generator=generator)[:size]].double() for each in (real, generated))
         xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         distances.append(within - 2 * xy.mean())

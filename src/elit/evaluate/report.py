@@ -73,6 +73,8 @@ def write_sweep_report(out: Path, points: Sequence[Point], metric: str, *, model
     sections.append(Section("All points", text, headings=(*headings(metrics), "recipe"), rows=rows))
     lead = (
         f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
+    )
+    lead += (
         f"{top.scores[metric]:.4g} with {top.sampling.describe()} ({top.gflops:.3g} GFLOPs, {top.ms:.3g} ms a sample)."
     )
     write_page(out / "report.html", f"Compute against {plots.quality_label(metric)}", lead, sections)

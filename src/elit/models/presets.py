@@ -42,10 +42,7 @@ QWEN_IMAGE |= {"text_length": 300, "pooled_features": 0}
 
 
 def register_model(family: str, network: type[Transformer]) -> None:
-    """Lets `create_model`, and training by it, take FAMILY-SIZE/PATCH for a class of your own, as for those here.
-
-    `class MyDiT(elit.DiT): …` and `elit.register_model("MyDiT", MyDiT)` give "MyDiT-S/2", "ELIT-MyDiT-XL/4" and so on.
-    """
+    """Gives a class derived from those here its names, FAMILY-SIZE/PATCH: "MyDiT-S/2", "ELIT-MyDiT-XL/4" and so on."""
     new = family not in FAMILIES and bool(re.fullmatch(r"(?!ELIT-)[\w-]+", family))
     require(new, "family", family, "a new name of letters, digits and dashes, without ELIT-")
     FAMILIES[family] = network

@@ -112,9 +112,8 @@ def plan(
     measured = measured_plans(scored, pricing, guidance, cache) if scored else []
     guessed = ladder(network, pricing, guidance, cache or 0.0)
 
-    good, rest = (
-        [each for each in some if getattr(each, unit) * (1 + margin) <= limit] for some in (measured, guessed)
-    )
+    fits = [[each for each in some if getattr(each, unit) * (1 + margin) <= limit] for some in (measured, guessed)]
+    good, rest = fits
     good.sort(key=lambda each: (loss(each.metric or "", each.quality or 0.0), getattr(each, unit)))
     best = next(iter([*good, *rest]), None)
     if best is None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ SIDE = 384  # Pixels of the longer side to which pictures are enlarged, by whole
 WARM = (255, 106, 0)
 MAX_STEPS, MAX_SEED, MAX_SCALE, MAX_PROMPT, DEFAULT_SCALE = 64, 2**31 - 1, 8, 2000, 1.5
 CONTROLS = ("of", "seed", "latents", "schedule", "steps", "guidance", "scale", "guidance_budget")
-N = TypeVar("N", int, float)
 
 
 class Cancelled(Exception):
@@ -62,12 +61,15 @@ class Request:
     def updated(self, values: Mapping[str, object]) -> "Request":
         """This request with the values of a link. Raises ValueError."""
         new: dict[str, Any] = self.values() | dict(values)
-        scale = _number("scale", new["scale"], float)
-        guidance = make_guidance(str(new["guidance"]), scale, str(new["guidance_budget"]))
-        seed, steps = (_number(name, new[name], int) for name in ("seed", "steps"))
+        for name, kind in (("scale", float), ("seed", int), ("steps", int)):
+            try:
+                new[name] = kind(str(new[name]))
+            except ValueError:
+                raise ValueError(f"{name} must be of type {kind.__name__}, got {new[name]!r}") from None
+        guidance = make_guidance(str(new["guidance"]), new["scale"], str(new["guidance_budget"]))
         budget = None if self.sampling.budget is None else new["budget"]  # None for a baseline
-        sampling = replace(self.sampling, seed=seed, steps=steps, budget=budget, guidance=guidance)
-        return Request(str(new["of"]), sampling)
+        settings = {"seed": new["seed"], "steps": new["steps"], "budget": budget, "guidance": guidance}
+        return Request(str(new["of"]), replace(self.sampling, **settings))
 
     def values(self) -> dict[str, Any]:
         """The values of a link, by the names of `Sampling.to_dict`."""
@@ -244,13 +246,6 @@ def examples(sampling: Sampling, budgets: Sequence[int], guidance_kinds: Sequenc
         scale = sampling.guidance.scale if sampling.guidance else 2.0
         settings.append(("CCFG", replace(plain, budget=half, guidance=CCFG(scale, low))))
     return settings
-
-
-def _number(name: str, value: object, kind: type[N]) -> N:
-    try:
-        return kind(str(value))
-    except ValueError:
-        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}") from None
 
 
 def enlarge(image: Image.Image, side: int = SIDE) -> Image.Image:

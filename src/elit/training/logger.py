@@ -39,12 +39,12 @@ class RunLog:
         self.pending: list[Json] = []
         self.by_time = torch.zeros(2, BUCKETS, device=accelerator.device)  # sums of losses, and how many
         self.skipped = 0
-        self.began = self.since = time.perf_counter()
-        self.waited = 0.0
+        self.since, self.waited = time.perf_counter(), 0.0
         self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         figures = TextColumn("{task.fields[figures]}")
-        self.bar = Progress(*columns, figures, console=self.console, disable=not self.console.is_terminal)
+        hidden = not self.console.is_terminal
+        self.bar = Progress(*columns, figures, console=self.console, disable=hidden, speed_estimate_period=300)
         self.task = self.bar.add_task("training", total=config.steps, completed=self.start, figures="")
         name, logs, options = self.out.resolve().name, self.out / "logs", dict[str, Json]()
         if accelerator.is_main_process:
@@ -156,9 +156,8 @@ class RunLog:
         text = f"loss {mean} · {last['images_per_s']:,.0f} images/s{budget}{skipped}"
         self.bar.update(self.task, figures=text)
         if self.bar.disable:
-            taken = time.perf_counter() - self.began
-            left = taken / (last["step"] - self.start) * (self.config.steps - last["step"])
-            passed, to_go = (timedelta(seconds=round(seconds)) for seconds in (taken, left))
+            times = self.bar.tasks[0].elapsed, self.bar.tasks[0].time_remaining  # None before two steps are done
+            passed, to_go = ("?" if each is None else timedelta(seconds=round(each)) for each in times)
             self.say(f"step {last['step']:,}/{self.config.steps:,} · {text} · {passed} passed, {to_go} to go")
 
 
