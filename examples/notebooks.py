@@ -5,12 +5,13 @@ import base64
 import contextlib
 import io
 import json
+import os
 import sys
 import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
-REPOSITORY = "OWNER/elit"  # the account that holds your copy
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY")  # such as ACCOUNT/elit: adds a badge that opens the notebook there
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 BADGE += "(https://colab.research.google.com/github/{}/blob/main/examples/{}.ipynb)"
 INSTALL = "Needs `pip install .` in a clone of the repository; nothing is downloaded."
@@ -87,7 +88,8 @@ def run(cell: str, names: dict) -> list[dict]:
 
 def notebook(name: str) -> dict:
     title = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8")))
-    text = f"# {name}\n\n{BADGE.format(REPOSITORY, name)}\n\n{title}\n\n{INSTALL}"
+    badge = f"{BADGE.format(REPOSITORY, name)}\n\n" if REPOSITORY else ""
+    text = f"# {name}\n\n{badge}{title}\n\n{INSTALL}"
     cells: list[dict] = [{"cell_type": "markdown", "id": "text", "metadata": {}, "source": text}]
     names: dict = {}
     for number, source in enumerate(code_cells(name)):

@@ -153,6 +153,7 @@ def test_an_example_and_its_notebook_run(tmp_path, monkeypatch, capsys, name):
     made = runpy.run_path(str(ROOT / "examples/notebooks.py"))
     cells = json.loads((ROOT / f"examples/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert "OWNER" not in cells[0]["source"]  # a badge is for a copy that has an address
     assert [cell["source"] for cell in code] == made["code_cells"](name)
     assert all("image/png" in cell["outputs"][-1]["data"] for cell in code[2:])
     names: dict = {}

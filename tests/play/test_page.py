@@ -17,7 +17,7 @@ from elit.sampling.engine import NetworkEngine
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
-    pytest.mark.skipif(not find_spec("gradio"), reason="needs the extra ui: pip install 'elit-diffusion[ui]'"),
+    pytest.mark.skipif(not find_spec("gradio"), reason="needs the extra ui: pip install '.[ui]'"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's package chromium"),
     pytest.mark.slow,
 ]

@@ -15,7 +15,7 @@ from elit.files import Json
 @dataclass(frozen=True, kw_only=True)
 class Args(Command):
     """Send requests to a service at Poisson times, however long earlier ones take, and report their outcomes:
-    violations of deadlines (refusals included), latencies, budgets. Needs pip install 'elit-diffusion[serve]'.
+    violations of deadlines (refusals included), latencies, budgets. Needs the extra serve.
 
     Example: elit loadtest http://127.0.0.1:8000 --rate 4 --seconds 60 --burst 3 --deadline-ms 2000
     """
@@ -49,7 +49,7 @@ def run(args: Args) -> Json:
         with show_progress("requests", len(times)) as progress:
             outcomes = run_loadtest(url, times, key=key, progress=progress, **options)
     except ImportError as error:
-        raise ValueError(f"{error.name} is missing; pip install 'elit-diffusion[serve]'") from None
+        raise ValueError(f"{error.name} is missing; pip install '.[serve]' in a clone") from None
     summary = summarize(outcomes)
     statuses = {str(status): count for status, count in sorted(Counter(each.status for each in outcomes).items())}
     if not args.json:

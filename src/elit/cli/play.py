@@ -39,7 +39,7 @@ class Args(OfNetwork):
 
 def run(args: Args) -> None:
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("gradio is not installed: pip install 'elit-diffusion[ui]'")
+        raise ValueError("gradio is not installed: pip install '.[ui]' in a clone")
     from elit.play.page import open_page, serve
 
     device, port = check_device(args.device), free_port(args.host, args.port)

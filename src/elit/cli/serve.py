@@ -33,7 +33,7 @@ def run(args: Args) -> Json:
         check_new_output(args.build, overwrite=args.overwrite, name="build")
     for package in ("ray", "fastapi", "prometheus_client"):
         if importlib.util.find_spec(package) is None:  # Ray itself is imported by `start`, which sets its environment
-            raise ValueError(f"{package} is missing; pip install 'elit-diffusion[serve]'")
+            raise ValueError(f"{package} is missing; pip install '.[serve]' in a clone")
     key = args.api_key or os.environ.get(KEY_VARIABLE) or None
     if args.host not in LOOPBACK and not key:
         where = f"or {KEY_VARIABLE} in the environment"

@@ -99,7 +99,7 @@ class InceptionDetector(Detector):
         try:
             self.network, layer = inception_network(weights)
         except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
-            needs = "torch-fidelity of elit-diffusion[eval], and the torchvision built for this torch"
+            needs = "torch-fidelity (the extra eval), and the torchvision built for this torch"
             raise ValueError(f"cannot load detector inception: it needs {needs} ({error})") from None
         self.network.to(device)
         self.device = torch.device(device)

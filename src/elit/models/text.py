@@ -31,7 +31,7 @@ class TextEncoder:
         try:
             from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoTokenizer
         except ImportError:
-            raise ValueError("cannot encode text without transformers: pip install 'elit-diffusion[text]'") from None
+            raise ValueError("cannot encode text without transformers: pip install '.[text]' in a clone") from None
         try:
             with quiet_loading():
                 config = AutoConfig.from_pretrained(name)

@@ -80,7 +80,7 @@ def read_quality(path: Path, metric: str | None = None) -> Quality:
 def open_quality(
     model: Transformer, folder: Path | None, *, table: str | Path | None = None, metric: str | None = None
 ) -> Quality | None:
-    """The sweep's table of this network; a neighbour's is passed over, one given by name a ValueError."""
+    """The sweep's table of this network; a neighbour's is skipped, one given by name a ValueError."""
     path = Path(table) if table is not None else folder and find_table(folder)
     if path is None:
         return None

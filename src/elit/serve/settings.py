@@ -24,7 +24,7 @@ Rung = tuple[int, int | None]  # Steps, and latents per group; None for a networ
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """Serve images over OpenAI's API with a budget that follows the load: every request gets the most compute that all
-    deadlines allow. Ray Serve, on this machine or on a cluster. Needs pip install 'elit-diffusion[serve]'.
+    deadlines allow. Ray Serve, on this machine or on a cluster. Needs the extra serve.
 
     Example: elit serve runs/quickstart/model --deadline-ms 2000
     """

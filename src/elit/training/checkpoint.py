@@ -188,7 +188,7 @@ class CheckpointWriter(AbstractContextManager[None]):
             manifest = {"step": step, "processes": self.accelerator.num_processes, **versions, "data": self.identity}
             manifest["files"] = dict(sorted(files.items()))
             write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-            if target.exists():  # a damaged one, passed over when the run went on
+            if target.exists():  # a damaged one, skipped when the run resumed
                 shutil.rmtree(target)
             temporary.replace(target)
             for old in checkpoints(folder)[: -self.config.keep_last]:
