@@ -27,8 +27,6 @@ BACKEND = "COMPILE_BACKEND"
 
 
 class Command:
-    """`elit ARGV`, running; what it prints goes to files in `folder`, which outlive a kill."""
-
     def __init__(self, argv: Sequence[object], folder: Path, *, threads: int = 1, rank: int = 0, **environment: str):
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [folder / f"{name}-{rank}-{time.monotonic_ns()}.txt" for name in ("out", "err")]

@@ -59,7 +59,6 @@ def test_guidance_and_the_naive_and_the_mixed_batch(tmp_path, capsys):
 
 
 def test_naive_is_the_same_network():
-    """Outputs and gradients, at every budget, of windows and pictures that are not square."""
     naive = import_module("naive")
     model = opened("elit-dit")
     masked = naive.NaiveDiT(model)

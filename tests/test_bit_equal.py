@@ -89,7 +89,6 @@ CASES: dict[str, Callable[[], Tensor]] = {
 
 @torch.no_grad()
 def outputs_of(case: str) -> Tensor:
-    """On one thread: how many there are decides how sums are split."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -36,7 +36,6 @@ def commands(guide: str) -> list[str]:
 
 
 def run(guide: str, less: dict[str, str]) -> None:
-    """The lines of a guide; `less`: options of fewer steps and samples, by what a line has in it."""
     for line in commands(guide):
         words = [word for part, options in less.items() if part in line for word in options.split()]
         assert not line.startswith("elit ") or main([*shlex.split(line)[1:], *words]) == 0, line
@@ -83,7 +82,6 @@ def test_the_commands_of_the_scores_guide_run_as_written(tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_the_guide_to_planning_runs_as_written(models, tmp_path, monkeypatch, capsys):
-    """With a network of random weights in the quickstart's place, and less time and fewer samples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("elit.planner.profile.MIN_ROUNDS", 1)
     shutil.copytree(models / "model", tmp_path / "runs/quickstart/model")
@@ -96,7 +94,6 @@ def test_the_guide_to_planning_runs_as_written(models, tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_the_commands_of_the_serving_guide_run_as_written(tmp_path, monkeypatch, capsys):
-    """At a service in this process, without Ray, in the place of the first; and with less of everything."""
     from elit.cli import serve
 
     monkeypatch.chdir(tmp_path)
@@ -126,7 +123,6 @@ def test_the_commands_of_the_serving_guide_run_as_written(tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_the_guide_to_published_checkpoints_runs_as_written(tmp_path, monkeypatch):
-    """With small files of the same names and formats in the place of the published ones."""
     monkeypatch.chdir(tmp_path)
     sizes = ELIT | {"width": 384, "heads": 6, "classes": 1000}
     files = {

@@ -82,7 +82,6 @@ def test_every_arm_has_the_training_flops_of_the_reference(tmp_path):
 
 @pytest.fixture(scope="module")
 def uncounted():
-    """Runs that do not count the FLOPs of each budget, of a network of others by tracing it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.training.train.count_flops", lambda network, budget: 1)
         yield
@@ -129,7 +128,6 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(pictures, uncounted):
-    """The studies with all of their arms at a width of 16, nothing compiled, samples in one step."""
     caches = scores.test_pictures, runs.picture_flops
     with pytest.MonkeyPatch.context() as patch:
         size = runs.Arm.model.fget

@@ -86,7 +86,6 @@ def test_command_lines_are_parsed_or_refused(name, data):
 
 
 def options_of(kind):
-    """Names of options; those of a dataclass inside have no prefix but the model's."""
     for each in dataclasses.fields(kind):
         inner = each.default_factory() if each.default_factory is not dataclasses.MISSING else None
         if dataclasses.is_dataclass(inner):

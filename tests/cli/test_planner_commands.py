@@ -16,7 +16,6 @@ def test_a_profile_then_a_plan(run, models, tmp_path):
     assert (code, "held out" in said, "Mean error:" in said) == (0, True, True)
     (path,) = (tmp_path / "model").glob("profile-*.json")
     assert f"Profile: model/{path.name}" in said
-
     line = ("sample", "model", "--labels", 3, 7, "--overwrite")
     code, said, noted = run(*line, "--target-ms", 500)
     assert (code, noted, "ms for 2 images" in said, "elit sweep MODEL" in said) == (0, "", True, True)

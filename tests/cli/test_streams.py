@@ -11,7 +11,6 @@ from elit.cli.main import free_port, main
 
 
 def run(line, stdout=subprocess.PIPE, before="", **environment):
-    """`elit LINE` in a process of its own, whose shell says `before` of its streams."""
     command = ["/bin/sh", "-c", f'exec "$@" {before}', "sh", sys.executable, "-m", "elit", *line.split()]
     environment = os.environ | {"PYTHONUNBUFFERED": ""} | environment
     done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False)

@@ -25,7 +25,6 @@ DIT = ModelConfig(name="ELIT-DiT-S/2", **SMALL)
 
 
 def measured_peak(config: TrainConfig) -> int:
-    """Bytes of one whole training step on real tensors, by torch's own tracker."""
     model = elit.create_model(**config.model.arguments())
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()

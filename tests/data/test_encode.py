@@ -80,7 +80,6 @@ def test_two_processes_are_byte_equal(place, encoded, tmp_path):
 
 
 def test_moments_are_the_autoencoders_own(place, encoded):
-    """Against the autoencoder called on one picture, with scale and shift written out."""
     data, vae = LatentSet(encoded), load_encoder(str(place / "vae"))
     assert (len(data), data.shape, data.classes) == (30, (4, 8, 8), ("a", "b", "c"))
     files = sorted((place / "photos").glob("*/*.png"))

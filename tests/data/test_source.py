@@ -227,7 +227,6 @@ def table(path: Path, column: str, values: list, images: list | None = None) -> 
     ],
 )
 def test_labels_of_a_table(tmp_path, column, values, classes, labels, wrong):
-    """Classes are numbered by name, not by first appearance; a label that is none costs its row."""
     source = table(tmp_path, column, values)
     assert (source.classes, source.labels) == (classes, labels)
     assert len(faults(source)) == wrong

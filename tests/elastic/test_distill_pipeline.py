@@ -277,7 +277,6 @@ def test_a_full_disk_and_other_settings_are_one_line(tmp_path, prompts, capsys, 
 
 
 def test_the_add_on_and_its_card_go_to_the_hub(tmp_path, prompts, capsys, monkeypatch):
-    """Against huggingface_hub's own signatures; nothing leaves the machine."""
     calls = []
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **settings: calls.append((repo_id, settings)))
 
@@ -353,7 +352,6 @@ def test_samples_are_noised_as_the_schedulers_do():
 
 
 def test_latents_are_packed_and_normalized_as_the_pipeline_does(folder):
-    """Against what FluxImg2ImgPipeline makes of a picture."""
     pipe = STOCK["FluxImg2ImgPipeline"].make()
     pixels = centre_crop(read_frames((folder / "1.png").read_bytes())[0], 32)[None]
     encoded = pipe._encode_vae_image(pixels, [torch.Generator()])

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 
 
 def grid_of(kind):
-    """One that windows do not divide, where the class has no wishes of its own."""
     fixed = {"QwenImage21": (6, 10), "ZImage": (9, 6), "DiT": (8, 8)}
     return (3, 5, 6) if kind in VIDEOS else fixed.get(kind.removesuffix("Transformer2DModel"), (9, 7))
 

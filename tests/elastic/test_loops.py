@@ -85,7 +85,6 @@ FROM = {  # where the pipelines of a class have both branches in one batch, only
 
 @pytest.mark.parametrize(("kind", "labels"), FROM.items())
 def test_branches_are_those_that_somebody_names(kind, labels, monkeypatch):
-    """By a cache context, the guider of diffusers' modular blocks, or `doubled`; refused where nobody does."""
     model = elit.elastify(build(kind), **SPLIT | {"window": window(kind)})
     spy, x = Spy(model, monkeypatch), inputs(kind, batch=1 if labels else 2)
     guider = diffusers.ClassifierFreeGuidance(3.0)
@@ -164,7 +163,6 @@ def test_skip_layer_guidance_runs_the_conditional_branch_once_more(sd3):
 
 
 def test_a_second_order_scheduler_counts_timesteps(sd3):
-    """Heun's runs the network twice a step; the second time at the next one's timestep, where the budget is its own."""
     pipe, spy = sd3
     pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
     with elit.budget([4, 8, 16]):

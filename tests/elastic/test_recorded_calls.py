@@ -44,7 +44,6 @@ def recorded(folder, sizes):
 
 @pytest.mark.parametrize("sizes", [("64x32", "32x64"), ("32x32", "64x64"), ("32x32", "64x32", "32x64")])
 def test_sizes_with_as_many_tokens_are_never_in_one_batch(tmp_path, sizes):
-    """The original gives its recorded outputs again, whichever rows are batched: the coordinates are theirs."""
     pipe, calls = recorded(tmp_path, sizes)
     assert [len(each) for each in calls] == [4] * len(sizes) + [3] * len(sizes)  # each has both numbers of steps
     examples = pickle.loads(pickle.dumps(RecordedCalls(tmp_path)))  # as workers that are spawned get it

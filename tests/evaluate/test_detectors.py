@@ -47,7 +47,6 @@ def evaluate(capsys, *arguments) -> dict:
 
 
 def test_fdd_from_two_folders_of_pictures(capsys, tmp_path):
-    """At 224 pixels nothing is resized: the class token of the network as it is, and scipy's root."""
     dino = tmp_path / "dinov2"
     save_dino(dino)
     real, made = noise(20, 224, 224), noise(20, 224, 224, seed=1) // 2
@@ -124,7 +123,6 @@ def test_fvd_from_clips_with_a_torchscript_file(capsys, tmp_path):
 
 @pytest.fixture
 def inception(tmp_path):
-    """A file of random weights for torch-fidelity's Inception; skipped where that cannot be imported."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
     except (ImportError, RuntimeError) as error:

@@ -43,7 +43,6 @@ def test_frechet_distance_against_scipy_and_torchmetrics():
 
 @pytest.mark.parametrize(("first", "second"), [(5, 5), (5, 40), (12, 13), (2, 2), (50, 60)])
 def test_frechet_distance_of_singular_covariances(first, second):
-    """Fewer samples than the 12 features, and a feature that never changes."""
     a, b = features(first, 1), features(second, 2)
     a[:, 3] = b[:, 3] = 7
     a[:, 4] = a[:, 5]

@@ -176,8 +176,6 @@ def test_a_saved_reference_says_what_made_it_and_is_refused_for_another_detector
 
 
 class Inception:
-    """Stands in for torch-fidelity's: two features, the mean and the first pixel of the picture; one spatial one."""
-
     name, distance, width = "inception", "fid", 2
     offers = ("fid", "sfid", "is", "kid", "precision", "recall")
     default = ("fid", "sfid", "is", "precision", "recall")

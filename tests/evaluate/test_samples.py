@@ -53,7 +53,6 @@ def command(model: Path, out: Path, *options: object) -> list[str]:
     [(("3", "7"), None, [3, 7]), (("3", "7"), ["7"], [7]), (("3", "b"), ["b", "3"], [1, 0]), (("10", "3"), ["3"], [3])],
 )
 def test_samples_of_classes_named_by_numbers_show_these(tmp_path, names, labels, shown):
-    """As a classifier of all ten digits counts them, whatever their order in training."""
     network = small_network(num_classes=2, class_names=names)
     conditions = None if labels is None else network.conditioning.prepare(labels)
     sampler = Sampler(network, Work(out=tmp_path, chunk=4), conditions=conditions)
@@ -115,7 +114,6 @@ def test_the_set_is_what_sampling_gives_and_the_score_what_its_parts_give(model,
     by_hand = frechet_distance(*a, *b)
     assert found.scores["fd"] == pytest.approx(by_hand, rel=1e-4)
     assert found.set_sha256 == made.chunks.digest
-
     sampler.make(setting, 30)  # goes on from the 24 that are there
     assert len(list(tmp_path.glob("sets/*/pictures/*"))) == 2
 

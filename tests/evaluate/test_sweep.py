@@ -200,7 +200,6 @@ def test_a_sweep_and_the_same_again(capsys, workplace):
     assert result["card"] == "model/README.md"
     assert (workplace / "out/report.html").is_file()
     assert result["front"]["gflops"][-1]["fdd"] == min(row["fdd"] for row in rows)
-
     times = {path: path.stat().st_mtime_ns for path in (workplace / "out").glob("*/**/*.*") if path.is_file()}
     code, said, _ = run(capsys, *line[:-1], "--no-card")
     assert "Pareto front of 25 points, fdd against GFLOPs" in said
@@ -238,7 +237,6 @@ PICTURES = ("compute_quality", "guidance", "degradation", "saturation")
 
 
 def points(budgets=("16", "8", "2"), kinds=tuple(COST), steps=(4, 8)) -> list[Point]:
-    """Quality rises with cost, best with CFG at scale 2; every score has a file of its own."""
     made = []
     scaled = [(kind, scale) for kind in kinds for scale in ((1.0,) if kind == "none" else (1.5, 2.0, 3.0))]
     for budget, count, (kind, scale) in product(budgets, steps, scaled):

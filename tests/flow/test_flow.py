@@ -26,7 +26,6 @@ def guided(guidance, t=0.5, budget=16):
     [(CFG(3.0), Branch(True, 16)), (AG(3.0, 4), Branch(False, 4)), (CCFG(3.0, 4), Branch(True, 4))],
 )
 def test_the_operator(guidance, weak):
-    """(λ+1)·main − λ·weak with scale = λ + 1."""
     main = field(Branch(False, 16))
     assert branches(guidance, 0.5, 16, BUDGETS) == [Branch(False, 16), weak]
     assert torch.allclose(guided(guidance), 3 * main - 2 * field(weak))

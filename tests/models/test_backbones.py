@@ -143,7 +143,6 @@ SPLITS = {"elit-hdit": (1, 1, 1), "elit-mmdit": (1, 1, 0), "elit-uvit": (0, 3, 0
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "split"), SPLITS.items())
 def test_compiles_without_breaks_and_twice_at_most(kind, split):
-    """One static and one dynamic graph serve all budgets but the smallest, which torch specialises on."""
     model = opened(kind, depth=sum(split), split=split)
     x, t, y = inputs(model)
     counter = CompileCounter()
@@ -302,7 +301,6 @@ def test_the_wide_blocks_of_hdit():
 
 
 def test_hdit_merges_two_by_two_neighbours_like_pixel_unshuffle():
-    """The wide blocks' input is the linear map of each 2×2 cell, as torch's own pixel_unshuffle cuts it."""
     model, seen = opened("hdit"), {}
     first, wide = model.blocks[0], next(block for block in model.blocks if isinstance(block, WideBlock))
     first.register_forward_hook(lambda _, inputs, output: seen.update(fine=output))

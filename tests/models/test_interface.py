@@ -30,7 +30,6 @@ def opened_interface(width=32, heads=4, n=6, latents=5) -> LatentInterface:
 
 
 def dense(attention, queries, context, allowed):
-    """Attention over everything with a mask, heads one by one: no grouping, no fused kernel."""
     h = queries.shape[-1] // attention.num_heads
     q = attention.q(queries).unflatten(-1, (-1, h))
     k, v = (part.unflatten(-1, (-1, h)) for part in attention.kv(context).chunk(2, -1))
@@ -53,7 +52,6 @@ def test_grouped_attention_equals_dense_attention_under_a_block_mask(kept):
     s, c = torch.randn(B, G * n, d).double(), torch.randn(B, d).double()
     group_of_token, group_of_latent = torch.arange(G * n) // n, torch.arange(G * kept) // kept
     allowed = group_of_latent[:, None] == group_of_token
-
     shift1, scale1, gate1, shift2, scale2, gate2 = reader.modulation.linear(torch.nn.functional.silu(c)).chunk(6, -1)
     position = interface.position.repeat(G, 1)
     latents = interface.latents[:kept].repeat(G, 1).expand(B, -1, -1)
@@ -61,7 +59,6 @@ def test_grouped_attention_equals_dense_attention_under_a_block_mask(kept):
     x = latents + gate1[:, None] * dense(reader.attention, queries, reader.norm_tokens(s + position), allowed)
     x = x + gate2[:, None] * reader.mlp(reader.norm_mlp(x) * (1 + scale2[:, None]) + shift2[:, None])
     assert torch.allclose(interface.read(s, c, windows, kept), x, atol=1e-10)
-
     queries = writer.norm_tokens(s + position)
     y = s + dense(writer.attention, queries, writer.norm_latents(x), allowed.T)
     y = y + writer.mlp(writer.norm_mlp(y))

@@ -80,7 +80,6 @@ def test_a_joint_block_equals_diffusers_qwen_image_block(padded):
 
 
 def test_the_last_block_is_a_joint_block_whose_text_goes_nowhere():
-    """With the text's keys and values of a whole block, the image comes out the same."""
     whole, last = random_block(JointBlock), random_block(LastJointBlock)
     last.image.load_state_dict(whole.image.state_dict())
     with torch.no_grad():
@@ -266,7 +265,6 @@ def captioned(tmp_path):
 
 
 def test_a_folder_with_captions_trains_and_samples(tmp_path, captioned, capsys):
-    """The whole way of a user: an encoder by folder, prompts kept beside the images, a prompt at the end."""
     from elit.cli.main import main
 
     encoder = save_encoder("clip", tmp_path / "clip")

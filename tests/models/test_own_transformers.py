@@ -49,8 +49,6 @@ class TimmBlock(nn.Module):
 
 
 class DiTBlock(TimmBlock):
-    """adaLN as in a DiT copied from anywhere: block(x, c)."""
-
     def __init__(self):
         super().__init__()
         self.adaln = nn.Linear(WIDTH, 2 * WIDTH)
@@ -188,8 +186,6 @@ def test_what_does_not_fit_the_interface_is_named(options, message):
 
 
 class ConvDiT(elit.DiT):
-    """With a convolution before the blocks, which no closed form counts."""
-
     def build(self):
         super().build()
         self.smooth = nn.Conv2d(self.config.in_channels, self.config.in_channels, 3, padding=1)

@@ -40,7 +40,6 @@ class SlowAtTimes(Renderer):
 
 @contextmanager
 def address_of(page):
-    """The address of a page that is served inside the block."""
     import uvicorn
 
     from elit.play.page import make_app

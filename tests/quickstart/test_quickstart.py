@@ -56,7 +56,6 @@ def test_results_files_and_a_report_that_needs_no_other(workplace):
 
 
 def test_the_readmes_commands_run_as_written(workplace, monkeypatch):
-    """The `elit` lines of the README's shell blocks, but for the quickstart itself, which has run; with less to do."""
     monkeypatch.chdir(workplace)
     measured, less_time = elit.cli.sample.measured, {"seconds": 0, "batch_sizes": (1, 2)}  # half a minute of a user's
     monkeypatch.setattr(elit.cli.sample, "measured", lambda *a, **o: measured(*a, **o | less_time))

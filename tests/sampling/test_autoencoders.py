@@ -121,7 +121,6 @@ def test_latents_are_normalized_as_diffusers_pipelines_do(kind, vae):
 
 
 def test_encoded_sampled_scored_and_looked_at(kind, vae, model, photos, tmp_path):
-    """All ways to an autoencoder's latents agree, and all back from them."""
     vae.save_pretrained(tmp_path / "vae")
     again = load_encoder(str(tmp_path / "vae")), load_autoencoder(tmp_path / "vae", required=True)
     assert all(type(each) is type(vae) for each in again)

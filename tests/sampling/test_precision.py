@@ -24,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 
 def shallow():
-    """Read, one block, Write: tracing sizes that are all dynamic takes seconds a block."""
     return opened("elit-dit", depth=1, split=(0, 1, 0))
 
 

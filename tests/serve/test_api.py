@@ -51,7 +51,6 @@ def get(url, path, key=KEY):
 
 
 def sampled(folder, out, label, seed, served):
-    """The picture that elit sample writes at the setting that an answer names."""
     line = f"sample {folder} --labels {label} --count 1 --seed {seed} --out {out}"
     line += f" --steps {served['steps']} --budget {served['budget']}"
     if guidance := served["guidance"]:

@@ -66,7 +66,6 @@ def test_the_openai_client_gets_an_image(service):
 
 
 def test_every_process_of_the_service_listens_on_this_machine_alone(service):
-    """Ray's own processes too, by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, and what replicas open for each other."""
     addresses, process = [], psutil.Process(service[1].pid)
     for each in (process, *process.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended

@@ -91,7 +91,6 @@ def write_rows(path, rows):
 
 @pytest.fixture
 def table(folder):
-    """Four latents need no more than six steps, one is bad at any number of them; CCFG at one scale."""
     plain = (4, 2, 30), (4, 6, 10), (4, 12, 11), (2, 6, 12), (2, 12, 9.5), (1, 6, 50), (1, 12, 45)
     rows = [*(row(*each) for each in plain), row("2@0-0.5,4@0.5-1", 6, 1.0), row(4, 8, 20, "cfg", 1.5)]
     rows += [row(count, 8, 6.0 + count, "ccfg", 2.0, weak=1) for count in (1, 2, 4)]
@@ -132,7 +131,6 @@ def test_the_ladder_is_the_front_where_saving_is_worth_it(model, folder, table):
 
 @pytest.fixture
 def profiled(tmp_path):
-    """A machine on which the time of a step depends on no latents."""
     path = tmp_path / "profile.json"
     path.write_text(
         json.dumps(PROFILE | {"cost": {"prices": dict.fromkeys(PRICES, 0) | {"call": 1}, "overlapping": False}})

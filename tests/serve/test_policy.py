@@ -25,7 +25,6 @@ def request(id, arrival, deadline, low=0, high=7, images=1):
 
 @st.composite
 def traffic(draw):
-    """Requests in the order of arrival: gaps, deadlines, ranges of quality and numbers of images of all kinds."""
     now, requests = 0.0, []
     for number in range(draw(st.integers(1, 25))):
         now += draw(st.floats(0, 0.2))
@@ -95,7 +94,6 @@ def test_every_request_ends_once_and_never_below_what_it_accepts(policy, request
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(policies(), traffic())
 def test_nobody_admitted_is_predicted_late(policy, requests):
-    """Right after admission, by a timeline of this test's own: everybody at the least, in order."""
     for number, arriving in enumerate(requests):
         due = arriving.deadline - arriving.arrival
         if policy.arrive(replace(arriving, arrival=number * 1e-9, deadline=due), 0.0) is None:
@@ -105,7 +103,6 @@ def test_nobody_admitted_is_predicted_late(policy, requests):
 
 
 def timeline(policy, now):
-    """When each of the waiting would end, step after step (nothing runs here)."""
     queue, active, at = list(policy.waiting), [], now
     while queue or active:
         while queue and (not active or sum(r.images for r, _ in active) + queue[0].images <= policy.settings.slots):

@@ -98,7 +98,6 @@ def test_an_engine_whose_every_step_fails_is_unhealthy(replica, monkeypatch):
 
 
 def test_measuring_goes_on_until_two_rounds_agree(model, monkeypatch):
-    """Rounds of one run a case: other work on the machine slows the first two."""
     rounds, cases = [50.0, 8.0, 4.0, 4.1, 77.0], []
 
     def time_case(engine, case):

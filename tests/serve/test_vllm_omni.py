@@ -18,8 +18,6 @@ FOLDER = Path(__file__).parents[2] / "plugins" / "vllm_omni"
 
 @dataclass
 class Params:
-    """The fields of OmniDiffusionSamplingParams that the pipeline reads, as they are once a request is made."""
-
     seed: int
     extra_args: dict[str, Any] = field(default_factory=dict)
     num_inference_steps: int | None = 3

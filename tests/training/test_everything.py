@@ -77,8 +77,6 @@ def killed(config, patch) -> None:
 
 
 def while_writing(step: int):
-    """Kills when all but the manifest of a checkpoint is written."""
-
     def patch() -> None:
         write = checkpoint.write_text
 
@@ -132,7 +130,6 @@ def test_everything_on_and_killed_twice_ends_in_the_same_bytes(tmp_path):
 
 
 def test_further_averages_are_those_computed_directly(tmp_path):
-    """Beside each other in one run, they are those of runs with that decay alone; after every step, by hand."""
     config = tiny(tmp_path / "run", ema_decay=0.9, ema_more=(0.2,), checkpoint_every=1, keep_last=9)
     train(config)
     average = None

@@ -43,7 +43,6 @@ def rows(path: Path) -> list[dict]:
 
 
 def test_a_batch_with_nan_is_left_out_and_named(tmp_path, poisoned, capfd):
-    """Weights and moments stay as they are for that step: what follows is a run of finite losses."""
     steps = 100 // 16 + 1  # one epoch: the bad image comes once
     train(tiny(tmp_path / "run", steps=steps, batch_size=16, log_every=10))
     (bad,) = rows(tmp_path / "run" / "skipped.jsonl")
@@ -124,7 +123,6 @@ def pictures(root: Path, *names: str) -> None:
 
 
 def test_a_resumed_run_knows_its_data(tmp_path, monkeypatch, capfd):
-    """By any spelling of its path; more samples are said, and other classes refused."""
     monkeypatch.chdir(tmp_path)
     pictures(Path("data"), "a/0.png", "a/1.png", "b/0.png")
     Path("data/[red] boat.txt").write_text("")
@@ -167,7 +165,6 @@ def test_a_disk_too_small_is_found_at_the_start(small_disk):
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(small_disk, capfd, monkeypatch):
     out, line = small_disk / "run", ["train", "--config", str(small_disk / "config.yaml")]
     save_config(tiny(out, steps=4, checkpoint_every=2, log_every=1), small_disk / "config.yaml")
-
     save = CheckpointWriter.save
 
     def fill_then_save(self, step):
@@ -210,8 +207,6 @@ def test_two_runs_in_one_folder(tmp_path):
 
 
 class Deadly:
-    """Data whose loader process is killed at one index, the first time or always."""
-
     def __init__(self, flag: Path | None):
         self.flag, self.main = flag, os.getpid()
 

@@ -66,7 +66,6 @@ while true; do sleep 0.01; done
 
 
 def test_slurm_stops_in_time_and_requeues(tmp_path):
-    """With stand-ins for srun, scontrol and elit: two tasks get SIGTERM and end with 0, and the job is queued again."""
     for name, text in SCRIPTS.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)

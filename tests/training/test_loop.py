@@ -86,7 +86,6 @@ def used(short, tmp_path):
 
 @pytest.fixture
 def heeds_ctrl_c():
-    """A shell that starts a job in the background has it ignore Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -97,7 +96,6 @@ def heeds_ctrl_c():
 def test_a_signal_saves_a_checkpoint_and_a_second_ctrl_c_leaves_at_once(
     tmp_path, monkeypatch, capfd, whole, number, times
 ):
-    """Resumable at the step it was at, to the same bits; the handler of before is back in its place afterwards."""
     before, steps, out = signal.getsignal(number), itertools.count(1), tmp_path / "run"
 
     def interrupted(*arguments):
@@ -161,7 +159,6 @@ def test_step_draws_are_a_function_of_seed_and_step(tmp_path):
     assert not torch.equal(noise, objective.draw(4)[0])
     assert not torch.equal(noise, posterior)
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
-
     # Mirrored samples change no other draw.
     settings |= {"moments": False, "config": replace(config, horizontal_flip=True)}
     flipped = FlowMatching(shape=(1, 2, 2), device=torch.device("cpu"), **settings)
@@ -219,7 +216,6 @@ def test_what_may_change_is_said_and_changes(used, capfd):
 
 
 def test_a_baselines_weights_start_an_elit_run(tmp_path, capfd):
-    """Shared parts load, new parts start closed: before any training the network is the baseline, without its core."""
     plain, init = ModelConfig(name="DiT-S/1", hidden_size=16, num_heads=1, depth=3), str(tmp_path / "plain" / "model")
     train(tiny(tmp_path / "plain", model=plain))
     capfd.readouterr()

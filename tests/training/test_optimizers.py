@@ -35,7 +35,6 @@ def test_what_decays_and_what_muon_moves(kind):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_steps_are_torchs_own_on_each_weight(optimizer):
-    """Each weight with an optimizer of its own; a step without a finite gradient is none."""
     ours, theirs = fresh("elit-dit"), fresh("elit-dit")
     config = TrainConfig(optimizer=optimizer, learning_rate=RATE, weight_decay=DECAY, betas=(0.8, 0.9))
     optimizers, own = make_optimizers(config, ours, ours.blocks), {}
