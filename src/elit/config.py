@@ -182,16 +182,14 @@ class DistillConfig(RunConfig):
         *RunConfig.FIXED_ON_RESUME,
     )
 
-    out: str = "runs/distill"
-    """Folder for the add-on (elastic.json, elastic.safetensors), its card, and the run's files."""
+    out: str = "runs/distill"  # Folder for elastic.json, elastic.safetensors, their card, and the run's files.
     pipeline: str = ""  # A diffusers pipeline, folder or hub name; or the folder of a DiT of this library.
+    variant: str | None = None  # Of the pipeline's weights, such as fp16.
+    revision: str | None = None  # Of the pipeline on the hub.
+    init: str | None = None  # Train on from this add-on, folder or hub name, with its place and rank.
     prompts: str | None = None  # A text file, a prompt (or class) a line: the original samples from them to learn from.
-    data: str | None = None
-    """Pictures instead of prompts: a folder with a metadata.jsonl of captions or a sub-folder a caption or class, or
-    .parquet or .tar files. For a DiT of this library, what it was trained on."""
-    sizes: tuple[str, ...] = ()
-    """Sizes to train at: HEIGHTxWIDTH each (1024x1024 1664x928), or one number for a square; default: the pipeline's
-    own. A picture of `data` goes to the size of the nearest ratio."""
+    data: str | None = None  # Captioned pictures instead: a folder, .parquet or .tar; for a DiT of ours its data.
+    sizes: tuple[str, ...] = ()  # HEIGHTxWIDTH each (1024x1024 1664x928), or a square's side; default: the pipeline's.
     call: tuple[str, ...] = ()  # Arguments of the pipeline's call, NAME=VALUE, such as true_cfg_scale=4.0.
     trajectories: int | None = None  # Pictures that the original samples, over all prompts; default: one a prompt.
     teacher_steps: int = 20  # num_inference_steps of each; every second batch takes three quarters as many.

@@ -14,6 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 from parts import PIPELINES as STOCK
 from PIL import Image
 from prompts import with_prompts
+from safetensors.torch import load_file
 from tiny import PIPELINES, pipeline, with_text
 
 import elit
@@ -23,7 +24,9 @@ from elit.data.reader import centre_crop, read_frames
 from elit.elastic import captioned_images
 from elit.elastic.captioned_images import CaptionedImages
 from elit.elastic.distill import DistillPipeline, Prediction, distill
+from elit.elastic.engine import PipelineEngine
 from elit.elastic.families import FAMILIES
+from elit.elastic.load import open_pipeline
 from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests, first_call, layout_of
 from elit.evaluate.tables import write_card
 from elit.sampling.autoencoders import encode_mean
@@ -201,6 +204,49 @@ def test_all_weights_are_a_transformer_of_their_own(tmp_path, request, made_of, 
     assert pipe.transformer is not before
     assert pipe.transformer.budgets == (1, 2, 3, 4)
     assert not torch.equal(pipe.transformer.proj_out.weight, before.proj_out.weight)
+
+
+@pytest.mark.parametrize(
+    ("made_of", "source", "weights"),
+    [(settings, "prompts", "lora"), (settings, "prompts", "interface"), (on_pictures, "folder", "lora")],
+)
+def test_training_goes_on_from_an_add_on(tmp_path, request, made_of, source, weights):
+    """Its weights come back from a step that changes nothing; its place and rank are its own."""
+    given, common = request.getfixturevalue(source), {"weights": weights, "preview_every": 0}
+    distill(made_of(tmp_path / "one", "FluxPipeline", given, **common))
+    more = common | {"init": str(tmp_path / "one"), "steps": 1, "learning_rate": 1e-12, "read_after": None}
+    distill(made_of(tmp_path / "two", "FluxPipeline", given, **more))
+    one, two = (load_file(tmp_path / name / "elastic.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    assert one["latents"].any()
+    assert json.loads((tmp_path / "two" / "elastic.json").read_text())["size"] == [32, 32]
+    wrong = {"read_after": 2, "window": (4, 4)} | ({"lora_rank": 3} if weights == "lora" else {})
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=rf"{name} must be .*, as init has it, got"):
+            distill(made_of(tmp_path / "three", "FluxPipeline", given, **more | {name: value}))
+
+
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"revision": "refs/pr/1"}, {}])
+def test_the_base_is_loaded_in_its_variant_and_revision_and_found_from_anywhere(tmp_path, options, monkeypatch, capsys):
+    seen = []
+
+    def load(name, **given):
+        seen.append((name, {key: value for key, value in given.items() if key in ("variant", "revision") and value}))
+        return with_text("FluxPipeline")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", load)
+    monkeypatch.chdir(tmp_path)
+    pipeline("FluxPipeline").save_pretrained("flux")
+    (tmp_path / "prompts.txt").write_text("a boat\n")
+    words = command("dial", "prompts.txt", steps=1, preview_every=0)
+    words[1] = "flux"
+    assert main([*words, *(f"--{name}={value}" for name, value in options.items())]) == 0
+    monkeypatch.chdir("/")
+    opened = open_pipeline(tmp_path / "dial")
+    engine = PipelineEngine(opened.load(device="cpu", dtype=torch.float32))
+    assert engine.size == (32, 32)
+    assert seen == [("flux", options), (str(tmp_path / "flux"), options)]
 
 
 def assert_refused(words, message, capsys):

@@ -179,6 +179,8 @@ def test_costs_fall_with_the_budget_and_sizes_and_settings_are_checked():
     assert engine.gflops(replace(full, guidance=CFG(2.0))) == 2 * engine.gflops(full)
     assert engine.gflops(replace(full, guidance=CCFG(2.0, 1))) == engine.gflops(full) + engine.gflops(small)
     assert (engine.size, engine.multiple, engine.default_scale) == ((64, 64), 8, 7.0)
+    engine.network.elastic_record = replace(engine.network.elastic_record, size=(32, 64))  # height, width
+    assert PipelineEngine(engine.pipe).size == (64, 32)
     assert engine.guidance_kinds == ("none", "cfg", "ccfg")
     with pytest.raises(ValueError, match="width must be a multiple of 8, got 33"):
         engine.begin(["a boat"], [0], full, size=(33, 64))

@@ -27,11 +27,8 @@ class Args(SamplingArgs, Scoring, Output):
 
     pictures: Annotated[Path, tyro.conf.Positional]  # Saved model or pipeline; image folder, .npz, .parquet or .tar.
     count: int | None = None  # Samples to score; default: 50,000 of a model, all of given pictures.
-    out: Path = Path("runs/evaluate")
-    """Folder for sample sets, references and scores, which are never replaced; or a .npz for the samples as the ADM
-    evaluator reads them, with that folder beside it, of the same name without .npz."""
-    save_reference: Path | None = None
-    """Save the statistics of the pictures as this .safetensors, to be given as --reference; scores nothing."""
+    out: Path = Path("runs/evaluate")  # Folder for what is kept: samples, references, scores; or a .npz beside one.
+    save_reference: Path | None = None  # Save the statistics as this .safetensors, a --reference; scores nothing.
 
     def __post_init__(self) -> None:
         SamplingArgs.__post_init__(self)

@@ -46,13 +46,8 @@ class Args(Subject, SamplingArgs, OfNetwork, Output):
     model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline; with --like the picture's own.
     step_budgets: tuple[str, ...] = ()  # Instead of one budget, one a step.
     sample_budgets: tuple[str, ...] = ()  # Instead of one budget, one an image; that many images are made.
-    out: Path = Path("samples.png")
-    """A .png, .jpg or .webp for one grid (of clips, their frames side by side), a .gif or .webp for moving clips, a
-    folder for separate files, or a .npz for an array (uint8, N×H×W×3, as the ADM evaluator reads; float32 latents if
-    there is no autoencoder)."""
-    like: Path | None = None
-    """A picture that elit made: take its settings, bit for bit on the same machine and versions; of one from a folder
-    of samples, that one alone. Options that are given beside it change those settings."""
+    out: Path = Path("samples.png")  # A .png, .jpg or .webp grid; a .gif or .webp of clips; a folder; a .npz of uint8.
+    like: Path | None = None  # A picture that elit made: make it again; options that are given change its settings.
     target_ms: float | None = None  # Plan steps, budget and guidance: the ms a batch may take, autoencoder apart.
     target_images_per_s: float | None = None  # The same as a rate.
     target_gflops: float | None = None  # The same for the FLOPs of an image.

@@ -31,9 +31,7 @@ class Args(Scoring, Output):
 
     model: Annotated[Path, tyro.conf.Positional]  # Folder of a saved model or pipeline.
     quality: str | None = None  # The metric of plots, front and card; default: the first of the first detector.
-    out: Path = Path("runs/sweep")
-    """Folder for sample sets, scores, the table, plots and report.html. Scores are kept and added to; table, plots and
-    report hold this command's settings and replace the last ones."""
+    out: Path = Path("runs/sweep")  # Folder for scores, which are added to, and this table, its plots and report.html.
     budgets: tuple[str, ...] = ("100%", "50%", "25%", "12.5%", "6.25%")  # Latents per window (8) or shares (50%).
     schedules: tuple[str, ...] = ()  # Budgets that change over t, beside the fixed ones (50%@0-0.5,100%@0.5-1).
     steps: tuple[int, ...] = (STEPS,)  # Solver steps.
@@ -47,9 +45,7 @@ class Args(Scoring, Output):
     solver: Solver = "euler"  # heun is second order and evaluates twice a step.
     shift: float = 1.0  # More of the steps near noise; 1 is even.
     seed: int = 0  # Seed of the first sample of every setting; the next ones count up.
-    card: bool = True
-    """Write MODEL/README.md, or OUT/README.md beside a README.md that no sweep wrote. The table goes to
-    MODEL/sweep.jsonl too, where elit.plan finds it."""
+    card: bool = True  # Write MODEL/README.md, unless it is yours, and MODEL/sweep.jsonl, where elit.plan finds it.
     license: str = "unknown"  # License of the weights, for the card, as the Hub names it, such as apache-2.0.
     datasets: tuple[str, ...] = ()  # Names on the Hub of the data that the model was trained on, for the card.
 

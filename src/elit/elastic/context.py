@@ -85,9 +85,10 @@ class BudgetBlock:
         return cast(int, resolve_budget(schedule, budgets))
 
 
+@contextmanager
 def budget(
     value: Schedule, *, guidance: Schedule = UNSET, reference: Schedule = UNSET, doubled: bool | None = None
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """Sets the budget of elastified transformers inside the block; outside, they run at full budget.
 
     value: latents per window (int), a share of them (float), None for all, a schedule over t
@@ -108,11 +109,7 @@ def budget(
         if schedule is not UNSET and not callable(schedule):
             steps = len(schedule) if isinstance(schedule, Sequence) and is_list(schedule) else 1
             schedule_budgets(schedule, [0.0] * steps, ANY_COUNT)
-    return _entered(BudgetBlock(value, guidance, reference, doubled))
-
-
-@contextmanager
-def _entered(block: BudgetBlock) -> Iterator[None]:
+    block = BudgetBlock(value, guidance, reference, doubled)
     with within(current_block, block):
         yield
     if not block.used:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class DistillPipeline(DistillTask):
         super().__init__(config, accelerator, self.pipe.transformer, keep_original=keep)
         if keep and config.precision == "bf16":
             self.teacher.bfloat16()
+        record = self.network.elastic_record
+        self.network.elastic_record = replace(record, size=self.requests.sizes[0])
         self.last_table: list[Json] | None = None
 
     def prompts(self) -> list[str]:

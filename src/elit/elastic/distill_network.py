@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from elit.budgets import training_budgets
-from elit.config import DistillConfig, TrainConfig
+from elit.config import DistillConfig, TrainConfig, require
 from elit.data.images import LatentSet
 from elit.data.loader import StepSampler
 from elit.elastic.context import original
@@ -19,6 +19,7 @@ from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Model
 from elit.elastic.interface import add_low_rank
+from elit.elastic.load import put_add_on
 from elit.elastic.surgery import elastify
 from elit.flow.path import flow_matching_loss, interpolate
 from elit.models.saved import load_own, save_model
@@ -41,11 +42,22 @@ class DistillTask(Task):
         self.config, self.accelerator, self.network, self.teacher = config, accelerator, network, network
         if keep_original:
             self.teacher = copy.deepcopy(network).requires_grad_(False).eval().to(accelerator.device)
-        names = ("read_after", "write_after", "window", "mode", "seed")
-        elastify(network, **{name: getattr(config, name) for name in names})
+        place = {name: getattr(config, name) for name in ("read_after", "write_after", "window", "mode")}
+        rank = config.lora_rank if config.weights == "lora" else 0
+        if config.init is None:
+            elastify(network, **place, seed=config.seed)
+        elif put_add_on(network, config.init) is not None:
+            raise ValueError(f"init must be an add-on, got {config.init!r}, a transformer of its own weights")
+        else:
+            record = network.elastic_record
+            for name, value in (place | {"lora_rank": rank}).items():
+                own = getattr(record, name)
+                require(
+                    value in (None, own) or (name == "lora_rank" and not own), name, value, f"{own}, as init has it"
+                )
         network.elastic.float()  # whatever the precision of the rest
-        if config.weights == "lora":
-            add_low_rank(network, config.lora_rank, seed=config.seed)
+        if rank > network.elastic_record.lora_rank:
+            add_low_rank(network, rank, seed=config.seed)
         for module in network.modules():  # the teacher drops nothing, and a resumed run repeats itself
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -55,9 +67,10 @@ class DistillTask(Task):
         network.elastic.requires_grad_()
         network.elastic_record = replace(
             network.elastic_record,
-            lora_rank=config.lora_rank if config.weights == "lora" else 0,
+            lora_rank=rank,
             original_at_full=config.weights != "all",
-            base=config.pipeline,
+            base=str(Path(config.pipeline).resolve()) if Path(config.pipeline).is_dir() else config.pipeline,
+            base_options={"variant": config.variant, "revision": config.revision},
         )
         family, blocks = family_of(network), all_blocks(network)
         self.blocks = [*(part for block in blocks for part in family.called_outside(block)), *blocks]

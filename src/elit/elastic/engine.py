@@ -127,7 +127,8 @@ class PipelineEngine:
         own = known["guidance_scale"].default if self.guidance_argument == "guidance_scale" else None
         self.default_scale = float(own or 1.0)
         self.multiple = 2 * cell_of(pipe) if "height" in known else 0  # two cells of the autoencoder
-        self.size = default_size(pipe) if size is None else self.check_size(size)
+        trained = self.network.elastic_record.size if self.multiple else None
+        self.size = self.check_size(size or (trained[::-1] if trained else default_size(pipe)))
         self._layouts: dict[tuple[int, int], tuple[tuple[Grid, ...], int]] = {}
 
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -85,7 +85,16 @@ def _of_part(part: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _put_into(pipe: Pipeline, name: str) -> Pipeline:
     check_transformer(pipe)
     pipe.__class__ = with_dial(type(pipe))
-    folder, transformer = Path(name), pipe.transformer
+    if (whole := put_add_on(pipe.transformer, name)) is not None:
+        dial = load_transformer(whole, torch_dtype=compat.compute_dtype(pipe.transformer))
+        pipe.transformer = dial.to(pipe.transformer.device)
+    return pipe
+
+
+def put_add_on(transformer: Model, name: str) -> Path | None:
+    """Puts the add-on `name` into a transformer; returns the folder, and does nothing, where it is one of all weights.
+    Raises ValueError where it does not fit."""
+    folder = Path(name)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(name, allow_patterns=[RECORD, WEIGHTS, "transformer/*"]))
@@ -101,9 +110,7 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
             other = f"{setting}={wanted[setting]}, not {own[setting]}"
             raise ValueError(f"cannot put {name!r} into this {kind}: it is for one with {other}")
     if whole:
-        dial = load_transformer(folder / "transformer", torch_dtype=compat.compute_dtype(transformer))
-        pipe.transformer = dial.to(transformer.device)
-        return pipe
+        return folder / "transformer"
     if record.changed:
         raise ValueError(f"cannot put {name!r} into a pipeline: it has weights of its own; elit.load_elastic(folder)")
     if isinstance(transformer, Elastic):  # another dial takes its place
@@ -114,7 +121,7 @@ def _put_into(pipe: Pipeline, name: str) -> Pipeline:
         if isinstance(transformer, Elastic):
             unload_elastic(transformer)
         raise
-    return pipe
+    return None
 
 
 @functools.cache
@@ -195,13 +202,14 @@ class ElasticPipeline(NamedTuple):
     folder: Path
     base: str  # The pipeline's folder or hub name; `folder` itself where it holds everything.
     budgets: range
+    options: dict[str, Any]  # How the base was loaded.
 
     def load(self, *, device: torch.device | str, dtype: torch.dtype) -> Pipeline:
         """The pipeline. Raises ValueError where it cannot be loaded."""
         try:
             if self.base == str(self.folder):
                 return load_elastic(self.folder, torch_dtype=dtype).to(device)
-            pipe = diffusers.DiffusionPipeline.from_pretrained(self.base, torch_dtype=dtype)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(self.base, torch_dtype=dtype, **self.options)
             return load_elastic(pipe, self.folder).to(device)
         except (OSError, KeyError, ImportError, AttributeError) as error:
             raise ValueError(f"cannot load the pipeline of {str(self.folder)!r}: {one_line(error)}") from None
@@ -221,7 +229,7 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
         own = diffusers.DiffusionPipeline.load_config(base)["_class_name"] == "ElitPipeline"
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot find the pipeline {base!r} of {str(model)!r}: {one_line(error)}") from None
-    return None if own else ElasticPipeline(folder, base, range(1, prod(record.window) + 1))
+    return None if own else ElasticPipeline(folder, base, range(1, prod(record.window) + 1), record.base_options or {})
 
 
 def load_network(

@@ -42,9 +42,10 @@ def load_pipeline(config: DistillConfig, device: torch.device) -> Pipeline:
     check_hub_name("pipeline", name)
     precision = config.base_precision or ("fp32" if config.weights == "all" else config.precision)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    options = {"variant": config.variant, "revision": config.revision}
     try:
         with quiet_loading():
-            pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **options)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise ValueError(f"cannot load pipeline {name!r}: {one_line(error)}; give a folder or a hub name") from None
     check_transformer(pipe)

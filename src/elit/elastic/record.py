@@ -37,6 +37,8 @@ class InterfaceRecord:
     lora_rank: int = 0  # Rank of the low-rank changes of the blocks beside the interface; 0 for none.
     original_at_full: bool = False  # At full budget the original runs: it was trained for the budgets below.
     base: str | None = None  # The pipeline that the interface was trained for.
+    base_options: dict[str, Any] | None = None  # How that was loaded: variant, revision.
+    size: tuple[int, int] | None = None  # (height, width) in pixels that it was trained at first.
     config: dict[str, Any] | None = None  # Settings of the transformer; older files have none.
 
 
@@ -70,11 +72,6 @@ def write_interface(folder: Path, weights: Mapping[str, Tensor], record: Interfa
     write_text(folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
-def write_pipeline(folder: Path, kind: str) -> None:
-    """Writes the module by which diffusers loads the pipeline of class `kind` in a folder with its dial."""
-    write_text(folder / "pipeline.py", PIPELINE.format(kind))
-
-
 def read_record(folder: Path) -> InterfaceRecord:
     """The record in a folder. Raises ValueError where it or the weights beside it are missing or damaged."""
     name = f"cannot load {str(folder)!r}"
@@ -83,7 +80,8 @@ def read_record(folder: Path) -> InterfaceRecord:
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         size_and_sum, _ = content.pop("weights"), content.pop("note", None)  # which older files have
-        record = InterfaceRecord(**content | {"window": tuple(content["window"])})
+        size = content.get("size") and tuple(content["size"])
+        record = InterfaceRecord(**content | {"window": tuple(content["window"]), "size": size})
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{name}: its {RECORD} is damaged; save or copy it again") from None
     if not (folder / WEIGHTS).is_file() or fingerprint(folder / WEIGHTS) != size_and_sum:

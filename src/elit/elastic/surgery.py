@@ -36,8 +36,9 @@ from elit.elastic.cost import count_block_flops
 from elit.elastic.families import all_blocks, family_of
 from elit.elastic.families.family import Arguments, Model, Tree
 from elit.elastic.interface import ElasticInterface, LowRank, kept_tokens
-from elit.elastic.record import InterfaceRecord, sample_weights, settings_of, write_interface, write_pipeline
+from elit.elastic.record import PIPELINE, InterfaceRecord, sample_weights, settings_of, write_interface
 from elit.elastic.runtime import PLAIN, Call, CoreBlock, check_forwards, checkpointed, current_call, signature_of
+from elit.files import write_text
 
 VARIANT = "elastic"
 ONE_STATE = diffusers.FasterCacheConfig | diffusers.PyramidAttentionBroadcastConfig  # for both branches of guidance
@@ -258,7 +259,7 @@ class Elastic:
                 kinds = [each.__name__ for each in type(frame.f_locals["self"]).__mro__ if "__call__" in vars(each)]
                 known = [name for name in kinds if hasattr(diffusers, name)]
                 if known:
-                    write_pipeline(folder.parent, known[0])
+                    write_text(folder.parent / "pipeline.py", PIPELINE.format(known[0]))
         with self.without_interface():
             save(*given.args, **given.kwargs)
 

@@ -46,11 +46,8 @@ def write_card(config: DistillConfig, table: list[Json] | None) -> None:
         with replacing(out / "samples.png") as temporary:
             temporary.write_bytes(pictures[-1].read_bytes())
     size = sum(path.stat().st_size for path in out.glob("elastic.safetensors")) / 1e6
-    trained = {
-        "lora": f"the interface and low-rank changes (rank {config.lora_rank})",
-        "interface": "the interface",
-        "all": "all weights",
-    }[config.weights]
+    low_rank = f"the interface and low-rank changes (rank {config.lora_rank})"
+    trained = {"lora": low_rank, "interface": "the interface", "all": "all weights"}[config.weights]
     source = "pictures and beside the original" if config.data else "trajectories that the original drew itself"
     picture = "![The original's samples, then a row for each budget](samples.png)\n\n" if pictures else ""
     original = "Outside of `elit.budget`, and at full budget, the original runs, to the bit."
