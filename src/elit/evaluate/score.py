@@ -41,10 +41,7 @@ class MetricGroup:
     specification: str
     detector: Detector
     reference: Reference | None = None
-    metrics: tuple[str, ...] = ()
-
-    def possible(self, pictures: Pictures) -> tuple[str, ...]:
-        """The metrics, or those of the detector's default that can be computed. Raises ValueError with the reason."""
+    metrics: tuple[str, ...] = ()  # Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: the usual.
         offers = self.detector.offers
         known = {"", *(self.reference.tensors if self.reference else ())}
         known |= set() if pictures.labels is None else {"labels"}
@@ -155,15 +152,12 @@ class Scoring(Subject):
     Default: that of the reference by name; else inception where the extra eval is installed, or pyramid."""
     metrics: tuple[str, ...] = ()
     """Any of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
-    image_size: int | None = None
-    """Cut the reference's pictures (and scored files) to this size as ADM does; default: they have one size."""
+    image_size: int | None = None  # Cut given pictures to this as ADM does; default: they have one size.
     skip_unreadable: bool = False  # Leave unreadable pictures out instead of stopping at the first.
     prompts: tuple[str, ...] = ()  # Texts, in turn; accuracy takes the first for class 0, the second for class 1.
     prompts_file: Path | None = None  # A file with one text a line instead.
-    vae: Path | None = None
-    """Folder of the autoencoder that the model was trained in; default: the pipeline's, if it is one."""
-    chunk: int = CHUNK
-    """Samples computed at once, by network, autoencoder and detector. Decides roundings, so part of the recipe."""
+    vae: Path | None = None  # Folder of the autoencoder that the model was trained in; default: the pipeline's.
+    chunk: int = CHUNK  # Samples computed at once, by all networks; decides roundings, so part of the recipe.
     batch_size: int = 256  # Samples between two files, in whole chunks; changes no sample and no score.
     device: str | None = None  # Such as cuda or cpu; default: cuda where there is one.
     dtype: Precision = "float32"  # Precision of the network; the solver's state and the detectors stay float32.
