@@ -41,7 +41,10 @@ class MetricGroup:
     specification: str
     detector: Detector
     reference: Reference | None = None
-    metrics: tuple[str, ...] = ()  # Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: the usual.
+    metrics: tuple[str, ...] = ()
+
+    def possible(self, pictures: Pictures) -> tuple[str, ...]:
+        """The metrics, or those of the detector's default that can be computed. Raises ValueError with the reason."""
         offers = self.detector.offers
         known = {"", *(self.reference.tensors if self.reference else ())}
         known |= set() if pictures.labels is None else {"labels"}
@@ -150,8 +153,7 @@ class Scoring(Subject):
     """One or more of: inception[:WEIGHTS.pth] (FID), dinov2[:NAME or FOLDER] (FDD), classifier:NAME-or-FOLDER
     (accuracy), i3d:FILE.pt (FVD), pyramid (colours and textures, no network), digits, moving-digits, fashion-mnist.
     Default: that of the reference by name; else inception where the extra eval is installed, or pyramid."""
-    metrics: tuple[str, ...] = ()
-    """Any of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: each detector's usual ones."""
+    metrics: tuple[str, ...] = ()  # Of fid sfid fdd fvd fd is kid precision recall accuracy steady; default: the usual.
     image_size: int | None = None  # Cut given pictures to this as ADM does; default: they have one size.
     skip_unreadable: bool = False  # Leave unreadable pictures out instead of stopping at the first.
     prompts: tuple[str, ...] = ()  # Texts, in turn; accuracy takes the first for class 0, the second for class 1.
