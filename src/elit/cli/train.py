@@ -16,7 +16,7 @@ PARTS = ("weights", "gradients", "optimizer", "average", "gathered", "noise", "a
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Command):
-    """Train a model on scikit-learn's digits, a folder of images with one sub-folder a class, or what elit encode
+    """Train a model on scikit-learn's digits, a folder of images, one sub-folder a class or flat, or what elit encode
     wrote. Every run writes its settings to config.yaml; give that file to repeat it, and options for what is to differ.
 
     Example: elit train --data digits --model.name ELIT-DiT-S/1 --model.hidden-size 48 --model.num-heads 2

@@ -73,7 +73,7 @@ class ImageFiles:
         """Lines to print before a run: pictures a class, then what is out of the ordinary."""
         counts = Counter(self.source.labels).values()
         sizes = sorted((width * height, f"{width}×{height}") for width, height in self.sizes)
-        classes = f"{len(counts)} classes of {min(counts)} to {max(counts)}"
+        classes = f"{len(counts)} class{'es' * (len(counts) > 1)} of {min(counts)} to {max(counts)}"
         lines = [f"data: {len(self):,} images of {sizes[0][1]} to {sizes[-1][1]}, {classes}"]
         if self.skipped:
             lines.append(f"data: left out: {len(self.skipped)} unreadable images; {self.skipped[0]}")

@@ -89,6 +89,6 @@ def plot_scores(out: Path) -> None:
         for ax, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             for budget in budgets:
                 line = [(row["step"], row[metric]) for row in rows if row["budget"] == budget]
-                ax.plot(*zip(*line, strict=True), marker="o", label=f"{budget or 'all'} latents")
+                ax.plot(*zip(*line, strict=True), marker="o", label=f"{budget or 'all'} latent{'s' * (budget != 1)}")
             ax.set(xlabel="step", ylabel="validation loss" if metric == LOSS else quality_label(metric))
         figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
