@@ -214,9 +214,9 @@ def digit_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 # The longest files, first: a long one that is begun last keeps one worker busy while the other waits.
 LONGEST = (
-    *("test_quickstart", "test_processes", "test_deployment", "test_docs", "test_quickstart_backbones", "test_fuzz"),
-    *("test_precision", "test_compile", "test_loop", "test_guide", "test_page", "test_recipes"),
-    *("test_benchmarks", "test_studies", "test_sweep", "test_samples", "test_saving", "test_distill", "test_faults"),
+    *("test_quickstart", "test_processes", "test_deployment", "test_docs", "test_fuzz"),
+    *("test_precision", "test_loop", "test_guide", "test_page", "test_recipes"),
+    *("test_benchmarks", "test_studies", "test_sweep", "test_samples", "test_saved", "test_distill", "test_faults"),
 )
 
 

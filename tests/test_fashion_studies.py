@@ -1,6 +1,5 @@
 """The studies on Fashion-MNIST: their rule, their arms, budgets of windows, and each in a few tiny steps."""
 
-import copy
 import importlib
 import json
 import math
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import idx, opened
+from conftest import idx
 
 from elit.sampling.sample import sample
 
@@ -21,7 +20,6 @@ import runs
 import scores
 import study
 import train
-import windows
 
 pytestmark = pytest.mark.slow
 
@@ -85,31 +83,6 @@ def uncounted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("elit.training.train.count_flops", lambda network, budget: 1)
         yield
-
-
-@pytest.fixture(scope="module")
-def model():
-    return opened("elit-dit", in_channels=1, num_classes=10)
-
-
-@torch.no_grad()
-def test_the_same_number_in_every_window_is_the_networks_own_budget(model):
-    x, t, y = torch.randn(3, 1, 16, 16), torch.rand(3), torch.tensor([1, 5, 10])
-    for count in (16, 5, 1):
-        counts = torch.full((3, 4), count)
-        torch.testing.assert_close(windows.forward(model, x, t, y, counts), model(x, t, y, count))
-
-
-@torch.no_grad()
-def test_a_windows_dropped_latents_change_nothing(model):
-    """In windows with at most 7 latents the network may not look at the eighth, and does at the seventh."""
-    x, t, y = torch.randn(1, 1, 16, 16), torch.rand(1), torch.tensor([1])
-    counts, other = torch.tensor([[3, 7, 4, 6]]), copy.deepcopy(model)
-    before = windows.forward(model, x, t, y, counts)
-    other.latent_interface.latents[7:] = 1e4
-    torch.testing.assert_close(windows.forward(other, x, t, y, counts), before)
-    other.latent_interface.latents[6] = 1e2
-    assert (windows.forward(other, x, t, y, counts) - before).abs().max() > 1e-3
 
 
 STUDIES = ("headline", "claim2", "claim4", "claim5", "claim6", "claim7", "dial", "windows")

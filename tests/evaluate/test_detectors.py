@@ -121,44 +121,6 @@ def test_fvd_from_clips_with_a_torchscript_file(capsys, tmp_path):
         open_detector(f"i3d:{tmp_path / 'i3d.pt'}")(as_samples(noise(2, 8, 8)))
 
 
-@pytest.fixture
-def inception(tmp_path):
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torch-fidelity, which needs the torchvision of this torch, cannot be imported: {error}")
-    with pytest.MonkeyPatch.context() as patch:  # it insists on a download
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(Network, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        network = Network("random", ["2048"])
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    return tmp_path / "weights.pth"
-
-
-def test_fid_sfid_is_kid_precision_and_recall_with_inception(inception, capsys, tmp_path):
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    real, made = noise(6, 32, 32), noise(6, 32, 32, seed=1) // 2
-    for name, pictures in (("real", real), ("made", made)):
-        np.savez(tmp_path / f"{name}.npz", pictures.permute(0, 2, 3, 1).numpy())
-    network = FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], feature_extractor_weights_path=inception)
-    metrics = ("--metrics", "fid", "sfid", "is", "kid", "precision", "recall")
-    options = ("--detector", f"inception:{inception}", "--out", tmp_path / "out", *metrics, "--chunk", 6)
-    result = evaluate(capsys, tmp_path / "made.npz", "--reference", tmp_path / "real.npz", *options)
-    (scores,) = result["scores"].values()
-    (features, _), (real_features, _) = network(made), network(real)
-    assert set(metrics[1:]) <= set(scores)
-    assert len(result["notes"]) == 2
-    # Fewer samples than features: the root of the product of two thin matrices, from their Gram matrix.
-    a, b = (x.double() - x.double().mean(0) for x in (real_features, features))
-    cross = torch.linalg.svdvals(a @ b.T).sum() / 5
-    distance = (real_features.double().mean(0) - features.double().mean(0)).square().sum()
-    expected = distance + (a.square().sum() + b.square().sum()) / 5 - 2 * cross
-    assert scores["fid"] == pytest.approx(float(expected), rel=1e-6)
-    assert open_detector(f"inception:{inception}")(as_samples(made)).spatial.shape == (6, 7 * 17 * 17)
-
-
 def test_the_pyramid_knows_colours_and_bands_and_scores_where_nothing_else_is_at_hand(capsys, tmp_path):
     """Closed forms; and of one's own pictures, without a detector's name, the worse ones score worse."""
     red, board = torch.full((1, 3, 64, 64), -1.0), torch.ones(64, 64)

@@ -13,7 +13,7 @@ from service import saved_model
 
 import elit
 
-FOLDER = Path(__file__).parents[2] / "plugins" / "vllm_omni"
+FOLDER = Path(__file__).parent
 
 
 @dataclass
