@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import elit
-from elit.cli.quickstart import NETWORKS
+from elit.config import load_config
 from elit.evaluate.tables import print_table
 from elit.models.saved import save_model
 from elit.pretrained import model_folder
@@ -47,7 +47,11 @@ def main() -> None:
 
 
 def quickstart_network(folder: Path) -> str:
-    sizes = NETWORKS["dit"].arguments() | {"sample_size": 8, "in_channels": 1, "num_classes": 10}
+    sizes = load_config("recipe:quickstart/dit").model.arguments() | {
+        "sample_size": 8,
+        "in_channels": 1,
+        "num_classes": 10,
+    }
     save_model(elit.create_model(**sizes), folder)
     return str(folder)
 

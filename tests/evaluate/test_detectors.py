@@ -145,7 +145,7 @@ def test_without_torch_fidelity_one_line_says_what_to_install(capsys, tmp_path, 
     options = ("--reference", "digits", "--detector", "inception", "--out", str(tmp_path / "out"))
     assert main(["evaluate", "digits", *options]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("elit evaluate: cannot load detector inception: it needs torch-fidelity of elit")
+    assert said.startswith("elit evaluate: cannot load detector inception: it needs torch-fidelity (the extra eval)")
     assert said.count("\n") == 1
 
 

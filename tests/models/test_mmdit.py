@@ -238,7 +238,7 @@ def test_what_cannot_be_encoded_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"text_length must be at most 16 for .*, got 99"):
         TextEncoder(save_encoder("bert", tmp_path / "encoder"), length=99)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"without transformers: pip install 'elit-diffusion\[text\]'"):
+    with pytest.raises(ValueError, match=r"without transformers: pip install '\.\[text\]'"):
         TextEncoder("t5", length=8)
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         ("serve", "required"),
         ("serve MODEL --host 0.0.0.0", "give --api-key"),
         ("serve MODEL --api-key short", "at least 8"),
-        ("serve MODEL --least-steps 30", "least_steps must be 1 to 20, got 30"),
+        ("serve MODEL --least-steps 50", "least_steps must be 1 to 40, got 50"),
         ("serve MODEL --port 70000 --build x.yaml", "port must be 0 to 65535, got 70000"),
         ("serve MODEL --min-replicas 2 --build x.yaml", "min_replicas must be 0 to max_replicas=0, got 2"),
         ("loadtest 127.0.0.1:1", "url must be http://HOST:PORT"),
