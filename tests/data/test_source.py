@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -51,12 +52,14 @@ def test_files_that_are_not_taken_are_counted_by_reason(tmp_path):
         write(tmp_path / name, "a")
     for link in ("again", "cat/circle"):
         (tmp_path / link).symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "cat/pipe.png")  # reading one waits for ever
     source = open_source(tmp_path)
     assert [Path(each.name).relative_to(tmp_path).as_posix() for each in source.pictures] == taken
     assert (source.classes, source.labels) == (("cat", "dog"), [0, 0, 0, 1, 1])
     assert {reason: len(names) for reason, names in source.left_out.items()} == {
         "links to folders": 2,
         "hidden files": 2,
+        "pipes and devices": 1,
         ".txt files": 1,
         "archives beside pictures": 1,
         "pictures beside the classes' folders": 1,

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -39,7 +40,6 @@ COMMANDS = {
     "play": "open the playground: a page to try budgets, compare and plan",
     "doctor": "check this installation: versions, devices, speed, known problems",
 }
-
 FIRST = ("quickstart", "sample", "train", "distill", "serve")  # what a newcomer needs
 SAME = {"--lr": "--learning-rate", "--epochs": "--steps", "--model": "--model.name", "--bs": "--batch-size"}
 SAME |= dict.fromkeys(("--cfg-scale", "--guidance-scale"), "--scale") | {"--num-inference-steps": "--steps"}
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # without a place in the code
     try:
         try:
             return _run(arguments)

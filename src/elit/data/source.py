@@ -168,6 +168,8 @@ def _list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[str]
         for path in (inside / name for name in files if not name.endswith(KEPT)):
             if any(part[0] == "." for part in path.parts):
                 left_out["hidden files"].append(str(path))
+            elif (root / path).exists() and not (root / path).is_file():
+                left_out["pipes and devices"].append(str(path))
             elif path.suffix.lower() in SUFFIXES:
                 found["pictures"].append(root / path)
             elif path.name in METADATA or path.suffix in TABLES:

@@ -71,12 +71,9 @@ def write_sweep_report(out: Path, points: Sequence[Point], metric: str, *, model
     rows = [(*cells(point, metrics), point.file) for point in points]
     text = "With the file of each score, which holds everything that decides it."
     sections.append(Section("All points", text, headings=(*headings(metrics), "recipe"), rows=rows))
-    lead = (
-        f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. Best {metric}: "
-    )
-    lead += (
-        f"{top.scores[metric]:.4g} with {top.sampling.describe()} ({top.gflops:.3g} GFLOPs, {top.ms:.3g} ms a sample)."
-    )
+    lead = f"{model} at {len(points)} settings, {points[0].count} samples each, scored by {top.detector}. "
+    lead += f"Best {metric}: {top.scores[metric]:.4g} with {top.sampling.describe()} "
+    lead += f"({top.gflops:.3g} GFLOPs, {top.ms:.3g} ms a sample)."
     write_page(out / "report.html", f"Compute against {plots.quality_label(metric)}", lead, sections)
     return out / "report.html"
 
