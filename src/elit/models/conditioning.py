@@ -250,8 +250,8 @@ class CharacterEncoder(nn.Module):
 def encode_characters(prompts: Sequence[str], length: int) -> Tensor:
     """Prompts as UTF-8 bytes plus 1, padded with 0: (B, longest) int64. Raises ValueError past `length` bytes."""
     rows = [prompt.encode() for prompt in prompts]
-    if too_long := [prompt for prompt, row in zip(prompts, rows, strict=True) if len(row) > length]:
-        raise ValueError(f"prompt must be at most text_length={length} bytes, got {too_long[0]!r}")
+    if long := [row[: length + 40].decode(errors="ignore") for row in rows if len(row) > length]:
+        raise ValueError(f"prompt must be at most text_length={length} bytes, got {long[0]!r}")
     width = max(1, *map(len, rows), 1)
     return torch.tensor([[byte + 1 for byte in row] + [0] * (width - len(row)) for row in rows]).view(-1, width)
 
