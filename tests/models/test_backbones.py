@@ -94,7 +94,11 @@ def test_gradient_checkpointing_changes_no_number(any_model):
 
 def test_save_and_load_is_bit_exact(any_model, tmp_path):
     any_model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "elit_network.py",
+        "diffusion_pytorch_model.safetensors",
+    }
     loaded = type(any_model).from_pretrained(tmp_path)
     x, t, y = inputs(any_model)
     assert torch.equal(loaded(x, t, y), any_model(x, t, y))

@@ -1,12 +1,15 @@
 """Networks by name, saved whole or not at all, and their weights offloaded, spread and cast."""
 
 import json
+import subprocess
+import sys
 
 import accelerate
 import pytest
 import torch
 from conftest import inputs, opened, small_vae
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from peft import LoraConfig
 
 import elit
 from elit.elastic.load import load_model
@@ -239,3 +242,44 @@ def test_the_velocity_comes_bare_or_as_an_output_of_diffusers(kind, settings):
     plain = model(x, t, y)
     assert torch.equal(model(x, t, y, return_dict=True).sample, plain)
     assert torch.equal(model(x, t, y, return_dict=False), plain)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "elit-uvit", "dit"])
+def test_adapters_of_peft(kind, tmp_path):
+    model = opened(kind)
+    x, t, y = inputs(model)
+    with torch.no_grad():
+        plain = model(x, t, y)
+        model.add_adapter(LoraConfig(r=2, target_modules=["q", "kv", "proj", "fc1"], init_lora_weights=False))
+        adapted = model(x, t, y)
+        assert (adapted - plain).abs().max() > 0.01
+        model.save_lora_adapter(tmp_path)
+        model.disable_adapters()
+        assert torch.equal(model(x, t, y), plain)
+        other = opened(kind)
+        other.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+        assert torch.equal(other(x, t, y), adapted)
+        other.fuse_lora()
+        torch.testing.assert_close(other(x, t, y), adapted)
+        other.unfuse_lora()
+        other.unload_lora()
+        torch.testing.assert_close(other(x, t, y), plain)
+
+
+def test_diffusers_alone_loads_what_is_saved(tmp_path):
+    """In a process that imports nothing of this library by hand; the class itself trusts no code of a folder."""
+    pipe = ElitPipeline(opened("elit-dit"), FlowMatchEulerDiscreteScheduler(), small_vae())
+    pipe.save_pretrained(tmp_path)
+    code = "from diffusers import AutoModel, DiffusionPipeline; import sys; folder = sys.argv[1]; "
+    code += "loaded = [DiffusionPipeline.from_pretrained(folder, trust_remote_code=True).transformer, "
+    code += "AutoModel.from_pretrained(f'{folder}/transformer', trust_remote_code=True)]; "
+    code += (
+        "print([type(each).__name__ for each in loaded], loaded[0].config == loaded[1].config, loaded[0].budgets[-1])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['DiT', 'DiT'] True 16", done.stderr
+    assert "not expected" not in done.stderr
+    (tmp_path / "pipeline.py").write_text("raise SystemExit")
+    again = ElitPipeline.from_pretrained(tmp_path)
+    assert type(again) is ElitPipeline
+    assert dict(again.transformer.config) | {"_name_or_path": 0} == dict(pipe.transformer.config) | {"_name_or_path": 0}

@@ -141,8 +141,7 @@ def flops_by_part(model: Transformer, size: Sequence[int], num_latents: int | No
     sees["text"] = model.config.get("text_length", 0)
     sees["merged"] = sees["core"] // MERGED
     head, core = (len(blocks) for blocks in model.stages()[:2])
-    total: Counter[str] = Counter()
-    counted = nn.Linear, SelfAttention, CrossAttention, JointBlock, LastJointBlock
+    total, counted = Counter[str](), (nn.Linear, SelfAttention, CrossAttention, JointBlock, LastJointBlock)
     for name, module in model.named_modules():
         first, number, *_ = f"{name}.".split(".")
         if not isinstance(module, counted) or first == "elastic" or "lora_" in name:
@@ -187,10 +186,8 @@ class Figure(NamedTuple):
 
 def paper_figures() -> list[Figure]:
     """Every cost figure of the paper and ours, in closed form: nothing is allocated."""
-    rows = []
-    for name, paper in PARAMETERS.items():
-        ours = sum(parameter.numel() for parameter in meta_model(name).parameters())
-        rows.append(Figure(f"{name}, parameters", paper, ours))
+    counts = {name: sum(parameter.numel() for parameter in meta_model(name).parameters()) for name in PARAMETERS}
+    rows = [Figure(f"{name}, parameters", paper, counts[name]) for name, paper in PARAMETERS.items()]
     for name, figures in TRAINING.items():
         for pixels, paper in zip(CELLS, figures, strict=True):
             rows.append(Figure(f"{name}, {pixels}px, training TFLOPs", paper, paper_tflops(name, pixels)))

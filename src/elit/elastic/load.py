@@ -226,7 +226,7 @@ def open_pipeline(model: str | Path) -> ElasticPipeline | None:
     if (base := str(folder) if whole else record.base) is None:
         raise ValueError(f"cannot open {str(model)!r}: an add-on that does not name its pipeline; save both together")
     try:
-        own = diffusers.DiffusionPipeline.load_config(base)["_class_name"] == "ElitPipeline"
+        own = "ElitPipeline" in diffusers.DiffusionPipeline.load_config(base)["_class_name"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot find the pipeline {base!r} of {str(model)!r}: {one_line(error)}") from None
     return None if own else ElasticPipeline(folder, base, range(1, prod(record.window) + 1), record.base_options or {})

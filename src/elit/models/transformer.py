@@ -4,20 +4,22 @@ B batch, N spatial tokens, G windows, J̃ latents kept of a window, K = G·J̃, 
 """
 
 import json
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
-from typing import Any, ClassVar, Self, cast
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, forward_device
 from elit.config import require
+from elit.files import write_text
 from elit.models.conditioning import Condition, on_cpu
 from elit.models.interface import LatentInterface
 from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify
@@ -30,7 +32,7 @@ LEAST = {"in_channels": 1, "hidden_size": 1, "depth": 1, "num_heads": 1, "num_cl
 LEAST |= {"text_features": 1, "text_length": 1, "pooled_features": 0}
 
 
-class Transformer(ModelMixin, ConfigMixin, ABC):
+class Transformer(PeftAdapterMixin, ModelMixin, ConfigMixin, ABC):
     """A diffusion transformer with a compute dial; with `interface=None`, the same one without.
 
     A backbone defines its blocks (`make_blocks`), how a stage of them runs (`run_blocks`) and how it is conditioned
@@ -73,23 +75,27 @@ class Transformer(ModelMixin, ConfigMixin, ABC):
     @property
     def device(self) -> torch.device:
         """Device of the weights, or the one that diffusers' or accelerate's offloading moves them to."""
-        own = super().device if "diffusers.hooks" in sys.modules else None
-        return forward_device(self) if own is None or own.type == "meta" else own
+        own = super().device
+        return forward_device(self) if own.type == "meta" else own
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As torch's own, unless diffusers may have hooks in use: its check for some imports them all, seconds."""
-        if "diffusers.hooks" not in sys.modules:
-            return cast(Self, nn.Module.to(self, *args, **kwargs))
-        return super().to(*args, **kwargs)
+    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """config.json, and the module beside it in which diffusers' AutoModel finds the class."""
+        module, name = type(self).__module__, type(self).__name__
+        write_text(Path(save_directory) / "elit_network.py", f"from {module} import {name} as {name}\n")
+        super().save_config(save_directory, *args, **kwargs)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return super().extract_init_dict({key: config_dict[key] for key in config_dict if key != "auto_map"}, **kwargs)
 
     def to_json_string(self) -> str:
         """Content of config.json, without the local folder that diffusers adds."""
         settings = json.loads(super().to_json_string())
+        settings["auto_map"] = {"AutoModel": f"elit_network.{type(self).__name__}"}
         settings.pop("_name_or_path", None)
         return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
     def set_attention_backend(self, backend: str) -> None:
-        """Raises ValueError: attention here is torch's own, whose kernels `torch.nn.attention.sdpa_kernel` chooses."""
         require(backend.lower() == "native", "backend", backend, "native; torch.nn.attention.sdpa_kernel sets kernels")
 
     @property

@@ -206,9 +206,6 @@ def translated(weights: dict[str, Tensor], model: SiT) -> dict[str, Tensor]:
             raise ValueError(f"{key!r} has shape {tuple(weights[key].shape)}, expected {shape}")
     if not torch.allclose(weights["pos_embed"][0].float(), positions, atol=1e-4):
         raise ValueError("'pos_embed' is not the fixed sin-cos table; other positions are not supported")
-    renamed = {}
-    for theirs, ours in names(depth, elit).items():
-        value = weights[theirs].detach().float()
-        value = changed[theirs][1](value) if theirs in changed else value
-        renamed[ours] = value.clone(memory_format=torch.contiguous_format)
-    return renamed
+    renamed = {ours: (theirs, weights[theirs].detach().float()) for theirs, ours in names(depth, elit).items()}
+    values = {ours: changed[name][1](x) if name in changed else x for ours, (name, x) in renamed.items()}
+    return {ours: value.clone(memory_format=torch.contiguous_format) for ours, value in values.items()}

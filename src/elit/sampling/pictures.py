@@ -137,8 +137,7 @@ def read_text(path: Path) -> str | None:
         raise ValueError(f"{str(path)!r}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r}: not a picture that can be read ({' '.join(str(error).split())})") from None
-    if isinstance(text, bytes):
-        text = text.decode("ascii", errors="replace")
+    text = text.decode("ascii", errors="replace") if isinstance(text, bytes) else text
     return text if isinstance(text, str) and text else None
 
 

@@ -3,17 +3,13 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    ImagePipelineOutput,
-    ModelMixin,
-    SchedulerMixin,
-)
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
@@ -21,7 +17,7 @@ from torch import Tensor, nn
 from elit.budgets import Budget, Schedule
 from elit.compat import execution_device
 from elit.config import require
-from elit.files import Json
+from elit.files import Json, write_text
 from elit.flow.guidance import CCFG, CFG
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition
@@ -59,6 +55,19 @@ class ElitPipeline(DiffusionPipeline):
         self.register_modules(
             transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
+
+    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """model_index.json, and the module beside it by which DiffusionPipeline finds this class."""
+        write_text(Path(save_directory) / "pipeline.py", "from elit import ElitPipeline as ElitPipeline\n")
+        super().save_config(save_directory, *args, **kwargs)
+
+    def to_json_string(self) -> str:
+        return super().to_json_string().replace('"ElitPipeline"', '["pipeline", "ElitPipeline"]')
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> Json:
+        found = super()._dict_from_json_file(json_file)  # with that module this class is not loaded
+        return found | {"_class_name": "ElitPipeline"} if "_class_name" in found else found
 
     @property
     def guidance_scale(self) -> float:

@@ -61,8 +61,10 @@ def prepare(accelerator: Accelerator, network: Any, blocks: Iterable[nn.Module],
     """The network as a step calls it: on its device, compiled, sharded (FSDP2) or replicated (DDP)."""
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    if config.compile:
-        compile_blocks(blocks)
+    for block in blocks if config.compile else ():
+        # The method and not the module: hooks of FSDP stay outside, names of weights as they are. Blocks of one class
+        # share their graphs, one for N tokens and one for any number.
+        block.forward = torch.compile(block.forward, fullgraph=True)
     if not (config.fsdp and dist.is_initialized()):
         return accelerator.prepare_model(network)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -80,13 +82,6 @@ def unsharded(network: Transformer) -> Transformer:
     """A new network without weights, of the class and settings of one in front of which sharding has put its own."""
     kind = next(kind for kind in type(network).__mro__ if not kind.__name__.startswith("FSDP"))
     return kind.from_config(network.config)
-
-
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """torch.compile on each block; those of one class share their graphs, one for N tokens and one for any number."""
-    for block in blocks:
-        # The method and not the module: hooks of FSDP stay outside, names of weights as they are.
-        block.forward = torch.compile(block.forward, fullgraph=True)
 
 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:

@@ -42,9 +42,8 @@ class RunLog:
         self.since, self.waited = time.perf_counter(), 0.0
         self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        figures = TextColumn("{task.fields[figures]}")
-        hidden = not self.console.is_terminal
-        self.bar = Progress(*columns, figures, console=self.console, disable=hidden, speed_estimate_period=300)
+        options = {"console": self.console, "disable": not self.console.is_terminal, "speed_estimate_period": 300}
+        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), **options)
         self.task = self.bar.add_task("training", total=config.steps, completed=self.start, figures="")
         name, logs, options = self.out.resolve().name, self.out / "logs", dict[str, Json]()
         if accelerator.is_main_process:

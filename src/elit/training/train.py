@@ -55,9 +55,7 @@ class TrainNetwork(Task):
         self.config = config = resolve(config, self.data, self.prompts)
         rank, world, count = accelerator.process_index, accelerator.num_processes, len(self.data)
         flips = not (config.horizontal_flip and isinstance(self.data, LatentSet))
-        require(
-            flips, "horizontal_flip", True, "left out for encoded latents: a mirrored latent is no mirrored picture"
-        )
+        require(flips, "horizontal_flip", True, "left out for latents: a mirrored latent is no mirrored picture")
         held_out = max(2, round(count * config.validation_share)) if config.validation_share else 0
         self.held_out = np.arange(held_out) * count // max(1, held_out)
         self.sampler = StepSampler(count, config, rank=rank, world=world)
