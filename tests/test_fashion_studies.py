@@ -37,30 +37,6 @@ def test_a_verdict_needs_two_standard_errors_in_every_seed_or_four_in_one(advant
     assert study.verdict(advantages, [1.0] * len(advantages)) == expected
 
 
-def scored(out, *words, advantage=0.0):
-    result = study.Study("headline", "", [*words, "--out", str(out)])
-    for seed in result.args.seeds:
-        result.row("A", seed, {"FD": 20.0 - advantage, "FD_error": 1.0})
-        result.row("B", seed, {"FD": 20.0, "FD_error": 1.0})
-    result.compare("A has a lower FD than B", "A", "B")
-    result.write("notes")
-    return json.loads(out.read_text(encoding="utf-8"))
-
-
-def test_a_second_seed_is_added_to_the_results_of_the_first(tmp_path):
-    out = tmp_path / "result.json"
-    assert scored(out, advantage=5.0)["verdict"] == "undecided"
-    scored(out, "--seeds", "1", "--add", advantage=1.0)
-    both = scored(out, "--seeds", "1", "--add", advantage=4.0)  # takes the place of what was scored before
-    assert both["seeds"] == [0, 1]
-    assert both["parts"][0]["advantages"] == [5.0, 4.0]
-    assert both["verdict"] == "holds"
-    assert [(row["name"], row["seed"]) for row in both["rows"]] == [("A", 0), ("B", 0), ("A", 1), ("B", 1)]
-    first, second = (f"python studies/fashion/headline.py {words}--out {out}" for words in ("", "--seeds 1 --add "))
-    assert both["command"] == f"{first}; {second}"
-    assert report.finals(both)[1] == [["A", "15.00, 16.00 ± 1"], ["B", "20.00 ± 1"]]
-
-
 @pytest.mark.parametrize("name", report.load(RESULTS))
 def test_verdicts_in_the_repository_are_by_the_rule(name):
     result = report.load(RESULTS)[name]

@@ -20,16 +20,11 @@ from tiny import PIPELINES, pipeline, with_text
 import elit
 from elit.cli.main import main
 from elit.config import DistillConfig
-from elit.data.reader import centre_crop, read_frames
 from elit.elastic import captioned_images
 from elit.elastic.captioned_images import CaptionedImages
-from elit.elastic.distill import DistillPipeline, Prediction, distill
-from elit.elastic.engine import PipelineEngine
-from elit.elastic.families import FAMILIES
-from elit.elastic.load import open_pipeline
-from elit.elastic.pipelines import CallBatch, RecordedCalls, Requests, first_call, layout_of
+from elit.elastic.distill import DistillPipeline, distill
+from elit.elastic.pipelines import RecordedCalls, Requests, first_call, layout_of
 from elit.evaluate.tables import write_card
-from elit.sampling.autoencoders import encode_mean
 
 pytestmark = pytest.mark.slow
 
@@ -227,28 +222,6 @@ def test_training_goes_on_from_an_add_on(tmp_path, request, made_of, source, wei
             distill(made_of(tmp_path / "three", "FluxPipeline", given, **more | {name: value}))
 
 
-@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"revision": "refs/pr/1"}, {}])
-def test_the_base_is_loaded_in_its_variant_and_revision_and_found_from_anywhere(tmp_path, options, monkeypatch, capsys):
-    seen = []
-
-    def load(name, **given):
-        seen.append((name, {key: value for key, value in given.items() if key in ("variant", "revision") and value}))
-        return with_text("FluxPipeline")
-
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", load)
-    monkeypatch.chdir(tmp_path)
-    pipeline("FluxPipeline").save_pretrained("flux")
-    (tmp_path / "prompts.txt").write_text("a boat\n")
-    words = command("dial", "prompts.txt", steps=1, preview_every=0)
-    words[1] = "flux"
-    assert main([*words, *(f"--{name}={value}" for name, value in options.items())]) == 0
-    monkeypatch.chdir("/")
-    opened = open_pipeline(tmp_path / "dial")
-    engine = PipelineEngine(opened.load(device="cpu", dtype=torch.float32))
-    assert engine.size == (32, 32)
-    assert seen == [("flux", options), (str(tmp_path / "flux"), options)]
-
-
 def assert_refused(words, message, capsys):
     assert main(["distill", *words]) == 2, words
     error = capsys.readouterr().err.strip().splitlines()
@@ -363,50 +336,6 @@ def test_pictures_train_a_dial(tmp_path, folder, name, capsys):
     assert distances[0] < 1e-4 < distances[-1]
     assert (tmp_path / "out" / "samples" / "step-00000002.png").is_file()
     elit.load_elastic(made(name), tmp_path / "out")
-
-
-def test_samples_are_noised_as_the_schedulers_do():
-    """x_t, the time that a class is told, and the target, against diffusers' own schedulers."""
-    generator = torch.Generator().manual_seed(0)
-    x, noise = torch.randn(2, 3, 4, 4, 4, generator=generator).unbind()
-    t = torch.tensor([0.25, 0.7, 0.9])
-    euler = diffusers.FlowMatchEulerDiscreteScheduler()
-    euler.set_timesteps(sigmas=(1 - t).tolist())
-    for kind, time, sign in (
-        ("FluxTransformer2DModel", 1 - t, 1),
-        ("StableDiffusion3Transformer", 1000 * (1 - t), 1),
-        ("ZImageTransformer2DModel", t, -1),
-        ("Lumina2Transformer2DModel", t, -1),
-    ):
-        family = FAMILIES.get(kind, FAMILIES["SD3Transformer2DModel"])
-        name = "t" if kind.startswith("Z") else "timestep"
-        arguments, target = Prediction(euler, family).call(x, noise, t, CallBatch({name: torch.zeros(3)}))
-        sample = arguments[family.sample]
-        noisy = torch.stack(sample) if family.listed else sample
-        assert torch.allclose(noisy, euler.scale_noise(x, euler.timesteps, noise), atol=1e-6)
-        assert torch.allclose(arguments[name], time)
-        assert torch.allclose(target, sign * (noise - x))
-    for prediction in ("epsilon", "v_prediction"):
-        ddim = diffusers.DDIMScheduler(prediction_type=prediction)
-        start = CallBatch({"timestep": torch.zeros(3, dtype=torch.long)})
-        arguments, target = Prediction(ddim, FAMILIES["DiTTransformer2DModel"]).call(x, noise, t, start)
-        steps = arguments["timestep"]
-        assert steps.tolist() == [750, 300, 100]
-        assert torch.allclose(arguments["hidden_states"], ddim.add_noise(x, noise, steps), atol=1e-6)
-        right = noise if prediction == "epsilon" else ddim.get_velocity(x, noise, steps)
-        assert torch.allclose(target, right, atol=1e-6)
-
-
-def test_latents_are_packed_and_normalized_as_the_pipeline_does(folder):
-    pipe = STOCK["FluxImg2ImgPipeline"].make()
-    pixels = centre_crop(read_frames((folder / "1.png").read_bytes())[0], 32)[None]
-    encoded = pipe._encode_vae_image(pixels, [torch.Generator()])
-    packed = pipe._pack_latents(encoded, 1, 4, 8, 8)
-    mean = encode_mean(pipe.vae, pixels)
-    posterior = pipe.vae.encode(pixels).latent_dist
-    noise = (encoded / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor - posterior.mean) / posterior.std
-    ours = mean + noise * posterior.std * pipe.vae.config.scaling_factor
-    assert torch.allclose(FAMILIES["FluxTransformer2DModel"].pack(ours), packed, atol=1e-4)
 
 
 def test_wrong_calls_with_pictures_are_one_line(tmp_path, folder, prompts, capsys):

@@ -8,11 +8,13 @@ import sys
 import diffusers
 import pytest
 import torch
-from tiny import KINDS, MORE, SPLIT, Spy, build, draw, elastic, elastic_pipeline, inputs, output, pipeline
+from tiny import KINDS, MORE, SPLIT, Spy, build, draw, elastic, elastic_pipeline, inputs, output, pipeline, with_text
 
 import elit
+from elit.cli.main import main
+from elit.elastic.engine import PipelineEngine
 from elit.elastic.families import FAMILIES
-from elit.elastic.load import save_add_on
+from elit.elastic.load import open_pipeline, save_add_on
 from elit.elastic.surgery import default_blocks
 
 
@@ -253,3 +255,25 @@ def test_references_have_a_budget_of_their_own(kind, monkeypatch):
     assert spy.plans[:3] == [[8, 4], [8, 8], [16, 1]]
     with pytest.raises(ValueError, match="got 0"), elit.budget(0.5, reference=0):
         pass
+
+
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"revision": "refs/pr/1"}, {}])
+def test_the_base_is_loaded_in_its_variant_and_revision_and_found_from_anywhere(tmp_path, options, monkeypatch):
+    seen = []
+
+    def load(name, **given):
+        seen.append((name, {key: value for key, value in given.items() if key in ("variant", "revision") and value}))
+        return with_text("FluxPipeline")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", load)
+    monkeypatch.chdir(tmp_path)
+    pipeline("FluxPipeline").save_pretrained("flux")
+    (tmp_path / "prompts.txt").write_text("a boat\n")
+    words = "distill flux dial --prompts prompts.txt --sizes 32x32 --window 2 2 --batch-size 2 --teacher-steps 1"
+    words += " --call max_sequence_length=5 --lora-rank 2 --steps 1 --preview-every 0"
+    assert main([*words.split(), *(f"--{name}={value}" for name, value in options.items())]) == 0
+    monkeypatch.chdir("/")
+    opened = open_pipeline(tmp_path / "dial")
+    engine = PipelineEngine(opened.load(device="cpu", dtype=torch.float32))
+    assert engine.size == (32, 32)
+    assert seen == [("flux", options), (str(tmp_path / "flux"), options)]

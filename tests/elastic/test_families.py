@@ -7,14 +7,19 @@ import re
 from pathlib import Path
 from unittest.mock import patch
 
+import diffusers
 import pytest
 import torch
+from parts import PIPELINES
 from tiny import KINDS, MORE, SPLIT, VIDEOS, build, inputs, open_branches, window
 from torch import nn
 
 import elit
 from elit.compat import tree_map_only
+from elit.elastic.distill import Prediction
 from elit.elastic.families import CLASSES, FAMILIES
+from elit.elastic.pipelines import CallBatch
+from elit.sampling.autoencoders import encode_mean
 
 pytestmark = pytest.mark.slow
 
@@ -168,3 +173,47 @@ def test_the_guides_own_class(capsys):
     assert "FLOPs: passed" in capsys.readouterr().out
     named = set(re.findall(r"^\| .*?\|", guide, flags=re.MULTILINE))
     assert all(any(f"`{name}`" in row for row in named) for name in FAMILIES if name not in CLASSES)
+
+
+def test_samples_are_noised_as_the_schedulers_do():
+    """x_t, the time that a class is told, and the target, against diffusers' own schedulers."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 3, 4, 4, 4, generator=generator).unbind()
+    t = torch.tensor([0.25, 0.7, 0.9])
+    euler = diffusers.FlowMatchEulerDiscreteScheduler()
+    euler.set_timesteps(sigmas=(1 - t).tolist())
+    for kind, time, sign in (
+        ("FluxTransformer2DModel", 1 - t, 1),
+        ("StableDiffusion3Transformer", 1000 * (1 - t), 1),
+        ("ZImageTransformer2DModel", t, -1),
+        ("Lumina2Transformer2DModel", t, -1),
+    ):
+        family = FAMILIES.get(kind, FAMILIES["SD3Transformer2DModel"])
+        name = "t" if kind.startswith("Z") else "timestep"
+        arguments, target = Prediction(euler, family).call(x, noise, t, CallBatch({name: torch.zeros(3)}))
+        sample = arguments[family.sample]
+        noisy = torch.stack(sample) if family.listed else sample
+        assert torch.allclose(noisy, euler.scale_noise(x, euler.timesteps, noise), atol=1e-6)
+        assert torch.allclose(arguments[name], time)
+        assert torch.allclose(target, sign * (noise - x))
+    for prediction in ("epsilon", "v_prediction"):
+        ddim = diffusers.DDIMScheduler(prediction_type=prediction)
+        start = CallBatch({"timestep": torch.zeros(3, dtype=torch.long)})
+        arguments, target = Prediction(ddim, FAMILIES["DiTTransformer2DModel"]).call(x, noise, t, start)
+        steps = arguments["timestep"]
+        assert steps.tolist() == [750, 300, 100]
+        assert torch.allclose(arguments["hidden_states"], ddim.add_noise(x, noise, steps), atol=1e-6)
+        right = noise if prediction == "epsilon" else ddim.get_velocity(x, noise, steps)
+        assert torch.allclose(target, right, atol=1e-6)
+
+
+def test_latents_are_packed_and_normalized_as_the_pipeline_does():
+    pipe = PIPELINES["FluxImg2ImgPipeline"].make()
+    pixels = 2 * torch.rand(1, 3, 32, 32) - 1
+    encoded = pipe._encode_vae_image(pixels, [torch.Generator()])
+    packed = pipe._pack_latents(encoded, 1, 4, 8, 8)
+    mean = encode_mean(pipe.vae, pixels)
+    posterior = pipe.vae.encode(pixels).latent_dist
+    noise = (encoded / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor - posterior.mean) / posterior.std
+    ours = mean + noise * posterior.std * pipe.vae.config.scaling_factor
+    assert torch.allclose(FAMILIES["FluxTransformer2DModel"].pack(ours), packed, atol=1e-4)
