@@ -8,18 +8,10 @@ from torch import Tensor
 
 from elit.budgets import resolve_budget, schedule_budgets
 from elit.costs.timing import timed
-from elit.evaluate.chunks import (
-    Chunks,
-    Progress,
-    Recipe,
-    Work,
-    conditions_digest,
-    describe_run,
-    keep_recipe,
-    sample_digests,
-)
+from elit.evaluate.chunks import Chunks, Progress, Work, conditions_digest, describe_run, keep_recipe, sample_digests
 from elit.evaluate.metrics import saturation
 from elit.evaluate.pictures import Pictures
+from elit.files import Json
 from elit.flow.solver import time_grid
 from elit.models.conditioning import Condition, recognised
 from elit.models.transformer import Transformer
@@ -66,7 +58,7 @@ class Sampler:
         self.model, self.work, self.vae, self.conditions, self.compile = model, work, vae, conditions, compile
         self.network = describe_run(model, vae) | {"conditions": conditions_digest(conditions)}
 
-    def recipe(self, sampling: Sampling) -> Recipe:
+    def recipe(self, sampling: Sampling) -> Json:
         """Everything that decides a sample. Raises ValueError for settings that do not fit the network."""
         times, budgets, guidance = time_grid(sampling.steps, sampling.shift), self.model.budgets, sampling.guidance
         self.calls(sampling)

@@ -194,7 +194,7 @@ class TextConditioning(nn.Module):
         """Raises ValueError where y does not fit a batch; looks at values only on the CPU."""
         text = as_text(y)
         if isinstance(text, Tensor):
-            if self.characters is None or text.ndim != 2 or len(text) != batch:
+            if self.characters is None or text.ndim != 2 or text.shape[0] != batch:
                 valid = "embeddings" if self.characters is None else "characters"
                 raise ValueError(f"y must be {valid} ({batch}, M, …), got {text.dtype} {tuple(text.shape)}")
             if on_cpu(text) and not ((text >= 0) & (text <= 256)).all():

@@ -20,7 +20,6 @@ from elit.models.layers import CrossAttention, Mlp, Modulation, initialize, laye
 from elit.models.windows import Shape, Windows, joined, windows_of
 
 Core = Callable[..., Tensor]
-Width = int | None
 
 
 class Read(nn.Module):
@@ -38,7 +37,7 @@ class Read(nn.Module):
         """Shift, scale and gate of the attention and of the MLP, each (B, 1, d)."""
         if self.modulation is not None:
             return self.modulation(c)
-        zero = c.new_zeros(len(c), 1, self.mlp.fc1.in_features)
+        zero = c.new_zeros(c.shape[0], 1, self.mlp.fc1.in_features)
         return (zero, zero, zero + 1) * 2
 
     def inputs(self, latents: Tensor, tokens: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +77,12 @@ class LatentInterface(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, window: Shape = (4, 4), num_latents: int = 16, condition_width: Width = None
+        self,
+        width: int,
+        num_heads: int,
+        window: Shape = (4, 4),
+        num_latents: int = 16,
+        condition_width: int | None = None,
     ):
         super().__init__()
         self.window = tuple(window)
@@ -101,11 +105,11 @@ class LatentInterface(nn.Module):
         an int = latents kept of a window, a float in (0, 1] = that share.
         """
         windows = grid if isinstance(grid, Windows) else windows_of(tuple(grid), self.window, 1, s.device)
-        require(s.shape[1] == prod(windows.grid), "grid", windows.grid, f"the axes of {s.shape[1]} tokens")
+        require(s.shape[1] == prod(windows.grid), "grid", windows.grid, "the axes of the tokens")
         fits, valid = (condition is None) == (self.reader.modulation is None), "given exactly where condition_width is"
         require(fits, "condition", None if condition is None else tuple(condition.shape), valid)
         kept = resolve_budget(budget, range(1, len(self.latents) + 1)) or len(self.latents)
-        c = s.new_zeros(len(s), 1) if condition is None else condition
+        c = s.new_zeros(s.shape[0], 1) if condition is None else condition
         if isinstance(grid, Windows):
             return self.write(s, core(self.read(s, c, windows, kept)), windows, kept)
         s = s[:, windows.order]
@@ -127,4 +131,5 @@ class LatentInterface(nn.Module):
     def write(self, s: Tensor, latents: Tensor, windows: Windows, budget: int) -> Tensor:
         """Tokens (B, N, d), latents (B, K, d) -> tokens (B, N, d)."""
         groups = windows.groups(s), windows.crops(sliceable(self.position, s)), windows.groups(latents, budget)
-        return joined([self.writer(*group).view(len(s), -1, s.shape[2]) for group in zip(*groups, strict=True)], dim=1)
+        outputs = (self.writer(*group) for group in zip(*groups, strict=True))
+        return joined([tokens.view(s.shape[0], -1, s.shape[2]) for tokens in outputs], dim=1)

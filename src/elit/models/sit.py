@@ -113,7 +113,7 @@ class SiT(DiT):
         level = ddpm_time(t)[1].view(-1, 1, 1, 1)
         scaled = (x / (level**2 + (1 - level) ** 2).sqrt()).to(x.dtype)
         noise = super().forward(scaled, t, y, budget, share_head=share_head)
-        x, level = (each.repeat(len(noise) // len(x), 1, 1, 1) for each in (x, level))
+        x, level = (each.repeat(noise.shape[0] // x.shape[0], 1, 1, 1) for each in (x, level))
         velocity = ((x - noise) / level).to(x.dtype)
         return Transformer2DModelOutput(sample=velocity) if return_dict else velocity
 
@@ -178,7 +178,7 @@ class WideNormAttention(CrossAttention):
 
     def project(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         k, v = self.kv(context).chunk(2, -1)
-        q = self.q_norm(self.q(queries)).expand(len(context), -1, -1)  # queries may be (1, Lq, d), of all groups alike
+        q = self.q_norm(self.q(queries)).expand(context.shape[0], -1, -1)  # or (1, Lq, d), of all groups alike
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in (q, self.k_norm(k), v))
         return q.to(v.dtype), k.to(v.dtype), v
 
@@ -238,7 +238,7 @@ class SiTInterface(nn.Module):
         latents = self.reader(self.latents.to(tokens.dtype), tokens, condition)  # (B, G·J, d)
         latents = latents + self.latent_position[grid.order].to(tokens.dtype)
         latents = core(latents.unflatten(1, (-1, len(self.latents))))  # (B', G, J, d)
-        tokens = tokens.repeat(len(latents) // len(tokens), 1, 1)
+        tokens = tokens.repeat(latents.shape[0] // tokens.shape[0], 1, 1)
         (groups,) = grid.groups(tokens)
         return self.writer(groups + self.write_position.to(tokens.dtype), latents.flatten(0, 1)).view_as(tokens)
 

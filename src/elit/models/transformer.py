@@ -23,7 +23,7 @@ from elit.files import write_text
 from elit.models.conditioning import Condition, on_cpu
 from elit.models.interface import LatentInterface
 from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify
-from elit.models.windows import InterfaceSpec, Shape, Windows, as_patch, as_size, joined, remembered, windows_of
+from elit.models.windows import InterfaceSpec, Shape, Windows, as_patch, as_size, cut, joined, remembered, windows_of
 
 Streams = tuple[Tensor, ...]  # streams beside the tokens, batch first: a text stream, the outputs for long skips
 
@@ -124,7 +124,7 @@ class Transformer(PeftAdapterMixin, ModelMixin, ConfigMixin, ABC):
         Raises ValueError for what does not fit. Values of t and y are checked on the CPU alone: elsewhere it is a sync.
         """
         self.check_inputs(x, t, y)
-        budgets = self.checked_budgets(budget, len(x), share_head)
+        budgets = self.checked_budgets(budget, x.shape[0], share_head)
         windows = self.windows(x.shape[2:], x)
         rope = self.rope(windows)
         head, core, tail = self.stages()
@@ -146,14 +146,14 @@ class Transformer(PeftAdapterMixin, ModelMixin, ConfigMixin, ABC):
     ) -> list[Tensor]:
         """Read, core, Write of equal parts of the batch, each at its budget; streams: s (B, N, d), c (B, d), others."""
         count = len(budgets)
-        parts = list(zip(*([each] * count if share_head else each.chunk(count) for each in streams), strict=True))
+        parts = list(zip(*([each] * count if share_head else cut(each, count) for each in streams), strict=True))
         outputs: list[Sequence[Tensor]] = [()] * count
         for first, budget in enumerate(budgets):
             rows = [row for row, other in enumerate(budgets) if other == budget]
             if first == rows[0]:
                 s, c, *aux = map(joined, zip(*(parts[row] for row in rows), strict=True))
                 together = self.run_core(core, budget, windows, s, c, *aux)
-                for row, *output in zip(rows, *(each.chunk(len(rows)) for each in together), strict=True):
+                for row, *output in zip(rows, *(cut(each, len(rows)) for each in together), strict=True):
                     outputs[row] = output
         return [joined(each) for each in zip(*outputs, strict=True)]
 
@@ -268,14 +268,14 @@ class Transformer(PeftAdapterMixin, ModelMixin, ConfigMixin, ABC):
     def check_inputs(self, x: Tensor, t: Tensor, y: Condition) -> None:
         """Raises ValueError for what does not fit the network or each other."""
         axes, channels = len(self.patch_size), self.config.in_channels
-        if x.ndim != 2 + axes or x.shape[1] != channels or not len(x):
+        if x.ndim != 2 + axes or x.shape[1] != channels or not x.shape[0]:
             sides = ", ".join(("T", "H", "W")[-axes:])
             raise ValueError(f"x must be (B, {channels}, {sides}) with B at least 1, got {tuple(x.shape)}")
-        if t.shape != (len(x),):
-            raise ValueError(f"t must be ({len(x)},), one time a sample, got {tuple(t.shape)}")
+        if t.shape != (x.shape[0],):
+            raise ValueError(f"t must be ({x.shape[0]},), one time a sample, got {tuple(t.shape)}")
         if on_cpu(t) and not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"t must be 0 (noise) to 1 (data), got {t.tolist()}")
-        self.conditioning.check(y, len(x))
+        self.conditioning.check(y, x.shape[0])
 
 
 @remembered

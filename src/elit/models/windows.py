@@ -142,6 +142,11 @@ def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
 
 
+def cut(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """`count` equal parts of a batch whose size may be symbolic, for which `chunk` would fix it."""
+    return tensor.unflatten(0, (count, -1)).unbind()
+
+
 def remembered(make: Callable[P, R]) -> Callable[P, R]:
     """`make` with its results kept, but not of fake tensors nor in a trace, where a look-up would fix a symbol."""
     kept = lru_cache(maxsize=256)(make)
