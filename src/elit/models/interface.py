@@ -20,6 +20,7 @@ from elit.models.layers import CrossAttention, Mlp, Modulation, initialize, laye
 from elit.models.windows import Shape, Windows, joined, windows_of
 
 Core = Callable[..., Tensor]
+Width = int | None
 
 
 class Read(nn.Module):
@@ -77,12 +78,7 @@ class LatentInterface(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        window: Shape = (4, 4),
-        num_latents: int = 16,
-        condition_width: int | None = None,
+        self, width: int, num_heads: int, window: Shape = (4, 4), num_latents: int = 16, condition_width: Width = None
     ):
         super().__init__()
         self.window = tuple(window)
@@ -131,5 +127,4 @@ class LatentInterface(nn.Module):
     def write(self, s: Tensor, latents: Tensor, windows: Windows, budget: int) -> Tensor:
         """Tokens (B, N, d), latents (B, K, d) -> tokens (B, N, d)."""
         groups = windows.groups(s), windows.crops(sliceable(self.position, s)), windows.groups(latents, budget)
-        outputs = (self.writer(*group) for group in zip(*groups, strict=True))
-        return joined([tokens.view(s.shape[0], -1, s.shape[2]) for tokens in outputs], dim=1)
+        return joined([tokens.view(s.shape[0], -1, s.shape[2]) for tokens in map(self.writer, *groups)], dim=1)
