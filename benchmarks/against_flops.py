@@ -114,7 +114,7 @@ def one_size(
 
 def says(summary: dict[str, Any]) -> list[str]:
     worst = summary["worst"]
-    where = f"{worst['model']} at {worst['sample_size']}, {worst['budget']} latents a group"
+    where = f"{worst['model']} at {worst['sample_size']}, {worst['budget']} latents a window"
     return [
         f"worst time/FLOPs: {worst['time_over_flops']:.3f} ({where})",
         *(

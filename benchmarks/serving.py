@@ -162,7 +162,7 @@ def plot(runs: dict[str, list[Outcome]], path: Path, metric: str, quality: Calla
                 ax.plot(at, [float("nan") if row[key] is None else row[key] for row in rows], label=name)
             if number == 0:
                 axes[0].plot(at, [row["rate"] for row in rows], color="#667085")
-        labels = ("requests a second", "latents per group", "median latency, ms", "violations", metric)
+        labels = ("requests a second", "latents per window", "median latency, ms", "violations", metric)
         for ax, label in zip(axes, labels[:count], strict=True):
             ax.set_ylabel(label)
             ax.grid(alpha=0.25)

@@ -22,7 +22,7 @@ SEEDS = 3
 ROWS = (
     ("All latents", Sampling(budget="100%")),
     ("A quarter of them", Sampling(budget="25%")),
-    ("One latent a group", Sampling(budget=1)),
+    ("One latent a window", Sampling(budget=1)),
     ("A quarter, then all", Sampling(budget="25%@0-0.5,100%@0.5-1")),
     ("All, CFG 2", Sampling(budget="100%", guidance=CFG(2.0))),
     ("All, CCFG 2 with one latent", Sampling(budget="100%", guidance=CCFG(2.0, 1))),

@@ -40,7 +40,7 @@ class TunedSchedule:
     schedule: str
     """As `budget` takes it."""
     budgets: tuple[int, ...]
-    """Latents per group in each of the equal parts of [0, 1]."""
+    """Latents per window in each of the equal parts of [0, 1]."""
     share: float
     """Mean share of the latents."""
     gflops: float

@@ -170,17 +170,18 @@ def test_plan_by_target(visitor):
 
 def test_accessible_to_everybody(visitor):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    widths = set()
     for tab in ("Dial", "Compare", "Plane", "Inside"):
         visitor.open(tab)
-        assert not visitor.page.locator(
-            ".empty[aria-label]:not([role])"
-        ).count()  # frames in which nothing is drawn yet
+        assert not visitor.page.locator(".empty[aria-label]:not([role])").count()  # frames with nothing in them yet
+        widths.add(visitor.page.locator(".sides").bounding_box()["width"])
         visitor.page.wait_for_timeout(500)  # what is drawn again is pale until it is there
         visitor.page.wait_for_function("!document.querySelector('.pending, .generating, .progress-text')")
         visitor.page.wait_for_timeout(300)
         violations = axe.run(visitor.page).response["violations"]
         wrong = [each for each in violations if each["impact"] in ("serious", "critical")]
         assert not [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in wrong], tab
+    assert len(widths) == 1  # no tab shifts the page
 
 
 def test_invalid_values_are_a_message(visitor, address):
@@ -221,6 +222,7 @@ def test_a_text_model_has_a_prompt(browser):
     page = build_page(Renderer(NetworkEngine(opened("elit-mmdit", in_channels=3), name="texts")))
     with address_of(page) as address:
         guest = Visitor(browser, address, "?steps=1&budget=99")  # a budget that it has not
+        guest.wait("budget must be a number of latents per window (1 to 16)", "body")
         guest.enter(guest.page.get_by_label("Prompt"), "a one")
         guest.wait("a one · seed 0 · budget 16", "#facts")
         guest.page.wait_for_url("**of=a+one**")

@@ -28,7 +28,7 @@ def shallow():
 
 
 def test_compiled_samples_are_the_same_and_three_graphs_serve_all_budgets(monkeypatch):
-    """One for any J̃, one for a single latent a group; both branches of guidance are one call, so one more."""
+    """One for any J̃, one for a single latent a window; both branches of guidance are one call, so one more."""
     graphs = []
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, *_, **__: graphs.append(graph) or graph)
     torch._dynamo.reset()

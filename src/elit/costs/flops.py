@@ -50,7 +50,7 @@ TRAINING = {
 }
 # ELIT-Qwen-Image with CCFG over Qwen-Image with CFG at 1024px, by share of the latents.
 QWEN_IMAGE = {1.0: 0.688, 0.5: 0.494, 0.25: 0.409, 0.125: 0.369}
-QWEN_IMAGE_WEAK = 4  # J̃_w, latents per group of the unconditional branch
+QWEN_IMAGE_WEAK = 4  # J̃_w, latents per window of the unconditional branch
 # The part that a layer outside of blocks belongs to, by the start of its name; any other is before Read.
 PARTS = {"latent_interface": "interface", "merge": "core", "split": "core", "final": "after"}
 

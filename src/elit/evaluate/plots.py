@@ -84,7 +84,7 @@ def compute_quality(
             Line2D([], [], linestyle="none", label=label, color=colour, marker=marker)
             for label, colour, marker in looks
         ]
-        keys.append(Line2D([], [], color=DARK, linewidth=1.2, label="Pareto front (latents per group)"))
+        keys.append(Line2D([], [], color=DARK, linewidth=1.2, label="Pareto front (latents per window)"))
         columns = min(len(keys), 4 * len(costs))
         figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 

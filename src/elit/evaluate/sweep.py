@@ -21,12 +21,12 @@ from elit.sampling.settings import Sampling
 class Point:
     """One setting under one detector."""
 
-    budget: str  # latents per group, or a schedule over the steps; "all" for a network without an interface
+    budget: str  # latents per window, or a schedule over the steps; "all" for a network without an interface
     share: float  # share of the latents, mean over the steps
     steps: int
     guidance: str  # none, cfg, ag or ccfg
     scale: float  # guidance scale; 1 without guidance
-    guidance_budget: int | None  # latents per group of the second branch of ag and ccfg
+    guidance_budget: int | None  # latents per window of the second branch of ag and ccfg
     count: int  # samples
     gflops: float  # a sample's, all steps and both branches, without the autoencoder
     ms: float  # likewise, in the fastest chunk

@@ -61,7 +61,7 @@ def CFG(scale: float, *, interval: tuple[float, float] = ALWAYS) -> Guidance:
 def AG(scale: float, budget: Budget | str, *, interval: tuple[float, float] = ALWAYS) -> Guidance:
     """Autoguidance: v = G(x|c; J̃_w) + scale · (G(x|c; J̃) − G(x|c; J̃_w)) (paper section 4).
 
-    budget: J̃_w, latents per group (int), a share of them (float), or either as text; at most the first branch's, or
+    budget: J̃_w, latents per window (int), a share of them (float), or either as text; at most the first branch's, or
     ValueError when it is sampled. scale, interval: as in `CFG`.
     """
     return Guidance(kind="ag", scale=scale, drop_class=False, budget=budget, interval=interval)
@@ -87,7 +87,7 @@ def make_guidance(
 
 
 class Branch(NamedTuple):
-    """One evaluation of the network: with or without the class, and how many latents per group."""
+    """One evaluation of the network: with or without the class, and how many latents per window."""
 
     drop_class: bool
     budget: int | None

@@ -31,7 +31,7 @@ class Costs:
     call: float = 0.0  # a forward, whatever is in it
     core: float = 0.0  # each different budget of a forward, whose core runs on its own
     around: float = 0.0  # a branch of an image, without the part that rises with its latents
-    linear: float = 0.0  # a latent per group of a branch
+    linear: float = 0.0  # a latent per window of a branch
     square: float = 0.0  # the same, squared: attention among the latents
     shared: float = 0.0  # the part of `around` that both branches of autoguidance compute once
     overlapping: bool = False  # calls and work go on side by side, so that the longer one counts
@@ -92,7 +92,7 @@ class Costs:
 
 @lru_cache(4096)
 def branch_latents(sampling: Sampling) -> tuple[int, ...]:
-    """Latents per group of every branch of a step, where the budgets are numbers; 0 without an interface."""
+    """Latents per window of every branch of a step, where the budgets are numbers; 0 without an interface."""
     main: Any = sampling.budget or 0
     guidance = sampling.guidance
     if guidance is None or guidance.scale == 1:
@@ -107,7 +107,7 @@ def evaluations_of(model: Transformer, sampling: Sampling) -> Evaluations:
 
 
 def anatomy(model: Transformer) -> Json:
-    """GFLOPs of a forward of one image as a polynomial in the latents of a group, and the budgets it is for."""
+    """GFLOPs of a forward of one image as a polynomial in the latents of a window, and the budgets it is for."""
     budgets = model.budgets
     known = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [0]
     flops = [count_flops(model, budget=num_latents or None) / 1e9 for num_latents in known]

@@ -109,7 +109,7 @@ def build_controls(play: Playground) -> Controls:
     if play.renderer.shows_classes:
         looks = SHOWN | {"columns": 5, "height": "auto", "allow_preview": False, "object_fit": "contain"}
         thumbnails = gr.Gallery(label="Classes", elem_classes="thumbnails", elem_id="thumbnails", **looks)
-    budget = gr.Slider(label="Budget: latents of every group", value=high, elem_id="budget", **latents)
+    budget = gr.Slider(label="Budget: latents per window", value=high, elem_id="budget", **latents)
     cost = gr.HTML(elem_id="cost")
     with gr.Row():
         run = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -129,7 +129,7 @@ def build_controls(play: Playground) -> Controls:
         weak = gr.Slider(label="Latents of the second branch", value=low, **latents)
     with gr.Accordion("Budget over time", open=False, visible=bool(budgets)):
         axes: dict[str, Any] = {"x": "t", "y": "latents", "x_lim": [0, 1], "y_lim": [0, 1.1 * high], "height": 200}
-        axes |= {"title": "Latents of every group in every step", "x_title": "t: 0 is noise, 1 is data"}
+        axes |= {"title": "Latents per window in every step", "x_title": "t: 0 is noise, 1 is data"}
         schedule = gr.LinePlot(elem_id="schedule", **axes)
         info = "Latents or shares between two t: 4@0-0.5,16@0.5-1, or 25%@0-0.5,100%@0.5-1. Enter draws"
         pieces = gr.Textbox(label="Schedule in place of the budget", info=info, elem_id="pieces")

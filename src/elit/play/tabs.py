@@ -73,7 +73,7 @@ def build_dial(page: gr.Blocks, play: Playground, controls: Controls, present: g
     condition, seed, budget, schedule = values[:4]
     submit = condition.submit if engine.takes_text else condition.input
     rolled = controls.dice.click(lambda: random.getrandbits(31), outputs=seed, **HIDDEN)
-    opened = page.load(open_link, outputs=values, **HIDDEN)
+    opened = page.load(open_link, outputs=values, **HIDDEN | {"queue": True})  # else no warning is shown
     before = [rolled, opened, budget.input(lambda: "", outputs=schedule, **HIDDEN)]
     if controls.thumbnails is not None:
         before.append(controls.thumbnails.select(choose_class, outputs=condition, **HIDDEN))
@@ -120,8 +120,8 @@ def build_compare(play: Playground, controls: Controls, tab: gr.Tab) -> None:
     latents: dict[str, Any] = {"minimum": low, "maximum": high, "step": low}
     with gr.Row():
         quarter = max(low, high // 4 // low * low)
-        first = gr.Slider(label="Left: latents of every group", value=quarter, elem_id="left", **latents)
-        second = gr.Slider(label="Right: latents of every group", value=high, elem_id="right", **latents)
+        first = gr.Slider(label="Left: latents per window", value=quarter, elem_id="left", **latents)
+        second = gr.Slider(label="Right: latents per window", value=high, elem_id="right", **latents)
     with gr.Row():
         compare = gr.Button("Compare the two", variant="primary", elem_id="compare")
         strip = gr.Button("Draw all budgets", elem_id="strip")

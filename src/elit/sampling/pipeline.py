@@ -103,7 +103,7 @@ class ElitPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images or clips, one a label of `class_labels`, a `prompt` or a row of `prompt_embeds` (elit.Text).
 
-        guidance_scale: 1 is off. guidance_budget: latents per group of the unconditional branch (CCFG); None = those
+        guidance_scale: 1 is off. guidance_budget: latents per window of the unconditional branch (CCFG); None = those
         of the main branch (CFG). budget, step_budgets, sample_budgets, cache, dtype, compile: as in `elit.sample`.
         plan: of `elit.plan` or an elit.Sampling, in the place of steps, budgets, guidance and cache.
         height, width: of the picture in pixels, default the network's own. num_images_per_prompt: so many of each

@@ -35,7 +35,7 @@ class Outcome:
     deadline: float
     finish: float | None = None  # None where it was refused or failed
     status: int = 200  # HTTP status; 0 without an answer
-    budget: int | None = None  # latents per group it was served with
+    budget: int | None = None  # latents per window it was served with
     steps: int | None = None
 
     @property

@@ -23,7 +23,7 @@ class Metrics:
         histogram: Any = partial(Histogram, registry=self.registry)
         self.requests = counter("elit_requests", "Answers by HTTP status", ["status"])
         self.rejections = counter("elit_rejections", "Refused requests by reason", ["reason"])
-        self.images = counter("elit_images", "Images served by latents per group and steps", ["budget", "steps"])
+        self.images = counter("elit_images", "Images served by latents per window and steps", ["budget", "steps"])
         self.latency = histogram("elit_latency_seconds", "From arrival to answer, of the served", buckets=SECONDS)
         self.wait = histogram("elit_queue_wait_seconds", "Before the first step", buckets=SECONDS)
         sizes = (1, 2, 4, 8, 16, 32, 64)

@@ -18,7 +18,7 @@ from elit.sampling.settings import STEPS, Sampling
 KEY_VARIABLE = "ELIT_API_KEY"
 CLUSTER_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """0 where Ray is on this machine alone, as it is on those systems: its own processes listen on loopback then."""
-Rung = tuple[int, int | None]  # Steps, and latents per group; None for a network without a latent interface.
+Rung = tuple[int, int | None]  # Steps, and latents per window; None for a network without a latent interface.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class ServiceSettings:
     """Solver steps at full quality; default: the ladder of settings is from the table of elit sweep beside the model
     (sweep.jsonl), and has 40 steps where there is none."""
     least_steps: int | None = None  # The fewest steps, where even the least budget is too slow; default: half.
-    least_budget: str = ""  # The floor: 8 latents per group, or a share such as 25%; default: the model's least.
+    least_budget: str = ""  # The floor: 8 latents per window, or a share such as 25%; default: the model's least.
     rungs: Annotated[tuple[Rung, ...], tyro.conf.Suppress] = ()  # The ladder from least to full; () = from `steps`.
     guidance_scale: float | None = None  # For requests without one; 1 is off; default: off, or the pipeline's.
     guidance_budget: str = ""  # Budget of the second branch (CCFG); default: as the first (CFG).
