@@ -157,7 +157,7 @@ class TrainConfig(RunConfig):
     score_every: int = 0  # Steps between scores of the averaged weights, at the full budget and a quarter; 0 for none.
     score_samples: int = 1_000  # Samples behind a score, always from the same seeds; 0 for the validation loss alone.
     validation_share: float = 0.0  # Share of the data held out, evenly spaced; each score has its loss.
-    score_detector: str | None = None  # As elit evaluate --detector; default: that of the data by name, or inception.
+    score_detector: str | None = None  # As elit evaluate --detector, with its default for the data.
     score_reference: str | None = None  # As elit evaluate --reference; default: the data.
 
     def __post_init__(self) -> None:
@@ -184,11 +184,11 @@ class DistillConfig(RunConfig):
 
     out: str = "runs/distill"  # Folder for elastic.json, elastic.safetensors, their card, and the run's files.
     pipeline: str = ""  # A diffusers pipeline, folder or hub name; or the folder of a DiT of this library.
-    variant: str | None = None  # Of the pipeline's weights, such as fp16.
-    revision: str | None = None  # Of the pipeline on the hub.
+    variant: str | None = None  # Variant of the pipeline's weights, such as fp16.
+    revision: str | None = None  # Revision of the pipeline on the hub.
     init: str | None = None  # Train on from this add-on, folder or hub name, with its place and rank.
-    prompts: str | None = None  # A text file, a prompt (or class) a line: the original samples from them to learn from.
-    data: str | None = None  # Captioned pictures instead: a folder, .parquet or .tar; for a DiT of ours its data.
+    prompts: str | None = None  # A text file with a prompt (or class) a line, which the original samples and records.
+    data: str | None = None  # Captioned pictures instead: a folder, .parquet or .tar; for an own DiT its data.
     sizes: tuple[str, ...] = ()  # HEIGHTxWIDTH each (1024x1024 1664x928), or a square's side; default: the pipeline's.
     call: tuple[str, ...] = ()  # Arguments of the pipeline's call, NAME=VALUE, such as true_cfg_scale=4.0.
     trajectories: int | None = None  # Pictures that the original samples, over all prompts; default: one a prompt.
@@ -198,18 +198,18 @@ class DistillConfig(RunConfig):
     write_after: int | None = None  # Blocks before Write; default: the paper's proportion for this class.
     window: tuple[int, ...] | None = None  # Tokens of a window along each axis; default: fits the class's grids.
     mode: Literal["carry", "learned"] = "carry"  # Latents start as the window's tokens (carry) or the paper's own.
-    weights: Literal["lora", "interface", "all"] = "lora"  # The interface, low-rank changes too (lora), or all.
+    weights: Literal["lora", "interface", "all"] = "lora"  # Trained: Read and Write, low-rank changes too, or all.
     lora_rank: int = 16  # Rank of the low-rank changes.
     base_precision: Literal["fp32", "bf16"] | None = None  # The pipeline's weights; default: --precision; all: fp32.
     distillation: float = 20.0  # With data: weight of the distance to the original beside the class's own loss.
     prompt_dropout: float = 0.1  # With data: share of prompts or labels dropped, for the unconditional branch.
     time_shift: float = 1.0  # With data: shift of the training times towards noise; 1 is logit-normal(0, 1).
-    steps: int = 2_000
-    batch_size: int = 32
-    warmup_steps: int = 50
-    schedule: Literal["constant", "cosine", "linear"] = "linear"
-    decay_share: float = 1.0
-    ema_decay: float = 0.99
+    steps: int = 2_000  # Optimizer steps.
+    batch_size: int = 32  # Samples a step, over all processes and accumulated micro-batches.
+    warmup_steps: int = 50  # Steps over which the learning rate rises from 0.
+    schedule: Literal["constant", "cosine", "linear"] = "linear"  # From warm-up on; cosine and linear fall to 0.
+    decay_share: float = 1.0  # Share of the steps, the last ones, over which a linear schedule falls.
+    ema_decay: float = 0.99  # Decay of the averaged, saved weights; it warms up as (1 + step) / (10 + step).
     preview_every: int = 500  # Steps between validation pictures; 0 for none.
     preview_prompts: int = 4  # Number of validation pictures, of the first prompts of the file.
 

@@ -45,7 +45,7 @@ class ServiceSettings:
     guidance_budget: str = ""  # Budget of the second branch (CCFG); default: as the first (CFG).
     deadline_ms: float = 5000.0  # For requests without one.
     size: str = ""  # WIDTHxHEIGHT of a pipeline's pictures where a request has none; default: the pipeline's own.
-    max_batch: int = 0  # Images in progress at a time in a replica; default: as many as pay, at most 8.
+    max_batch: int = 0  # Images in progress at a time in a replica; default: as many as raise the rate, at most 8.
     max_queue: int = 64  # Images waiting at a replica; more are refused.
     most_images: int = 10  # Images of one request.
     most_steps: int = 100  # Steps of one request.
