@@ -19,7 +19,10 @@ from elit.serve.settings import CLUSTER_VARIABLE, KEY_VARIABLE, ServiceSettings
 APP = "elit"
 told, stopping = threading.Event(), threading.Event()  # To stop; and Ray's processes end because of it.
 RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
-RAY_ENVIRONMENT["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "1"  # Ray's ten times a second is work without any request.
+# Ray's ten times a second is work without any request; its own metrics have no reader here.
+RAY_ENVIRONMENT |= {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1", "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000"}
+RAY_ENVIRONMENT |= dict.fromkeys(("RAY_enable_metrics_collection", "RAY_task_events_report_interval_ms"), "0")
+RAY_ENVIRONMENT |= {"RAY_event_stats": "0", "RAY_metrics_report_interval_ms": "60000"}
 WAITS = ("raylet_start_wait_time_s", "gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds")
 PATIENCE = [f"RAY_{name}" for name in (*WAITS, "worker_register_timeout_seconds")]  # Ray's own, in seconds.
 SAY = 15.0  # Seconds until a start or a stop says that it goes on.
@@ -112,7 +115,7 @@ def say(line: str) -> None:
 
 def watch(vital: list[psutil.Process]) -> None:
     """Ends all where one of these has ended, since nothing that waits for Ray ends by itself then."""
-    while not stopping.wait(0.2):
+    while not stopping.wait(1.0):
         for each in vital:
             if not each.is_running() or each.status() == psutil.STATUS_ZOMBIE:
                 abandon(f"a process of Ray without which there is no service has ended ({each.pid})")
