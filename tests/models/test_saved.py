@@ -10,7 +10,6 @@ import torch
 from conftest import inputs, opened, small_vae
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from peft import LoraConfig
-from torch._dynamo.utils import counters
 
 import elit
 from elit.elastic.load import load_model
@@ -288,16 +287,10 @@ def test_diffusers_alone_loads_what_is_saved(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["elit-dit", "elit-sit"])
-def test_an_exported_network_takes_any_batch_and_a_compiled_one_any_size(kind):
+def test_an_exported_network_takes_any_batch(kind):
     model, batch = opened(kind), torch.export.Dim("batch", min=2, max=64)
     shapes = {name: {0: batch} for name in ("x", "t", "y")} | {"budget": None}
     exported = torch.export.export(model, inputs(model, 4), {"budget": 4}, dynamic_shapes=shapes).module()
-    torch.compiler.reset()
-    counters.clear()
-    compiled = torch.compile(model, dynamic=True, backend="eager")
     with torch.no_grad():
         for count in (2, 7):
             assert torch.equal(exported(*inputs(model, count), budget=4), model(*inputs(model, count), 4))
-        for size in ((16, 24), (32, 16), (40, 24)) if kind != "elit-sit" else ():  # which has one size
-            assert torch.equal(compiled(*inputs(model, 3, size), 4), model(*inputs(model, 3, size), 4))
-    assert counters["stats"]["unique_graphs"] <= 1

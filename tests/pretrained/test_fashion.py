@@ -66,9 +66,9 @@ def test_a_class_that_is_not_there_is_refused(run, line, message):
 
 @pytest.mark.slow
 def test_its_samples_at_a_quarter_of_the_latents_are_recognised():
-    """Twenty samples are few: the card has the figure for thousands. This is that the weights are trained ones."""
+    """Ten samples are few: the card has the figure for thousands. This is that the weights are trained ones."""
     model, detector = elit.load_model("fashion"), FashionDetector()
-    labels = torch.arange(20) % 10
+    labels = torch.arange(10)
     images = elit.sample(model, labels, steps=4, budget=0.25, guidance=elit.CCFG(2.0, 1))
     assert (detector(images.clamp(-1, 1)).label == labels).float().mean() >= 0.6
 

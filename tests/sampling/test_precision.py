@@ -40,8 +40,8 @@ def test_compiled_samples_are_the_same_and_three_graphs_serve_all_budgets(monkey
         compiled = sample(model, [0, 1], steps=1, compile=True, **settings)
         torch.testing.assert_close(compiled, sample(model, [0, 1], steps=1, **settings), rtol=0, atol=1e-5)
 
-    for budget in (16, 1, 6, 11, 16):
-        check(budget=budget)
+    for budget, size in ((16, 16), (1, 16), (6, 24), (11, 32), (16, 16)):
+        check(budget=budget, sample_size=size)
     assert len(graphs) == 2
     for budget in (2, 7, 16):
         check(budget=budget, guidance=AG(2.0, 1))

@@ -125,7 +125,7 @@ def test_everything_on_and_killed_twice_ends_in_the_same_bytes(tmp_path):
     killed(config, in_step(3))  # the fifth, after the third and fourth once more
     train(config)
     assert losses(out) == losses(tmp_path / "whole")
-    assert len(files(out)) == 7
+    assert len(files(out)) == 10
     assert files(out) == files(tmp_path / "whole")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from elit.budgets import Budget, budget_block, equal_parts, is_list, resolve_budget
 from elit.compat import CHECKPOINT_FUNCTION, forward_device
 from elit.config import require
-from elit.files import write_text
+from elit.files import Json, write_text
 from elit.models.conditioning import Condition, on_cpu
 from elit.models.interface import LatentInterface
 from elit.models.layers import FinalLayer, Rope, initialize, patchify, rope_tables, unpatchify
@@ -78,14 +78,14 @@ class Transformer(PeftAdapterMixin, ModelMixin, ConfigMixin, ABC):
         own = super().device
         return forward_device(self) if own.type == "meta" else own
 
-    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | Path, *args: object, **kwargs: object) -> None:
         """config.json, and the module beside it in which diffusers' AutoModel finds the class."""
         module, name = type(self).__module__, type(self).__name__
         write_text(Path(save_directory) / "elit_network.py", f"from {module} import {name} as {name}\n")
         super().save_config(save_directory, *args, **kwargs)
 
     @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def extract_init_dict(cls, config_dict: Json, **kwargs: object) -> object:
         return super().extract_init_dict({key: config_dict[key] for key in config_dict if key != "auto_map"}, **kwargs)
 
     def to_json_string(self) -> str:

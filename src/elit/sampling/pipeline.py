@@ -56,7 +56,7 @@ class ElitPipeline(DiffusionPipeline):
             transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
         )
 
-    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | Path, *args: object, **kwargs: object) -> None:
         """model_index.json, and the module beside it by which DiffusionPipeline finds this class."""
         write_text(Path(save_directory) / "pipeline.py", "from elit import ElitPipeline as ElitPipeline\n")
         super().save_config(save_directory, *args, **kwargs)

@@ -31,7 +31,7 @@ Step = tuple[list[tuple[Sampling, int]], float]  # (setting, images) of all in p
 AGREE, ROUNDS = 0.15, 8  # Two rounds of measurement agree within this share; the most there are.
 
 
-def measure_costs(engine: Engine, *, seconds: float = 2.0) -> Costs:
+def measure_costs(engine: Engine, *, seconds: float = 1.0) -> Costs:
     """Times of steps, alone, guided, and of two together, in rounds until two agree: other work slows some."""
     budgets = engine.budgets
     measured = sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}) if budgets else [None]
