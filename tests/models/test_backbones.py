@@ -141,7 +141,7 @@ def test_a_forward_on_cuda_does_not_sync_and_matches_the_cpu(any_model):
 
 # Tracing takes half a second a block. HDiT's core has blocks of its own, a pair of U-ViT's has a skip, an MM-DiT hands
 # its text from stage to stage, SiT writes dropped latents; test_precision.py compiles the DiT.
-SPLITS = {"elit-hdit": (1, 1, 1), "elit-mmdit": (1, 1, 0), "elit-uvit": (0, 3, 0), "elit-sit": (0, 1, 0)}
+SPLITS = {"elit-hdit": (1, 1, 1), "elit-mmdit": (1, 1, 0), "elit-uvit": (0, 2, 0), "elit-sit": (0, 1, 0)}
 
 
 @pytest.mark.slow
